@@ -1,0 +1,126 @@
+"""Which latents belong to one model: decoder norms and cosines, with firing rates on held-out text.
+
+relative_decoder_norm   |tuned| / (|base| + |tuned|): 0 is base-only, 0.5 shared, 1 tuned-only (Lindsey et al. 2024). In
+                        the dictionary's normalised units, where both models have the same typical size. The other
+                        convention of the field, ((|base| - |tuned|) / max + 1) / 2, runs the other way.
+decoder_cosine          between the two decoder rows of a latent; beside it, pairs of rows of different latents
+A count says where decoder norms lie, not that a latent is absent from a model: an L1 penalty alone drives norms apart
+(arXiv 2504.02922).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tunediff.evaluations.trained import Trained
+from tunediff.shapes import BASE, SEGMENTS, TUNED, Finding, Note, Table
+
+KINDS = ("base_only", "shared", "tuned_only", "other")
+
+
+class Geometry:
+    """exclusive      below this relative decoder norm a latent counts as base-only, above 1 minus it as tuned-only
+    shared         the band around 0.5 that counts as shared
+    random_pairs   how many pairs of different latents give the baseline of the cosine
+    """
+
+    def __init__(self, *, exclusive: float = 0.1, shared: tuple[float, float] = (0.3, 0.7), random_pairs: int = 10_000):
+        self.exclusive, self.shared, self.random_pairs = exclusive, tuple(shared), random_pairs
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        columns = firing(trained)
+        alive = torch.tensor(columns["firing_rate"]) > 0
+        columns["latent"] = list(range(trained.dictionary.latents))
+        if set(trained.roles) == {BASE, TUNED}:
+            base, tuned = (role_norms(trained, role) for role in (BASE, TUNED))
+            relative = tuned / (base + tuned)
+            kinds = self.kinds(relative)
+            columns |= {
+                "norm_base": base.tolist(),
+                "norm_tuned": tuned.tolist(),
+                "relative_decoder_norm": relative.tolist(),
+                "kind": [KINDS[i] for i in kinds.tolist()],
+            }
+            yield from self._counts(kinds, alive)
+            cosine = decoder_cosine(trained)
+            columns["decoder_cosine"] = [None] * len(alive) if cosine is None else cosine.tolist()
+            if cosine is None:
+                yield Note("The models have different widths: decoder cosines are not defined.")
+            else:
+                yield from self._cosines(trained, cosine, kinds, alive)
+        yield Table("latents", columns)
+
+    def kinds(self, relative: Tensor) -> Tensor:
+        """[latent] -> index into KINDS."""
+        low, high = self.shared
+        kinds = torch.full_like(relative, KINDS.index("other"), dtype=torch.long)
+        kinds[(relative >= low) & (relative <= high)] = KINDS.index("shared")
+        kinds[relative < self.exclusive] = KINDS.index("base_only")
+        kinds[relative > 1 - self.exclusive] = KINDS.index("tuned_only")
+        return kinds
+
+    def _counts(self, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
+        bounds = {
+            "base_only": f"relative decoder norm below {self.exclusive}",
+            "shared": f"relative decoder norm from {self.shared[0]} to {self.shared[1]}",
+            "tuned_only": f"relative decoder norm above {1 - self.exclusive}",
+            "other": "between these bands",
+        }
+        for i, kind in enumerate(KINDS):
+            yield Finding(f"geometry/count/{kind}", int(((kinds == i) & alive).sum()), meaning=f"alive latents, {bounds[kind]}")
+
+    def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
+        shared = cosine[(kinds == KINDS.index("shared")) & alive]
+        meaning = "mean cosine of the two decoder rows of a shared latent"
+        yield Finding("geometry/decoder_cosine/shared_mean", float(shared.mean()) if len(shared) else None, meaning=meaning)
+        generator = torch.Generator().manual_seed(0)
+        first, second = torch.randint(len(cosine), (2, self.random_pairs), generator=generator)
+        different = first != second
+        random = decoder_cosine(trained, first[different], second[different])
+        meaning = f"{{}} of the cosine between decoder rows of {int(different.sum())} random pairs of different latents"
+        yield Finding("geometry/decoder_cosine/random_pairs_mean", float(random.mean()), meaning=meaning.format("mean"))
+        p95 = float(random.quantile(0.95))
+        yield Finding("geometry/decoder_cosine/random_pairs_p95", p95, meaning=meaning.format("95 % quantile"))
+
+
+def role_norms(trained: Trained, role: str) -> Tensor:
+    """[latent]: joint decoder norm over a model's streams."""
+    return trained.dictionary.decoder_norms().detach()[trained.streams_of(role)].norm(dim=0).cpu()
+
+
+def decoder_cosine(trained: Trained, first: Tensor | None = None, second: Tensor | None = None) -> Tensor | None:
+    """Cosine of base row `first` with tuned row `second`, by default of each latent with itself; None for unequal widths."""
+    base, tuned = (trained.part(trained.dictionary.W_dec.detach(), role).cpu() for role in (BASE, TUNED))
+    if base.shape != tuned.shape:
+        return None
+    if first is not None:
+        base, tuned = base[first], tuned[second]
+    return torch.nn.functional.cosine_similarity(base, tuned, dim=-1)
+
+
+def firing(trained: Trained) -> dict[str, list]:
+    """Firing rate of each latent, over all held-out tokens and over each segment; mean and largest value when active."""
+    latents = trained.dictionary.latents
+    active = {segment: torch.zeros(latents, dtype=torch.float64) for segment in ("", *SEGMENTS)}
+    tokens = dict.fromkeys(active, 0)
+    total, largest = torch.zeros(latents, dtype=torch.float64), torch.zeros(latents)
+    for reading in trained.readings("firing rates"):
+        values = reading.latents.cpu()
+        total += values.double().sum(0)
+        largest = torch.maximum(largest, values.amax(0))
+        for segment in active:
+            here = reading.admitted.cpu()
+            if segment:
+                here = here & (reading.batch.segment == SEGMENTS.index(segment))
+            tokens[segment] += int(here.sum())
+            active[segment] += (values[here] > 0).sum(0)
+    columns: dict[str, list] = {}
+    for segment, count in tokens.items():
+        if count:
+            columns["firing_rate" + (f"/{segment}" if segment else "")] = (active[segment] / count).tolist()
+    columns["mean_activation"] = (total / active[""].clamp(min=1)).tolist()
+    columns["max_activation"] = largest.tolist()
+    return columns

@@ -1,0 +1,194 @@
+"""Two causal language models with the roles base and tuned, and one agreed token stream for both.
+
+Loading has two steps, so that a mistake costs nothing: `ModelPair(...)` reads configurations and tokenizers only and
+answers every question about layers, widths and tokens; `load(device)` brings the weights.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, reading
+from tunediff.shapes import BASE, ROLES, TUNED, Refused, Stream
+from tunediff.text import Batch, compare_tokenizers
+
+
+class PairError(Refused):
+    """A pair of models that cannot be used as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: a Hub id, a local folder in its format, or pkg://package/folder for shipped weights.
+
+    revision   branch, tag or commit on the Hub
+    dtype      of the weights in memory: float32, bfloat16, float16
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: str = "bfloat16"
+
+    @property
+    def location(self) -> str:
+        if not self.path.startswith("pkg://"):
+            return self.path
+        package, _, folder = self.path.removeprefix("pkg://").partition("/")
+        return str(importlib.resources.files(package) / folder)
+
+    def config(self) -> transformers.PretrainedConfig:
+        return self._get(transformers.AutoConfig)
+
+    def tokenizer(self):
+        return self._get(transformers.AutoTokenizer)
+
+    def weights(self) -> nn.Module:
+        return self._get(
+            transformers.AutoModelForCausalLM, dtype=getattr(torch, self.dtype), use_safetensors=True
+        ).eval()
+
+    def _get(self, kind, **options):
+        try:
+            return kind.from_pretrained(self.location, revision=self.revision or "main", trust_remote_code=False, **options)
+        except OSError as error:
+            raise PairError(
+                f"Cannot load '{self.path}': it is no local folder with a model, and the Hub did not give it "
+                f"(no network, no such id, or no permission). Download it where there is a network, "
+                f"`hf download {self.path} --local-dir <folder>`, and point the pair at the folder: "
+                f"model_pair.base.path=<folder> or model_pair.tuned.path=<folder>."
+            ) from error
+
+
+class ModelPair:
+    """base and tuned, read side by side.
+
+    tokenizer   whose tokenizer cuts the text and whose chat template renders it: base or tuned
+    align       strict: both models read the same ids, and the tokenizers must agree on ordinary text;
+                by_text: each model reads its own ids, tokens that end on the same character are paired
+    """
+
+    def __init__(self, base: ModelSource, tuned: ModelSource, *, tokenizer: str = BASE, align: str = "strict"):
+        if tokenizer not in ROLES:
+            raise PairError(f"model_pair.tokenizer='{tokenizer}': choose base or tuned.")
+        if align not in ("strict", "by_text"):
+            raise PairError(f"model_pair.align='{align}': choose strict or by_text.")
+        self.sources = {BASE: base, TUNED: tuned}
+        self.configs = {role: source.config().get_text_config() for role, source in self.sources.items()}
+        self.owner, self.align = tokenizer, align
+        self._tokenizers = {role: source.tokenizer() for role, source in self.sources.items()}
+        self.models: dict[str, nn.Module] = {}
+
+    @property
+    def tokenizers(self) -> tuple:
+        """The owner's tokenizer; with by_text also the other's."""
+        other = TUNED if self.owner == BASE else BASE
+        mine = self._tokenizers[self.owner]
+        return (mine,) if self.align == "strict" else (mine, self._tokenizers[other])
+
+    def entry(self, role: str) -> int:
+        """Which of a batch's ids belong to this model."""
+        return 0 if self.align == "strict" or role == self.owner else 1
+
+    def check_tokens(self, texts: Iterable[str]) -> list[str]:
+        """Sentences about differing special tokens. Raises where ordinary text is cut differently or an id of one
+        tokenizer lies outside the other model's vocabulary."""
+        owner, other = self._tokenizers[self.owner], self._tokenizers[TUNED if self.owner == BASE else BASE]
+        if self.align == "by_text":
+            return []
+        found = compare_tokenizers(owner, other, texts)
+        if found.examples:
+            text, first, second = found.examples[0]
+            raise PairError(
+                f"The two models tokenize {len(found.examples)} of the tried texts differently, such as {text!r} "
+                f"({len(first)} and {len(second)} ids: {first[:8]}... and {second[:8]}...). A crosscoder needs aligned "
+                f"tokens: choose a pair that shares a tokenizer, or set model_pair.align=by_text."
+            )
+        smallest = min(config.vocab_size for config in self.configs.values())
+        if len(owner) > smallest:
+            raise PairError(
+                f"The {self.owner} tokenizer has {len(owner)} ids, but one of the models knows only {smallest}. "
+                f"Set model_pair.tokenizer to the other model, or model_pair.align=by_text."
+            )
+        return [f"Special tokens differ ({len(found.specials)}), the first: {s}" for s in found.specials[:1]]
+
+    def depth(self, role: str) -> int:
+        return self.configs[role].num_hidden_layers
+
+    def streams(self, hookpoint: str, layer: int | float | Sequence[int | float], *, equal_widths: bool = True) -> list[Stream]:
+        """The places a crosscoder reads: every layer asked for, base then tuned. An integer counts from 0, a fraction
+        below 1 is a relative depth (0.5 is half of each model)."""
+        check_hookpoint(hookpoint)
+        layers = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+        found = [
+            Stream(role, hookpoint, self._layer(role, one), self.configs[role].hidden_size) for one in layers for role in ROLES
+        ]
+        widths = {stream.role: stream.width for stream in found}
+        if equal_widths and len(set(widths.values())) > 1:
+            raise PairError(
+                f"The models have different widths at {hookpoint} (base {widths[BASE]}, tuned {widths[TUNED]}), so decoder "
+                f"directions cannot be compared. Set dictionary.hookpoint.equal_widths=false to train without a shared "
+                f"initialisation and without cosines."
+            )
+        return found
+
+    def _layer(self, role: str, layer: int | float) -> int:
+        depth = self.depth(role)
+        if isinstance(layer, bool) or not isinstance(layer, int | float):
+            raise PairError(f"layer={layer!r} is not a number: give 0 to {depth - 1}, or a fraction such as 0.5.")
+        if isinstance(layer, float) and not layer.is_integer():
+            if not 0 < layer < 1:
+                raise PairError(f"layer={layer}: a fraction is a relative depth between 0 and 1.")
+            return int(layer * depth)
+        if not 0 <= layer < depth:
+            raise PairError(
+                f"layer={layer} is out of range: the {role} model {self.sources[role].path} has layers 0 to {depth - 1}."
+            )
+        return int(layer)
+
+    def load(self, device: torch.device | str = "cpu") -> ModelPair:
+        """Brings the weights of both models; the same source is loaded once."""
+        for role, source in self.sources.items():
+            if role == TUNED and source == self.sources[BASE]:
+                self.models[role] = self.models[BASE]
+            else:
+                self.models[role] = source.weights().to(device).requires_grad_(False)
+        return self
+
+    def device(self, role: str) -> torch.device:
+        return next(self.models[role].parameters()).device
+
+    def inputs(self, role: str, batch: Batch) -> dict[str, Tensor]:
+        device, m = self.device(role), self.entry(role)
+        return {"input_ids": batch.ids[m].to(device), "attention_mask": batch.mask[m].to(device)}
+
+    @torch.no_grad()
+    def read(self, batch: Batch, streams: Sequence[Stream]) -> list[Tensor]:
+        """Hidden vectors of the kept tokens, [token, width] for each stream. Each model runs once, to the highest
+        layer asked for; the LM head is never computed."""
+        whole: dict[tuple[str, Point], Tensor] = {}
+        for role in dict.fromkeys(stream.role for stream in streams):
+            points = [Point(s.hookpoint, s.layer) for s in streams if s.role == role]
+            with reading(self.models[role], points) as read:
+                try:
+                    self.models[role].base_model(**self.inputs(role, batch), use_cache=False)
+                except ForwardStopped:
+                    pass
+            whole |= {(role, point): value for point, value in read.items()}
+        return [
+            whole[s.role, Point(s.hookpoint, s.layer)].flatten(0, 1)[self.places(s.role, batch)] for s in streams
+        ]
+
+    def places(self, role: str, batch: Batch) -> Tensor:
+        return batch.places[self.entry(role)].to(self.device(role))
+
+    @torch.no_grad()
+    def logits(self, role: str, batch: Batch) -> Tensor:
+        """[batch, position, vocabulary] in float32."""
+        return self.models[role](**self.inputs(role, batch), use_cache=False).logits.float()
+

@@ -1,0 +1,75 @@
+"""The words every other file shares: axes, roles, segments, and the small tuples that pass between the floors.
+
+Axes, as they are written in signatures:
+    document  one row of text after the chat template          token   one position that is kept for a dictionary
+    batch     documents of one forward pass                     width   the streams of a dictionary side by side
+    position  places of a padded batch                          latent  one unit of a dictionary
+    stream    one (model, hookpoint, layer)                     model   base first, then tuned
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+BASE, TUNED = "base", "tuned"
+ROLES = (BASE, TUNED)
+
+# What part of a document a token stands in. "prefix" is the opening sentence of the thinking; "text" is a document
+# without a prompt and an answer.
+SEGMENTS = ("prompt", "prefix", "thinking", "answer", "text")
+
+# How a reasoning model writes a response; R1's own layout, line breaks included.
+THINKING_FORMAT = "<think>\n{thinking}\n</think>\n\n{answer}"
+
+
+class Refused(ValueError):
+    """A setting, file or model that cannot be used. The message is for the user: what, with the values, and the way out."""
+
+
+class Stream(NamedTuple):
+    """One place that a dictionary reads: hidden vectors of one model at one hookpoint of one layer."""
+
+    role: str
+    hookpoint: str
+    layer: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.role}.{self.hookpoint}.{self.layer}"
+
+
+class Finding(NamedTuple):
+    """A named number. `name` is a path such as "fidelity/explained_variance/base/thinking"; `low` and `high` bound
+    the 95 % interval where one was computed; `meaning` is one sentence with the definition."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    meaning: str = ""
+
+
+class Table(NamedTuple):
+    """Columns of equal length, written to tables/<name>.parquet."""
+
+    name: str
+    columns: dict[str, list]
+
+
+class Note(NamedTuple):
+    """A sentence that a reader of the findings must know, such as why a measure was not taken."""
+
+    text: str
+
+
+class Rows(NamedTuple):
+    """Activations of kept tokens, in the models' own units.
+
+    values   [token, width]       the streams side by side
+    moments  [token, stream, 2]   mean and standard deviation of the token's own sequence, for sequence z-scores; else None
+    """
+
+    values: Tensor
+    moments: Tensor | None = None
