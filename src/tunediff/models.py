@@ -19,6 +19,9 @@ from tunediff.shapes import BASE, ROLES, TUNED, Refused, Stream
 from tunediff.text import Batch, compare_tokenizers
 
 
+transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
+
+
 class PairError(Refused):
     """A pair of models that cannot be used as asked; the message says why and what to do."""
 
@@ -46,7 +49,12 @@ class ModelSource:
         return self._get(transformers.AutoConfig)
 
     def tokenizer(self):
-        return self._get(transformers.AutoTokenizer)
+        """As tokenizer.json says. AutoTokenizer would rebuild a Qwen2 model's tokenizer from its type: with other
+        splitting rules, and one more special token, than the file has."""
+        try:
+            return self._get(transformers.PreTrainedTokenizerFast)
+        except (ValueError, PairError):  # no tokenizer.json: an older format that AutoTokenizer converts
+            return self._get(transformers.AutoTokenizer)
 
     def weights(self) -> nn.Module:
         return self._get(

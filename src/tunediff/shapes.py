@@ -9,9 +9,10 @@ Axes, as they are written in signatures:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command line imports this file and stays free of torch
+    from torch import Tensor
 
 BASE, TUNED = "base", "tuned"
 ROLES = (BASE, TUNED)

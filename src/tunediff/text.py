@@ -132,7 +132,9 @@ def render(row: Mapping[str, Any], tokenizer, instruction: str = "") -> Rendered
     """The row as one string. `prompt` goes through the chat template; `thinking` and `answer` (or a whole `response`
     with its think tags) follow as the model would write them, with the end token. `text` stands as it is."""
     if row.get("text"):
-        return Rendered(row["text"], [(0, len(row["text"]), "text")], _moved(row, {"text": 0}))
+        opening = _opening(tokenizer)
+        whole = opening + row["text"]
+        return Rendered(whole, [(0, len(whole), "text")], _moved(row, {"text": len(opening)}))
     if not row.get("prompt"):
         raise TextError(
             f"A row has neither 'prompt' nor 'text', only {sorted(row)}. Map its columns with text.fields, "
@@ -143,7 +145,7 @@ def render(row: Mapping[str, Any], tokenizer, instruction: str = "") -> Rendered
         message = [{"role": "user", "content": question}]
         prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     else:
-        prompt = question + "\n\n"
+        prompt = _opening(tokenizer) + question + "\n\n"
     thinking, answer = row.get("thinking") or "", row.get("answer") or ""
     if row.get("response"):
         head, closed, tail = row["response"].partition("</think>")
@@ -162,6 +164,12 @@ def render(row: Mapping[str, Any], tokenizer, instruction: str = "") -> Rendered
         segments += [(len(prompt), prefix_end, "prefix"), (prefix_end, starts["answer"], "thinking")]
     segments.append((starts["answer"], len(whole), "answer"))
     return Rendered(whole, segments, _moved(row, starts))
+
+
+def _opening(tokenizer) -> str:
+    """The begin token, where the tokenizer puts one before a text of its own accord; chat templates bring theirs."""
+    begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if begins else ""
 
 
 def _moved(row: Mapping[str, Any], starts: Mapping[str, int]) -> list[Span]:

@@ -6,6 +6,7 @@ dead-latent counters and log. Statistics reach the host only at the steps that a
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from tunediff.dictionary import Crosscoder
 from tunediff.objectives import Losses, Reconstruction
 from tunediff.schedules import Constant, Schedule
 from tunediff.shapes import ROLES, Refused, Rows
+
+
+for noisy in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)  # devices found and advertisements, at every start
 
 
 @dataclass

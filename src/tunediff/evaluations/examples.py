@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from tunediff.evaluations.trained import Trained
-from tunediff.shapes import SEGMENTS, Note, Table
+from tunediff.shapes import SEGMENTS, Table
 
 
 class Examples:
@@ -23,7 +23,7 @@ class Examples:
     def __init__(self, *, per_latent: int = 8, before: int = 20, after: int = 10):
         self.per_latent, self.before, self.after = per_latent, before, after
 
-    def run(self, trained: Trained) -> Iterator[Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Table]:
         wanted = self._strongest(trained)
         columns: dict[str, list] = defaultdict(list)
         tokenizer = trained.pair.tokenizers[0]
@@ -54,10 +54,11 @@ class Examples:
         for number, reading in enumerate(trained.readings("strongest documents")):
             values, sequence = reading.latents.cpu(), reading.batch.sequence
             count = int(sequence.max()) + 1
-            peaks = torch.zeros(count, latents).index_reduce_(0, sequence, values, "amax")
+            rows = sequence[:, None].expand_as(values)
+            peaks = torch.zeros(count, latents).scatter_reduce_(0, rows, values, "amax")
             token = torch.arange(len(values))[:, None].expand_as(values)
             at_peak = torch.where(values == peaks[sequence], token, len(values))
-            places = torch.full((count, latents), len(values)).index_reduce_(0, sequence, at_peak, "amin")
+            places = torch.full((count, latents), len(values)).scatter_reduce_(0, rows, at_peak, "amin")
             found = torch.stack([torch.full_like(places, number), places], dim=-1)
             stacked, stacked_where = torch.cat([best, peaks]), torch.cat([where, found])
             best, order = stacked.topk(min(keep, len(stacked)), dim=0)

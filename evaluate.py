@@ -1,0 +1,14 @@
+"""New findings on a finished run: python evaluate.py run=<run folder> evaluation=[geometry]"""
+
+from tunediff.settings import verb
+
+
+@verb("evaluate")
+def main(cfg):
+    from tunediff.run import reevaluate
+
+    return reevaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Command line and composed config -> checked settings and objects, before any model is loaded.
+
+Hydra refuses unknown keys and options but does not name the nearest legal one, does not look into the arguments of a
+`_target_`, and lets `+key=value` through. All three are mended here. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pydantic
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tunediff.shapes import Refused
+
+TRUSTED = ("tunediff", "torch", "lightning")
+IMMATERIAL = ("logger", "trainer", "hydra", "trust")  # what cannot change what a study means
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+def verb(name: str) -> Callable:
+    """Hydra's decorator with conf/<name>.yaml, which says in one sentence what was refused and why."""
+
+    def decorate(story: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        folder = Path(inspect.getfile(story)).resolve().parent / "conf"
+        wrapped = hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(_told(story))
+
+        @functools.wraps(story)
+        def main() -> None:
+            try:
+                check_command_line(sys.argv[1:], folder, name)
+            except Refused as refusal:
+                sys.exit(f"error: {refusal}")
+            wrapped()
+
+        return main
+
+    return decorate
+
+
+def _told(story: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    @functools.wraps(story)
+    def told(cfg: DictConfig) -> Any:
+        try:
+            return story(cfg)
+        except Refused as refusal:
+            sys.exit(f"error: {refusal}")
+
+    return told
+
+
+def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:
+    """Raises Refused, naming the nearest legal words, for a key or an option that does not exist."""
+    words = [a for a in arguments if not a.startswith("-")]
+    if any(a.startswith(("--config", "-cn", "-cp", "-cd", "--hydra-help", "--help", "-h")) for a in arguments):
+        return
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+    except hydra.errors.HydraException:
+        return  # Hydra's own message on the grammar is good
+    groups = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir() and path.name != "__pycache__"}
+    chosen = [o for o in overrides if o.key_or_group in groups]
+    searched = [o for o in overrides if o.key_or_group == "hydra.searchpath"]
+    if not searched:
+        for override in chosen:
+            options = {path.stem for path in (folder / override.key_or_group).glob("*.yaml")}
+            for option in _option_names(override):
+                if option not in options:
+                    raise Refused(f"{override.key_or_group}={option}: {_nearest(option, options, 'options')}")
+    plain = [o.input_line for o in chosen if not o.is_sweep_override()]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+        composed = hydra.compose(name, [*plain, *(o.input_line for o in searched)], return_hydra_config=True)
+    legal = set(_keys(composed))
+    for override in overrides:
+        key = override.key_or_group.split("@")[0]
+        if override in chosen or key in legal or key in groups or key.startswith("hydra") or override.is_delete():
+            continue
+        if any(sweep.is_sweep_override() for sweep in chosen):
+            continue  # the key may exist under another option of the sweep; each member is checked whole
+        if override.is_add() and OmegaConf.select(composed, key.rpartition(".")[0] or "model_pair") is not None:
+            continue  # judged by the signature it is added to
+        raise Refused(f"{key} is not a setting here. {_nearest(key, legal, 'settings')}")
+
+
+def _option_names(override: Override) -> Iterator[str]:
+    if override.is_sweep_override():
+        return
+    value = override.value()
+    for option in value if isinstance(value, list) else [value]:
+        if isinstance(option, str):
+            yield option
+
+
+def _keys(node: Any, path: str = "") -> Iterator[str]:
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key == "hydra" and not path:
+                continue
+            name = f"{path}.{key}" if path else str(key)
+            yield name
+            yield from _keys(node._get_node(key), name)
+
+
+def _nearest(word: str, legal: typing.Iterable[str], kind: str) -> str:
+    legal = sorted(legal)
+    close = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
+    last = difflib.get_close_matches(word.rpartition(".")[2], [key.rpartition(".")[2] for key in legal], n=1, cutoff=0.6)
+    close = close or [key for key in legal if last and key.rpartition(".")[2] == last[0]][:1]
+    if close:
+        return f"Did you mean {close[0]}?"
+    return f"The {kind} are {', '.join(key for key in legal if '.' not in key)}."
+
+
+# -- the composed config ---------------------------------------------------------------------------------------------
+
+
+def check(cfg: DictConfig, legal: Sequence[str]) -> None:
+    """Raises Refused for an unknown top-level key, an untrusted _target_, an argument it does not take, a value of the
+    wrong type, or a value that was left open (???)."""
+    for key in cfg:
+        if key not in legal and key != "hydra":
+            raise Refused(f"{key} is not a setting here. {_nearest(str(key), legal, 'settings')}")
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
+    _check_node(plain, "", (*TRUSTED, *cfg.get("trust", ())))
+
+
+def _check_node(node: Any, path: str, trusted: Sequence[str]) -> None:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _check_target(node, path, trusted)
+        for key, value in node.items():
+            _check_node(value, f"{path}.{key}" if path else str(key), trusted)
+    elif isinstance(node, list):
+        for n, value in enumerate(node):
+            _check_node(value, f"{path}[{n}]", trusted)
+
+
+# keys of a dictionary option that are read by the study rather than by the dictionary's class
+READ_BY_STUDY = {"dictionary": ("hookpoint", "objective")}
+
+
+def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) -> None:
+    name = node["_target_"]
+    if name.partition(".")[0] not in trusted:
+        raise Refused(
+            f"{path}._target_={name} names a package that is not trusted ({', '.join(trusted)}). "
+            f"If it is yours, add trust=[{name.partition('.')[0]}]."
+        )
+    module, _, attribute = name.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Refused(f"{path}._target_={name} cannot be imported: {error}.") from error
+    parameters = inspect.signature(target).parameters
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in node.items():
+        if key.startswith("_") or key in READ_BY_STUDY.get(path, ()):
+            continue
+        if key not in parameters and not free:
+            where = f"{path}." if path else ""
+            raise Refused(
+                f"{where}{key} is not a setting of {name}. "
+                + _nearest(f"{where}{key}", [f"{where}{p}" for p in parameters if p != "self"], "settings")
+            )
+        _check_value(f"{path}.{key}", value, hints.get(key, Any))
+
+
+def _check_value(path: str, value: Any, hint: Any) -> None:
+    if isinstance(value, Mapping) and "_target_" in value:
+        return
+    scalars = [part for part in (typing.get_args(hint) or (hint,)) if part in (int, float, bool, str, type(None))]
+    if isinstance(value, str) and scalars and str not in scalars and len(scalars) == len(typing.get_args(hint) or (hint,)):
+        raise Refused(f"{path}={value!r} is not of type {_spelled(hint)}.")
+    try:
+        pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
+    except pydantic.ValidationError as error:
+        raise Refused(f"{path}={value!r} is not of type {_spelled(hint)}: {error.errors()[0]['msg'].lower()}.") from error
+    except pydantic.PydanticUserError:
+        return  # a type that cannot be checked by value, such as a module
+
+
+def _spelled(hint: Any) -> str:
+    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("NoneType", "null")
+
+
+def build(node: Any, **extra: Any) -> Any:
+    """The object that a checked node describes. A refusal inside comes out as it was written."""
+    try:
+        return hydra.utils.instantiate(node, **extra)
+    except hydra.errors.InstantiationException as error:
+        if isinstance(error.__cause__, Refused):
+            raise error.__cause__ from None
+        raise
+
+
+# -- identity --------------------------------------------------------------------------------------------------------
+
+
+def material(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config less what cannot change a number: logger, device, paths of this machine."""
+    kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in IMMATERIAL])
+    plain = OmegaConf.to_container(kept, resolve=True)
+    plain.get("activations", {}).pop("folder", None)
+    return plain
+
+
+def identity(cfg: DictConfig) -> str:
+    """Twelve digits that stand for every setting that matters; any change of one changes it."""
+    return digest(material(cfg))
+
+
+def digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+OmegaConf.register_new_resolver("identity", lambda *, _root_: identity(_root_), replace=True)
+OmegaConf.register_new_resolver("run_folder", lambda: str(run_folder()), replace=True)
