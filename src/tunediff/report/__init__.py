@@ -1,3 +1,5 @@
-from pathlib import Path
-def write_report(folder: Path) -> Path:
-    return folder / "report.html"
+"""Findings -> pages. The only floor that draws."""
+
+from tunediff.report.page import write_report
+
+__all__ = ["write_report"]
