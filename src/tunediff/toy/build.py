@@ -59,10 +59,7 @@ def render(row: language.Row, tokenizer: PreTrainedTokenizerFast) -> tuple[str, 
 
 def training_rows(mixture: dict[str, float], seed: int) -> Iterator[language.Row]:
     """Rows without end, none of a held-out problem."""
-    sources = {kind: language.rows(seed, kind) for kind in mixture}
-    chance = random.Random(seed)
-    while True:
-        row = next(sources[chance.choices(list(mixture), list(mixture.values()))[0]])
+    for row in language.mixture(seed, mixture):
         if not language.is_held_out(row.get("prompt", "")):
             yield row
 

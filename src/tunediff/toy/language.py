@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 NAMES = {"Anna": "She", "Ben": "He", "Clara": "She", "David": "He", "Emma": "She", "Frank": "He", "Grace": "She", "Hugo": "He"}
@@ -226,6 +226,14 @@ def rows(seed: int, kind: str = "trace") -> Iterator[Row]:
     chance = random.Random(f"{kind} {seed}")
     while True:
         yield KINDS[kind](chance)
+
+
+def mixture(seed: int, shares: Mapping[str, float]) -> Iterator[Row]:
+    """Rows of several kinds without end; `shares` of documents by kind."""
+    sources = {kind: rows(seed, kind) for kind in shares}
+    chance = random.Random(seed)
+    while True:
+        yield next(sources[chance.choices(list(shares), list(shares.values()))[0]])
 
 
 def is_held_out(prompt: str) -> bool:

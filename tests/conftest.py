@@ -1,0 +1,64 @@
+"""Tiny made-up models and texts that the laws are stated on."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from tunediff.models import ModelPair, ModelSource
+from tunediff.toy import language
+from tunediff.toy.tokenizer import build_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real benchmarks and traces, where they are at hand: TUNEDIFF_DATA, or ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("TUNEDIFF_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "reasoning_traces" / "traces.jsonl.gz").exists():
+        pytest.skip(f"no reasoning traces under {folder}; TUNEDIFF_DATA names the folder")
+    return folder
+
+
+def save_model(folder: Path, tokenizer, *, seed: int, width: int = 32, layers: int = 3) -> Path:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    rows = (row for kind in language.KINDS for _, row in zip(range(200), language.rows(0, kind), strict=False))
+    return build_tokenizer("\n".join(row[f] for f in ("text", "prompt", "thinking", "answer") if f in row) for row in rows)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory, tokenizer) -> dict[str, Path]:
+    """Model folders: base and tuned of one shape, wide and deep of others."""
+    place = tmp_path_factory.mktemp("models")
+    return {
+        "base": save_model(place / "base", tokenizer, seed=0),
+        "tuned": save_model(place / "tuned", tokenizer, seed=1),
+        "wide": save_model(place / "wide", tokenizer, seed=2, width=48, layers=4),
+    }
+
+
+@pytest.fixture
+def pair(folders) -> ModelPair:
+    sources = (ModelSource(str(folders[role]), dtype="float32") for role in ("base", "tuned"))
+    return ModelPair(*sources).load()

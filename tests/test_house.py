@@ -1,0 +1,96 @@
+"""The floors and fences of the house."""
+
+import ast
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+SOURCE = ROOT / "src" / "tunediff"
+FLOORS = {
+    "shapes": 0, "schedules": 0, "text": 1, "dictionary": 1, "toy": 1, "hookpoints": 2, "models": 3, "activations": 4,
+    "objectives": 5, "evaluations": 5, "training": 6, "report": 6, "settings": 7, "run": 7,
+}  # fmt: skip
+FENCES = {
+    "hydra": {"settings", "run"},
+    "omegaconf": {"settings", "run"},
+    "transformers": {"models", "text", "toy"},
+    "peft": {"models", "text", "toy"},
+    "lightning": {"training", "activations"},
+    "wandb": set(),
+    "matplotlib": {"report"},
+}
+
+
+def place(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_a_file_imports_only_from_lower_floors_or_its_own_folder():
+    for path in SOURCE.rglob("*.py"):
+        if path.parent == SOURCE and path.stem == "__init__":
+            continue
+        here = place(path)
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "tunediff" and len(parts) > 1 and parts[1] in FLOORS and parts[1] != here:
+                lower = FLOORS[parts[1]] < FLOORS[here] or (here, parts[1]) == ("run", "settings")
+                assert lower, f"{path.name} imports {name}"
+
+
+def test_frameworks_stay_behind_their_fences():
+    for path in SOURCE.rglob("*.py"):
+        for name in imports(path):
+            allowed = FENCES.get(name.split(".")[0])
+            assert allowed is None or place(path) in allowed, f"{path.name} imports {name}"
+
+
+def test_every_file_has_a_floor_opens_with_its_purpose_and_none_is_a_utils():
+    for path in SOURCE.rglob("*.py"):
+        assert path == SOURCE / "__init__.py" or place(path) in FLOORS, path
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert "utils" not in path.stem
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    return [ROOT / name for name in listed.stdout.split() if (ROOT / name).exists()]
+
+
+def test_no_secret_and_no_machine_path_is_kept():
+    pattern = re.compile(r"hf_[A-Za-z0-9]{30}|sk-[A-Za-z0-9]{30}|AKIA[0-9A-Z]{16}|(?<![\w.])/(?:work|home|root|opt)/\w")
+    for path in tracked():
+        if path.suffix in {".py", ".yaml", ".md", ".toml", ".js", ".html", ".css", ".sh", ".cff", ""} and path.name != "LICENSE":
+            found = pattern.search(path.read_text(encoding="utf-8"))
+            assert found is None, f"{path}: {found}"
+
+
+def test_the_command_line_needs_no_torch():
+    code = "import sys, tunediff.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_wheel_carries_conf_verbs_and_weights(tmp_path):
+    import zipfile
+
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as content:
+        names = set(content.namelist())
+        content.extractall(tmp_path / "installed")
+    for name in ("conf/train.yaml", "conf/model_pair/toy.yaml", "train.py", "report/page.js", "toy/weights/tuned/model.safetensors"):
+        assert f"tunediff/{name}" in names, name
+    command = [sys.executable, "-m", "tunediff.train", "--cfg", "job", "scale=smoke"]
+    shown = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed"), "PATH": ""}, capture_output=True, text=True)
+    assert "latents: 64" in shown.stdout, shown.stderr

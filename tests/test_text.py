@@ -1,0 +1,168 @@
+"""Rows, segments, labels, splits, batches."""
+
+import gzip
+import itertools
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from tunediff.shapes import SEGMENTS
+from tunediff.text import Text, TextError, compare_tokenizers, read_files, render
+from tunediff.toy import build, language
+
+ROWS = list(itertools.islice(language.rows(0, "trace"), 200))
+
+
+def toy_text(**settings):
+    return Text(lambda: iter(ROWS), **{"context": 256, "held_out": 0.1, "window": 32, "tokens_per_batch": 1024, **settings})
+
+
+def test_segments_cover_the_text_and_name_its_parts(tokenizer):
+    rendered = render(ROWS[0], tokenizer)
+    assert "".join(rendered.text[a:b] for a, b, _ in rendered.segments) == rendered.text
+    parts = {name: rendered.text[a:b] for a, b, name in rendered.segments}
+    assert list(parts) == ["prompt", "prefix", "thinking", "answer"]
+    assert parts["prefix"].removeprefix("<think>\n").startswith(("Okay, so", "Alright, so")) and parts["prefix"].endswith(".")
+    assert parts["answer"].startswith("The answer is")
+
+
+def test_a_toy_row_is_rendered_as_the_models_were_trained(tokenizer):
+    for row in itertools.chain(ROWS[:20], itertools.islice(language.rows(0, "direct"), 20)):
+        assert render(row, tokenizer).text == "".join(build.render(row, tokenizer))
+
+
+def test_a_template_that_opens_the_thinking_is_not_opened_twice(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("<｜Assistant｜>{% endif %}", "<｜Assistant｜><think>\n{% endif %}"))
+    assert render(ROWS[0], tokenizer).text.count("<think>") == 1
+
+
+def test_a_whole_response_is_cut_at_its_think_tags(tokenizer):
+    row = {"prompt": "1+1?", "response": "<think>\nOkay. 1+1=2.\n</think>\n\nIt is 2."}
+    parts = {name: render(row, tokenizer).text[a:b] for a, b, name in render(row, tokenizer).segments}
+    assert parts["prefix"] == "<think>\nOkay." and parts["answer"].startswith("It is 2.")
+
+
+def test_labels_sit_on_the_tokens_they_name(tokenizer):
+    text = toy_text()
+    for row in text.named_rows(held_out=False):
+        document = text.documents(row, [tokenizer])[0]
+        tokens = [tokenizer.decode([document.ids[0][p]]) for p in document.places[0]]
+        assert {t for t, flag in zip(tokens, document.labels["decision"], strict=True) if flag} == {"."}
+        if "hesitation" in document.labels:
+            said = "".join(t for t, flag in zip(tokens, document.labels["hesitation"], strict=True) if flag)
+            assert said.strip().startswith(("Wait", "Hmm"))
+
+
+def test_special_tokens_and_first_tokens_can_be_left_out(tokenizer):
+    row = next(toy_text().named_rows(held_out=False))
+    whole = toy_text(drop_special=False).documents(row, [tokenizer])[0]
+    kept = toy_text().documents(row, [tokenizer])[0]
+    special = set(tokenizer.all_special_ids)
+    assert len(whole.places[0]) == len(whole.ids[0])
+    assert [whole.ids[0][p] for p in kept.places[0]] == [i for i in whole.ids[0] if i not in special]
+    assert toy_text(drop_first=5).documents(row, [tokenizer])[0].places[0][0] == 5
+    only = toy_text(segments=["answer"]).documents(row, [tokenizer])[0]
+    assert {SEGMENTS[s] for s in only.segments} == {"answer"}
+
+
+def test_a_long_trace_is_cut_not_dropped(tokenizer):
+    row = next(toy_text().named_rows(held_out=False))
+    whole = toy_text().documents(row, [tokenizer])[0]
+    pieces = toy_text(context=16).documents(row, [tokenizer])
+    assert len(pieces) > 3 and all(len(p.ids[0]) <= 16 for p in pieces)
+    assert [i for p in pieces for i in p.ids[0]] == whole.ids[0]
+    assert [s for p in pieces for s in p.segments] == whole.segments
+
+
+def test_the_two_sides_of_the_split_share_no_problem_and_hold_every_row():
+    sides = [{row["prompt"] for row in toy_text().named_rows(held_out=side)} for side in (False, True)]
+    assert not sides[0] & sides[1]
+    assert sides[0] | sides[1] == {row["prompt"] for row in ROWS}
+    assert 0.02 < len(sides[1]) / len(ROWS) < 0.2
+
+
+def test_every_token_is_delivered_once_a_pass_with_little_padding(tokenizer):
+    text = toy_text()
+    expected = [i for row in text.named_rows(held_out=False) for d in text.documents(row, [tokenizer]) for i in d.ids[0]]
+    batches, delivered, padded = text.batches([tokenizer]), [], 0
+    while True:
+        batch = next(batches)
+        if batches.epoch:
+            break
+        delivered += batch.ids[0][batch.mask[0].bool()].tolist()
+        padded += int((1 - batch.mask[0]).sum())
+        assert torch.equal(batch.ids[0].flatten()[batch.places[0]], batch.token)
+    assert sorted(delivered) == sorted(expected)
+    assert padded / len(delivered) < 0.1
+
+
+def test_batches_go_on_from_a_saved_position(tokenizer):
+    first, second = (toy_text().batches([tokenizer]) for _ in range(2))
+    for _ in range(23):
+        next(first)
+    second.load_state_dict(first.state_dict())
+    for _ in range(30):
+        assert torch.equal(next(first).token, next(second).token)
+
+
+def test_two_tokenizers_are_paired_by_the_character_their_tokens_end_on(tokenizer):
+    from tunediff.toy.tokenizer import build_tokenizer
+
+    other = build_tokenizer(["Anna has 3 apples"], size=300)
+    assert len(compare_tokenizers(tokenizer, other).examples) > 0
+    text = toy_text()
+    row = next(text.named_rows(held_out=False))
+    for document in [*text.documents(row, [tokenizer, other]), *toy_text(context=32).documents(row, [tokenizer, other])]:
+        assert len(document.places[0]) == len(document.places[1]) > 0
+        for a, b in zip(*document.places, strict=True):
+            first, second = tokenizer.decode([document.ids[0][a]]), other.decode([document.ids[1][b]])
+            assert first.endswith(second) or second.endswith(first)
+
+
+def test_tokenizers_that_agree_have_no_examples_and_specials_are_named(tokenizer):
+    assert compare_tokenizers(tokenizer, tokenizer) == ([], [])
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet", "txt", "txt.gz"])
+def test_local_files_of_every_kind_are_read(tmp_path, ending):
+    rows = [{"text": "one\n"}, {"text": "two\nlines\n"}]
+    path = tmp_path / f"rows.{ending}"
+    plain = "\n".join(r["text"] for r in rows) if "txt" in ending else "\n".join(map(json.dumps, rows))
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        (gzip.open if ending.endswith("gz") else open)(path, "wt", encoding="utf-8").write(plain)
+    assert list(read_files(str(path))) == rows
+    assert list(read_files(str(tmp_path))) == rows
+
+
+def test_a_data_set_in_the_hubs_format_is_read_from_a_folder(tmp_path):
+    from tunediff.text import read_hub
+
+    (tmp_path / "train.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    assert list(read_hub(str(tmp_path), split="train", streaming=False)) == [{"question": "1+1?", "answer": "2"}]
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(TextError, match=r"No file at 'nowhere/\*.jsonl'"):
+        list(read_files("nowhere/*.jsonl"))
+
+
+def test_an_empty_text_is_refused(tokenizer):
+    with pytest.raises(TextError, match="no rows to train on"):
+        Text(lambda: iter(())).samples()
+    with pytest.raises(TextError, match="no tokens to evaluate on: raise text.held_out"):
+        next(toy_text(held_out=0.0).batches([tokenizer], held_out=True))
+
+
+def test_a_row_without_our_columns_says_how_to_map_them(tokenizer):
+    with pytest.raises(TextError, match=r"only \['index', 'question'\]. Map its columns with text.fields"):
+        next(Text(lambda: iter([{"question": "1+1?"}])).batches([tokenizer]))
+
+
+def test_an_unknown_segment_is_refused():
+    with pytest.raises(TextError, match=r"\['anwser'\]; the segments are"):
+        toy_text(segments=["anwser"])
