@@ -88,9 +88,10 @@ class LabelAlignment:
 
 def average_ranks(values: Tensor) -> Tensor:
     """[latent, token] -> ranks from 1, ties at their mean."""
+    values = values.contiguous()
     ordered = values.sort(dim=-1).values
-    below = torch.searchsorted(ordered, values.contiguous())
-    up_to = torch.searchsorted(ordered, values.contiguous(), right=True)
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
     return (below + up_to + 1).float() / 2
 
 

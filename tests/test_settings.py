@@ -1,0 +1,172 @@
+"""Every option composes and builds; what is misspelt or wrong is refused by name; the identity cannot lie."""
+
+import itertools
+from pathlib import Path
+
+import hydra
+import pytest
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from tunediff.run import STUDY, build_dictionary, stream_key
+from tunediff.settings import build, check, check_command_line, identity
+from tunediff.shapes import Refused, Stream
+
+CONF = ROOT / "conf"
+STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]
+GIVEN = {"model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"]}
+
+
+def composed(*overrides, name="train"):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return hydra.compose(name, list(overrides))
+
+
+def options():
+    for path in sorted(CONF.rglob("*.yaml")):
+        if path.parent != CONF:
+            yield f"{path.parent.relative_to(CONF)}={path.stem}"
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option):
+    group, _, name = option.partition("=")
+    lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    first = next(line for line in lines if not line.startswith("# @package"))
+    assert first.startswith("# Choose it ") and len(first) > 40
+    cfg = composed(option, *GIVEN.get(option, []), *(["dictionary=l1_crosscoder"] if group == "l1_schedule" else []))
+    cfg.logger = {} if group != "logger" else cfg.logger
+    if group == "logger":
+        assert set(cfg.logger) <= {"csv", "wandb"}
+        return  # its folder is the run's: built in the study test
+    check(cfg, STUDY)
+    build(cfg.text)
+    build_dictionary(cfg.dictionary, STREAMS)
+    for node in (cfg.l1_schedule, cfg.optimizer.learning_rate_schedule, cfg.dictionary.objective, cfg.activations):
+        build(node)
+    for node in cfg.get("evaluation", {}).values():
+        build(node)
+    build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option != "trainer=bf16" else None
+    assert len(identity(cfg)) == 12
+
+
+def refused(*arguments, verb="train"):
+    with pytest.raises(Refused) as caught:
+        check_command_line(arguments, CONF, verb)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("laier=3", "layer"),
+        ("dictionary.latens=3", "dictionary.latents"),
+        ("dictionary.sparsity.kk=3", "dictionary.sparsity.k"),
+        ("modelpair=toy", "model_pair"),
+        ("k_start=3", "dictionary.sparsity.k_start"),
+        ("dictionary=batchtopk_croscoder", "batchtopk_crosscoder"),
+        ("evaluation=[fidelty]", "fidelity"),
+    ],
+)
+def test_a_misspelt_word_is_refused_with_the_nearest_legal_one(argument, nearest):
+    assert f"Did you mean {nearest}?" in refused(argument)
+
+
+def test_a_word_like_no_other_is_answered_with_the_list():
+    assert "The settings are activations, budget, dictionary" in refused("zzzzqqq=1")
+
+
+def test_legal_command_lines_pass():
+    for line in (
+        [],
+        ["layer=2"],
+        ["-m", "layer=1,2,3", "seed=range(0,3)"],
+        ["dictionary=l1_crosscoder", "dictionary.sparsity.coefficient=2"],
+        ["-m", "dictionary=l1_crosscoder,batchtopk_crosscoder"],
+        ["hydra.run.dir=x", "logger=wandb", "logger.wandb.offline=false"],
+        ["evaluation=none"],
+        ["evaluation=[fidelity,geometry]", "scale=smoke"],
+        ["text=traces", "text.rows.path=x", "+text.fields.response=r"],
+        ["--config-path", "somewhere", "--config-name", "config"],
+    ):
+        check_command_line(line, CONF, "train")
+    check_command_line(["run=x", "evaluation=[geometry]"], CONF, "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+dictionary.latens=3"], "dictionary.latens is not a setting of tunediff.dictionary.Crosscoder. Did you mean dictionary.latents"),
+        (["dictionary.sparsity.k=many"], "dictionary.sparsity.k='many' is not of type int"),
+        (["+colour=red"], "colour is not a setting here"),
+        (["model_pair=local"], "model_pair.base.path: Missing mandatory value"),
+        (["text.rows._target_=os.system"], "names a package that is not trusted"),
+        (["text.rows._target_=tunediff.text.read_fils"], "cannot be imported"),
+        (["text.context=[1,2]"], r"text.context=\[1, 2\] is not of type int"),
+        (["+trainer.precison=3"], "trainer.precison is not a setting of lightning.Trainer. Did you mean trainer.precision"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(overrides, message):
+    with pytest.raises(Refused, match=message):
+        check(composed(*overrides), STUDY)
+
+
+def test_a_package_of_ones_own_can_be_trusted():
+    cfg = composed("+evaluation.mine={_target_: itertools.count, step: 2}", "trust=[itertools]")
+    with pytest.raises(ValueError, match="no signature"):  # let through; a builtin has no signature to look into
+        check(cfg, STUDY)
+    cfg.trust = []
+    with pytest.raises(Refused, match=r"evaluation.mine._target_=itertools.count .* add trust=\[itertools\]"):
+        check(cfg, STUDY)
+
+
+def leaves(node, path=""):
+    for key, value in node.items():
+        where = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from leaves(value, where)
+        else:
+            yield where, value
+
+
+def test_any_change_of_any_setting_changes_the_identity():
+    plain = OmegaConf.to_container(composed(), resolve=True)
+    seen = {identity(OmegaConf.create(plain))}
+    changed = 0
+    for where, _ in leaves(plain):
+        if where.split(".")[0] in ("trainer", "logger", "trust"):
+            continue
+        cfg = OmegaConf.create(plain)
+        OmegaConf.update(cfg, where, "another")
+        seen.add(identity(cfg))
+        changed += 1
+    assert changed > 40 and len(seen) == changed + 1
+
+
+def test_what_cannot_change_a_number_leaves_the_identity():
+    same = [composed(), composed("trainer=cpu"), composed("logger=csv"), composed("trust=[x]")]
+    assert len({identity(cfg) for cfg in same}) == 1
+    assert identity(composed("activations=stored")) == identity(composed("activations=stored", "activations.folder=elsewhere"))
+
+
+def test_stored_rows_are_shared_by_what_does_not_decide_them():
+    key = stream_key(composed())
+    assert key == stream_key(composed("seed=3", "dictionary.sparsity.k=5", "optimizer.learning_rate=1e-4", "budget.latents=99"))
+    for change in ("layer=1", "text.seed=4", "dictionary/hookpoint=mlp_out", "budget.tokens=5", "model_pair.base.dtype=bfloat16"):
+        assert key != stream_key(composed(change)), change
+
+
+def test_settings_are_refused_where_they_are_built():
+    for overrides, message in (
+        (["dictionary.sparsity.k=9999", "dictionary.sparsity.k_start=null", "dictionary.sparsity.k_anneal=0"], "k=9999 is larger than the dictionary"),
+        (["dictionary.sparsity.k_start=null"], "k_anneal=0.1 has no start"),
+    ):
+        with pytest.raises(Refused, match=message):
+            build_dictionary(composed(*overrides).dictionary, STREAMS)
+
+
+def test_every_group_is_named_in_the_contents_page():
+    contents = (CONF / "train.yaml").read_text()
+    groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert all(f"- {group}:" in contents for group in groups)
+    assert not any(Path(CONF / "layer").exists() for _ in itertools.repeat(None, 1))
