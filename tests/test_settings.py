@@ -28,7 +28,7 @@ def options():
             yield f"{path.parent.relative_to(CONF)}={path.stem}"
 
 
-@pytest.mark.parametrize("option", options())
+@pytest.mark.parametrize("option", list(options()))
 def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option):
     group, _, name = option.partition("=")
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
@@ -113,8 +113,7 @@ def test_a_bad_value_is_refused_by_name(overrides, message):
 
 def test_a_package_of_ones_own_can_be_trusted():
     cfg = composed("+evaluation.mine={_target_: itertools.count, step: 2}", "trust=[itertools]")
-    with pytest.raises(ValueError, match="no signature"):  # let through; a builtin has no signature to look into
-        check(cfg, STUDY)
+    check(cfg, STUDY)
     cfg.trust = []
     with pytest.raises(Refused, match=r"evaluation.mine._target_=itertools.count .* add trust=\[itertools\]"):
         check(cfg, STUDY)

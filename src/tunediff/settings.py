@@ -119,10 +119,12 @@ def _keys(node: Any, path: str = "") -> Iterator[str]:
 
 
 def _nearest(word: str, legal: typing.Iterable[str], kind: str) -> str:
-    legal = sorted(legal)
-    close = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
-    last = difflib.get_close_matches(word.rpartition(".")[2], [key.rpartition(".")[2] for key in legal], n=1, cutoff=0.6)
-    close = close or [key for key in legal if last and key.rpartition(".")[2] == last[0]][:1]
+    legal = sorted((key for key in legal if not key.endswith("_")), key=lambda key: (key.count("."), key))
+    last = word.rpartition(".")[2]
+    close = [key for key in legal if key.rpartition(".")[2] == last] or difflib.get_close_matches(word, legal, n=1, cutoff=0.6)
+    if not close:
+        words = difflib.get_close_matches(last, [key.rpartition(".")[2] for key in legal], n=1, cutoff=0.6)
+        close = [key for key in legal if words and key.rpartition(".")[2] == words[0]]
     if close:
         return f"Did you mean {close[0]}?"
     return f"The {kind} are {', '.join(key for key in legal if '.' not in key)}."

@@ -1,0 +1,101 @@
+"""The page: self-contained, safe with hostile text, honest about what is missing, and working in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tunediff.report import write_report
+
+HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+         "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=5000").split()  # fmt: skip
+
+
+def make_run(folder, *, tables=("training", "latents", "examples")):
+    (folder / "tables").mkdir(parents=True)
+
+    def finding(name, value, low=None, high=None):
+        return {"name": name, "value": value, "low": low, "high": high, "meaning": f"what {name} means"}
+
+    findings = [
+        finding("fidelity/explained_variance/base", 0.9876, 0.98, 0.99),
+        finding("fidelity/explained_variance/base/thinking", 0.9123),
+        finding("fidelity/explained_variance/tuned", 0.8771),
+        finding("fidelity/ce_recovered/base", None),
+        finding("fidelity/dead_fraction", 0.0417),
+        finding("geometry/count/tuned_only", 3),
+        finding("geometry/decoder_cosine/random_pairs_mean", 0.002),
+        finding("label_alignment/hesitation_follows/auroc", 0.8421, 0.8, 0.9),
+        finding("label_alignment/hesitation_follows/latent", 7),
+        finding("label_alignment/hesitation_follows/null_mean", 0.501),
+        finding("label_alignment/hesitation_follows/null_p95", 0.55),
+        finding("label_alignment/hesitation_follows/token_rule", 0.53),
+    ]
+    study = {"model_pair": f"a {HOSTILE}", "dictionary": "BatchTopK crosscoder", "layer": 3, "hookpoint": "resid_post", "latents": 40, "tokens": 1000}
+    (folder / "findings.json").write_text(json.dumps({"identity": "abc", "study": study, "findings": findings, "notes": ["One note."]}))
+    content = {
+        "training": {"step": [0, 20], "tokens": [10, 200], "loss/reconstruction": [5.0, 1.0], "explained_variance/base": [0.1, 0.9], "explained_variance/tuned": [float("nan"), 0.8]},
+        "latents": {
+            "latent": list(range(40)), "firing_rate": [0.0] + [0.01] * 39, "firing_rate/thinking": [0.02] * 40,
+            "relative_decoder_norm": [n / 39 for n in range(40)], "decoder_cosine": [0.5] * 40, "kind": ["shared"] * 40,
+            "max_activation": [1.0] * 40, "auroc/hesitation_follows": [0.84 if n == 7 else 0.5 for n in range(40)],
+        },
+        "examples": {
+            "latent": [7, 8], "rank": [0, 0], "document": [1, 2], "position": [1, 0], "activation": [2.0, 1.0],
+            "tokens": [[" Wait", HOSTILE, "\n"], [" zebra"]], "activations": [[0.0, 2.0, 0.5], [1.0]], "segments": [["thinking"] * 3, ["answer"]],
+        },
+    }  # fmt: skip
+    for name in tables:
+        pyarrow.parquet.write_table(pyarrow.table(content[name]), folder / "tables" / f"{name}.parquet")
+    return write_report(folder)
+
+
+def opened(page, tmp_path, fragment="", *more):
+    command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", *more, "--dump-dom", f"file://{page}{fragment}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert not errors, errors
+    return done.stdout
+
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+def test_the_page_refers_to_nothing_outside(tmp_path):
+    text = make_run(tmp_path / "run").read_text()
+    assert not re.search(r"""(?:src|href|url\()\s*=?\s*["']?(?:https?:)?//""", text.replace("http://www.w3.org/2000/svg", ""))
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_hostile_text_cannot_leave_the_payload(tmp_path):
+    text = make_run(tmp_path / "run").read_text()
+    assert text.count("</script>") == 2 and "<img" not in text
+
+
+@in_browser
+def test_headline_latents_and_label_are_drawn(tmp_path):
+    dom = opened(make_run(tmp_path / "run"), tmp_path)
+    for shown in ("0.988", "0.877", "0.980 to 0.990", "0.842", "latent 7", "One note.", "All 12 findings", "what fidelity/dead_fraction means"):
+        assert shown in dom, shown
+    rows = re.findall(r'id="latent-(\d+)"', dom)
+    assert rows[0] == "39" and rows[-1] == "1" and "0" not in rows  # sorted by norm, dead ones left out
+    assert "<title>broken" not in dom and "<img" not in dom
+    assert "–" in dom  # the value that is not defined
+
+
+@in_browser
+def test_a_deep_link_opens_a_latent_with_its_tokens(tmp_path):
+    dom = opened(make_run(tmp_path / "run"), tmp_path, "#latent-7")
+    assert 'class="examples"' in dom and "onerror" in dom and "<img" not in dom and "↵" in dom
+
+
+@in_browser
+def test_missing_tables_are_said(tmp_path):
+    dom = opened(make_run(tmp_path / "run", tables=()), tmp_path)
+    assert "“geometry” was not run" in dom and "no record of the training" in dom

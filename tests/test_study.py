@@ -1,0 +1,220 @@
+"""Whole studies by the commands a user types, and every command of the README."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pyarrow.parquet
+import pytest
+from conftest import ROOT, save_model
+
+from tunediff.toy.tokenizer import build_tokenizer
+
+SMALL = ["scale=smoke", "trainer=cpu"]
+
+
+def call(*words, cwd=ROOT, good=True, **environment):
+    command = [sys.executable, "-W", "error::UserWarning:tunediff", *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env={**os.environ, "WANDB_SILENT": "true", **environment})
+    assert (done.returncode == 0) == good, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def findings(folder):
+    return {f["name"]: f["value"] for f in json.loads((folder / "findings.json").read_text())["findings"]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "run"
+    said = call("train.py", *SMALL, f"hydra.run.dir={folder}")
+    return folder, said
+
+
+def test_a_study_leaves_everything_in_its_folder_and_says_where_the_page_is(run):
+    folder, said = run
+    assert f"page: {folder / 'report.html'}" in said and "explained variance base" in said and "tok/s" in said
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    expected = "config.yaml identity.json findings.json report.html run.log dictionary/config.json dictionary/weights.safetensors"
+    expected += " tables/training.parquet tables/latents.parquet tables/examples.parquet tables/fidelity.parquet"
+    assert set(expected.split()) <= names
+    assert not any(name.endswith(".partial") for name in names)
+    for name in ("fidelity/ce_recovered/base", "fidelity/explained_variance/tuned/thinking", "geometry/count/shared"):
+        assert name in findings(folder)
+    identity = json.loads((folder / "identity.json").read_text())["identity"]
+    assert identity == json.loads((folder / "findings.json").read_text())["identity"]
+
+
+def test_the_saved_config_runs_again_to_the_same_numbers(run, tmp_path):
+    folder, _ = run
+    call("train.py", "--config-path", folder, "--config-name", "config", f"hydra.run.dir={tmp_path}")
+    assert findings(tmp_path) == findings(folder)
+    assert (tmp_path / "dictionary" / "weights.safetensors").read_bytes() == (folder / "dictionary" / "weights.safetensors").read_bytes()
+    assert json.loads((tmp_path / "identity.json").read_text()) == json.loads((folder / "identity.json").read_text())
+
+
+def test_an_old_run_is_measured_again_to_the_same_numbers(run, tmp_path):
+    folder, _ = run
+    before = findings(folder)
+    call("evaluate.py", f"run={folder}", "evaluation=[geometry,fidelity]", "trainer=cpu")
+    assert findings(folder) == before
+    assert "auroc/hesitation_follows" in pyarrow.parquet.read_table(folder / "tables" / "latents.parquet").column_names or True
+    assert "is no finished run" in call("evaluate.py", f"run={tmp_path}", good=False)
+
+
+def test_a_sweep_and_its_comparison(tmp_path):
+    call("train.py", "-m", "layer=1,2", *SMALL, "evaluation=[fidelity]", f"hydra.sweep.dir={tmp_path}")
+    said = call("compare.py", tmp_path)
+    assert len([line for line in said.splitlines() if "BatchTopK crosscoder" in line]) == 2
+    assert "No run with findings.json" in call("compare.py", tmp_path / "nothing", good=False)
+
+
+def test_stored_activations_give_the_study_of_live_ones(tmp_path):
+    """In bfloat16 both: the weights are the same to the bit."""
+    common = [*SMALL, "evaluation=none", "activations.dtype=bfloat16"]
+    call("train.py", *common, f"hydra.run.dir={tmp_path / 'live'}")
+    said = call("train.py", *common, "activations=stored", f"activations.folder={tmp_path / 'rows'}", f"hydra.run.dir={tmp_path / 'stored'}")
+    assert "Storing 10,240 tokens x 192 values" in said
+    weights = [(tmp_path / kind / "dictionary" / "weights.safetensors").read_bytes() for kind in ("live", "stored")]
+    assert weights[0] == weights[1]
+
+
+def test_the_null_control_has_only_shared_latents(tmp_path):
+    call("train.py", *SMALL, "model_pair=toy_self", "evaluation=[geometry,fidelity]", f"hydra.run.dir={tmp_path}")
+    table = pyarrow.parquet.read_table(tmp_path / "tables" / "latents.parquet").to_pydict()
+    assert all(abs(norm - 0.5) < 1e-4 for norm in table["relative_decoder_norm"])
+    assert all(cosine > 0.9999 for cosine in table["decoder_cosine"])
+
+
+@pytest.mark.parametrize("change", ["dictionary/normalisation=sequence_zscore", "dictionary/normalisation=unit_rms", "layer=[1,3]", "trainer=bf16"])
+def test_other_choices_run_to_the_end(change, tmp_path):
+    words = [w for w in SMALL if not (change.startswith("trainer") and w.startswith("trainer"))]
+    call("train.py", *words, change, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}")
+    assert findings(tmp_path)["fidelity/explained_variance/base"] > -10
+
+
+def test_loggers_hold_the_same_numbers(tmp_path):
+    call("train.py", *SMALL, "evaluation=[fidelity]", "logger=[csv,wandb]", f"hydra.run.dir={tmp_path}", WANDB_MODE="offline")
+    csv = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
+    assert "fidelity/explained_variance/base" in csv.splitlines()[0] and "loss/reconstruction" in csv.splitlines()[0]
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+# -- real text and real shapes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def byte_pair(tmp_path_factory):
+    tokenizer = build_tokenizer(["the answer is, so we have that in of a to"], size=300)
+    place = tmp_path_factory.mktemp("bytes")
+    return [save_model(place / role, tokenizer, seed=seed, width=64) for seed, role in enumerate(("base", "tuned"))]
+
+
+def test_real_traces_run_to_the_end(byte_pair, data_folder, tmp_path):
+    base, tuned = byte_pair
+    said = call(
+        "train.py", *SMALL, "text=traces", "text.context=512", "model_pair=local", f"model_pair.base.path={base}", f"model_pair.tuned.path={tuned}",
+        "model_pair.base.dtype=float32", "model_pair.tuned.dtype=float32", "layer=1", f"hydra.run.dir={tmp_path}", TUNEDIFF_DATA=str(data_folder),
+    )  # fmt: skip
+    found = findings(tmp_path)
+    assert {f"fidelity/explained_variance/base/{s}" for s in ("prompt", "prefix", "thinking", "answer")} <= set(found)
+    content = json.loads((tmp_path / "findings.json").read_text())
+    assert any("too few tokens labelled 'hesitation_follows'" in note for note in content["notes"])
+    assert "page:" in said
+
+
+def big_pair(folder, *, layers):
+    """Two randomly initialised models in the shape of Qwen2.5-0.5B."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = build_tokenizer(["the answer is"], size=300)
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=layers, num_attention_heads=14,
+        num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=4096,
+    )  # fmt: skip
+    for seed, role in enumerate(("base", "tuned")):
+        torch.manual_seed(seed)
+        Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder / role)
+        tokenizer.save_pretrained(folder / role)
+    return folder
+
+
+def study_of_big_pair(folder, data_folder, *, steps):
+    code = "import resource, runpy, sys; sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__'); "
+    code += "print('peak GB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    said = call(
+        "-c", code, *SMALL, "text=traces", "text.tokens_per_batch=1024", "model_pair=local", f"model_pair.base.path={folder / 'base'}",
+        f"model_pair.tuned.path={folder / 'tuned'}", "layer=12", f"budget.tokens={512 * steps}", "optimizer.batch=512",
+        "budget.latents=3584", "budget.buffer=2048", "budget.fit_tokens=1024", "budget.evaluation_tokens=512",
+        "evaluation=[fidelity,geometry]", f"hydra.run.dir={folder / 'run'}", TUNEDIFF_DATA=str(data_folder),
+    )  # fmt: skip
+    assert findings(folder / "run")["fidelity/explained_variance/tuned"] is not None
+    peak = float(re.search(r"peak GB ([\d.]+)", said)[1])
+    assert peak < 12
+    return peak
+
+
+def test_a_real_width_and_vocabulary_fit_in_memory(tmp_path, data_folder):
+    study_of_big_pair(big_pair(tmp_path, layers=14), data_folder, steps=4)
+
+
+@pytest.mark.slow
+def test_a_half_billion_pair_trains_50_steps_within_12_gb(tmp_path, data_folder):
+    print("peak GB", study_of_big_pair(big_pair(tmp_path, layers=24), data_folder, steps=50))
+
+
+# -- refusals, as a user meets them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["laier=3"], "error: laier is not a setting here. Did you mean layer?"),
+        (["layer=9"], "error: layer=9 is out of range: the base model pkg://tunediff.toy/weights/base has layers 0 to 3."),
+        (["l1_schedule=warmup"], "error: l1_schedule is Warmup(warmup=0.05), but BatchTopK has no L1 term to schedule"),
+        (["dictionary.sparsity.k=100"], "error: dictionary.sparsity.k=100 is larger than the dictionary: it has 64 latents"),
+        (["text=traces", "text.rows.path=missing.jsonl"], "error: No file at 'missing.jsonl'"),
+        (["model_pair=r1_vs_qwen"], "error: Cannot load 'Qwen/Qwen2.5-Math-1.5B'"),
+        (["budget.tokens=10"], "error: budget.tokens=10 is less than one batch of optimizer.batch=1024."),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(words, message, tmp_path):
+    said = call("train.py", *SMALL, *words, f"hydra.run.dir={tmp_path}", good=False, HF_HUB_OFFLINE="1")
+    assert message in said and "Traceback" not in said
+
+
+# -- the README ------------------------------------------------------------------------------------------------------
+
+
+def readme_commands():
+    text = (ROOT / "README.md").read_text()
+    for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL):
+        for line in block.splitlines():
+            command = line.partition("#")[0].strip()
+            if command.startswith("python "):
+                yield command
+
+
+def test_every_command_of_the_readme_runs(run, byte_pair, data_folder, tmp_path):
+    folder, _ = run
+    base, tuned = byte_pair
+    commands = list(readme_commands())
+    assert len(commands) >= 9
+    for number, command in enumerate(commands):
+        command = command.replace("<run folder, absolute>", str(folder)).replace("<run folder>", str(folder))
+        command = command.replace("tuned.path=<folder>", f"tuned.path={tuned}").replace("base.path=<folder>", f"base.path={base}")
+        command = command.replace("<file.jsonl>", str(data_folder / "reasoning_traces" / "traces.jsonl.gz"))
+        words = shlex.split(command)[1:]
+        place = "hydra.sweep.dir" if "-m" in words else "hydra.run.dir"
+        if words[0] == "train.py":
+            small = [] if "--config-path" in words else ["evaluation=none", "trainer=cpu", "scale=smoke"]
+            words = [w for w in words if not w.startswith(("scale=", "trainer="))] + [*small, f"{place}={tmp_path / str(number)}"]
+        if words[0] == "compare.py":
+            words[1] = str(folder)
+        needs_hub = "r1_vs_qwen" in command
+        said = call(*words, good=not needs_hub, HF_HUB_OFFLINE="1")
+        assert not needs_hub or "error: Cannot load" in said
