@@ -44,7 +44,9 @@ def save_model(folder: Path, tokenizer, *, seed: int, width: int = 32, layers: i
 @pytest.fixture(scope="session")
 def tokenizer():
     rows = (row for kind in language.KINDS for _, row in zip(range(200), language.rows(0, kind), strict=False))
-    return build_tokenizer("\n".join(row[f] for f in ("text", "prompt", "thinking", "answer") if f in row) for row in rows)
+    return build_tokenizer(
+        "\n".join(row[f] for f in ("text", "prompt", "thinking", "answer") if f in row) for row in rows
+    )
 
 
 @pytest.fixture(scope="session")

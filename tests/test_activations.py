@@ -141,7 +141,9 @@ def test_a_value_that_is_not_finite_stops_with_layer_and_document(pair):
     with torch.no_grad():
         pair.models["tuned"].model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     batch = next(text().batches(pair.tokenizers))
-    with pytest.raises(ActivationError, match=r"tuned.resid_post.2 gives a value that is not finite at token \d+ of document \d+"):
+    with pytest.raises(
+        ActivationError, match=r"tuned.resid_post.2 gives a value that is not finite at token \d+ of document \d+"
+    ):
         harvest(pair, batch, streams)
 
 

@@ -16,13 +16,21 @@ STREAMS = [Stream("base", "resid_post", 1, 12), Stream("tuned", "resid_post", 1,
 
 def sample(tokens=500, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(tokens, 24, generator=generator) * torch.cat([torch.full((12,), 3.0), torch.full((12,), 7.0)]) + 2
+    values = (
+        torch.randn(tokens, 24, generator=generator) * torch.cat([torch.full((12,), 3.0), torch.full((12,), 7.0)]) + 2
+    )
     moments = torch.rand(tokens, 2, 2, generator=generator) + 0.5
     return Rows(values, moments)
 
 
 def crosscoder(sparsity=None, *, kind="mean_norm", latents=40, streams=STREAMS, fit=True, **settings):
-    made = Crosscoder(streams, latents=latents, sparsity=sparsity or BatchTopK(4), normalisation=partial(Normalisation, kind=kind), **settings)
+    made = Crosscoder(
+        streams,
+        latents=latents,
+        sparsity=sparsity or BatchTopK(4),
+        normalisation=partial(Normalisation, kind=kind),
+        **settings,
+    )
     if fit:
         made.fit(sample())
     return made
@@ -76,10 +84,14 @@ def test_folding_the_normalisation_and_back_leaves_latents_and_reconstructions(k
     weights = dictionary.W_enc.clone()
     dictionary.rebase(torch.zeros(24), torch.ones(24))
     assert not torch.allclose(dictionary.W_enc, weights)
-    assert torch.allclose(dictionary.encode(rows), latents, atol=1e-4) and torch.allclose(dictionary(rows), restored, atol=1e-3)
+    assert torch.allclose(dictionary.encode(rows), latents, atol=1e-4) and torch.allclose(
+        dictionary(rows), restored, atol=1e-3
+    )
     assert torch.allclose(dictionary.decoder_norms(), norms, atol=1e-5)
     dictionary.rebase(mean, scale)
-    assert torch.allclose(dictionary.W_enc, weights, atol=1e-5) and torch.allclose(dictionary.encode(rows), latents, atol=1e-4)
+    assert torch.allclose(dictionary.W_enc, weights, atol=1e-5) and torch.allclose(
+        dictionary.encode(rows), latents, atol=1e-4
+    )
 
 
 def test_decode_speaks_the_models_own_units():

@@ -23,7 +23,9 @@ def toy_text():
 def identity_dictionary(streams, *, gain=1.0):
     """Latents are the positive and negative parts of every coordinate: a perfect reconstruction."""
     width = sum(s.width for s in streams)
-    made = Crosscoder(streams, latents=2 * width, sparsity=L1(0.0), normalisation=partial(Normalisation, kind="mean_norm"))
+    made = Crosscoder(
+        streams, latents=2 * width, sparsity=L1(0.0), normalisation=partial(Normalisation, kind="mean_norm")
+    )
     with torch.no_grad():
         made.W_enc.copy_(torch.cat([torch.eye(width), -torch.eye(width)], dim=1))
         made.W_dec.copy_(gain * torch.cat([torch.eye(width), -torch.eye(width)], dim=0))
@@ -92,7 +94,9 @@ def test_cross_entropy_is_the_models_own(pair):
         for row in range(len(batch.ids[0])):
             ids = batch.ids[0][row, : int(batch.mask[0][row].sum())]
             with torch.no_grad():
-                each = torch.nn.functional.cross_entropy(pair.models["base"](input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none")
+                each = torch.nn.functional.cross_entropy(
+                    pair.models["base"](input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none"
+                )
             special = torch.tensor([int(i) in pair.tokenizers[0].all_special_ids for i in ids[1:]])
             losses.append(each[~special])
         assert abs(findings["fidelity/ce_clean/base"].value - float(torch.cat(losses).mean())) < 1e-4
@@ -109,18 +113,34 @@ def test_segments_and_intervals_hold_the_whole(pair):
         if finding.low is not None:
             assert finding.low <= finding.value <= finding.high, finding
     columns = tables["fidelity"]
-    whole = sum(t for t, s, m in zip(columns["tokens"], columns["segment"], columns["model"], strict=True) if s == "all" and m == "base")
-    parts = sum(t for t, s, m in zip(columns["tokens"], columns["segment"], columns["model"], strict=True) if s != "all" and m == "base")
+    whole = sum(
+        t
+        for t, s, m in zip(columns["tokens"], columns["segment"], columns["model"], strict=True)
+        if s == "all" and m == "base"
+    )
+    parts = sum(
+        t
+        for t, s, m in zip(columns["tokens"], columns["segment"], columns["model"], strict=True)
+        if s != "all" and m == "base"
+    )
     assert whole == parts
 
 
 def test_evaluations_change_nothing(pair):
     streams = pair.streams("resid_post", 1)
-    dictionary = fitted(pair, Crosscoder(streams, latents=32, sparsity=BatchTopK(4), normalisation=partial(Normalisation, kind="unit_rms")))
+    dictionary = fitted(
+        pair,
+        Crosscoder(streams, latents=32, sparsity=BatchTopK(4), normalisation=partial(Normalisation, kind="unit_rms")),
+    )
     dictionary.sparsity.threshold.fill_(0.5)
     before = {name: value.clone() for name, value in dictionary.state_dict().items()}
     state = torch.get_rng_state()
-    for evaluation in (Fidelity(resamples=10), Geometry(), Examples(per_latent=2), LabelAlignment(label="hesitation_follows", at="decision", shuffles=5)):
+    for evaluation in (
+        Fidelity(resamples=10),
+        Geometry(),
+        Examples(per_latent=2),
+        LabelAlignment(label="hesitation_follows", at="decision", shuffles=5),
+    ):
         run(evaluation, pair, dictionary)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in dictionary.state_dict().items())
@@ -141,9 +161,14 @@ def test_planted_tuned_only_and_base_only_latents_come_back_under_their_names(pa
 
 
 def test_unequal_widths_have_norms_but_no_cosine(folders):
-    pair = ModelPair(ModelSource(str(folders["base"]), dtype="float32"), ModelSource(str(folders["wide"]), dtype="float32")).load()
+    pair = ModelPair(
+        ModelSource(str(folders["base"]), dtype="float32"), ModelSource(str(folders["wide"]), dtype="float32")
+    ).load()
     streams = pair.streams("resid_post", 1, equal_widths=False)
-    dictionary = fitted(pair, Crosscoder(streams, latents=32, sparsity=L1(1.0), normalisation=partial(Normalisation), shared_start=False))
+    dictionary = fitted(
+        pair,
+        Crosscoder(streams, latents=32, sparsity=L1(1.0), normalisation=partial(Normalisation), shared_start=False),
+    )
     findings, tables, notes = run(Geometry(), pair, dictionary)
     assert "different widths" in notes[0] and set(tables["latents"]["decoder_cosine"]) == {None}
     assert not any("cosine" in name for name in findings)
@@ -155,7 +180,9 @@ def test_firing_rates_by_segment_are_those_of_the_latents(pair):
     trained = Trained(pair, toy_text(), dictionary, 2000)
     readings = list(trained.readings(""))
     answer = torch.cat([r.latents[r.batch.segment == 3] for r in readings])
-    assert torch.allclose(torch.tensor(tables["latents"]["firing_rate/answer"]).float(), (answer > 0).float().mean(0), atol=1e-6)
+    assert torch.allclose(
+        torch.tensor(tables["latents"]["firing_rate/answer"]).float(), (answer > 0).float().mean(0), atol=1e-6
+    )
 
 
 # -- labels ----------------------------------------------------------------------------------------------------------
@@ -180,7 +207,6 @@ def test_the_interval_of_an_auroc_covers_it_and_narrows_with_tokens():
     assert low < 0.7602 < high  # two normals one deviation apart
 
 
-
 def with_planted_latent(pair, monkeypatch, noise):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
     original = Trained.readings
@@ -199,7 +225,9 @@ def with_planted_latent(pair, monkeypatch, noise):
 
 def test_a_planted_label_latent_is_found_and_chance_is_near_a_half(pair, monkeypatch):
     dictionary = with_planted_latent(pair, monkeypatch, noise=0.5)
-    findings, tables, _ = run(LabelAlignment(label="hesitation_follows", at="decision", shuffles=30), pair, dictionary, tokens=12_000)
+    findings, tables, _ = run(
+        LabelAlignment(label="hesitation_follows", at="decision", shuffles=30), pair, dictionary, tokens=12_000
+    )
     where = "label_alignment/hesitation_follows"
     assert findings[f"{where}/latent"].value == 3 and findings[f"{where}/auroc"].value == 1.0
     assert 0.4 < findings[f"{where}/null_mean"].value < 0.6 < 0.75 > findings[f"{where}/null_p95"].value
@@ -235,5 +263,7 @@ def test_examples_are_the_strongest_documents_with_their_own_activations(pair):
         expected = stacked[:, latent].sort(descending=True).values[:3]
         assert torch.allclose(torch.tensor([columns["activation"][i] for i in mine]), expected[expected > 0], atol=1e-5)
         for i in mine:
-            assert columns["activations"][i][columns["position"][i]] == pytest.approx(columns["activation"][i], abs=1e-3)
+            assert columns["activations"][i][columns["position"][i]] == pytest.approx(
+                columns["activation"][i], abs=1e-3
+            )
             assert len(columns["tokens"][i]) == len(columns["activations"][i]) == len(columns["segments"][i]) <= 7

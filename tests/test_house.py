@@ -44,7 +44,9 @@ def test_a_file_imports_only_from_lower_floors_or_its_own_folder():
         for name in imports(path):
             parts = name.split(".")
             if parts[0] == "tunediff" and len(parts) > 1 and parts[1] in FLOORS and parts[1] != here:
-                lower = FLOORS[parts[1]] < FLOORS[here] or parts[1] == "shapes" or (here, parts[1]) == ("run", "settings")
+                lower = (
+                    FLOORS[parts[1]] < FLOORS[here] or parts[1] == "shapes" or (here, parts[1]) == ("run", "settings")
+                )
                 assert lower, f"{path.name} imports {name}"
 
 
@@ -70,7 +72,10 @@ def tracked():
 def test_no_secret_and_no_machine_path_is_kept():
     pattern = re.compile(r"hf_[A-Za-z0-9]{30}|sk-[A-Za-z0-9]{30}|AKIA[0-9A-Z]{16}|(?<![\w.])/(?:work|home|root|opt)/\w")
     for path in tracked():
-        if path.suffix in {".py", ".yaml", ".md", ".toml", ".js", ".html", ".css", ".sh", ".cff", ""} and path.name != "LICENSE":
+        if (
+            path.suffix in {".py", ".yaml", ".md", ".toml", ".js", ".html", ".css", ".sh", ".cff", ""}
+            and path.name != "LICENSE"
+        ):
             found = pattern.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path}: {found}"
 
@@ -83,14 +88,37 @@ def test_the_command_line_needs_no_torch():
 def test_the_wheel_carries_conf_verbs_and_weights(tmp_path):
     import zipfile
 
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        ROOT,
+    ]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))
     with zipfile.ZipFile(wheel) as content:
         names = set(content.namelist())
         content.extractall(tmp_path / "installed")
-    for name in ("conf/train.yaml", "conf/model_pair/toy.yaml", "train.py", "report/page.js", "toy/weights/tuned/model.safetensors"):
+    for name in (
+        "conf/train.yaml",
+        "conf/model_pair/toy.yaml",
+        "train.py",
+        "report/page.js",
+        "toy/weights/tuned/model.safetensors",
+    ):
         assert f"tunediff/{name}" in names, name
     command = [sys.executable, "-m", "tunediff.train", "--cfg", "job", "scale=smoke"]
-    shown = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed"), "PATH": ""}, capture_output=True, text=True)
+    shown = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "installed"), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
     assert "latents: 64" in shown.stdout, shown.stderr

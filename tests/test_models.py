@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers as hf
-from conftest import save_model
 
+from conftest import save_model
 from tunediff.hookpoints import HOOKPOINTS, ForwardStopped, Point, decoder_layers, reading, writing
 from tunediff.models import ModelPair, ModelSource, PairError
 from tunediff.shapes import Refused
@@ -21,7 +21,11 @@ FAMILIES = {
     "mistral": (hf.MistralConfig, hf.MistralForCausalLM, GROUPED),
     "gemma2": (hf.Gemma2Config, hf.Gemma2ForCausalLM, GROUPED),
     "gemma3": (hf.Gemma3TextConfig, hf.Gemma3ForCausalLM, GROUPED),
-    "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel, {"vocab_size": 64, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}),
+    "gpt2": (
+        hf.GPT2Config,
+        hf.GPT2LMHeadModel,
+        {"vocab_size": 64, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2},
+    ),
     "neox": (hf.GPTNeoXConfig, hf.GPTNeoXForCausalLM, {**SMALL, "bos_token_id": 1, "eos_token_id": 2}),
 }
 
@@ -87,7 +91,11 @@ def test_nothing_stays_hooked_after_an_error(model):
 
 
 def batch_of(pair, **settings):
-    text = Text(lambda: language.rows(0, "trace"), held_out=0.0, **{"context": 256, "window": 8, "tokens_per_batch": 600, **settings})
+    text = Text(
+        lambda: language.rows(0, "trace"),
+        held_out=0.0,
+        **{"context": 256, "window": 8, "tokens_per_batch": 600, **settings},
+    )
     return next(text.batches(pair.tokenizers))
 
 
@@ -99,7 +107,9 @@ def test_a_padded_batch_reads_as_each_document_alone(pair):
     for row in range(len(batch.ids[0])):
         length = int(batch.mask[0][row].sum())
         with torch.no_grad():
-            alone = pair.models["tuned"](input_ids=batch.ids[0][row : row + 1, :length], output_hidden_states=True).hidden_states[2]
+            alone = pair.models["tuned"](
+                input_ids=batch.ids[0][row : row + 1, :length], output_hidden_states=True
+            ).hidden_states[2]
         kept = batch.sequence == row
         assert torch.allclose(together[kept], alone[0, batch.position[kept]], atol=1e-5)
 
@@ -142,7 +152,9 @@ def test_different_widths_are_refused_where_directions_are_compared(folders):
 
 def test_a_missing_model_says_how_to_point_at_a_folder(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(PairError, match=r"Cannot load 'nobody/nothing'.*hf download nobody/nothing.*model_pair.base.path=<folder>"):
+    with pytest.raises(
+        PairError, match=r"Cannot load 'nobody/nothing'.*hf download nobody/nothing.*model_pair.base.path=<folder>"
+    ):
         ModelPair(ModelSource("nobody/nothing"), ModelSource("nobody/nothing"))
 
 
@@ -150,7 +162,9 @@ def test_tokenizers_that_cut_text_differently_are_refused_with_an_example(tmp_pa
     other = build_tokenizer(["Anna has 3 apples"], size=300)
     save_model(tmp_path, other, seed=0)
     sources = ModelSource(str(folders["base"]), dtype="float32"), ModelSource(str(tmp_path), dtype="float32")
-    with pytest.raises(PairError, match=r"tokenize \d+ of the tried texts differently, such as '.*model_pair.align=by_text"):
+    with pytest.raises(
+        PairError, match=r"tokenize \d+ of the tried texts differently, such as '.*model_pair.align=by_text"
+    ):
         ModelPair(*sources).check_tokens([])
     by_text = ModelPair(*sources, align="by_text").load()
     assert by_text.check_tokens([]) == []

@@ -37,8 +37,17 @@ def make_run(folder, *, tables=("training", "latents", "examples")):
         finding("label_alignment/hesitation_follows/null_p95", 0.55),
         finding("label_alignment/hesitation_follows/token_rule", 0.53),
     ]
-    study = {"model_pair": f"a {HOSTILE}", "dictionary": "BatchTopK crosscoder", "layer": 3, "hookpoint": "resid_post", "latents": 40, "tokens": 1000}
-    (folder / "findings.json").write_text(json.dumps({"identity": "abc", "study": study, "findings": findings, "notes": ["One note."]}))
+    study = {
+        "model_pair": f"a {HOSTILE}",
+        "dictionary": "BatchTopK crosscoder",
+        "layer": 3,
+        "hookpoint": "resid_post",
+        "latents": 40,
+        "tokens": 1000,
+    }
+    (folder / "findings.json").write_text(
+        json.dumps({"identity": "abc", "study": study, "findings": findings, "notes": ["One note."]})
+    )
     content = {
         "training": {"step": [0, 20], "tokens": [10, 200], "loss/reconstruction": [5.0, 1.0], "explained_variance/base": [0.1, 0.9], "explained_variance/tuned": [float("nan"), 0.8]},
         "latents": {
@@ -57,7 +66,14 @@ def make_run(folder, *, tables=("training", "latents", "examples")):
 
 
 def opened(page, tmp_path, fragment="", *more):
-    command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", *more, "--dump-dom", f"file://{page}{fragment}"]
+    command = [
+        CHROMIUM,
+        *QUIET,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        *more,
+        "--dump-dom",
+        f"file://{page}{fragment}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not errors, errors
@@ -69,7 +85,9 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this ma
 
 def test_the_page_refers_to_nothing_outside(tmp_path):
     text = make_run(tmp_path / "run").read_text()
-    assert not re.search(r"""(?:src|href|url\()\s*=?\s*["']?(?:https?:)?//""", text.replace("http://www.w3.org/2000/svg", ""))
+    assert not re.search(
+        r"""(?:src|href|url\()\s*=?\s*["']?(?:https?:)?//""", text.replace("http://www.w3.org/2000/svg", "")
+    )
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
@@ -81,7 +99,16 @@ def test_hostile_text_cannot_leave_the_payload(tmp_path):
 @in_browser
 def test_headline_latents_and_label_are_drawn(tmp_path):
     dom = opened(make_run(tmp_path / "run"), tmp_path)
-    for shown in ("0.988", "0.877", "0.980 to 0.990", "0.842", "latent 7", "One note.", "All 12 findings", "what fidelity/dead_fraction means"):
+    for shown in (
+        "0.988",
+        "0.877",
+        "0.980 to 0.990",
+        "0.842",
+        "latent 7",
+        "One note.",
+        "All 12 findings",
+        "what fidelity/dead_fraction means",
+    ):
         assert shown in dom, shown
     rows = re.findall(r'id="latent-(\d+)"', dom)
     assert rows[0] == "39" and rows[-1] == "1" and "0" not in rows  # sorted by norm, dead ones left out

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import hydra
 import pytest
-from conftest import ROOT
 from omegaconf import OmegaConf
 
+from conftest import ROOT
 from tunediff.run import STUDY, build_dictionary, stream_key
 from tunediff.settings import build, check, check_command_line, identity
 from tunediff.shapes import Refused, Stream
@@ -46,7 +46,9 @@ def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option):
         build(node)
     for node in cfg.get("evaluation", {}).values():
         build(node)
-    build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option != "trainer=bf16" else None
+    build(
+        cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False
+    ) if option != "trainer=bf16" else None
     assert len(identity(cfg)) == 12
 
 
@@ -96,14 +98,20 @@ def test_legal_command_lines_pass():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+dictionary.latens=3"], "dictionary.latens is not a setting of tunediff.dictionary.Crosscoder. Did you mean dictionary.latents"),
+        (
+            ["+dictionary.latens=3"],
+            "dictionary.latens is not a setting of tunediff.dictionary.Crosscoder. Did you mean dictionary.latents",
+        ),
         (["dictionary.sparsity.k=many"], "dictionary.sparsity.k='many' is not of type int"),
         (["+colour=red"], "colour is not a setting here"),
         (["model_pair=local"], "model_pair.base.path: Missing mandatory value"),
         (["text.rows._target_=os.system"], "names a package that is not trusted"),
         (["text.rows._target_=tunediff.text.read_fils"], "cannot be imported"),
         (["text.context=[1,2]"], r"text.context=\[1, 2\] is not of type int"),
-        (["+trainer.precison=3"], "trainer.precison is not a setting of lightning.Trainer. Did you mean trainer.precision"),
+        (
+            ["+trainer.precison=3"],
+            "trainer.precison is not a setting of lightning.Trainer. Did you mean trainer.precision",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_by_name(overrides, message):
@@ -145,19 +153,32 @@ def test_any_change_of_any_setting_changes_the_identity():
 def test_what_cannot_change_a_number_leaves_the_identity():
     same = [composed(), composed("trainer=cpu"), composed("logger=csv"), composed("trust=[x]")]
     assert len({identity(cfg) for cfg in same}) == 1
-    assert identity(composed("activations=stored")) == identity(composed("activations=stored", "activations.folder=elsewhere"))
+    assert identity(composed("activations=stored")) == identity(
+        composed("activations=stored", "activations.folder=elsewhere")
+    )
 
 
 def test_stored_rows_are_shared_by_what_does_not_decide_them():
     key = stream_key(composed())
-    assert key == stream_key(composed("seed=3", "dictionary.sparsity.k=5", "optimizer.learning_rate=1e-4", "budget.latents=99"))
-    for change in ("layer=1", "text.seed=4", "dictionary/hookpoint=mlp_out", "budget.tokens=5", "model_pair.base.dtype=bfloat16"):
+    assert key == stream_key(
+        composed("seed=3", "dictionary.sparsity.k=5", "optimizer.learning_rate=1e-4", "budget.latents=99")
+    )
+    for change in (
+        "layer=1",
+        "text.seed=4",
+        "dictionary/hookpoint=mlp_out",
+        "budget.tokens=5",
+        "model_pair.base.dtype=bfloat16",
+    ):
         assert key != stream_key(composed(change)), change
 
 
 def test_settings_are_refused_where_they_are_built():
     for overrides, message in (
-        (["dictionary.sparsity.k=9999", "dictionary.sparsity.k_start=null", "dictionary.sparsity.k_anneal=0"], "k=9999 is larger than the dictionary"),
+        (
+            ["dictionary.sparsity.k=9999", "dictionary.sparsity.k_start=null", "dictionary.sparsity.k_anneal=0"],
+            "k=9999 is larger than the dictionary",
+        ),
         (["dictionary.sparsity.k_start=null"], "k_anneal=0.1 has no start"),
     ):
         with pytest.raises(Refused, match=message):

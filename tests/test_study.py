@@ -9,8 +9,8 @@ import sys
 
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, save_model
 
+from conftest import ROOT, save_model
 from tunediff.toy.tokenizer import build_tokenizer
 
 SMALL = ["scale=smoke", "trainer=cpu"]
@@ -18,7 +18,14 @@ SMALL = ["scale=smoke", "trainer=cpu"]
 
 def call(*words, cwd=ROOT, good=True, **environment):
     command = [sys.executable, "-W", "error::UserWarning:tunediff", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env={**os.environ, "WANDB_SILENT": "true", **environment})
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "WANDB_SILENT": "true", **environment},
+    )
     assert (done.returncode == 0) == good, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -52,7 +59,9 @@ def test_the_saved_config_runs_again_to_the_same_numbers(run, tmp_path):
     folder, _ = run
     call("train.py", "--config-path", folder, "--config-name", "config", f"hydra.run.dir={tmp_path}")
     assert findings(tmp_path) == findings(folder)
-    assert (tmp_path / "dictionary" / "weights.safetensors").read_bytes() == (folder / "dictionary" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "dictionary" / "weights.safetensors").read_bytes() == (
+        folder / "dictionary" / "weights.safetensors"
+    ).read_bytes()
     assert json.loads((tmp_path / "identity.json").read_text()) == json.loads((folder / "identity.json").read_text())
 
 
@@ -61,7 +70,10 @@ def test_an_old_run_is_measured_again_to_the_same_numbers(run, tmp_path):
     before = findings(folder)
     call("evaluate.py", f"run={folder}", "evaluation=[geometry,fidelity]", "trainer=cpu")
     assert findings(folder) == before
-    assert "auroc/hesitation_follows" in pyarrow.parquet.read_table(folder / "tables" / "latents.parquet").column_names or True
+    assert (
+        "auroc/hesitation_follows" in pyarrow.parquet.read_table(folder / "tables" / "latents.parquet").column_names
+        or True
+    )
     assert "is no finished run" in call("evaluate.py", f"run={tmp_path}", good=False)
 
 
@@ -76,7 +88,13 @@ def test_stored_activations_give_the_study_of_live_ones(tmp_path):
     """In bfloat16 both: the weights are the same to the bit."""
     common = [*SMALL, "evaluation=none", "activations.dtype=bfloat16"]
     call("train.py", *common, f"hydra.run.dir={tmp_path / 'live'}")
-    said = call("train.py", *common, "activations=stored", f"activations.folder={tmp_path / 'rows'}", f"hydra.run.dir={tmp_path / 'stored'}")
+    said = call(
+        "train.py",
+        *common,
+        "activations=stored",
+        f"activations.folder={tmp_path / 'rows'}",
+        f"hydra.run.dir={tmp_path / 'stored'}",
+    )
     assert "Storing 10,240 tokens x 192 values" in said
     weights = [(tmp_path / kind / "dictionary" / "weights.safetensors").read_bytes() for kind in ("live", "stored")]
     assert weights[0] == weights[1]
@@ -89,7 +107,10 @@ def test_the_null_control_has_only_shared_latents(tmp_path):
     assert all(cosine > 0.9999 for cosine in table["decoder_cosine"])
 
 
-@pytest.mark.parametrize("change", ["dictionary/normalisation=sequence_zscore", "dictionary/normalisation=unit_rms", "layer=[1,3]", "trainer=bf16"])
+@pytest.mark.parametrize(
+    "change",
+    ["dictionary/normalisation=sequence_zscore", "dictionary/normalisation=unit_rms", "layer=[1,3]", "trainer=bf16"],
+)
 def test_other_choices_run_to_the_end(change, tmp_path):
     words = [w for w in SMALL if not (change.startswith("trainer") and w.startswith("trainer"))]
     call("train.py", *words, change, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}")
@@ -97,7 +118,14 @@ def test_other_choices_run_to_the_end(change, tmp_path):
 
 
 def test_loggers_hold_the_same_numbers(tmp_path):
-    call("train.py", *SMALL, "evaluation=[fidelity]", "logger=[csv,wandb]", f"hydra.run.dir={tmp_path}", WANDB_MODE="offline")
+    call(
+        "train.py",
+        *SMALL,
+        "evaluation=[fidelity]",
+        "logger=[csv,wandb]",
+        f"hydra.run.dir={tmp_path}",
+        WANDB_MODE="offline",
+    )
     csv = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
     assert "fidelity/explained_variance/base" in csv.splitlines()[0] and "loss/reconstruction" in csv.splitlines()[0]
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
@@ -174,9 +202,15 @@ def test_a_half_billion_pair_trains_50_steps_within_12_gb(tmp_path, data_folder)
     ("words", "message"),
     [
         (["laier=3"], "error: laier is not a setting here. Did you mean layer?"),
-        (["layer=9"], "error: layer=9 is out of range: the base model pkg://tunediff.toy/weights/base has layers 0 to 3."),
+        (
+            ["layer=9"],
+            "error: layer=9 is out of range: the base model pkg://tunediff.toy/weights/base has layers 0 to 3.",
+        ),
         (["l1_schedule=warmup"], "error: l1_schedule is Warmup(warmup=0.05), but BatchTopK has no L1 term to schedule"),
-        (["dictionary.sparsity.k=100"], "error: dictionary.sparsity.k=100 is larger than the dictionary: it has 64 latents"),
+        (
+            ["dictionary.sparsity.k=100"],
+            "error: dictionary.sparsity.k=100 is larger than the dictionary: it has 64 latents",
+        ),
         (["text=traces", "text.rows.path=missing.jsonl"], "error: No file at 'missing.jsonl'"),
         (["model_pair=r1_vs_qwen"], "error: Cannot load 'Qwen/Qwen2.5-Math-1.5B'"),
         (["budget.tokens=10"], "error: budget.tokens=10 is less than one batch of optimizer.batch=1024."),
@@ -206,13 +240,18 @@ def test_every_command_of_the_readme_runs(run, byte_pair, data_folder, tmp_path)
     assert len(commands) >= 9
     for number, command in enumerate(commands):
         command = command.replace("<run folder, absolute>", str(folder)).replace("<run folder>", str(folder))
-        command = command.replace("tuned.path=<folder>", f"tuned.path={tuned}").replace("base.path=<folder>", f"base.path={base}")
+        command = command.replace("tuned.path=<folder>", f"tuned.path={tuned}").replace(
+            "base.path=<folder>", f"base.path={base}"
+        )
         command = command.replace("<file.jsonl>", str(data_folder / "reasoning_traces" / "traces.jsonl.gz"))
         words = shlex.split(command)[1:]
         place = "hydra.sweep.dir" if "-m" in words else "hydra.run.dir"
         if words[0] == "train.py":
             small = [] if "--config-path" in words else ["evaluation=none", "trainer=cpu", "scale=smoke"]
-            words = [w for w in words if not w.startswith(("scale=", "trainer="))] + [*small, f"{place}={tmp_path / str(number)}"]
+            words = [w for w in words if not w.startswith(("scale=", "trainer="))] + [
+                *small,
+                f"{place}={tmp_path / str(number)}",
+            ]
         if words[0] == "compare.py":
             words[1] = str(folder)
         needs_hub = "r1_vs_qwen" in command

@@ -17,7 +17,9 @@ ROWS = list(itertools.islice(language.rows(0, "trace"), 200))
 
 
 def toy_text(**settings):
-    return Text(lambda: iter(ROWS), **{"context": 256, "held_out": 0.1, "window": 32, "tokens_per_batch": 1024, **settings})
+    return Text(
+        lambda: iter(ROWS), **{"context": 256, "held_out": 0.1, "window": 32, "tokens_per_batch": 1024, **settings}
+    )
 
 
 def test_segments_cover_the_text_and_name_its_parts(tokenizer):
@@ -25,7 +27,9 @@ def test_segments_cover_the_text_and_name_its_parts(tokenizer):
     assert "".join(rendered.text[a:b] for a, b, _ in rendered.segments) == rendered.text
     parts = {name: rendered.text[a:b] for a, b, name in rendered.segments}
     assert list(parts) == ["prompt", "prefix", "thinking", "answer"]
-    assert parts["prefix"].removeprefix("<think>\n").startswith(("Okay, so", "Alright, so")) and parts["prefix"].endswith(".")
+    assert parts["prefix"].removeprefix("<think>\n").startswith(("Okay, so", "Alright, so")) and parts[
+        "prefix"
+    ].endswith(".")
     assert parts["answer"].startswith("The answer is")
 
 
@@ -35,7 +39,11 @@ def test_a_toy_row_is_rendered_as_the_models_were_trained(tokenizer):
 
 
 def test_a_template_that_opens_the_thinking_is_not_opened_twice(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("<｜Assistant｜>{% endif %}", "<｜Assistant｜><think>\n{% endif %}"))
+    monkeypatch.setattr(
+        tokenizer,
+        "chat_template",
+        tokenizer.chat_template.replace("<｜Assistant｜>{% endif %}", "<｜Assistant｜><think>\n{% endif %}"),
+    )
     assert render(ROWS[0], tokenizer).text.count("<think>") == 1
 
 
@@ -86,7 +94,9 @@ def test_the_two_sides_of_the_split_share_no_problem_and_hold_every_row():
 
 def test_every_token_is_delivered_once_a_pass_with_little_padding(tokenizer):
     text = toy_text(window=128)
-    expected = [i for row in text.named_rows(held_out=False) for d in text.documents(row, [tokenizer]) for i in d.ids[0]]
+    expected = [
+        i for row in text.named_rows(held_out=False) for d in text.documents(row, [tokenizer]) for i in d.ids[0]
+    ]
     batches, delivered, padded = text.batches([tokenizer]), [], 0
     while True:
         batch = next(batches)
@@ -115,7 +125,10 @@ def test_two_tokenizers_are_paired_by_the_character_their_tokens_end_on(tokenize
     assert len(compare_tokenizers(tokenizer, other).examples) > 0
     text = toy_text()
     row = next(text.named_rows(held_out=False))
-    for document in [*text.documents(row, [tokenizer, other]), *toy_text(context=32).documents(row, [tokenizer, other])]:
+    for document in [
+        *text.documents(row, [tokenizer, other]),
+        *toy_text(context=32).documents(row, [tokenizer, other]),
+    ]:
         assert len(document.places[0]) == len(document.places[1]) > 0
         for a, b in zip(*document.places, strict=True):
             first, second = tokenizer.decode([document.ids[0][a]]), other.decode([document.ids[1][b]])

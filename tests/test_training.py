@@ -35,7 +35,9 @@ class Planted:
 
 
 def member(sparsity, **settings):
-    dictionary = Crosscoder(STREAMS, latents=24, sparsity=sparsity, normalisation=partial(Normalisation, kind="none", sink_multiple=None))
+    dictionary = Crosscoder(
+        STREAMS, latents=24, sparsity=sparsity, normalisation=partial(Normalisation, kind="none", sink_multiple=None)
+    )
     schedules = {"l1_schedule": Constant(), "learning_rate_schedule": WarmupCooldown(0.05, 0.2)}
     return Member("m", dictionary, Reconstruction(dead_after=5_000), **{**schedules, "learning_rate": 5e-3, **settings})
 
@@ -84,7 +86,9 @@ def test_identical_models_give_relative_norm_a_half_and_cosine_1():
     trained = member(BatchTopK(2))
     fit([trained], source=Twins())
     base, tuned = trained.dictionary.W_dec.split(8, dim=-1)
-    assert torch.allclose(base.norm(dim=-1) / (base.norm(dim=-1) + tuned.norm(dim=-1)), torch.full((24,), 0.5), atol=1e-5)
+    assert torch.allclose(
+        base.norm(dim=-1) / (base.norm(dim=-1) + tuned.norm(dim=-1)), torch.full((24,), 0.5), atol=1e-5
+    )
     assert torch.allclose(torch.nn.functional.cosine_similarity(base, tuned), torch.ones(24), atol=1e-5)
 
 

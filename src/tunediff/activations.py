@@ -118,7 +118,14 @@ def store(source: Source, folder: Path, *, tokens: int, width: int, moments: int
     folder.mkdir(parents=True, exist_ok=True)
     needed = tokens * (2 * width + 8 * moments)
     free = shutil.disk_usage(folder).free
-    log.info("Storing %s tokens x %s values: %.2f GB at %s (%.1f GB free).", f"{tokens:,}", width, needed / 1e9, folder, free / 1e9)
+    log.info(
+        "Storing %s tokens x %s values: %.2f GB at %s (%.1f GB free).",
+        f"{tokens:,}",
+        width,
+        needed / 1e9,
+        folder,
+        free / 1e9,
+    )
     if needed > free:
         raise ActivationError(
             f"Storing {tokens:,} tokens x {width} values needs {needed / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free. "
@@ -227,7 +234,9 @@ class Live:
     dtype: str = "float32"
     fit_tokens: int = 20_000
 
-    def source(self, pair: ModelPair, text: Text, streams: Sequence[Stream], *, tokens: int, moments: bool, key: str) -> Source:
+    def source(
+        self, pair: ModelPair, text: Text, streams: Sequence[Stream], *, tokens: int, moments: bool, key: str
+    ) -> Source:
         return LiveRows(pair, text, streams, dtype=getattr(torch, self.dtype), moments=moments)
 
 
@@ -241,7 +250,9 @@ class Stored:
     dtype: str = "bfloat16"
     fit_tokens: int = 20_000
 
-    def source(self, pair: ModelPair, text: Text, streams: Sequence[Stream], *, tokens: int, moments: bool, key: str) -> Source:
+    def source(
+        self, pair: ModelPair, text: Text, streams: Sequence[Stream], *, tokens: int, moments: bool, key: str
+    ) -> Source:
         live = LiveRows(pair, text, streams, dtype=torch.bfloat16, moments=moments)
         width = sum(stream.width for stream in streams)
         count = len(streams) if moments else 0
@@ -315,7 +326,9 @@ class ShuffledRows:
                 rows = Rows(rows.values[:room], None if rows.moments is None else rows.moments[:room])
             if self.values is None:
                 self.values = rows.values.new_empty(self.capacity, rows.values.shape[1])
-                self.moments = None if rows.moments is None else rows.moments.new_empty(self.capacity, *rows.moments.shape[1:])
+                self.moments = (
+                    None if rows.moments is None else rows.moments.new_empty(self.capacity, *rows.moments.shape[1:])
+                )
             place = empty[filled : filled + len(rows.values)].to(self.values.device)
             self.values[place] = rows.values
             if self.moments is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, reading
 from tunediff.shapes import BASE, ROLES, TUNED, Refused, Stream
 from tunediff.text import Batch, compare_tokenizers
-
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
 
@@ -63,7 +63,9 @@ class ModelSource:
 
     def _get(self, kind, **options):
         try:
-            return kind.from_pretrained(self.location, revision=self.revision or "main", trust_remote_code=False, **options)
+            return kind.from_pretrained(
+                self.location, revision=self.revision or "main", trust_remote_code=False, **options
+            )
         except OSError as error:
             raise PairError(
                 f"Cannot load '{self.path}': it is no local folder with a model, and the Hub did not give it "
@@ -128,13 +130,17 @@ class ModelPair:
     def depth(self, role: str) -> int:
         return self.configs[role].num_hidden_layers
 
-    def streams(self, hookpoint: str, layer: int | float | Sequence[int | float], *, equal_widths: bool = True) -> list[Stream]:
+    def streams(
+        self, hookpoint: str, layer: int | float | Sequence[int | float], *, equal_widths: bool = True
+    ) -> list[Stream]:
         """The places a crosscoder reads: every layer asked for, base then tuned. An integer counts from 0, a fraction
         below 1 is a relative depth (0.5 is half of each model)."""
         check_hookpoint(hookpoint)
         layers = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
         found = [
-            Stream(role, hookpoint, self._layer(role, one), self.configs[role].hidden_size) for one in layers for role in ROLES
+            Stream(role, hookpoint, self._layer(role, one), self.configs[role].hidden_size)
+            for one in layers
+            for role in ROLES
         ]
         widths = {stream.role: stream.width for stream in found}
         if equal_widths and len(set(widths.values())) > 1:
@@ -182,15 +188,10 @@ class ModelPair:
         whole: dict[tuple[str, Point], Tensor] = {}
         for role in dict.fromkeys(stream.role for stream in streams):
             points = [Point(s.hookpoint, s.layer) for s in streams if s.role == role]
-            with reading(self.models[role], points) as read:
-                try:
-                    self.models[role].base_model(**self.inputs(role, batch), use_cache=False)
-                except ForwardStopped:
-                    pass
+            with reading(self.models[role], points) as read, suppress(ForwardStopped):
+                self.models[role].base_model(**self.inputs(role, batch), use_cache=False)
             whole |= {(role, point): value for point, value in read.items()}
-        return [
-            whole[s.role, Point(s.hookpoint, s.layer)].flatten(0, 1)[self.places(s.role, batch)] for s in streams
-        ]
+        return [whole[s.role, Point(s.hookpoint, s.layer)].flatten(0, 1)[self.places(s.role, batch)] for s in streams]
 
     def places(self, role: str, batch: Batch) -> Tensor:
         return batch.places[self.entry(role)].to(self.device(role))
@@ -199,4 +200,3 @@ class ModelPair:
     def logits(self, role: str, batch: Batch) -> Tensor:
         """[batch, position, vocabulary] in float32."""
         return self.models[role](**self.inputs(role, batch), use_cache=False).logits.float()
-

@@ -54,12 +54,16 @@ def study(cfg: DictConfig) -> float | None:
     # everything that can be wrong is asked before weights are loaded
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
-    streams = pair.streams(cfg.dictionary.hookpoint.name, plain(cfg.layer), equal_widths=cfg.dictionary.hookpoint.equal_widths)
+    streams = pair.streams(
+        cfg.dictionary.hookpoint.name, plain(cfg.layer), equal_widths=cfg.dictionary.hookpoint.equal_widths
+    )
     notes = pair.check_tokens(text.samples())
     dictionary = build_dictionary(cfg.dictionary, streams)
     steps = cfg.budget.tokens // cfg.optimizer.batch
     if steps < 1:
-        raise Refused(f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}.")
+        raise Refused(
+            f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
+        )
     member = Member(
         name=identity(cfg),
         dictionary=dictionary,
@@ -92,7 +96,12 @@ def study(cfg: DictConfig) -> float | None:
     def source():
         needs_moments = dictionary.normalisation.needs_moments
         return activations.source(
-            pair, text, streams, tokens=cfg.budget.tokens + activations.fit_tokens, moments=needs_moments, key=stream_key(cfg)
+            pair,
+            text,
+            streams,
+            tokens=cfg.budget.tokens + activations.fit_tokens,
+            moments=needs_moments,
+            key=stream_key(cfg),
         )
 
     dictionary.fit(take(source(), activations.fit_tokens))
@@ -149,7 +158,9 @@ def compare(folders: Iterable[str]) -> str:
     """Headline findings of runs and sweeps, one line a run."""
     runs = sorted({path.parent for folder in folders for path in Path(folder).rglob("findings.json")})
     if not runs:
-        raise Refused(f"No run with findings.json under {', '.join(map(str, folders)) or 'nothing: name run or sweep folders'}.")
+        raise Refused(
+            f"No run with findings.json under {', '.join(map(str, folders)) or 'nothing: name run or sweep folders'}."
+        )
     table = [["pair", "dictionary", "layer", "seed", *HEADLINE.values(), "run"]]
     for run in runs:
         read = json.loads((run / "findings.json").read_text())
@@ -158,7 +169,9 @@ def compare(folders: Iterable[str]) -> str:
         row += ["-" if values.get(name) is None else f"{values[name]:.4g}" for name in HEADLINE]
         table.append([*row, str(run)])
     widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
 
 
 # -- parts of the stories --------------------------------------------------------------------------------------------
@@ -220,14 +233,18 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
     kept = {key: cfg[key] if key == "logger" else plain(cfg[key]) for key in cfg}
     text = OmegaConf.to_yaml(OmegaConf.create({**kept, "hydra": HYDRA}))
     write_atomically(folder / "config.yaml", text)
-    write_atomically(folder / "identity.json", json.dumps({"identity": identity(cfg), "settings": material(cfg)}, indent=1))
+    write_atomically(
+        folder / "identity.json", json.dumps({"identity": identity(cfg), "settings": material(cfg)}, indent=1)
+    )
 
 
 # where a run that is started from its own config.yaml goes
 HYDRA = {"run": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}"}, "job": {"chdir": False}}
 
 
-def write_findings(folder: Path, found: Iterable[Finding | Table | Note], described: Mapping[str, Any]) -> dict[str, dict]:
+def write_findings(
+    folder: Path, found: Iterable[Finding | Table | Note], described: Mapping[str, Any]
+) -> dict[str, dict]:
     """findings.json and tables/*.parquet. Tables of one name share their rows and join their columns; findings, notes
     and tables of an earlier call stay unless named again."""
     path = folder / "findings.json"
@@ -268,8 +285,10 @@ def write_atomically(path: Path, text: str) -> None:
 def finish(folder: Path, findings: Mapping[str, dict]) -> None:
     """The page, and the last line of the run."""
     page = write_report(folder)
-    parts = [f"{title} {findings[name]['value']:.4g}" for name, title in HEADLINE.items() if findings.get(name, {}).get("value") is not None]
+    parts = [
+        f"{title} {findings[name]['value']:.4g}"
+        for name, title in HEADLINE.items()
+        if findings.get(name, {}).get("value") is not None
+    ]
     log.info("%s", ", ".join(parts))
     log.info("page: %s", page)
-
-

@@ -75,7 +75,9 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
         overrides = OverridesParser.create().parse_overrides(words)
     except hydra.errors.HydraException:
         return  # Hydra's own message on the grammar is good
-    groups = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir() and path.name != "__pycache__"}
+    groups = {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir() and path.name != "__pycache__"
+    }
     chosen = [o for o in overrides if o.key_or_group in groups]
     searched = [o for o in overrides if o.key_or_group == "hydra.searchpath"]
     if not searched:
@@ -121,7 +123,9 @@ def _keys(node: Any, path: str = "") -> Iterator[str]:
 def _nearest(word: str, legal: typing.Iterable[str], kind: str) -> str:
     legal = sorted((key for key in legal if not key.endswith("_")), key=lambda key: (key.count("."), key))
     last = word.rpartition(".")[2]
-    close = [key for key in legal if key.rpartition(".")[2] == last] or difflib.get_close_matches(word, legal, n=1, cutoff=0.6)
+    close = [key for key in legal if key.rpartition(".")[2] == last] or difflib.get_close_matches(
+        word, legal, n=1, cutoff=0.6
+    )
     if not close:
         words = difflib.get_close_matches(last, [key.rpartition(".")[2] for key in legal], n=1, cutoff=0.6)
         close = [key for key in legal if words and key.rpartition(".")[2] == words[0]]
@@ -192,12 +196,19 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
     if isinstance(value, Mapping) and "_target_" in value:
         return
     scalars = [part for part in (typing.get_args(hint) or (hint,)) if part in (int, float, bool, str, type(None))]
-    if isinstance(value, str) and scalars and str not in scalars and len(scalars) == len(typing.get_args(hint) or (hint,)):
+    if (
+        isinstance(value, str)
+        and scalars
+        and str not in scalars
+        and len(scalars) == len(typing.get_args(hint) or (hint,))
+    ):
         raise Refused(f"{path}={value!r} is not of type {_spelled(hint)}.")
     try:
         pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
     except pydantic.ValidationError as error:
-        raise Refused(f"{path}={value!r} is not of type {_spelled(hint)}: {error.errors()[0]['msg'].lower()}.") from error
+        raise Refused(
+            f"{path}={value!r} is not of type {_spelled(hint)}: {error.errors()[0]['msg'].lower()}."
+        ) from error
     except pydantic.PydanticUserError:
         return  # a type that cannot be checked by value, such as a module
 

@@ -175,7 +175,9 @@ def _opening(tokenizer) -> str:
 def _moved(row: Mapping[str, Any], starts: Mapping[str, int]) -> list[Span]:
     """Label spans, given within a field, as spans of the rendered text."""
     spans = row.get("spans") or ()
-    return [(starts[field] + first, starts[field] + last, name) for field, first, last, name in spans if field in starts]
+    return [
+        (starts[field] + first, starts[field] + last, name) for field, first, last, name in spans if field in starts
+    ]
 
 
 # -- tokenizers of a pair --------------------------------------------------------------------------------------------
@@ -366,7 +368,11 @@ class TextBatches:
         documents = list(itertools.islice(self._source, self.text.window))
         if not documents:
             if self.window == 0:
-                side = "evaluate on: raise text.held_out" if self.held_out else "train on: the text is empty or filtered away"
+                side = (
+                    "evaluate on: raise text.held_out"
+                    if self.held_out
+                    else "train on: the text is empty or filtered away"
+                )
                 raise TextError(f"The text has no tokens to {side}.")
             self.epoch, self.window, self.batch, self._source = self.epoch + 1, 0, 0, None
             return self._next_groups(0)
@@ -398,7 +404,8 @@ def collate(documents: Sequence[Document]) -> Batch:
             ids[m][n, : len(document.ids[m])] = torch.tensor(document.ids[m])
             mask[m][n, : len(document.ids[m])] = 1
     places = tuple(
-        torch.tensor([n * lengths[m] + place for n, d in enumerate(documents) for place in d.places[m]]) for m in tokenizers
+        torch.tensor([n * lengths[m] + place for n, d in enumerate(documents) for place in d.places[m]])
+        for m in tokenizers
     )
     sequence = torch.tensor([n for n, d in enumerate(documents) for _ in d.segments])
     names = sorted({name for d in documents for name in d.labels})

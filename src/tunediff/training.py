@@ -24,7 +24,6 @@ from tunediff.objectives import Losses, Reconstruction
 from tunediff.schedules import Constant, Schedule
 from tunediff.shapes import ROLES, Refused, Rows
 
-
 for noisy in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
     logging.getLogger(noisy).setLevel(logging.WARNING)  # devices found and advertisements, at every start
 
@@ -76,7 +75,8 @@ class DictionaryTraining(L.LightningModule):
 
     def configure_optimizers(self):
         return [
-            torch.optim.Adam(m.dictionary.parameters(), lr=m.learning_rate, betas=m.betas, fused=True) for m in self.members
+            torch.optim.Adam(m.dictionary.parameters(), lr=m.learning_rate, betas=m.betas, fused=True)
+            for m in self.members
         ]
 
     def training_step(self, batch: Rows, _: int) -> None:
@@ -107,9 +107,7 @@ class DictionaryTraining(L.LightningModule):
             self.record(member, batch, losses, dead, {"learning_rate": learning_rate, **settings})
 
     @torch.no_grad()
-    def record(
-        self, member: Member, batch: Rows, losses: Losses, dead: Tensor, settings: Mapping[str, float]
-    ) -> None:
+    def record(self, member: Member, batch: Rows, losses: Losses, dead: Tensor, settings: Mapping[str, float]) -> None:
         """One line of the training curves; the only place where numbers leave the device."""
         dictionary = member.dictionary
         target = dictionary.normalisation.normalise(*batch)

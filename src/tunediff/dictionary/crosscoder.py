@@ -71,7 +71,9 @@ class Crosscoder(nn.Module):
             return torch.cat([decoder_norm * nn.functional.normalize(d, dim=-1) for d in drawn], dim=-1)
 
         self.W_dec = nn.Parameter(directions())
-        self.W_enc = nn.Parameter((self.W_dec.detach() if encoder_start == "transpose" else directions()).T.contiguous())
+        self.W_enc = nn.Parameter(
+            (self.W_dec.detach() if encoder_start == "transpose" else directions()).T.contiguous()
+        )
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.b_dec = nn.Parameter(torch.zeros(sum(self.widths)))
         # norm of a decoder row as stored * unit = its norm in the units it was trained in; 1 unless rebased

@@ -68,9 +68,7 @@ class BatchTopK(Sparsity):
 
     threshold: Tensor
 
-    def __init__(
-        self, k: int, *, k_start: int | None = None, k_anneal: float = 0.0, threshold_memory: float = 0.99
-    ):
+    def __init__(self, k: int, *, k_start: int | None = None, k_anneal: float = 0.0, threshold_memory: float = 0.99):
         super().__init__()
         if k < 1:
             raise Refused(f"dictionary.sparsity.k={k}: at least one latent a token must be active.")

@@ -66,14 +66,20 @@ class Fidelity:
         yield from self._findings(sums)
         yield documents_table(sums)
 
-    def _add(self, sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: dict[str, Tensor]) -> None:
+    def _add(
+        self, sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: dict[str, Tensor]
+    ) -> None:
         batch, admitted = reading.batch, reading.admitted.cpu()
         values, spliced = trained.part(reading.rows.values, role).double(), trained.part(restored, role)
         unexplained = (values - spliced).square().sum(-1).cpu()
         columns = {"tokens": admitted.double(), "unexplained": unexplained * admitted}
         clean, scored = predictions(trained, reading, role, None)
         columns["predicted"] = scored.double()
-        ablations = {"spliced": spliced, "zero": torch.zeros_like(spliced), "mean": means[ALL].to(spliced).expand_as(spliced)}
+        ablations = {
+            "spliced": spliced,
+            "zero": torch.zeros_like(spliced),
+            "mean": means[ALL].to(spliced).expand_as(spliced),
+        }
         targets = batch.token if trained.pair.entry(role) == 0 else batch.ids[1].flatten()[batch.places[1]]
         targets = targets[scored].to(clean.device)[:, None]
         columns["ce_clean"] = _spread_out(-clean.gather(1, targets)[:, 0], scored)
@@ -96,12 +102,18 @@ class Fidelity:
     def _l0(self, active: Tensor, fired: Tensor) -> Iterator[Finding]:
         tokens = active.sum()
         yield Finding(
-            "fidelity/l0/mean", float((active * torch.arange(len(active))).sum() / tokens), meaning="active latents a token"
+            "fidelity/l0/mean",
+            float((active * torch.arange(len(active))).sum() / tokens),
+            meaning="active latents a token",
         )
         below = active.cumsum(0) / tokens
         for quantile in (0.1, 0.5, 0.9):
             level = int((below >= quantile).nonzero()[0])
-            yield Finding(f"fidelity/l0/p{quantile * 100:.0f}", level, meaning=f"{quantile:.0%} quantile of active latents a token")
+            yield Finding(
+                f"fidelity/l0/p{quantile * 100:.0f}",
+                level,
+                meaning=f"{quantile:.0%} quantile of active latents a token",
+            )
         meaning = f"share of latents that fired on none of {int(tokens):,} held-out tokens"
         yield Finding("fidelity/dead_fraction", float((~fired).float().mean()), meaning=meaning)
 

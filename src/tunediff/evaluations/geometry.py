@@ -70,12 +70,16 @@ class Geometry:
             "other": "between these bands",
         }
         for i, kind in enumerate(KINDS):
-            yield Finding(f"geometry/count/{kind}", int(((kinds == i) & alive).sum()), meaning=f"alive latents, {bounds[kind]}")
+            yield Finding(
+                f"geometry/count/{kind}", int(((kinds == i) & alive).sum()), meaning=f"alive latents, {bounds[kind]}"
+            )
 
     def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]
         meaning = "mean cosine of the two decoder rows of a shared latent"
-        yield Finding("geometry/decoder_cosine/shared_mean", float(shared.mean()) if len(shared) else None, meaning=meaning)
+        yield Finding(
+            "geometry/decoder_cosine/shared_mean", float(shared.mean()) if len(shared) else None, meaning=meaning
+        )
         generator = torch.Generator().manual_seed(0)
         first, second = torch.randint(len(cosine), (2, self.random_pairs), generator=generator)
         different = first != second

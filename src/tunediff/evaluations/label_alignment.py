@@ -45,11 +45,17 @@ class LabelAlignment:
         yield Finding(f"{where}/latent", best, meaning="number of that latent")
         null = self._null(ranks, truth, select, test)
         yield Finding(f"{where}/null_mean", float(null.mean()), meaning="the same with shuffled labels, mean")
-        yield Finding(f"{where}/null_p95", float(null.quantile(0.95)), meaning="the same with shuffled labels, 95 % quantile")
+        yield Finding(
+            f"{where}/null_p95", float(null.quantile(0.95)), meaning="the same with shuffled labels, 95 % quantile"
+        )
         rules = {name: rule_auroc(values, truth, select, test) for name, values in tokens.items()}
         name = max(rules, key=lambda rule: rules[rule][0])
-        yield Finding(f"{where}/token_rule", rules[name][1], meaning=f"AUROC of the best rule without the model: the {name}")
-        yield Finding(f"{where}/share", float(truth.float().mean()), meaning="share of the looked-at tokens with the label")
+        yield Finding(
+            f"{where}/token_rule", rules[name][1], meaning=f"AUROC of the best rule without the model: the {name}"
+        )
+        yield Finding(
+            f"{where}/share", float(truth.float().mean()), meaning="share of the looked-at tokens with the label"
+        )
         columns = {"latent": list(range(len(tested))), f"auroc/{self.label}": tested.tolist()}
         columns[f"auroc_select/{self.label}"] = chosen_by.tolist()
         yield Table("latents", columns)
@@ -61,7 +67,9 @@ class LabelAlignment:
             batch = reading.batch
             if self.label not in batch.labels or (self.at and self.at not in batch.labels):
                 continue
-            here = reading.admitted.cpu() & (batch.labels[self.at] if self.at else torch.ones_like(batch.token, dtype=torch.bool))
+            here = reading.admitted.cpu() & (
+                batch.labels[self.at] if self.at else torch.ones_like(batch.token, dtype=torch.bool)
+            )
             latents.append(reading.latents.cpu()[here])
             truth.append(batch.labels[self.label][here])
             document.append(batch.document[here])
@@ -118,7 +126,9 @@ def delong_interval(scores: Tensor, truth: Tensor) -> tuple[float, float]:
 
     def placement(values: Tensor, against: Tensor) -> Tensor:
         ordered = against.sort().values
-        return (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)) / 2 / len(against)
+        return (
+            (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)) / 2 / len(against)
+        )
 
     over, under = placement(labelled, rest), placement(rest, labelled)
     error = (over.var() / len(over) + under.var() / len(under)).sqrt()

@@ -39,14 +39,19 @@ class Reconstruction:
     dead_after   tokens without firing after which a latent counts as dead
     """
 
-    def __init__(self, *, squared: bool = True, aux_weight: float = 1 / 32, aux_latents: int | None = None, dead_after: int = 10_000_000):
+    def __init__(
+        self,
+        *,
+        squared: bool = True,
+        aux_weight: float = 1 / 32,
+        aux_latents: int | None = None,
+        dead_after: int = 10_000_000,
+    ):
         if aux_weight < 0:
             raise Refused(f"dictionary.objective.aux_weight={aux_weight}: a weight is not negative.")
         self.squared, self.aux_weight, self.aux_latents, self.dead_after = squared, aux_weight, aux_latents, dead_after
 
-    def __call__(
-        self, dictionary: Crosscoder, rows: Rows, *, dead: Tensor, settings: Mapping[str, float]
-    ) -> Losses:
+    def __call__(self, dictionary: Crosscoder, rows: Rows, *, dead: Tensor, settings: Mapping[str, float]) -> Losses:
         """`dead` [latent] bool; `settings` holds this step's l1 factor and the sparsity's own schedules (k)."""
         with torch.no_grad():
             target = dictionary.normalisation.normalise(*rows)

@@ -77,7 +77,9 @@ def _examples_of(columns: dict[str, list], wanted: set[int]) -> dict[str, list]:
     grouped: dict[str, list] = {}
     for n, latent in enumerate(columns["latent"]):
         if latent in wanted:
-            grouped.setdefault(str(latent), []).append({name: values[n] for name, values in columns.items() if name != "latent"})
+            grouped.setdefault(str(latent), []).append(
+                {name: values[n] for name, values in columns.items() if name != "latent"}
+            )
     return grouped
 
 

@@ -243,7 +243,9 @@ def build(out: Path, *, seed: int = 0, smoke: bool = False) -> dict:
     torch.use_deterministic_algorithms(True)
     base_stage, tuned_stage = (stage._replace(steps=3) if smoke else stage for stage in (BASE, TUNED))
     sample = itertools.islice(training_rows({**BASE_MIXTURE, "trace": 0.5}, seed), 200 if smoke else 20_000)
-    tokenizer = build_tokenizer("\n".join(row[f] for f in ("text", "prompt", "thinking", "answer") if f in row) for row in sample)
+    tokenizer = build_tokenizer(
+        "\n".join(row[f] for f in ("text", "prompt", "thinking", "answer") if f in row) for row in sample
+    )
     model = new_model(tokenizer, seed)
     seconds = 0.0
     problems = held_out_problems(8 if smoke else 500, seed)

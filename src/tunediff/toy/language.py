@@ -20,7 +20,16 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-NAMES = {"Anna": "She", "Ben": "He", "Clara": "She", "David": "He", "Emma": "She", "Frank": "He", "Grace": "She", "Hugo": "He"}
+NAMES = {
+    "Anna": "She",
+    "Ben": "He",
+    "Clara": "She",
+    "David": "He",
+    "Emma": "She",
+    "Frank": "He",
+    "Grace": "She",
+    "Hugo": "He",
+}
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 GAINS, LOSSES = ("buys", "finds", "gets"), ("gives away", "loses", "sells")
 STEP_BY_STEP = " Let's think step by step."
@@ -106,7 +115,9 @@ class Writer:
         self.spans += [(self.field, len(self.text), len(self.text) + len(piece), label) for label in labels]
         self.text += piece
 
-    def equation(self, step: Step, number: int, result: int, *labels: str, dot: tuple[str, ...] = ("decision",)) -> None:
+    def equation(
+        self, step: Step, number: int, result: int, *labels: str, dot: tuple[str, ...] = ("decision",)
+    ) -> None:
         """`number symbol operand=result.`, with the truth about the result and the dot."""
         first = len(self.text)
         self.add(f"{number}{step.symbol}{step.operand}=")
@@ -118,7 +129,9 @@ class Writer:
 def trace(chance: random.Random) -> Row:
     task = problem(chance)
     writer = Writer("thinking")
-    writer.add(f"{chance.choice(('Okay', 'Okay', 'Okay', 'Alright'))}, so the user wants the {task.things} of {task.name}.\n")
+    writer.add(
+        f"{chance.choice(('Okay', 'Okay', 'Okay', 'Alright'))}, so the user wants the {task.things} of {task.name}.\n"
+    )
     writer.add(f"{task.name} has {task.start}.")
     number = task.start
     for index, step in enumerate(task.steps, start=1):
