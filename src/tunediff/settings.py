@@ -178,7 +178,10 @@ def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) ->
     except (ImportError, AttributeError, ValueError) as error:
         raise Refused(f"{path}._target_={name} cannot be imported: {error}.") from error
     parameters = inspect.signature(target).parameters
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # a foreign class whose annotations name what only its type checker imports
+        hints = {}
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():
         if key.startswith("_") or key in READ_BY_STUDY.get(path, ()):
