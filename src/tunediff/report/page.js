@@ -23,16 +23,17 @@ function drawn(tag, attributes = {}, text = null) {
   return made;
 }
 
-function spelled(value) {
+// `like` is the number whose precision is kept, so that the ends of an interval read as its middle does
+function spelled(value, like = value) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en-US");
-  const size = Math.abs(value);
+  const size = Math.abs(like);
   if (size !== 0 && size < 0.001) return value.toExponential(1);
   return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : size < 1 && size > 0.99 ? value.toFixed(4) : value.toFixed(3);
 }
 
 const valueOf = (name) => (FOUND.has(name) ? FOUND.get(name).value : undefined);
-const interval = (finding) => (finding && finding.low !== null ? `${spelled(finding.low)} to ${spelled(finding.high)}` : "");
+const interval = (finding) => (finding && finding.low !== null ? `${spelled(finding.low, finding.value)} to ${spelled(finding.high, finding.value)}` : "");
 const defined = (word, name) => element("abbr", { title: FOUND.get(name)?.meaning ?? "" }, word);
 const section = (title, ...children) => element("section", {}, element("h2", {}, title), ...children);
 
@@ -136,8 +137,8 @@ function curve(title, series) {
   const tokens = DATA.training.tokens;
   const present = series.filter(([name]) => DATA.training[name]?.some((v) => v !== null));
   if (!present.length) return null;
-  // the first steps are far off: the axis spans what follows the first twentieth
-  const settled = present.flatMap(([name]) => DATA.training[name].slice(Math.floor(tokens.length / 20))).filter((v) => v !== null);
+  // the first steps are far off: the axis spans what follows the first eighth
+  const settled = present.flatMap(([name]) => DATA.training[name].slice(Math.floor(tokens.length / 8))).filter((v) => v !== null);
   const low = Math.min(...settled), high = Math.max(...settled), room = (high - low) * 0.06;
   const { svg, x, y } = frame(title, [0, tokens.at(-1)], [low - room, high + room], "tokens");
   const clip = (v) => Math.max(low - room, Math.min(high + room, v));
@@ -207,9 +208,9 @@ function latentTable() {
   if (!DATA.latents) return section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents."));
   const labelColumns = Object.keys(DATA.latents).filter((name) => name.startsWith("auroc/"));
   const segmentColumns = Object.keys(DATA.latents).filter((name) => name.startsWith("firing_rate/"));
-  const columns = [["latent", "latent"], ["relative_decoder_norm", "relative decoder norm"], ["kind", "kind"], ["decoder_cosine", "decoder cosine"],
-    ["firing_rate", "firing rate"], ...segmentColumns.map((name) => [name, name.split("/")[1]]), ["max_activation", "largest activation"],
-    ...labelColumns.map((name) => [name, `AUROC ${name.split("/")[1].replaceAll("_", " ")}`])].filter(([name]) => DATA.latents[name]);
+  const columns = [["latent", "latent"], ["relative_decoder_norm", "relative decoder norm"], ["kind", "kind"],
+    ...labelColumns.map((name) => [name, `AUROC ${name.split("/")[1].replaceAll("_", " ")}`]), ["decoder_cosine", "cosine"],
+    ["firing_rate", "firing rate"], ...segmentColumns.map((name) => [name, name.split("/")[1]]), ["max_activation", "largest"]].filter(([name]) => DATA.latents[name]);
   const index = new Map(DATA.latents.latent.map((latent, i) => [latent, i]));
   const shown = DATA.shown.map((latent) => index.get(latent));
   const words = new Map(shown.map((i) => [i, (DATA.examples?.[DATA.latents.latent[i]] ?? []).map((e) => e.tokens.join("")).join(" ").toLowerCase()]));
