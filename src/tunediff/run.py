@@ -24,7 +24,7 @@ from tunediff.evaluations import Trained
 from tunediff.models import ModelPair
 from tunediff.report import write_report
 from tunediff.settings import build, check, digest, identity, material, run_folder
-from tunediff.shapes import Finding, Note, Refused, Stream, Table
+from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
 from tunediff.text import Text
 from tunediff.training import DictionaryTraining, Member, TokenProgress
 
@@ -104,7 +104,8 @@ def study(cfg: DictConfig) -> float | None:
             key=stream_key(cfg),
         )
 
-    dictionary.fit(take(source(), activations.fit_tokens))
+    sample = take(source(), activations.fit_tokens)
+    dictionary.fit(Rows(*(None if part is None else part.cpu() for part in sample)))
     stream = ShuffledRows(
         source(),
         batch=cfg.optimizer.batch,

@@ -42,7 +42,8 @@ class Normalisation(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """From a sample [token, width] in model units; attention sinks are left out of mean and scale."""
+        """From a sample [token, width] in model units, in float64 and so on the CPU (Apple's GPUs have none);
+        attention sinks are left out of mean and scale."""
         pieces = values.double().split(self.widths, dim=-1)
         norms = torch.stack([piece.norm(dim=-1) for piece in pieces])  # [stream, token]
         if self.sink_multiple is not None:

@@ -70,15 +70,15 @@ class Fidelity:
         self, sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: dict[str, Tensor]
     ) -> None:
         batch, admitted = reading.batch, reading.admitted.cpu()
-        values, spliced = trained.part(reading.rows.values, role).double(), trained.part(restored, role)
-        unexplained = (values - spliced).square().sum(-1).cpu()
+        values, spliced = trained.part(reading.rows.values, role).cpu().double(), trained.part(restored, role)
+        unexplained = (values - spliced.cpu()).square().sum(-1)
         columns = {"tokens": admitted.double(), "unexplained": unexplained * admitted}
         clean, scored = predictions(trained, reading, role, None)
         columns["predicted"] = scored.double()
         ablations = {
             "spliced": spliced,
             "zero": torch.zeros_like(spliced),
-            "mean": means[ALL].to(spliced).expand_as(spliced),
+            "mean": means[ALL].float().to(spliced).expand_as(spliced),
         }
         targets = batch.token if trained.pair.entry(role) == 0 else batch.ids[1].flatten()[batch.places[1]]
         targets = targets[scored].to(clean.device)[:, None]
@@ -92,7 +92,7 @@ class Fidelity:
             here = torch.ones_like(admitted) if segment == ALL else batch.segment == SEGMENTS.index(segment)
             if not here.any():
                 continue
-            columns["spread"] = (values.cpu() - means[segment].cpu()).square().sum(-1) * admitted
+            columns["spread"] = (values - means[segment]).square().sum(-1) * admitted
             stacked = torch.stack([columns[name] for name in SUMS], dim=-1)[here]
             for document in batch.document[here].unique().tolist():
                 part = stacked[batch.document[here] == document].sum(0)
@@ -161,7 +161,7 @@ def segment_means(trained: Trained) -> dict[str, dict[str, Tensor]]:
                 here = here & (reading.batch.segment == SEGMENTS.index(segment))
             counts[segment] += float(here.sum())
             for role in trained.roles:
-                added = trained.part(reading.rows.values, role)[here.to(reading.rows.values.device)].double().sum(0)
+                added = trained.part(reading.rows.values, role).cpu()[here].double().sum(0)
                 totals[role][segment] = totals[role].get(segment, 0.0) + added
     return {role: {s: total / max(counts[s], 1.0) for s, total in parts.items()} for role, parts in totals.items()}
 
@@ -194,7 +194,7 @@ def predictions(trained: Trained, reading: Reading, role: str, replacement: Tens
 def _spread_out(values: Tensor, scored: Tensor) -> Tensor:
     """Values of the scored tokens at their places among all kept tokens, zero elsewhere; float64 on the host."""
     whole = torch.zeros(len(scored), dtype=torch.float64)
-    whole[scored] = values.double().cpu()
+    whole[scored] = values.cpu().double()
     return whole
 
 
