@@ -7,8 +7,18 @@ import shutil
 import pytest
 import torch
 
-from tunediff import activations
-from tunediff.activations import ActivationError, Live, LiveRows, ShuffledRows, Stored, StoredRows, harvest, store, take
+from tunediff.activations import (
+    ActivationError,
+    Live,
+    LiveRows,
+    ShuffledRows,
+    Stored,
+    StoredRows,
+    harvest,
+    store,
+    stored,
+    take,
+)
 from tunediff.shapes import Rows, Stream
 from tunediff.text import Text
 from tunediff.toy import language
@@ -96,15 +106,15 @@ def test_turned_away_rows_are_counted_and_never_delivered():
 def test_stored_rows_are_the_live_rows(pair, tmp_path):
     streams = pair.streams("resid_post", [0, 1])
     live = Live(buffer=512, dtype="bfloat16").source(pair, text(), streams, tokens=2000, moments=True, key="k")
-    stored = Stored(buffer=512, folder=str(tmp_path)).source(pair, text(), streams, tokens=2000, moments=True, key="k")
-    batches = [ShuffledRows(s, batch=64, capacity=512, steps=20, seed=0) for s in (live, stored)]
+    kept = Stored(buffer=512, folder=str(tmp_path)).source(pair, text(), streams, tokens=2000, moments=True, key="k")
+    batches = [ShuffledRows(s, batch=64, capacity=512, steps=20, seed=0) for s in (live, kept)]
     for a, b in zip(*batches, strict=True):
         assert torch.equal(a.values, b.values)
         assert torch.allclose(a.moments, b.moments)
 
 
 def test_stored_rows_are_contiguous_bfloat16_with_a_checksum(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(activations, "SHARD_ROWS", 100)
+    monkeypatch.setattr(stored, "SHARD_ROWS", 100)
     with caplog.at_level("INFO"):
         folder = store(Counting(), tmp_path / "k", tokens=250, width=1, moments=0)
     assert "Storing 250 tokens x 1 values" in caplog.text and "GB free" in caplog.text
@@ -123,14 +133,14 @@ def test_stored_rows_are_contiguous_bfloat16_with_a_checksum(tmp_path, monkeypat
 def test_a_full_disk_is_said_before_and_while_writing(tmp_path, monkeypatch):
     few = shutil._ntuple_diskusage(10**9, 10**9, 100)
     with monkeypatch.context() as m:
-        m.setattr(activations.shutil, "disk_usage", lambda _: few)
+        m.setattr(stored.shutil, "disk_usage", lambda _: few)
         with pytest.raises(ActivationError, match=r"needs 0.00 GB, but .* has 0.00 GB free. Lower budget.tokens"):
             store(Counting(), tmp_path / "a", tokens=500, width=1, moments=0)
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(activations.os, "fsync", full)
+    monkeypatch.setattr(stored.os, "fsync", full)
     with pytest.raises(ActivationError, match="stopped after 0 of 500 tokens: No space left on device"):
         store(Counting(), tmp_path / "b", tokens=500, width=1, moments=0)
     assert list((tmp_path / "b").iterdir()) == []

@@ -1,0 +1,25 @@
+"""A pair and its text -> shuffled batches of activations [token, width], live from the models or from stored shards.
+
+    live.py or stored.py  ->  admitted rows  ->  shuffled.py: a ring buffer, permuted at each refill  ->  batches
+
+Both sources give the same rows in the same order, so a dictionary does not know which one it reads. Every position
+can be saved and taken up again: state_dict() now, load_state_dict() later, same batches. Nothing here knows a
+dictionary, a loss or a step.
+"""
+
+from tunediff.activations.live import ActivationError, Live, LiveRows, Source, harvest
+from tunediff.activations.shuffled import ShuffledRows, take
+from tunediff.activations.stored import Stored, StoredRows, store
+
+__all__ = [
+    "ActivationError",
+    "Live",
+    "LiveRows",
+    "ShuffledRows",
+    "Source",
+    "Stored",
+    "StoredRows",
+    "harvest",
+    "store",
+    "take",
+]

@@ -1,0 +1,158 @@
+"""Blocks of activations -> shards on disk -> the same blocks again, in the same order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tunediff.activations.live import ActivationError, LiveRows, Source
+from tunediff.models import ModelPair
+from tunediff.shapes import Rows, Stream
+from tunediff.text import Text
+
+log = logging.getLogger(__name__)
+
+SHARD_ROWS = 262_144
+
+
+def store(source: Source, folder: Path, *, tokens: int, width: int, moments: int) -> Path:
+    """Writes at least `tokens` rows as bfloat16 shards with checksums; returns the folder. Found whole, it is kept.
+
+    Layout: index.json, shard-00000.bin (contiguous rows [token, width]), moments-00000.bin (float32 [token, stream, 2])."""
+    if (folder / "index.json").exists():
+        log.info("Stored activations found at %s.", folder)
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = tokens * (2 * width + 8 * moments)
+    free = shutil.disk_usage(folder).free
+    log.info(
+        "Storing %s tokens x %s values: %.2f GB at %s (%.1f GB free).",
+        f"{tokens:,}",
+        width,
+        needed / 1e9,
+        folder,
+        free / 1e9,
+    )
+    if needed > free:
+        raise ActivationError(
+            f"Storing {tokens:,} tokens x {width} values needs {needed / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free. "
+            f"Lower budget.tokens, choose another folder with activations.folder, or read the models live: activations=live."
+        )
+    shards: list[dict[str, Any]] = []
+    written = 0
+    with tqdm(total=tokens, unit="tok", unit_scale=True, desc="storing") as bar:
+        while written < tokens:
+            blocks, rows = [], 0
+            while rows < min(SHARD_ROWS, tokens - written):
+                blocks.append(next(source))
+                rows += len(blocks[-1].values)
+                bar.update(len(blocks[-1].values))
+            name = f"{len(shards):05d}"
+            values = torch.cat([b.values for b in blocks]).bfloat16().cpu()
+            try:
+                sums = [_write(folder / f"shard-{name}.bin", values.view(torch.uint8).numpy().tobytes())]
+                if moments:
+                    extra = torch.cat([b.moments for b in blocks]).float().cpu()
+                    sums.append(_write(folder / f"moments-{name}.bin", extra.numpy().tobytes()))
+            except OSError as error:
+                raise ActivationError(
+                    f"Writing activations stopped after {written:,} of {tokens:,} tokens: {error.strerror} ({folder}). "
+                    f"Nothing half-written is kept as finished. Free {needed / 1e9:.2f} GB or set activations.folder."
+                ) from error
+            shards.append({"rows": rows, "sha256": sums})
+            written += rows
+    index = {"rows": written, "width": width, "moments": moments, "dtype": "bfloat16", "blocks": shards}
+    _write(folder / "index.json", json.dumps(index, indent=1).encode())
+    return folder
+
+
+def _write(path: Path, data: bytes) -> str:
+    """Atomic: a temporary file, flushed to disk, then renamed. Returns the checksum."""
+    partial = path.with_suffix(".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return hashlib.sha256(data).hexdigest()
+
+
+class StoredRows:
+    """Rows of a folder written by `store`, in the order they were written, read in blocks. A shard's checksum is
+    compared when it is opened."""
+
+    def __init__(self, folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype, block: int = 8192):
+        self.folder, self.device, self.dtype, self.block = folder, device, dtype, block
+        self.index = json.loads((folder / "index.json").read_text())
+        self.load_state_dict({"shard": 0, "row": 0})
+
+    def __iter__(self) -> StoredRows:
+        return self
+
+    def __next__(self) -> Rows:
+        if self._values is None:
+            self._values, self._moments = self._open(self.shard)
+        if self.row >= len(self._values):
+            self.shard, self.row = (self.shard + 1) % len(self.index["blocks"]), 0
+            self._values, self._moments = self._open(self.shard)
+        piece = slice(self.row, self.row + self.block)
+        self.row += self.block
+        moments = None if self._moments is None else self._moments[piece].to(self.device)
+        return Rows(self._values[piece].to(self.device, self.dtype), moments)
+
+    def _open(self, shard: int) -> tuple[Tensor, Tensor | None]:
+        sums = self.index["blocks"][shard]["sha256"]
+        raw = []
+        for name, expected in zip((f"shard-{shard:05d}.bin", f"moments-{shard:05d}.bin"), sums, strict=False):
+            data = (self.folder / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise ActivationError(
+                    f"{self.folder / name} does not match its checksum: it was changed or cut. Delete {self.folder} to store it anew."
+                )
+            raw.append(bytearray(data))
+        values = torch.frombuffer(raw[0], dtype=torch.bfloat16).view(-1, self.index["width"])
+        if len(raw) == 1:
+            return values, None
+        return values, torch.frombuffer(raw[1], dtype=torch.float32).view(len(values), -1, 2)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shard": self.shard, "row": self.row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.shard, self.row = state["shard"], state["row"]
+        self._values: Tensor | None = None
+        self._moments: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Both models run once and write bfloat16 rows under `folder`/<key of models, text and streams>; dictionaries read
+    those. Choose it to train several dictionaries on the same streams one after the other."""
+
+    buffer: int
+    folder: str
+    dtype: str = "bfloat16"
+    fit_tokens: int = 20_000
+
+    def source(
+        self, pair: ModelPair, text: Text, streams: Sequence[Stream], *, tokens: int, moments: bool, key: str
+    ) -> Source:
+        live = LiveRows(pair, text, streams, dtype=torch.bfloat16, moments=moments)
+        width = sum(stream.width for stream in streams)
+        count = len(streams) if moments else 0
+        folder = store(live, Path(self.folder) / key, tokens=tokens, width=width, moments=count)
+        return StoredRows(folder, device=pair.device(streams[0].role), dtype=getattr(torch, self.dtype))

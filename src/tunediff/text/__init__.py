@@ -1,0 +1,28 @@
+"""Rows -> rendered text -> token ids, segments and labels -> padded batches for the two models.
+
+    rows.py -> rendering.py -> documents.py -> batches.py          tokenizers.py compares those of a pair
+
+A row is a dictionary of strings: a problem with its response, or plain text. Nothing here knows a model or an
+activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
+"""
+
+from tunediff.text.batches import Batch, TextBatches, collate
+from tunediff.text.documents import Document, Text
+from tunediff.text.rendering import Rendered, render
+from tunediff.text.rows import TextError, read_files, read_hub
+from tunediff.text.tokenizers import Agreement, compare_tokenizers
+
+__all__ = [
+    "Agreement",
+    "Batch",
+    "Document",
+    "Rendered",
+    "Text",
+    "TextBatches",
+    "TextError",
+    "collate",
+    "compare_tokenizers",
+    "read_files",
+    "read_hub",
+    "render",
+]

@@ -1,0 +1,131 @@
+"""Documents -> padded batches for the two models, bucketed by length, from a position that can be saved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tunediff.text.rows import TextError
+
+if TYPE_CHECKING:
+    from tunediff.text.documents import Document, Text
+
+
+class Batch(NamedTuple):
+    """Documents padded on the right; one entry a tokenizer in ids, mask and places.
+
+    ids, mask  [batch, position]             places     [token] index of a kept token in the flattened [batch*position]
+    token      [token] id of the kept token  document   [token] index of its document
+    sequence   [token] its row of the batch  position   [token] its place in the document
+    segment    [token] index into SEGMENTS   labels     name -> [token] bool
+    """
+
+    ids: tuple[Tensor, ...]
+    mask: tuple[Tensor, ...]
+    places: tuple[Tensor, ...]
+    token: Tensor
+    document: Tensor
+    sequence: Tensor
+    position: Tensor
+    segment: Tensor
+    labels: dict[str, Tensor]
+
+
+class TextBatches:
+    """Batches without end, bucketed by length: a window of documents is sorted, cut into batches of at most
+    `tokens_per_batch` padded tokens, and the batches are shuffled. A finite text starts again with another shuffle.
+
+    The position is (pass over the data, window, batch): state_dict() now, load_state_dict() later, same batches."""
+
+    def __init__(self, text: Text, tokenizers: Sequence, *, held_out: bool, tokens_per_batch: int):
+        self.text, self.tokenizers, self.held_out = text, tokenizers, held_out
+        self.tokens_per_batch = tokens_per_batch
+        self.load_state_dict({"epoch": 0, "window": 0, "batch": 0})
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "window": self.window, "batch": self.batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.epoch, self.window, self.batch = state["epoch"], state["window"], state["batch"]
+        self._source: Iterator[Document] | None = None
+        self._groups: list[list[Document]] | None = None
+
+    def __iter__(self) -> TextBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._groups is None:
+            self._groups = self._next_groups(self.window)
+        while self.batch >= len(self._groups):
+            self.window, self.batch = self.window + 1, 0
+            self._groups = self._next_groups(0)
+        self.batch += 1
+        return collate(self._groups[self.batch - 1])
+
+    def _next_groups(self, skipped_windows: int) -> list[list[Document]]:
+        if self._source is None:
+            self._source = self._documents()
+            for _ in itertools.islice(self._source, skipped_windows * self.text.window):
+                pass
+        documents = list(itertools.islice(self._source, self.text.window))
+        if not documents:
+            if self.window == 0:
+                side = (
+                    "evaluate on: raise text.held_out"
+                    if self.held_out
+                    else "train on: the text is empty or filtered away"
+                )
+                raise TextError(f"The text has no tokens to {side}.")
+            self.epoch, self.window, self.batch, self._source = self.epoch + 1, 0, 0, None
+            return self._next_groups(0)
+        documents.sort(key=lambda d: max(map(len, d.ids)))
+        groups: list[list[Document]] = []
+        longest = 0
+        for document in documents:
+            longest = max(longest, *map(len, document.ids))
+            if not groups or (len(groups[-1]) + 1) * longest > self.tokens_per_batch:
+                groups.append([])
+                longest = max(map(len, document.ids))
+            groups[-1].append(document)
+        generator = torch.Generator().manual_seed(hash((self.text.seed, self.epoch, self.window)) % 2**63)
+        return [groups[i] for i in torch.randperm(len(groups), generator=generator)]
+
+    def _documents(self) -> Iterator[Document]:
+        for row in self.text.named_rows(held_out=self.held_out):
+            yield from self.text.documents(row, self.tokenizers)
+
+
+def collate(documents: Sequence[Document]) -> Batch:
+    """Pads on the right; a kept token keeps its place in the flattened batch."""
+    tokenizers = range(len(documents[0].ids))
+    lengths = [max(len(d.ids[m]) for d in documents) for m in tokenizers]
+    ids = tuple(torch.zeros(len(documents), length, dtype=torch.long) for length in lengths)
+    mask = tuple(torch.zeros(len(documents), length, dtype=torch.long) for length in lengths)
+    for n, document in enumerate(documents):
+        for m in tokenizers:
+            ids[m][n, : len(document.ids[m])] = torch.tensor(document.ids[m])
+            mask[m][n, : len(document.ids[m])] = 1
+    places = tuple(
+        torch.tensor([n * lengths[m] + place for n, d in enumerate(documents) for place in d.places[m]])
+        for m in tokenizers
+    )
+    sequence = torch.tensor([n for n, d in enumerate(documents) for _ in d.segments])
+    names = sorted({name for d in documents for name in d.labels})
+    return Batch(
+        ids=ids,
+        mask=mask,
+        places=places,
+        token=ids[0].flatten()[places[0]],
+        document=torch.tensor([d.index for d in documents for _ in d.segments]),
+        sequence=sequence,
+        position=places[0] - sequence * lengths[0],
+        segment=torch.tensor([s for d in documents for s in d.segments], dtype=torch.uint8),
+        labels={
+            name: torch.tensor([flag for d in documents for flag in d.labels.get(name, [False] * len(d.segments))])
+            for name in names
+        },
+    )

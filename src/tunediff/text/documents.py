@@ -1,0 +1,154 @@
+"""Rows of a study -> documents: token ids for each tokenizer, which tokens are kept, their segments and labels."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tunediff.shapes import SEGMENTS
+from tunediff.text.batches import TextBatches
+from tunediff.text.rendering import Span, render
+from tunediff.text.rows import TextError
+from tunediff.text.tokenizers import encode
+
+
+class Document(NamedTuple):
+    """One sequence for a forward pass; a long row gives several.
+
+    ids       token ids for each tokenizer (one list when both models read the same ids)
+    places    for each tokenizer, the positions of the kept tokens; aligned, so all of one length
+    segments  index into SEGMENTS of each kept token            labels   names of labels -> flag of each kept token
+    """
+
+    index: int
+    ids: tuple[list[int], ...]
+    places: tuple[list[int], ...]
+    segments: list[int]
+    labels: dict[str, list[bool]]
+
+
+class Text:
+    """The documents of a study, in batches, from a position that can be saved.
+
+    rows         a function without arguments that gives the rows anew; an endless one is fine
+    fields       our name -> the data set's column: prompt, thinking, answer, response, text, spans
+    context      tokens of one sequence; a longer row is cut into several, none is dropped
+    held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
+    segments     segments whose tokens are kept; None keeps all
+    seed         of the order of batches
+    window       documents sorted by length at a time      tokens_per_batch   of one forward pass, padding counted
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[], Iterable[Mapping[str, Any]]],
+        *,
+        fields: Mapping[str, str] | None = None,
+        instruction: str = "",
+        context: int = 1024,
+        held_out: float | Callable[[str], bool] = 0.05,
+        segments: Sequence[str] | None = None,
+        drop_special: bool = True,
+        drop_first: int = 0,
+        seed: int = 0,
+        window: int = 256,
+        tokens_per_batch: int = 8192,
+    ):
+        unknown = set(segments or ()) - set(SEGMENTS)
+        if unknown:
+            raise TextError(f"text.segments has {sorted(unknown)}; the segments are {list(SEGMENTS)}.")
+        if context < 2:
+            raise TextError(f"text.context={context}: a sequence needs at least 2 tokens.")
+        self.rows, self.fields, self.instruction = rows, dict(fields or {}), instruction
+        self.context, self.held_out, self.segments = context, held_out, segments
+        self.drop_special, self.drop_first = drop_special, drop_first
+        self.seed, self.window, self.tokens_per_batch = seed, window, tokens_per_batch
+
+    def named_rows(self, *, held_out: bool) -> Iterator[dict[str, Any]]:
+        """Rows of one side of the split, under our names of the columns; each with its number in the data as `index`."""
+        for index, row in enumerate(self.rows()):
+            named = {**row, **{ours: row.get(theirs) for ours, theirs in self.fields.items()}}
+            if self._is_held_out(named.get("prompt") or named.get("text") or "") == held_out:
+                yield {**named, "index": index}
+
+    def _is_held_out(self, key: str) -> bool:
+        if callable(self.held_out):
+            return bool(self.held_out(key))
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < self.held_out * 2**32
+
+    def samples(self, count: int = 8) -> list[str]:
+        """The first rows as text, without template and special tokens; for comparing tokenizers."""
+        texts = []
+        for row in itertools.islice(self.named_rows(held_out=False), count):
+            texts += [str(row[name])[:2000] for name in ("text", "prompt", "thinking", "answer") if row.get(name)]
+        if not texts:
+            raise TextError("The text has no rows to train on: it is empty, or text.held_out takes them all.")
+        return texts
+
+    def documents(self, row: Mapping[str, Any], tokenizers: Sequence) -> list[Document]:
+        """The row as one sequence, or several when it is longer than the context."""
+        rendered = render(row, tokenizers[0], self.instruction)
+        encoded = [encode(tokenizer, rendered.text) for tokenizer in tokenizers]
+        ends = [[last for _, last in e["offset_mapping"]] for e in encoded]
+        starts = [first for first, _ in encoded[0]["offset_mapping"]]
+        pairs = _common_ends(ends) if len(encoded) == 2 else [(i,) for i in range(len(starts))]
+        special = [set(t.all_special_ids) if self.drop_special else set() for t in tokenizers]
+        documents = []
+        for cut in range(0, len(starts), self.context):
+            # the owner's tokens of this piece, and the other's up to the same character
+            bounds = [(cut, min(cut + self.context, len(starts)))]
+            for other in range(1, len(encoded)):
+                low, high = (ends[0][b - 1] if b else 0 for b in bounds[0])
+                inside = [i for i, end in enumerate(ends[other]) if low < end <= high]
+                bounds.append((inside[0], inside[-1] + 1) if inside else (0, 0))
+            ids = tuple(list(e["input_ids"][a:b]) for e, (a, b) in zip(encoded, bounds, strict=True))
+            kept = [
+                pair
+                for pair in pairs
+                if all(a <= i < b and i - a >= self.drop_first for i, (a, b) in zip(pair, bounds, strict=True))
+                and all(e["input_ids"][i] not in s for i, e, s in zip(pair, encoded, special, strict=True))
+            ]
+            segments = _names_at([starts[p[0]] for p in kept], rendered.segments)
+            if self.segments is not None:
+                chosen = [n for n, name in enumerate(segments) if name in self.segments]
+                kept, segments = [kept[n] for n in chosen], [segments[n] for n in chosen]
+            if not kept or not all(ids):
+                continue
+            places = tuple([p[m] - bounds[m][0] for p in kept] for m in range(len(encoded)))
+            characters = [(starts[p[0]], ends[0][p[0]]) for p in kept]
+            labels = {
+                label: _touching(characters, [s for s in rendered.labels if s[2] == label])
+                for label in sorted({s[2] for s in rendered.labels})
+            }
+            documents.append(Document(row["index"], ids, places, [SEGMENTS.index(s) for s in segments], labels))
+        return documents
+
+    def batches(
+        self, tokenizers: Sequence, *, held_out: bool = False, tokens_per_batch: int | None = None
+    ) -> TextBatches:
+        """Batches from the first document on; `tokens_per_batch` counts padding too."""
+        limit = tokens_per_batch or self.tokens_per_batch
+        return TextBatches(self, tokenizers, held_out=held_out, tokens_per_batch=limit)
+
+
+def _common_ends(ends: Sequence[list[int]]) -> list[tuple[int, int]]:
+    """Pairs of tokens of two tokenizers that end on the same character."""
+    second = {end: i for i, end in enumerate(ends[1])}
+    return [(i, second[end]) for i, end in enumerate(ends[0]) if end in second]
+
+
+def _names_at(characters: Sequence[int], spans: Sequence[Span]) -> list[str]:
+    """The span that each character stands in; the spans cover the text in order."""
+    names, n = [], 0
+    for character in characters:
+        while n + 1 < len(spans) and character >= spans[n][1]:
+            n += 1
+        names.append(spans[n][2])
+    return names
+
+
+def _touching(tokens: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:
+    """Whether each token shares a character with one of the spans."""
+    return [any(start < last and end > first for first, last, _ in spans) for start, end in tokens]

@@ -1,0 +1,45 @@
+"""Two tokenizers -> how far they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+PROBES = (
+    "The answer is 42. Wait, let me check: 3*14=42.\n\nSo \\boxed{42}",
+    "def f(x):\n    return x**2  # naïve – 東京 🙂",
+    "$\\frac{1}{2}+\\sqrt{3}\\le 10^{-4}$ and 1,234,567.89",
+    "Okay, so the user wants  two spaces\tand a tab.",
+)
+
+
+class Agreement(NamedTuple):
+    """How far two tokenizers agree. `examples` are texts that they cut differently, with both lists of ids;
+    `specials` are ids whose meaning differs."""
+
+    examples: list[tuple[str, list[int], list[int]]]
+    specials: list[str]
+
+
+def compare_tokenizers(owner, other, texts: Iterable[str] = ()) -> Agreement:
+    """Encodes probes and the study's own texts with both, and lists special tokens that differ."""
+    examples = []
+    for text in (*PROBES, *texts):
+        first, second = (list(encode(t, text)["input_ids"]) for t in (owner, other))
+        if first != second:
+            examples.append((text[:60], first, second))
+    mine, theirs = (_special_tokens(t) for t in (owner, other))
+    specials = [
+        f"id {i}: {mine.get(i, 'not special')!r} in one, {theirs.get(i, 'not special')!r} in the other"
+        for i in sorted(mine.keys() | theirs.keys())
+        if mine.get(i) != theirs.get(i)
+    ]
+    return Agreement(examples, specials)
+
+
+def _special_tokens(tokenizer) -> dict[int, str]:
+    return {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+
+
+def encode(tokenizer, text: str):
+    return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
