@@ -190,3 +190,15 @@ def test_every_group_is_named_in_the_contents_page():
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert all(f"- {group}:" in contents for group in groups)
     assert not any(Path(CONF / "layer").exists() for _ in itertools.repeat(None, 1))
+
+
+def test_a_folder_of_ones_own_options_is_found(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "mine.yaml").write_text(
+        "# Choose it here.\n_target_: tunediff.text.Text\nrows: {_target_: tunediff.text.read_files, _partial_: true, path: x}\n"
+    )
+    line = [f"hydra.searchpath=[file://{tmp_path}]", "text=mine"]
+    check_command_line(line, CONF, "train")
+    cfg = composed(*line)
+    check(cfg, STUDY)
+    assert cfg.text.rows.path == "x"

@@ -49,6 +49,7 @@ def study(cfg: DictConfig) -> float | None:
     """Trains one dictionary on one pair, measures it and writes the page; returns pooled explained variance."""
     check(cfg, STUDY)
     folder = run_folder()
+    clear(folder)
     write_config(cfg, folder)
 
     # everything that can be wrong is asked before weights are loaded
@@ -227,6 +228,12 @@ def evaluate(evaluations: Mapping[str, Any], trained: Trained) -> Iterable[Findi
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
         yield from evaluation.run(trained)
+
+
+def clear(folder: Path) -> None:
+    """Takes away what an earlier study left in a folder that is used again: its findings are not this one's."""
+    for left in (folder / "findings.json", folder / "report.html", *(folder / "tables").glob("*.parquet")):
+        left.unlink(missing_ok=True)
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
