@@ -1,6 +1,9 @@
 """Tiny made-up models and texts that the laws are stated on."""
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers looks: no test waits for a network
+
 from pathlib import Path
 
 import pytest

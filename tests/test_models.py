@@ -150,8 +150,7 @@ def test_different_widths_are_refused_where_directions_are_compared(folders):
         pair.streams("resid_post", 1)
 
 
-def test_a_missing_model_says_how_to_point_at_a_folder(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_missing_model_says_how_to_point_at_a_folder():
     with pytest.raises(
         PairError, match=r"Cannot load 'nobody/nothing'.*hf download nobody/nothing.*model_pair.base.path=<folder>"
     ):
