@@ -16,14 +16,14 @@ from tunediff.toy.tokenizer import build_tokenizer
 SMALL = ["scale=smoke", "trainer=cpu"]
 
 
-def call(*words, cwd=ROOT, good=True, **environment):
+def call(*words, cwd=ROOT, good=True, seconds=280, **environment):
     command = [sys.executable, "-W", "error::UserWarning:tunediff", *map(str, words)]
     done = subprocess.run(
         command,
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=seconds,
         env={**os.environ, "WANDB_SILENT": "true", **environment},
     )
     assert (done.returncode == 0) == good, done.stderr[-3000:]
@@ -176,7 +176,7 @@ def study_of_big_pair(folder, data_folder, *, steps, layer):
         "-c", code, *SMALL, "text=traces", "text.tokens_per_batch=1024", "model_pair=local", f"model_pair.base.path={folder / 'base'}",
         f"model_pair.tuned.path={folder / 'tuned'}", f"layer={layer}", f"budget.tokens={512 * steps}", "optimizer.batch=512",
         "budget.latents=3584", "budget.buffer=2048", "budget.fit_tokens=1024", "budget.evaluation_tokens=512",
-        "evaluation=[fidelity,geometry]", f"hydra.run.dir={folder / 'run'}", TUNEDIFF_DATA=str(data_folder),
+        "evaluation=[fidelity,geometry]", f"hydra.run.dir={folder / 'run'}", TUNEDIFF_DATA=str(data_folder), seconds=2000,
     )  # fmt: skip
     assert findings(folder / "run")["fidelity/explained_variance/tuned"] is not None
     peak = float(re.search(r"peak GB ([\d.]+)", said)[1])
@@ -189,6 +189,7 @@ def test_a_real_width_and_vocabulary_fit_in_memory(tmp_path, data_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_half_billion_pair_trains_50_steps_within_12_gb(tmp_path, data_folder):
     print("peak GB", study_of_big_pair(big_pair(tmp_path, layers=24), data_folder, steps=50, layer=12))
 
