@@ -1,13 +1,13 @@
 """Trains a dictionary on a pair of models and shows what fine-tuning changed: python train.py, python train.py -m ..."""
 
-from tunediff.settings import verb
+from tunediff.settings import run_folder, verb
 
 
 @verb("train")
 def main(cfg):
-    from tunediff.run import study
+    from tunediff.sweep.launch import study
 
-    return study(cfg)
+    return study(cfg, run_folder())
 
 
 if __name__ == "__main__":

@@ -1,36 +1,61 @@
-"""The stories: study, reevaluate, compare. Each reads as what happens, in order.
+"""The stories: train, reevaluate, compare. Each reads as what happens, in order.
 
 The only file that sees the composed config; everything below it takes plain values and objects.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+import lightning
 import safetensors.torch
+import torch
+from lightning.pytorch.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from omegaconf import DictConfig, OmegaConf
 
 import tunediff
-from tunediff.activations import ShuffledRows, take
+from tunediff import folders
+from tunediff.activations import ShuffledRows, Source, select, take
 from tunediff.dictionary import Crosscoder
 from tunediff.evaluations import Trained
+from tunediff.folders import EVALUATING, FAILED, FINISHED, RUNNING, write_atomically, write_findings
 from tunediff.models import ModelPair
 from tunediff.report import write_report
-from tunediff.settings import build, check, digest, identity, material, run_folder
+from tunediff.settings import build, check, digest, identity, material, plain, within
 from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
 from tunediff.text import Text
-from tunediff.training import DictionaryTraining, Member, TokenProgress
+from tunediff.training import (
+    Checkpoints,
+    DictionaryTraining,
+    Member,
+    Pulse,
+    TokenProgress,
+    latest_checkpoint,
+    load_checkpoint,
+)
 
 log = logging.getLogger(__name__)
 
-STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation trainer logger layer seed trust".split()
+# Lightning on a cluster's node; Lightning 2.6 with torch 2.13 inside its own tree code: nothing a user can act on
+warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation trainer logger layer seed trust"
+STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
 REEVALUATION = "evaluation trainer run tokens trust".split()
 HEADLINE = {
     "fidelity/explained_variance/base": "explained variance base",
@@ -45,93 +70,166 @@ HEADLINE = {
 }
 
 
-def study(cfg: DictConfig) -> float | None:
-    """Trains one dictionary on one pair, measures it and writes the page; returns pooled explained variance."""
-    check(cfg, STUDY)
-    folder = run_folder()
-    clear(folder)
-    write_config(cfg, folder)
+class Run:
+    """One study: its config, its folder, and what became of it."""
 
-    # everything that can be wrong is asked before weights are loaded
+    def __init__(self, cfg: DictConfig, folder: Path):
+        self.cfg, self.folder = cfg, folder
+        self.identity = identity(cfg)
+        self.error: Exception | None = None
+        self.value: float | None = None
+
+    def begin(self) -> None:
+        """The folder says what it will hold, and nothing of an earlier study is left in it."""
+        folders.clear(self.folder)
+        write_config(self.cfg, self.folder)
+        folders.say(self.folder, identity=self.identity, state=folders.WAITING, error=None, value=None)
+
+    def build(self, pair: ModelPair) -> None:
+        """Everything that can be wrong is asked before weights are loaded."""
+        cfg = self.cfg
+        hookpoint = cfg.dictionary.hookpoint
+        self.streams = pair.streams(hookpoint.name, plain(cfg.layer), equal_widths=hookpoint.equal_widths)
+        self.steps = cfg.budget.tokens // cfg.optimizer.batch
+        if self.steps < 1:
+            raise Refused(
+                f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
+            )
+        self.evaluations = {name: build(node) for name, node in (cfg.evaluation or {}).items()}
+        self.member = Member(
+            name=self.identity,
+            dictionary=build_dictionary(cfg.dictionary, self.streams),
+            objective=build(cfg.dictionary.objective),
+            l1_schedule=build(cfg.l1_schedule),
+            learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
+            learning_rate=cfg.optimizer.learning_rate,
+            betas=tuple(cfg.optimizer.betas),
+            clip_norm=cfg.optimizer.clip_norm,
+        )
+
+    def open_loggers(self) -> None:
+        """A logger that starts from nothing is told what happened before a resumption."""
+        with within(self.folder):
+            self.member.loggers = [build(node) for node in (self.cfg.logger or {}).values()]
+        for logger in self.member.loggers:
+            logger.log_hyperparams(material(self.cfg))
+            if getattr(logger, "starts_anew", True):
+                for record in self.member.history:
+                    logger.log_metrics({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    def fit(self, rows: Rows, source: Source) -> None:
+        """The statistics of its own streams, from a sample of all."""
+        for stream in self.streams:
+            if stream in source.broken:
+                raise Refused(source.broken[stream])
+        mine = select(rows, source.streams, self.streams, moments=self.member.reader().moments)
+        self.member.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
+
+    def finish(self, pair: ModelPair, text: Text, device: torch.device, notes: Sequence[str]) -> None:
+        """Saves the dictionary, measures it, writes the page."""
+        if folders.is_finished(self.folder, self.identity):
+            return
+        folders.say(self.folder, state=EVALUATING, step=self.steps)
+        dictionary, history = self.member.dictionary.to(device).eval().requires_grad_(False), self.member.history
+        dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
+        trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens)
+        curves = {key: [record.get(key) for record in history] for key in history[-1]}
+        found = [Table("training", curves), *(Note(sentence) for sentence in notes)]
+        findings = write_findings(
+            self.folder, [*found, *evaluate(self.evaluations, trained)], about(self.cfg, pair, self.streams)
+        )
+        for logger in self.member.loggers:
+            values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
+            logger.log_metrics(values, step=self.steps)
+            logger.finalize("success")
+        say_headline(self.folder, findings)
+        self.value = findings.get(self.cfg.optimized_metric, {}).get("value")
+        folders.say(self.folder, state=FINISHED, value=self.value)
+
+    @contextlib.contextmanager
+    def on_its_own(self) -> Iterator[None]:
+        """What goes wrong inside is this run's: recorded in its folder, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        trace = "".join(traceback.format_exception(error))
+        with open(self.folder / "run.log", "a", encoding="utf-8") as file:
+            file.write(trace)
+        folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
+        for logger in self.member.loggers if hasattr(self, "member") else ():
+            logger.finalize("failed")
+
+
+def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = None) -> None:
+    """Trains the dictionaries of runs that share a stream, in one pass of both models; measures each and writes its
+    page. A run that fails keeps its error; the others become what they would have become alone."""
+    cfg = runs[0].cfg
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
-    streams = pair.streams(
-        cfg.dictionary.hookpoint.name, plain(cfg.layer), equal_widths=cfg.dictionary.hookpoint.equal_widths
-    )
     notes = pair.check_tokens(text.samples())
-    dictionary = build_dictionary(cfg.dictionary, streams)
-    steps = cfg.budget.tokens // cfg.optimizer.batch
-    if steps < 1:
-        raise Refused(
-            f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
-        )
-    member = Member(
-        name=identity(cfg),
-        dictionary=dictionary,
-        objective=build(cfg.dictionary.objective),
-        l1_schedule=build(cfg.l1_schedule),
-        learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
-        learning_rate=cfg.optimizer.learning_rate,
-        betas=tuple(cfg.optimizer.betas),
-        clip_norm=cfg.optimizer.clip_norm,
-        loggers=[build(node) for node in (cfg.logger or {}).values()],
-    )
-    evaluations = {name: build(node) for name, node in (cfg.evaluation or {}).items()}
-    trainer = build(
-        cfg.trainer,
-        max_epochs=1,
-        callbacks=[TokenProgress(steps * cfg.optimizer.batch)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
+    for run in runs:
+        with run.on_its_own():
+            run.build(pair)
+    runs = going(runs)
+    trainer = make_trainer(cfg, checkpoints)
+    device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
 
-    # both models run; the dictionary learns from what they read
-    device = trainer.strategy.root_device
+    # both models run; the dictionaries learn from what they read
     pair.load(device)
-    log.info("%s on %s, reading %s", cfg.dictionary._target_.rpartition(".")[2], device, ", ".join(map(str, streams)))
-    activations = build(cfg.activations)
-
-    def source():
-        needs_moments = dictionary.normalisation.needs_moments
-        return activations.source(
-            pair,
-            text,
-            streams,
-            tokens=cfg.budget.tokens + activations.fit_tokens,
-            moments=needs_moments,
-            key=stream_key(cfg),
-        )
-
-    sample = take(source(), activations.fit_tokens)
-    dictionary.fit(Rows(*(None if part is None else part.cpu() for part in sample)))
+    streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
+    log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, streams)))
+    source = functools.partial(source_of, cfg, pair, text, streams, any(r.member.reader().moments for r in runs))
+    saved = latest_checkpoint(checkpoints) or resume_from
+    if saved is None:
+        state = position = None
+        sample = source()
+        rows = take(sample, cfg.activations.fit_tokens)
+        for run in runs:
+            with run.on_its_own():
+                run.fit(rows, sample)
+        runs = going(runs)
+    else:
+        state, position = load_checkpoint(saved, rank=rank, world=world)
+        log.info("going on from step %s of %s", f"{state['step']:,}", f"{runs[0].steps:,}")
+    module = DictionaryTraining([run.member for run in runs], steps=runs[0].steps, state=state)
     stream = ShuffledRows(
-        source(),
+        source(rank, world),
+        [run.member.reader() for run in runs],
         batch=cfg.optimizer.batch,
-        capacity=activations.buffer,
-        steps=steps,
+        capacity=cfg.activations.buffer,
+        steps=module.steps,
         seed=text.seed,
-        admits=dictionary.to(device).normalisation.admits,
     )
-    trainer.fit(DictionaryTraining([member], steps=steps), train_dataloaders=stream)
-    dictionary.to(device).eval().requires_grad_(False)
-    dictionary.save(folder / "dictionary", plain(cfg.dictionary))
-    if stream.dropped:
-        notes.append(f"{stream.dropped:,} of {stream.seen:,} tokens were left out as attention sinks.")
+    if position is not None:
+        stream.load_state_dict(position, [state["readers"].index(run.identity) for run in runs], device)
+    if rank == 0:
+        for run in runs:
+            run.open_loggers()
+    if module.step < module.steps:
+        trainer.callbacks += [
+            TokenProgress(module.steps * stream.batch),
+            Checkpoints(checkpoints, stream, seconds=cfg.checkpoint_every),
+            Pulse(functools.partial(beat, runs)),
+        ]
+        trainer.fit(module, train_dataloaders=stream)
+        if world > 1:
+            torch.distributed.destroy_process_group()
+    if rank > 0:
+        return
 
     # what was found
-    trained = Trained(pair, text, dictionary, cfg.budget.evaluation_tokens)
-    curves = {key: [record.get(key) for record in member.history] for key in member.history[-1]}
-    found = [Table("training", curves), *(Note(sentence) for sentence in notes), *evaluate(evaluations, trained)]
-    findings = write_findings(folder, found, about(cfg, pair, streams))
-    for logger in member.loggers:
-        logger.log_hyperparams(material(cfg))
-        logger.log_metrics({name: f["value"] for name, f in findings.items() if f["value"] is not None}, step=steps)
-        logger.finalize("success")
-    finish(folder, findings)
-    return findings.get("fidelity/explained_variance/pooled", {}).get("value")
+    for run, dropped in zip(runs, stream.dropped, strict=True):
+        with run.on_its_own():
+            if run.member.error is not None:
+                raise run.member.error
+            left_out = [f"{dropped:,} of {stream.seen:,} tokens were left out as attention sinks."] if dropped else []
+            run.finish(pair, text, device, [*notes, *left_out])
+    if all(run.error is None or run.error is run.member.error for run in runs):  # else what was trained is kept
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def reevaluate(cfg: DictConfig) -> None:
@@ -140,9 +238,8 @@ def reevaluate(cfg: DictConfig) -> None:
     folder = Path(cfg.run)
     if not (folder / "dictionary" / "weights.safetensors").exists():
         raise Refused(f"run={folder} is no finished run: it has no dictionary/weights.safetensors.")
-    old = OmegaConf.load(folder / "config.yaml")
+    old = read_config(folder)
     evaluations = {name: build(node) for name, node in (cfg.evaluation or {}).items()}
-    check(old, STUDY)
     text, pair = build(old.text), build(old.model_pair)
     hookpoint = old.dictionary.hookpoint
     streams = pair.streams(hookpoint.name, plain(old.layer), equal_widths=hookpoint.equal_widths)
@@ -153,7 +250,7 @@ def reevaluate(cfg: DictConfig) -> None:
     dictionary.to(device).eval().requires_grad_(False)
     trained = Trained(pair, text, dictionary, cfg.tokens or old.budget.evaluation_tokens)
     findings = write_findings(folder, evaluate(evaluations, trained), about(old, pair, streams))
-    finish(folder, findings)
+    say_headline(folder, findings)
 
 
 def compare(folders: Iterable[str]) -> str:
@@ -179,21 +276,76 @@ def compare(folders: Iterable[str]) -> str:
 # -- parts of the stories --------------------------------------------------------------------------------------------
 
 
-def plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+def going(runs: Sequence[Run]) -> list[Run]:
+    """Those that have not failed. With none left there is nothing to go on with."""
+    left = [run for run in runs if run.error is None]
+    if not left:
+        raise runs[-1].error
+    return left
+
+
+def make_trainer(cfg: DictConfig, folder: Path) -> lightning.Trainer:
+    """Lightning is told where its processes come from: torchrun, Slurm's tasks, or this process alone. Requeueing is
+    submitit's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        environment = TorchElasticEnvironment()
+    elif cfg.trainer.devices * cfg.trainer.get("num_nodes", 1) > 1:
+        environment = SLURMEnvironment(auto_requeue=False)
+    else:
+        environment = LightningEnvironment()
+    return build(
+        cfg.trainer,
+        max_epochs=1,
+        plugins=[environment],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+
+
+def described(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return runs[0].cfg.dictionary._target_.rpartition(".")[2]
+    return f"{len(runs)} dictionaries"
+
+
+def beat(runs: Sequence[Run], step: int) -> None:
+    """How far each run is, for whoever looks at its folder; a run that was dropped says why at once."""
+    for run in runs:
+        if run.member.error is None:
+            last = run.member.history[-1] if run.member.history else {}
+            folders.say(
+                run.folder, state=RUNNING, step=step, steps=run.steps, explained_variance=last.get("explained_variance/pooled")
+            )
+        elif run.error is None:
+            run.fail(run.member.error)
+
+
+def source_of(
+    cfg: DictConfig,
+    pair: ModelPair,
+    text: Text,
+    streams: Sequence[Stream],
+    moments: bool,
+    rank: int = 0,
+    world: int = 1,
+) -> Source:
+    activations = build(cfg.activations)
+    tokens = cfg.budget.tokens + activations.fit_tokens
+    settings = material(cfg)
+    rows = {"model_pair": settings["model_pair"], "text": settings["text"], "tokens": tokens, "moments": moments}
+    key = digest({**rows, "streams": [str(stream) for stream in streams]})
+    return activations.source(
+        pair, text, streams, tokens=tokens, moments=moments, key=key, rank=rank, processes=world
+    )
 
 
 def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder:
     """The dictionary of a config, over these streams. `hookpoint` and `objective` stand beside its settings."""
     settings = {key: node[key] for key in node if key not in ("hookpoint", "objective")}
     return build(settings)(streams)
-
-
-def stream_key(cfg: DictConfig) -> str:
-    """Stands for all that decides which rows are stored, and in what order."""
-    settings = material(cfg)
-    parts = {key: settings[key] for key in ("model_pair", "text", "layer")}
-    return digest({**parts, "hookpoint": settings["dictionary"]["hookpoint"], "tokens": settings["budget"]["tokens"]})
 
 
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
@@ -230,67 +382,28 @@ def evaluate(evaluations: Mapping[str, Any], trained: Trained) -> Iterable[Findi
         yield from evaluation.run(trained)
 
 
-def clear(folder: Path) -> None:
-    """Takes away what an earlier study left in a folder that is used again: its findings are not this one's."""
-    for left in (folder / "findings.json", folder / "report.html", *(folder / "tables").glob("*.parquet")):
-        left.unlink(missing_ok=True)
-
-
 def write_config(cfg: DictConfig, folder: Path) -> None:
     """config.yaml: resolved, so that it runs again as it stands. The logger keeps its references to the run's folder."""
-    kept = {key: cfg[key] if key == "logger" else plain(cfg[key]) for key in cfg}
+    kept = {key: cfg[key] if key == "logger" else plain(cfg[key]) for key in cfg if key != "hydra"}
     text = OmegaConf.to_yaml(OmegaConf.create({**kept, "hydra": HYDRA}))
     write_atomically(folder / "config.yaml", text)
-    write_atomically(
-        folder / "identity.json", json.dumps({"identity": identity(cfg), "settings": material(cfg)}, indent=1)
-    )
+    stands_for = {"identity": identity(cfg), "settings": material(cfg)}
+    write_atomically(folder / "identity.json", json.dumps(stands_for, indent=1))
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The config of a run, checked as one that was typed."""
+    cfg = OmegaConf.load(folder / "config.yaml")
+    del cfg["hydra"]
+    check(cfg, STUDY)
+    return cfg
 
 
 # where a run that is started from its own config.yaml goes
 HYDRA = {"run": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}"}, "job": {"chdir": False}}
 
 
-def write_findings(
-    folder: Path, found: Iterable[Finding | Table | Note], described: Mapping[str, Any]
-) -> dict[str, dict]:
-    """findings.json and tables/*.parquet. Tables of one name share their rows and join their columns; findings, notes
-    and tables of an earlier call stay unless named again."""
-    path = folder / "findings.json"
-    old = json.loads(path.read_text()) if path.exists() else {"findings": [], "notes": []}
-    findings = {finding["name"]: finding for finding in old["findings"]}
-    notes = dict.fromkeys(old["notes"])
-    tables: dict[str, dict[str, list]] = {}
-    for item in found:
-        if isinstance(item, Finding):
-            findings[item.name] = item._asdict()
-        elif isinstance(item, Table):
-            tables[item.name] = {**tables.get(item.name, {}), **item.columns}
-        else:
-            notes[item.text] = None
-    for name, columns in tables.items():
-        place = folder / "tables" / f"{name}.parquet"
-        place.parent.mkdir(exist_ok=True)
-        if place.exists():
-            before = pyarrow.parquet.read_table(place).to_pydict()
-            if len(next(iter(before.values()))) == len(next(iter(columns.values()))):
-                columns = {**before, **columns}
-        pyarrow.parquet.write_table(pyarrow.table(columns), place.with_suffix(".partial"))
-        os.replace(place.with_suffix(".partial"), place)
-    content = {**described, "findings": list(findings.values()), "notes": list(notes)}
-    write_atomically(path, json.dumps(content, indent=1))
-    return findings
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def finish(folder: Path, findings: Mapping[str, dict]) -> None:
+def say_headline(folder: Path, findings: Mapping[str, dict]) -> None:
     """The page, and the last line of the run."""
     page = write_report(folder)
     parts = [

@@ -6,6 +6,8 @@ Hydra refuses unknown keys and options but does not name the nearest legal one, 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import difflib
 import functools
 import hashlib
@@ -29,7 +31,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tunediff.shapes import Refused
 
 TRUSTED = ("tunediff", "torch", "lightning")
-IMMATERIAL = ("logger", "trainer", "hydra", "trust")  # what cannot change what a study means
+# what cannot change what a study means
+IMMATERIAL = ("logger", "trainer", "hydra", "trust", "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric")
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -234,11 +237,12 @@ def build(node: Any, **extra: Any) -> Any:
 
 
 def material(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config less what cannot change a number: logger, device, paths of this machine."""
+    """The resolved config less what cannot change a number: logger, launcher, device, paths of this machine. Of the
+    trainer the precision is kept."""
     kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in IMMATERIAL])
     plain = OmegaConf.to_container(kept, resolve=True)
     plain.get("activations", {}).pop("folder", None)
-    return plain
+    return {**plain, "precision": str(OmegaConf.select(cfg, "trainer.precision"))}
 
 
 def identity(cfg: DictConfig) -> str:
@@ -246,13 +250,60 @@ def identity(cfg: DictConfig) -> str:
     return digest(material(cfg))
 
 
+def stream_key(cfg: DictConfig) -> str:
+    """Stands for all that decides which rows the dictionaries of a group are given, and how they are trained together:
+    models, text, tokens, batch, buffer, and the trainer with its precision. What is read out of the models is free."""
+    settings = material(cfg)
+    parts = {key: settings[key] for key in ("model_pair", "text", "activations")}
+    size = {"tokens": settings["budget"]["tokens"], "batch": settings["optimizer"]["batch"]}
+    return digest({**parts, **size, "trainer": plain(cfg.trainer)})
+
+
+def plain(node: Any) -> Any:
+    """A config node as Python's own lists and dictionaries, resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """{"dictionary.sparsity.k": 12, ...}: every leaf under its name on the command line."""
+    if isinstance(node, Mapping) and node:
+        return {name: leaf for key in node for name, leaf in flat(node[key], f"{path}.{key}" if path else key).items()}
+    return {path: node}
+
+
 def digest(settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
+# -- the run folder of a config ---------------------------------------------------------------------------------------
+
+_folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
+
+
+@contextlib.contextmanager
+def within(folder: Path) -> Iterator[None]:
+    """Inside, `${run_folder:}` is this folder: one process may hold several runs."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
 def run_folder() -> Path:
-    return Path(HydraConfig.get().runtime.output_dir)
+    return _folder.get() or Path(HydraConfig.get().runtime.output_dir)
+
+
+def line(_root_: DictConfig) -> str:
+    """Stands for the command line, less what cannot change a number and whatever the order: the name of a sweep that
+    was given none, so that the same line finds the same folder."""
+    overrides = OmegaConf.select(_root_, "hydra.overrides.task")
+    if overrides is None:
+        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in IMMATERIAL]
+    return digest(sorted(words))[:8]
 
 
 OmegaConf.register_new_resolver("identity", lambda *, _root_: identity(_root_), replace=True)
 OmegaConf.register_new_resolver("run_folder", lambda: str(run_folder()), replace=True)
+OmegaConf.register_new_resolver("line", lambda *, _root_: line(_root_), replace=True)

@@ -8,18 +8,21 @@ dictionary, a loss or a step.
 """
 
 from tunediff.activations.live import ActivationError, Live, LiveRows, Source, harvest
-from tunediff.activations.shuffled import ShuffledRows, take
+from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, select, take
 from tunediff.activations.stored import Stored, StoredRows, store
 
 __all__ = [
     "ActivationError",
     "Live",
+    "Drawn",
     "LiveRows",
+    "Reader",
     "ShuffledRows",
     "Source",
     "Stored",
     "StoredRows",
     "harvest",
+    "select",
     "store",
     "take",
 ]

@@ -19,7 +19,15 @@ class ActivationError(Refused):
 
 
 class Source(Protocol):
-    """Blocks of rows without end, from a position that can be saved."""
+    """Blocks of rows without end, from a position that can be saved.
+
+    streams   what the columns are
+    broken    streams that gave a value that is not finite, with the sentence for whoever reads them
+    Of a block that another process holds it gives rows without columns, [token, 0].
+    """
+
+    streams: Sequence[Stream]
+    broken: dict[Stream, str]
 
     def __iter__(self) -> Iterator[Rows]: ...
     def __next__(self) -> Rows: ...
@@ -34,20 +42,25 @@ def harvest(
     *,
     dtype: torch.dtype = torch.float32,
     moments: bool = False,
+    broken: dict[Stream, str] | None = None,
 ) -> Rows:
     """Activations of the kept tokens of one batch, with the moments of each token's sequence where asked for.
 
-    Raises ActivationError at the first value that is not finite, naming stream and document."""
+    A value that is not finite raises ActivationError, naming stream and document; with `broken` the sentence is put
+    there instead and the other streams go on."""
     values = pair.read(batch, streams)
     device = values[0].device
     for stream, value in zip(streams, values, strict=True):
-        if not torch.isfinite(value).all():
+        if not (broken and stream in broken) and not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).any(-1).nonzero()[0, 0])
-            raise ActivationError(
+            sentence = (
                 f"{stream} gives a value that is not finite at token {int(batch.position[bad])} of document "
                 f"{int(batch.document[bad])} (row number in the data). Half-precision overflow is the usual cause: try "
                 f"model_pair.{stream.role}.dtype=bfloat16 or float32, or leave the document out."
             )
+            if broken is None:
+                raise ActivationError(sentence)
+            broken[stream] = sentence
     rows = torch.cat([value.to(device, dtype) for value in values], dim=-1)
     if not moments:
         return Rows(rows)
@@ -66,25 +79,43 @@ def _sequence_moments(values: Tensor, sequence: Tensor) -> Tensor:
 
 
 class LiveRows:
-    """Rows straight from the models, one block a forward pass."""
+    """Rows straight from the models, one block a forward pass. Of several processes each runs every `processes`-th
+    block, and knows the length of the others' from their tokens."""
 
     def __init__(
-        self, pair: ModelPair, text: Text, streams: Sequence[Stream], *, dtype: torch.dtype, moments: bool = False
+        self,
+        pair: ModelPair,
+        text: Text,
+        streams: Sequence[Stream],
+        *,
+        dtype: torch.dtype,
+        moments: bool = False,
+        rank: int = 0,
+        processes: int = 1,
     ):
-        self.pair, self.streams, self.dtype, self.moments = pair, streams, dtype, moments
+        self.pair, self.streams, self.dtype, self.moments = pair, list(streams), dtype, moments
+        self.rank, self.processes, self.block = rank, processes, 0
+        self.broken: dict[Stream, str] = {}
         self.batches = text.batches(pair.tokenizers)
 
     def __iter__(self) -> LiveRows:
         return self
 
     def __next__(self) -> Rows:
-        return harvest(self.pair, next(self.batches), self.streams, dtype=self.dtype, moments=self.moments)
+        batch, mine = next(self.batches), self.block % self.processes == self.rank
+        self.block += 1
+        if not mine:
+            return Rows(torch.empty(len(batch.token), 0))
+        return harvest(
+            self.pair, batch, self.streams, dtype=self.dtype, moments=self.moments, broken=self.broken
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return self.batches.state_dict()
+        return {"text": self.batches.state_dict(), "block": self.block}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.batches.load_state_dict(state)
+        self.batches.load_state_dict(state["text"])
+        self.block = state["block"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +130,20 @@ class Live:
     fit_tokens: int = 20_000
 
     def source(
-        self, pair: ModelPair, text: Text, streams: Sequence[Stream], *, tokens: int, moments: bool, key: str
+        self,
+        pair: ModelPair,
+        text: Text,
+        streams: Sequence[Stream],
+        *,
+        tokens: int,
+        moments: bool,
+        key: str,
+        rank: int = 0,
+        processes: int = 1,
     ) -> Source:
-        return LiveRows(pair, text, streams, dtype=getattr(torch, self.dtype), moments=moments)
+        dtype = getattr(torch, self.dtype)
+        return LiveRows(pair, text, streams, dtype=dtype, moments=moments, rank=rank, processes=processes)
+
+    def disk(self, tokens: int, width: int) -> int:
+        """Bytes it will write."""
+        return 0

@@ -1,15 +1,38 @@
-"""Blocks of rows -> shuffled batches from a ring buffer whose order is drawn anew at each refill."""
+"""Blocks of rows -> shuffled batches for one or more readers, from a ring buffer whose order is drawn anew at each refill.
+
+Which rows a batch holds depends on the source, the capacity and the seed alone. A reader takes its own streams of
+them and leaves out the rows that it does not admit, so what one reader gets never depends on the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunediff.activations.live import ActivationError, Source
-from tunediff.shapes import Rows
+from tunediff.shapes import Rows, Stream
+
+
+class Reader(NamedTuple):
+    """Who reads: the streams, in the order they are put side by side.
+
+    admits    [token, width] -> [token] bool; rows that it turns away (attention sinks) never reach this reader
+    moments   whether the moments of each token's sequence come with the values
+    """
+
+    streams: Sequence[Stream]
+    admits: Callable[[Tensor], Tensor] | None = None
+    moments: bool = False
+
+
+def select(rows: Rows, given: Sequence[Stream], wanted: Sequence[Stream], *, moments: bool) -> Rows:
+    """The columns of the wanted streams out of rows that hold the given ones."""
+    pieces = dict(zip(given, rows.values.split([stream.width for stream in given], dim=-1), strict=True))
+    values = torch.cat([pieces[stream] for stream in wanted], dim=-1)
+    return Rows(values, rows.moments[:, [given.index(stream) for stream in wanted]] if moments else None)
 
 
 def take(source: Source, tokens: int) -> Rows:
@@ -22,45 +45,78 @@ def take(source: Source, tokens: int) -> Rows:
     return Rows(torch.cat([b.values for b in blocks])[:tokens], moments)
 
 
+class Drawn:
+    """One batch: the places of its rows in the buffer. `of(reader)` gathers what that reader takes."""
+
+    def __init__(self, stream: ShuffledRows, places: Tensor):
+        self.stream, self.places = stream, places
+        self._gathered: dict[Stream, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Rows of the batch, over all readers and processes."""
+        return len(self.places)
+
+    def of(self, reader: int) -> Rows:
+        """[token, width] in float32; raises ActivationError where one of the reader's streams broke."""
+        stream, asked = self.stream, self.stream.readers[reader]
+        for one in asked.streams:
+            if one in stream.source.broken:
+                raise ActivationError(stream.source.broken[one])
+        here = self.places[stream.mine[self.places]]
+        kept = stream.admitted[reader, here]
+        values = torch.cat([self._column(one, here) for one in asked.streams], dim=-1).float()
+        moments = None
+        if asked.moments:
+            order = [stream.source.streams.index(one) for one in asked.streams]
+            moments = stream.moments[here.to(stream.moments.device)][:, order]
+        if not kept.all():
+            index = kept.nonzero()[:, 0].to(values.device)
+            values, moments = values[index], None if moments is None else moments[index]
+        return Rows(values, moments)
+
+    def _column(self, one: Stream, here: Tensor) -> Tensor:
+        if one not in self._gathered:
+            column = self.stream.columns[one]
+            self._gathered[one] = column[here.to(column.device)]
+        return self._gathered[one]
+
+
 class ShuffledRows:
     """`steps` batches of `batch` rows. The buffer holds `capacity` rows; when half of them are used, their places are
-    refilled and the order of all is drawn anew, so a batch is one gather and no row is copied twice.
+    refilled and the order of all is drawn anew, so a batch is one gather a stream and no row is copied twice.
 
-    admits   [token, width] -> [token] bool; rows that it turns away (attention sinks) are counted in `dropped`
+    A source of several processes gives rows without columns for what another process holds: they take their place in
+    the order, and are left out of this process's part of each batch.
     """
 
     def __init__(
-        self,
-        source: Source,
-        *,
-        batch: int,
-        capacity: int,
-        steps: int,
-        seed: int,
-        admits: Callable[[Tensor], Tensor] | None = None,
+        self, source: Source, readers: Sequence[Reader], *, batch: int, capacity: int, steps: int, seed: int
     ):
         if capacity < 2 * batch:
             raise ActivationError(f"activations.buffer={capacity} must hold at least two batches of {batch} tokens.")
-        self.source, self.admits = source, admits
+        self.source, self.readers = source, list(readers)
         self.batch, self.capacity, self.steps = batch, capacity, steps
         self.generator = torch.Generator().manual_seed(seed)
-        self.values: Tensor | None = None
+        self.columns: dict[Stream, Tensor] = {}
         self.moments: Tensor | None = None
+        self.mine = torch.zeros(capacity, dtype=torch.bool)
+        self.admitted = torch.ones(len(self.readers), capacity, dtype=torch.bool)
         self.order = torch.empty(0, dtype=torch.long)
-        self.next_step = self.seen = self.dropped = 0
+        self.next_step = self.seen = self._first = 0
+        self.dropped = [0] * len(self.readers)
         self._surplus: Rows | None = None
 
     def __len__(self) -> int:
-        return self.steps
+        """Batches that are still to come when an iteration starts."""
+        return self.steps - self._first
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Iterator[Drawn]:
         while self.next_step < self.steps:
             if len(self.order) - self.batch < self.capacity // 2:
                 self._refill()
             chosen, self.order = self.order[: self.batch], self.order[self.batch :]
             self.next_step += 1
-            place = chosen.to(self.values.device)
-            yield Rows(self.values[place].float(), None if self.moments is None else self.moments[place])
+            yield Drawn(self, chosen)
 
     def _refill(self) -> None:
         waiting = torch.zeros(self.capacity, dtype=torch.bool)
@@ -68,58 +124,92 @@ class ShuffledRows:
         empty = (~waiting).nonzero()[:, 0]
         filled = 0
         while filled < len(empty):
-            rows = self._admitted()
+            rows = self._next()
             room = len(empty) - filled
             if len(rows.values) > room:
                 self._surplus = Rows(rows.values[room:], None if rows.moments is None else rows.moments[room:])
                 rows = Rows(rows.values[:room], None if rows.moments is None else rows.moments[:room])
-            if self.values is None:
-                self.values = rows.values.new_empty(self.capacity, rows.values.shape[1])
-                self.moments = (
-                    None if rows.moments is None else rows.moments.new_empty(self.capacity, *rows.moments.shape[1:])
-                )
-            place = empty[filled : filled + len(rows.values)].to(self.values.device)
-            self.values[place] = rows.values
-            if self.moments is not None:
-                self.moments[place] = rows.moments
+            self._put(rows, empty[filled : filled + len(rows.values)])
             filled += len(rows.values)
         order = torch.cat([self.order, empty])
         self.order = order[torch.randperm(len(order), generator=self.generator)]
 
-    def _admitted(self) -> Rows:
+    def _next(self) -> Rows:
         if self._surplus is not None:
             rows, self._surplus = self._surplus, None
             return rows
-        rows = next(self.source)
-        self.seen += len(rows.values)
-        if self.admits is None:
-            return rows
-        kept = self.admits(rows.values)
-        self.dropped += int((~kept).sum())
-        if self.seen > 100_000 and self.dropped > 0.5 * self.seen:
+        return next(self.source)
+
+    def _put(self, rows: Rows, places: Tensor) -> None:
+        self.seen += len(places)
+        held = rows.values.shape[1] > 0
+        self.mine[places] = held
+        if not held:
+            return
+        given = self.source.streams
+        for one, values in zip(given, rows.values.split([s.width for s in given], dim=-1), strict=True):
+            if one not in self.columns:
+                self.columns[one] = values.new_empty(self.capacity, values.shape[1])
+            self.columns[one][places.to(values.device)] = values
+        if rows.moments is not None:
+            if self.moments is None:
+                self.moments = rows.moments.new_empty(self.capacity, *rows.moments.shape[1:])
+            self.moments[places.to(self.moments.device)] = rows.moments
+        for n, reader in enumerate(self.readers):
+            if reader.admits is not None:
+                kept = reader.admits(select(rows, given, reader.streams, moments=False).values).cpu()
+                self.admitted[n, places] = kept
+                self.dropped[n] += int((~kept).sum())
+
+    def check(self, reader: int) -> None:
+        """Raises ActivationError where a reader turns away most of what there is."""
+        if self.seen > 100_000 and self.dropped[reader] > 0.5 * self.seen:
             raise ActivationError(
-                f"{self.dropped:,} of {self.seen:,} tokens have norms above the limit for attention sinks: "
+                f"{self.dropped[reader]:,} of {self.seen:,} tokens have norms above the limit for attention sinks: "
                 "raise dictionary.normalisation.sink_multiple or set it to null."
             )
-        return Rows(rows.values[kept], None if rows.moments is None else rows.moments[kept])
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole position, buffer included."""
+        """The whole position, buffer included; streams and readers by their order."""
         return {
             "source": self.source.state_dict(),
-            "values": self.values,
+            "streams": [tuple(stream) for stream in self.source.streams],
+            "columns": [self.columns.get(stream) for stream in self.source.streams],
             "moments": self.moments,
+            "mine": self.mine,
+            "admitted": self.admitted,
             "order": self.order,
             "surplus": None if self._surplus is None else tuple(self._surplus),
             "generator": self.generator.get_state(),
-            "counts": (self.next_step, self.seen, self.dropped),
+            "counts": [self.next_step, self.seen],
+            "dropped": self.dropped,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(
+        self,
+        state: Mapping[str, Any],
+        readers: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Goes on from a position, the rows on `device`. It may have been saved with more streams than are read now,
+        and with more readers: `readers` are the numbers that this stream's readers had then."""
+        then = [Stream(*stream) for stream in state["streams"]]
+        now = list(self.source.streams)
+        chosen = [then.index(stream) for stream in now]
+        readers = range(len(self.readers)) if readers is None else readers
         self.source.load_state_dict(state["source"])
-        self.values = None if state["values"] is None else state["values"].clone()
-        self.moments = None if state["moments"] is None else state["moments"].clone()
-        self.order = state["order"].clone()
-        self._surplus = None if state["surplus"] is None else Rows(*state["surplus"])
+        columns = {stream: state["columns"][n] for stream, n in zip(now, chosen, strict=True)}
+        self.columns = {stream: c.clone().to(device) for stream, c in columns.items() if c is not None}
+        wanted = any(reader.moments for reader in self.readers) and state["moments"] is not None
+        self.moments = state["moments"][:, chosen].clone().to(device) if wanted else None
+        self.mine, self.order = state["mine"].clone(), state["order"].clone()
+        self.admitted = state["admitted"][list(readers)].clone()
+        self._surplus = None
+        if state["surplus"] is not None:
+            surplus = Rows(*(None if part is None else part.to(device) for part in state["surplus"]))
+            held = surplus.values.shape[1] > 0
+            self._surplus = select(surplus, then, now, moments=self.moments is not None) if held else surplus
         self.generator.set_state(state["generator"])
-        self.next_step, self.seen, self.dropped = state["counts"]
+        self.next_step, self.seen = state["counts"]
+        self._first = self.next_step
+        self.dropped = [state["dropped"][n] for n in readers]

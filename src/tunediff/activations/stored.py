@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -30,10 +31,16 @@ def store(source: Source, folder: Path, *, tokens: int, width: int, moments: int
     """Writes at least `tokens` rows as bfloat16 shards with checksums; returns the folder. Found whole, it is kept.
 
     Layout: index.json, shard-00000.bin (contiguous rows [token, width]), moments-00000.bin (float32 [token, stream, 2])."""
-    if (folder / "index.json").exists():
-        log.info("Stored activations found at %s.", folder)
-        return folder
     folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / "lock"):  # another process may be writing these rows: they are then found whole
+        if (folder / "index.json").exists():
+            log.info("Stored activations found at %s.", folder)
+        else:
+            _store(source, folder, tokens=tokens, width=width, moments=moments)
+    return folder
+
+
+def _store(source: Source, folder: Path, *, tokens: int, width: int, moments: int) -> None:
     needed = tokens * (2 * width + 8 * moments)
     free = shutil.disk_usage(folder).free
     log.info(
@@ -74,7 +81,6 @@ def store(source: Source, folder: Path, *, tokens: int, width: int, moments: int
             written += rows
     index = {"rows": written, "width": width, "moments": moments, "dtype": "bfloat16", "blocks": shards}
     _write(folder / "index.json", json.dumps(index, indent=1).encode())
-    return folder
 
 
 def _write(path: Path, data: bytes) -> str:
@@ -93,12 +99,24 @@ def _write(path: Path, data: bytes) -> str:
 
 class StoredRows:
     """Rows of a folder written by `store`, in the order they were written, read in blocks. A shard's checksum is
-    compared when it is opened."""
+    compared when it is opened. Of several processes each reads every `processes`-th block."""
 
-    def __init__(self, folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype, block: int = 8192):
-        self.folder, self.device, self.dtype, self.block = folder, device, dtype, block
+    def __init__(
+        self,
+        folder: Path,
+        streams: Sequence[Stream],
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        block: int = 8192,
+        rank: int = 0,
+        processes: int = 1,
+    ):
+        self.folder, self.streams, self.device, self.dtype, self.block = folder, list(streams), device, dtype, block
+        self.rank, self.processes = rank, processes
+        self.broken: dict[Stream, str] = {}  # what was stored is finite
         self.index = json.loads((folder / "index.json").read_text())
-        self.load_state_dict({"shard": 0, "row": 0})
+        self.load_state_dict({"shard": 0, "row": 0, "count": 0})
 
     def __iter__(self) -> StoredRows:
         return self
@@ -110,7 +128,10 @@ class StoredRows:
             self.shard, self.row = (self.shard + 1) % len(self.index["blocks"]), 0
             self._values, self._moments = self._open(self.shard)
         piece = slice(self.row, self.row + self.block)
-        self.row += self.block
+        mine = self.count % self.processes == self.rank
+        self.row, self.count = self.row + self.block, self.count + 1
+        if not mine:
+            return Rows(torch.empty(len(self._values[piece]), 0))
         moments = None if self._moments is None else self._moments[piece].to(self.device)
         return Rows(self._values[piece].to(self.device, self.dtype), moments)
 
@@ -130,10 +151,10 @@ class StoredRows:
         return values, torch.frombuffer(raw[1], dtype=torch.float32).view(len(values), -1, 2)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"shard": self.shard, "row": self.row}
+        return {"shard": self.shard, "row": self.row, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.shard, self.row = state["shard"], state["row"]
+        self.shard, self.row, self.count = state["shard"], state["row"], state["count"]
         self._values: Tensor | None = None
         self._moments: Tensor | None = None
 
@@ -149,10 +170,24 @@ class Stored:
     fit_tokens: int = 20_000
 
     def source(
-        self, pair: ModelPair, text: Text, streams: Sequence[Stream], *, tokens: int, moments: bool, key: str
+        self,
+        pair: ModelPair,
+        text: Text,
+        streams: Sequence[Stream],
+        *,
+        tokens: int,
+        moments: bool,
+        key: str,
+        rank: int = 0,
+        processes: int = 1,
     ) -> Source:
         live = LiveRows(pair, text, streams, dtype=torch.bfloat16, moments=moments)
         width = sum(stream.width for stream in streams)
         count = len(streams) if moments else 0
         folder = store(live, Path(self.folder) / key, tokens=tokens, width=width, moments=count)
-        return StoredRows(folder, device=pair.device(streams[0].role), dtype=getattr(torch, self.dtype))
+        device, dtype = pair.device(streams[0].role), getattr(torch, self.dtype)
+        return StoredRows(folder, streams, dtype=dtype, device=device, rank=rank, processes=processes)
+
+    def disk(self, tokens: int, width: int) -> int:
+        """Bytes it will write."""
+        return 2 * tokens * width

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from tunediff import processes
 from tunediff.shapes import Refused
 
 
@@ -103,6 +104,10 @@ class BatchTopK(Sparsity):
     def select(self, pre: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Tensor:
         latents = torch.relu(pre)
         scores = (latents * norms).flatten()
+        if processes.count() > 1:  # the k * tokens largest of the whole batch, not of this process's part
+            tokens = int(processes.summed(torch.tensor(len(latents), device=pre.device)))
+            limit = processes.kth_largest(scores.detach(), round(settings["k"] * tokens))
+            return torch.where(latents * norms >= limit, latents, 0.0)
         kept = min(round(settings["k"] * len(latents)), scores.numel())
         chosen = torch.topk(scores, kept, sorted=False).indices
         return torch.zeros_like(latents).flatten().scatter(0, chosen, latents.flatten()[chosen]).view_as(latents)
@@ -114,7 +119,7 @@ class BatchTopK(Sparsity):
     @torch.no_grad()
     def observe(self, latents: Tensor, norms: Tensor) -> None:
         scores = (latents * norms).float()
-        smallest = torch.where(scores > 0, scores, torch.inf).min()
+        smallest = processes.smallest(torch.where(scores > 0, scores, torch.inf).min())
         smallest = torch.where(smallest.isinf(), self.threshold, smallest)  # a batch without an active latent
         memory = torch.where(self.threshold < 0, 0.0, self.threshold_memory)
         self.threshold.copy_(memory * self.threshold + (1 - memory) * smallest)

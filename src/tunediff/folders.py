@@ -1,0 +1,162 @@
+"""The run folder: what lies in it, who writes it, and how it becomes whole.
+
+    config.yaml  identity.json  state.json  dictionary/  findings.json  tables/*.parquet  report.html  run.log  lock
+
+The folder is the interface between commands. Every file is written to a temporary name, flushed and renamed, so a
+reader never sees half of one. `lock` is held by the one process that writes; the system lets go of it when that
+process dies, whichever way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pyarrow
+import pyarrow.parquet
+
+from tunediff.shapes import Finding, Note, Refused, Table
+
+FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
+INTERRUPTED = "interrupted"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def make_folder(path: Path) -> Path:
+    """Raises Refused where it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"Cannot make the folder {path}: {error.strerror}. Choose another place or ask for permission.") from error
+    if not os.access(path, os.W_OK):
+        raise Refused(f"No permission to write in {path}. Choose another place or ask for permission.")
+    return path
+
+
+@contextlib.contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Inside, no other process writes this folder, on this machine or another that shares the file system. Raises
+    Refused, saying who does."""
+    lock = filelock.FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        owner = read_json(folder / "owner.json")
+        who = f"process {owner['process']} on {owner['host']}, since {owner['since']}" if owner else "another process"
+        raise Refused(f"{what} {folder} is being written by {who}.") from error
+    try:
+        owner = {"process": os.getpid(), "host": socket.gethostname(), "since": clock()}
+        write_atomically(folder / "owner.json", json.dumps(owner))
+        yield
+    finally:
+        (folder / "owner.json").unlink(missing_ok=True)
+        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process writes this folder."""
+    if not (folder / "lock").exists():
+        return False
+    lock = filelock.FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def clock() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What it holds; nothing where it does not exist."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+# -- how far a run is ------------------------------------------------------------------------------------------------
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """state.json. A run that says it is being trained, but that nobody holds, was interrupted."""
+    state = read_json(folder / "state.json")
+    if state.get("state") in (RUNNING, EVALUATING) and not is_held(folder):
+        state["state"] = INTERRUPTED
+    return state
+
+
+def say(folder: Path, **changes: Any) -> None:
+    """Changes entries of state.json; None removes one."""
+    state = {**read_json(folder / "state.json"), **changes, "updated": clock()}
+    kept = {key: value for key, value in state.items() if value is not None}
+    write_atomically(folder / "state.json", json.dumps(kept, indent=1))
+
+
+def is_finished(folder: Path, identity: str) -> bool:
+    """Whether this very run ended well here; its folder's name says nothing."""
+    state = read_json(folder / "state.json")
+    return state.get("state") == FINISHED and state.get("identity") == identity
+
+
+# -- what was found --------------------------------------------------------------------------------------------------
+
+
+def clear(folder: Path) -> None:
+    """Takes away what an earlier study left in a folder that is used again: its findings are not this one's."""
+    for left in (folder / "findings.json", folder / "report.html", *(folder / "tables").glob("*.parquet")):
+        left.unlink(missing_ok=True)
+
+
+def write_table(folder: Path, table: Table) -> None:
+    """tables/<name>.parquet. An earlier table of that name with as many rows keeps its other columns."""
+    place, columns = folder / "tables" / f"{table.name}.parquet", table.columns
+    place.parent.mkdir(exist_ok=True)
+    if place.exists():
+        before = pyarrow.parquet.read_table(place).to_pydict()
+        if len(next(iter(before.values()))) == len(next(iter(columns.values()))):
+            columns = {**before, **columns}
+    pyarrow.parquet.write_table(pyarrow.table(columns), place.with_suffix(".partial"))
+    os.replace(place.with_suffix(".partial"), place)
+
+
+def write_findings(
+    folder: Path, found: Iterable[Finding | Table | Note], described: Mapping[str, Any]
+) -> dict[str, dict]:
+    """findings.json and tables/*.parquet. Findings, notes and tables of an earlier call stay unless named again;
+    tables of one name join their columns."""
+    path = folder / "findings.json"
+    old = read_json(path) or {"findings": [], "notes": []}
+    findings = {finding["name"]: finding for finding in old["findings"]}
+    notes = dict.fromkeys(old["notes"])
+    tables: dict[str, dict[str, list]] = {}
+    for item in found:
+        if isinstance(item, Finding):
+            findings[item.name] = item._asdict()
+        elif isinstance(item, Table):
+            tables[item.name] = {**tables.get(item.name, {}), **item.columns}
+        else:
+            notes[item.text] = None
+    for name, columns in tables.items():
+        write_table(folder, Table(name, columns))
+    content = {**described, "findings": list(findings.values()), "notes": list(notes)}
+    write_atomically(path, json.dumps(content, indent=1))
+    return findings

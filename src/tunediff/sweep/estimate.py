@@ -1,0 +1,128 @@
+"""What a group will take, before it starts: memory of one device, disk, and a lower bound of its time.
+
+Memory and disk are counted from shapes. Time is a FLOP model of training (both models to the highest layer read, five
+dense products a dictionary and three for AuxK) at the rate of one matrix product measured here; evaluations are not in
+it, and no run reaches that rate with everything, so it says "at least".
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import transformers
+
+from tunediff.models import ModelPair
+from tunediff.run import Run
+from tunediff.settings import build
+
+GB = 1e9
+
+
+class Cost(NamedTuple):
+    """Bytes on the device, bytes on disk, floating-point operations."""
+
+    memory: float
+    disk: float
+    flops: float
+
+
+def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
+    cfg = runs[0].cfg
+    streams = dict.fromkeys(stream for run in runs for stream in run.streams)
+    width = sum(stream.width for stream in streams)
+    tokens = cfg.budget.tokens + cfg.budget.fit_tokens
+    activations = build(cfg.activations)
+    value = torch.empty(0, dtype=getattr(torch, activations.dtype)).element_size()
+    buffer = activations.buffer * width * value
+
+    memory, flops = float(buffer + 4 * cfg.text.tokens_per_batch * width), 0.0
+    for role in dict.fromkeys(stream.role for stream in streams):
+        total, one_layer, config = sizes(pair.sources[role])
+        value = torch.empty(0, dtype=getattr(torch, pair.sources[role].dtype)).element_size()
+        memory += value * (total + 6 * cfg.text.tokens_per_batch * (config.hidden_size + config.intermediate_size))
+        layers = 1 + max(stream.layer for stream in streams if stream.role == role)
+        flops += 2 * tokens * layers * one_layer
+    disk = 2.0 * buffer + activations.disk(tokens, width)  # a checkpoint is written before the last is removed
+    for run in runs:
+        latents, mine = run.cfg.dictionary.latents, sum(stream.width for stream in run.streams)
+        parameters = 2 * latents * mine
+        memory += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
+        disk += 4 * parameters * (1 + 2 * 3)
+        flops += 16 * run.cfg.budget.tokens * latents * mine
+    return Cost(memory, disk, flops)
+
+
+@functools.cache
+def sizes(source) -> tuple[int, int, transformers.PretrainedConfig]:
+    """Parameters of a model and of one of its layers, from its configuration alone."""
+    config = source.config()
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    config = config.get_text_config()
+    layers = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    return sum(p.numel() for p in model.parameters()), layers // config.num_hidden_layers, config
+
+
+def device_of(run: Run) -> torch.device:
+    asked = run.cfg.trainer.accelerator
+    if asked in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if asked in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of one device of this machine."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+@functools.cache
+def rate_of(device: torch.device) -> float:
+    """Floating-point operations a second of a float32 matrix product, measured now."""
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device)
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: torch.device | None) -> str:
+    """One line a group. With no device at hand (a login node) operations stand in place of time."""
+    rows = [["group", "members", "layers", "tokens", "memory", "disk", "time, at least" if device else "operations"]]
+    for n, (runs, cost) in enumerate(groups):
+        layers = sorted({stream.layer for run in runs for stream in run.streams})
+        spent = duration(cost.flops / rate_of(device)) if device else f"{cost.flops / 1e15:.3g} PFLOP"
+        rows.append(
+            [str(n), str(len(runs)), ",".join(map(str, layers)), f"{runs[0].cfg.budget.tokens:,}"]
+            + [f"{cost.memory / GB:.2f} GB", f"{cost.disk / GB:.2f} GB", spent]
+        )
+    said = columns(rows)
+    if device:
+        said += f"\ntime: FLOP model of training at {rate_of(device) / 1e9:,.0f} GFLOP/s, one product measured on this {device.type}"
+    return said
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+

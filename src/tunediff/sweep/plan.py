@@ -1,0 +1,168 @@
+"""Composed members -> what is left to do: groups that share a stream, by identity and never by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tunediff import folders
+from tunediff.run import STUDY, Run
+from tunediff.settings import build, check, digest, flat, material, plain, stream_key
+from tunediff.shapes import Refused
+from tunediff.training import latest_checkpoint, members_of
+
+NEAR = 3  # settings by which a run may differ and still be called nearly the same
+
+
+@dataclass
+class Member:
+    """One study of a sweep. `words` are the overrides that tell it from the others; `status` says what is to be done."""
+
+    run: Run
+    words: list[str]
+    status: str = "new"
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def finished(self) -> bool:
+        return folders.is_finished(self.run.folder, self.run.identity)
+
+
+@dataclass
+class Group:
+    """Members that run in one process. `folder` holds group.json, its log and its checkpoints."""
+
+    members: list[Member]
+    folder: Path
+    resume_from: Path | None = None
+
+    def write(self) -> None:
+        """group.json, and a folder for each member that says what it waits for."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for member in self.members:
+            make_run_folder(member.run)
+        content = {
+            "members": [str(member.run.folder.resolve()) for member in self.members],
+            "resume_from": None if self.resume_from is None else str(self.resume_from.resolve()),
+        }
+        folders.write_atomically(self.folder / "group.json", json.dumps(content, indent=1))
+
+
+def make_run_folder(run: Run) -> None:
+    folders.make_folder(run.folder)
+    run.begin()
+
+
+def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) -> list[Member]:
+    """The members of a sweep, each checked whole before anything starts. Raises Refused, naming the member."""
+    common = set.intersection(*(set(words) for words, _ in composed)) if len(composed) > 1 else set()
+    members: dict[str, Member] = {}
+    built: dict[str, tuple[Any, Any]] = {}
+    for words, cfg in composed:
+        own = [word for word in words if word not in common]
+        try:
+            check(cfg, STUDY)
+            key = digest([plain(cfg.model_pair), plain(cfg.text)])
+            if key not in built:
+                pair, text = build(cfg.model_pair), build(cfg.text)
+                pair.check_tokens(text.samples())
+                built[key] = (pair, text)
+            folder = sweep / Run(cfg, sweep).identity
+            run = Run(cfg, folder)
+            run.build(built[key][0])
+            del run.member
+        except Refused as refusal:
+            raise Refused(f"{' '.join(own)}: {refusal}" if own else str(refusal)) from refusal
+        members.setdefault(run.identity, Member(run, own))
+    return list(members.values())
+
+
+def look(sweep: Path, members: Sequence[Member]) -> list[tuple[Path, set[str]]]:
+    """Fills in each member's status; returns the checkpoints that somebody may go on from, the furthest first."""
+    checkpoints = []
+    for group in sorted((sweep / "groups").glob("*/checkpoints")):
+        path = latest_checkpoint(group)
+        if path is not None:
+            checkpoints.append((path, set(members_of(path))))
+    checkpoints.sort(key=lambda found: -step_of(found[0]))
+    for member in members:
+        state = folders.state_of(member.run.folder)
+        saved = next((path for path, names in checkpoints if member.run.identity in names), None)
+        if member.finished:
+            member.status = "finished"
+        elif folders.is_held(member.run.folder):
+            member.status = "running elsewhere"
+        elif saved is not None:
+            member.status = f"goes on from step {step_of(saved):,}"
+        elif state.get("state") == folders.FAILED:
+            member.status = f"failed before ({state.get('error', '')[:60]}), tried again"
+        elif state.get("state") == folders.INTERRUPTED:
+            member.status = "was interrupted before its first checkpoint, begins again"
+        else:
+            member.status = "new" + "".join(nearest(sweep, member, members))
+    return checkpoints
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
+def nearest(sweep: Path, member: Member, members: Sequence[Member]) -> Iterator[str]:
+    """An earlier run of this sweep's folder that differs in few settings, with the settings."""
+    planned = {other.run.identity for other in members}
+    mine = flat(material(member.run.cfg))
+    found = []
+    for path in sorted(sweep.glob("*/identity.json")):
+        stored = folders.read_json(path)
+        if stored["identity"] not in planned:
+            theirs = flat(stored["settings"])
+            differing = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+            found.append((len(differing), stored["identity"], [f"{k} {theirs.get(k)} -> {mine.get(k)}" for k in differing]))
+    if found and min(found)[0] <= NEAR:
+        _, identity, words = min(found)
+        yield f": like {identity}, but {', '.join(words)}"
+
+
+def groups_of(
+    sweep: Path,
+    members: Sequence[Member],
+    checkpoints: Sequence[tuple[Path, set[str]]],
+    *,
+    pack: bool,
+    fits: Any,
+) -> list[Group]:
+    """Members that read the same rows, and stand at the same step of them, together; a group that does not fit one
+    device is split. `fits(members) -> bool`."""
+    together: dict[tuple, list[Member]] = {}
+    for member in members:
+        saved = next((path for path, names in checkpoints if member.run.identity in names), None)
+        key = (saved, stream_key(member.run.cfg), None if pack else member.run.identity)
+        together.setdefault(key, []).append(member)
+    groups = []
+    for (saved, _, _), some in together.items():
+        parts: list[list[Member]] = []
+        for member in some:
+            if not parts or not fits([*parts[-1], member]):
+                parts.append([])
+            parts[-1].append(member)
+        for part in parts:
+            name = digest(sorted(member.run.identity for member in part))[:8]
+            groups.append(Group(part, sweep / "groups" / name, saved))
+    return groups
+
+
+def forget_checkpoints(sweep: Path) -> None:
+    """Of groups all of whose members are finished."""
+    for folder in (sweep / "groups").glob("*/checkpoints"):
+        path = latest_checkpoint(folder)
+        if path is None or all(folders.is_finished(sweep / name, name) for name in members_of(path)):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,186 @@
+"""Groups as the tasks of one job array, submitted by submitit and watched through squeue and the run folders.
+
+submitit asks sacct alone how a job is, so on a cluster without accounting a cancelled job would be waited for without
+end. Here a member's own state.json says what it reached, squeue says which jobs still live, and of one that is gone
+without having ended scontrol or sacct says why.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from tunediff import folders
+from tunediff.shapes import Refused
+from tunediff.sweep.plan import Group, Member
+from tunediff.sweep.work import Work
+
+ENDED = (folders.FINISHED, folders.FAILED)
+CANCELLED = "cancelled"
+
+
+def run_groups(
+    sweep: Path,
+    groups: Sequence[Group],
+    members: Sequence[Member],
+    queued: Mapping[str, str],
+    *,
+    wait: bool,
+    **settings: Any,
+) -> None:
+    """Submits the groups as one array, and watches their members and those that were queued before."""
+    jobs = dict(queued)
+    if groups:
+        jobs |= submit(sweep, groups, **settings)
+    print(f"the state of all members, also after this terminal is closed: python compare.py {sweep}", flush=True)
+    if wait:
+        watch([member for member in members if member.run.identity in jobs], jobs)
+
+
+def submit(
+    sweep: Path,
+    groups: Sequence[Group],
+    *,
+    partition: str | None,
+    account: str | None,
+    qos: str | None,
+    timeout_min: int,
+    gpus_per_node: int | None,
+    cpus_per_task: int,
+    mem_gb: float | None,
+    nodes: int,
+    tasks_per_node: int,
+    parallel: int,
+    signal_delay_s: int,
+    max_restarts: int,
+    setup: Sequence[str],
+    extra: Mapping[str, Any],
+) -> dict[str, str]:
+    """identity -> job. Raises Refused with the cluster's own words where it does not take the array."""
+    check_cluster(partition)
+    check_processes(groups, nodes, tasks_per_node)
+    executor = submitit.SlurmExecutor(folder=sweep / "slurm" / "%j", max_num_timeout=max_restarts)
+    given = {"partition": partition, "account": account, "qos": qos, "gpus_per_node": gpus_per_node or None}
+    given["mem"] = None if mem_gb is None else f"{mem_gb:g}G"
+    executor.update_parameters(
+        **{key: value for key, value in given.items() if value is not None},
+        job_name=name_of(sweep),
+        time=timeout_min,
+        nodes=nodes,
+        ntasks_per_node=tasks_per_node,
+        cpus_per_task=cpus_per_task,
+        array_parallelism=parallel,
+        signal_delay_s=signal_delay_s,
+        setup=list(setup),
+        stderr_to_stdout=True,
+        additional_parameters={"requeue": True, **extra},
+    )
+    try:
+        submitted = executor.map_array(Work.__call__, [Work(str(group.folder.resolve())) for group in groups])
+    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
+        raise Refused(f"sbatch did not take the sweep: {str(error).strip().splitlines()[-1]}") from error
+    jobs = {}
+    for group, job in zip(groups, submitted, strict=True):
+        for member in group.members:
+            jobs[member.run.identity] = job.job_id
+            log = sweep.resolve() / "slurm" / job.job_id.partition("_")[0] / f"{job.job_id}_0_log.out"
+            folders.say(member.run.folder, state=folders.WAITING, job=job.job_id, log=str(log), error=None)
+    print(f"submitted {len(groups)} groups as job {submitted[0].job_id.partition('_')[0]}", flush=True)
+    return jobs
+
+
+def name_of(sweep: Path) -> str:
+    return f"tunediff-{sweep.name}"
+
+
+def check_cluster(partition: str | None) -> None:
+    if shutil.which("sbatch") is None:
+        raise Refused(
+            "hydra/launcher=slurm needs sbatch, which is not on this machine: start the sweep on a login node of the "
+            "cluster, or leave the launcher out to run it here."
+        )
+    known = call("sinfo", "--noheader", "--format=%R")
+    if known is None:
+        raise Refused("The cluster does not answer (sinfo failed): is its controller up, and SLURM_CONF right?")
+    if partition is not None and partition not in known.split():
+        raise Refused(f"hydra.launcher.partition={partition} is no partition of this cluster: {', '.join(known.split())}.")
+
+
+def check_processes(groups: Sequence[Group], nodes: int, tasks_per_node: int) -> None:
+    """Lightning and Slurm must count the same, or the job would find out after its time in the queue."""
+    for group in groups:
+        trainer = group.members[0].run.cfg.trainer
+        asked = (trainer.get("num_nodes", 1), trainer.devices)
+        if asked != (nodes, tasks_per_node):
+            raise Refused(
+                f"trainer.num_nodes={asked[0]} and trainer.devices={asked[1]}, but hydra.launcher.nodes={nodes} and "
+                f"hydra.launcher.tasks_per_node={tasks_per_node}: one task is one device, make them equal."
+            )
+
+
+# -- watching --------------------------------------------------------------------------------------------------------
+
+
+def call(*words: str) -> str | None:
+    """What a command of Slurm prints; None where it fails, as it does while the controller is away."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (subprocess.SubprocessError, OSError):
+        return None
+
+
+def living(sweep_name: str) -> dict[str, str] | None:
+    """job -> state of every task that is in the queue or runs; None where the controller does not say."""
+    said = call("squeue", "--noheader", "--array", f"--name={sweep_name}", "--format=%i %T")
+    return None if said is None else dict(line.split() for line in said.splitlines() if line.strip())
+
+
+def queued(sweep: Path) -> dict[str, str]:
+    """identity -> job, of the members that a former start of the sweep left in the queue."""
+    check_cluster(None)
+    alive = living(name_of(sweep)) or {}
+    states = {path.parent.name: folders.read_json(path) for path in sweep.glob("*/state.json")}
+    return {name: state["job"] for name, state in states.items() if state.get("job") in alive}
+
+
+def why(job: str) -> str:
+    """How a job that is gone ended, in Slurm's word."""
+    said = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State")
+    if said and said.strip():
+        return said.split()[0]
+    said = call("scontrol", "--oneliner", "show", "job", job) or ""
+    return next((word.partition("=")[2] for word in said.split() if word.startswith("JobState=")), "gone")
+
+
+def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float = 2.0) -> None:
+    """Says every change until all members have ended. A job that is gone without an end is noted in its members."""
+    said: dict[str, str] = {}
+    missing: dict[str, int] = {}
+    waiting = {member.run.identity: member for member in members}
+    sweep_name = name_of(members[0].run.folder.parent) if members else ""
+    while waiting:
+        alive = living(sweep_name)
+        for name, member in list(waiting.items()):
+            state, job = folders.read_json(member.run.folder / "state.json"), jobs[name]
+            word = f"{state.get('state')}" + (f" step {state['step']:,}" if state.get("step") else "")
+            if state.get("state") in ENDED:
+                del waiting[name]
+            elif alive is not None and job not in alive:
+                missing[name] = missing.get(name, 0) + 1
+                if missing[name] > 2:  # the file system had its time to show the last state
+                    word = CANCELLED if (ended := why(job)).startswith("CANCELLED") else f"ended as {ended}"
+                    folders.say(member.run.folder, state=CANCELLED, error=f"job {job} was {ended} before its end")
+                    del waiting[name]
+            elif alive is not None:
+                word = f"{word}, job {job} {alive[job].lower()}"
+            key = word.partition(" step")[0]
+            if said.get(name) != key:
+                said[name] = key
+                print(f"{time.strftime('%H:%M:%S')}  {member.name}: {word}", flush=True)
+        time.sleep(seconds if waiting else 0)

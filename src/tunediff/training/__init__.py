@@ -1,0 +1,22 @@
+"""One stream of activations and one or more dictionaries -> trained dictionaries and their curves.
+
+    member.py       a dictionary with all that trains it        checkpoints.py  any step -> the same run, gone on from there
+    fit.py          the Lightning module                        progress.py     what is said while it runs
+"""
+
+from tunediff.training.checkpoints import Checkpoints, latest_checkpoint, load_checkpoint, members_of
+from tunediff.training.fit import DictionaryTraining, Replicas
+from tunediff.training.member import Member
+from tunediff.training.progress import Pulse, TokenProgress
+
+__all__ = [
+    "Checkpoints",
+    "DictionaryTraining",
+    "Member",
+    "Pulse",
+    "Replicas",
+    "TokenProgress",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "members_of",
+]

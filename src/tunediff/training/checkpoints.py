@@ -1,0 +1,135 @@
+"""A training group stopped at any step -> the same group, gone on from there to the same bits.
+
+    step-0000120.stream-0.ckpt   the stream's position with its buffer, one file a process
+    step-0000120.json            the names of the members, for whoever plans without loading
+    step-0000120.ckpt            members: weights, optimizer, dead counters, curves; written last, so it means "whole"
+
+Written to a temporary name, flushed, renamed; older steps are removed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from tunediff import processes
+from tunediff.activations import ShuffledRows
+from tunediff.folders import write_atomically
+from tunediff.shapes import Refused
+
+log = logging.getLogger(__name__)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the highest step."""
+    return max((path for path in folder.glob("step-*.ckpt") if ".stream-" not in path.name), default=None)
+
+
+def members_of(path: Path) -> list[str]:
+    """Who can go on from a checkpoint."""
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def load_checkpoint(path: Path, *, rank: int, world: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The members' part and this process's position in the stream."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["processes"] != world:
+        raise Refused(
+            f"{path} was written by {state['processes']} processes, now there are {world}: go on with as many "
+            f"(trainer.devices, trainer.num_nodes), or remove {path.parent} to begin anew."
+        )
+    stream = path.with_name(f"{path.stem}.stream-{rank}.ckpt")
+    return state, torch.load(stream, map_location="cpu", weights_only=True)
+
+
+class Checkpoints(Callback):
+    """Saves every `seconds`, at the last step, and when a signal says that the process must go.
+
+    SIGUSR2 is how submitit tells of a time limit or preemption: its own handler, which requeues the job, is called once
+    everything is saved. SIGTERM and SIGINT end the process after saving. The signal is only noted when it comes and
+    answered at the end of the step, so a position is never between two steps.
+    """
+
+    SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, folder: Path, stream: ShuffledRows, *, seconds: float):
+        self.folder, self.stream, self.seconds = folder, stream, seconds
+        self.asked: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer, module) -> None:
+        self.last = time.monotonic()
+        self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+
+    def _note(self, number: int, _frame) -> None:
+        self.asked = self.asked or number
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        due = trainer.global_rank == 0 and time.monotonic() - self.last > self.seconds
+        wanted = due or self.asked is not None or module.step == module.steps
+        leave = self.asked is not None
+        if processes.count() > 1:  # all save at the same step, and all leave
+            wanted, leave = processes.any_of(torch.tensor([wanted, leave], device=module.device)).tolist()
+        if wanted:
+            self.save(module)
+            self.last = time.monotonic()
+        if leave and self.asked is None:
+            sys.exit(1)
+        if leave:
+            number, before = self.asked, self.before.get(self.asked)
+            self._restore()
+            log.warning("%s: saved at step %s", signal.Signals(number).name, module.step)
+            if number == signal.SIGUSR2 and callable(before):
+                before(number, None)
+            sys.exit(128 + number)
+
+    def on_train_end(self, trainer, module) -> None:
+        self._restore()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def save(self, module) -> None:
+        """A disk that is full costs the checkpoint, not the run."""
+        path = self.folder / f"step-{module.step:07d}.ckpt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # at the end no row is needed any more
+            position = None if module.step == module.steps else self.stream.state_dict()
+            position = position or {"counts": [module.step, self.stream.seen], "dropped": self.stream.dropped}
+            _write(path.with_name(f"{path.stem}.stream-{processes.rank()}.ckpt"), position)
+            if processes.count() > 1:
+                torch.distributed.barrier()
+            if processes.rank() == 0:
+                readers = [member.name for member in module.members]
+                state = {**module.training_state(), "processes": processes.count(), "readers": readers}
+                write_atomically(path.with_suffix(".json"), json.dumps(list(state["members"])))
+                _write(path, state)
+                for old in self.folder.glob("step-*"):
+                    if not old.name.startswith(path.stem):
+                        old.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("No checkpoint at step %s: %s", module.step, error)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,195 @@
+"""The Lightning module: every batch of the stream is one step of every dictionary, each as if alone.
+
+Lightning brings the device, the precision and the loop; every dictionary has its own objective, optimizer, schedules,
+dead-latent counters and log. Statistics reach the host only at the steps that are logged. With several processes each
+holds all dictionaries and a part of every batch, and the gradients are summed: the step of one process on the whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from tunediff import processes
+from tunediff.activations import ActivationError, Drawn
+from tunediff.objectives import Losses
+from tunediff.shapes import ROLES, Rows
+from tunediff.training.member import Member
+
+log = logging.getLogger(__name__)
+
+for noisy in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)  # devices found and advertisements, at every start
+
+
+class Replicas(DDPStrategy):
+    """Every process holds the dictionaries whole. The module sums gradients itself, weighted by each process's tokens,
+    because parts of a batch differ in length and one batch has several backward passes."""
+
+    def configure_ddp(self) -> None:
+        """No wrapper, so no reducer that counts backward passes."""
+
+
+class DictionaryTraining(L.LightningModule):
+    """Trains all members on the same batches, one optimizer step each a batch. A member that raises is dropped with its
+    error; the others go on.
+
+    state   members' part of a checkpoint, to go on from
+    """
+
+    def __init__(self, members: Sequence[Member], *, steps: int, log_every: int = 20, state: Mapping[str, Any] | None = None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.members, self.steps, self.log_every = list(members), steps, log_every
+        self.dictionaries = torch.nn.ModuleList(member.dictionary for member in members)
+        for n, member in enumerate(members):  # tokens since each latent last fired
+            self.register_buffer(f"silent_for_{n}", torch.zeros(member.dictionary.latents, dtype=torch.long))
+        self.step = 0
+        self.state = state
+        if state is not None:
+            self.step = state["step"]
+            for n, member in enumerate(members):
+                kept = state["members"][member.name]
+                member.dictionary.load_state_dict(kept["dictionary"])
+                member.history = [dict(record) for record in kept["history"]]
+                getattr(self, f"silent_for_{n}").copy_(kept["silent_for"])
+
+    def configure_optimizers(self):
+        optimizers = [
+            torch.optim.Adam(m.dictionary.parameters(), lr=m.learning_rate, betas=m.betas, fused=True)
+            for m in self.members
+        ]
+        if self.state is not None:
+            for member, optimizer in zip(self.members, optimizers, strict=True):
+                optimizer.load_state_dict(self.state["members"][member.name]["optimizer"])
+        return optimizers
+
+    def on_train_start(self) -> None:
+        if self.state is not None:
+            self.trainer.precision_plugin.load_state_dict(self.state["precision"])
+            torch.set_rng_state(self.state["random"])
+        if processes.count() > 1:
+            for value in (*self.parameters(), *self.buffers()):
+                torch.distributed.broadcast(value.detach(), 0)
+        self.state = None
+
+    def training_state(self) -> dict[str, Any]:
+        """All that decides the steps to come, but the stream's position."""
+        optimizers = self._optimizers()
+        return {
+            "step": self.step,
+            "members": {
+                member.name: {
+                    "dictionary": member.dictionary.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "silent_for": getattr(self, f"silent_for_{n}"),
+                    "history": member.history,
+                }
+                for n, (member, optimizer) in enumerate(zip(self.members, optimizers, strict=True))
+                if member.error is None
+            },
+            "precision": self.trainer.precision_plugin.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def _optimizers(self) -> list:
+        optimizers = self.optimizers(use_pl_optimizer=True)
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def training_step(self, batch: Drawn, _: int) -> None:
+        for n, (member, optimizer) in enumerate(zip(self.members, self._optimizers(), strict=True)):
+            if member.error is None:
+                try:
+                    batch.stream.check(n)
+                    self.advance(member, getattr(self, f"silent_for_{n}"), optimizer, batch.of(n), len(batch))
+                except Exception as error:  # its own fault or its own bad luck: the others go on
+                    log.error("%s stopped at step %s: %s", member.name, self.step, error)
+                    member.error = error
+        self.step += 1
+        if all(member.error is not None for member in self.members):
+            self.trainer.should_stop = True
+
+    def advance(self, member: Member, silent_for: Tensor, optimizer, rows: Rows, batch: int) -> None:
+        """One step of one member on its rows of a batch."""
+        settings = member.settings(self.step, self.steps)
+        learning_rate = member.learning_rate * member.learning_rate_schedule(self.step, self.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        dead = silent_for > member.objective.dead_after
+        losses = member.objective(member.dictionary, rows, dead=dead, settings=settings)
+        optimizer.zero_grad()
+        tokens, total = len(rows.values), losses.total
+        if processes.count() > 1:
+            tokens = processes.summed(torch.tensor(tokens, device=silent_for.device))
+            total = total * (len(rows.values) / tokens)
+        self.manual_backward(total)
+        if processes.count() > 1:
+            sum_gradients(member.dictionary.parameters())
+        if member.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(member.dictionary.parameters(), member.clip_norm)
+        optimizer.step()
+        fired = processes.any_of((losses.latents > 0).any(0))
+        silent_for.add_(tokens).masked_fill_(fired, 0)
+        member.dictionary.sparsity.observe(losses.latents, member.dictionary.code_norms().detach())
+        if self.step % self.log_every == 0 or self.step == self.steps - 1:
+            position = {"step": self.step, "tokens": (self.step + 1) * batch}
+            self.record(member, rows, losses, dead, position, {"learning_rate": learning_rate, **settings})
+
+    @torch.no_grad()
+    def record(
+        self,
+        member: Member,
+        rows: Rows,
+        losses: Losses,
+        dead: Tensor,
+        position: Mapping[str, int],
+        settings: Mapping[str, float],
+    ) -> None:
+        """One line of the training curves; the only place where numbers leave the device."""
+        dictionary = member.dictionary
+        target = dictionary.normalisation.normalise(*rows)
+        tokens = processes.summed(torch.tensor(float(len(target)), device=target.device))
+        mean = processes.summed(target.sum(0)) / tokens
+        errors = processes.summed(losses.error.square().sum(0)).split(dictionary.widths)
+        around = processes.summed((target - mean).square().sum(0)).split(dictionary.widths)
+        share = len(target) / tokens
+        numbers = {"loss/total": losses.total, **{f"loss/{name}": term for name, term in losses.terms.items()}}
+        numbers["l0"] = (losses.latents > 0).sum(-1).float().mean()
+        numbers = {name: processes.summed(value * share) for name, value in numbers.items()}
+        unexplained, spread = 0.0, 0.0
+        for role in ROLES:
+            pieces = [n for n, stream in enumerate(dictionary.streams) if stream.role == role]
+            if not pieces:
+                continue
+            error, here = (sum(part[n].sum() for n in pieces) for part in (errors, around))
+            numbers[f"explained_variance/{role}"] = 1 - error / here
+            unexplained, spread = unexplained + error, spread + here
+        numbers["explained_variance/pooled"] = 1 - unexplained / spread
+        numbers["dead_fraction"] = dead.float().mean()
+        if hasattr(dictionary.sparsity, "threshold"):
+            numbers["threshold"] = dictionary.sparsity.threshold
+        record = {name: float(value) for name, value in numbers.items()}
+        record |= {f"schedule/{name}": value for name, value in settings.items()}
+        if not math.isfinite(record["loss/total"]):
+            raise ActivationError(
+                f"The loss of {member.name} is not finite at step {self.step} ({record}). Lower optimizer.learning_rate, or "
+                f"check the activations."
+            )
+        member.history.append({**position, **record})
+        for logger in member.loggers:
+            logger.log_metrics({"tokens": position["tokens"], **record}, step=self.step)
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Over all processes, as one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = processes.summed(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view_as(gradient))

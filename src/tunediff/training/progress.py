@@ -1,0 +1,56 @@
+"""What is said while dictionaries train: a bar in tokens for the terminal, a pulse for whoever looks from elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+
+class TokenProgress(Callback):
+    """A bar in tokens, with tokens a second and the time left."""
+
+    def __init__(self, tokens: int):
+        self.total = tokens
+
+    def on_train_start(self, trainer, module) -> None:
+        done = self.total * module.step // module.steps
+        self.bar = tqdm(
+            total=self.total, initial=done, unit="tok", unit_scale=True, desc="training", mininterval=0.5,
+            disable=trainer.global_rank > 0,
+        )  # fmt: skip
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        self.bar.update(len(batch))
+        going = [member for member in module.members if member.error is None and member.history]
+        if going and batch_index % 50 == 0:
+            last = going[0].history[-1]
+            words = f"explained variance {last['explained_variance/pooled']:.3f}, L0 {last['l0']:.1f}"
+            self.bar.set_postfix_str(words if len(module.members) == 1 else f"{len(going)} dictionaries")
+
+    def on_train_end(self, trainer, module) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self.bar.close()
+
+
+class Pulse(Callback):
+    """Calls `beat(step)` at the start and then every `seconds`."""
+
+    def __init__(self, beat: Callable[[int], None], *, seconds: float = 5.0):
+        self.beat, self.seconds, self.last = beat, seconds, 0.0
+
+    def on_train_start(self, trainer, module) -> None:
+        self._beat(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if time.monotonic() - self.last > self.seconds:
+            self._beat(trainer, module)
+
+    def _beat(self, trainer, module) -> None:
+        self.last = time.monotonic()
+        if trainer.global_rank == 0:
+            self.beat(module.step)
