@@ -106,14 +106,14 @@ class Run:
             betas=tuple(cfg.optimizer.betas),
             clip_norm=cfg.optimizer.clip_norm,
         )
+        with within(self.folder):
+            self.member.loggers = [build(node) for node in (cfg.logger or {}).values()]
 
     def open_loggers(self) -> None:
         """A logger that starts from nothing is told what happened before a resumption."""
-        with within(self.folder):
-            self.member.loggers = [build(node) for node in (self.cfg.logger or {}).values()]
         for logger in self.member.loggers:
             logger.log_hyperparams(material(self.cfg))
-            if getattr(logger, "starts_anew", True):
+            if getattr(logger, "starts_anew", False):
                 for record in self.member.history:
                     logger.log_metrics({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 
@@ -206,9 +206,11 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     )
     if position is not None:
         stream.load_state_dict(position, [state["readers"].index(run.identity) for run in runs], device)
-    if rank == 0:
-        for run in runs:
+    for run in runs:
+        if rank == 0:
             run.open_loggers()
+        else:
+            run.member.loggers = []
     if module.step < module.steps:
         trainer.callbacks += [
             TokenProgress(module.steps * stream.batch),

@@ -264,13 +264,6 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def flat(node: Any, path: str = "") -> dict[str, Any]:
-    """{"dictionary.sparsity.k": 12, ...}: every leaf under its name on the command line."""
-    if isinstance(node, Mapping) and node:
-        return {name: leaf for key in node for name, leaf in flat(node[key], f"{path}.{key}" if path else key).items()}
-    return {path: node}
-
-
 def digest(settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 

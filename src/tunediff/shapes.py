@@ -9,7 +9,8 @@ Axes, as they are written in signatures:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
     from torch import Tensor
@@ -74,3 +75,10 @@ class Rows(NamedTuple):
 
     values: Tensor
     moments: Tensor | None = None
+
+
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """{"dictionary.sparsity.k": 12, ...}: every leaf of nested settings under its name on the command line."""
+    if isinstance(node, Mapping) and node:
+        return {name: leaf for key in node for name, leaf in flat(node[key], f"{path}.{key}" if path else key).items()}
+    return {path: node}

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.run import STUDY, Run
-from tunediff.settings import build, check, digest, flat, material, plain, stream_key
-from tunediff.shapes import Refused
+from tunediff.settings import build, check, digest, material, plain, stream_key
+from tunediff.shapes import Refused, flat
 from tunediff.training import latest_checkpoint, members_of
 
 NEAR = 3  # settings by which a run may differ and still be called nearly the same

@@ -13,7 +13,7 @@ class TokenProgress(Callback):
     """A bar in tokens, with tokens a second and the time left."""
 
     def __init__(self, tokens: int):
-        self.total = tokens
+        self.total, self.bar = tokens, None
 
     def on_train_start(self, trainer, module) -> None:
         done = self.total * module.step // module.steps
@@ -34,7 +34,8 @@ class TokenProgress(Callback):
         self.bar.close()
 
     def on_exception(self, trainer, module, exception) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Pulse(Callback):

@@ -1,0 +1,91 @@
+"""Where curves and findings go besides the run folder. A logger has three verbs: log_hyperparams, log_metrics, finalize.
+
+Nothing is opened or written before the first of them, so a sweep can make its loggers to check them. `starts_anew` says
+that a logger begins with nothing when a run goes on after an interruption, and wants to be told what happened before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from tunediff.shapes import Refused, flat
+
+logging.getLogger("wandb").setLevel(logging.WARNING)
+
+
+class Csv(CSVLogger):
+    """<folder>/csv/metrics.csv, a column for every name."""
+
+    starts_anew = True
+
+    def __init__(self, folder: str):
+        super().__init__(folder, name="csv", version="")
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        shutil.rmtree(self.log_dir, ignore_errors=True)
+        super().log_hyperparams(params)
+
+
+class TensorBoard(TensorBoardLogger):
+    """<folder>/tensorboard; after an interruption the events of one more file join in."""
+
+    def __init__(self, folder: str):
+        super().__init__(folder, name="tensorboard", version="")
+
+
+class Wandb:
+    """One run in Weights & Biases. Offline it lies in <folder>/wandb until `wandb sync`; after an interruption the same
+    id is taken up again. It never asks for a key. Several may be open in one process.
+
+    id       the run's identity              group   the sweep
+    config   every setting under its name on the command line, so that each swept key is a column
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        id: str,
+        group: str,
+        project: str = "tunediff",
+        entity: str | None = None,
+        name: str | None = None,
+        job_type: str = "train",
+        tags: Sequence[str] = (),
+        offline: bool = True,
+    ):
+        server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        known = os.environ.get("WANDB_API_KEY") or requests.utils.get_netrc_auth(server)
+        if not offline and not known:
+            raise Refused(
+                f"logger.wandb.offline=false sends the run to {server}, but there is no key: run `wandb login` first, set "
+                "WANDB_API_KEY, or leave the run offline and `wandb sync` it later."
+            )
+        self.place = {"dir": folder, "id": id, "group": group, "project": project, "entity": entity, "name": name}
+        self.kind = {"job_type": job_type, "tags": list(tags), "mode": "offline" if offline else "online"}
+        self.run: Any = None
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        import wandb
+
+        Path(self.place["dir"]).mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(x_disable_stats=True, console="off", silent=True)
+        self.run = wandb.init(
+            **self.place, **self.kind, config=flat(params), resume="allow", reinit="create_new", settings=settings
+        )
+        self.run.define_metric("*", step_metric="step")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.run.log({"step": step, **metrics})
+
+    def finalize(self, status: str) -> None:
+        if self.run is not None:
+            self.run.finish(exit_code=0 if status == "success" else 1)
