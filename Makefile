@@ -11,7 +11,7 @@ demo: .venv/.ready
 	$(BIN)/python train.py
 
 test: .venv/.ready
-	bash tests/install_browser.sh
+	bash tests/install_system.sh
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 

@@ -102,7 +102,7 @@ def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: torch.device 
     rows = [["group", "members", "layers", "tokens", "memory", "disk", "time, at least" if device else "operations"]]
     for n, (runs, cost) in enumerate(groups):
         layers = sorted({stream.layer for run in runs for stream in run.streams})
-        spent = duration(cost.flops / rate_of(device)) if device else f"{cost.flops / 1e15:.3g} PFLOP"
+        spent = duration(cost.flops / rate_of(device)) if device else operations(cost.flops)
         rows.append(
             [str(n), str(len(runs)), ",".join(map(str, layers)), f"{runs[0].cfg.budget.tokens:,}"]
             + [f"{cost.memory / GB:.2f} GB", f"{cost.disk / GB:.2f} GB", spent]
@@ -117,6 +117,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def operations(count: float) -> str:
+    unit, name = next((u, n) for u, n in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (0, "GFLOP")) if count >= u)
+    return f"{count / (unit or 1e9):.3g} {name}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ without having ended scontrol or sacct says why.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -89,8 +90,10 @@ def submit(
     for group, job in zip(groups, submitted, strict=True):
         for member in group.members:
             jobs[member.run.identity] = job.job_id
-            log = sweep.resolve() / "slurm" / job.job_id.partition("_")[0] / f"{job.job_id}_0_log.out"
-            folders.say(member.run.folder, state=folders.WAITING, job=job.job_id, log=str(log), error=None)
+            folders.say(member.run.folder, state=folders.WAITING, job=job.job_id, error=None)
+            link = member.run.folder / "job.log"
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(job.paths.stdout, link.parent))
     print(f"submitted {len(groups)} groups as job {submitted[0].job_id.partition('_')[0]}", flush=True)
     return jobs
 

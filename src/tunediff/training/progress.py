@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -17,8 +18,9 @@ class TokenProgress(Callback):
 
     def on_train_start(self, trainer, module) -> None:
         done = self.total * module.step // module.steps
+        often = 0.5 if sys.stderr.isatty() else 20.0  # a log file needs fewer lines
         self.bar = tqdm(
-            total=self.total, initial=done, unit="tok", unit_scale=True, desc="training", mininterval=0.5,
+            total=self.total, initial=done, unit="tok", unit_scale=True, desc="training", mininterval=often,
             disable=trainer.global_rank > 0,
         )  # fmt: skip
 

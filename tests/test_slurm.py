@@ -1,0 +1,150 @@
+"""Sweeps on a real Slurm: daemons of one machine, real arrays, and what goes wrong on a cluster."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import ROOT
+from test_study import call
+from test_sweep import states, weights
+from tunediff import folders
+
+SCRIPT = ROOT / "slurm" / "single_host.sh"
+CLUSTER = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=0", "hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"]
+STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none"]
+LONG = ["budget.tokens=200000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.3"]  # 800 steps
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
+        pytest.skip("no Slurm here: bash slurm/single_host.sh install")
+    lab = {"SLURM_LAB": str(tmp_path_factory.mktemp("slurm")), "SLURM_LAB_PORT": "17817", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **lab}
+    said = subprocess.run(["bash", SCRIPT, "up"], env=environment, capture_output=True, text=True, check=True)
+    lab["SLURM_CONF"] = re.search(r"SLURM_CONF=(\S+)", said.stdout)[1]
+    yield lab
+    subprocess.run(["bash", SCRIPT, "down"], env=environment, check=True)
+
+
+def slurm(cluster, *words):
+    done = subprocess.run(words, env={**os.environ, **cluster}, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
+
+
+def until(true, what, seconds=120):
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() - begun < seconds, f"waited {seconds} s for {what}"
+        time.sleep(0.2)
+
+
+def job_state(cluster, job):
+    said = slurm(cluster, "scontrol", "--oneliner", "show", "job", job)
+    return re.search(r"JobState=(\S+)", said)[1], re.search(r"ExitCode=(\S+)", said)[1], re.search(r"Restarts=(\d+)", said)[1]
+
+
+def start(cluster, folder, *words):
+    command = [sys.executable, "train.py", "-m", *STUDY, *CLUSTER, *words, f"hydra.sweep.dir={folder}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **cluster}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_an_array_with_a_requeued_a_preempted_a_cancelled_and_a_failing_member(cluster, tmp_path):
+    sweep, line = tmp_path / "sweep", ["optimizer.learning_rate=0.001,0.002,0.003,1e30", "launcher.pack=false", *LONG]
+    running = start(cluster, sweep, *line)
+
+    def member(rate):
+        return next(
+            (p.parent for p in sweep.glob("*/config.yaml") if f"\n  learning_rate: {rate}\n" in p.read_text()), None
+        )
+
+    def step(rate):
+        folder = member(rate)
+        return folder is not None and folders.state_of(folder).get("step", 0) > 0
+
+    def saved(rate):
+        job = folders.read_json(member(rate) / "state.json").get("job")
+        groups = [p for p in sweep.glob("groups/*/group.json") if member(rate).name in p.read_text()]
+        return bool(job and list(groups[0].parent.glob("checkpoints/step-*.ckpt")))
+
+    rates = ("0.001", "0.002", "0.003")
+    until(lambda: all(step(rate) and saved(rate) for rate in rates), "checkpoints of three members")
+    job = {rate: folders.read_json(member(rate) / "state.json")["job"] for rate in rates}
+    slurm(cluster, "scontrol", "requeue", job["0.001"])
+    slurm(cluster, "scancel", job["0.002"])
+    slurm(cluster, "scancel", "--signal=USR2", job["0.003"])
+    said, _ = running.communicate(timeout=200)
+    assert running.returncode == 1
+
+    # what became of each, in the folders, in Slurm's own words and in the terminal
+    assert folders.state_of(member("0.001"))["state"] == folders.state_of(member("0.003"))["state"] == "finished"
+    assert job_state(cluster, job["0.001"])[::2] == ("COMPLETED", "1")
+    assert job_state(cluster, job["0.003"])[::2] == ("COMPLETED", "1")
+    assert "was CANCELLED before its end" in folders.state_of(member("0.002"))["error"]
+    failed = member("1.0e+30")
+    assert job_state(cluster, folders.state_of(failed)["job"])[:2] == ("FAILED", "1:0")
+    assert "Traceback" in (failed / "run.log").read_text()
+    assert "going on from step" in (member("0.001") / "job.log").read_text()
+    assert re.search(r"optimizer.learning_rate=1e30 +failed +The loss of \w+ is not finite", said), said
+    assert re.search(r"optimizer.learning_rate=0.002 +cancelled +job \S+ was CANCELLED", said), said
+    assert "2 of 4 members are finished" in said
+
+    # the same line again: finished ones are left, the cancelled one goes on
+    said, _ = start(cluster, sweep, *[w.replace(",1e30", "") for w in line]).communicate(timeout=200)
+    assert re.search(r"optimizer.learning_rate=0.002 +\w+ +goes on from step \d", said), said
+    assert len(re.findall(r"optimizer.learning_rate=\S+ +\w+ +finished", said)) == 2 and "3 of 3 members are finished" in said
+
+    # and each has the bits of a run that nothing happened to
+    local = tmp_path / "local"
+    call("train.py", "-m", *STUDY, line[0].replace(",1e30", ""), *LONG, f"hydra.sweep.dir={local}", OMP_NUM_THREADS="1")
+    for rate in rates:
+        assert weights(member(rate)) == weights(local / member(rate).name), rate
+    assert set(states(local)) == {member(rate).name for rate in rates}
+
+
+def test_a_launcher_that_went_away_finds_its_jobs_again(cluster, tmp_path):
+    sweep, line = tmp_path / "sweep", ["layer=1,2", *LONG]
+    first = start(cluster, sweep, *line, "hydra.launcher.wait=false")
+    assert "submitted 1 groups" in first.communicate(timeout=60)[0]
+    said, _ = start(cluster, sweep, *line).communicate(timeout=200)
+    assert "submitted" not in said and re.search("in the queue as job|running elsewhere", said), said
+    assert "2 of 2 members are finished" in said
+
+
+def test_two_tasks_of_a_job_train_one_dictionary(cluster, tmp_path):
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]
+    nodes = ["hydra.launcher.nodes=2", 'hydra.launcher.setup=["export MASTER_ADDR=127.0.0.1"]']
+    words = [w for w in STUDY if not w.startswith("trainer")]
+    command = [sys.executable, "train.py", "-m", *words, *CLUSTER, *ddp, *nodes, "layer=1", f"hydra.sweep.dir={tmp_path}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **cluster}, capture_output=True, text=True, timeout=200
+    )
+    assert "1 of 1 members are finished" in done.stdout, done.stdout + done.stderr
+    (state,) = states(tmp_path).values()
+    assert "NumTasks=2" in slurm(cluster, "scontrol", "show", "job", state["job"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra.launcher.partition=gpuu"], "hydra.launcher.partition=gpuu is no partition of this cluster: dev, high."),
+        (["hydra.launcher.tasks_per_node=2"], "hydra.launcher.tasks_per_node=2: one task is one device, make them equal"),
+        (["+hydra.launcher.extra.constraint=h100"], "sbatch did not take the sweep: "),
+    ],
+)
+def test_what_the_cluster_cannot_do_is_said_before_anything_is_queued(cluster, tmp_path, words, message):
+    said = call("train.py", "-m", *STUDY, *CLUSTER, *words, f"hydra.sweep.dir={tmp_path}", good=False, **cluster)
+    assert f"error: {message}" in said or message in said
+    assert "Traceback" not in said
+
+
+def test_a_machine_without_sbatch_says_so(tmp_path):
+    said = call("train.py", "-m", *STUDY, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}", good=False, PATH="/nowhere")
+    assert "error: hydra/launcher=slurm needs sbatch, which is not on this machine" in said and "Traceback" not in said
