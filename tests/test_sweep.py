@@ -6,6 +6,7 @@ import os
 import signal
 
 import hydra
+import pyarrow.parquet
 import pytest
 import torch
 from omegaconf import open_dict
@@ -198,3 +199,18 @@ def test_preemption_saves_at_the_step_and_calls_the_handler_that_was_there(tmp_p
     run = Run(composed(*members[0]), tmp_path / "cut" / "0")
     train([run], tmp_path / "cut" / "checkpoints")
     assert weights(run) == weights(whole[0])
+
+
+# -- several processes for one dictionary ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dictionary", ["l1_crosscoder", "batchtopk_crosscoder"])
+def test_two_processes_reach_the_loss_of_one_with_the_same_batches(tmp_path, dictionary):
+    words = ["scale=smoke", "evaluation=none", f"dictionary={dictionary}", "layer=2", "dictionary.normalisation.sink_multiple=1.2"]
+    words += ["budget.tokens=24576", "activations.buffer=3072"]
+    call("train.py", *words, "trainer=cpu", f"hydra.run.dir={tmp_path / 'one'}", OMP_NUM_THREADS="1")
+    call("train.py", *words, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'two'}", seconds=90, OMP_NUM_THREADS="1")
+    curves = [pyarrow.parquet.read_table(tmp_path / n / "tables" / "training.parquet").to_pydict() for n in ("one", "two")]
+    assert curves[0].keys() == curves[1].keys() and len(curves[0]["step"]) == 3
+    for name, values in curves[0].items():
+        assert values == pytest.approx(curves[1][name], rel=2e-4, abs=1e-5), name

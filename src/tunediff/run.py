@@ -159,7 +159,8 @@ class Run:
         trace = "".join(traceback.format_exception(error))
         with open(self.folder / "run.log", "a", encoding="utf-8") as file:
             file.write(trace)
-        folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
+        if folders.read_json(self.folder / "state.json").get("state") != FAILED:  # the first of several processes knows why
+            folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
         for logger in self.member.loggers if hasattr(self, "member") else ():
             logger.finalize("failed")
 
@@ -203,9 +204,10 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
         capacity=cfg.activations.buffer,
         steps=module.steps,
         seed=text.seed,
+        device=device,
     )
     if position is not None:
-        stream.load_state_dict(position, [state["readers"].index(run.identity) for run in runs], device)
+        stream.load_state_dict(position, [state["readers"].index(run.identity) for run in runs])
     for run in runs:
         if rank == 0:
             run.open_loggers()
@@ -224,12 +226,12 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
         return
 
     # what was found
-    for run, dropped in zip(runs, stream.dropped, strict=True):
+    for n, run in enumerate(runs):
         with run.on_its_own():
             if run.member.error is not None:
                 raise run.member.error
-            left_out = [f"{dropped:,} of {stream.seen:,} tokens were left out as attention sinks."] if dropped else []
-            run.finish(pair, text, device, [*notes, *left_out])
+            left_out = stream.left_out(n)
+            run.finish(pair, text, device, [*notes, *([left_out] if left_out else [])])
     if all(run.error is None or run.error is run.member.error for run in runs):  # else what was trained is kept
         shutil.rmtree(checkpoints, ignore_errors=True)
 

@@ -68,7 +68,8 @@ class Drawn:
         moments = None
         if asked.moments:
             order = [stream.source.streams.index(one) for one in asked.streams]
-            moments = stream.moments[here.to(stream.moments.device)][:, order]
+            held = stream.moments if stream.moments is not None else torch.empty(0, len(stream.source.streams), 2, device=stream.device)
+            moments = held[here.to(held.device)][:, order]
         if not kept.all():
             index = kept.nonzero()[:, 0].to(values.device)
             values, moments = values[index], None if moments is None else moments[index]
@@ -76,13 +77,15 @@ class Drawn:
 
     def _column(self, one: Stream, here: Tensor) -> Tensor:
         if one not in self._gathered:
-            column = self.stream.columns[one]
+            column = self.stream.columns.get(one)
+            if column is None:  # another process holds all rows so far
+                return torch.empty(0, one.width, device=self.stream.device)
             self._gathered[one] = column[here.to(column.device)]
         return self._gathered[one]
 
 
 class ShuffledRows:
-    """`steps` batches of `batch` rows. The buffer holds `capacity` rows; when half of them are used, their places are
+    """`steps` batches of `batch` rows on `device`. The buffer holds `capacity` rows; when half of them are used, their places are
     refilled and the order of all is drawn anew, so a batch is one gather a stream and no row is copied twice.
 
     A source of several processes gives rows without columns for what another process holds: they take their place in
@@ -90,11 +93,19 @@ class ShuffledRows:
     """
 
     def __init__(
-        self, source: Source, readers: Sequence[Reader], *, batch: int, capacity: int, steps: int, seed: int
+        self,
+        source: Source,
+        readers: Sequence[Reader],
+        *,
+        batch: int,
+        capacity: int,
+        steps: int,
+        seed: int,
+        device: torch.device | str = "cpu",
     ):
         if capacity < 2 * batch:
             raise ActivationError(f"activations.buffer={capacity} must hold at least two batches of {batch} tokens.")
-        self.source, self.readers = source, list(readers)
+        self.source, self.readers, self.device = source, list(readers), device
         self.batch, self.capacity, self.steps = batch, capacity, steps
         self.generator = torch.Generator().manual_seed(seed)
         self.columns: dict[Stream, Tensor] = {}
@@ -169,8 +180,16 @@ class ShuffledRows:
                 "raise dictionary.normalisation.sink_multiple or set it to null."
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The whole position, buffer included; streams and readers by their order."""
+    def left_out(self, reader: int) -> str | None:
+        """A sentence about the rows that a reader turned away, if any."""
+        dropped = self.dropped[reader]
+        return f"{dropped:,} of {self.seen:,} tokens were left out as attention sinks." if dropped else None
+
+    def state_dict(self, *, rows: bool = True) -> dict[str, Any]:
+        """The whole position, buffer included; streams and readers by their order. Without `rows` it is one to tell of,
+        not to go on from."""
+        if not rows:
+            return {"counts": [self.next_step, self.seen], "dropped": self.dropped}
         return {
             "source": self.source.state_dict(),
             "streams": [tuple(stream) for stream in self.source.streams],
@@ -185,31 +204,28 @@ class ShuffledRows:
             "dropped": self.dropped,
         }
 
-    def load_state_dict(
-        self,
-        state: Mapping[str, Any],
-        readers: Sequence[int] | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        """Goes on from a position, the rows on `device`. It may have been saved with more streams than are read now,
+    def load_state_dict(self, state: Mapping[str, Any], readers: Sequence[int] | None = None) -> None:
+        """Goes on from a position. It may have been saved with more streams than are read now,
         and with more readers: `readers` are the numbers that this stream's readers had then."""
+        readers = range(len(self.readers)) if readers is None else readers
+        self.next_step, self.seen = state["counts"]
+        self._first = self.next_step
+        self.dropped = [state["dropped"][n] for n in readers]
+        if "columns" not in state:
+            return
         then = [Stream(*stream) for stream in state["streams"]]
         now = list(self.source.streams)
         chosen = [then.index(stream) for stream in now]
-        readers = range(len(self.readers)) if readers is None else readers
         self.source.load_state_dict(state["source"])
         columns = {stream: state["columns"][n] for stream, n in zip(now, chosen, strict=True)}
-        self.columns = {stream: c.clone().to(device) for stream, c in columns.items() if c is not None}
+        self.columns = {stream: c.clone().to(self.device) for stream, c in columns.items() if c is not None}
         wanted = any(reader.moments for reader in self.readers) and state["moments"] is not None
-        self.moments = state["moments"][:, chosen].clone().to(device) if wanted else None
+        self.moments = state["moments"][:, chosen].clone().to(self.device) if wanted else None
         self.mine, self.order = state["mine"].clone(), state["order"].clone()
         self.admitted = state["admitted"][list(readers)].clone()
         self._surplus = None
         if state["surplus"] is not None:
-            surplus = Rows(*(None if part is None else part.to(device) for part in state["surplus"]))
+            surplus = Rows(*(None if part is None else part.to(self.device) for part in state["surplus"]))
             held = surplus.values.shape[1] > 0
             self._surplus = select(surplus, then, now, moments=self.moments is not None) if held else surplus
         self.generator.set_state(state["generator"])
-        self.next_step, self.seen = state["counts"]
-        self._first = self.next_step
-        self.dropped = [state["dropped"][n] for n in readers]

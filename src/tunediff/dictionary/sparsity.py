@@ -119,7 +119,8 @@ class BatchTopK(Sparsity):
     @torch.no_grad()
     def observe(self, latents: Tensor, norms: Tensor) -> None:
         scores = (latents * norms).float()
-        smallest = processes.smallest(torch.where(scores > 0, scores, torch.inf).min())
+        smallest = torch.where(scores > 0, scores, torch.inf).min() if len(scores) else scores.new_tensor(torch.inf)
+        smallest = processes.smallest(smallest)
         smallest = torch.where(smallest.isinf(), self.threshold, smallest)  # a batch without an active latent
         memory = torch.where(self.threshold < 0, 0.0, self.threshold_memory)
         self.threshold.copy_(memory * self.threshold + (1 - memory) * smallest)

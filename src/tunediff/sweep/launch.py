@@ -140,9 +140,10 @@ def plan(sweep: Path, members: list[Member], queued: Mapping[str, str], config: 
     groups = groups_of(
         sweep, todo, checkpoints, pack=config.launcher.pack, fits=lambda some: len(some) == 1 or cost(some).memory <= limit
     )
-    print(f"sweep {sweep}: {len(members)} members, {len(members) - len(todo)} of them not to be run now, {len(groups)} groups")
+    print(f"sweep {sweep}: {len(members)} members, {len(todo)} to run in {len(groups)} processes")
     number = {id(member): str(n) for n, group in enumerate(groups) for member in group.members}
-    print(columns([["group", "member", "folder", ""], *([number.get(id(m), "-"), m.name or "the study", m.run.folder.name, m.status] for m in members)]))
+    rows = [[number.get(id(m), "-"), m.name or "the study", m.run.folder.name, m.status] for m in members]
+    print(columns([["group", "member", "folder", ""], *rows]))
     if groups:
         costs = [([member.run for member in group.members], cost(group.members)) for group in groups]
         print(table(costs, device=device if where == "local" else None))
@@ -175,7 +176,9 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
         for member in wrong:
             state = states[id(member)]
             why = str(state.get("error") or f"stopped at step {state.get('step', 0):,}")
-            rows.append([member.name, state.get("state", "waiting"), why.splitlines()[-1][:140], str(member.run.folder / "run.log")])
+            log = "job.log" if (member.run.folder / "job.log").exists() else "run.log"
+            where = os.path.relpath(member.run.folder / log)
+            rows.append([member.name, state.get("state", "waiting"), why.splitlines()[-1][:100], where])
         print(columns(rows))
     failure = CompactHydraException(f"{len(wrong)} of {done + len(wrong)} members did not end well: see the table above.")
     broken = {id(member) for member in wrong}

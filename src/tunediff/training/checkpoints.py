@@ -108,9 +108,7 @@ class Checkpoints(Callback):
         path = self.folder / f"step-{module.step:07d}.ckpt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # at the end no row is needed any more
-            position = None if module.step == module.steps else self.stream.state_dict()
-            position = position or {"counts": [module.step, self.stream.seen], "dropped": self.stream.dropped}
+            position = self.stream.state_dict(rows=module.step < module.steps)  # at the end no row is needed any more
             _write(path.with_name(f"{path.stem}.stream-{processes.rank()}.ckpt"), position)
             if processes.count() > 1:
                 torch.distributed.barrier()

@@ -29,6 +29,10 @@ for noisy in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utiliti
     logging.getLogger(noisy).setLevel(logging.WARNING)  # devices found and advertisements, at every start
 
 
+class Diverged(ActivationError):
+    """A loss that is not finite, as every process sees it."""
+
+
 class Replicas(DDPStrategy):
     """Every process holds the dictionaries whole. The module sums gradients itself, weighted by each process's tokens,
     because parts of a batch differ in length and one batch has several backward passes."""
@@ -110,6 +114,8 @@ class DictionaryTraining(L.LightningModule):
                     batch.stream.check(n)
                     self.advance(member, getattr(self, f"silent_for_{n}"), optimizer, batch.of(n), len(batch))
                 except Exception as error:  # its own fault or its own bad luck: the others go on
+                    if processes.count() > 1 and not isinstance(error, Diverged):
+                        raise  # the other processes wait for this one in the middle of a step
                     log.error("%s stopped at step %s: %s", member.name, self.step, error)
                     member.error = error
         self.step += 1
@@ -162,6 +168,8 @@ class DictionaryTraining(L.LightningModule):
         share = len(target) / tokens
         numbers = {"loss/total": losses.total, **{f"loss/{name}": term for name, term in losses.terms.items()}}
         numbers["l0"] = (losses.latents > 0).sum(-1).float().mean()
+        if len(target) == 0:  # all rows of the batch lie in other processes
+            numbers = {name: torch.zeros_like(value) for name, value in numbers.items()}
         numbers = {name: processes.summed(value * share) for name, value in numbers.items()}
         unexplained, spread = 0.0, 0.0
         for role in ROLES:
@@ -178,8 +186,9 @@ class DictionaryTraining(L.LightningModule):
         record = {name: float(value) for name, value in numbers.items()}
         record |= {f"schedule/{name}": value for name, value in settings.items()}
         if not math.isfinite(record["loss/total"]):
-            raise ActivationError(
-                f"The loss of {member.name} is not finite at step {self.step} ({record}). Lower optimizer.learning_rate, or "
+            terms = ", ".join(f"{name} {record[f'loss/{name}']:.3g}" for name in losses.terms)
+            raise Diverged(
+                f"The loss of {member.name} is not finite at step {self.step} ({terms}). Lower optimizer.learning_rate, or "
                 f"check the activations."
             )
         member.history.append({**position, **record})
