@@ -11,6 +11,7 @@ from tunediff.activations import (
     ActivationError,
     Live,
     LiveRows,
+    Reader,
     ShuffledRows,
     Stored,
     StoredRows,
@@ -28,6 +29,8 @@ STREAM = Stream("base", "resid_post", 0, 1)
 
 class Counting:
     """Rows 0, 1, 2, ... in blocks of uneven size; `document` of a row is its value // 10."""
+
+    streams, broken = [STREAM], {}
 
     def __init__(self, total=None):
         self.at, self.total = 0, total
@@ -48,8 +51,13 @@ class Counting:
         self.at = state["at"]
 
 
-def shuffled(source=None, **settings):
-    return ShuffledRows(source or Counting(), **{"batch": 16, "capacity": 128, "steps": 40, "seed": 0, **settings})
+def shuffled(source=None, admits=None, **settings):
+    settings = {"batch": 16, "capacity": 128, "steps": 40, "seed": 0, **settings}
+    return ShuffledRows(source or Counting(), [Reader([STREAM], admits)], **settings)
+
+
+def batches_of(stream, reader=0):
+    return [drawn.of(reader) for drawn in stream]
 
 
 def text():
@@ -57,20 +65,20 @@ def text():
 
 
 def test_no_row_is_delivered_twice_and_none_is_lost_for_long():
-    delivered = torch.cat([rows.values for rows in shuffled()])[:, 0].long()
+    delivered = torch.cat([rows.values for rows in batches_of(shuffled())])[:, 0].long()
     assert len(delivered) == len(delivered.unique()) == 16 * 40
     assert delivered.max() < 16 * 40 + 128 + 12
 
 
 def test_neighbours_in_a_batch_come_from_different_documents():
-    for rows in list(shuffled())[3:]:
+    for rows in batches_of(shuffled())[3:]:
         documents = (rows.values[:, 0] // 10).long()
         assert (documents[1:] == documents[:-1]).float().mean() < 0.3
 
 
 def test_the_same_seed_gives_the_same_batches():
     first, second, other = shuffled(), shuffled(), shuffled(seed=1)
-    pairs = list(zip(first, second, other, strict=True))
+    pairs = list(zip(*map(batches_of, (first, second, other)), strict=True))
     assert all(torch.equal(a.values, b.values) for a, b, _ in pairs)
     assert not all(torch.equal(a.values, c.values) for a, _, c in pairs)
 
@@ -81,16 +89,17 @@ def test_batches_go_on_exactly_from_a_saved_position(pair, cut):
 
     def stream():
         source = LiveRows(pair, text(), streams, dtype=torch.float32, moments=True)
-        return ShuffledRows(source, batch=32, capacity=256, steps=24, seed=3, admits=lambda v: v[:, 0] > -1.0)
+        reader = Reader(streams, lambda values: values[:, 0] > -1.0, moments=True)
+        return ShuffledRows(source, [reader], batch=32, capacity=256, steps=24, seed=3)
 
-    whole = list(stream())
+    whole = batches_of(stream())
     cut_short = stream()
     for _, _ in zip(range(cut), cut_short, strict=False):
         pass
     resumed = stream()
     resumed.load_state_dict(cut_short.state_dict())
-    rest = list(resumed)
-    assert len(rest) == 24 - cut
+    rest = batches_of(resumed)
+    assert len(rest) == 24 - cut == len(resumed)
     for a, b in zip(whole[cut:], rest, strict=True):
         assert torch.equal(a.values, b.values) and torch.equal(a.moments, b.moments)
     assert len(cut_short) == 24
@@ -98,17 +107,57 @@ def test_batches_go_on_exactly_from_a_saved_position(pair, cut):
 
 def test_turned_away_rows_are_counted_and_never_delivered():
     stream = shuffled(admits=lambda values: values[:, 0] % 5 != 0)
-    delivered = torch.cat([rows.values for rows in stream])[:, 0]
+    delivered = torch.cat([rows.values for rows in batches_of(stream)])[:, 0]
     assert (delivered % 5 != 0).all()
-    assert abs(stream.dropped / stream.seen - 0.2) < 0.01
+    assert abs(stream.dropped[0] / stream.seen - 0.2) < 0.01
+    assert "tokens were left out as attention sinks" in stream.left_out(0) and shuffled().left_out(0) is None
+
+
+def test_a_reader_gets_its_own_streams_and_what_another_turns_away_is_nothing_to_it(pair):
+    streams = pair.streams("resid_post", [0, 1])
+    odd = [streams[3], streams[0]]
+    readers = [Reader(streams, lambda values: values[:, 0] > 0), Reader(odd, moments=True)]
+    common = {"batch": 32, "capacity": 256, "steps": 12, "seed": 0}
+
+    def source():
+        return LiveRows(pair, text(), streams, dtype=torch.float32, moments=True)
+
+    together = ShuffledRows(source(), readers, **common)
+    whole = ShuffledRows(source(), [Reader(streams, moments=True)], **common)
+    for drawn, other in zip(together, whole, strict=True):
+        everything, some, swapped = other.of(0), drawn.of(0), drawn.of(1)
+        assert torch.equal(some.values, everything.values[everything.values[:, 0] > 0]) and some.moments is None
+        assert torch.equal(swapped.values, torch.cat([everything.values[:, 96:], everything.values[:, :32]], dim=1))
+        assert torch.equal(swapped.moments, everything.moments[:, [3, 0]])
+
+
+@pytest.mark.parametrize("kind", ["live", "stored"])
+def test_the_parts_of_two_processes_are_the_batches_of_one(pair, tmp_path, kind, monkeypatch):
+    monkeypatch.setitem(StoredRows.__init__.__kwdefaults__, "block", 100)
+    streams = pair.streams("resid_post", 1)
+    activations = Live(512) if kind == "live" else Stored(512, str(tmp_path), dtype="float32")
+
+    def stream(**place):
+        source = activations.source(pair, text(), streams, tokens=3000, moments=True, key="k", **place)
+        return ShuffledRows(source, [Reader(streams, moments=True)], batch=64, capacity=512, steps=30, seed=0)
+
+    parts = zip(*(stream(rank=rank, processes=2) for rank in (0, 1)), stream(), strict=True)
+    lengths = []
+    for first, second, whole in parts:
+        assert torch.equal(first.places, whole.places) and torch.equal(second.places, whole.places)
+        held = torch.cat([first.of(0).values, second.of(0).values])
+        assert torch.equal(held.sort(dim=0).values, whole.of(0).values.sort(dim=0).values)
+        lengths.append(len(first.of(0).values))
+    assert 0.3 < sum(lengths) / (30 * 64) < 0.7
 
 
 def test_stored_rows_are_the_live_rows(pair, tmp_path):
     streams = pair.streams("resid_post", [0, 1])
     live = Live(buffer=512, dtype="bfloat16").source(pair, text(), streams, tokens=2000, moments=True, key="k")
     kept = Stored(buffer=512, folder=str(tmp_path)).source(pair, text(), streams, tokens=2000, moments=True, key="k")
-    batches = [ShuffledRows(s, batch=64, capacity=512, steps=20, seed=0) for s in (live, kept)]
-    for a, b in zip(*batches, strict=True):
+    reader = Reader(streams, moments=True)
+    batches = [ShuffledRows(s, [reader], batch=64, capacity=512, steps=20, seed=0) for s in (live, kept)]
+    for a, b in zip(*map(batches_of, batches), strict=True):
         assert torch.equal(a.values, b.values)
         assert torch.allclose(a.moments, b.moments)
 
@@ -122,12 +171,12 @@ def test_stored_rows_are_contiguous_bfloat16_with_a_checksum(tmp_path, monkeypat
     assert index["rows"] == sum(block["rows"] for block in index["blocks"]) >= 250
     raw = torch.frombuffer(bytearray((folder / "shard-00000.bin").read_bytes()), dtype=torch.bfloat16)
     assert torch.equal(raw, torch.arange(len(raw)).bfloat16())
-    source = StoredRows(folder, dtype=torch.float32, block=30)
+    source = StoredRows(folder, [STREAM], dtype=torch.float32, block=30)
     first = take(source, 300).values[:, 0]  # past the end it begins again
     assert torch.equal(first[index["rows"] :], first[: 300 - index["rows"]])
     (folder / "shard-00001.bin").write_bytes(b"\0" * 200)
     with pytest.raises(ActivationError, match="does not match its checksum"):
-        take(StoredRows(folder, dtype=torch.float32), 250)
+        take(StoredRows(folder, [STREAM], dtype=torch.float32), 250)
 
 
 def test_a_full_disk_is_said_before_and_while_writing(tmp_path, monkeypatch):
@@ -143,7 +192,7 @@ def test_a_full_disk_is_said_before_and_while_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(stored.os, "fsync", full)
     with pytest.raises(ActivationError, match="stopped after 0 of 500 tokens: No space left on device"):
         store(Counting(), tmp_path / "b", tokens=500, width=1, moments=0)
-    assert list((tmp_path / "b").iterdir()) == []
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["lock"]
 
 
 def test_a_value_that_is_not_finite_stops_with_layer_and_document(pair):
@@ -155,6 +204,9 @@ def test_a_value_that_is_not_finite_stops_with_layer_and_document(pair):
         ActivationError, match=r"tuned.resid_post.2 gives a value that is not finite at token \d+ of document \d+"
     ):
         harvest(pair, batch, streams)
+    broken = {}
+    rows = harvest(pair, batch, pair.streams("resid_post", [0, 2]), broken=broken)
+    assert list(broken) == [streams[1]] and torch.isfinite(rows.values[:, :96]).all()
 
 
 def test_moments_are_those_of_each_sequence(pair):

@@ -8,8 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import ROOT
-from tunediff.run import STUDY, build_dictionary, stream_key
-from tunediff.settings import build, check, check_command_line, identity
+from tunediff.run import STUDY, build_dictionary
+from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, within
 from tunediff.shapes import Refused, Stream
 
 CONF = ROOT / "conf"
@@ -29,17 +29,17 @@ def options():
 
 
 @pytest.mark.parametrize("option", list(options()))
-def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option):
+def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option, tmp_path):
     group, _, name = option.partition("=")
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
     first = next(line for line in lines if not line.startswith("# @package"))
     assert first.startswith("# Choose it ") and len(first) > 40
     cfg = composed(option, *GIVEN.get(option, []), *(["dictionary=l1_crosscoder"] if group == "l1_schedule" else []))
-    cfg.logger = {} if group != "logger" else cfg.logger
-    if group == "logger":
-        assert set(cfg.logger) <= {"csv", "wandb"}
-        return  # its folder is the run's: built in the study test
-    check(cfg, STUDY)
+    with within(tmp_path):
+        check(cfg, STUDY)
+        for node in (cfg.logger or {}).values():
+            build(node)
+    assert list(tmp_path.iterdir()) == []  # a logger that was only made has written nothing
     build(cfg.text)
     build_dictionary(cfg.dictionary, STREAMS)
     for node in (cfg.l1_schedule, cfg.optimizer.learning_rate_schedule, cfg.dictionary.objective, cfg.activations):
@@ -75,7 +75,7 @@ def test_a_misspelt_word_is_refused_with_the_nearest_legal_one(argument, nearest
 
 
 def test_a_word_like_no_other_is_answered_with_the_list():
-    assert "The settings are activations, budget, dictionary" in refused("zzzzqqq=1")
+    assert "The settings are activations, budget, checkpoint_every, dictionary" in refused("zzzzqqq=1")
 
 
 def test_legal_command_lines_pass():
@@ -141,7 +141,7 @@ def test_any_change_of_any_setting_changes_the_identity():
     seen = {identity(OmegaConf.create(plain))}
     changed = 0
     for where, _ in leaves(plain):
-        if where.split(".")[0] in ("trainer", "logger", "trust"):
+        if where.split(".")[0] in IMMATERIAL and where != "trainer.precision":
             continue
         cfg = OmegaConf.create(plain)
         OmegaConf.update(cfg, where, "another")
@@ -152,23 +152,31 @@ def test_any_change_of_any_setting_changes_the_identity():
 
 def test_what_cannot_change_a_number_leaves_the_identity():
     same = [composed(), composed("trainer=cpu"), composed("logger=csv"), composed("trust=[x]")]
+    same += [composed("sweep=x", "dry_run=true", "launcher.pack=false", "checkpoint_every=1"), composed("trainer=ddp")]
     assert len({identity(cfg) for cfg in same}) == 1
     assert identity(composed("activations=stored")) == identity(
         composed("activations=stored", "activations.folder=elsewhere")
     )
 
 
-def test_stored_rows_are_shared_by_what_does_not_decide_them():
+def test_members_share_a_stream_unless_they_differ_in_what_decides_its_rows():
     key = stream_key(composed())
-    assert key == stream_key(
-        composed("seed=3", "dictionary.sparsity.k=5", "optimizer.learning_rate=1e-4", "budget.latents=99")
-    )
+    for free in (
+        ["layer=1", "dictionary/hookpoint=mlp_out", "dictionary=l1_crosscoder", "l1_schedule=warmup", "seed=3"],
+        ["optimizer.learning_rate=1e-4", "budget.latents=99", "evaluation=none", "logger=csv", "checkpoint_every=1"],
+        ["dictionary/normalisation=unit_rms", "budget.dead_after=7", "launcher.pack=false", "sweep=x"],
+    ):
+        assert key == stream_key(composed(*free)), free
     for change in (
-        "layer=1",
         "text.seed=4",
-        "dictionary/hookpoint=mlp_out",
+        "text.context=99",
+        "optimizer.batch=512",
         "budget.tokens=5",
+        "budget.buffer=9999",
         "model_pair.base.dtype=bfloat16",
+        "activations.dtype=bfloat16",
+        "trainer=bf16",
+        "trainer.devices=2",
     ):
         assert key != stream_key(composed(change)), change
 
@@ -188,7 +196,7 @@ def test_settings_are_refused_where_they_are_built():
 def test_every_group_is_named_in_the_contents_page():
     contents = (CONF / "train.yaml").read_text()
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert all(f"- {group}:" in contents for group in groups)
+    assert all(f"- {group}:" in contents for group in groups - {"hydra"}) and "hydra/launcher: local" in contents
     assert not any(Path(CONF / "layer").exists() for _ in itertools.repeat(None, 1))
 
 

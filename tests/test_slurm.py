@@ -15,7 +15,12 @@ from test_sweep import states, weights
 from tunediff import folders
 
 SCRIPT = ROOT / "slurm" / "single_host.sh"
-CLUSTER = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=0", "hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"]
+CLUSTER = [
+    "hydra/launcher=slurm",
+    "hydra.launcher.gpus_per_node=0",
+    "hydra.launcher.mem_gb=null",
+    "hydra.launcher.cpus_per_task=1",
+]
 STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none"]
 LONG = ["budget.tokens=200000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.3"]  # 800 steps
 
@@ -46,7 +51,11 @@ def until(true, what, seconds=120):
 
 def job_state(cluster, job):
     said = slurm(cluster, "scontrol", "--oneliner", "show", "job", job)
-    return re.search(r"JobState=(\S+)", said)[1], re.search(r"ExitCode=(\S+)", said)[1], re.search(r"Restarts=(\d+)", said)[1]
+    return (
+        re.search(r"JobState=(\S+)", said)[1],
+        re.search(r"ExitCode=(\S+)", said)[1],
+        re.search(r"Restarts=(\d+)", said)[1],
+    )
 
 
 def start(cluster, folder, *words):
@@ -92,14 +101,17 @@ def test_an_array_with_a_requeued_a_preempted_a_cancelled_and_a_failing_member(c
     assert job_state(cluster, folders.state_of(failed)["job"])[:2] == ("FAILED", "1:0")
     assert "Traceback" in (failed / "run.log").read_text()
     assert "going on from step" in (member("0.001") / "job.log").read_text()
-    assert re.search(r"optimizer.learning_rate=1e.30 +failed +The loss of \w+ is not finite", said), said
+    assert re.search(r"optimizer.learning_rate=1e.30 +failed +The loss is not finite", said), said
     assert re.search(r"optimizer.learning_rate=0.002 +cancelled +job \S+ was CANCELLED", said), said
     assert "2 of 4 members are finished" in said
 
     # the same line again: finished ones are left, the cancelled one goes on
     said, _ = start(cluster, sweep, *[w.replace(",1e30", "") for w in line]).communicate(timeout=200)
     assert re.search(r"optimizer.learning_rate=0.002 +\w+ +goes on from step \d", said), said
-    assert len(re.findall(r"optimizer.learning_rate=\S+ +\w+ +finished", said)) == 2 and "3 of 3 members are finished" in said
+    assert (
+        len(re.findall(r"optimizer.learning_rate=\S+ +\w+ +finished", said)) == 2
+        and "3 of 3 members are finished" in said
+    )
 
     # and each has the bits of a run that nothing happened to
     local = tmp_path / "local"
@@ -122,10 +134,18 @@ def test_two_tasks_of_a_job_train_one_dictionary(cluster, tmp_path):
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]
     nodes = ["hydra.launcher.nodes=2", 'hydra.launcher.setup=["export MASTER_ADDR=127.0.0.1"]']
     words = [w for w in STUDY if not w.startswith("trainer")]
-    command = [sys.executable, "train.py", "-m", *words, *CLUSTER, *ddp, *nodes, "layer=1", f"hydra.sweep.dir={tmp_path}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **cluster}, capture_output=True, text=True, timeout=200
-    )
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        *words,
+        *CLUSTER,
+        *ddp,
+        *nodes,
+        "layer=1",
+        f"hydra.sweep.dir={tmp_path}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **cluster}, capture_output=True, text=True, timeout=200)
     assert "1 of 1 members are finished" in done.stdout, done.stdout + done.stderr
     (state,) = states(tmp_path).values()
     assert "NumTasks=2" in slurm(cluster, "scontrol", "show", "job", state["job"])
@@ -134,8 +154,14 @@ def test_two_tasks_of_a_job_train_one_dictionary(cluster, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["hydra.launcher.partition=gpuu"], "hydra.launcher.partition=gpuu is no partition of this cluster: dev, high."),
-        (["hydra.launcher.tasks_per_node=2"], "hydra.launcher.tasks_per_node=2: one task is one device, make them equal"),
+        (
+            ["hydra.launcher.partition=gpuu"],
+            "hydra.launcher.partition=gpuu is no partition of this cluster: dev, high.",
+        ),
+        (
+            ["hydra.launcher.tasks_per_node=2"],
+            "hydra.launcher.tasks_per_node=2: one task is one device, make them equal",
+        ),
         (["+hydra.launcher.extra.constraint=h100"], "sbatch did not take the sweep: "),
     ],
 )
@@ -146,5 +172,7 @@ def test_what_the_cluster_cannot_do_is_said_before_anything_is_queued(cluster, t
 
 
 def test_a_machine_without_sbatch_says_so(tmp_path):
-    said = call("train.py", "-m", *STUDY, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}", good=False, PATH="/nowhere")
+    said = call(
+        "train.py", "-m", *STUDY, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}", good=False, PATH="/nowhere"
+    )
     assert "error: hydra/launcher=slurm needs sbatch, which is not on this machine" in said and "Traceback" not in said

@@ -59,7 +59,11 @@ def states(folder):
 @pytest.mark.parametrize("activations", ["live", "stored"])
 def test_packed_members_have_the_bits_that_each_has_alone(tmp_path, activations):
     """2 layers x {L1, BatchTopK} x 2 seeds."""
-    axes = [["layer=1", "layer=2"], ["dictionary=l1_crosscoder", "dictionary=batchtopk_crosscoder"], ["seed=0", "seed=1"]]
+    axes = [
+        ["layer=1", "layer=2"],
+        ["dictionary=l1_crosscoder", "dictionary=batchtopk_crosscoder"],
+        ["seed=0", "seed=1"],
+    ]
     common = [f"activations={activations}"]
     members = [[*words, *common] for words in itertools.product(*axes)]
     if activations == "stored":
@@ -206,11 +210,27 @@ def test_preemption_saves_at_the_step_and_calls_the_handler_that_was_there(tmp_p
 
 @pytest.mark.parametrize("dictionary", ["l1_crosscoder", "batchtopk_crosscoder"])
 def test_two_processes_reach_the_loss_of_one_with_the_same_batches(tmp_path, dictionary):
-    words = ["scale=smoke", "evaluation=none", f"dictionary={dictionary}", "layer=2", "dictionary.normalisation.sink_multiple=1.2"]
+    words = [
+        "scale=smoke",
+        "evaluation=none",
+        f"dictionary={dictionary}",
+        "layer=2",
+        "dictionary.normalisation.sink_multiple=1.2",
+    ]
     words += ["budget.tokens=24576", "activations.buffer=3072"]
     call("train.py", *words, "trainer=cpu", f"hydra.run.dir={tmp_path / 'one'}", OMP_NUM_THREADS="1")
-    call("train.py", *words, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'two'}", seconds=90, OMP_NUM_THREADS="1")
-    curves = [pyarrow.parquet.read_table(tmp_path / n / "tables" / "training.parquet").to_pydict() for n in ("one", "two")]
+    call(
+        "train.py",
+        *words,
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        f"hydra.run.dir={tmp_path / 'two'}",
+        seconds=90,
+        OMP_NUM_THREADS="1",
+    )
+    curves = [
+        pyarrow.parquet.read_table(tmp_path / n / "tables" / "training.parquet").to_pydict() for n in ("one", "two")
+    ]
     assert curves[0].keys() == curves[1].keys() and len(curves[0]["step"]) == 3
     for name, values in curves[0].items():
         assert values == pytest.approx(curves[1][name], rel=2e-4, abs=1e-5), name

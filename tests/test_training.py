@@ -6,7 +6,7 @@ import lightning
 import pytest
 import torch
 
-from tunediff.activations import ActivationError, ShuffledRows
+from tunediff.activations import ShuffledRows
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation
 from tunediff.objectives import Reconstruction
 from tunediff.schedules import Anneal, Constant, Warmup, WarmupCooldown
@@ -26,6 +26,8 @@ class Planted:
         self.base[:4] = 0
         self.tuned[4:8] = 0
 
+    streams, broken = STREAMS, {}
+
     def __next__(self):
         codes = torch.rand(256, 16, generator=self.generator) * (torch.rand(256, 16, generator=self.generator) < 0.1)
         return Rows(torch.cat([codes @ self.base, codes @ self.tuned], dim=-1))
@@ -44,7 +46,8 @@ def member(sparsity, **settings):
 
 def fit(members, *, steps=60, precision="32-true", source=None):
     module = DictionaryTraining(members, steps=steps)
-    stream = ShuffledRows(source or Planted(), batch=128, capacity=1024, steps=steps, seed=0)
+    readers = [member.reader() for member in members]
+    stream = ShuffledRows(source or Planted(), readers, batch=128, capacity=1024, steps=steps, seed=0)
     lightning.Trainer(
         accelerator="cpu", devices=1, precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
@@ -103,8 +106,12 @@ def test_the_curves_record_what_was_scheduled():
 
 
 def test_an_exploding_loss_stops_with_the_step():
-    with pytest.raises(ActivationError, match=r"The loss of m is not finite at step \d+"):
-        fit([member(BatchTopK(2), learning_rate=float("inf"))])
+    bad, good = member(BatchTopK(2), learning_rate=float("inf")), member(BatchTopK(2))
+    fit([bad, good])
+    assert "The loss is not finite at step 20" in str(bad.error) and good.error is None
+    assert [r["step"] for r in good.history] == [0, 20, 40, 59]
+    fit([bad := member(BatchTopK(2), learning_rate=float("inf"))], steps=1000)
+    assert bad.error is not None and len(bad.history) == 1  # nothing is read for nobody
 
 
 def test_an_l1_schedule_without_an_l1_term_is_refused():

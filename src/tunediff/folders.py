@@ -42,7 +42,9 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"Cannot make the folder {path}: {error.strerror}. Choose another place or ask for permission.") from error
+        raise Refused(
+            f"Cannot make the folder {path}: {error.strerror}. Choose another place or ask for permission."
+        ) from error
     if not os.access(path, os.W_OK):
         raise Refused(f"No permission to write in {path}. Choose another place or ask for permission.")
     return path

@@ -6,6 +6,7 @@ answers every question about layers, widths and tokens; `load(device)` brings th
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, reading
+from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, decoder_layers, reading
 from tunediff.shapes import BASE, ROLES, TUNED, Refused, Stream
 from tunediff.text import Batch, compare_tokenizers
 
@@ -60,6 +61,15 @@ class ModelSource:
         return self._get(
             transformers.AutoModelForCausalLM, dtype=getattr(torch, self.dtype), use_safetensors=True
         ).eval()
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """Parameters of the whole model and of one decoder layer, counted without loading a weight."""
+        config = self.config()
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        layers = decoder_layers(model)
+        return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in layers[0].parameters())
 
     def _get(self, kind, **options):
         try:

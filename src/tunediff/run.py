@@ -9,22 +9,14 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import shutil
 import traceback
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
 import safetensors.torch
 import torch
-from lightning.pytorch.plugins.environments import (
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from omegaconf import DictConfig, OmegaConf
 
 import tunediff
@@ -34,7 +26,7 @@ from tunediff.dictionary import Crosscoder
 from tunediff.evaluations import Trained
 from tunediff.folders import EVALUATING, FAILED, FINISHED, RUNNING, write_atomically, write_findings
 from tunediff.models import ModelPair
-from tunediff.report import write_report
+from tunediff.report import in_words, members_under, write_comparison, write_report
 from tunediff.settings import build, check, digest, identity, material, plain, within
 from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
 from tunediff.text import Text
@@ -46,13 +38,10 @@ from tunediff.training import (
     TokenProgress,
     latest_checkpoint,
     load_checkpoint,
+    process_environment,
 )
 
 log = logging.getLogger(__name__)
-
-# Lightning on a cluster's node; Lightning 2.6 with torch 2.13 inside its own tree code: nothing a user can act on
-warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
-warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation trainer logger layer seed trust"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
@@ -159,7 +148,9 @@ class Run:
         trace = "".join(traceback.format_exception(error))
         with open(self.folder / "run.log", "a", encoding="utf-8") as file:
             file.write(trace)
-        if folders.read_json(self.folder / "state.json").get("state") != FAILED:  # the first of several processes knows why
+        if (
+            folders.read_json(self.folder / "state.json").get("state") != FAILED
+        ):  # the first of several processes knows why
             folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
         for logger in self.member.loggers if hasattr(self, "member") else ():
             logger.finalize("failed")
@@ -257,24 +248,14 @@ def reevaluate(cfg: DictConfig) -> None:
     say_headline(folder, findings)
 
 
-def compare(folders: Iterable[str]) -> str:
-    """Headline findings of runs and sweeps, one line a run."""
-    runs = sorted({path.parent for folder in folders for path in Path(folder).rglob("findings.json")})
-    if not runs:
-        raise Refused(
-            f"No run with findings.json under {', '.join(map(str, folders)) or 'nothing: name run or sweep folders'}."
-        )
-    table = [["pair", "dictionary", "layer", "seed", *HEADLINE.values(), "run"]]
-    for run in runs:
-        read = json.loads((run / "findings.json").read_text())
-        values = {finding["name"]: finding["value"] for finding in read["findings"]}
-        row = [str(read["study"][key]) for key in ("model_pair", "dictionary", "layer", "seed")]
-        row += ["-" if values.get(name) is None else f"{values[name]:.4g}" for name in HEADLINE]
-        table.append([*row, str(run)])
-    widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-    )
+def compare(places: Sequence[str]) -> str:
+    """Runs and sweeps side by side, also while they run: the table, with a parquet and a page in the first folder."""
+    members = members_under(places)
+    said = in_words(members)
+    try:
+        return f"{said}\npage: {write_comparison(members, Path(places[0]))}"
+    except OSError as error:
+        return f"{said}\nno page: {error.strerror} ({places[0]})"
 
 
 # -- parts of the stories --------------------------------------------------------------------------------------------
@@ -288,25 +269,23 @@ def going(runs: Sequence[Run]) -> list[Run]:
     return left
 
 
-def make_trainer(cfg: DictConfig, folder: Path) -> lightning.Trainer:
-    """Lightning is told where its processes come from: torchrun, Slurm's tasks, or this process alone. Requeueing is
-    submitit's."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        environment = TorchElasticEnvironment()
-    elif cfg.trainer.devices * cfg.trainer.get("num_nodes", 1) > 1:
-        environment = SLURMEnvironment(auto_requeue=False)
-    else:
-        environment = LightningEnvironment()
+def make_trainer(cfg: DictConfig, folder: Path) -> Any:
+    """Lightning's Trainer, of which the loop, the device and the precision are wanted and nothing else."""
     return build(
         cfg.trainer,
         max_epochs=1,
-        plugins=[environment],
+        plugins=[process_environment(expected=processes_of(cfg))],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
+
+
+def processes_of(cfg: DictConfig) -> int:
+    """How many processes train one dictionary together."""
+    return cfg.trainer.devices * cfg.trainer.get("num_nodes", 1)
 
 
 def described(runs: Sequence[Run]) -> str:
@@ -321,7 +300,11 @@ def beat(runs: Sequence[Run], step: int) -> None:
         if run.member.error is None:
             last = run.member.history[-1] if run.member.history else {}
             folders.say(
-                run.folder, state=RUNNING, step=step, steps=run.steps, explained_variance=last.get("explained_variance/pooled")
+                run.folder,
+                state=RUNNING,
+                step=step,
+                steps=run.steps,
+                explained_variance=last.get("explained_variance/pooled"),
             )
         elif run.error is None:
             run.fail(run.member.error)
@@ -341,9 +324,7 @@ def source_of(
     settings = material(cfg)
     rows = {"model_pair": settings["model_pair"], "text": settings["text"], "tokens": tokens, "moments": moments}
     key = digest({**rows, "streams": [str(stream) for stream in streams]})
-    return activations.source(
-        pair, text, streams, tokens=tokens, moments=moments, key=key, rank=rank, processes=world
-    )
+    return activations.source(pair, text, streams, tokens=tokens, moments=moments, key=key, rank=rank, processes=world)
 
 
 def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder:

@@ -32,7 +32,17 @@ from tunediff.shapes import Refused
 
 TRUSTED = ("tunediff", "torch", "lightning")
 # what cannot change what a study means
-IMMATERIAL = ("logger", "trainer", "hydra", "trust", "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric")
+IMMATERIAL = (
+    "logger",
+    "trainer",
+    "hydra",
+    "trust",
+    "sweep",
+    "launcher",
+    "dry_run",
+    "checkpoint_every",
+    "optimized_metric",
+)
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

@@ -106,9 +106,7 @@ class LiveRows:
         self.block += 1
         if not mine:
             return Rows(torch.empty(len(batch.token), 0))
-        return harvest(
-            self.pair, batch, self.streams, dtype=self.dtype, moments=self.moments, broken=self.broken
-        )
+        return harvest(self.pair, batch, self.streams, dtype=self.dtype, moments=self.moments, broken=self.broken)
 
     def state_dict(self) -> dict[str, Any]:
         return {"text": self.batches.state_dict(), "block": self.block}

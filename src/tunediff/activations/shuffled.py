@@ -68,7 +68,11 @@ class Drawn:
         moments = None
         if asked.moments:
             order = [stream.source.streams.index(one) for one in asked.streams]
-            held = stream.moments if stream.moments is not None else torch.empty(0, len(stream.source.streams), 2, device=stream.device)
+            held = (
+                stream.moments
+                if stream.moments is not None
+                else torch.empty(0, len(stream.source.streams), 2, device=stream.device)
+            )
             moments = held[here.to(held.device)][:, order]
         if not kept.all():
             index = kept.nonzero()[:, 0].to(values.device)

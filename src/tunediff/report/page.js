@@ -1,41 +1,12 @@
-"use strict";
-// The payload -> the page. Data reaches the document as text nodes and attributes only.
+// The payload of one run -> its page.
 
-const DATA = JSON.parse(document.getElementById("payload").textContent);
 const FOUND = new Map(DATA.findings.map((finding) => [finding.name, finding]));
 const KIND_WORDS = { base_only: "base-only", shared: "shared", tuned_only: "tuned-only", other: "in between" };
 const ROLES = ["base", "tuned"];
 
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick") made.addEventListener("click", value);
-    else if (value !== null && value !== undefined) made.setAttribute(name, value);
-  }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return made;
-}
-
-function drawn(tag, attributes = {}, text = null) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  if (text !== null) made.textContent = text;
-  return made;
-}
-
-// `like` is the number whose precision is kept, so that the ends of an interval read as its middle does
-function spelled(value, like = value) {
-  if (value === null || value === undefined) return "–";
-  if (Number.isInteger(value)) return value.toLocaleString("en-US");
-  const size = Math.abs(like);
-  if (size !== 0 && size < 0.001) return value.toExponential(1);
-  return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : size < 1 && size > 0.99 ? value.toFixed(4) : value.toFixed(3);
-}
-
 const valueOf = (name) => (FOUND.has(name) ? FOUND.get(name).value : undefined);
 const interval = (finding) => (finding && finding.low !== null ? `${spelled(finding.low, finding.value)} to ${spelled(finding.high, finding.value)}` : "");
 const defined = (word, name) => element("abbr", { title: FOUND.get(name)?.meaning ?? "" }, word);
-const section = (title, ...children) => element("section", {}, element("h2", {}, title), ...children);
 
 // -- headline ------------------------------------------------------------------------------------------------------
 
@@ -103,35 +74,6 @@ function segmentTable() {
 }
 
 // -- charts --------------------------------------------------------------------------------------------------------
-
-const WIDE = 340, HIGH = 170, LEFT = 46, BOTTOM = 26, TOP = 10, RIGHT = 8;
-
-function ticks(low, high, count = 4) {
-  const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
-  const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) found.push(Number(at.toPrecision(10)));
-  return found;
-}
-
-function frame(title, xs, ys, xWord) {
-  const [x0, x1] = xs, [y0, y1] = ys[0] === ys[1] ? [ys[0] - 0.5, ys[1] + 0.5] : ys;
-  const x = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (WIDE - LEFT - RIGHT);
-  const y = (v) => HIGH - BOTTOM - ((v - y0) / (y1 - y0)) * (HIGH - BOTTOM - TOP);
-  const svg = drawn("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": title });
-  svg.append(drawn("line", { class: "axis", x1: LEFT, x2: WIDE - RIGHT, y1: HIGH - BOTTOM, y2: HIGH - BOTTOM }));
-  for (const at of ticks(y0, y1, 3)) svg.append(drawn("text", { x: LEFT - 6, y: y(at) + 4, "text-anchor": "end" }, short(at)));
-  for (const at of ticks(x0, x1, 4)) svg.append(drawn("text", { x: x(at), y: HIGH - 11, "text-anchor": "middle" }, short(at)));
-  svg.append(drawn("text", { x: WIDE - RIGHT, y: HIGH, "text-anchor": "end" }, xWord));
-  return { svg, x, y };
-}
-
-function short(value) {
-  const size = Math.abs(value);
-  if (size >= 1e6) return `${Number((value / 1e6).toFixed(1))}M`;
-  if (size >= 1e4) return `${Number((value / 1e3).toFixed(0))}k`;
-  return size !== 0 && size < 0.001 ? value.toExponential(0) : String(Number(value.toPrecision(3)));
-}
 
 function curve(title, series) {
   const tokens = DATA.training.tokens;

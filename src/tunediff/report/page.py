@@ -10,11 +10,12 @@ import html
 import importlib.resources
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+
+from tunediff.folders import write_atomically
 
 LATENTS_EACH_END, LABEL_LATENTS, FREQUENT_LATENTS = 20, 5, 15
 CURVE_POINTS = 300
@@ -23,33 +24,29 @@ CURVE_POINTS = 300
 def write_report(folder: Path) -> Path:
     """Writes folder/report.html atomically and returns its path. A missing table leaves its part out, in words."""
     found = json.loads((folder / "findings.json").read_text())
-    latents, examples = (_table(folder, name) for name in ("latents", "examples"))
+    latents, examples = (read_table(folder, name) for name in ("latents", "examples"))
     shown = chosen_latents(latents) if latents else []
     payload = {
         **found,
         "folder": folder.name,
-        "training": _thinned(_table(folder, "training")),
+        "training": thinned(read_table(folder, "training")),
         "latents": latents,
         "shown": shown,
         "examples": _examples_of(examples, set(shown)) if examples else None,
     }
-    page = folder / "report.html"
-    partial = folder / "report.html.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(assemble(payload))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, page)
-    return page
+    title = f"tunediff: {found['study'].get('model_pair', '')}"
+    write_atomically(folder / "report.html", assemble(payload, title=title, script="page.js"))
+    return folder / "report.html"
 
 
-def assemble(payload: dict[str, Any]) -> str:
+def assemble(payload: dict[str, Any], *, title: str, script: str) -> str:
+    """The page as one text: its data, the style, what all pages draw with, and this page's own script."""
     parts = importlib.resources.files("tunediff.report")
     text = json.dumps(_finite(payload), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     pieces = {
-        "TITLE": html.escape(f"tunediff: {payload['study'].get('model_pair', '')}"),
+        "TITLE": html.escape(title),
         "STYLE": (parts / "page.css").read_text(encoding="utf-8"),
-        "SCRIPT": (parts / "page.js").read_text(encoding="utf-8"),
+        "SCRIPT": "\n".join((parts / name).read_text(encoding="utf-8") for name in ("base.js", script)),
         # no closing tag and no comment can be spelled inside the script element
         "PAYLOAD": text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
     }
@@ -83,17 +80,17 @@ def _examples_of(columns: dict[str, list], wanted: set[int]) -> dict[str, list]:
     return grouped
 
 
-def _table(folder: Path, name: str) -> dict[str, list] | None:
+def read_table(folder: Path, name: str) -> dict[str, list] | None:
     path = folder / "tables" / f"{name}.parquet"
     return pyarrow.parquet.read_table(path).to_pydict() if path.exists() else None
 
 
-def _thinned(columns: dict[str, list] | None) -> dict[str, list] | None:
-    """At most CURVE_POINTS points of each curve, the last among them."""
+def thinned(columns: dict[str, list] | None, points: int = CURVE_POINTS) -> dict[str, list] | None:
+    """At most `points` points of each curve, the last among them."""
     if columns is None:
         return None
     length = len(columns["step"])
-    every = max(1, math.ceil(length / CURVE_POINTS))
+    every = max(1, math.ceil(length / points))
     kept = sorted({*range(0, length, every), length - 1})
     return {name: [values[n] for n in kept] for name, values in columns.items()}
 

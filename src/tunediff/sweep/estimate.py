@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import transformers
 
 from tunediff.models import ModelPair
 from tunediff.run import Run
@@ -42,7 +41,7 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
 
     memory, flops = float(buffer + 4 * cfg.text.tokens_per_batch * width), 0.0
     for role in dict.fromkeys(stream.role for stream in streams):
-        total, one_layer, config = sizes(pair.sources[role])
+        (total, one_layer), config = pair.sources[role].size, pair.configs[role]
         value = torch.empty(0, dtype=getattr(torch, pair.sources[role].dtype)).element_size()
         memory += value * (total + 6 * cfg.text.tokens_per_batch * (config.hidden_size + config.intermediate_size))
         layers = 1 + max(stream.layer for stream in streams if stream.role == role)
@@ -55,17 +54,6 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
         disk += 4 * parameters * (1 + 2 * 3)
         flops += 16 * run.cfg.budget.tokens * latents * mine
     return Cost(memory, disk, flops)
-
-
-@functools.cache
-def sizes(source) -> tuple[int, int, transformers.PretrainedConfig]:
-    """Parameters of a model and of one of its layers, from its configuration alone."""
-    config = source.config()
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    config = config.get_text_config()
-    layers = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
-    return sum(p.numel() for p in model.parameters()), layers // config.num_hidden_layers, config
 
 
 def device_of(run: Run) -> torch.device:
@@ -120,7 +108,9 @@ def duration(seconds: float) -> str:
 
 
 def operations(count: float) -> str:
-    unit, name = next((u, n) for u, n in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (0, "GFLOP")) if count >= u)
+    unit, name = next(
+        (u, n) for u, n in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (0, "GFLOP")) if count >= u
+    )
     return f"{count / (unit or 1e9):.3g} {name}"
 
 
@@ -129,5 +119,3 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders
 from tunediff.models import ModelPair
-from tunediff.run import STUDY, Run, train
+from tunediff.run import STUDY, Run, processes_of, train
 from tunediff.settings import build, check, plain
 from tunediff.shapes import Refused
 from tunediff.sweep import local, slurm
@@ -40,8 +40,7 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
     if folders.is_finished(folder, run.identity):
         print(f"finished already: {folder / 'report.html'}. Remove the folder to train it again.")
         return folders.state_of(folder).get("value")
-    processes = cfg.trainer.devices * cfg.trainer.get("num_nodes", 1) if cfg.trainer.devices != "auto" else 1
-    if processes > 1:
+    if processes_of(cfg) > 1:
         group = Group([Member(run, [])], folder)
         group.write()
         if local.start(group).wait():
@@ -138,7 +137,11 @@ def plan(sweep: Path, members: list[Member], queued: Mapping[str, str], config: 
     asked = config.launcher.memory_gb
     limit = asked * GB if asked is not None else memory_of(device) if where == "local" else float("inf")
     groups = groups_of(
-        sweep, todo, checkpoints, pack=config.launcher.pack, fits=lambda some: len(some) == 1 or cost(some).memory <= limit
+        sweep,
+        todo,
+        checkpoints,
+        pack=config.launcher.pack,
+        fits=lambda some: len(some) == 1 or cost(some).memory <= limit,
     )
     print(f"sweep {sweep}: {len(members)} members, {len(todo)} to run in {len(groups)} processes")
     number = {id(member): str(n) for n, group in enumerate(groups) for member in group.members}
@@ -170,7 +173,9 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
     states = {id(member): folders.state_of(member.run.folder) for member in members}
     wrong = [m for m in dict((id(m), m) for m in members).values() if states[id(m)].get("state") != folders.FINISHED]
     done = len({id(m) for m in members}) - len(wrong)
-    print(f"{done} of {done + len(wrong)} members are finished; side by side: python compare.py {os.path.relpath(sweep)}")
+    print(
+        f"{done} of {done + len(wrong)} members are finished; side by side: python compare.py {os.path.relpath(sweep)}"
+    )
     if wrong:
         rows = [["member", "state", "why", "log"]]
         for member in wrong:
@@ -180,7 +185,9 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
             where = os.path.relpath(member.run.folder / log)
             rows.append([member.name, state.get("state", "waiting"), why.splitlines()[-1][:100], where])
         print(columns(rows))
-    failure = CompactHydraException(f"{len(wrong)} of {done + len(wrong)} members did not end well: see the table above.")
+    failure = CompactHydraException(
+        f"{len(wrong)} of {done + len(wrong)} members did not end well: see the table above."
+    )
     broken = {id(member) for member in wrong}
     return [
         returned(member, words, failure if id(member) in broken else None, states[id(member)].get("value"))

@@ -19,7 +19,7 @@ def start(group: Group, *, gpu: str | None = None) -> subprocess.Popen:
     """The process of a group, or torchrun over its processes. It ends when this process ends."""
     trainer = group.members[0].run.cfg.trainer
     module = ["-m", "tunediff.sweep.work", str(group.folder), "--with-parent"]
-    if trainer.devices != "auto" and trainer.devices > 1:
+    if trainer.devices > 1:
         module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.devices}", *module]
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})}
     return subprocess.Popen([sys.executable, *module], stdin=subprocess.PIPE, env=environment)

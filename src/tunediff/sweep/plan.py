@@ -126,7 +126,9 @@ def nearest(sweep: Path, member: Member, members: Sequence[Member]) -> Iterator[
         if stored["identity"] not in planned:
             theirs = flat(stored["settings"])
             differing = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
-            found.append((len(differing), stored["identity"], [f"{k} {theirs.get(k)} -> {mine.get(k)}" for k in differing]))
+            found.append(
+                (len(differing), stored["identity"], [f"{k} {theirs.get(k)} -> {mine.get(k)}" for k in differing])
+            )
     if found and min(found)[0] <= NEAR:
         _, identity, words = min(found)
         yield f": like {identity}, but {', '.join(words)}"

@@ -112,7 +112,9 @@ def check_cluster(partition: str | None) -> None:
     if known is None:
         raise Refused("The cluster does not answer (sinfo failed): is its controller up, and SLURM_CONF right?")
     if partition is not None and partition not in known.split():
-        raise Refused(f"hydra.launcher.partition={partition} is no partition of this cluster: {', '.join(known.split())}.")
+        raise Refused(
+            f"hydra.launcher.partition={partition} is no partition of this cluster: {', '.join(known.split())}."
+        )
 
 
 def check_processes(groups: Sequence[Group], nodes: int, tasks_per_node: int) -> None:

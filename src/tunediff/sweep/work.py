@@ -63,7 +63,12 @@ def work(folder: Path) -> int:
                     task = os.environ.get("SLURM_ARRAY_TASK_ID")
                     job = f"{job}_{task}" if job and task else job
                     folders.say(
-                        place, state=folders.RUNNING, started=folders.clock(), log=os.path.relpath(folder / "run.log", place), job=job, error=None
+                        place,
+                        state=folders.RUNNING,
+                        started=folders.clock(),
+                        log=os.path.relpath(folder / "run.log", place),
+                        job=job,
+                        error=None,
                     )
         try:
             if runs:

@@ -1,11 +1,11 @@
 """One stream of activations and one or more dictionaries -> trained dictionaries and their curves.
 
-    member.py       a dictionary with all that trains it        checkpoints.py  any step -> the same run, gone on from there
-    fit.py          the Lightning module                        progress.py     what is said while it runs
+member.py       a dictionary with all that trains it        checkpoints.py  any step -> the same run, gone on from there
+fit.py          the Lightning module                        progress.py     what is said while it runs
 """
 
 from tunediff.training.checkpoints import Checkpoints, latest_checkpoint, load_checkpoint, members_of
-from tunediff.training.fit import DictionaryTraining, Replicas
+from tunediff.training.fit import DictionaryTraining, Replicas, process_environment
 from tunediff.training.member import Member
 from tunediff.training.progress import Pulse, TokenProgress
 
@@ -19,4 +19,5 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "members_of",
+    "process_environment",
 ]

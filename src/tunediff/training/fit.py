@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
@@ -27,6 +30,9 @@ log = logging.getLogger(__name__)
 
 for noisy in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
     logging.getLogger(noisy).setLevel(logging.WARNING)  # devices found and advertisements, at every start
+# Lightning on a cluster's node; Lightning 2.6 with torch 2.13 inside its own tree code: nothing a user can act on
+warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 
 class Diverged(ActivationError):
@@ -41,6 +47,14 @@ class Replicas(DDPStrategy):
         """No wrapper, so no reducer that counts backward passes."""
 
 
+def process_environment(*, expected: int) -> Any:
+    """Where this process stands among those of its job: torchrun, Slurm's tasks, or alone (also inside a Slurm job,
+    where Lightning would otherwise look for tasks that were never started). Requeueing is submitit's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if expected > 1 else LightningEnvironment()
+
+
 class DictionaryTraining(L.LightningModule):
     """Trains all members on the same batches, one optimizer step each a batch. A member that raises is dropped with its
     error; the others go on.
@@ -48,7 +62,9 @@ class DictionaryTraining(L.LightningModule):
     state   members' part of a checkpoint, to go on from
     """
 
-    def __init__(self, members: Sequence[Member], *, steps: int, log_every: int = 20, state: Mapping[str, Any] | None = None):
+    def __init__(
+        self, members: Sequence[Member], *, steps: int, log_every: int = 20, state: Mapping[str, Any] | None = None
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.members, self.steps, self.log_every = list(members), steps, log_every
@@ -188,8 +204,7 @@ class DictionaryTraining(L.LightningModule):
         if not math.isfinite(record["loss/total"]):
             terms = ", ".join(f"{name} {record[f'loss/{name}']:.3g}" for name in losses.terms)
             raise Diverged(
-                f"The loss of {member.name} is not finite at step {self.step} ({terms}). Lower optimizer.learning_rate, or "
-                f"check the activations."
+                f"The loss is not finite at step {self.step} ({terms}). Lower optimizer.learning_rate, or check the activations."
             )
         member.history.append({**position, **record})
         for logger in member.loggers:

@@ -1,0 +1,186 @@
+"""Run folders -> one table: in the terminal, as parquet, and as a page with the swept keys first.
+
+Everything is read from the folders, so it may be asked while a sweep runs: a member without findings has its state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from tunediff import folders
+from tunediff.report.page import assemble, read_table, thinned
+from tunediff.shapes import Refused, flat
+
+HEADLINE = {
+    "fidelity/explained_variance/base": "EV base",
+    "fidelity/explained_variance/tuned": "EV tuned",
+    "fidelity/ce_recovered/base": "CE rec. base",
+    "fidelity/ce_recovered/tuned": "CE rec. tuned",
+    "fidelity/l0/mean": "L0",
+    "fidelity/dead_fraction": "dead",
+    "geometry/count/base_only": "base-only",
+    "geometry/count/shared": "shared",
+    "geometry/count/tuned_only": "tuned-only",
+}
+CURVES = (
+    "explained_variance/pooled",
+    "explained_variance/base",
+    "explained_variance/tuned",
+    "loss/reconstruction",
+    "l0",
+    "dead_fraction",
+)
+
+
+def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """One record a run: its folder, keys, state, findings and curves. Raises Refused where there is none."""
+    runs = sorted({path.parent for place in places for path in Path(place).rglob("identity.json")})
+    if not runs:
+        named = ", ".join(map(str, places)) or "nothing: name run or sweep folders"
+        raise Refused(f"No run under {named}.")
+    members = [_member(run) for run in runs]
+    for member, keys in zip(members, _swept_keys(members), strict=True):
+        member["keys"] = keys
+    return sorted(members, key=lambda member: [_order(value) for value in member["keys"].values()])
+
+
+def _order(value: Any) -> tuple:
+    """Numbers by size, before words."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, value, "") if number else (1, 0, _cell(value))
+
+
+def _member(run: Path) -> dict[str, Any]:
+    stands_for, found = folders.read_json(run / "identity.json"), folders.read_json(run / "findings.json")
+    state = folders.state_of(run)
+    words = next(
+        (
+            m["words"]
+            for m in folders.read_json(run.parent / "sweep.json").get("members", [])
+            if m["identity"] == stands_for["identity"]
+        ),
+        [],
+    )
+    curves = thinned(read_table(run, "training"), 120) or {}
+    return {
+        "folder": str(run),
+        "identity": stands_for["identity"],
+        "settings": flat(stands_for["settings"]),
+        "words": words,
+        "state": state.get("state", folders.FINISHED if found else folders.WAITING),
+        "step": state.get("step"),
+        "steps": state.get("steps") or state.get("step"),
+        "job": state.get("job"),
+        "error": state.get("error"),
+        "study": found.get("study", {}),
+        "metrics": {f["name"]: [f["value"], f["low"], f["high"]] for f in found.get("findings", [])},
+        "curves": {name: curves[name] for name in ("tokens", *CURVES) if name in curves},
+    }
+
+
+def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What tells the members apart: the keys that were swept, as they were typed; then, only where two members would
+    look the same, the settings in which they differ."""
+    typed = list(dict.fromkeys(_split(word)[0] for member in members for word in member["words"]))
+    rows = []
+    for member in members:
+        own = dict(_split(word) for word in member["words"])
+        rows.append({key: own[key] if key in own else member["settings"].get(key) for key in typed})
+    alike: dict[str, list[int]] = {}
+    for n, row in enumerate(rows):
+        alike.setdefault(json.dumps(row, sort_keys=True), []).append(n)
+    extra: dict[str, None] = {}
+    for group in alike.values():
+        names = {name for n in group for name in members[n]["settings"]}
+        values = {name: {json.dumps(members[n]["settings"].get(name)) for n in group} for name in sorted(names)}
+        extra |= dict.fromkeys(name for name, different in values.items() if len(different) > 1 and name not in typed)
+    shown = sorted(extra, key=lambda name: (name.count("."), name))[:6]
+    return [
+        {**row, **{name: member["settings"].get(name) for name in shown}}
+        for row, member in zip(rows, members, strict=True)
+    ]
+
+
+def _split(word: str) -> tuple[str, Any]:
+    key, _, value = word.lstrip("+").partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def in_words(members: Sequence[dict[str, Any]]) -> str:
+    """The table for a terminal, and below it what failed and why."""
+    keys = list(members[0]["keys"])
+    metrics = [name for name in HEADLINE if any(name in member["metrics"] for member in members)]
+    rows = [[*keys, "state", *(HEADLINE[name] for name in metrics), "run"]]
+    for member in members:
+        values = [member["metrics"].get(name, [None])[0] for name in metrics]
+        state = member["state"]
+        if state not in (folders.FINISHED, folders.FAILED) and member["step"] is not None:
+            state += f" {member['step']:,}/{member['steps']:,}"
+        if member["job"] and state.startswith(folders.WAITING):
+            state += f", job {member['job']}"
+        cells = [_cell(member["keys"][key]) for key in keys]
+        rows.append(
+            [*cells, state, *("-" if v is None else f"{v:.4g}" for v in values), os.path.relpath(member["folder"])]
+        )
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for member in members:
+        if member["error"]:
+            lines.append(f"{os.path.relpath(member['folder'])}: {member['error']}")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """compare.parquet (a row a member, a column for every key and finding) and compare.html; returns the page."""
+    names = list(dict.fromkeys(name for member in members for name in member["metrics"]))
+    columns: dict[str, list] = {
+        **{name: [member[name] for member in members] for name in ("identity", "folder", "state", "error")},
+        **{key: _alike([member["keys"][key] for member in members]) for key in members[0]["keys"]},
+        **{name: [member["metrics"].get(name, [None])[0] for member in members] for name in names},
+    }
+    partial = folder / "compare.partial"
+    pyarrow.parquet.write_table(pyarrow.table(columns), partial)
+    os.replace(partial, folder / "compare.parquet")
+    shown = [
+        {
+            **{
+                key: member[key]
+                for key in ("identity", "keys", "state", "step", "steps", "job", "error", "study", "metrics", "curves")
+            },
+            "page": _link(Path(member["folder"]) / "report.html", folder),
+            "log": _link(
+                Path(member["folder"]) / ("job.log" if (Path(member["folder"]) / "job.log").exists() else "run.log"),
+                folder,
+            ),
+        }
+        for member in members
+    ]
+    payload = {"members": shown, "folder": folder.resolve().name, "headline": HEADLINE, "asked": folders.clock()}
+    page = assemble(payload, title=f"tunediff: {len(members)} runs", script="compare.js")
+    folders.write_atomically(folder / "compare.html", page)
+    return folder / "compare.html"
+
+
+def _alike(values: list) -> list:
+    """One type a column: as they are if all are numbers, else as words."""
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return [None if value is None else float(value) for value in values]
+    return [None if value is None else _cell(value) for value in values]
+
+
+def _link(target: Path, folder: Path) -> str | None:
+    return os.path.relpath(target, folder) if target.exists() else None
