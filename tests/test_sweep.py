@@ -2,8 +2,13 @@
 
 import itertools
 import json
+import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 
 import hydra
 import pyarrow.parquet
@@ -12,10 +17,14 @@ import torch
 from omegaconf import open_dict
 
 from conftest import ROOT
-from test_study import call
+from test_study import call, findings
 from tunediff import folders
 from tunediff.run import Run, train
 from tunediff.settings import stream_key
+from tunediff.shapes import Refused
+from tunediff.sweep.launch import launch, study
+from tunediff.sweep.plan import groups_of, members_in
+from tunediff.sweep.work import work
 
 SMALL = ["scale=smoke", "trainer=cpu", "evaluation=none"]
 
@@ -234,3 +243,282 @@ def test_two_processes_reach_the_loss_of_one_with_the_same_batches(tmp_path, dic
     assert curves[0].keys() == curves[1].keys() and len(curves[0]["step"]) == 3
     for name, values in curves[0].items():
         assert values == pytest.approx(curves[1][name], rel=2e-4, abs=1e-5), name
+
+
+# -- the launcher ----------------------------------------------------------------------------------------------------
+
+
+def launched(folder, *axes, words=(), where="local", **settings):
+    """A sweep as Hydra hands it to the launcher: the product of the axes, `words` in common."""
+    overrides = [[*SMALL, *words, *choice] for choice in itertools.product(*axes)]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        common = [*SMALL, *words, f"hydra.sweep.dir={folder}", "sweep=test"]
+        config = hydra.compose("train", common, return_hydra_config=True)
+
+        def compose(_, own):
+            return hydra.compose("train", own, return_hydra_config=True)
+
+        return launch(config, compose, overrides, where=where, settings=settings or {"parallel": None})
+
+
+def refused(*arguments, **options):
+    with pytest.raises(SystemExit) as caught:
+        launched(*arguments, **options)
+    return str(caught.value)
+
+
+def test_the_same_line_again_trains_nothing_and_says_what_differs_in_another(tmp_path, capfd):
+    fixed = ["dictionary.sparsity.k_start=null", "dictionary.sparsity.k_anneal=0"]
+    sweep_call(tmp_path, "layer=1,2", *fixed, "sweep=test")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/dictionary/weights.safetensors")}
+    returns = launched(tmp_path, ["layer=1", "layer=2"], words=fixed)
+    said = capfd.readouterr().out
+    assert "2 members, 0 to run" in said and len(re.findall(r"layer=\d +\w+ +finished", said)) == 2
+    assert [one.return_value for one in returns] == [None, None]  # no evaluation, no metric
+    assert len(before) == 2 and before == {path: path.stat().st_mtime_ns for path in before}
+
+    launched(tmp_path, ["layer=1", "layer=3"], words=[*fixed, "dictionary.sparsity.k=13", "dry_run=true"])
+    said = capfd.readouterr().out
+    assert re.search(r"layer=1 +\w+ +new: like \w+, but dictionary.sparsity.k 12 -> 13\n", said), said
+    assert re.search(r"layer=3 +\w+ +new: like \w+, but dictionary.sparsity.k 12 -> 13, layer \d -> 3\n", said), said
+
+    # a run is known by its identity: a folder that is named like another is not taken for it
+    run = next(iter(before)).parents[1]
+    folders.say(run, identity="another")
+    launched(tmp_path, ["layer=1", "layer=2"], words=[*fixed, "dry_run=true"])
+    assert "2 members, 1 to run" in capfd.readouterr().out
+
+
+def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(tmp_path, capfd):
+    said = sweep_call(tmp_path / "sweep", "layer=1,2", "seed=0,1", "dry_run=true")
+    assert "4 members, 4 to run in 1 processes" in said
+    assert re.search(r"\n0 +4 +1,2 +8,192 +0\.\d+ GB +0\.\d+ GB +\d+ s\n", said), said
+    assert "FLOP model of training at" in said
+    assert not list((tmp_path / "sweep").glob("*/config.yaml")) and not (tmp_path / "sweep" / "sweep.json").exists()
+    assert study(composed("dry_run=true"), tmp_path / "one") is None
+    assert "8,192" in capfd.readouterr().out and not (tmp_path / "one").exists()
+
+
+def test_members_that_do_not_fit_together_are_split_and_pack_false_parts_all(tmp_path, capfd):
+    def groups(*words):
+        launched(tmp_path, [f"seed={n}" for n in range(4)], words=["budget.latents=2000", "dry_run=true", *words])
+        said = capfd.readouterr().out
+        return int(re.search(r"(\d+) processes", said)[1]), said
+
+    whole = groups()
+    memory = float(re.search(r"\n0 +4 +\d+ +[\d,]+ +([\d.]+) GB", whole[1])[1])
+    assert whole[0] == 1 and groups("launcher.pack=false")[0] == 4
+    assert groups(f"launcher.memory_gb={memory - 0.02}")[0] == 2
+    alone = groups("launcher.memory_gb=0.01")
+    assert alone[0] == 4 and "alone is estimated at more than 0.0 GB" in alone[1]
+
+
+def test_one_process_a_member_gives_the_same_bits(tmp_path):
+    launched(tmp_path / "packed", ["layer=1", "layer=2"])
+    launched(tmp_path / "parted", ["layer=1", "layer=2"], words=["launcher.pack=false"])
+    names = [path.name for path in (tmp_path / "packed").iterdir() if (path / "config.yaml").exists()]
+    assert len(names) == 2 and len(list((tmp_path / "parted" / "groups").iterdir())) == 2
+    for name in names:
+        assert weights(tmp_path / "packed" / name) == weights(tmp_path / "parted" / name)
+
+
+KILLED = [*LONG, "checkpoint_every=0.2", "logger=csv"]
+MEMBERS = [["layer=1", "layer=2"], ["seed=0", "seed=1"]]
+
+
+def test_ten_kills_lose_nothing_and_double_nothing(tmp_path, capfd):
+    """SIGKILL at random moments of one packed sweep, started again each time; at last the line is typed again."""
+    spawn = multiprocessing.get_context("forkserver")
+    spawn.set_forkserver_preload(["tunediff.sweep.work"])
+    launched(tmp_path / "whole", *MEMBERS, words=KILLED)
+    folder, draw = tmp_path / "killed", torch.Generator().manual_seed(0)
+    members = members_in(folder, [(words, composed(*KILLED, *words)) for words in itertools.product(*MEMBERS)])
+    (group,) = groups_of(folder, members, [], pack=True, fits=lambda some: True)
+    group.write()
+    saved = 0
+    for _ in range(10):
+        process = spawn.Process(target=work, args=(group.folder,))
+        process.start()
+        target = saved + 2 + int(30 * torch.rand((), generator=draw))
+        begun = time.monotonic()
+        while step_at(group.folder) < target:
+            assert process.is_alive() and time.monotonic() - begun < 60, f"it ended before step {target}"
+        time.sleep(0.3 * float(torch.rand((), generator=draw)))
+        process.kill()
+        process.join()
+        assert step_at(group.folder) >= saved
+        saved = step_at(group.folder)
+    assert saved > 100 and not (folder / members[0].run.identity / "dictionary").exists()
+    capfd.readouterr()
+    launched(folder, *MEMBERS, words=KILLED)
+    said = capfd.readouterr().out
+    assert said.count("goes on from step") == 4 and "4 of 4 members are finished" in said
+    same_runs(folder, tmp_path / "whole")
+
+
+def step_at(group):
+    return max(
+        (int(re.search(r"step-(\d+)", p.name)[1]) for p in group.glob("checkpoints/step-*[0-9].ckpt")), default=0
+    )
+
+
+def same_runs(one, other):
+    """Two sweeps left the same runs: weights, curves and logged rows, and nothing of their checkpoints."""
+    names = sorted(path.parent.name for path in one.glob("*/identity.json"))
+    assert names == sorted(path.parent.name for path in other.glob("*/identity.json")) and len(names) > 1
+    for name in names:
+        a, b = one / name, other / name
+        assert weights(a) == weights(b)
+        assert (a / "csv" / "metrics.csv").read_text() == (b / "csv" / "metrics.csv").read_text()
+        tables = [pyarrow.parquet.read_table(path / "tables" / "training.parquet").to_pydict() for path in (a, b)]
+        assert tables[0] == tables[1] and tables[0]["step"] == sorted(set(tables[0]["step"]))
+    assert not list(one.rglob("*.ckpt")) and not list(one.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_ten_kills_of_the_whole_command(tmp_path):
+    """The same by the command that is typed: launcher and worker die together."""
+    words = [*KILLED, "layer=1,2", "seed=0,1"]
+    sweep_call(tmp_path / "whole", *words)
+    folder, draw, saved = tmp_path / "killed", torch.Generator().manual_seed(0), 0
+    for _ in range(10):
+        command = [sys.executable, "train.py", "-m", *SMALL, *words, f"hydra.sweep.dir={folder}"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet) as process:
+            target = saved + 5 + int(20 * torch.rand((), generator=draw))
+            while max(map(step_at, folder.glob("groups/*")), default=0) < target:
+                assert process.poll() is None
+            os.killpg(process.pid, signal.SIGKILL)
+        saved = max(map(step_at, folder.glob("groups/*")))
+    said = sweep_call(folder, *words)
+    assert "goes on from step" in said and "4 of 4 members are finished" in said
+    same_runs(folder, tmp_path / "whole")
+
+
+def test_a_child_ends_with_its_launcher_and_the_folder_is_free_again(tmp_path):
+    words = [*LONG, "budget.tokens=2000000"]
+    command = [sys.executable, "train.py", "-m", *SMALL, *words, "layer=1,2", f"hydra.sweep.dir={tmp_path}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=ROOT, **quiet) as process:
+        while not any(s.get("step", 0) > 0 for s in states(tmp_path).values()):
+            time.sleep(0.1)
+        assert "is being written by process" in refused(tmp_path, ["layer=1", "layer=2"])  # two sweeps on one folder
+        run = next(path.parent for path in tmp_path.glob("*/config.yaml"))
+        with pytest.raises(Refused, match=r"The run .* is being written by process \d+ on"):
+            study(composed(), run)
+        process.kill()  # the launcher alone
+    begun = time.monotonic()
+    while folders.is_held(run):
+        assert time.monotonic() - begun < 20
+        time.sleep(0.1)
+    assert {s["state"] for s in states(tmp_path).values()} == {"interrupted"}
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        (["layer=1", "layer=9"], "error: layer=9: layer=9 is out of range"),
+        (
+            ["dictionary.sparsity.k=8", "dictionary.sparsity.k=80"],
+            "error: dictionary.sparsity.k=80: dictionary.sparsity.k_start=64",
+        ),
+        (
+            ["budget.latents=99", "budget.latents=many"],
+            "error: budget.latents=many: dictionary.latents='many' is not of type int",
+        ),
+        (["logger=none", "logger=wandb"], "but there is no key: run `wandb login` first"),
+    ],
+)
+def test_a_bad_member_is_refused_before_any_runs(tmp_path, monkeypatch, axis, message):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    words = ["logger.wandb.offline=false"] if "wandb" in axis[1] else []
+    assert message in refused(tmp_path, *([[axis[1]], words] if words else [axis]))
+    assert not list(tmp_path.glob("*/config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra.sweep.dir=/dev/null/sweep"], "error: Cannot make the folder /dev/null/sweep: Not a directory."),
+        (["laier=1,2"], "error: laier is not a setting here. Did you mean layer?"),
+    ],
+)
+def test_a_bad_line_is_answered_in_one_sentence(words, message):
+    said = call("train.py", "-m", *SMALL, *words, good=False)
+    assert message in said and "Traceback" not in said
+
+
+# -- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def offline_run(path):
+    """What a .wandb file holds: its run record, history rows and summary. The file is a log of protobuf records in
+    blocks of 32 KiB, each piece with checksum, length and type (whole, first, middle, last)."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, pieces, records = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        pieces += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(pieces)
+            records.append(record)
+            pieces = b""
+
+    def items(some):
+        return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in some}
+
+    run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
+    config = items(run.config.update)
+    for record in records:
+        if record.WhichOneof("record_type") == "config":
+            config |= items(record.config.update)
+    history = [items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
+    summary = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "summary":
+            summary |= items(record.summary.update)
+    return run, config, history, summary
+
+
+def test_one_process_logs_as_many_wandb_runs_as_members_and_they_read_back(tmp_path):
+    sweep_call(
+        tmp_path,
+        "layer=1,2",
+        "dictionary=l1_crosscoder,batchtopk_crosscoder",
+        "evaluation=[fidelity]",
+        "logger=[wandb,csv,tensorboard]",
+        "sweep=night",
+    )
+    files = list(tmp_path.glob("*/wandb/offline-run-*/*.wandb"))
+    assert len(files) == 4 and len(list((tmp_path / "groups").iterdir())) == 1
+    for path in files:
+        folder = path.parents[2]
+        run, config, history, summary = offline_run(path)
+        assert run.run_id == folder.name and run.run_group == "night" and run.job_type == "train"
+        assert set(run.tags) == {"resid_post", f"layer {config['layer']}"}
+        settings = json.loads((folder / "identity.json").read_text())["settings"]
+        assert config["dictionary.sparsity._target_"] == settings["dictionary"]["sparsity"]["_target_"]
+        assert config["layer"] == settings["layer"]
+        assert [row["step"] for row in history] == [0, 7, 8] and "loss/reconstruction" in history[0]
+        expected = {name: value for name, value in findings(folder).items() if value is not None}
+        assert {name: summary[name] for name in expected} == pytest.approx(expected)
+        rows = (folder / "csv" / "metrics.csv").read_text().splitlines()
+        assert "fidelity/explained_variance/base" in rows[0] and len(rows) == 4
+        assert list((folder / "tensorboard").glob("events.*"))
+    assert not list(tmp_path.rglob("*.netrc"))
+
+
+def test_a_sweeper_is_told_the_optimized_metric(tmp_path):
+    said = sweep_call(
+        tmp_path, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "hydra.sweeper.direction=minimize", "hydra.sweeper.sampler.seed=0",
+        "optimizer.learning_rate=interval(0.0001,0.01)", "optimized_metric=fidelity/l0/mean", "evaluation=[fidelity]",
+    )  # fmt: skip
+    values = [findings(path.parent)["fidelity/l0/mean"] for path in tmp_path.glob("*/findings.json")]
+    assert len(values) == 2 and f"Best value: {min(values)}" in said

@@ -380,7 +380,8 @@ def read_config(folder: Path) -> DictConfig:
     """The config of a run, checked as one that was typed."""
     cfg = OmegaConf.load(folder / "config.yaml")
     del cfg["hydra"]
-    check(cfg, STUDY)
+    with within(folder):
+        check(cfg, STUDY)
     return cfg
 
 

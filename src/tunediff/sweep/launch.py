@@ -43,7 +43,8 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
     if processes_of(cfg) > 1:
         group = Group([Member(run, [])], folder)
         group.write()
-        if local.start(group).wait():
+        local.run_groups([group], parallel=1)
+        if not folders.is_finished(folder, run.identity):
             raise Refused(f"The study failed: {folders.state_of(folder).get('error', f'see {folder}/run.log')}")
         return folders.state_of(folder).get("value")
     checkpoints = folder / "checkpoints"

@@ -40,6 +40,7 @@ def run_groups(groups: Sequence[Group], *, parallel: int | None) -> None:
                 running[slot] = group, start(group, gpu=gpus[slot % len(gpus)] if alone else None)
             for slot, (group, process) in list(running.items()):
                 if process.poll() is not None:
+                    process.stdin.close()
                     del running[slot]
                     free.append(slot)
                     note_end(group, process.returncode)
@@ -50,6 +51,7 @@ def run_groups(groups: Sequence[Group], *, parallel: int | None) -> None:
                 process.send_signal(signal.SIGTERM)
         for _, process in running.values():
             process.wait()
+            process.stdin.close()
         raise
 
 

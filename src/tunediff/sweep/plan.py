@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from tunediff import folders
+from tunediff.models import ModelPair
 from tunediff.run import STUDY, Run
-from tunediff.settings import build, check, digest, material, plain, stream_key
+from tunediff.settings import build, check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
 from tunediff.training import latest_checkpoint, members_of
 
@@ -66,20 +66,19 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
     """The members of a sweep, each checked whole before anything starts. Raises Refused, naming the member."""
     common = set.intersection(*(set(words) for words, _ in composed)) if len(composed) > 1 else set()
     members: dict[str, Member] = {}
-    built: dict[str, tuple[Any, Any]] = {}
+    built: dict[str, ModelPair] = {}
     for words, cfg in composed:
         own = [word for word in words if word not in common]
         try:
-            check(cfg, STUDY)
+            with within(sweep):
+                check(cfg, STUDY)
+            run = Run(cfg, sweep / identity(cfg))
             key = digest([plain(cfg.model_pair), plain(cfg.text)])
             if key not in built:
-                pair, text = build(cfg.model_pair), build(cfg.text)
-                pair.check_tokens(text.samples())
-                built[key] = (pair, text)
-            folder = sweep / Run(cfg, sweep).identity
-            run = Run(cfg, folder)
-            run.build(built[key][0])
-            del run.member
+                built[key] = pair = build(cfg.model_pair)
+                pair.check_tokens(build(cfg.text).samples())
+            run.build(built[key])
+            del run.member  # its weights are made where it is trained
         except Refused as refusal:
             raise Refused(f"{' '.join(own)}: {refusal}" if own else str(refusal)) from refusal
         members.setdefault(run.identity, Member(run, own))
@@ -108,7 +107,7 @@ def look(sweep: Path, members: Sequence[Member]) -> list[tuple[Path, set[str]]]:
         elif state.get("state") == folders.INTERRUPTED:
             member.status = "was interrupted before its first checkpoint, begins again"
         else:
-            member.status = "new" + "".join(nearest(sweep, member, members))
+            member.status = "new" + nearest(sweep, member, members)
     return checkpoints
 
 
@@ -116,22 +115,23 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.stem.removeprefix("step-"))
 
 
-def nearest(sweep: Path, member: Member, members: Sequence[Member]) -> Iterator[str]:
-    """An earlier run of this sweep's folder that differs in few settings, with the settings."""
+def nearest(sweep: Path, member: Member, members: Sequence[Member]) -> str:
+    """Words about an earlier run of this folder that differs in few settings, and not only in what is swept."""
     planned = {other.run.identity for other in members}
+    swept = tuple(word.partition("=")[0] for word in member.words)
     mine = flat(material(member.run.cfg))
     found = []
     for path in sorted(sweep.glob("*/identity.json")):
         stored = folders.read_json(path)
-        if stored["identity"] not in planned:
-            theirs = flat(stored["settings"])
-            differing = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
-            found.append(
-                (len(differing), stored["identity"], [f"{k} {theirs.get(k)} -> {mine.get(k)}" for k in differing])
-            )
-    if found and min(found)[0] <= NEAR:
-        _, identity, words = min(found)
-        yield f": like {identity}, but {', '.join(words)}"
+        if stored["identity"] in planned:
+            continue
+        theirs = flat(stored["settings"])
+        keys = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+        unswept = [key for key in keys if not any(key == s or key.startswith(f"{s}.") for s in swept)]
+        if unswept and len(keys) <= NEAR:
+            words = ", ".join(f"{key} {theirs.get(key)} -> {mine.get(key)}" for key in keys)
+            found.append((len(keys), f": like {stored['identity']}, but {words}"))
+    return min(found)[1] if found else ""
 
 
 def groups_of(
@@ -140,10 +140,10 @@ def groups_of(
     checkpoints: Sequence[tuple[Path, set[str]]],
     *,
     pack: bool,
-    fits: Any,
+    fits: Callable[[Sequence[Member]], bool],
 ) -> list[Group]:
     """Members that read the same rows, and stand at the same step of them, together; a group that does not fit one
-    device is split. `fits(members) -> bool`."""
+    device is split."""
     together: dict[tuple, list[Member]] = {}
     for member in members:
         saved = next((path for path, names in checkpoints if member.run.identity in names), None)
