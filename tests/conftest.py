@@ -15,7 +15,6 @@ from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -121,3 +121,4 @@ def test_the_wheel_carries_conf_verbs_and_weights(tmp_path):
         text=True,
     )
     assert "latents: 64" in shown.stdout, shown.stderr
+    assert "hydra_plugins/tunediff_launchers/__init__.py" in names and "hydra_plugins/__init__.py" not in names

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tunediff.report import write_report
+from tunediff.report import in_words, members_under, write_comparison, write_report
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -126,3 +126,88 @@ def test_a_deep_link_opens_a_latent_with_its_tokens(tmp_path):
 def test_missing_tables_are_said(tmp_path):
     dom = opened(make_run(tmp_path / "run", tables=()), tmp_path)
     assert "“geometry” was not run" in dom and "no record of the training" in dom
+
+
+# -- runs side by side -----------------------------------------------------------------------------------------------
+
+
+def make_sweep(folder):
+    """Two layers x two dictionaries; one failed, one is still training, one has a hostile reason."""
+    members = []
+    for n, (layer, kind) in enumerate([(1, "l1"), (1, "topk"), (2, "l1"), (2, "topk")]):
+        run = folder / f"id{n}"
+        make_run(run, tables=("training",))
+        found = json.loads((run / "findings.json").read_text())
+        found["study"]["streams"] = f"base.resid_post.{layer}, tuned.resid_post.{layer}"
+        for name, value in (("fidelity/l0/mean", 10.0 + n), ("fidelity/explained_variance/pooled", 0.5 + 0.1 * n)):
+            found["findings"].append(
+                {"name": name, "value": value, "low": value - 0.01, "high": value + 0.01, "meaning": ""}
+            )
+        (run / "findings.json").write_text(json.dumps(found))
+        settings = {"layer": layer, "seed": 0, "dictionary": {"sparsity": {"_target_": kind, "k": n}}}
+        (run / "identity.json").write_text(json.dumps({"identity": f"id{n}", "settings": settings}))
+        state = [
+            {"state": "finished"},
+            {"state": "finished"},
+            {"state": "failed", "error": HOSTILE},
+            {"state": "waiting", "job": "7_1"},
+        ][n]
+        if n > 1:
+            (run / "findings.json").unlink()
+        (run / "state.json").write_text(json.dumps({"identity": f"id{n}", "step": 5 * n, "steps": 100, **state}))
+        members.append({"identity": f"id{n}", "words": [f"layer={layer}", f"dictionary={kind}"]})
+    (folder / "sweep.json").write_text(json.dumps({"members": members}))
+    return folder
+
+
+def test_a_comparison_has_the_swept_keys_first_the_state_of_each_and_why_it_failed(tmp_path):
+    members = members_under([make_sweep(tmp_path)])
+    said = in_words(members)
+    lines = [re.split("  +", line) for line in said.splitlines()]
+    assert lines[0][:3] == ["layer", "dictionary", "state"] and lines[0][-1] == "run"
+    assert [line[:3] for line in lines[1:5]] == [
+        ["1", "l1", "finished"], ["1", "topk", "finished"], ["2", "l1", "failed"], ["2", "topk", "waiting 15/100, job 7_1"]
+    ]  # fmt: skip
+    assert f"id2: {HOSTILE}" in said
+    write_comparison(members, tmp_path)
+    table = pyarrow.parquet.read_table(tmp_path / "compare.parquet").to_pydict()
+    assert table["layer"] == [1.0, 1.0, 2.0, 2.0] and table["dictionary"] == ["l1", "topk", "l1", "topk"]
+    assert table["fidelity/l0/mean"] == [10.0, 11.0, None, None]
+
+
+def test_members_that_would_look_alike_are_told_apart_by_their_settings(tmp_path):
+    make_sweep(tmp_path)
+    (tmp_path / "sweep.json").write_text(json.dumps({"members": [{"identity": "id0", "words": ["layer=1"]}]}))
+    keys = [member["keys"] for member in members_under([tmp_path])]
+    assert keys[0] == {"layer": 1, "dictionary.sparsity.k": 0, "dictionary.sparsity._target_": "l1"}
+    assert len({json.dumps(one) for one in keys}) == 4
+
+
+@in_browser
+def test_the_comparison_draws_filters_sorts_and_cannot_be_broken_into(tmp_path):
+    page = write_comparison(members_under([make_sweep(tmp_path / "sweep")]), tmp_path / "sweep")
+    text = page.read_text()
+    assert text.count("</script>") == 2 and "<img" not in text
+    probe = """<script>addEventListener('load', () => {
+      const rows = () => [...document.querySelectorAll('#members tbody tr')].map((r) => r.cells[0].textContent + r.cells[1].textContent).join(' ');
+      const said = [rows()];
+      document.querySelector('#members th:nth-child(2) button').click(); said.push(rows());
+      const search = document.querySelector('input[type=search]'); search.value = 'layer=1 topk'; search.dispatchEvent(new Event('input')); said.push(rows());
+      search.value = ''; search.dispatchEvent(new Event('input'));
+      const axis = [...document.querySelectorAll('select')].find((s) => s.getAttribute('aria-label') === 'x');
+      axis.value = 'layer'; axis.dispatchEvent(new Event('change')); said.push(document.querySelectorAll('circle').length);
+      document.title = said.join(' | ');
+    });</script></body>"""
+    page.write_text(text.replace("</body>", probe))
+    dom = opened(page, tmp_path)
+    title = re.search("<title>(.*?)</title>", dom)[1]
+    assert title == "1l1 1topk 2l1 2topk | 1l1 2l1 1topk 2topk | 1topk | 6", title
+    for shown in (
+        "What failed, and why",
+        "onerror",
+        "waiting 15/100",
+        "id0/report.html",
+        "2 finished, 1 failed, 1 waiting",
+        "<polyline",
+    ):
+        assert shown in dom, shown

@@ -14,6 +14,7 @@ from test_study import call
 from test_sweep import states, weights
 from tunediff import folders
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one cluster for all of them
 SCRIPT = ROOT / "slurm" / "single_host.sh"
 CLUSTER = [
     "hydra/launcher=slurm",
@@ -96,13 +97,13 @@ def test_an_array_with_a_requeued_a_preempted_a_cancelled_and_a_failing_member(c
     assert folders.state_of(member("0.001"))["state"] == folders.state_of(member("0.003"))["state"] == "finished"
     assert job_state(cluster, job["0.001"])[::2] == ("COMPLETED", "1")
     assert job_state(cluster, job["0.003"])[::2] == ("COMPLETED", "1")
-    assert "was CANCELLED before its end" in folders.state_of(member("0.002"))["error"]
+    assert "ended as CANCELLED before the run did" in folders.state_of(member("0.002"))["error"]
     failed = member("1.0e+30")
     assert job_state(cluster, folders.state_of(failed)["job"])[:2] == ("FAILED", "1:0")
     assert "Traceback" in (failed / "run.log").read_text()
     assert "going on from step" in (member("0.001") / "job.log").read_text()
     assert re.search(r"optimizer.learning_rate=1e.30 +failed +The loss is not finite", said), said
-    assert re.search(r"optimizer.learning_rate=0.002 +cancelled +job \S+ was CANCELLED", said), said
+    assert re.search(r"optimizer.learning_rate=0.002 +cancelled +job \S+ ended as CANCELLED", said), said
     assert "2 of 4 members are finished" in said
 
     # the same line again: finished ones are left, the cancelled one goes on

@@ -76,8 +76,8 @@ def test_an_old_run_is_measured_again_to_the_same_numbers(run, tmp_path):
 def test_a_sweep_and_its_comparison(tmp_path):
     call("train.py", "-m", "layer=1,2", *SMALL, "evaluation=[fidelity]", f"hydra.sweep.dir={tmp_path}")
     said = call("compare.py", tmp_path)
-    assert len([line for line in said.splitlines() if "BatchTopK crosscoder" in line]) == 2
-    assert "No run with findings.json" in call("compare.py", tmp_path / "nothing", good=False)
+    assert len(re.findall(r"\n\d +finished +[\d.-]+", said)) == 2 and f"page: {tmp_path / 'compare.html'}" in said
+    assert "No run under" in call("compare.py", tmp_path / "nothing", good=False)
 
 
 def test_stored_activations_give_the_study_of_live_ones(tmp_path):
@@ -113,20 +113,6 @@ def test_other_choices_run_to_the_end(change, tmp_path):
     words = [w for w in SMALL if not (change.startswith("trainer") and w.startswith("trainer"))]
     call("train.py", *words, change, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}")
     assert findings(tmp_path)["fidelity/explained_variance/base"] > -10
-
-
-def test_loggers_hold_the_same_numbers(tmp_path):
-    call(
-        "train.py",
-        *SMALL,
-        "evaluation=[fidelity]",
-        "logger=[csv,wandb]",
-        f"hydra.run.dir={tmp_path}",
-        WANDB_MODE="offline",
-    )
-    csv = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
-    assert "fidelity/explained_variance/base" in csv.splitlines()[0] and "loss/reconstruction" in csv.splitlines()[0]
-    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
 
 
 # -- real text and real shapes ---------------------------------------------------------------------------------------
@@ -238,7 +224,9 @@ def test_every_command_of_the_readme_runs(run, byte_pair, data_folder, tmp_path)
     commands = list(readme_commands())
     assert len(commands) >= 9
     for number, command in enumerate(commands):
-        command = command.replace("<run folder, absolute>", str(folder)).replace("<run folder>", str(folder))
+        for name in ("<run folder, absolute>", "<run folder>", "<run>", "<sweep>"):
+            command = command.replace(name, str(folder))
+        command = command.replace("n_trials=20", "n_trials=2").replace("n_jobs=4", "n_jobs=2")
         command = command.replace("tuned.path=<folder>", f"tuned.path={tuned}").replace(
             "base.path=<folder>", f"base.path={base}"
         )
@@ -251,11 +239,9 @@ def test_every_command_of_the_readme_runs(run, byte_pair, data_folder, tmp_path)
                 *small,
                 f"{place}={tmp_path / str(number)}",
             ]
-        if words[0] == "compare.py":
-            words[1] = str(folder)
         needs_hub = "r1_vs_qwen" in command
         said = call(*words, good=not needs_hub, HF_HUB_OFFLINE="1")
-        assert not needs_hub or "error: Cannot load" in said
+        assert not needs_hub or re.search(r"error: (layer=12: )?Cannot load", said), said
 
 
 def test_findings_and_tables_of_two_calls_are_joined(tmp_path):

@@ -26,7 +26,7 @@ from tunediff.sweep.launch import launch, study
 from tunediff.sweep.plan import groups_of, members_in
 from tunediff.sweep.work import work
 
-SMALL = ["scale=smoke", "trainer=cpu", "evaluation=none"]
+SMALL = ["scale=smoke", "trainer=cpu", "evaluation=none"]  # `words` that follow have the last word
 
 
 def composed(*words):
@@ -130,6 +130,24 @@ def test_a_layer_that_overflows_stops_those_who_read_it_and_no_other(tmp_path, m
     assert runs[0].error is None and "tuned.resid_post.2 gives a value that is not finite" in str(runs[1].error)
 
 
+def test_what_was_trained_is_not_trained_again_because_an_evaluation_failed(tmp_path, monkeypatch):
+    from tunediff.evaluations import Geometry
+
+    with monkeypatch.context() as m:
+        m.setattr(Geometry, "run", lambda *_: 1 / 0)
+        runs = trained(tmp_path, ["layer=1", "evaluation=[geometry]"], ["layer=2"])
+    assert "division by zero" in str(runs[0].error) and runs[1].error is None
+    assert folders.state_of(runs[0].folder)["state"] == "failed"
+    before = weights(runs[0])
+    again = Run(composed("layer=1", "evaluation=[geometry]"), runs[0].folder)
+    again.begin()
+    with monkeypatch.context() as m:
+        m.setattr("tunediff.training.fit.DictionaryTraining.training_step", lambda *_: 1 / 0)
+        train([again], tmp_path / "checkpoints")
+    assert again.error is None and weights(again) == before and "geometry/count/shared" in findings(again.folder)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 # -- exact resumption ------------------------------------------------------------------------------------------------
 
 LONG = ["budget.tokens=65536", "optimizer.batch=256", "budget.buffer=2048"]  # 256 steps
@@ -186,6 +204,30 @@ def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch)
     assert weights(run) == weights(whole[1])
 
 
+def test_a_group_that_is_requeued_goes_on_without_the_member_that_failed_before(tmp_path, monkeypatch):
+    from tunediff.training import fit
+
+    words = [[*LONG, "checkpoint_every=0.05", own] for own in ("layer=1", "optimizer.learning_rate=1e30")]
+    members = members_in(tmp_path, [(some, composed(*some)) for some in words])
+    (group,) = groups_of(tmp_path, members, [], pack=True, fits=lambda some: True)
+    group.write()
+    step = fit.DictionaryTraining.training_step
+
+    def dies(module, batch, index):
+        if module.step == 100:
+            raise SystemExit(9)
+        return step(module, batch, index)
+
+    with monkeypatch.context() as m:
+        m.setattr(fit.DictionaryTraining, "training_step", dies)
+        with pytest.raises(SystemExit):
+            work(group.folder)
+    assert [folders.state_of(member.run.folder)["state"] for member in members] == ["interrupted", "failed"]
+    assert work(group.folder) == 1
+    states = [folders.state_of(member.run.folder) for member in members]
+    assert [state["state"] for state in states] == ["finished", "failed"] and "is not finite" in states[1]["error"]
+
+
 def test_preemption_saves_at_the_step_and_calls_the_handler_that_was_there(tmp_path):
     from tunediff.training import latest_checkpoint, progress
 
@@ -217,32 +259,58 @@ def test_preemption_saves_at_the_step_and_calls_the_handler_that_was_there(tmp_p
 # -- several processes for one dictionary ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dictionary", ["l1_crosscoder", "batchtopk_crosscoder"])
-def test_two_processes_reach_the_loss_of_one_with_the_same_batches(tmp_path, dictionary):
+def test_two_processes_reach_the_loss_of_one_and_go_on_after_a_kill(tmp_path, monkeypatch):
+    """Each with its own part of the same batches; L1 and BatchTopK packed; more sinks than usual, and a buffer so small
+    that a process sometimes holds nothing of it."""
     words = [
-        "scale=smoke",
-        "evaluation=none",
-        f"dictionary={dictionary}",
         "layer=2",
         "dictionary.normalisation.sink_multiple=1.2",
+        "budget.tokens=73728",
+        "activations.buffer=3072",
+        "checkpoint_every=0.2",
     ]
-    words += ["budget.tokens=24576", "activations.buffer=3072"]
-    call("train.py", *words, "trainer=cpu", f"hydra.run.dir={tmp_path / 'one'}", OMP_NUM_THREADS="1")
-    call(
+    axis = ["dictionary=l1_crosscoder", "dictionary=batchtopk_crosscoder"]
+    one = trained(tmp_path / "one", *([*words, choice] for choice in axis))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ddp = [*words, "trainer=ddp", "trainer.accelerator=cpu"]
+    launched(tmp_path / "two", axis, words=ddp)
+    for run in one:
+        other = pyarrow.parquet.read_table(tmp_path / "two" / run.identity / "tables" / "training.parquet").to_pydict()
+        assert len(other["step"]) == 5
+        for name, values in other.items():
+            mine = [record[name] for record in run.member.history]
+            assert values == pytest.approx(mine, rel=5e-3, abs=1e-4), name
+            assert values[0] == pytest.approx(mine[0], rel=1e-5, abs=1e-6), name
+
+    command = [
+        sys.executable,
         "train.py",
-        *words,
-        "trainer=ddp",
-        "trainer.accelerator=cpu",
-        f"hydra.run.dir={tmp_path / 'two'}",
-        seconds=90,
-        OMP_NUM_THREADS="1",
-    )
-    curves = [
-        pyarrow.parquet.read_table(tmp_path / n / "tables" / "training.parquet").to_pydict() for n in ("one", "two")
+        "-m",
+        *SMALL[:1],
+        *SMALL[2:],
+        *ddp,
+        "dictionary=l1_crosscoder,batchtopk_crosscoder",
     ]
-    assert curves[0].keys() == curves[1].keys() and len(curves[0]["step"]) == 3
-    for name, values in curves[0].items():
-        assert values == pytest.approx(curves[1][name], rel=2e-4, abs=1e-5), name
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = tmp_path / "killed"
+    with subprocess.Popen([*command, f"hydra.sweep.dir={killed}"], cwd=ROOT, **quiet) as process:
+        while not any(step_at(group) for group in killed.glob("groups/*")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+    until_free(killed)
+    assert 0 < max(step_at(group) for group in killed.glob("groups/*")) < 72
+    launched(killed, axis, words=ddp)
+    for run in one:
+        assert weights(killed / run.identity) == weights(tmp_path / "two" / run.identity)
+
+
+def until_free(sweep):
+    """The processes of a launcher that was killed end by themselves."""
+    begun = time.monotonic()
+    while any(folders.is_held(path.parent) for path in sweep.glob("*/config.yaml")):
+        assert time.monotonic() - begun < 30
+        time.sleep(0.1)
 
 
 # -- the launcher ----------------------------------------------------------------------------------------------------
@@ -407,10 +475,7 @@ def test_a_child_ends_with_its_launcher_and_the_folder_is_free_again(tmp_path):
         with pytest.raises(Refused, match=r"The run .* is being written by process \d+ on"):
             study(composed(), run)
         process.kill()  # the launcher alone
-    begun = time.monotonic()
-    while folders.is_held(run):
-        assert time.monotonic() - begun < 20
-        time.sleep(0.1)
+    until_free(tmp_path)
     assert {s["state"] for s in states(tmp_path).values()} == {"interrupted"}
 
 

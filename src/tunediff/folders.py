@@ -25,7 +25,7 @@ import pyarrow.parquet
 from tunediff.shapes import Finding, Note, Refused, Table
 
 FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
-INTERRUPTED = "interrupted"
+INTERRUPTED, CANCELLED = "interrupted", "cancelled"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -56,7 +56,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
     Refused, saying who does."""
     lock = filelock.FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=2)  # who only asks whether it is held, holds it for a moment
     except filelock.Timeout as error:
         owner = read_json(folder / "owner.json")
         who = f"process {owner['process']} on {owner['host']}, since {owner['since']}" if owner else "another process"

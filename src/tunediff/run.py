@@ -118,12 +118,11 @@ class Run:
         """Saves the dictionary, measures it, writes the page."""
         if folders.is_finished(self.folder, self.identity):
             return
-        folders.say(self.folder, state=EVALUATING, step=self.steps)
-        dictionary, history = self.member.dictionary.to(device).eval().requires_grad_(False), self.member.history
+        folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
+        dictionary = self.member.dictionary.to(device).eval().requires_grad_(False)
         dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
         trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens)
-        curves = {key: [record.get(key) for record in history] for key in history[-1]}
-        found = [Table("training", curves), *(Note(sentence) for sentence in notes)]
+        found = [Table("training", curves_of(self.member)), *(Note(sentence) for sentence in notes)]
         findings = write_findings(
             self.folder, [*found, *evaluate(self.evaluations, trained)], about(self.cfg, pair, self.streams)
         )
@@ -148,9 +147,8 @@ class Run:
         trace = "".join(traceback.format_exception(error))
         with open(self.folder / "run.log", "a", encoding="utf-8") as file:
             file.write(trace)
-        if (
-            folders.read_json(self.folder / "state.json").get("state") != FAILED
-        ):  # the first of several processes knows why
+        first = folders.read_json(self.folder / "state.json").get("state") != FAILED
+        if first:  # of several processes that fail together, it knows why
             folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
         for logger in self.member.loggers if hasattr(self, "member") else ():
             logger.finalize("failed")
@@ -208,7 +206,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
         trainer.callbacks += [
             TokenProgress(module.steps * stream.batch),
             Checkpoints(checkpoints, stream, seconds=cfg.checkpoint_every),
-            Pulse(functools.partial(beat, runs)),
+            Pulse(functools.partial(beat, runs), seconds=min(10.0, cfg.checkpoint_every)),
         ]
         trainer.fit(module, train_dataloaders=stream)
         if world > 1:
@@ -218,6 +216,8 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
 
     # what was found
     for n, run in enumerate(runs):
+        if run.error is not None:
+            continue
         with run.on_its_own():
             if run.member.error is not None:
                 raise run.member.error
@@ -241,11 +241,12 @@ def reevaluate(cfg: DictConfig) -> None:
     dictionary = build_dictionary(old.dictionary, streams)
     dictionary.load_state_dict(safetensors.torch.load_file(folder / "dictionary" / "weights.safetensors"))
     device = build(cfg.trainer, logger=False, default_root_dir=folder).strategy.root_device
-    pair.load(device)
-    dictionary.to(device).eval().requires_grad_(False)
-    trained = Trained(pair, text, dictionary, cfg.tokens or old.budget.evaluation_tokens)
-    findings = write_findings(folder, evaluate(evaluations, trained), about(old, pair, streams))
-    say_headline(folder, findings)
+    with folders.held(folder, "The run"):
+        pair.load(device)
+        dictionary.to(device).eval().requires_grad_(False)
+        trained = Trained(pair, text, dictionary, cfg.tokens or old.budget.evaluation_tokens)
+        findings = write_findings(folder, evaluate(evaluations, trained), about(old, pair, streams))
+        say_headline(folder, findings)
 
 
 def compare(places: Sequence[str]) -> str:
@@ -295,9 +296,11 @@ def described(runs: Sequence[Run]) -> str:
 
 
 def beat(runs: Sequence[Run], step: int) -> None:
-    """How far each run is, for whoever looks at its folder; a run that was dropped says why at once."""
+    """How far each run is, with its curves, for whoever looks at its folder; a run that was dropped says why at once."""
     for run in runs:
         if run.member.error is None:
+            if run.member.history:
+                folders.write_table(run.folder, Table("training", curves_of(run.member)))
             last = run.member.history[-1] if run.member.history else {}
             folders.say(
                 run.folder,
@@ -308,6 +311,10 @@ def beat(runs: Sequence[Run], step: int) -> None:
             )
         elif run.error is None:
             run.fail(run.member.error)
+
+
+def curves_of(member: Member) -> dict[str, list]:
+    return {key: [record.get(key) for record in member.history] for key in member.history[-1]}
 
 
 def source_of(

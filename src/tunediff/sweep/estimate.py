@@ -39,11 +39,12 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
     value = torch.empty(0, dtype=getattr(torch, activations.dtype)).element_size()
     buffer = activations.buffer * width * value
 
-    memory, flops = float(buffer + 4 * cfg.text.tokens_per_batch * width), 0.0
+    block = cfg.text.get("tokens_per_batch", 8192)  # a text of the user's own may have none
+    memory, flops = float(buffer + 4 * block * width), 0.0
     for role in dict.fromkeys(stream.role for stream in streams):
         (total, one_layer), config = pair.sources[role].size, pair.configs[role]
         value = torch.empty(0, dtype=getattr(torch, pair.sources[role].dtype)).element_size()
-        memory += value * (total + 6 * cfg.text.tokens_per_batch * (config.hidden_size + config.intermediate_size))
+        memory += value * (total + 6 * block * (config.hidden_size + config.intermediate_size))
         layers = 1 + max(stream.layer for stream in streams if stream.role == role)
         flops += 2 * tokens * layers * one_layer
     disk = 2.0 * buffer + activations.disk(tokens, width)  # a checkpoint is written before the last is removed

@@ -99,10 +99,14 @@ def launch(
                 write_sweep(sweep, config, members)
                 for group in groups:
                     group.write()
-                if where == "slurm":
-                    slurm.run_groups(sweep, groups, members, queued, **settings)
-                else:
-                    local.run_groups(groups, **settings)
+                try:
+                    if where == "slurm":
+                        slurm.run_groups(sweep, groups, members, queued, **settings)
+                    else:
+                        local.run_groups(groups, **settings)
+                except KeyboardInterrupt:
+                    left = "the jobs go on" if where == "slurm" else "the same line goes on from here"
+                    sys.exit(f"stopped: {left}; the state of all members: python compare.py {os.path.relpath(sweep)}")
                 forget_checkpoints(sweep)
         if config.dry_run or not settings.get("wait", True):
             return [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]

@@ -23,7 +23,6 @@ from tunediff.sweep.plan import Group, Member
 from tunediff.sweep.work import Work
 
 ENDED = (folders.FINISHED, folders.FAILED)
-CANCELLED = "cancelled"
 
 
 def run_groups(
@@ -179,8 +178,9 @@ def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float 
             elif alive is not None and job not in alive:
                 missing[name] = missing.get(name, 0) + 1
                 if missing[name] > 2:  # the file system had its time to show the last state
-                    word = CANCELLED if (ended := why(job)).startswith("CANCELLED") else f"ended as {ended}"
-                    folders.say(member.run.folder, state=CANCELLED, error=f"job {job} was {ended} before its end")
+                    ended = why(job)
+                    word = folders.CANCELLED if ended.startswith("CANCELLED") else folders.INTERRUPTED
+                    folders.say(member.run.folder, state=word, error=f"job {job} ended as {ended} before the run did")
                     del waiting[name]
             elif alive is not None:
                 word = f"{word}, job {job} {alive[job].lower()}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from tunediff import folders
 from tunediff.run import Run, read_config, train
 from tunediff.shapes import Refused
+from tunediff.training import latest_checkpoint, members_of
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Work:
         self.folder = folder
 
     def __call__(self) -> None:
+        write_log(Path(self.folder))
         if work(Path(self.folder)):
             sys.exit(1)  # submitit would call a raised error COMPLETED
 
@@ -45,46 +47,47 @@ class Work:
 def work(folder: Path) -> int:
     """Trains the group; returns how many of its members failed."""
     content = folders.read_json(folder / "group.json")
-    write_log(folder)
-    runs = []
+    resume_from = Path(content["resume_from"]) if content["resume_from"] else None
+    saved = latest_checkpoint(folder / "checkpoints") or (resume_from if resume_from and resume_from.exists() else None)
+    runs, failed = [], 0
     with contextlib.ExitStack() as locks:
         for place in map(Path, content["members"]):
             run = Run(read_config(place), place)
-            try:
-                if rank_here() == 0:
-                    locks.enter_context(folders.held(place, "The run"))
-            except Refused as refusal:
-                log.warning("left out: %s", refusal)
+            if folders.is_finished(place, run.identity):
                 continue
-            if not folders.is_finished(place, run.identity):
-                runs.append(run)
-                if rank_here() == 0:
-                    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-                    task = os.environ.get("SLURM_ARRAY_TASK_ID")
-                    job = f"{job}_{task}" if job and task else job
-                    folders.say(
-                        place,
-                        state=folders.RUNNING,
-                        started=folders.clock(),
-                        log=os.path.relpath(folder / "run.log", place),
-                        job=job,
-                        error=None,
-                    )
+            if saved is not None and run.identity not in members_of(saved):
+                failed += 1  # before this process was requeued; typed again, the line gives it a group of its own
+                continue
+            if rank_here() == 0:
+                try:
+                    locks.enter_context(folders.held(place, "The run"))
+                except Refused as refusal:
+                    log.warning("left out: %s", refusal)
+                    continue
+                log_path = os.path.relpath(folder / "run.log", place)
+                now = folders.clock()
+                folders.say(place, state=folders.RUNNING, started=now, log=log_path, job=job_here(), error=None)
+            runs.append(run)
         try:
             if runs:
-                resume_from = content["resume_from"]
-                resume_from = Path(resume_from) if resume_from and Path(resume_from).exists() else None
-                train(runs, folder / "checkpoints", resume_from=resume_from)
+                train(runs, folder / "checkpoints", resume_from=saved)
         except Exception as error:  # of the group: every member that has not ended shares it
             if not isinstance(error, Refused):
                 log.error("%s", traceback.format_exc())
             for run in runs:
                 if run.error is None and not folders.is_finished(run.folder, run.identity):
                     run.fail(error)
-    failed = [run for run in runs if run.error is not None]
-    for run in failed:
-        log.error("failed: %s: %s", run.folder, run.error)
-    return len(failed)
+    for run in runs:
+        if run.error is not None:
+            log.error("failed: %s: %s", run.folder, run.error)
+            failed += 1
+    return failed
+
+
+def job_here() -> str | None:
+    """The Slurm job that this process belongs to, as squeue spells it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def write_log(folder: Path) -> None:
@@ -111,4 +114,5 @@ def end_with_parent() -> None:
 if __name__ == "__main__":
     if "--with-parent" in sys.argv:
         end_with_parent()
+    write_log(Path(sys.argv[1]))
     sys.exit(1 if work(Path(sys.argv[1])) else 0)

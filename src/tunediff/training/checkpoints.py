@@ -90,6 +90,8 @@ class Checkpoints(Callback):
             log.warning("%s: saved at step %s", signal.Signals(number).name, module.step)
             if number == signal.SIGUSR2 and callable(before):
                 before(number, None)
+                if processes.rank() > 0:  # the first process requeues the job; leaving early could end it before
+                    time.sleep(60)
             sys.exit(128 + number)
 
     def on_train_end(self, trainer, module) -> None:

@@ -43,7 +43,7 @@ class TokenProgress(Callback):
 class Pulse(Callback):
     """Calls `beat(step)` at the start and then every `seconds`."""
 
-    def __init__(self, beat: Callable[[int], None], *, seconds: float = 5.0):
+    def __init__(self, beat: Callable[[int], None], *, seconds: float = 10.0):
         self.beat, self.seconds, self.last = beat, seconds, 0.0
 
     def on_train_start(self, trainer, module) -> None:
