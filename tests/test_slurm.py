@@ -14,7 +14,6 @@ from test_study import call
 from test_sweep import states, weights
 from tunediff import folders
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one cluster for all of them
 SCRIPT = ROOT / "slurm" / "single_host.sh"
 CLUSTER = [
     "hydra/launcher=slurm",
@@ -23,14 +22,15 @@ CLUSTER = [
     "hydra.launcher.cpus_per_task=1",
 ]
 STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none"]
-LONG = ["budget.tokens=200000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.3"]  # 800 steps
+LONG = ["budget.tokens=100000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.3"]  # 400 steps
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     if not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
         pytest.skip("no Slurm here: bash slurm/single_host.sh install")
-    lab = {"SLURM_LAB": str(tmp_path_factory.mktemp("slurm")), "SLURM_LAB_PORT": "17817", "OMP_NUM_THREADS": "1"}
+    port = 17817 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # a cluster each worker
+    lab = {"SLURM_LAB": str(tmp_path_factory.mktemp("slurm")), "SLURM_LAB_PORT": str(port), "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **lab}
     said = subprocess.run(["bash", SCRIPT, "up"], env=environment, capture_output=True, text=True, check=True)
     lab["SLURM_CONF"] = re.search(r"SLURM_CONF=(\S+)", said.stdout)[1]

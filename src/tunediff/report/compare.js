@@ -19,7 +19,8 @@ const numeric = (name) => MEMBERS.some((m) => typeof axis(name)(m) === "number")
 
 let asked = "", sortBy = KEYS[0] ?? "state", falling = false;
 let colourBy = KEYS.find((key) => key.startsWith("dictionary")) ?? KEYS.find((key) => key !== "layer" && key !== "seed") ?? KEYS[0] ?? "state";
-const choice = { x: L0, y: EV, layerMetric: METRICS.includes(EV) ? EV : METRICS[0], curve: "explained_variance/pooled" };
+const CURVES = [...new Set(MEMBERS.flatMap((m) => Object.keys(m.curves)))].filter((name) => name !== "tokens");
+const choice = { x: L0, y: EV, layerMetric: METRICS.includes(EV) ? EV : METRICS[0], curve: CURVES.includes("explained_variance/pooled") ? "explained_variance/pooled" : CURVES[0] ?? "" };
 
 const groupOf = (m) => words(colourBy === "layer" ? layerOf(m) : m.keys[colourBy] ?? m.study.dictionary);
 const groups = () => [...new Set(MEMBERS.map(groupOf))];
@@ -120,13 +121,12 @@ function draw() {
   const members = chosen();
   const numbers = AXES.map(([name]) => name).filter(numeric);
   const wrong = MEMBERS.filter((m) => m.error);
-  const curveNames = [...new Set(MEMBERS.flatMap((m) => Object.keys(m.curves)))].filter((name) => name !== "tokens");
   body.replaceChildren(...[
     table(members),
     section("Figures",
       element("p", { class: "pickers" }, picker("colour", [...KEYS, ...(KEYS.length ? [] : ["state"])], colourBy, (v) => { colourBy = v; }),
         METRICS.length ? picker("metric against layer", METRICS.filter(numeric), choice.layerMetric, (v) => { choice.layerMetric = v; }) : null,
-        curveNames.length ? picker("curve", curveNames, choice.curve, (v) => { choice.curve = v; }) : null),
+        CURVES.length ? picker("curve", CURVES, choice.curve, (v) => { choice.curve = v; }) : null),
       element("p", { class: "legend" }, groups().map((group, n) => element("span", { style: `border-color:${COLOURS[n % COLOURS.length]}` }, group))),
       element("div", { class: "grid" },
         dots("Explained variance against L0", members, axis(L0), axis(EV), "L0", frontier),
