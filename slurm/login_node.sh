@@ -4,11 +4,12 @@
 #   bash slurm/login_node.sh layer=12,15,20,25 model_pair=r1_vs_qwen
 #
 # CLUSTER names the launcher (slurm, or a cluster file of yours). Closing this terminal, or Ctrl-C, leaves the sweep as it
-# is; its log is sweep-<date>.log, and `python compare.py <sweep>` shows the state of the members.
+# is; its log is multirun/<date>.log, and `python compare.py <sweep>` shows the state of the members.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -f .venv/bin/activate ] && source .venv/bin/activate
-log=sweep-$(date +%Y%m%d-%H%M%S).log
-nohup python train.py -m "hydra/launcher=${CLUSTER:-slurm}" "$@" >"$log" 2>&1 </dev/null &
+log=multirun/$(date +%Y%m%d-%H%M%S).log
+: >"$log"
+nohup python train.py -m "hydra/launcher=${CLUSTER:-slurm}" "$@" >>"$log" 2>&1 </dev/null &
 echo "process $!, log $log"
 exec tail --pid=$! -n +1 -f "$log"

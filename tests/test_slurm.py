@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -177,3 +178,14 @@ def test_a_machine_without_sbatch_says_so(tmp_path):
         "train.py", "-m", *STUDY, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}", good=False, PATH="/nowhere"
     )
     assert "error: hydra/launcher=slurm needs sbatch, which is not on this machine" in said and "Traceback" not in said
+
+
+def test_the_login_node_script_starts_a_sweep_and_shows_it(tmp_path):
+    words = ["scale=smoke", "trainer=cpu", "layer=1,2", "dry_run=true", f"hydra.sweep.dir={tmp_path}"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["bash", ROOT / "slurm" / "login_node.sh", *words]
+    said = subprocess.run(
+        command, env={**os.environ, "CLUSTER": "local", "PATH": path}, capture_output=True, text=True, timeout=120
+    )
+    assert "2 members, 2 to run in 1 processes" in said.stdout, said.stdout + said.stderr
+    Path(ROOT, re.search(r"log (\S+)", said.stdout)[1]).unlink()

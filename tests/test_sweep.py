@@ -135,17 +135,20 @@ def test_what_was_trained_is_not_trained_again_because_an_evaluation_failed(tmp_
 
     with monkeypatch.context() as m:
         m.setattr(Geometry, "run", lambda *_: 1 / 0)
-        runs = trained(tmp_path, ["layer=1", "evaluation=[geometry]"], ["layer=2"])
+        runs = trained(tmp_path, ["layer=1", "evaluation=[geometry]", "logger=wandb"], ["layer=2"])
     assert "division by zero" in str(runs[0].error) and runs[1].error is None
     assert folders.state_of(runs[0].folder)["state"] == "failed"
     before = weights(runs[0])
-    again = Run(composed("layer=1", "evaluation=[geometry]"), runs[0].folder)
+    again = Run(composed("layer=1", "evaluation=[geometry]", "logger=wandb"), runs[0].folder)
     again.begin()
     with monkeypatch.context() as m:
         m.setattr("tunediff.training.fit.DictionaryTraining.training_step", lambda *_: 1 / 0)
         train([again], tmp_path / "checkpoints")
     assert again.error is None and weights(again) == before and "geometry/count/shared" in findings(again.folder)
     assert not (tmp_path / "checkpoints").exists()
+    pieces = sorted(runs[0].folder.glob("wandb/offline-run-*/*.wandb"))  # the same W&B run, taken up again
+    assert len(pieces) == 2 and {offline_run(path)[0].run_id for path in pieces} == {again.identity}
+    assert "geometry/count/shared" in offline_run(pieces[1])[3]
 
 
 # -- exact resumption ------------------------------------------------------------------------------------------------
@@ -382,12 +385,11 @@ def test_members_that_do_not_fit_together_are_split_and_pack_false_parts_all(tmp
 
 
 def test_one_process_a_member_gives_the_same_bits(tmp_path):
-    launched(tmp_path / "packed", ["layer=1", "layer=2"])
+    packed = trained(tmp_path / "packed", ["layer=1"], ["layer=2"])
     launched(tmp_path / "parted", ["layer=1", "layer=2"], words=["launcher.pack=false"])
-    names = [path.name for path in (tmp_path / "packed").iterdir() if (path / "config.yaml").exists()]
-    assert len(names) == 2 and len(list((tmp_path / "parted" / "groups").iterdir())) == 2
-    for name in names:
-        assert weights(tmp_path / "packed" / name) == weights(tmp_path / "parted" / name)
+    assert len(list((tmp_path / "parted" / "groups").iterdir())) == 2
+    for run in packed:
+        assert weights(run) == weights(tmp_path / "parted" / run.identity)
 
 
 KILLED = [*LONG, "checkpoint_every=0.2", "logger=csv"]

@@ -185,10 +185,12 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
         rows = [["member", "state", "why", "log"]]
         for member in wrong:
             state = states[id(member)]
-            why = str(state.get("error") or f"stopped at step {state.get('step', 0):,}")
+            elsewhere = member.status.startswith("running elsewhere")
+            why = f"{member.status}, at" if elsewhere else state.get("error") or "stopped at"
+            why += "" if state.get("error") else f" step {state.get('step', 0):,}"
             log = "job.log" if (member.run.folder / "job.log").exists() else "run.log"
             where = os.path.relpath(member.run.folder / log)
-            rows.append([member.name, state.get("state", "waiting"), why.splitlines()[-1][:100], where])
+            rows.append([member.name, state.get("state", "waiting"), str(why).splitlines()[-1][:100], where])
         print(columns(rows))
     failure = CompactHydraException(
         f"{len(wrong)} of {done + len(wrong)} members did not end well: see the table above."
