@@ -11,5 +11,11 @@ cd "$(dirname "$0")/.."
 log=multirun/$(date +%Y%m%d-%H%M%S).log
 : >"$log"
 nohup python train.py -m "hydra/launcher=${CLUSTER:-slurm}" "$@" >>"$log" 2>&1 </dev/null &
-echo "process $!, log $log"
-exec tail --pid=$! -n +1 -f "$log"
+sweep=$!
+echo "process $sweep, log $log"
+tail -n +1 -f "$log" &
+trap "kill $! 2>/dev/null" EXIT
+status=0
+wait "$sweep" || status=$?
+sleep 1
+exit "$status"
