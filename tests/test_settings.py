@@ -8,9 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import ROOT
-from tunediff.run import STUDY, build_dictionary
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, within
 from tunediff.shapes import Refused, Stream
+from tunediff.study import STUDY, build_dictionary
 
 CONF = ROOT / "conf"
 STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]

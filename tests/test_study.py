@@ -249,7 +249,7 @@ def test_the_readme_names_its_commands():
 
 
 def test_findings_and_tables_of_two_calls_are_joined(tmp_path):
-    from tunediff.run import write_findings
+    from tunediff.folders import write_findings
     from tunediff.shapes import Finding, Note, Table
 
     described = {"identity": "x", "study": {}}

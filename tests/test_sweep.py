@@ -19,9 +19,10 @@ from omegaconf import open_dict
 from conftest import ROOT
 from test_study import call, findings
 from tunediff import folders
-from tunediff.run import Run, train
+from tunediff.run import train
 from tunediff.settings import stream_key
 from tunediff.shapes import Refused
+from tunediff.study import Run
 from tunediff.sweep.launch import launch, study
 from tunediff.sweep.plan import groups_of, members_in
 from tunediff.sweep.work import work

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from tunediff.models import ModelPair
-from tunediff.run import Run
 from tunediff.settings import build
+from tunediff.study import Run
 
 GB = 1e9
 

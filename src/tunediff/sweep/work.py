@@ -15,8 +15,9 @@ import traceback
 from pathlib import Path
 
 from tunediff import folders
-from tunediff.run import Run, read_config, train
+from tunediff.run import train
 from tunediff.shapes import Refused
+from tunediff.study import Run, read_config
 from tunediff.training import latest_checkpoint, members_of
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,220 @@
+"""One study: its config, its folder, its parts, and what became of it. The files that see the composed config are this
+one, run.py, and those of sweep/."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import tunediff
+from tunediff import folders
+from tunediff.activations import Source, select
+from tunediff.dictionary import Crosscoder
+from tunediff.evaluations import Trained
+from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
+from tunediff.models import ModelPair
+from tunediff.report import write_report
+from tunediff.settings import build, check, identity, material, plain, within
+from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
+from tunediff.text import Text
+from tunediff.training import Member
+
+log = logging.getLogger(__name__)
+
+STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation trainer logger layer seed trust"
+STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
+HEADLINE = {
+    "fidelity/explained_variance/base": "explained variance base",
+    "fidelity/explained_variance/tuned": "tuned",
+    "fidelity/ce_recovered/base": "CE recovered base",
+    "fidelity/ce_recovered/tuned": "tuned",
+    "fidelity/l0/mean": "L0",
+    "fidelity/dead_fraction": "dead",
+    "geometry/count/base_only": "base-only",
+    "geometry/count/shared": "shared",
+    "geometry/count/tuned_only": "tuned-only",
+}
+
+
+class Run:
+    """One study: its config, its folder, and what became of it."""
+
+    def __init__(self, cfg: DictConfig, folder: Path):
+        self.cfg, self.folder = cfg, folder
+        self.identity = identity(cfg)
+        self.error: Exception | None = None
+        self.value: float | None = None
+
+    def begin(self) -> None:
+        """The folder says what it will hold, and nothing of an earlier study is left in it."""
+        folders.clear(self.folder)
+        write_config(self.cfg, self.folder)
+        folders.say(self.folder, identity=self.identity, state=folders.WAITING, error=None, value=None)
+
+    def build(self, pair: ModelPair) -> None:
+        """Everything that can be wrong is asked before weights are loaded."""
+        cfg = self.cfg
+        hookpoint = cfg.dictionary.hookpoint
+        self.streams = pair.streams(hookpoint.name, plain(cfg.layer), equal_widths=hookpoint.equal_widths)
+        self.steps = cfg.budget.tokens // cfg.optimizer.batch
+        if self.steps < 1:
+            raise Refused(
+                f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
+            )
+        self.evaluations = {name: build(node) for name, node in (cfg.evaluation or {}).items()}
+        self.member = Member(
+            name=self.identity,
+            dictionary=build_dictionary(cfg.dictionary, self.streams),
+            objective=build(cfg.dictionary.objective),
+            l1_schedule=build(cfg.l1_schedule),
+            learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
+            learning_rate=cfg.optimizer.learning_rate,
+            betas=tuple(cfg.optimizer.betas),
+            clip_norm=cfg.optimizer.clip_norm,
+        )
+        with within(self.folder):
+            self.member.loggers = [build(node) for node in (cfg.logger or {}).values()]
+
+    def open_loggers(self) -> None:
+        """A logger that starts from nothing is told what happened before a resumption."""
+        for logger in self.member.loggers:
+            logger.log_hyperparams(material(self.cfg))
+            if getattr(logger, "starts_anew", False):
+                for record in self.member.history:
+                    logger.log_metrics({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    def fit(self, rows: Rows, source: Source) -> None:
+        """The statistics of its own streams, from a sample of all."""
+        for stream in self.streams:
+            if stream in source.broken:
+                raise Refused(source.broken[stream])
+        mine = select(rows, source.streams, self.streams, moments=self.member.reader().moments)
+        self.member.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
+
+    def finish(self, pair: ModelPair, text: Text, device: torch.device, notes: Sequence[str]) -> None:
+        """Saves the dictionary, measures it, writes the page."""
+        if folders.is_finished(self.folder, self.identity):
+            return
+        folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
+        dictionary = self.member.dictionary.to(device).eval().requires_grad_(False)
+        dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
+        trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens)
+        found = [Table("training", curves_of(self.member)), *(Note(sentence) for sentence in notes)]
+        findings = write_findings(
+            self.folder, [*found, *evaluate(self.evaluations, trained)], about(self.cfg, pair, self.streams)
+        )
+        for logger in self.member.loggers:
+            values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
+            logger.log_metrics(values, step=self.steps)
+            logger.finalize("success")
+        say_headline(self.folder, findings)
+        self.value = findings.get(self.cfg.optimized_metric, {}).get("value")
+        folders.say(self.folder, state=FINISHED, value=self.value)
+
+    @contextlib.contextmanager
+    def on_its_own(self) -> Iterator[None]:
+        """What goes wrong inside is this run's: recorded in its folder, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        trace = "".join(traceback.format_exception(error))
+        with open(self.folder / "run.log", "a", encoding="utf-8") as file:
+            file.write(trace)
+        first = folders.read_json(self.folder / "state.json").get("state") != FAILED
+        if first:  # of several processes that fail together, it knows why
+            folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
+        for logger in self.member.loggers if hasattr(self, "member") else ():
+            logger.finalize("failed")
+
+
+# -- its parts -------------------------------------------------------------------------------------------------------
+
+
+def curves_of(member: Member) -> dict[str, list]:
+    return {key: [record.get(key) for record in member.history] for key in member.history[-1]}
+
+
+def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder:
+    """The dictionary of a config, over these streams. `hookpoint` and `objective` stand beside its settings."""
+    settings = {key: node[key] for key in node if key not in ("hookpoint", "objective")}
+    return build(settings)(streams)
+
+
+def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
+    """What the page and the tables say of a study."""
+    return {
+        "identity": identity(cfg),
+        "study": {
+            "model_pair": pair_name(pair),
+            "base": pair.sources["base"].path,
+            "tuned": pair.sources["tuned"].path,
+            "dictionary": dictionary_name(cfg),
+            "layer": plain(cfg.layer),
+            "streams": ", ".join(map(str, streams)),
+            "hookpoint": cfg.dictionary.hookpoint.name,
+            "latents": cfg.dictionary.latents,
+            "tokens": cfg.budget.tokens,
+            "seed": cfg.seed,
+            "version": tunediff.__version__,
+        },
+    }
+
+
+def pair_name(pair: ModelPair) -> str:
+    return " vs ".join(Path(pair.sources[role].path).name for role in ("tuned", "base"))
+
+
+def dictionary_name(cfg: DictConfig) -> str:
+    return f"{cfg.dictionary.sparsity._target_.rpartition('.')[2]} {cfg.dictionary._target_.rpartition('.')[2].lower()}"
+
+
+def evaluate(evaluations: Mapping[str, Any], trained: Trained) -> Iterable[Finding | Table | Note]:
+    for name, evaluation in evaluations.items():
+        log.info("evaluating %s", name)
+        yield from evaluation.run(trained)
+
+
+def write_config(cfg: DictConfig, folder: Path) -> None:
+    """config.yaml: resolved, so that it runs again as it stands. The logger keeps its references to the run's folder."""
+    kept = {key: cfg[key] if key == "logger" else plain(cfg[key]) for key in cfg if key != "hydra"}
+    text = OmegaConf.to_yaml(OmegaConf.create({**kept, "hydra": HYDRA}))
+    write_atomically(folder / "config.yaml", text)
+    stands_for = {"identity": identity(cfg), "settings": material(cfg)}
+    write_atomically(folder / "identity.json", json.dumps(stands_for, indent=1))
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The config of a run, checked as one that was typed."""
+    cfg = OmegaConf.load(folder / "config.yaml")
+    del cfg["hydra"]
+    with within(folder):
+        check(cfg, STUDY)
+    return cfg
+
+
+# where a run that is started from its own config.yaml goes
+HYDRA = {"run": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}"}, "job": {"chdir": False}}
+
+
+def say_headline(folder: Path, findings: Mapping[str, dict]) -> None:
+    """The page, and the last line of the run."""
+    page = write_report(folder)
+    parts = [
+        f"{title} {findings[name]['value']:.4g}"
+        for name, title in HEADLINE.items()
+        if findings.get(name, {}).get("value") is not None
+    ]
+    log.info("%s", ", ".join(parts))
+    log.info("page: %s", page)
