@@ -15,6 +15,7 @@ from tunediff.activations import (
     ShuffledRows,
     Stored,
     StoredRows,
+    Wanted,
     harvest,
     store,
     stored,
@@ -138,7 +139,7 @@ def test_the_parts_of_two_processes_are_the_batches_of_one(pair, tmp_path, kind,
     activations = Live(512) if kind == "live" else Stored(512, str(tmp_path), dtype="float32")
 
     def stream(**place):
-        source = activations.source(pair, text(), streams, tokens=3000, moments=True, key="k", **place)
+        source = activations.source(pair, text(), Wanted(streams, 3000, True, "k", **place))
         return ShuffledRows(source, [Reader(streams, moments=True)], batch=64, capacity=512, steps=30, seed=0)
 
     parts = zip(*(stream(rank=rank, processes=2) for rank in (0, 1)), stream(), strict=True)
@@ -153,8 +154,8 @@ def test_the_parts_of_two_processes_are_the_batches_of_one(pair, tmp_path, kind,
 
 def test_stored_rows_are_the_live_rows(pair, tmp_path):
     streams = pair.streams("resid_post", [0, 1])
-    live = Live(buffer=512, dtype="bfloat16").source(pair, text(), streams, tokens=2000, moments=True, key="k")
-    kept = Stored(buffer=512, folder=str(tmp_path)).source(pair, text(), streams, tokens=2000, moments=True, key="k")
+    live = Live(buffer=512, dtype="bfloat16").source(pair, text(), Wanted(streams, 2000, True, "k"))
+    kept = Stored(buffer=512, folder=str(tmp_path)).source(pair, text(), Wanted(streams, 2000, True, "k"))
     reader = Reader(streams, moments=True)
     batches = [ShuffledRows(s, [reader], batch=64, capacity=512, steps=20, seed=0) for s in (live, kept)]
     for a, b in zip(*map(batches_of, batches), strict=True):

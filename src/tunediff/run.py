@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff import folders
-from tunediff.activations import ShuffledRows, Source, take
+from tunediff.activations import ShuffledRows, Source, Wanted, take
 from tunediff.evaluations import Trained
 from tunediff.folders import RUNNING, write_findings
 from tunediff.models import ModelPair
@@ -214,4 +214,4 @@ def source_of(
     settings = material(cfg)
     rows = {"model_pair": settings["model_pair"], "text": settings["text"], "tokens": tokens, "moments": moments}
     key = digest({**rows, "streams": [str(stream) for stream in streams]})
-    return activations.source(pair, text, streams, tokens=tokens, moments=moments, key=key, rank=rank, processes=world)
+    return activations.source(pair, text, Wanted(streams, tokens, moments, key, rank, world))

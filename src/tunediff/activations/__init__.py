@@ -7,7 +7,7 @@ can be saved and taken up again: state_dict() now, load_state_dict() later, same
 dictionary, a loss or a step.
 """
 
-from tunediff.activations.live import ActivationError, Live, LiveRows, Source, harvest
+from tunediff.activations.live import ActivationError, Live, LiveRows, Source, Wanted, harvest
 from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, select, take
 from tunediff.activations.stored import Stored, StoredRows, store
 
@@ -21,6 +21,7 @@ __all__ = [
     "Source",
     "Stored",
     "StoredRows",
+    "Wanted",
     "harvest",
     "select",
     "store",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,22 @@ from tunediff.text import Batch, Text
 
 class ActivationError(Refused):
     """Activations that must not reach a dictionary, or cannot be stored."""
+
+
+class Wanted(NamedTuple):
+    """What a group of dictionaries asks for.
+
+    tokens    rows at least        moments   with those of each token's sequence
+    key       stands for models, text, streams and tokens, where rows are kept
+    rank      of this process among `processes` that share every batch
+    """
+
+    streams: Sequence[Stream]
+    tokens: int
+    moments: bool
+    key: str
+    rank: int = 0
+    processes: int = 1
 
 
 class Source(Protocol):
@@ -127,20 +143,9 @@ class Live:
     dtype: str = "float32"
     fit_tokens: int = 20_000
 
-    def source(
-        self,
-        pair: ModelPair,
-        text: Text,
-        streams: Sequence[Stream],
-        *,
-        tokens: int,
-        moments: bool,
-        key: str,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> Source:
-        dtype = getattr(torch, self.dtype)
-        return LiveRows(pair, text, streams, dtype=dtype, moments=moments, rank=rank, processes=processes)
+    def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> Source:
+        place = {"rank": wanted.rank, "processes": wanted.processes}
+        return LiveRows(pair, text, wanted.streams, dtype=getattr(torch, self.dtype), moments=wanted.moments, **place)
 
     def disk(self, tokens: int, width: int) -> int:
         """Bytes it will write."""

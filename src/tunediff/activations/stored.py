@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.activations.live import ActivationError, LiveRows, Source
+from tunediff.activations.live import ActivationError, LiveRows, Source, Wanted
 from tunediff.models import ModelPair
 from tunediff.shapes import Rows, Stream
 from tunediff.text import Text
@@ -169,24 +169,14 @@ class Stored:
     dtype: str = "bfloat16"
     fit_tokens: int = 20_000
 
-    def source(
-        self,
-        pair: ModelPair,
-        text: Text,
-        streams: Sequence[Stream],
-        *,
-        tokens: int,
-        moments: bool,
-        key: str,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> Source:
-        live = LiveRows(pair, text, streams, dtype=torch.bfloat16, moments=moments)
+    def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> Source:
+        streams = wanted.streams
+        live = LiveRows(pair, text, streams, dtype=torch.bfloat16, moments=wanted.moments)
         width = sum(stream.width for stream in streams)
-        count = len(streams) if moments else 0
-        folder = store(live, Path(self.folder) / key, tokens=tokens, width=width, moments=count)
-        device, dtype = pair.device(streams[0].role), getattr(torch, self.dtype)
-        return StoredRows(folder, streams, dtype=dtype, device=device, rank=rank, processes=processes)
+        count = len(streams) if wanted.moments else 0
+        folder = store(live, Path(self.folder) / wanted.key, tokens=wanted.tokens, width=width, moments=count)
+        place = {"rank": wanted.rank, "processes": wanted.processes, "device": pair.device(streams[0].role)}
+        return StoredRows(folder, streams, dtype=getattr(torch, self.dtype), **place)
 
     def disk(self, tokens: int, width: int) -> int:
         """Bytes it will write."""
