@@ -163,8 +163,8 @@ def groups_of(
 
 
 def forget_checkpoints(sweep: Path) -> None:
-    """Of groups all of whose members are finished."""
+    """Of groups all of whose members are finished; one without a whole checkpoint may be writing its first."""
     for folder in (sweep / "groups").glob("*/checkpoints"):
         path = latest_checkpoint(folder)
-        if path is None or all(folders.is_finished(sweep / name, name) for name in members_of(path)):
+        if path is not None and all(folders.is_finished(sweep / name, name) for name in members_of(path)):
             shutil.rmtree(folder, ignore_errors=True)
