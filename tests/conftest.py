@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers looks: no test waits for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits are compared across processes; sums depend on the number of threads
 
 from pathlib import Path
 

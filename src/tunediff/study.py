@@ -116,6 +116,8 @@ class Run:
             logger.log_metrics(values, step=self.steps)
             logger.finalize("success")
         say_headline(self.folder, findings)
+        for left in self.folder.rglob("*.partial"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         self.value = findings.get(self.cfg.optimized_metric, {}).get("value")
         folders.say(self.folder, state=FINISHED, value=self.value)
 
