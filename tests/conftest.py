@@ -3,7 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers looks: no test waits for a network
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits are compared across processes; sums depend on the number of threads
+# bits are compared across processes, and the order of a sum depends on the number of threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
