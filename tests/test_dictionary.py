@@ -5,11 +5,14 @@ from functools import partial
 import pytest
 import torch
 
-from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation
+from tunediff.dictionary import L1, BatchTopK, Crosscoder, DenseCodes, JumpReLU, Linear, Normalisation, Partition, TopK
+from tunediff.dictionary.codes import BLOCK
 from tunediff.dictionary.crosscoder import geometric_median
 from tunediff.dictionary.normalisation import KINDS
 from tunediff.objectives import Reconstruction
+from tunediff.schedules import Anneal, Length
 from tunediff.shapes import Refused, Rows, Stream
+from tunediff.training import Resampling
 
 STREAMS = [Stream("base", "resid_post", 1, 12), Stream("tuned", "resid_post", 1, 12)]
 
@@ -134,43 +137,290 @@ def test_outside_training_a_token_does_not_depend_on_its_batch():
     assert torch.allclose(shaped.view(500, -1), together, atol=1e-5)
 
 
-def test_the_threshold_follows_the_smallest_kept_value_and_gives_training_l0():
-    dictionary = crosscoder(BatchTopK(4, threshold_memory=0.9))
-    norms = dictionary.code_norms().detach()
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_threshold_follows_the_smallest_kept_value_and_gives_training_l0(sparse):
+    dictionary = crosscoder(BatchTopK(4, threshold_memory=0.9), sparse_codes=sparse)
     for seed in range(60):
-        pre = dictionary.pre_activations(dictionary.normalisation.normalise(sample(seed=seed).values)).detach()
-        dictionary.sparsity.observe(dictionary.sparsity.select(pre, norms, {"k": 4.0}), norms)
+        losses(dictionary, Reconstruction(), rows=sample(seed=seed))
+        dictionary.sparsity.settle()
     l0 = (dictionary.encode(sample(seed=99)) > 0).sum(-1).float().mean()
     assert abs(l0 - 4) < 0.2
 
 
-def test_k_falls_to_its_final_value_and_stays():
-    sparsity = BatchTopK(8, k_start=64, k_anneal=0.5)
-    ks = [sparsity.scheduled(step, 100)["k"] for step in range(100)]
+def test_what_equals_the_smallest_kept_value_is_kept_too_and_zero_never():
+    rows = Rows(sample().values[:1].repeat(8, 1))  # eight tokens alike
+    for sparse in (True, False):
+        dictionary = crosscoder(BatchTopK(3), sparse_codes=sparse)
+        found = losses(dictionary, Reconstruction(), rows=rows, settings={"k": 2.5})
+        assert found.codes.l0() == 3
+        with torch.no_grad():
+            dictionary.b_enc.fill_(-100.0)
+        assert losses(dictionary, Reconstruction(), rows=rows).codes.l0() == 0
+
+
+def test_signed_latents_stay_signed_and_are_asked_for_by_name():
+    with torch.no_grad():
+        signed = crosscoder(BatchTopK(30, relu=False))
+        latents = signed.sparsity.select(signed.pre_activations(sample().values), signed.code_norms(), {"k": 30.0})
+    assert (latents < 0).any() and (latents != 0).sum() == 30 * 500
+    for sparsity in (BatchTopK(30), TopK(30), L1(1.0), JumpReLU(1.0)):
+        assert (crosscoder(sparsity).encode(sample()) >= 0).all()
+
+
+@pytest.mark.parametrize("make", [lambda k: BatchTopK(**k), lambda k: TopK(**k)])
+def test_k_falls_to_its_final_value_and_an_anneal_of_no_steps_trains_at_k(make):
+    length = Length(100, 64)
+    sparsity = make({"k": 8, "k_schedule": Anneal(8.0, 0.5)})
+    sparsity.prepare(64)
+    ks = [sparsity.scheduled(step, length)["k"] for step in range(100)]
     assert ks[0] == 64 and ks[50:] == [8.0] * 50 and ks == sorted(ks, reverse=True)
-    assert BatchTopK(8).scheduled(0, 100) == {"k": 8.0}
+    for same in ({"k": 8, "k_schedule": Anneal(256.0, 0)}, {"k": 8}):
+        made = make(same)
+        made.prepare(64)
+        assert made.scheduled(0, length) == {"k": 8.0}
+
+
+def test_more_active_latents_than_latents_are_refused():
+    for kind in (BatchTopK, TopK):
+        with pytest.raises(Refused, match=r"k=50 is larger than the dictionary: it has 40 latents"):
+            crosscoder(kind(50))
+        falling = kind(4, k_schedule=Anneal(16.0, 0.1))
+        falling.prepare(40)
+        assert falling.scheduled(0, Length(100, 64)) == {"k": 40.0}
+        with pytest.raises(Refused, match="at least one latent"):
+            kind(0)
+
+
+@pytest.mark.parametrize("start", [{}, {"subtract_decoder_bias": True}, {"encoder_start": "tied"}])
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        lambda: BatchTopK(4),
+        lambda: TopK(4),
+        lambda: BatchTopK(4, relu=False),
+        lambda: BatchTopK(4, prefixes=[0.25, 1.0]),
+    ],
+)
+def test_sparse_codes_have_the_losses_and_every_gradient_of_dense_ones(sparsity, start):
+    """Also once the limit of a batch before is used to screen, and where that limit was far too high."""
+    found = []
+    for sparse in (True, False):
+        dictionary = crosscoder(sparsity(), sparse_codes=sparse, **start)
+        with torch.no_grad():
+            dictionary.b_enc.copy_(torch.linspace(-0.2, 0.2, 40))
+            dictionary.b_dec.copy_(torch.linspace(-0.2, 0.2, 24))
+        seen = []
+        for rows in (sample(seed=1), sample(seed=2), Rows(sample(seed=3).values / 50)):
+            dictionary.zero_grad()
+            one = losses(dictionary, Reconstruction(aux_weight=0.1), rows=rows, dead=torch.arange(7))
+            one.total.backward()
+            seen += [one.total, one.codes.l0(), one.codes.fired(), *(p.grad for p in dictionary.parameters())]
+        found.append(seen)
+    for sparse, dense in zip(*found, strict=True):
+        assert torch.allclose(sparse.float(), dense.float(), rtol=1e-5, atol=2e-5)
+
+
+def test_selecting_holds_one_block_of_pre_activations():
+    """Nothing of the size token x latent, forward or backward."""
+    dictionary = Crosscoder(STREAMS, latents=4096, sparsity=TopK(4), normalisation=partial(Normalisation, kind="none"))
+    largest = 0
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and not out.is_sparse_csr:
+                largest = max(largest, out.numel())
+            return out
+
+    for sparsity in (TopK(4), BatchTopK(4)):
+        sparsity.prepare(4096)
+        dictionary.sparsity = sparsity
+        losses(dictionary, Reconstruction(aux_weight=0), rows=sample(2048)).total.backward()  # a first limit
+        with Sizes():
+            losses(dictionary, Reconstruction(aux_weight=0), rows=sample(2048)).total.backward()
+    assert largest <= BLOCK * 4096 < 2048 * 4096
+
+
+def test_each_token_has_its_own_k_under_topk():
+    dictionary = crosscoder(TopK(3))
+    assert ((dictionary.encode(sample()) > 0).sum(-1) == 3).all()
+    assert torch.allclose(dictionary.encode(sample())[:20], dictionary.encode(Rows(sample().values[:20])), atol=1e-5)
+
+
+def test_jumprelu_jumps_and_its_threshold_learns_as_written():
+    sparsity = JumpReLU(3.0, bandwidth=0.5, pre_activation=0.1, steepness=4.0, log_threshold=0.0)
+    sparsity.prepare(2)
+    pre = torch.tensor([[0.9, 2.0], [1.1, 1.3], [-1.0, 0.2]], requires_grad=True)
+    latents = sparsity(pre, torch.ones(2))
+    assert torch.equal(latents.detach(), torch.tensor([[0.0, 2.0], [1.1, 1.3], [0.0, 0.0]]))
+    (latents * torch.tensor([[1.0, 1.0], [10.0, 1.0], [1.0, 1.0]])).sum().backward()
+    assert torch.equal(pre.grad, torch.tensor([[0.0, 1.0], [10.0, 1.0], [0.0, 0.0]]))
+    assert torch.allclose(sparsity.log_threshold.grad, torch.tensor([-(1 + 10) / 0.5, 0.0]))  # |pre - 1| < 0.25
+    norms, codes = torch.tensor([1.0, 2.0]), DenseCodes(latents.detach(), pre.detach())
+    terms = sparsity.penalties(codes, norms, 1.0, {"l1": 0.5})
+    tanh = torch.tanh(4.0 * latents.detach() * norms).sum(-1).mean()
+    below = (torch.relu(1 - pre.detach()) * norms).sum(-1).mean()
+    assert torch.allclose(terms["tanh"], 3.0 * 0.5 * tanh) and torch.allclose(terms["pre_activation"], 0.1 * below)
+
+
+def test_a_start_rate_is_how_often_latents_fire_at_the_start():
+    for sparsity in (JumpReLU(1.0), L1(1.0)):
+        rate = (crosscoder(sparsity, start_rate=0.2).encode(sample()) > 0).float().mean(0)
+        assert ((rate - 0.2).abs() < 0.02).all()
+
+
+def test_linear_latents_are_a_linear_map():
+    dictionary = crosscoder(Linear(1.0))
+    rows, twice = sample().values, 2 * sample().values
+    there = dictionary.pre_activations(dictionary.normalisation.normalise(rows))
+    assert torch.equal(dictionary.encode(Rows(rows)), there) and (there < 0).any()
+    assert torch.allclose(dictionary.encode(Rows(twice)) - there, there - dictionary.encode(Rows(0 * rows)), atol=1e-4)
+    terms = dictionary.sparsity.penalties(DenseCodes(there, there), dictionary.code_norms(), 1.0, {"l1": 1.0})
+    assert torch.allclose(terms["l1"], (there.abs() * dictionary.code_norms()).sum(-1).mean(), rtol=1e-5)
+
+
+def test_nested_dictionaries_each_reconstruct_alone():
+    dictionary = crosscoder(BatchTopK(4, prefixes=[0.25, 0.5, 1.0]), sparse_codes=False)
+    target = dictionary.normalisation.normalise(sample().values)
+    codes = dictionary.code(target, dictionary.code_norms(), {"k": 4.0})
+    alone = [codes.latents[:, :n] @ dictionary.W_dec[:n] + dictionary.b_dec for n in (10, 20, 40)]
+    for restored, expected in zip(dictionary.reconstructions(codes), alone, strict=True):
+        assert torch.allclose(restored, expected, atol=1e-5)
+    mean = sum((target - restored).square().sum(-1).mean() for restored in alone) / 3
+    assert torch.allclose(losses(dictionary, Reconstruction()).terms["reconstruction"], mean)
+    with pytest.raises(Refused, match=r"prefixes=\[0.5\]: give rising shares of the latents that end with 1"):
+        BatchTopK(4, prefixes=[0.5])
+
+
+def test_code_norms_are_summed_joint_or_none():
+    with torch.no_grad():
+        made = {kind: crosscoder(code_norm=kind, decoder_norm=3.0) for kind in ("sum", "joint", "none")}
+    for kind, norm in (("sum", 6.0), ("joint", 3 * 2**0.5), ("none", 1.0)):
+        assert torch.allclose(made[kind].code_norms(), torch.full((40,), norm), atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 8, "k_anneal": 0.1}, "k_anneal=0.1 has no start"),
-        ({"k": 8, "k_start": 64}, "k_start=64 is never left, because k_anneal is 0"),
-        ({"k": 8, "k_start": 4, "k_anneal": 0.1}, "k falls, it does not rise"),
-        ({"k": 0}, "at least one latent"),
-        ({"k": 8, "k_start": 64, "k_anneal": 1.5}, "not a fraction"),
+        (
+            {"encoder_start": "transposed"},
+            "encoder_start='transposed': choose transpose, scaled_transpose, random or tied",
+        ),
+        ({"code_norm": "max"}, "code_norm='max': choose sum, joint or none"),
+        ({"decoder_bias": "median"}, "decoder_bias='median': choose geometric_median, mean or zero"),
+        ({"start_rate": 10000}, "start_rate=10000 is no share of the tokens"),
     ],
 )
-def test_contradictory_k_settings_are_refused(settings, message):
+def test_words_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(Refused, match=message):
-        BatchTopK(**settings)
+        crosscoder(**settings)
 
 
-def test_more_active_latents_than_latents_are_refused():
-    with pytest.raises(Refused, match=r"k=50 is larger than the dictionary: it has 40 latents"):
-        crosscoder(BatchTopK(50))
-    with pytest.raises(Refused, match=r"k_start=64 is larger than the dictionary"):
-        crosscoder(BatchTopK(4, k_start=64, k_anneal=0.1))
+def test_starts_have_the_norms_that_are_asked_for():
+    scaled = crosscoder(encoder_start="scaled_transpose", fit=False)
+    assert torch.allclose(scaled.W_enc, scaled.W_dec.T * 24 / 40)
+    small = crosscoder(encoder_start="random", encoder_norm=0.005, decoder_norm=0.005, shared_start=False, fit=False)
+    for piece in (*small.W_enc.split(12, dim=0), *small.W_dec.T.split(12, dim=0)):
+        assert torch.allclose(piece.norm(dim=0), torch.full((40,), 0.005))
+    assert not torch.allclose(small.W_enc, small.W_dec.T)
+    assert crosscoder(decoder_bias="zero").b_dec.abs().max() == 0
+
+
+# -- parts of a dictionary -------------------------------------------------------------------------------------------
+
+
+def stepped(dictionary, objective, *, steps=20, dead=None):
+    """After a few real steps of Adam, as the training loop does them."""
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=0.01, fused=True)
+    for step in range(steps):
+        optimizer.zero_grad()
+        settings = {"l1": 1.0, "k": 4.0, "tied_penalty": 0.15}
+        losses(dictionary, objective, rows=sample(seed=step), dead=dead, settings=settings).total.backward()
+        dictionary.constrain_gradients()
+        optimizer.step()
+        dictionary.constrain()
+    return dictionary
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_dedicated_latents_neither_read_nor_write_the_other_model_after_training_with_auxk(sparse):
+    dictionary = crosscoder(partition=Partition(free=0.5, base_only=0.25, tuned_only=0.25), sparse_codes=sparse)
+    start = dictionary.W_dec.detach().clone()
+    stepped(dictionary, Reconstruction(aux_weight=1.0), dead=torch.arange(15, 35))
+    base, tuned = slice(0, 12), slice(12, 24)
+    for latents, other, own in ((slice(20, 30), tuned, base), (slice(30, 40), base, tuned)):
+        assert (dictionary.W_enc[other, latents] == 0).all() and (dictionary.W_dec[latents, other] == 0).all()
+        assert (dictionary.W_enc[own, latents] != 0).all() and not torch.equal(
+            dictionary.W_dec[latents, own], start[latents, own]
+        )
+    assert (dictionary.W_dec[:20] != 0).all()
+    far = sample()
+    with torch.no_grad():
+        near = far.values.clone()
+        near[:, tuned] += 5.0
+        before, after = (dictionary.pre_activations(dictionary.normalisation.normalise(v)) for v in (far.values, near))
+    assert torch.equal(before[:, 20:30], after[:, 20:30]) and not torch.equal(before[:, 30:], after[:, 30:])
+
+
+def test_designated_shared_latents_stay_tied_to_the_bit_and_pay_less():
+    dictionary = crosscoder(L1(1.0), partition=Partition(tied=0.25, free=0.75), shared_start=False, sparse_codes=False)
+    assert torch.equal(dictionary.W_dec[:10, :12], dictionary.W_dec[:10, 12:])
+    stepped(dictionary, Reconstruction(aux_weight=0))
+    assert torch.equal(dictionary.W_dec[:10, :12], dictionary.W_dec[:10, 12:])
+    assert not torch.allclose(dictionary.W_dec[10:, :12], dictionary.W_dec[10:, 12:], atol=0.1)
+    weights = dictionary.partition.weights(0.15, 40, torch.device("cpu"))
+    assert torch.allclose(weights[:10], torch.tensor(0.15)) and (weights[10:] == 1).all()
+    cheap, dear = (
+        losses(dictionary, Reconstruction(), settings={"l1": 1.0, "tied_penalty": p}).terms["l1"] for p in (0.15, 1.0)
+    )
+    latents, norms = dictionary.encode(sample()), dictionary.code_norms()
+    assert torch.allclose(dear - cheap, 0.85 * (latents * norms)[:, :10].sum(-1).mean(), rtol=1e-4)
+
+
+def test_parts_that_do_not_sum_to_one_or_lack_a_model_are_refused():
+    with pytest.raises(
+        Refused, match=r"free 0.5 \+ base_only 0.1 \+ tuned_only 0.1 is 0.7; the shares of the parts sum to 1"
+    ):
+        Partition(free=0.5, base_only=0.1, tuned_only=0.1)
+    with pytest.raises(Refused, match="needs streams of both models, these are of tuned"):
+        crosscoder(partition=Partition(free=1.0), streams=STREAMS[1:], fit=False)
+    unequal = [Stream("base", "resid_post", 1, 10), Stream("tuned", "resid_post", 1, 14)]
+    with pytest.raises(Refused, match=r"partition.tied=0.5 needs models of equal width"):
+        crosscoder(partition=Partition(tied=0.5, free=0.5), streams=unequal, shared_start=False)
+
+
+def test_unit_decoders_keep_their_norm_and_tied_encoders_their_decoder():
+    dictionary = stepped(crosscoder(unit_decoder=True, decoder_norm=2.0), Reconstruction())
+    assert torch.allclose(dictionary.W_dec.norm(dim=-1), torch.full((40,), 2 * 2**0.5), atol=1e-4)
+    tied = stepped(crosscoder(encoder_start="tied", fit=False), Reconstruction())
+    assert torch.equal(tied.encoder, tied.W_dec.T) and "W_enc" not in tied.state_dict()
+    with pytest.raises(Refused, match="cannot take a normalisation in"):
+        tied.rebase(torch.zeros(24), torch.ones(24))
+
+
+def test_dead_latents_begin_anew_where_the_error_is():
+    dictionary, dead = crosscoder(fit=False), torch.tensor([3, 30])
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=0.01)
+    losses(dictionary, Reconstruction()).total.backward()
+    optimizer.step()
+    error = torch.zeros(500, 24)
+    error[7, 5], error[8, 2] = 3.0, 2.0  # all that is left is at two tokens
+    with torch.no_grad():
+        dictionary.b_enc.fill_(1.0)
+    before = dictionary.W_dec.detach().clone()
+    Resampling().apply(dictionary, dead, error, optimizer, 10)
+    assert {tuple(row.nonzero()[0].tolist()) for row in dictionary.W_dec[dead]} == {(5,), (2,)}
+    assert (dictionary.b_enc[dead] == 0).all() and (dictionary.b_enc != 0).sum() == 38
+    living = dictionary.W_enc[:, [n for n in range(40) if n not in (3, 30)]].norm(dim=0).mean()
+    assert torch.allclose(dictionary.W_enc[:, dead].norm(dim=0), 0.2 * living)
+    for parameter, rows in (
+        (dictionary.W_dec, optimizer.state[dictionary.W_dec]["exp_avg"]),
+        (dictionary.W_enc, optimizer.state[dictionary.W_enc]["exp_avg"].T),
+    ):
+        assert (rows[dead] == 0).all() and (rows[0] != 0).any(), parameter.shape
+    others = [n for n in range(40) if n not in (3, 30)]
+    assert torch.equal(dictionary.W_dec[others], before[others])
 
 
 def test_unequal_widths_need_nothing_special_but_a_start_of_their_own():
@@ -209,7 +459,7 @@ def test_a_dictionary_comes_back_from_its_folder(tmp_path):
 
 
 def losses(dictionary, objective, *, dead=None, settings=None, rows=None):
-    dead = torch.zeros(40, dtype=torch.bool) if dead is None else dead
+    dead = torch.empty(0, dtype=torch.long) if dead is None else dead
     return objective(dictionary, rows or sample(), dead=dead, settings=settings or {"l1": 1.0, "k": 4.0})
 
 
@@ -228,15 +478,15 @@ def test_the_l1_loss_is_that_of_the_published_formulas():
 
 
 def test_the_logged_terms_add_up_to_what_is_differentiated():
-    found = losses(crosscoder(L1(0.3)), Reconstruction(), dead=torch.arange(40) < 20)
+    found = losses(crosscoder(L1(0.3)), Reconstruction(), dead=torch.arange(20))
     assert set(found.terms) == {"reconstruction", "l1", "auxk"} and found.terms["auxk"] > 0
     assert torch.allclose(found.total, sum(found.terms.values()))
 
 
 def test_auxk_teaches_dead_latents_on_both_sides_and_nothing_else():
     dictionary = crosscoder()
+    losses(dictionary, Reconstruction(aux_weight=1.0), dead=torch.arange(10)).terms["auxk"].backward()
     dead = torch.arange(40) < 10
-    losses(dictionary, Reconstruction(aux_weight=1.0), dead=dead).terms["auxk"].backward()
     for gradient in (dictionary.W_enc.grad.T, dictionary.W_dec.grad):
         assert (gradient[dead].norm(dim=-1) > 0).all() and (gradient[~dead] == 0).all()
     assert dictionary.b_dec.grad is None or (dictionary.b_dec.grad == 0).all()
@@ -247,7 +497,7 @@ def test_auxk_is_silent_while_no_latent_is_dead_and_passes_nothing_through_zeros
     assert losses(dictionary, Reconstruction()).terms["auxk"] == 0
     with torch.no_grad():
         dictionary.b_enc.fill_(-100.0)
-    losses(dictionary, Reconstruction(), dead=torch.ones(40, dtype=torch.bool)).total.backward()
+    losses(dictionary, Reconstruction(), dead=torch.arange(40)).total.backward()
     assert (dictionary.W_enc.grad == 0).all()
 
 
@@ -259,7 +509,7 @@ def test_auxk_against_reconstruction_does_not_depend_on_the_scale_of_activations
         with torch.no_grad():
             dictionary.W_dec.mul_(1.0)
         for squared in (True, False):
-            found = losses(dictionary, Reconstruction(squared=squared), dead=torch.arange(40) < 10, rows=rows)
+            found = losses(dictionary, Reconstruction(squared=squared), dead=torch.arange(10), rows=rows)
             ratios.append(found.terms["auxk"] / found.terms["reconstruction"])
     assert torch.allclose(ratios[0], ratios[2], rtol=1e-3) and torch.allclose(ratios[1], ratios[3], rtol=1e-3)
 
@@ -269,3 +519,97 @@ def test_one_stream_is_an_sae():
     x = sample().values
     assert torch.allclose(dictionary.encode(Rows(x)), torch.relu(x @ dictionary.W_enc + dictionary.b_enc))
     assert torch.allclose(dictionary.code_norms(), dictionary.W_dec.norm(dim=-1))
+
+
+def test_the_difference_term_is_the_error_of_the_reconstructed_difference():
+    dictionary = crosscoder(L1(1.0))
+    found = losses(dictionary, Reconstruction(difference_weight=0.3))
+    target = dictionary.normalisation.normalise(sample().values)
+    restored = dictionary.reconstruct(dictionary.encode(sample()))
+    (base, tuned), (base_hat, tuned_hat) = target.split(12, -1), restored.split(12, -1)
+    by_hand = 0.3 * ((tuned - base) - (tuned_hat - base_hat)).square().sum(-1).mean()
+    assert torch.allclose(found.terms["difference"], by_hand, rtol=1e-4)
+    for streams in (STREAMS[1:], [STREAMS[0], STREAMS[1]._replace(width=14)]):
+        with pytest.raises(Refused, match="difference_weight=1.0 needs both models, with equal widths"):
+            Reconstruction(difference_weight=1.0).check(streams)
+
+
+def test_auxk_teaches_what_the_decoder_bias_left_and_does_not_count_it_again():
+    dictionary = crosscoder(L1(1.0), fit=False, kind="none")
+    with torch.no_grad():
+        dictionary.b_dec.copy_(sample().values.mean(0))
+        dictionary.b_enc.fill_(-100.0)  # nothing fires: the reconstruction is the bias
+    dead = torch.arange(40)
+    found = losses(dictionary, Reconstruction(aux_weight=1.0), dead=dead)
+    assert torch.allclose(found.terms["auxk"], found.terms["reconstruction"])
+
+
+# -- the published trainers, written out -----------------------------------------------------------------------------
+
+
+def test_l1_loss_and_gradients_are_those_of_the_published_squared_trainer():
+    """sum over models and width of the squared error, mean over tokens, plus 2 * mean_t sum_i f_i sum_m |W_dec_i^m|."""
+    dictionary = crosscoder(L1(2.0), kind="none", shared_start=False)
+    x = sample().values.view(-1, 2, 12)
+    mine = crosscoder_parameters(dictionary)
+    f = torch.relu(torch.einsum("bmd,mdf->bf", x, mine[0]) + mine[2])
+    x_hat = torch.einsum("bf,fmd->bmd", f, mine[1]) + mine[3]
+    loss = (x - x_hat).pow(2).sum((-1, -2)).mean() + 2.0 * 0.7 * (f * mine[1].norm(dim=-1).sum(-1)).sum(-1).mean()
+    loss.backward()
+    found = losses(dictionary, Reconstruction(aux_weight=0), settings={"l1": 0.7})
+    found.total.backward()
+    assert torch.allclose(found.total, loss, rtol=1e-5)
+    same_gradients(dictionary, mine)
+
+
+def test_l1_loss_and_gradients_are_those_of_the_published_unsquared_trainer():
+    """|x - x_hat|_2, mean over tokens and models, plus mu * the same L1 term."""
+    dictionary = crosscoder(L1(0.036), kind="none", shared_start=False)
+    x = sample().values.view(-1, 2, 12)
+    mine = crosscoder_parameters(dictionary)
+    f = torch.relu(torch.einsum("bmd,mdf->bf", x, mine[0]) + mine[2])
+    x_hat = torch.einsum("bf,fmd->bmd", f, mine[1]) + mine[3]
+    loss = (
+        torch.linalg.norm(x - x_hat, dim=-1).mean()
+        + 0.036 * (f * mine[1].norm(dim=-1).sum(-1)).norm(p=1, dim=-1).mean()
+    )
+    loss.backward()
+    found = losses(dictionary, Reconstruction(squared=False, aux_weight=0))
+    found.total.backward()
+    assert torch.allclose(found.total, loss, rtol=1e-5)
+    same_gradients(dictionary, mine)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_batchtopk_loss_and_gradients_are_those_of_the_published_crosscoder(sparse):
+    """relu(sum over models + b_enc), the k * B largest of f_i * sum_m |W_dec_i^m| kept by a flat top-k and scatter."""
+    dictionary = crosscoder(BatchTopK(4), kind="none", shared_start=False, sparse_codes=sparse)
+    x = sample().values.view(-1, 2, 12)
+    mine = crosscoder_parameters(dictionary)
+    f = torch.relu(torch.einsum("bmd,mdf->bf", x, mine[0]) + mine[2])
+    chosen = (f * mine[1].norm(dim=-1).sum(-1)).flatten().topk(4 * len(x), sorted=False).indices
+    kept = torch.zeros_like(f).flatten().scatter(0, chosen, f.flatten()[chosen]).view_as(f)
+    x_hat = torch.einsum("bf,fmd->bmd", kept, mine[1]) + mine[3]
+    loss = torch.linalg.norm(x - x_hat, dim=-1).mean()
+    loss.backward()
+    found = losses(dictionary, Reconstruction(squared=False, aux_weight=0))
+    found.total.backward()
+    assert torch.allclose(found.total, loss, rtol=1e-5)
+    same_gradients(dictionary, mine)
+
+
+def crosscoder_parameters(dictionary):
+    """As the published crosscoders hold them: [model, width, latent], [latent, model, width], [latent], [model, width]."""
+    shaped = (
+        dictionary.W_enc.reshape(2, 12, 40),
+        dictionary.W_dec.view(40, 2, 12),
+        dictionary.b_enc,
+        dictionary.b_dec.view(2, 12),
+    )
+    return [p.detach().clone().requires_grad_() for p in shaped]
+
+
+def same_gradients(dictionary, published):
+    mine = (dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec)
+    for ours, theirs in zip(mine, published, strict=True):
+        assert torch.allclose(ours.grad.reshape(-1), theirs.grad.reshape(-1), rtol=1e-5, atol=1e-5)

@@ -8,12 +8,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import ROOT
+from tunediff.run import make_trainer
+from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, within
 from tunediff.shapes import Refused, Stream
 from tunediff.study import STUDY, build_dictionary
+from tunediff.training import Member
 
 CONF = ROOT / "conf"
 STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]
+PENALISED = {"l1_schedule": ["dictionary=l1_crosscoder"]}
 GIVEN = {"model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"]}
 
 
@@ -24,7 +28,7 @@ def composed(*overrides, name="train"):
 
 def options():
     for path in sorted(CONF.rglob("*.yaml")):
-        if path.parent != CONF:
+        if path.parent != CONF and path.parent.name != "defaults":
             yield f"{path.parent.relative_to(CONF)}={path.stem}"
 
 
@@ -34,21 +38,26 @@ def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option, t
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
     first = next(line for line in lines if not line.startswith("# @package"))
     assert first.startswith("# Choose it ") and len(first) > 40
-    cfg = composed(option, *GIVEN.get(option, []), *(["dictionary=l1_crosscoder"] if group == "l1_schedule" else []))
+    cfg = composed(option, *GIVEN.get(option, []), *PENALISED.get(group, []))
     with within(tmp_path):
         check(cfg, STUDY)
         for node in (cfg.logger or {}).values():
             build(node)
     assert list(tmp_path.iterdir()) == []  # a logger that was only made has written nothing
     build(cfg.text)
-    build_dictionary(cfg.dictionary, STREAMS)
-    for node in (cfg.l1_schedule, cfg.optimizer.learning_rate_schedule, cfg.dictionary.objective, cfg.activations):
-        build(node)
+    streams = [stream for stream in STREAMS if cfg.dictionary.reads in ("both", stream.role)] or STREAMS[1:]
+    made = build_dictionary(cfg.dictionary, streams)
+    objective = build(cfg.dictionary.objective)
+    build(cfg.activations)
+    Member("m", made, objective, build(cfg.l1_schedule), build(cfg.optimizer.learning_rate_schedule)).check(
+        Length(9999, 64)
+    )
     for node in cfg.get("evaluation", {}).values():
         build(node)
-    build(
-        cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False
-    ) if option != "trainer=bf16" else None
+    build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option not in (
+        "trainer=bf16",
+        "trainer=fp16",
+    ) else None
     assert len(identity(cfg)) == 12
 
 
@@ -65,7 +74,7 @@ def refused(*arguments, verb="train"):
         ("dictionary.latens=3", "dictionary.latents"),
         ("dictionary.sparsity.kk=3", "dictionary.sparsity.k"),
         ("modelpair=toy", "model_pair"),
-        ("k_start=3", "dictionary.sparsity.k_start"),
+        ("threshold_memory=3", "dictionary.sparsity.threshold_memory"),
         ("dictionary=batchtopk_croscoder", "batchtopk_crosscoder"),
         ("evaluation=[fidelty]", "fidelity"),
     ],
@@ -183,14 +192,31 @@ def test_members_share_a_stream_unless_they_differ_in_what_decides_its_rows():
 
 def test_settings_are_refused_where_they_are_built():
     for overrides, message in (
-        (
-            ["dictionary.sparsity.k=9999", "dictionary.sparsity.k_start=null", "dictionary.sparsity.k_anneal=0"],
-            "k=9999 is larger than the dictionary",
-        ),
-        (["dictionary.sparsity.k_start=null"], "k_anneal=0.1 has no start"),
+        (["dictionary.sparsity.k=9999"], "k=9999 is larger than the dictionary"),
+        (["dictionary=dfc", "dictionary.partition.free=0.5"], "the shares of the parts sum to 1"),
+        (["dictionary/sparsity=matryoshka", "dictionary.sparsity.prefixes=[0.5]"], "rising shares of the latents"),
     ):
         with pytest.raises(Refused, match=message):
             build_dictionary(composed(*overrides).dictionary, STREAMS)
+
+
+def test_a_precision_that_the_device_lacks_or_that_rounds_the_weights_is_refused(tmp_path):
+    with pytest.raises(
+        Refused, match="trainer.precision=16-mixed needs a GPU, and this is the cpu: choose trainer=bf16"
+    ):
+        make_trainer(composed("trainer=fp16", "trainer.accelerator=cpu"), tmp_path)
+    with pytest.raises(
+        Refused, match="bf16-true: weights and statistics are kept in float32; choose 32-true, bf16-mixed"
+    ):
+        make_trainer(composed("trainer=bf16", "trainer.precision=bf16-true"), tmp_path)
+
+
+def test_every_option_of_dictionary_says_only_how_it_differs():
+    """What an option sets is not what it would have been anyway, so that a reader sees the method and nothing else."""
+    given = OmegaConf.to_container(OmegaConf.load(CONF / "dictionary" / "defaults" / "crosscoder.yaml"))
+    for path in (CONF / "dictionary").glob("*.yaml"):
+        for key, value in OmegaConf.load(path).items():
+            assert key not in given or given[key] != value, f"{path.name}: {key}"
 
 
 def test_every_group_is_named_in_the_contents_page():

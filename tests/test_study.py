@@ -191,9 +191,9 @@ def test_a_half_billion_pair_trains_50_steps_within_12_gb(tmp_path, data_folder)
             ["layer=9"],
             "error: layer=9 is out of range: the base model pkg://tunediff.toy/weights/base has layers 0 to 3.",
         ),
-        (["l1_schedule=warmup"], "error: l1_schedule is Warmup(warmup=0.05), but BatchTopK has no L1 term to schedule"),
+        (["l1_schedule=warmup"], "error: l1_schedule is Warmup(warmup=0.05), but BatchTopK has no penalty to schedule"),
         (
-            ["dictionary.sparsity.k=100", "dictionary.sparsity.k_start=null", "dictionary.sparsity.k_anneal=0"],
+            ["dictionary.sparsity.k=100"],
             "error: dictionary.sparsity.k=100 is larger than the dictionary: it has 64 latents",
         ),
         (["text=traces", "text.rows.path=missing.jsonl"], "error: No file at 'missing.jsonl'"),

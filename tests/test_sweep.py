@@ -340,7 +340,7 @@ def refused(*arguments, **options):
 
 
 def test_the_same_line_again_trains_nothing_and_says_what_differs_in_another(tmp_path, capfd):
-    fixed = ["dictionary.sparsity.k_start=null", "dictionary.sparsity.k_anneal=0"]
+    fixed = ["dictionary.sparsity.k_schedule.over=0"]
     sweep_call(tmp_path, "layer=1,2", *fixed, "sweep=test")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/dictionary/weights.safetensors")}
     returns = launched(tmp_path, ["layer=1", "layer=2"], words=fixed)
@@ -488,7 +488,7 @@ def test_a_child_ends_with_its_launcher_and_the_folder_is_free_again(tmp_path):
         (["layer=1", "layer=9"], "error: layer=9: layer=9 is out of range"),
         (
             ["dictionary.sparsity.k=8", "dictionary.sparsity.k=80"],
-            "error: dictionary.sparsity.k=80: dictionary.sparsity.k_start=64",
+            "error: dictionary.sparsity.k=80: dictionary.sparsity.k=80 is larger than the dictionary",
         ),
         (
             ["budget.latents=99", "budget.latents=many"],

@@ -5,13 +5,16 @@ from functools import partial
 import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch._dynamo import register_backend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunediff.activations import ShuffledRows
-from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation
+from tunediff.dictionary import L1, BatchTopK, Crosscoder, JumpReLU, Linear, Normalisation, Partition, TopK
 from tunediff.objectives import Reconstruction
-from tunediff.schedules import Anneal, Constant, Warmup, WarmupCooldown
+from tunediff.schedules import Anneal, Constant, Length, Warmup, WarmupCooldown, WarmupCosine
 from tunediff.shapes import Refused, Rows, Stream
-from tunediff.training import DictionaryTraining, Member
+from tunediff.training import DictionaryTraining, Member, Resampling
 
 STREAMS = [Stream("base", "resid_post", 1, 8), Stream("tuned", "resid_post", 1, 8)]
 
@@ -36,21 +39,28 @@ class Planted:
         return self
 
 
-def member(sparsity, **settings):
-    dictionary = Crosscoder(
-        STREAMS, latents=24, sparsity=sparsity, normalisation=partial(Normalisation, kind="none", sink_multiple=None)
-    )
+SETTINGS = {"k": 2.0, "l1": 1.0}
+
+
+def made(sparsity, **settings):
+    normalisation = partial(Normalisation, kind="none", sink_multiple=None)
+    return Crosscoder(STREAMS, latents=24, sparsity=sparsity, normalisation=normalisation, **settings)
+
+
+def member(sparsity, *, sparse_codes=None, dead_after=5_000, **settings):
     schedules = {"l1_schedule": Constant(), "learning_rate_schedule": WarmupCooldown(0.05, 0.2)}
-    return Member("m", dictionary, Reconstruction(dead_after=5_000), **{**schedules, "learning_rate": 5e-3, **settings})
+    objective = Reconstruction(dead_after=dead_after)
+    dictionary = made(sparsity, sparse_codes=sparse_codes)
+    return Member("m", dictionary, objective, **{**schedules, "learning_rate": 5e-3, **settings})
 
 
-def fit(members, *, steps=60, precision="32-true", source=None):
-    module = DictionaryTraining(members, steps=steps)
+def fit(members, *, steps=60, precision="32-true", source=None, plugins=None):
+    module = DictionaryTraining(members, length=Length(steps, 128))
     readers = [member.reader() for member in members]
     stream = ShuffledRows(source or Planted(), readers, batch=128, capacity=1024, steps=steps, seed=0)
     lightning.Trainer(
         accelerator="cpu", devices=1, precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, plugins=plugins,
     ).fit(module, train_dataloaders=stream)  # fmt: skip
     return module
 
@@ -114,18 +124,204 @@ def test_an_exploding_loss_stops_with_the_step():
     assert bad.error is not None and len(bad.history) == 1  # nothing is read for nobody
 
 
-def test_an_l1_schedule_without_an_l1_term_is_refused():
-    with pytest.raises(Refused, match=r"l1_schedule is Warmup\(warmup=0.1\), but BatchTopK has no L1 term"):
+def test_an_l1_schedule_without_a_penalty_is_refused():
+    with pytest.raises(Refused, match=r"l1_schedule is Warmup\(warmup=0.1\), but BatchTopK has no penalty"):
         member(BatchTopK(2), l1_schedule=Warmup(0.1))
 
 
 def test_schedules_have_the_shapes_of_their_names():
-    rise = [Warmup(0.1)(step, 100) for step in range(100)]
+    run = Length(100, 64)
+    rise = [Warmup(0.1)(step, run) for step in range(100)]
     assert rise[0] == 0.1 and rise[9:] == [1.0] * 91
-    hump = [WarmupCooldown(0.1, 0.2)(step, 100) for step in range(100)]
+    ramp = [Warmup(1.0)(step, run) for step in range(100)]
+    assert ramp == [(step + 1) / 100 for step in range(100)]
+    hump = [WarmupCooldown(0.1, 0.2)(step, run) for step in range(100)]
     assert hump[9:80] == [1.0] * 71 and abs(hump[-1] - 0.05) < 1e-9
-    assert [Anneal(10.0, 2.0, 0.5)(step, 8) for step in range(6)] == [10.0, 8.0, 6.0, 4.0, 2.0, 2.0]
-    with pytest.raises(Refused, match="together are longer than the run"):
-        WarmupCooldown(0.7, 0.6)
-    with pytest.raises(Refused, match="warmup=5 is not a fraction"):
-        Warmup(5)
+    wave = [WarmupCosine(0.1, floor=0.2)(step, run) for step in range(100)]
+    assert wave[:10] == rise[:10] and wave[10] == 1.0 and wave[10:] == sorted(wave[10:], reverse=True)
+    assert abs(wave[55] - 0.6) < 1e-9 and 0.2 < wave[-1] < 0.201
+    assert [Anneal(5.0, 0.5)(step, Length(8, 64)) for step in range(6)] == [5.0, 4.0, 3.0, 2.0, 1.0, 1.0]
+    assert Constant()(3, run) == 1.0
+
+
+def test_a_span_is_a_fraction_steps_or_tokens():
+    run = Length(1000, 64)
+    for same in (0.25, "0.25", "250 steps", "16_000 tokens"):
+        assert [Warmup(same)(step, run) for step in (0, 99, 249, 500)] == [1 / 250, 100 / 250, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (Warmup(5), "warmup=5: give a fraction of the run from 0 to 1, or '1000 steps'"),
+        (Warmup("many steps"), "warmup=many steps: give a fraction"),
+        (Warmup("2000 steps"), "warmup=2000 steps is longer than the run, which has 1,000 steps of 64 tokens"),
+        (WarmupCosine("1e6 tokens"), "warmup=1e6 tokens is longer than the run"),
+        (Anneal(3.0, "1001 steps"), "over=1001 steps is longer than the run"),
+        (WarmupCooldown(0.7, "400 steps"), "warmup=0.7 and cooldown=400 steps together are longer than the run"),
+    ],
+)
+def test_schedules_that_do_not_fit_the_run_are_refused(schedule, message):
+    with pytest.raises(Refused, match=f"l1_schedule: {message}"):
+        member(L1(1.0), l1_schedule=schedule).check(Length(1000, 64))
+
+
+# -- every schedule reaches what it schedules ----------------------------------------------------------------------------
+
+
+def test_every_schedule_acts_on_its_own_setting():
+    half = Anneal(0.5, 1.0)
+    parts = Partition(tied=0.5, free=0.5, tied_penalty=0.2, tied_penalty_schedule=half)
+    dictionary = made(L1(1.0), partition=parts)
+    objective = Reconstruction(aux_schedule=half)
+    one = Member("m", dictionary, objective, l1_schedule=half, learning_rate_schedule=half, learning_rate=8.0)
+    assert one.settings(0, Length(10, 64)) == {"learning_rate": 4.0, "l1": 0.5, "aux": 0.5, "tied_penalty": 0.1}
+    sparsity = BatchTopK(2, k_schedule=Anneal(3.0, 1.0))
+    other = Member("m", made(sparsity), objective, l1_schedule=Constant(), learning_rate_schedule=Constant())
+    assert other.settings(0, Length(10, 64)) == {"learning_rate": 1e-3, "k": 6.0, "aux": 0.5}
+    assert set(other.schedules()) >= {"dictionary.sparsity.k_schedule", "dictionary.objective.aux_schedule"}
+    x = next(Planted())
+
+    def terms(settings):
+        return objective(dictionary, x, dead=torch.arange(8), settings=settings).terms
+
+    whole = terms({"l1": 1.0, "tied_penalty": 1.0, "aux": 1.0})
+    part = terms({"l1": 0.5, "tied_penalty": 1.0, "aux": 0.25})
+    assert torch.allclose(part["l1"], 0.5 * whole["l1"]) and whole["l1"] > 0
+    assert torch.allclose(part["auxk"], 0.25 * whole["auxk"]) and whole["auxk"] > 0
+
+
+# -- precision, compilation, host ---------------------------------------------------------------------------------------
+
+
+KINDS = {
+    "batchtopk": lambda: BatchTopK(2),
+    "topk": lambda: TopK(2),
+    "l1": lambda: L1(0.02),
+    "jumprelu": lambda: JumpReLU(0.05, bandwidth=0.2, log_threshold=-2.0),
+    "linear": lambda: Linear(0.02),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sparse", [True, False])
+def test_mixed_precision_keeps_weights_losses_statistics_and_thresholds_in_float32(kind, sparse):
+    trained = member(KINDS[kind](), sparse_codes=sparse)
+    fit([trained], steps=3, precision="bf16-mixed")
+    dictionary = trained.dictionary
+    assert {value.dtype for value in dictionary.state_dict().values()} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = Reconstruction()(dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS)
+    full = Reconstruction()(dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS)
+    assert {value.dtype for value in (low.total, low.error, *low.terms.values())} == {torch.float32}
+    assert torch.allclose(low.total, full.total, rtol=0.02) and not torch.equal(low.total, full.total)
+
+
+def test_bf16_trains_to_where_float32_trains():
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        trained = member(BatchTopK(2))
+        fit([trained], steps=400, precision=precision)
+        losses[precision] = trained.history[-1]["loss/reconstruction"]
+    assert abs(losses["bf16-mixed"] / losses["32-true"] - 1) < 0.05
+
+
+def test_float16_scales_each_members_loss_by_itself():
+    """Packed as alone, and a step whose gradients overflow changes nothing but that member's scale."""
+    plugin = lambda: MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))  # noqa: E731
+    pair = [member(BatchTopK(2)), member(L1(0.02))]
+    module = fit(pair, steps=6, precision=None, plugins=[plugin()])
+    for n, sparsity in enumerate((BatchTopK(2), L1(0.02))):
+        alone = member(sparsity)
+        fit([alone], steps=6, precision=None, plugins=[plugin()])
+        for name, value in alone.dictionary.state_dict().items():
+            assert torch.equal(value, pair[n].dictionary.state_dict()[name]), name
+    assert module.scalers[0] is not module.scalers[1]
+    huge = member(BatchTopK(2), sparse_codes=False)
+    before = huge.dictionary.W_dec.detach().clone()
+    wild = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    module = fit([huge], steps=1, precision=None, plugins=[wild])
+    assert torch.equal(huge.dictionary.W_dec, before) and module.scalers[0].get_scale() == 2.0**39
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_waits_for_the_device(kind):
+    """As on a GPU: dense codes. The host reads a number only where a step is logged or looks for dead latents."""
+    waits = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"}
+    counted = []
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if str(function) in waits:
+                counted.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    trained = member(KINDS[kind](), sparse_codes=False)
+    seen = {}
+    advance = DictionaryTraining.advance
+
+    def watched(module, n, one, optimizer, rows):
+        counted.clear()
+        with Waits():
+            advance(module, n, one, optimizer, rows)
+        seen[module.step] = len(counted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DictionaryTraining, "advance", watched)
+        fit([trained], steps=31)
+    assert {step: count for step, count in seen.items() if step % 10 and step != 30 and count} == {}
+    assert seen[20] > 0  # the counter counts
+
+
+def test_a_compiled_loss_is_really_used():
+    calls = []
+
+    def counting(graph, inputs):
+        def run(*values):
+            calls.append(graph)
+            return graph(*values)
+
+        return run
+
+    torch._dynamo.reset()
+    register_backend(compiler_fn=counting, name="counting")
+    for kind in KINDS:
+        calls.clear()
+        compiled = member(KINDS[kind](), sparse_codes=False, compile="counting")
+        fit([compiled], steps=5)
+        assert len(calls) >= 5, kind
+        plain = member(KINDS[kind](), sparse_codes=False)
+        fit([plain], steps=5)
+        assert torch.allclose(compiled.dictionary.W_dec, plain.dictionary.W_dec, atol=1e-5)
+
+
+def test_dead_latents_are_resampled_when_it_is_due_and_only_then():
+    steps = [step for step in range(100) if Resampling(every=0.1, until="45 steps").due(step, Length(100, 64))]
+    assert steps == [10, 20, 30, 40]
+    with pytest.raises(Refused, match="resampling.every=0.001 is less than a step"):
+        Resampling(every=0.001).check(Length(100, 64))
+    without, with_it = (member(L1(3.0), resampling=r, dead_after=300) for r in (None, Resampling(every=0.1, until=0.8)))
+    for one in (without, with_it):
+        fit([one], steps=200)
+    assert with_it.history[-1]["dead_fraction"] < without.history[-1]["dead_fraction"]
+
+
+def test_evaluating_leaves_counters_and_thresholds_as_they_are():
+    trained = member(BatchTopK(2))
+    module = fit([trained], steps=25)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        trained.dictionary.encode(next(Planted()))
+        trained.dictionary(next(Planted()))
+        trained.objective(trained.dictionary, next(Planted()), dead=trained.dead, settings=SETTINGS)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_l0_under_the_threshold_is_within_5_percent_of_training_l0():
+    for k in (1, 2, 3):
+        trained = member(BatchTopK(k))
+        fit([trained], steps=800)
+        l0 = (trained.dictionary.encode(next(Planted())) > 0).sum(-1).float().mean()
+        assert abs(l0 / k - 1) < 0.05
+        assert trained.history[-1]["l0"] == pytest.approx(k, rel=0.02)

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, decoder_layers, reading
-from tunediff.shapes import BASE, ROLES, TUNED, Refused, Stream
+from tunediff.shapes import BASE, DIFFERENCE, ROLES, TUNED, Refused, Stream
 from tunediff.text import Batch, compare_tokenizers
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
@@ -141,12 +141,23 @@ class ModelPair:
         return self.configs[role].num_hidden_layers
 
     def streams(
-        self, hookpoint: str, layer: int | float | Sequence[int | float], *, equal_widths: bool = True
+        self,
+        hookpoint: str,
+        layer: int | float | Sequence[int | float],
+        *,
+        reads: str = "both",
+        equal_widths: bool = True,
     ) -> list[Stream]:
-        """The places a crosscoder reads: every layer asked for, base then tuned. An integer counts from 0, a fraction
-        below 1 is a relative depth (0.5 is half of each model)."""
+        """The places a dictionary reads: every layer asked for, of both models (base, then tuned), of one, or of their
+        difference. An integer counts from 0, a fraction below 1 is a relative depth (0.5 is half of each model)."""
         check_hookpoint(hookpoint)
+        if reads not in ("both", *ROLES, DIFFERENCE):
+            raise PairError(f"dictionary.reads='{reads}': choose both, base, tuned or difference.")
         layers = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+        if reads in ROLES:
+            return [
+                Stream(reads, hookpoint, self._layer(reads, one), self.configs[reads].hidden_size) for one in layers
+            ]
         found = [
             Stream(role, hookpoint, self._layer(role, one), self.configs[role].hidden_size)
             for one in layers
@@ -159,6 +170,11 @@ class ModelPair:
                 f"directions cannot be compared. Set dictionary.hookpoint.equal_widths=false to train without a shared "
                 f"initialisation and without cosines."
             )
+        if reads == DIFFERENCE:
+            pairs = list(zip(found[::2], found[1::2], strict=True))
+            if any((base.layer, base.width) != (tuned.layer, tuned.width) for base, tuned in pairs):
+                raise PairError("dictionary.reads=difference needs models of the same width and the same layers.")
+            return [tuned._replace(role=DIFFERENCE) for _, tuned in pairs]
         return found
 
     def _layer(self, role: str, layer: int | float) -> int:
@@ -185,6 +201,7 @@ class ModelPair:
         return self
 
     def device(self, role: str) -> torch.device:
+        role = TUNED if role == DIFFERENCE else role
         return next(self.models[role].parameters()).device
 
     def inputs(self, role: str, batch: Batch) -> dict[str, Tensor]:
@@ -196,12 +213,22 @@ class ModelPair:
         """Hidden vectors of the kept tokens, [token, width] for each stream. Each model runs once, to the highest
         layer asked for; the LM head is never computed."""
         whole: dict[tuple[str, Point], Tensor] = {}
-        for role in dict.fromkeys(stream.role for stream in streams):
-            points = [Point(s.hookpoint, s.layer) for s in streams if s.role == role]
+        for role in dict.fromkeys(role for stream in streams for role in stream.models):
+            points = [Point(s.hookpoint, s.layer) for s in streams if role in s.models]
             with reading(self.models[role], points) as read, suppress(ForwardStopped):
                 self.models[role].base_model(**self.inputs(role, batch), use_cache=False)
             whole |= {(role, point): value for point, value in read.items()}
-        return [whole[s.role, Point(s.hookpoint, s.layer)].flatten(0, 1)[self.places(s.role, batch)] for s in streams]
+
+        def kept(role: str, stream: Stream) -> Tensor:
+            return whole[role, Point(stream.hookpoint, stream.layer)].flatten(0, 1)[self.places(role, batch)]
+
+        def read(stream: Stream) -> Tensor:
+            if stream.role != DIFFERENCE:
+                return kept(stream.role, stream)
+            tuned = kept(TUNED, stream)
+            return tuned - kept(BASE, stream).to(tuned)
+
+        return [read(stream) for stream in streams]
 
     def places(self, role: str, batch: Batch) -> Tensor:
         return batch.places[self.entry(role)].to(self.device(role))

@@ -39,10 +39,13 @@ def _reduced(values: Tensor, operation: str) -> Tensor:
 
 
 def kth_largest(scores: Tensor, kept: int) -> Tensor:
-    """The `kept`-th largest of the flat scores of all processes."""
-    mine = torch.full((kept,), -torch.inf, device=scores.device, dtype=scores.dtype)
+    """The `kept`-th largest of the flat scores of all processes; the smallest where there are fewer."""
     here = min(kept, scores.numel())
-    mine[:here] = torch.topk(scores, here).values
+    largest = torch.topk(scores, here, sorted=False).values
+    if count() == 1:
+        return largest.min()
+    mine = torch.full((kept,), -torch.inf, device=scores.device, dtype=scores.dtype)
+    mine[:here] = largest
     everyone = [torch.empty_like(mine) for _ in range(count())]
     dist.all_gather(everyone, mine)
     return torch.cat(everyone).topk(kept).values[-1]

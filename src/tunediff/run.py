@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from tunediff.evaluations import Trained
 from tunediff.folders import RUNNING, write_findings
 from tunediff.models import ModelPair
 from tunediff.report import in_words, members_under, write_comparison
-from tunediff.settings import build, check, digest, material, plain
+from tunediff.settings import build, check, digest, material
 from tunediff.shapes import Refused, Stream, Table
-from tunediff.study import Run, about, build_dictionary, curves_of, evaluate, read_config, say_headline
+from tunediff.study import Run, about, build_dictionary, curves_of, evaluate, read_config, say_headline, streams_of
 from tunediff.text import Text
 from tunediff.training import (
     Checkpoints,
@@ -38,6 +39,7 @@ from tunediff.training import (
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 REEVALUATION = "evaluation trainer run tokens trust".split()
 
 
@@ -72,7 +74,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     else:
         state, position = load_checkpoint(saved, rank=rank, world=world)
         log.info("going on from step %s of %s", f"{state['step']:,}", f"{runs[0].steps:,}")
-    module = DictionaryTraining([run.member for run in runs], steps=runs[0].steps, state=state)
+    module = DictionaryTraining([run.member for run in runs], length=runs[0].length, state=state)
     stream = ShuffledRows(
         source(rank, world),
         [run.member.reader() for run in runs],
@@ -123,8 +125,7 @@ def reevaluate(cfg: DictConfig) -> None:
     old = read_config(folder)
     evaluations = {name: build(node) for name, node in (cfg.evaluation or {}).items()}
     text, pair = build(old.text), build(old.model_pair)
-    hookpoint = old.dictionary.hookpoint
-    streams = pair.streams(hookpoint.name, plain(old.layer), equal_widths=hookpoint.equal_widths)
+    streams = streams_of(old, pair)
     dictionary = build_dictionary(old.dictionary, streams)
     dictionary.load_state_dict(safetensors.torch.load_file(folder / "dictionary" / "weights.safetensors"))
     device = build(cfg.trainer, logger=False, default_root_dir=folder).strategy.root_device
@@ -158,17 +159,33 @@ def going(runs: Sequence[Run]) -> list[Run]:
 
 
 def make_trainer(cfg: DictConfig, folder: Path) -> Any:
-    """Lightning's Trainer, of which the loop, the device and the precision are wanted and nothing else."""
-    return build(
-        cfg.trainer,
-        max_epochs=1,
-        plugins=[process_environment(expected=processes_of(cfg))],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
+    """Lightning's Trainer, of which the loop, the device and the precision are wanted and nothing else. Raises Refused
+    for a precision in which weights would not be float32, or that the device does not have."""
+    precision = str(cfg.trainer.get("precision", "32-true"))
+    if precision not in PRECISIONS:
+        raise Refused(
+            f"trainer.precision={precision}: weights and statistics are kept in float32; choose {', '.join(PRECISIONS)}."
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*AMP with fp16 is not supported on CPU"
+        )  # said below, and not obeyed
+        trainer = build(
+            cfg.trainer,
+            max_epochs=1,
+            plugins=[process_environment(expected=processes_of(cfg))],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+    if trainer.precision != precision:
+        raise Refused(
+            f"trainer.precision={precision} needs a GPU, and this is the {trainer.strategy.root_device.type}: "
+            "choose trainer=bf16 or trainer=auto."
+        )
+    return trainer
 
 
 def processes_of(cfg: DictConfig) -> int:

@@ -1,82 +1,124 @@
-"""Numbers that change while a dictionary trains: schedule(step, steps) -> float.
+"""Numbers that change while a dictionary trains: schedule(step, length) -> factor of one setting.
 
-A schedule multiplies or replaces one setting (learning rate, L1 coefficient, k) and knows nothing else. Spans are
-fractions of the run, so that the same option file serves a short and a long run.
+A schedule knows nothing of what it multiplies (L1 coefficient, learning rate, k, AuxK, the penalty of tied latents). A
+span of it is a fraction of the run (0.05), a number of steps ("1000 steps") or of tokens ("5_000_000 tokens"), so the
+same option file serves a short and a long run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from tunediff.shapes import Refused
 
-
-class Schedule(Protocol):
-    def __call__(self, step: int, steps: int) -> float:
-        """Value at `step` (0 <= step < steps)."""
+Span = float | str
 
 
-def check_fraction(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise Refused(f"{name}={value} is not a fraction of the run: give a number from 0 to 1.")
+class Length(NamedTuple):
+    """Of a run: its steps, and the tokens of each."""
+
+    steps: int
+    batch: int
+
+
+def steps_of(name: str, span: Span, length: Length) -> float:
+    """A span in steps of this run. Raises Refused where it cannot be read or is longer than the run."""
+    words = str(span).replace("_", "").split()
+    try:
+        number = float(words[0])
+    except (ValueError, IndexError):
+        number = math.nan
+    if len(words) == 1 and 0 <= number <= 1:
+        return number * length.steps
+    if len(words) != 2 or words[1] not in ("steps", "tokens") or not number >= 0:
+        raise Refused(f"{name}={span}: give a fraction of the run from 0 to 1, or '1000 steps', or '5_000_000 tokens'.")
+    steps = number if words[1] == "steps" else number / length.batch
+    if steps > length.steps:
+        raise Refused(
+            f"{name}={span} is longer than the run, which has {length.steps:,} steps of {length.batch:,} tokens."
+        )
+    return steps
 
 
 @dataclass(frozen=True)
-class Constant:
+class Schedule:
+    """Abstract. Every field that is a span is checked by `check`."""
+
+    def __call__(self, step: int, length: Length) -> float:
+        """Factor at `step` (0 <= step < length.steps)."""
+        raise NotImplementedError
+
+    def check(self, length: Length) -> None:
+        """Raises Refused where a span does not fit the run."""
+        for field in fields(self):
+            if field.type == "Span":
+                steps_of(field.name, getattr(self, field.name), length)
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
     """The setting as it stands: 1 at every step."""
 
-    def __call__(self, step: int, steps: int) -> float:
+    def __call__(self, step: int, length: Length) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
-class Warmup:
-    """Linear from 0 to 1 over the first `warmup` of the run, then 1. The L1 coefficient of the public Kissane
-    trainer rises so over its first 5 %."""
+class Warmup(Schedule):
+    """Linear from 0 to 1 over the first `warmup` of the run, then 1; with `warmup` 1 a ramp over the whole run."""
 
-    warmup: float = 0.05
+    warmup: Span = 0.05
 
-    def __post_init__(self) -> None:
-        check_fraction("warmup", self.warmup)
-
-    def __call__(self, step: int, steps: int) -> float:
-        return min(1.0, (step + 1) / max(1.0, self.warmup * steps))
+    def __call__(self, step: int, length: Length) -> float:
+        return min(1.0, (step + 1) / max(1.0, steps_of("warmup", self.warmup, length)))
 
 
 @dataclass(frozen=True)
-class WarmupCooldown:
+class WarmupCosine(Schedule):
+    """Linear from 0 to 1 over the first `warmup` of the run, then half a cosine down to `floor` at its end."""
+
+    warmup: Span = 0.05
+    floor: float = 0.0
+
+    def __call__(self, step: int, length: Length) -> float:
+        rising = steps_of("warmup", self.warmup, length)
+        if step < rising:
+            return min(1.0, (step + 1) / max(1.0, rising))
+        done = (step - rising) / max(1.0, length.steps - rising)
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class WarmupCooldown(Schedule):
     """Linear from 0 to 1 over the first `warmup` of the run, 1, then linear to 0 over its last `cooldown`."""
 
-    warmup: float = 0.05
-    cooldown: float = 0.2
+    warmup: Span = 0.05
+    cooldown: Span = 0.2
 
-    def __post_init__(self) -> None:
-        check_fraction("warmup", self.warmup)
-        check_fraction("cooldown", self.cooldown)
-        if self.warmup + self.cooldown > 1.0:
-            raise Refused(
-                f"warmup={self.warmup} and cooldown={self.cooldown} together are longer than the run: make their sum at most 1."
-            )
-
-    def __call__(self, step: int, steps: int) -> float:
-        rising = (step + 1) / max(1.0, self.warmup * steps)
-        falling = (steps - step) / max(1.0, self.cooldown * steps)
+    def __call__(self, step: int, length: Length) -> float:
+        rising = (step + 1) / max(1.0, steps_of("warmup", self.warmup, length))
+        falling = (length.steps - step) / max(1.0, steps_of("cooldown", self.cooldown, length))
         return max(0.0, min(1.0, rising, falling))
+
+    def check(self, length: Length) -> None:
+        super().check(length)
+        together = steps_of("warmup", self.warmup, length) + steps_of("cooldown", self.cooldown, length)
+        if together > length.steps:
+            raise Refused(
+                f"warmup={self.warmup} and cooldown={self.cooldown} together are longer than the run "
+                f"({together:,.0f} of {length.steps:,} steps): make them shorter."
+            )
 
 
 @dataclass(frozen=True)
-class Anneal:
-    """Linear from `start` to `end` over the first `over` of the run, then `end`. Used for k of BatchTopK."""
+class Anneal(Schedule):
+    """Linear from `start` to 1 over the first `over` of the run, then 1. With `over` 0 it is 1 at every step."""
 
     start: float
-    end: float
-    over: float
+    over: Span = 0.1
 
-    def __post_init__(self) -> None:
-        check_fraction("over", self.over)
-
-    def __call__(self, step: int, steps: int) -> float:
-        if step >= self.over * steps:
-            return self.end
-        return self.start + (self.end - self.start) * step / (self.over * steps)
+    def __call__(self, step: int, length: Length) -> float:
+        steps = steps_of("over", self.over, length)
+        return 1.0 if step >= steps else self.start + (1 - self.start) * step / steps

@@ -175,7 +175,7 @@ def _check_node(node: Any, path: str, trusted: Sequence[str]) -> None:
 
 
 # keys of a dictionary option that are read by the study rather than by the dictionary's class
-READ_BY_STUDY = {"dictionary": ("hookpoint", "objective")}
+READ_BY_STUDY = {"dictionary": ("hookpoint", "objective", "reads", "l1_schedule")}
 
 
 def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the command line imports this file and stays free of torch
 
 BASE, TUNED = "base", "tuned"
 ROLES = (BASE, TUNED)
+DIFFERENCE = "difference"  # tuned - base at the same place, as one stream
 
 # What part of a document a token stands in. "prefix" is the opening sentence of the thinking; "text" is a document
 # without a prompt and an answer.
@@ -31,7 +32,7 @@ class Refused(ValueError):
 
 
 class Stream(NamedTuple):
-    """One place that a dictionary reads: hidden vectors of one model at one hookpoint of one layer."""
+    """One place that a dictionary reads: hidden vectors of one model at one hookpoint of one layer, or their difference."""
 
     role: str
     hookpoint: str
@@ -40,6 +41,11 @@ class Stream(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.role}.{self.hookpoint}.{self.layer}"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The roles of the models that must run for it."""
+        return ROLES if self.role == DIFFERENCE else (self.role,)
 
 
 class Finding(NamedTuple):

@@ -22,7 +22,8 @@ from tunediff.evaluations import Trained
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.models import ModelPair
 from tunediff.report import write_report
-from tunediff.settings import build, check, identity, material, plain, within
+from tunediff.schedules import Length
+from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
 from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
 from tunediff.text import Text
 from tunediff.training import Member
@@ -62,9 +63,8 @@ class Run:
     def build(self, pair: ModelPair) -> None:
         """Everything that can be wrong is asked before weights are loaded."""
         cfg = self.cfg
-        hookpoint = cfg.dictionary.hookpoint
-        self.streams = pair.streams(hookpoint.name, plain(cfg.layer), equal_widths=hookpoint.equal_widths)
-        self.steps = cfg.budget.tokens // cfg.optimizer.batch
+        self.streams = streams_of(cfg, pair)
+        self.length = Length(cfg.budget.tokens // cfg.optimizer.batch, cfg.optimizer.batch)
         if self.steps < 1:
             raise Refused(
                 f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
@@ -79,9 +79,16 @@ class Run:
             learning_rate=cfg.optimizer.learning_rate,
             betas=tuple(cfg.optimizer.betas),
             clip_norm=cfg.optimizer.clip_norm,
+            resampling=build(cfg.optimizer.resampling),
+            compile=cfg.optimizer.compile,
         )
+        self.member.check(self.length)
         with within(self.folder):
             self.member.loggers = [build(node) for node in (cfg.logger or {}).values()]
+
+    @property
+    def steps(self) -> int:
+        return self.length.steps
 
     def open_loggers(self) -> None:
         """A logger that starts from nothing is told what happened before a resumption."""
@@ -148,9 +155,15 @@ def curves_of(member: Member) -> dict[str, list]:
     return {key: [record.get(key) for record in member.history] for key in member.history[-1]}
 
 
+def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
+    """What the dictionary of a config reads of a pair."""
+    hookpoint, reads = cfg.dictionary.hookpoint, cfg.dictionary.reads
+    return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
+
+
 def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder:
-    """The dictionary of a config, over these streams. `hookpoint` and `objective` stand beside its settings."""
-    settings = {key: node[key] for key in node if key not in ("hookpoint", "objective")}
+    """The dictionary of a config, over these streams; the settings that the study reads stand beside its own."""
+    settings = {key: node[key] for key in node if key not in READ_BY_STUDY["dictionary"]}
     return build(settings)(streams)
 
 

@@ -8,6 +8,7 @@ dictionary, a loss or a step.
 """
 
 from tunediff.activations.live import ActivationError, Live, LiveRows, Source, Wanted, harvest
+from tunediff.activations.planted import Planted, PlantedRows
 from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, select, take
 from tunediff.activations.stored import Stored, StoredRows, store
 
@@ -16,6 +17,8 @@ __all__ = [
     "Live",
     "Drawn",
     "LiveRows",
+    "Planted",
+    "PlantedRows",
     "Reader",
     "ShuffledRows",
     "Source",

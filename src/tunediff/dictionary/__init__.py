@@ -1,7 +1,21 @@
 """Sparse dictionaries: pure modules that know no model and no data."""
 
+from tunediff.dictionary.codes import DenseCodes, SparseCodes
 from tunediff.dictionary.crosscoder import Crosscoder
 from tunediff.dictionary.normalisation import Normalisation
-from tunediff.dictionary.sparsity import L1, BatchTopK, Sparsity
+from tunediff.dictionary.partition import Partition
+from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK
 
-__all__ = ["L1", "BatchTopK", "Crosscoder", "Normalisation", "Sparsity"]
+__all__ = [
+    "L1",
+    "BatchTopK",
+    "Crosscoder",
+    "DenseCodes",
+    "JumpReLU",
+    "Linear",
+    "Normalisation",
+    "Partition",
+    "SparseCodes",
+    "Sparsity",
+    "TopK",
+]

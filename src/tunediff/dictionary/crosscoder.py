@@ -18,18 +18,33 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tunediff import processes
+from tunediff.dictionary.codes import DenseCodes, Screened, SparseCodes
 from tunediff.dictionary.normalisation import Normalisation
+from tunediff.dictionary.partition import Partition
 from tunediff.dictionary.sparsity import Sparsity
 from tunediff.shapes import Refused, Rows, Stream
 
 
 class Crosscoder(nn.Module):
-    """W_enc [width, latent], b_enc [latent], W_dec [latent, width], b_dec [width].
+    """W_enc [width, latent], b_enc [latent], W_dec [latent, width], b_dec [width]. W_enc lies in memory as its transpose,
+    so that what concerns one latent is contiguous in both matrices.
 
+    partition        which latents may touch which model, and which share a decoder; null: all touch all
     decoder_norm     norm of each decoder row of each stream at the start
     shared_start     the same random directions for every stream (needs equal widths); otherwise drawn for each
-    encoder_start    transpose: the encoder starts as the decoder's transpose; random: drawn, same norm
+    encoder_start    transpose: of the decoder; scaled_transpose: that times width / latents (Anthropic, January 2025);
+                     random: drawn; tied: the decoder's transpose for ever
+    encoder_norm     norm of each encoder column of each stream at the start; null: as encoder_start gives it
+    start_rate       share of tokens on which each latent is to fire at the start, by its encoder bias, set from a sample
+                     (Anthropic, January 2025: 10,000 / latents); null: biases begin at 0
+    unit_decoder     keeps the joint norm of each decoder row at its start: projected after every step, and the gradient
+                     along a row removed (Bricken et al. 2023)
+    code_norm        how a latent weighs in selection and penalty: sum of its decoder norms over streams (Lindsey et al.
+                     2024), their joint norm, which makes no exclusives (Anthropic, February 2025), or none
+    decoder_bias     at the start: geometric_median of a sample, mean, or zero
     subtract_decoder_bias    the encoder sees n - b_dec (Bussmann et al. 2024); false as in Lindsey et al. and Minder et al.
+    sparse_codes     training keeps active latents only, where the sparsity has few; null: on the CPU, with one process
     """
 
     unit: Tensor
@@ -41,66 +56,154 @@ class Crosscoder(nn.Module):
         latents: int,
         sparsity: Sparsity,
         normalisation: Callable[[Sequence[int]], Normalisation],
+        partition: Partition | None = None,
         decoder_norm: float = 1.0,
         shared_start: bool = True,
         encoder_start: str = "transpose",
+        encoder_norm: float | None = None,
+        start_rate: float | None = None,
+        unit_decoder: bool = False,
+        code_norm: str = "sum",
+        decoder_bias: str = "geometric_median",
         subtract_decoder_bias: bool = False,
+        sparse_codes: bool | None = None,
         seed: int = 0,
     ):
         super().__init__()
         if latents < 1:
             raise Refused(f"dictionary.latents={latents}: a dictionary has at least one latent.")
-        if encoder_start not in ("transpose", "random"):
-            raise Refused(f"dictionary.encoder_start='{encoder_start}': choose transpose or random.")
-        sparsity.check(latents)
+        for name, word, legal in (
+            ("encoder_start", encoder_start, ("transpose", "scaled_transpose", "random", "tied")),
+            ("code_norm", code_norm, ("sum", "joint", "none")),
+            ("decoder_bias", decoder_bias, ("geometric_median", "mean", "zero")),
+        ):
+            if word not in legal:
+                raise Refused(f"dictionary.{name}='{word}': choose {', '.join(legal[:-1])} or {legal[-1]}.")
+        if start_rate is not None and not 0 < start_rate < 1:
+            raise Refused(
+                f"dictionary.start_rate={start_rate} is no share of the tokens: give a number between 0 and 1."
+            )
+        sparsity.prepare(latents)
         self.streams = [Stream(*stream) for stream in streams]
         self.widths = [stream.width for stream in self.streams]
         if shared_start and len(set(self.widths)) > 1:
             raise Refused(
                 f"dictionary.shared_start=true needs streams of equal width, these have {self.widths}: set it to false."
             )
-        self.sparsity, self.subtract_decoder_bias = sparsity, subtract_decoder_bias
+        self.sparsity, self.partition = sparsity, partition
+        self.subtract_decoder_bias, self.code_norm, self.unit_decoder = subtract_decoder_bias, code_norm, unit_decoder
+        self.decoder_bias, self.start_rate, self.sparse_codes = decoder_bias, start_rate, sparse_codes
         self.normalisation = normalisation(self.widths)
         generator = torch.Generator().manual_seed(seed)
 
-        def directions() -> Tensor:
+        def directions(norm: float) -> Tensor:
             if shared_start:
                 drawn = [torch.randn(latents, self.widths[0], generator=generator)] * len(self.widths)
             else:
                 drawn = [torch.randn(latents, width, generator=generator) for width in self.widths]
-            return torch.cat([decoder_norm * nn.functional.normalize(d, dim=-1) for d in drawn], dim=-1)
+            return torch.cat([norm * nn.functional.normalize(d, dim=-1) for d in drawn], dim=-1)
 
-        self.W_dec = nn.Parameter(directions())
-        self.W_enc = nn.Parameter(
-            (self.W_dec.detach() if encoder_start == "transpose" else directions()).T.contiguous()
-        )
+        self.W_dec = nn.Parameter(directions(decoder_norm))
+        if encoder_start != "tied":
+            start = directions(decoder_norm) if encoder_start == "random" else self.W_dec.detach().clone()
+            if encoder_start == "scaled_transpose":
+                start *= sum(self.widths) / latents
+            if encoder_norm is not None:
+                pieces = start.split(self.widths, dim=-1)
+                start = torch.cat([encoder_norm * nn.functional.normalize(piece, dim=-1) for piece in pieces], dim=-1)
+            self.W_enc = nn.Parameter(start.T)
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.b_dec = nn.Parameter(torch.zeros(sum(self.widths)))
         # norm of a decoder row as stored * unit = its norm in the units it was trained in; 1 unless rebased
         self.register_buffer("unit", torch.ones(len(self.widths)))
+        if partition is not None:
+            partition.bind(self.streams, latents)
+            with torch.no_grad():
+                partition.forbid(None if self.is_tied else self.W_enc, self.W_dec)
+                partition.tie(self.W_dec)
+        self.start_norms = self.W_dec.detach().norm(dim=-1, keepdim=True) if unit_decoder else None
 
     @property
     def latents(self) -> int:
         return len(self.b_enc)
 
+    @property
+    def is_tied(self) -> bool:
+        return "W_enc" not in self._parameters
+
+    @property
+    def encoder(self) -> Tensor:
+        """[width, latent]"""
+        return self.W_dec.T if self.is_tied else self.W_enc
+
     @torch.no_grad()
     def fit(self, rows: Rows) -> None:
-        """Fits the normalisation on a sample and starts the decoder bias at its geometric median."""
+        """Fits the normalisation on a sample, and starts the biases there."""
         self.normalisation.fit(rows.values)
         usual = self.normalisation.admits(rows.values)
         moments = None if rows.moments is None else rows.moments[usual]
-        self.b_dec.copy_(geometric_median(self.normalisation.normalise(rows.values[usual].float(), moments)))
+        sample = self.normalisation.normalise(rows.values[usual].float(), moments)
+        if self.decoder_bias != "zero":
+            self.b_dec.copy_(sample.mean(0) if self.decoder_bias == "mean" else geometric_median(sample))
+        if self.start_rate is not None:
+            part = sample[torch.linspace(0, len(sample) - 1, min(len(sample), 4096)).long()]  # of every place in it
+            reached = self.pre_activations(part).quantile(1 - self.start_rate, dim=0)
+            self.b_enc.copy_(self.sparsity.edge() - reached)
 
-    # in normalised units, for training
+    # -- in normalised units, for training ---------------------------------------------------------------------------
+
     def pre_activations(self, normalised: Tensor) -> Tensor:
         """[token, latent] before sparsity."""
-        centred = normalised - self.b_dec if self.subtract_decoder_bias else normalised
-        return centred @ self.W_enc + self.b_enc
+        return self.centred(normalised) @ self.encoder + self.b_enc
+
+    def centred(self, normalised: Tensor) -> Tensor:
+        """What the encoder sees."""
+        return normalised - self.b_dec if self.subtract_decoder_bias else normalised
+
+    def code(self, normalised: Tensor, norms: Tensor, settings: Mapping[str, float]) -> DenseCodes | SparseCodes:
+        """The latents of a training batch [token, width]; selection may look at all of it."""
+        sparse = self.sparse_codes
+        if sparse is None:
+            sparse = (
+                normalised.device.type == "cpu" and processes.count() == 1 and settings.get("k", 0) * 8 < self.latents
+            )
+        if sparse and self.sparsity.few:
+            rows = self.centred(normalised)
+            codes = self.sparsity.select_sparse(Screened(rows, self.encoder, self.b_enc), norms.detach(), settings)
+            return codes.taught_by(rows, self.encoder, self.b_enc)
+        pre = self.pre_activations(normalised).float()
+        return DenseCodes(self.sparsity.select(pre, norms, settings), pre)
+
+    def reconstructions(self, codes: DenseCodes | SparseCodes) -> list[Tensor]:
+        """[token, width] of each nested dictionary, the whole one last."""
+        ends = [round(share * self.latents) for share in self.sparsity.prefixes]
+        so_far, found = self.b_dec, []
+        for first, last in zip([0, *ends], ends, strict=False):
+            so_far = so_far + codes.decode(self.W_dec, first, last).float()
+            found.append(so_far)
+        return found
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         return latents @ self.W_dec + self.b_dec
 
-    # in the models' own units, for everything else
+    @torch.no_grad()
+    def constrain_gradients(self) -> None:
+        """Before an optimizer step: what must not change gets no gradient."""
+        if self.unit_decoder:
+            unit = nn.functional.normalize(self.W_dec, dim=-1)
+            self.W_dec.grad -= (self.W_dec.grad * unit).sum(-1, keepdim=True) * unit
+        if self.partition is not None:
+            self.partition.forbid(None if self.is_tied else self.W_enc.grad, self.W_dec.grad)
+            self.partition.tie(self.W_dec.grad)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """After an optimizer step."""
+        if self.unit_decoder:
+            self.W_dec.copy_(nn.functional.normalize(self.W_dec, dim=-1) * self.start_norms.to(self.W_dec.device))
+
+    # -- in the models' own units, for everything else ----------------------------------------------------------------
+
     def encode(self, rows: Rows) -> Tensor:
         """[token, latent]; a token's latents depend on that token alone."""
         return self.sparsity(self.pre_activations(self.normalisation.normalise(*rows)), self.code_norms())
@@ -117,8 +220,11 @@ class Crosscoder(nn.Module):
         return self.unit[:, None] * torch.stack([rows.norm(dim=-1) for rows in self.W_dec.split(self.widths, dim=-1)])
 
     def code_norms(self) -> Tensor:
-        """[latent]: the decoder norms summed over streams, which weigh a latent in selection and penalty."""
-        return self.decoder_norms().sum(0)
+        """[latent]: how much a latent weighs in selection and penalty."""
+        if self.code_norm == "none":
+            return torch.ones_like(self.b_enc)
+        norms = self.decoder_norms()
+        return norms.sum(0) if self.code_norm == "sum" else norms.norm(dim=0)
 
     def decoder_of(self, stream: int) -> Tensor:
         """[latent, width] of one stream."""
@@ -130,6 +236,8 @@ class Crosscoder(nn.Module):
         every latent and reconstruction stays. Zeros and ones fold the normalisation in; the old values unfold it."""
         if self.normalisation.needs_moments:
             raise Refused("sequence_zscore belongs to each sequence and cannot be folded into weights.")
+        if self.is_tied:
+            raise Refused("encoder_start=tied: one matrix cannot take a normalisation in as encoder and as decoder.")
         old, ratio = self.normalisation, scale / self.normalisation.scale
         if not self.subtract_decoder_bias:
             self.b_enc.add_(((mean - old.mean) * old.scale) @ self.W_enc)

@@ -1,126 +1,291 @@
 """Which latents of a token are active: pre-activations [token, latent] -> latents [token, latent].
 
-A sparsity is handed to a dictionary; it knows no data and no model. Selection and penalties weigh a latent by its
-decoder norm summed over the streams' models, so that shrinking a latent and growing its decoder changes nothing
-(Lindsey et al. 2024; Minder et al. 2025, arXiv 2504.02922).
+A sparsity is handed to a dictionary; it knows no data and no model. Selection and penalties weigh a latent by its code
+norm, as a rule its decoder norm summed over the streams, so that shrinking a latent and growing its decoder changes
+nothing (Lindsey et al. 2024; Minder et al. 2025, arXiv 2504.02922).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tunediff import processes
+from tunediff.dictionary.codes import DenseCodes, Screened, SparseCodes
+from tunediff.schedules import Constant, Length, Schedule
 from tunediff.shapes import Refused
 
 
 class Sparsity(nn.Module):
-    """Abstract. `forward` is what a token's latents are outside training: a function of that token alone."""
+    """Abstract. `forward` is what a token's latents are outside training: a function of that token alone.
+
+    has_penalty   whether there is a term for l1_schedule to scale
+    few           whether so few latents are active that their codes can be kept sparse
+    prefixes      ends of nested dictionaries as shares of the latents, each of which must reconstruct alone; as a rule one
+    """
 
     has_penalty = False
+    few = False
+    prefixes: Sequence[float] = (1.0,)
+
+    def prepare(self, latents: int) -> None:
+        """Makes what is kept for each latent. Raises Refused where the settings do not fit this many."""
 
     def select(self, pre: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Tensor:
         """Latents in training; may depend on the batch. `norms` [latent]; `settings` holds scheduled values (k, l1)."""
         return self(pre, norms)
 
-    def penalty(self, latents: Tensor, norms: Tensor) -> Tensor:
-        """Mean over tokens of the sparsity term, before its coefficient."""
-        return latents.new_zeros(())
+    def select_sparse(self, screened: Screened, norms: Tensor, settings: Mapping[str, float]) -> SparseCodes:
+        """The same selection as `select`, where `few`."""
+        raise NotImplementedError
 
-    @torch.no_grad()
-    def observe(self, latents: Tensor, norms: Tensor) -> None:
-        """Called once a training step with its latents, to keep statistics. Nothing else changes buffers."""
+    def penalties(
+        self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """Sparsity terms of the loss, each with its coefficient; `weights` [latent] of the latents' penalties."""
+        return {}
 
-    def scheduled(self, step: int, steps: int) -> dict[str, float]:
+    def settle(self) -> None:
+        """Called once after a training step, to keep statistics of it. Nothing else changes buffers."""
+
+    def edge(self) -> Tensor | float:
+        """What a pre-activation must exceed at the start for its latent to be active."""
+        return 0.0
+
+    def scheduled(self, step: int, length: Length) -> dict[str, float]:
         """Values of the sparsity's own schedules at a step."""
         return {}
 
-    def check(self, latents: int) -> None:
-        """Raises ValueError where the settings do not fit this many latents."""
+    def schedules(self) -> dict[str, Schedule]:
+        """Its own schedules, under their names in the config."""
+        return {}
+
+
+def _coefficient(name: str, value: float) -> float:
+    if value < 0:
+        raise Refused(f"dictionary.sparsity.{name}={value}: a coefficient is not negative.")
+    return value
 
 
 class L1(Sparsity):
-    """ReLU latents, with coefficient * mean over tokens of sum_i f_i * (norm of decoder row i, summed over models)."""
+    """ReLU latents, with coefficient * mean over tokens of sum_i f_i * (norm of decoder row i, summed over streams)."""
 
     has_penalty = True
 
     def __init__(self, coefficient: float):
         super().__init__()
-        if coefficient < 0:
-            raise Refused(f"dictionary.sparsity.coefficient={coefficient}: an L1 coefficient is not negative.")
-        self.coefficient = coefficient
+        self.coefficient = _coefficient("coefficient", coefficient)
 
     def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
         return torch.relu(pre)
 
-    def penalty(self, latents: Tensor, norms: Tensor) -> Tensor:
-        return (latents * norms).sum(-1).mean()
+    def penalties(
+        self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """sum_i over latents of (mean_t f_ti) * norm_i: the same sum, without a second [token, latent]."""
+        mean = codes.latents.sum(0) / max(len(codes.latents), 1)
+        return {"l1": self.coefficient * settings["l1"] * (mean * norms * weights).sum()}
 
 
-class BatchTopK(Sparsity):
-    """The k * tokens largest f_i * norm_i of a batch are kept (Bussmann et al. 2024, arXiv 2412.06410; weighted by
-    decoder norms as in arXiv 2504.02922).
+class Linear(Sparsity):
+    """Latents without a nonlinearity, of either sign, and coefficient * mean over tokens of sum_i |f_i| * norm_i."""
 
-    Outside training a fixed threshold decides, an exponential mean of the smallest kept value of each batch, so that a
-    latent's value never depends on its batch neighbours. k can fall from `k_start` over the first `k_anneal` of the run.
+    has_penalty = True
+
+    def __init__(self, coefficient: float):
+        super().__init__()
+        self.coefficient = _coefficient("coefficient", coefficient)
+
+    def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
+        return pre
+
+    def penalties(
+        self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        mean = codes.latents.abs().sum(0) / max(len(codes.latents), 1)
+        return {"l1": self.coefficient * settings["l1"] * (mean * norms * weights).sum()}
+
+
+class JumpReLU(Sparsity):
+    """f = pre where pre > exp(t), else 0, with a threshold t for each latent that learns through a straight-through
+    estimator (Anthropic, Circuits Updates January 2025, "Dictionary Learning Optimization Techniques"):
+
+        d f / d t  = -exp(t) / bandwidth   where |pre - exp(t)| < bandwidth / 2
+        penalty    = coefficient * sum_i tanh(steepness * f_i * norm_i)
+                     + pre_activation * sum_i relu(exp(t_i) - pre_i) * norm_i       which revives latents that never fire
     """
 
-    threshold: Tensor
+    has_penalty = True
 
-    def __init__(self, k: int, *, k_start: int | None = None, k_anneal: float = 0.0, threshold_memory: float = 0.99):
+    def __init__(
+        self,
+        coefficient: float,
+        *,
+        steepness: float = 4.0,
+        bandwidth: float = 2.0,
+        pre_activation: float = 3e-6,
+        log_threshold: float = 0.1,
+    ):
         super().__init__()
-        if k < 1:
-            raise Refused(f"dictionary.sparsity.k={k}: at least one latent a token must be active.")
-        if k_anneal > 0 and k_start is None:
-            raise Refused(
-                f"dictionary.sparsity.k_anneal={k_anneal} has no start: give dictionary.sparsity.k_start, or k_anneal=0."
-            )
-        if k_start is not None and k_anneal == 0:
-            raise Refused(
-                f"dictionary.sparsity.k_start={k_start} is never left, because k_anneal is 0: give k_anneal, or k_start=null."
-            )
-        if k_start is not None and k_start < k:
-            raise Refused(f"dictionary.sparsity.k_start={k_start} is below k={k}: k falls, it does not rise.")
-        if not 0 <= k_anneal <= 1:
-            raise Refused(f"dictionary.sparsity.k_anneal={k_anneal} is not a fraction of the run.")
-        self.k, self.k_start, self.k_anneal, self.threshold_memory = k, k_start, k_anneal, threshold_memory
-        self.register_buffer("threshold", torch.tensor(-1.0))  # -1: nothing observed yet
+        self.coefficient = _coefficient("coefficient", coefficient)
+        self.pre_activation = _coefficient("pre_activation", pre_activation)
+        self.steepness, self.bandwidth, self.start = steepness, bandwidth, log_threshold
 
-    def check(self, latents: int) -> None:
-        for name, k in (("k", self.k), ("k_start", self.k_start)):
-            if k is not None and k > latents:
-                raise Refused(
-                    f"dictionary.sparsity.{name}={k} is larger than the dictionary: it has {latents} latents. "
-                    f"Lower {name}, or raise dictionary.latents."
-                )
+    def prepare(self, latents: int) -> None:
+        self.log_threshold = nn.Parameter(torch.full((latents,), float(self.start)))
 
-    def scheduled(self, step: int, steps: int) -> dict[str, float]:
-        if self.k_start is None or step >= self.k_anneal * steps:
-            return {"k": float(self.k)}
-        return {"k": self.k_start + (self.k - self.k_start) * step / (self.k_anneal * steps)}
+    def edge(self) -> Tensor | float:
+        return self.log_threshold.detach().exp()
+
+    def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
+        t = self.log_threshold
+        threshold = t.detach().exp()
+        near = (pre.detach() - threshold).abs() < self.bandwidth / 2
+        straight_through = near * (-threshold / self.bandwidth) * (t - t.detach())  # zero, but for its gradient
+        return torch.where(pre > threshold, pre, 0.0) + straight_through
+
+    def penalties(
+        self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        tokens = max(len(codes.latents), 1)
+        steep = torch.tanh(self.steepness * codes.latents * norms).sum(0) / tokens
+        below = torch.relu(self.log_threshold.exp() - codes.pre).sum(0) / tokens
+        return {
+            "tanh": self.coefficient * settings["l1"] * (steep * weights).sum(),
+            "pre_activation": self.pre_activation * (below * norms).sum(),
+        }
+
+
+class TopK(Sparsity):
+    """The k of each token with the largest f_i * norm_i (Gao et al. 2024, arXiv 2406.04093), in training and outside."""
+
+    few = True
+
+    def __init__(self, k: int, *, k_schedule: Schedule = Constant()):  # noqa: B008 (a frozen dataclass)
+        super().__init__()
+        self.k, self.k_schedule = at_least_one(k), k_schedule
+
+    def prepare(self, latents: int) -> None:
+        self.latents = check_k(self.k, latents)
+
+    def scheduled(self, step: int, length: Length) -> dict[str, float]:
+        return {"k": float(min(round(self.k * self.k_schedule(step, length)), self.latents))}
+
+    def schedules(self) -> dict[str, Schedule]:
+        return {"k_schedule": self.k_schedule}
+
+    def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
+        return self.select(pre, norms, {"k": self.k})
 
     def select(self, pre: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Tensor:
         latents = torch.relu(pre)
-        scores = (latents * norms).flatten()
-        if processes.count() > 1:  # the k * tokens largest of the whole batch, not of this process's part
-            tokens = int(processes.summed(torch.tensor(len(latents), device=pre.device)))
-            limit = processes.kth_largest(scores.detach(), round(settings["k"] * tokens))
-            return torch.where(latents * norms >= limit, latents, 0.0)
-        kept = min(round(settings["k"] * len(latents)), scores.numel())
-        chosen = torch.topk(scores, kept, sorted=False).indices
-        return torch.zeros_like(latents).flatten().scatter(0, chosen, latents.flatten()[chosen]).view_as(latents)
+        chosen = (latents * norms).topk(int(settings["k"]), dim=-1, sorted=False).indices
+        return torch.zeros_like(latents).scatter(-1, chosen, latents.gather(-1, chosen))
+
+    def select_sparse(self, screened: Screened, norms: Tensor, settings: Mapping[str, float]) -> SparseCodes:
+        return screened.strongest(norms, int(settings["k"]))
+
+
+class BatchTopK(Sparsity):
+    """The k * tokens largest f_i * norm_i of a batch are kept, and whatever equals the smallest of them (Bussmann et al.
+    2024, arXiv 2412.06410; weighted by decoder norms as in arXiv 2504.02922).
+
+    Outside training a fixed threshold decides, an exponential mean of the smallest kept value of each batch, so that a
+    latent's value never depends on its batch neighbours.
+
+    k_schedule   factor of k over the run; Anneal(start, over) lets it fall to k, from all latents at most
+    relu         false: a latent keeps its sign, and may be negative where too few are positive (arXiv 2511.06739's SAE)
+    prefixes     shares of the latents that must reconstruct alone, in rising order up to 1 (Matryoshka; Bussmann et al.
+                 2025, arXiv 2503.17547)
+    """
+
+    few = True
+    threshold: Tensor
+
+    def __init__(
+        self,
+        k: int,
+        *,
+        k_schedule: Schedule = Constant(),  # noqa: B008 (a frozen dataclass)
+        threshold_memory: float = 0.99,
+        relu: bool = True,
+        prefixes: Sequence[float] = (1.0,),
+    ):
+        super().__init__()
+        if list(prefixes) != sorted(prefixes) or not prefixes or prefixes[0] <= 0 or prefixes[-1] != 1:
+            raise Refused(
+                f"dictionary.sparsity.prefixes={list(prefixes)}: give rising shares of the latents that end with 1."
+            )
+        self.k, self.k_schedule = at_least_one(k), k_schedule
+        self.threshold_memory, self.relu, self.prefixes = threshold_memory, relu, list(prefixes)
+        self.register_buffer("threshold", torch.tensor(-torch.inf))  # nothing observed yet
+        self.limit: Tensor | None = None  # smallest kept score of the last batch
+
+    def prepare(self, latents: int) -> None:
+        self.latents = check_k(self.k, latents)
+
+    def scheduled(self, step: int, length: Length) -> dict[str, float]:
+        return {"k": min(self.k * self.k_schedule(step, length), float(self.latents))}
+
+    def schedules(self) -> dict[str, Schedule]:
+        return {"k_schedule": self.k_schedule}
 
     def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
-        latents = torch.relu(pre)
+        latents = torch.relu(pre) if self.relu else pre
         return torch.where(latents * norms > self.threshold, latents, 0.0)
 
+    def select(self, pre: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Tensor:
+        latents = torch.relu(pre) if self.relu else pre
+        scores = latents.detach() * norms
+        tokens = len(scores)
+        if processes.count() > 1:  # the k * tokens largest of the whole batch, not of this process's part
+            tokens = int(processes.summed(torch.tensor(tokens, device=pre.device)))
+        kept = round(settings["k"] * tokens)
+        self.limit = processes.kth_largest(scores.flatten(), kept)
+        if self.relu:  # fewer may be positive
+            self.limit = torch.where(self.limit > 0, self.limit, self._smallest_positive(scores))
+        return torch.where(scores >= self.limit, latents, 0.0)
+
+    def select_sparse(self, screened: Screened, norms: Tensor, settings: Mapping[str, float]) -> SparseCodes:
+        """Screens with a bar a little below the last batch's limit, and again with none where that was too high."""
+        kept = round(settings["k"] * len(screened.rows))
+        lowest = 0.0 if self.relu else -torch.inf
+        bars = [lowest] if self.limit is None or not self.limit > 0 else [0.8 * float(self.limit), lowest]
+        for bar in bars:
+            found = screened.above(bar / norms.clamp(min=1e-12))
+            if len(found.places) >= kept:
+                break
+        scores = found.values * norms[found.places.latent]
+        if len(scores) > kept:
+            self.limit = scores.topk(kept, sorted=False).values.min()
+        else:
+            self.limit = scores.min() if len(scores) else scores.new_tensor(torch.inf)
+        return found.those(scores >= self.limit)
+
+    def _smallest_positive(self, scores: Tensor) -> Tensor:
+        positive = torch.where(scores > 0, scores, torch.inf)
+        # a process may hold no part of a batch
+        return processes.smallest(positive.min() if len(scores) else scores.new_tensor(torch.inf))
+
     @torch.no_grad()
-    def observe(self, latents: Tensor, norms: Tensor) -> None:
-        scores = (latents * norms).float()
-        smallest = torch.where(scores > 0, scores, torch.inf).min() if len(scores) else scores.new_tensor(torch.inf)
-        smallest = processes.smallest(smallest)
-        smallest = torch.where(smallest.isinf(), self.threshold, smallest)  # a batch without an active latent
-        memory = torch.where(self.threshold < 0, 0.0, self.threshold_memory)
-        self.threshold.copy_(memory * self.threshold + (1 - memory) * smallest)
+    def settle(self) -> None:
+        limit = torch.where(self.limit.isinf(), self.threshold, self.limit)  # a batch without an active latent
+        moved = self.threshold_memory * self.threshold + (1 - self.threshold_memory) * limit
+        self.threshold.copy_(torch.where(self.threshold.isinf(), limit, moved))
+
+
+def at_least_one(k: int) -> int:
+    if k < 1:
+        raise Refused(f"dictionary.sparsity.k={k}: at least one latent a token must be active.")
+    return k
+
+
+def check_k(k: int, latents: int) -> int:
+    if k > latents:
+        raise Refused(
+            f"dictionary.sparsity.k={k} is larger than the dictionary: it has {latents} latents. "
+            "Lower k, or raise dictionary.latents."
+        )
+    return latents

@@ -4,6 +4,19 @@ from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
 from tunediff.evaluations.label_alignment import LabelAlignment
+from tunediff.evaluations.latent_scaling import Scaling, latent_scaling
 from tunediff.evaluations.trained import Reading, Trained
+from tunediff.evaluations.truth import Score, score
 
-__all__ = ["Examples", "Fidelity", "Geometry", "LabelAlignment", "Reading", "Trained"]
+__all__ = [
+    "Examples",
+    "Fidelity",
+    "Geometry",
+    "LabelAlignment",
+    "Reading",
+    "Scaling",
+    "Score",
+    "Trained",
+    "latent_scaling",
+    "score",
+]

@@ -6,6 +6,9 @@ ce_recovered         1 - (CE_spliced - CE_clean) / (CE_zero - CE_clean), for eac
 kl_recovered         1 - KL(clean || spliced) / KL(clean || zero)
 excess_ce            (CE_spliced - CE_clean) / CE_clean
 
+A dictionary of the difference tuned - base is written into the tuned model: base + reconstruction in place of its own
+activations, so that its zero-ablation is the tuned model with the base's activations.
+
 All in float32 or better, over the kept tokens, each predicted from the position before it. Special tokens and attention
 sinks are left untouched by every splice and ablation. Intervals: 95 %, bootstrap over documents.
 """
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.hookpoints import Point, writing
-from tunediff.shapes import SEGMENTS, Finding, Table
+from tunediff.shapes import DIFFERENCE, SEGMENTS, TUNED, Finding, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
@@ -56,8 +59,8 @@ class Fidelity:
         fired = torch.zeros(latents, dtype=torch.bool)
         active = torch.zeros(latents + 1, dtype=torch.long)
         for reading in trained.readings("fidelity"):
-            fired |= (reading.latents > 0).any(0).cpu()
-            counts = (reading.latents[reading.admitted] > 0).sum(-1).cpu()
+            fired |= (reading.latents != 0).any(0).cpu()
+            counts = (reading.latents[reading.admitted] != 0).sum(-1).cpu()
             active += torch.bincount(counts, minlength=latents + 1)
             restored = trained.dictionary.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
@@ -80,7 +83,7 @@ class Fidelity:
             "zero": torch.zeros_like(spliced),
             "mean": means[ALL].float().to(spliced).expand_as(spliced),
         }
-        targets = batch.token if trained.pair.entry(role) == 0 else batch.ids[1].flatten()[batch.places[1]]
+        targets = batch.token if trained.pair.entry(model_of(role)) == 0 else batch.ids[1].flatten()[batch.places[1]]
         targets = targets[scored].to(clean.device)[:, None]
         columns["ce_clean"] = _spread_out(-clean.gather(1, targets)[:, 0], scored)
         for name, replacement in ablations.items():
@@ -170,12 +173,14 @@ def segment_means(trained: Trained) -> dict[str, dict[str, Tensor]]:
 def predictions(trained: Trained, reading: Reading, role: str, replacement: Tensor | None) -> tuple[Tensor, Tensor]:
     """Log-probabilities [scored token, vocabulary] in float32 at the position before each kept token, with the
     activations of the admitted tokens replaced; and which kept tokens are scored, [token] bool (not a first one)."""
-    pair, batch = trained.pair, reading.batch
-    places = pair.places(role, batch)
-    width = batch.ids[pair.entry(role)].shape[1]
+    pair, batch, model = trained.pair, reading.batch, model_of(role)
+    places = pair.places(model, batch)
+    width = batch.ids[pair.entry(model)].shape[1]
     scored = (places % width > 0).cpu()
     with ExitStack() as edits:
         if replacement is not None:
+            if role == DIFFERENCE:  # what is written is the change of the difference
+                replacement = replacement - trained.part(reading.rows.values, role).to(replacement)
             pieces = replacement.split([trained.dictionary.widths[n] for n in trained.streams_of(role)], dim=-1)
             admitted = reading.admitted.to(places.device)
             for n, piece in zip(trained.streams_of(role), pieces, strict=True):
@@ -183,12 +188,18 @@ def predictions(trained: Trained, reading: Reading, role: str, replacement: Tens
 
                 def splice(value: Tensor, piece=piece) -> Tensor:
                     flat = value.flatten(0, 1).clone()
-                    flat[places[admitted]] = piece.to(flat)[admitted]
+                    kept = flat[places[admitted]] if role == DIFFERENCE else 0.0
+                    flat[places[admitted]] = kept + piece.to(flat)[admitted]
                     return flat.view_as(value)
 
-                edits.enter_context(writing(pair.models[role], Point(stream.hookpoint, stream.layer), splice))
-        logits = pair.logits(role, batch).flatten(0, 1)
+                edits.enter_context(writing(pair.models[model], Point(stream.hookpoint, stream.layer), splice))
+        logits = pair.logits(model, batch).flatten(0, 1)
     return logits[places[scored.to(places.device)] - 1].log_softmax(-1), scored
+
+
+def model_of(role: str) -> str:
+    """The model that a reconstruction of a role's streams is written into."""
+    return TUNED if role == DIFFERENCE else role
 
 
 def _spread_out(values: Tensor, scored: Tensor) -> Tensor:

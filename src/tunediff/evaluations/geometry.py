@@ -120,7 +120,7 @@ def firing(trained: Trained) -> dict[str, list]:
             if segment:
                 here = here & (reading.batch.segment == SEGMENTS.index(segment))
             tokens[segment] += int(here.sum())
-            active[segment] += (values[here] > 0).sum(0)
+            active[segment] += (values[here] != 0).sum(0)
     columns: dict[str, list] = {}
     for segment, count in tokens.items():
         if count:

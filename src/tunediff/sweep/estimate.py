@@ -41,11 +41,11 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
 
     block = cfg.text.get("tokens_per_batch", 8192)  # a text of the user's own may have none
     memory, flops = float(buffer + 4 * block * width), 0.0
-    for role in dict.fromkeys(stream.role for stream in streams):
+    for role in dict.fromkeys(role for stream in streams for role in stream.models):
         (total, one_layer), config = pair.sources[role].size, pair.configs[role]
         value = torch.empty(0, dtype=getattr(torch, pair.sources[role].dtype)).element_size()
         memory += value * (total + 6 * block * (config.hidden_size + config.intermediate_size))
-        layers = 1 + max(stream.layer for stream in streams if stream.role == role)
+        layers = 1 + max(stream.layer for stream in streams if role in stream.models)
         flops += 2 * tokens * layers * one_layer
     disk = 2.0 * buffer + activations.disk(tokens, width)  # a checkpoint is written before the last is removed
     for run in runs:

@@ -2,12 +2,14 @@
 
 member.py       a dictionary with all that trains it        checkpoints.py  any step -> the same run, gone on from there
 fit.py          the Lightning module                        progress.py     what is said while it runs
+resampling.py   dead latents begin anew
 """
 
 from tunediff.training.checkpoints import Checkpoints, latest_checkpoint, load_checkpoint, members_of
 from tunediff.training.fit import DictionaryTraining, Replicas, process_environment
 from tunediff.training.member import Member
 from tunediff.training.progress import Pulse, TokenProgress
+from tunediff.training.resampling import Resampling
 
 __all__ = [
     "Checkpoints",
@@ -15,6 +17,7 @@ __all__ = [
     "Member",
     "Pulse",
     "Replicas",
+    "Resampling",
     "TokenProgress",
     "latest_checkpoint",
     "load_checkpoint",

@@ -7,6 +7,7 @@ holds all dictionaries and a part of every batch, and the gradients are summed: 
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -18,12 +19,12 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 
 from tunediff import processes
 from tunediff.activations import ActivationError, Drawn
 from tunediff.objectives import Losses
-from tunediff.shapes import ROLES, Rows
+from tunediff.schedules import Length
+from tunediff.shapes import Rows
 from tunediff.training.member import Member
 
 log = logging.getLogger(__name__)
@@ -59,15 +60,15 @@ class DictionaryTraining(L.LightningModule):
     """Trains all members on the same batches, one optimizer step each a batch. A member that raises is dropped with its
     error; the others go on.
 
-    state   members' part of a checkpoint, to go on from
+    length  of the run            state   members' part of a checkpoint, to go on from
     """
 
     def __init__(
-        self, members: Sequence[Member], *, steps: int, log_every: int = 20, state: Mapping[str, Any] | None = None
+        self, members: Sequence[Member], *, length: Length, log_every: int = 20, state: Mapping[str, Any] | None = None
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.members, self.steps, self.log_every = list(members), steps, log_every
+        self.members, self.length, self.log_every = list(members), length, log_every
         self.dictionaries = torch.nn.ModuleList(member.dictionary for member in members)
         for n, member in enumerate(members):  # tokens since each latent last fired
             self.register_buffer(f"silent_for_{n}", torch.zeros(member.dictionary.latents, dtype=torch.long))
@@ -79,7 +80,12 @@ class DictionaryTraining(L.LightningModule):
                 kept = state["members"][member.name]
                 member.dictionary.load_state_dict(kept["dictionary"])
                 member.history = [dict(record) for record in kept["history"]]
+                member.dead = kept["dead"]
                 getattr(self, f"silent_for_{n}").copy_(kept["silent_for"])
+
+    @property
+    def steps(self) -> int:
+        return self.length.steps
 
     def configure_optimizers(self):
         optimizers = [
@@ -93,11 +99,21 @@ class DictionaryTraining(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.state is not None:
-            self.trainer.precision_plugin.load_state_dict(self.state["precision"])
             torch.set_rng_state(self.state["random"])
+        for member in self.members:
+            member.dead = member.dead.to(self.device)
         if processes.count() > 1:
             for value in (*self.parameters(), *self.buffers()):
-                torch.distributed.broadcast(value.detach(), 0)
+                sent = value.detach().contiguous()
+                torch.distributed.broadcast(sent, 0)
+                value.detach().copy_(sent)
+        plugin = self.trainer.precision_plugin
+        # a scaler of its own for each, so that one member's overflow does not change another's scale
+        self.scalers = [copy.deepcopy(getattr(plugin, "scaler", None)) for _ in self.members]
+        if self.state is not None:
+            for member, scaler in zip(self.members, self.scalers, strict=True):
+                if scaler is not None:
+                    scaler.load_state_dict(self.state["members"][member.name]["scaler"])
         self.state = None
 
     def training_state(self) -> dict[str, Any]:
@@ -110,12 +126,13 @@ class DictionaryTraining(L.LightningModule):
                     "dictionary": member.dictionary.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "silent_for": getattr(self, f"silent_for_{n}"),
+                    "dead": member.dead,
+                    "scaler": None if self.scalers[n] is None else self.scalers[n].state_dict(),
                     "history": member.history,
                 }
                 for n, (member, optimizer) in enumerate(zip(self.members, optimizers, strict=True))
                 if member.error is None
             },
-            "precision": self.trainer.precision_plugin.state_dict(),
             "random": torch.get_rng_state(),
         }
 
@@ -128,7 +145,7 @@ class DictionaryTraining(L.LightningModule):
             if member.error is None:
                 try:
                     batch.stream.check(n)
-                    self.advance(member, getattr(self, f"silent_for_{n}"), optimizer, batch.of(n), len(batch))
+                    self.advance(n, member, optimizer, batch.of(n))
                 except Exception as error:  # its own fault or its own bad luck: the others go on
                     if processes.count() > 1 and not isinstance(error, Diverged):
                         raise  # the other processes wait for this one in the middle of a step
@@ -138,42 +155,43 @@ class DictionaryTraining(L.LightningModule):
         if all(member.error is not None for member in self.members):
             self.trainer.should_stop = True
 
-    def advance(self, member: Member, silent_for: Tensor, optimizer, rows: Rows, batch: int) -> None:
-        """One step of one member on its rows of a batch."""
-        settings = member.settings(self.step, self.steps)
-        learning_rate = member.learning_rate * member.learning_rate_schedule(self.step, self.steps)
+    def advance(self, n: int, member: Member, optimizer, rows: Rows) -> None:
+        """One step of one member on its rows of a batch. The host waits for the device only where a step is logged, or
+        looks at which latents are dead."""
+        silent_for, dictionary = getattr(self, f"silent_for_{n}"), member.dictionary
+        settings = member.settings(self.step, self.length)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        dead = silent_for > member.objective.dead_after
-        losses = member.objective(member.dictionary, rows, dead=dead, settings=settings)
+            group["lr"] = settings["learning_rate"]
+        if self.step % member.objective.look_every == 0:
+            member.dead = (silent_for > member.objective.dead_after).nonzero()[:, 0]
+        losses = member.loss(dictionary, rows, dead=member.dead, settings=settings)
         optimizer.zero_grad()
         tokens, total = len(rows.values), losses.total
         if processes.count() > 1:
             tokens = processes.summed(torch.tensor(tokens, device=silent_for.device))
             total = total * (len(rows.values) / tokens)
+        if self.scalers[n] is not None:
+            self.trainer.precision_plugin.scaler = self.scalers[n]
         self.manual_backward(total)
         if processes.count() > 1:
-            sum_gradients(member.dictionary.parameters())
+            sum_gradients(dictionary.parameters())
+        dictionary.constrain_gradients()
         if member.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(member.dictionary.parameters(), member.clip_norm)
+            clip(optimizer, member.clip_norm, self.scalers[n])
         optimizer.step()
-        fired = processes.any_of((losses.latents > 0).any(0))
+        dictionary.constrain()
+        fired = processes.any_of(losses.codes.fired())
         silent_for.add_(tokens).masked_fill_(fired, 0)
-        member.dictionary.sparsity.observe(losses.latents, member.dictionary.code_norms().detach())
+        dictionary.sparsity.settle()
+        if member.resampling is not None and member.resampling.due(self.step, self.length):
+            dead = (silent_for > member.objective.dead_after).nonzero()[:, 0]
+            member.resampling.apply(dictionary, dead, losses.error, optimizer, self.step)
+            silent_for[dead] = 0
         if self.step % self.log_every == 0 or self.step == self.steps - 1:
-            position = {"step": self.step, "tokens": (self.step + 1) * batch}
-            self.record(member, rows, losses, dead, position, {"learning_rate": learning_rate, **settings})
+            self.record(member, rows, losses, settings)
 
     @torch.no_grad()
-    def record(
-        self,
-        member: Member,
-        rows: Rows,
-        losses: Losses,
-        dead: Tensor,
-        position: Mapping[str, int],
-        settings: Mapping[str, float],
-    ) -> None:
+    def record(self, member: Member, rows: Rows, losses: Losses, settings: Mapping[str, float]) -> None:
         """One line of the training curves; the only place where numbers leave the device."""
         dictionary = member.dictionary
         target = dictionary.normalisation.normalise(*rows)
@@ -183,20 +201,18 @@ class DictionaryTraining(L.LightningModule):
         around = processes.summed((target - mean).square().sum(0)).split(dictionary.widths)
         share = len(target) / tokens
         numbers = {"loss/total": losses.total, **{f"loss/{name}": term for name, term in losses.terms.items()}}
-        numbers["l0"] = (losses.latents > 0).sum(-1).float().mean()
+        numbers["l0"] = losses.codes.l0()
         if len(target) == 0:  # all rows of the batch lie in other processes
             numbers = {name: torch.zeros_like(value) for name, value in numbers.items()}
         numbers = {name: processes.summed(value * share) for name, value in numbers.items()}
         unexplained, spread = 0.0, 0.0
-        for role in ROLES:
+        for role in dict.fromkeys(stream.role for stream in dictionary.streams):
             pieces = [n for n, stream in enumerate(dictionary.streams) if stream.role == role]
-            if not pieces:
-                continue
             error, here = (sum(part[n].sum() for n in pieces) for part in (errors, around))
             numbers[f"explained_variance/{role}"] = 1 - error / here
             unexplained, spread = unexplained + error, spread + here
         numbers["explained_variance/pooled"] = 1 - unexplained / spread
-        numbers["dead_fraction"] = dead.float().mean()
+        numbers["dead_fraction"] = torch.tensor(len(member.dead) / dictionary.latents)
         if hasattr(dictionary.sparsity, "threshold"):
             numbers["threshold"] = dictionary.sparsity.threshold
         record = {name: float(value) for name, value in numbers.items()}
@@ -206,9 +222,22 @@ class DictionaryTraining(L.LightningModule):
             raise Diverged(
                 f"The loss is not finite at step {self.step} ({terms}). Lower optimizer.learning_rate, or check the activations."
             )
-        member.history.append({**position, **record})
+        tokens = (self.step + 1) * self.length.batch
+        member.history.append({"step": self.step, "tokens": tokens, **record})
         for logger in member.loggers:
-            logger.log_metrics({"tokens": position["tokens"], **record}, step=self.step)
+            logger.log_metrics({"tokens": tokens, **record}, step=self.step)
+
+
+def clip(optimizer, largest: float, scaler: torch.amp.GradScaler | None) -> None:
+    """Scales gradients down to a total norm of `largest`; the fused optimizer takes the factor in as it reads them."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # Lightning's wrapper
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, largest)
+        return
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    optimizer.grad_scale = (norm / largest).clamp(min=1.0)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -1,0 +1,67 @@
+"""Dead latents begin anew, where the dictionary still errs (Bricken et al. 2023, "Towards Monosemanticity", appendix).
+
+At set steps every dead latent takes as its decoder row the reconstruction error of a token of the batch, drawn with a
+chance in proportion to the squared loss there; its encoder is that direction at a fifth of the living encoders' norm, its
+bias and its moments in the optimizer are zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunediff import processes
+from tunediff.dictionary import Crosscoder
+from tunediff.schedules import Length, Span, steps_of
+from tunediff.shapes import Refused
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """every, until   spans of the run: how often, and up to when; encoder_norm   of a new encoder against the living"""
+
+    every: Span = 0.1
+    until: Span = 0.5
+    encoder_norm: float = 0.2
+
+    def check(self, length: Length) -> None:
+        if round(steps_of("optimizer.resampling.every", self.every, length)) < 1:
+            raise Refused(f"optimizer.resampling.every={self.every} is less than a step.")
+        steps_of("optimizer.resampling.until", self.until, length)
+
+    def due(self, step: int, length: Length) -> bool:
+        every = round(steps_of("every", self.every, length))
+        return step > 0 and step % every == 0 and step <= steps_of("until", self.until, length)
+
+    @torch.no_grad()
+    def apply(
+        self, dictionary: Crosscoder, dead: Tensor, error: Tensor, optimizer: torch.optim.Optimizer, step: int
+    ) -> None:
+        """`dead` [n] latents; `error` [token, width] of this step's batch."""
+        if len(dead) == 0:
+            return
+        generator = torch.Generator().manual_seed(step)
+        chance = error.square().sum(-1).square().cpu()
+        tokens = torch.multinomial(chance, len(dead), replacement=len(dead) > len(error), generator=generator)
+        rows = torch.nn.functional.normalize(error[tokens.to(error.device)], dim=-1)
+        if processes.count() > 1:  # all take what the first process drew
+            torch.distributed.broadcast(rows, 0)
+        living = torch.ones(dictionary.latents, dtype=torch.bool, device=dead.device)
+        living[dead] = False
+        norm = dictionary.W_dec[living].norm(dim=-1).mean() if living.any() else dictionary.W_dec.norm(dim=-1).mean()
+        encoder_norm = dictionary.encoder[:, living].norm(dim=0).mean() if living.any() else norm
+        dictionary.W_dec[dead] = norm * rows
+        if not dictionary.is_tied:
+            dictionary.W_enc[:, dead] = (self.encoder_norm * encoder_norm * rows).T
+        dictionary.b_enc[dead] = 0
+        if dictionary.partition is not None:
+            dictionary.partition.forbid(None if dictionary.is_tied else dictionary.W_enc, dictionary.W_dec)
+            dictionary.partition.tie(dictionary.W_dec)
+        for parameter in (dictionary.W_dec, dictionary.b_enc):
+            for name in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[parameter][name][dead] = 0
+        if not dictionary.is_tied:
+            for name in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[dictionary.W_enc][name][:, dead] = 0
