@@ -17,7 +17,7 @@ import torch
 from tunediff.activations import Reader, ShuffledRows
 from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
 from tunediff.objectives import Reconstruction
-from tunediff.schedules import Constant
+from tunediff.schedules import Constant, Length
 from tunediff.shapes import Rows, Stream
 from tunediff.training import DictionaryTraining, Member, Pulse, TokenProgress
 
@@ -47,7 +47,7 @@ def group(members: int, steps: int) -> tuple[DictionaryTraining, ShuffledRows]:
         for n in range(members)
     ]  # fmt: skip
     stream = ShuffledRows(Noise(), [Reader(STREAMS)] * members, batch=64, capacity=8192, steps=steps, seed=0)
-    return DictionaryTraining(made, steps=steps), stream
+    return DictionaryTraining(made, length=Length(steps, 64)), stream
 
 
 def by_lightning(members: int, steps: int) -> float:
@@ -65,11 +65,11 @@ def by_hand(members: int, steps: int) -> float:
     """The same steps with nothing around them."""
     module, stream = group(members, steps)
     optimizers = module.configure_optimizers()
-    module.manual_backward = lambda loss: loss.backward()
+    module.manual_backward, module.scalers = lambda loss: loss.backward(), [None] * members
     begun = time.perf_counter()
     for drawn in stream:
         for n, (member, optimizer) in enumerate(zip(module.members, optimizers, strict=True)):
-            module.advance(member, getattr(module, f"silent_for_{n}"), optimizer, drawn.of(n), len(drawn))
+            module.advance(n, member, optimizer, drawn.of(n))
         module.step += 1
     return time.perf_counter() - begun
 

@@ -8,8 +8,13 @@ import subprocess
 import pyarrow
 import pyarrow.parquet
 import pytest
+import safetensors.torch
+import torch
 
+from tunediff import folders
+from tunediff.evaluations.stability import partners
 from tunediff.report import in_words, members_under, write_comparison, write_report
+from tunediff.shapes import Table
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -211,3 +216,46 @@ def test_the_comparison_draws_filters_sorts_and_cannot_be_broken_into(tmp_path):
         "<polyline",
     ):
         assert shown in dom, shown
+
+
+# -- stability over seeds ----------------------------------------------------------------------------------------------
+
+
+def test_partners_are_one_to_one_and_together_the_nearest():
+    rows = torch.nn.functional.normalize(torch.randn(40, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(partners(3 * rows, rows[order]), torch.ones(40))
+    assert (partners(rows, rows[:30]) > 0).tolist() == [n < 30 for n in range(40)]
+    assert partners(rows, -rows).max() == 0
+    twice = torch.cat([rows[:1], rows[:1]])  # two of one: only one can have the partner
+    assert (partners(twice, rows) > 0).sum() == 1
+    # greedy choice would pair the first with the nearer one and leave the second alone
+    corner = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    other = torch.tensor([[0.9, 0.43589], [0.95, -0.31225]])
+    assert (partners(corner, other) > 0).all()
+
+
+def test_stability_is_a_metric_of_runs_that_differ_by_seed_alone(tmp_path):
+    def run(name, seed, rows, kinds, **settings):
+        folder = tmp_path / name
+        (folder / "dictionary").mkdir(parents=True)
+        safetensors.torch.save_file({"W_dec": rows}, folder / "dictionary" / "weights.safetensors")
+        stands = {"identity": name, "settings": {"seed": seed, "dictionary": {"seed": seed}, "layer": 1, **settings}}
+        (folder / "identity.json").write_text(json.dumps(stands))
+        folders.say(folder, state="finished", identity=name)
+        firing = [0.0 if kind == "dead" else 0.1 for kind in kinds]
+        folders.write_findings(folder, [Table("latents", {"firing_rate": firing, "kind": kinds})], {"study": {}})
+
+    eye = torch.eye(8)
+    kinds = ["shared", "shared", "tuned_only", "tuned_only", "dead", "base_only"]
+    run("a", 0, eye[:6], kinds)
+    run("b", 1, eye[[0, 1, 2, 6, 4, 7]], kinds)  # finds three of the five living ones
+    run("c", 0, eye[:6], kinds, k=3)  # no twin
+    members = {member["identity"]: member for member in members_under([tmp_path])}
+    found = {name: value[0] for name, value in members["a"]["metrics"].items()}
+    assert found == pytest.approx(
+        {"stability/all": 0.6, "stability/shared": 1.0, "stability/tuned_only": 0.5, "stability/base_only": 0.0}
+    )
+    assert "stability/all" not in members["c"]["metrics"]
+    said = in_words(list(members.values()))
+    assert "stable tuned-only" in said.splitlines()[0] and "0.6" in said

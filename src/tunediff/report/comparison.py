@@ -16,9 +16,11 @@ import pyarrow.parquet
 
 from tunediff import folders
 from tunediff.report.page import assemble, read_table, thinned
+from tunediff.report.stability import add_stability
 from tunediff.shapes import Refused, flat
 
 HEADLINE = {
+    "fidelity/explained_variance/pooled": "EV",
     "fidelity/explained_variance/base": "EV base",
     "fidelity/explained_variance/tuned": "EV tuned",
     "fidelity/ce_recovered/base": "CE rec. base",
@@ -28,6 +30,10 @@ HEADLINE = {
     "geometry/count/base_only": "base-only",
     "geometry/count/shared": "shared",
     "geometry/count/tuned_only": "tuned-only",
+    "stability/all": "stable",
+    "stability/shared": "stable shared",
+    "stability/base_only": "stable base-only",
+    "stability/tuned_only": "stable tuned-only",
 }
 CURVES = (
     "explained_variance/pooled",
@@ -48,6 +54,7 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     members = [_member(run) for run in runs]
     for member, keys in zip(members, _swept_keys(members), strict=True):
         member["keys"] = keys
+    add_stability(members)
     return sorted(members, key=lambda member: [_order(value) for value in member["keys"].values()])
 
 
