@@ -9,7 +9,9 @@ import torch
 from tunediff.activations import LiveRows, take
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation
 from tunediff.evaluations import Examples, Fidelity, Geometry, LabelAlignment, Trained
+from tunediff.evaluations.fidelity import predictions
 from tunediff.evaluations.label_alignment import auroc, average_ranks, delong_interval
+from tunediff.hookpoints import Point, writing
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import Finding, Note, Table
 from tunediff.text import Text
@@ -71,6 +73,39 @@ def test_the_mean_predictor_explains_nothing_and_is_the_mean_ablation(pair):
         assert abs(findings[f"fidelity/explained_variance/{role}"].value) < 1e-6
         assert abs(findings[f"fidelity/ce_spliced/{role}"].value - findings[f"fidelity/ce_mean/{role}"].value) < 1e-5
     assert findings["fidelity/l0/mean"].value == 0 and findings["fidelity/dead_fraction"].value == 1
+
+
+def test_a_dictionary_of_one_model_is_measured_in_that_model(pair):
+    for role in ("base", "tuned"):
+        dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1, reads=role)))
+        findings, tables, _ = run(Fidelity(resamples=10), pair, dictionary)
+        assert abs(findings[f"fidelity/kl_recovered/{role}"].value - 1) < 1e-3
+        assert {name.split("/")[2] for name in findings if name.count("/") > 1 and "l0" not in name} == {role, "pooled"}
+        findings, tables, _ = run(Geometry(), pair, dictionary)
+        assert "relative_decoder_norm" not in tables["latents"] and "firing_rate" in tables["latents"]
+
+
+def test_a_difference_is_written_into_the_tuned_model_and_without_it_the_bases_activations_stand_there(pair):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1, reads="difference")))
+    findings, _, _ = run(Fidelity(resamples=10), pair, dictionary)
+    assert abs(findings["fidelity/explained_variance/difference"].value - 1) < 1e-6
+    assert abs(findings["fidelity/kl_spliced/difference"].value) < 1e-5
+    trained = Trained(pair, toy_text(), dictionary, 300)
+    reading = next(trained.readings(""))
+    assert reading.admitted.all()
+    without, scored = predictions(trained, reading, "difference", torch.zeros_like(reading.rows.values))
+    batch = reading.batch
+    (base,) = pair.read(batch, pair.streams("resid_post", 1, reads="base"))
+
+    def put(value):
+        flat = value.flatten(0, 1).clone()
+        flat[pair.places("tuned", batch)] = base
+        return flat.view_as(value)
+
+    with writing(pair.models["tuned"], Point("resid_post", 1), put):
+        logits = pair.logits("tuned", batch).flatten(0, 1)
+    expected = logits[pair.places("tuned", batch)[scored] - 1].log_softmax(-1)
+    assert torch.allclose(without, expected, atol=1e-4)
 
 
 def test_explained_variance_does_not_depend_on_batching(pair):

@@ -122,6 +122,26 @@ def test_both_models_read_the_same_ids_and_each_its_own_weights(pair):
     assert torch.equal(*(pair.inputs(role, batch)["input_ids"] for role in ("base", "tuned")))
 
 
+def test_one_model_or_the_difference_can_be_read_alone(pair, folders):
+    batch = batch_of(pair)
+    both = pair.streams("resid_post", [1, 2])
+    values = dict(zip(both, pair.read(batch, both), strict=True))
+    for role in ("base", "tuned"):
+        alone = pair.streams("resid_post", [1, 2], reads=role)
+        assert alone == [s for s in both if s.role == role]
+        assert all(torch.equal(v, values[s]) for s, v in zip(alone, pair.read(batch, alone), strict=True))
+    apart = pair.streams("resid_post", [1, 2], reads="difference")
+    for stream, value in zip(apart, pair.read(batch, apart), strict=True):
+        base, tuned = (values[stream._replace(role=role)] for role in ("base", "tuned"))
+        assert torch.equal(value, tuned - base) and str(stream).startswith("difference.")
+    with pytest.raises(Refused, match="dictionary.reads='all': choose both, base, tuned or difference"):
+        pair.streams("resid_post", 1, reads="all")
+    unlike = ModelPair(*(ModelSource(str(folders[name]), dtype="float32") for name in ("base", "wide")))
+    assert unlike.streams("resid_post", 3, reads="tuned")[0].width == 48
+    with pytest.raises(Refused, match="reads=difference needs models of the same width"):
+        unlike.streams("resid_post", 0.5, reads="difference", equal_widths=False)
+
+
 def test_layers_are_counted_from_0_or_given_as_depth(pair, folders):
     assert [(s.role, s.layer) for s in pair.streams("resid_post", 0.5)] == [("base", 1), ("tuned", 1)]
     assert [s.layer for s in pair.streams("mlp_out", [0, 2])] == [0, 0, 2, 2]

@@ -29,6 +29,8 @@ from tunediff.sweep.work import work
 
 SMALL = ["scale=smoke", "trainer=cpu", "evaluation=none"]  # `words` that follow have the last word
 
+RESAMPLED = "optimizer.resampling={_target_: tunediff.training.Resampling, every: 0.2, until: 0.9}"
+
 
 def composed(*words):
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
@@ -98,6 +100,34 @@ def test_members_of_other_widths_normalisations_and_hookpoints_share_a_stream_to
         assert weights(trained(tmp_path / f"alone-{n}", words)[0]) == weights(together[n]), words
     notes = json.loads((together[2].folder / "findings.json").read_text())["notes"]
     assert any("left out as attention sinks" in note for note in notes)
+
+
+EVERY = sorted(path.stem for path in (ROOT / "conf" / "dictionary").glob("*.yaml"))
+OTHERS = [["dictionary/sparsity=matryoshka"], ["dictionary=l1_crosscoder", "layer=[1,3]", RESAMPLED]]
+
+
+def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
+    members = [*([f"dictionary={option}"] for option in EVERY), *OTHERS]
+    members = [[*words, "budget.tokens=24576", "budget.dead_after=4000", "checkpoint_every=0.2"] for words in members]
+    measured = [
+        [*words, "evaluation=[fidelity,geometry]", "budget.evaluation_tokens=300", "evaluation.fidelity.resamples=20"]
+        for words in members
+    ]
+    whole = trained(tmp_path / "whole", *measured)
+    assert len({stream_key(run.cfg) for run in whole}) == 1 and len({weights(run) for run in whole}) == len(members)
+    for run in whole:
+        found = findings(run.folder)
+        assert run.error is None and found["fidelity/explained_variance/pooled"] > -1, run.cfg.dictionary
+        assert found["fidelity/l0/mean"] > 0 and "fidelity/dead_fraction" in found
+        scheduled = [name for name in run.member.history[0] if name.startswith("schedule/")]
+        assert "schedule/learning_rate" in scheduled and len(scheduled) > 1
+    killed_at(tmp_path / "cut", measured, 17, monkeypatch, SystemExit(9))
+    runs = [Run(composed(*words), tmp_path / "cut" / str(n)) for n, words in enumerate(measured)]
+    with monkeypatch.context() as m:
+        m.setattr(Run, "finish", lambda run, *_: run.member.dictionary.save(run.folder / "dictionary", {}))
+        train(runs, tmp_path / "cut" / "checkpoints")
+    for one, again in zip(whole, runs, strict=True):
+        assert weights(one) == weights(again) and one.member.history == again.member.history, one.cfg.dictionary
 
 
 # -- a member that fails ---------------------------------------------------------------------------------------------

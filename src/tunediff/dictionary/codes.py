@@ -162,6 +162,13 @@ class Screened:
     def latents(self) -> int:
         return len(self.b_enc)
 
+    def limit_of_first_rows(self, norms: Tensor, k: float) -> float:
+        """The smallest value * norm that would be kept of the first block alone."""
+        with torch.no_grad():
+            first = self.rows[:BLOCK]
+            scores = (torch.addmm(self.b_enc, first, self.W_enc).float() * norms).flatten()
+            return float(scores.topk(min(round(k * len(first)), len(scores)), sorted=False).values.min())
+
     def above(self, bar: Tensor) -> SparseCodes:
         """Codes whose pre-activation is above the bar [latent]."""
 

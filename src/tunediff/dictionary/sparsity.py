@@ -249,11 +249,12 @@ class BatchTopK(Sparsity):
         return torch.where(scores >= self.limit, latents, 0.0)
 
     def select_sparse(self, screened: Screened, norms: Tensor, settings: Mapping[str, float]) -> SparseCodes:
-        """Screens with a bar a little below the last batch's limit, and again with none where that was too high."""
+        """Screens with a bar a little below the last batch's limit, at first below that of a few rows, and again with
+        lower ones where that was too high."""
         kept = round(settings["k"] * len(screened.rows))
+        guess = screened.limit_of_first_rows(norms, settings["k"]) if self.limit is None else float(self.limit)
         lowest = 0.0 if self.relu else -torch.inf
-        bars = [lowest] if self.limit is None or not self.limit > 0 else [0.8 * float(self.limit), lowest]
-        for bar in bars:
+        for bar in (0.8 * guess, 0.4 * guess, lowest) if 0 < guess < torch.inf else (lowest,):
             found = screened.above(bar / norms.clamp(min=1e-12))
             if len(found.places) >= kept:
                 break
