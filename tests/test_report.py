@@ -54,7 +54,7 @@ def make_run(folder, *, tables=("training", "latents", "examples")):
         json.dumps({"identity": "abc", "study": study, "findings": findings, "notes": ["One note."]})
     )
     content = {
-        "training": {"step": [0, 20], "tokens": [10, 200], "loss/reconstruction": [5.0, 1.0], "explained_variance/base": [0.1, 0.9], "explained_variance/tuned": [float("nan"), 0.8]},
+        "training": {"step": [0, 20], "tokens": [10, 200], "loss/reconstruction": [5.0, 1.0], "explained_variance/base": [0.1, 0.9], "explained_variance/tuned": [float("nan"), 0.8], "schedule/l1": [0.05, 1.0], "schedule/learning_rate": [1e-4, 1e-3]},
         "latents": {
             "latent": list(range(40)), "firing_rate": [0.0] + [0.01] * 39, "firing_rate/thinking": [0.02] * 40,
             "relative_decoder_norm": [n / 39 for n in range(40)], "decoder_cosine": [0.5] * 40, "kind": ["shared"] * 40,
@@ -113,6 +113,8 @@ def test_headline_latents_and_label_are_drawn(tmp_path):
         "One note.",
         "All 12 findings",
         "what fidelity/dead_fraction means",
+        "Factor of the sparsity coefficient: 1",
+        "Learning rate: ",
     ):
         assert shown in dom, shown
     rows = re.findall(r'id="latent-(\d+)"', dom)

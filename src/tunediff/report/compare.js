@@ -2,7 +2,7 @@
 
 const MEMBERS = DATA.members;
 const KEYS = Object.keys(MEMBERS[0]?.keys ?? {});
-const COLOURS = ["#2166ac", "#d9730d", "#1b9e77", "#7c5cc4", "#c2447f", "#8c6d1f", "#3a9fb5", "#6b7075"];
+const COLOURS = ["#2166ac", "#d9730d", "#1b9e77", "#7c5cc4", "#c2447f", "#8c6d1f", "#3a9fb5", "#6b7075", "#e0a100", "#16406b", "#7bb662", "#b03a2e", "#a58bd8", "#1d5c4a"];
 const EV = "fidelity/explained_variance/pooled", L0 = "fidelity/l0/mean";
 const METRICS = [...new Set(MEMBERS.flatMap((m) => Object.keys(m.metrics)))];
 const HEADLINE = Object.entries(DATA.headline).filter(([name]) => METRICS.includes(name));
@@ -64,16 +64,18 @@ function table(members) {
 const span = (values) => { const low = Math.min(...values), high = Math.max(...values), room = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1; return [low - room, high + room]; };
 
 function dots(title, members, x, y, xWord, joined) {
-  const points = members.map((m) => [m, x(m), y(m)]).filter(([, a, b]) => typeof a === "number" && typeof b === "number");
+  const found = members.map((m) => [m, x(m), y(m)]).filter(([, a, b]) => typeof a === "number" && typeof b === "number");
+  const least = Math.min(...found.map((p) => p[1])), log = least > 0 && Math.max(...found.map((p) => p[1])) > 20 * least;
+  const points = log ? found.map(([m, a, b]) => [m, Math.log10(a), b]) : found;
   if (!points.length) return element("figure", {}, element("figcaption", {}, title), element("p", { class: "soft" }, "No finished member has both."));
-  const { svg, x: atX, y: atY } = frame(title, span(points.map((p) => p[1])), span(points.map((p) => p[2])), xWord);
+  const { svg, x: atX, y: atY } = frame(title, span(points.map((p) => p[1])), span(points.map((p) => p[2])), log ? `${xWord}, logarithmic` : xWord, log ? (at) => short(Number((10 ** at).toPrecision(2))) : short);
   for (const group of groups()) {
     const mine = points.filter(([m]) => groupOf(m) === group);
     const line = joined(mine.map(([, a, b]) => [a, b]).sort((p, q) => p[0] - q[0]));
     if (line.length > 1) svg.append(drawn("polyline", { points: line.map(([a, b]) => `${atX(a).toFixed(1)},${atY(b).toFixed(1)}`).join(" "), fill: "none", stroke: colourOf(mine[0][0]), "stroke-width": 1.4, opacity: 0.7 }));
     for (const [m, a, b] of mine) {
       const dot = drawn("circle", { cx: atX(a), cy: atY(b), r: 4, fill: colourOf(m) });
-      dot.append(drawn("title", {}, `${named(m)}\n${xWord} ${spelled(a)}, ${title.split(" against")[0]} ${spelled(b)}`));
+      dot.append(drawn("title", {}, `${named(m)}\n${xWord} ${spelled(log ? 10 ** a : a)}, ${title.split(" against")[0]} ${spelled(b)}`));
       svg.append(dot);
     }
   }

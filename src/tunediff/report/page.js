@@ -2,7 +2,7 @@
 
 const FOUND = new Map(DATA.findings.map((finding) => [finding.name, finding]));
 const KIND_WORDS = { base_only: "base-only", shared: "shared", tuned_only: "tuned-only", other: "in between" };
-const ROLES = ["base", "tuned"];
+const ROLES = ["base", "tuned", "difference"].filter((role) => FOUND.has(`fidelity/explained_variance/${role}`));
 
 const valueOf = (name) => (FOUND.has(name) ? FOUND.get(name).value : undefined);
 const interval = (finding) => (finding && finding.low !== null ? `${spelled(finding.low, finding.value)} to ${spelled(finding.high, finding.value)}` : "");
@@ -75,12 +75,12 @@ function segmentTable() {
 
 // -- charts --------------------------------------------------------------------------------------------------------
 
-function curve(title, series) {
+function curve(title, series, whole = false) {
   const tokens = DATA.training.tokens;
   const present = series.filter(([name]) => DATA.training[name]?.some((v) => v !== null));
   if (!present.length) return null;
-  // the first steps are far off: the axis spans what follows the first eighth
-  const settled = present.flatMap(([name]) => DATA.training[name].slice(Math.floor(tokens.length / 8))).filter((v) => v !== null);
+  // the first steps of what is measured are far off: the axis spans what follows the first eighth
+  const settled = present.flatMap(([name]) => DATA.training[name].slice(whole ? 0 : Math.floor(tokens.length / 8))).filter((v) => v !== null);
   const low = Math.min(...settled), high = Math.max(...settled), room = (high - low) * 0.06;
   const { svg, x, y } = frame(title, [0, tokens.at(-1)], [low - room, high + room], "tokens");
   const clip = (v) => Math.max(low - room, Math.min(high + room, v));
@@ -94,6 +94,9 @@ function curve(title, series) {
   return element("figure", {}, element("figcaption", {}, `${title}: ${last}`), svg);
 }
 
+const TERMS = { l1: "L1 term", tanh: "Tanh term", pre_activation: "Pre-activation term", difference: "Difference term", auxk: "AuxK term" };
+const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", aux: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
+
 function curves() {
   if (!DATA.training) return section("Training", element("p", {}, "There is no record of the training."));
   const ink = "var(--ink)";
@@ -101,14 +104,14 @@ function curves() {
     element("p", { class: "soft" }, "On training batches, in normalised units, with batch-wise selection where the dictionary has it."),
     element("div", { class: "grid" },
       curve("Reconstruction loss", [["loss/reconstruction", "", ink]]),
-      curve("Explained variance", [["explained_variance/base", "base", "var(--base)"], ["explained_variance/tuned", "tuned", "var(--tuned)"]]),
+      curve("Explained variance", [["explained_variance/base", "base", "var(--base)"], ["explained_variance/tuned", "tuned", "var(--tuned)"], ["explained_variance/difference", "difference", ink]]),
       curve("L0", [["l0", "", ink]]),
       curve("Dead fraction", [["dead_fraction", "", ink]]),
-      curve("L1 term", [["loss/l1", "", ink]]),
-      curve("AuxK term", [["loss/auxk", "", ink]]),
-      curve("Threshold", [["threshold", "", ink]]),
-      curve("Learning rate", [["schedule/learning_rate", "", ink]]),
-      curve("k", [["schedule/k", "", ink]])));
+      Object.entries(TERMS).map(([term, title]) => curve(title, [[`loss/${term}`, "", ink]])),
+      curve("Threshold", [["threshold", "", ink]])),
+    element("p", { class: "soft" }, "What was scheduled, over the whole run:"),
+    element("div", { class: "grid", id: "schedules" },
+      Object.keys(DATA.training).filter((name) => name.startsWith("schedule/")).map((name) => curve(SCHEDULED[name.slice(9)] ?? name.slice(9), [[name, "", ink]], true))));
 }
 
 function histogram(title, values, [low, high], colour, marks = []) {

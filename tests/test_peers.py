@@ -1,0 +1,155 @@
+"""The same objects in the field's libraries: equal losses and gradients for equal weights and batches.
+
+Runs where they are installed (pip install -e ".[test,peers]"); a torchvision that does not fit torch breaks their imports.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+
+from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation, TopK
+from tunediff.objectives import Reconstruction
+from tunediff.shapes import Rows, Stream
+
+WIDTH, LATENTS, K = 24, 60, 5
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+
+
+def library(name):
+    try:
+        return pytest.importorskip(
+            name, reason=f"{name} is not installed: pip install -e '.[peers]'", exc_type=ImportError
+        )
+    except RuntimeError as error:
+        pytest.skip(f"{name} does not import here: {error}")
+
+
+def batch():
+    return torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(5)) + 0.3
+
+
+def one_stream(sparsity, **settings):
+    made = Crosscoder(
+        [Stream("tuned", "resid_post", 0, WIDTH)],
+        latents=LATENTS,
+        sparsity=sparsity,
+        normalisation=partial(Normalisation, kind="none", sink_multiple=None),
+        **settings,
+    )
+    with torch.no_grad():
+        made.b_enc.copy_(torch.linspace(-0.3, 0.1, LATENTS))
+        made.b_dec.copy_(torch.linspace(-0.2, 0.4, WIDTH))
+    return made
+
+
+def ours(dictionary, **settings):
+    found = Reconstruction(aux_weight=0)(
+        dictionary, Rows(batch()), dead=torch.empty(0, dtype=torch.long), settings={"l1": 1.0, "k": float(K)}
+    )
+    (found.total * settings.get("factor", 1.0)).backward()
+    return found.total.detach() * settings.get("factor", 1.0)
+
+
+def agree(dictionary, loss, theirs):
+    """theirs: W_enc [width, latent], W_dec [latent, width], b_enc, b_dec gradients."""
+    assert torch.allclose(loss[0], loss[1], rtol=1e-5)
+    mine = (dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec)
+    for ours_, their in zip(mine, theirs, strict=True):
+        assert torch.allclose(ours_.grad, their, rtol=1e-5, atol=1e-5)
+
+
+def into_linear(dictionary, encoder, decoder, bias):
+    with torch.no_grad():
+        encoder.weight.copy_(dictionary.W_enc.T)
+        encoder.bias.copy_(dictionary.b_enc)
+        decoder.weight.copy_(dictionary.W_dec.T)
+        bias.copy_(dictionary.b_dec)
+
+
+def test_l1_is_that_of_dictionary_learning():
+    library("dictionary_learning")
+    from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
+
+    common = {"steps": 10, "activation_dim": WIDTH, "dict_size": LATENTS, "layer": 0, "lm_name": "-", "device": "cpu"}
+    trainer = StandardTrainerAprilUpdate(**common, l1_penalty=0.7, warmup_steps=1, sparsity_warmup_steps=None)
+    dictionary = one_stream(L1(0.7), subtract_decoder_bias=True)
+    peer = trainer.ae
+    into_linear(dictionary, peer.encoder, peer.decoder, peer.bias)
+    loss = trainer.loss(batch(), step=5)
+    loss.backward()
+    gradients = (peer.encoder.weight.grad.T, peer.decoder.weight.grad.T, peer.encoder.bias.grad, peer.bias.grad)
+    agree(dictionary, (ours(dictionary), loss.detach()), gradients)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_batchtopk_is_that_of_dictionary_learning(sparse):
+    library("dictionary_learning")
+    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+
+    common = {"steps": 10, "activation_dim": WIDTH, "dict_size": LATENTS, "layer": 0, "lm_name": "-", "device": "cpu"}
+    trainer = BatchTopKTrainer(**common, k=K, warmup_steps=1)
+    dictionary = one_stream(BatchTopK(K), subtract_decoder_bias=True, code_norm="none", sparse_codes=sparse)
+    peer = trainer.ae
+    into_linear(dictionary, peer.encoder, peer.decoder, peer.b_dec)
+    loss = trainer.loss(batch(), step=5)
+    loss.backward()
+    gradients = (peer.encoder.weight.grad.T, peer.decoder.weight.grad.T, peer.encoder.bias.grad, peer.b_dec.grad)
+    agree(dictionary, (ours(dictionary), loss.detach()), gradients)
+
+
+def sae_lens_loss(peer, dictionary, **coefficients):
+    from sae_lens.saes.sae import TrainStepInput
+
+    with torch.no_grad():
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+            getattr(peer, name).copy_(getattr(dictionary, name))
+    step = TrainStepInput(
+        sae_in=batch(), coefficients=coefficients, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
+    )
+    loss = peer.training_forward_pass(step).loss
+    loss.backward()
+    return loss.detach(), [getattr(peer, name).grad for name in ("W_enc", "W_dec", "b_enc", "b_dec")]
+
+
+def test_l1_is_that_of_sae_lens():
+    library("sae_lens")
+    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
+
+    peer = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=WIDTH, d_sae=LATENTS, l1_coefficient=0.7))
+    dictionary = one_stream(L1(0.7), subtract_decoder_bias=peer.cfg.apply_b_dec_to_input)
+    loss, gradients = sae_lens_loss(peer, dictionary, l1=0.7)
+    agree(dictionary, (ours(dictionary), loss), gradients)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_batchtopk_is_that_of_sae_lens(sparse):
+    library("sae_lens")
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+
+    peer = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=WIDTH, d_sae=LATENTS, k=K))
+    dictionary = one_stream(BatchTopK(K), subtract_decoder_bias=peer.cfg.apply_b_dec_to_input, sparse_codes=sparse)
+    with torch.no_grad():
+        dictionary.W_dec.mul_(torch.linspace(0.5, 2.0, LATENTS)[:, None])
+    loss, gradients = sae_lens_loss(peer, dictionary)
+    agree(dictionary, (ours(dictionary), loss), gradients)
+
+
+def test_topk_is_that_of_sparsify():
+    library("sparsify")
+    from sparsify import SparseCoder
+    from sparsify.config import SparseCoderConfig
+
+    peer = SparseCoder(WIDTH, SparseCoderConfig(num_latents=LATENTS, k=K))
+    dictionary = one_stream(TopK(K), subtract_decoder_bias=True)  # unit decoders: norms change nothing
+    with torch.no_grad():
+        peer.encoder.weight.copy_(dictionary.W_enc.T)
+        peer.encoder.bias.copy_(dictionary.b_enc)
+        peer.W_dec.copy_(dictionary.W_dec)
+        peer.b_dec.copy_(dictionary.b_dec)
+    rows = batch()
+    loss = peer(rows).fvu
+    loss.backward()
+    factor = len(rows) / (rows - rows.mean(0)).square().sum()  # theirs is the share of the batch's variance
+    gradients = (peer.encoder.weight.grad.T, peer.W_dec.grad, peer.encoder.bias.grad, peer.b_dec.grad)
+    agree(dictionary, (ours(dictionary, factor=factor), loss.detach()), gradients)
