@@ -196,6 +196,11 @@ def test_a_half_billion_pair_trains_50_steps_within_12_gb(tmp_path, data_folder)
             ["dictionary.sparsity.k=100"],
             "error: dictionary.sparsity.k=100 is larger than the dictionary: it has 64 latents",
         ),
+        (
+            ["dictionary=l1_crosscoder", "l1_schedule=warmup", "l1_schedule.warmup=1000 steps"],
+            "error: l1_schedule: warmup=1000 steps is longer than the run, which has 8 steps of 1,024 tokens",
+        ),
+        (["trainer=fp16", "trainer.accelerator=cpu"], "error: trainer.precision=16-mixed needs a GPU"),
         (["text=traces", "text.rows.path=missing.jsonl"], "error: No file at 'missing.jsonl'"),
         (["model_pair=r1_vs_qwen"], "error: Cannot load 'Qwen/Qwen2.5-Math-1.5B'"),
         (["budget.tokens=10"], "error: budget.tokens=10 is less than one batch of optimizer.batch=1024."),

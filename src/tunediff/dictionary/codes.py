@@ -41,7 +41,7 @@ class DenseCodes:
 
 
 class Places:
-    """Where codes stand in [token, latent]: `flat` [n], places in the flattened matrix in rising order."""
+    """Where codes stand in [token, latent]: `flat` [n], places in the flattened matrix, token by token."""
 
     def __init__(self, flat: Tensor, tokens: int, latents: int):
         self.flat, self.tokens, self.latents = flat, tokens, latents
@@ -182,7 +182,7 @@ class Screened:
         """The k of each token with the largest value * norm, as far as they are positive."""
 
         def passing(pre: Tensor) -> tuple[Tensor, Tensor]:
-            chosen = (pre * norms.to(pre.dtype)).topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
+            chosen = (pre * norms.to(pre.dtype)).topk(k, dim=-1, sorted=False).indices
             places = (chosen + torch.arange(len(pre), device=pre.device)[:, None] * self.latents).view(-1)
             values = pre.view(-1)[places]
             positive = values > 0

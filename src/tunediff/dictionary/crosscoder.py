@@ -22,7 +22,7 @@ from tunediff import processes
 from tunediff.dictionary.codes import DenseCodes, Screened, SparseCodes
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
-from tunediff.dictionary.sparsity import Sparsity
+from tunediff.dictionary.sparsity import Sparsity, strongest
 from tunediff.shapes import Refused, Rows, Stream
 
 
@@ -162,17 +162,27 @@ class Crosscoder(nn.Module):
 
     def code(self, normalised: Tensor, norms: Tensor, settings: Mapping[str, float]) -> DenseCodes | SparseCodes:
         """The latents of a training batch [token, width]; selection may look at all of it."""
-        sparse = self.sparse_codes
-        if sparse is None:
-            sparse = (
-                normalised.device.type == "cpu" and processes.count() == 1 and settings.get("k", 0) * 8 < self.latents
-            )
-        if sparse and self.sparsity.few:
+        if self.sparsity.few and self.goes_sparse(normalised, settings["k"], self.latents):
             rows = self.centred(normalised)
             codes = self.sparsity.select_sparse(Screened(rows, self.encoder, self.b_enc), norms.detach(), settings)
             return codes.taught_by(rows, self.encoder, self.b_enc)
         pre = self.pre_activations(normalised).float()
         return DenseCodes(self.sparsity.select(pre, norms, settings), pre)
+
+    def code_of(self, some: Tensor, normalised: Tensor, k: int) -> DenseCodes | SparseCodes:
+        """The k strongest of each token among the latents numbered in `some` [n], whatever the sparsity."""
+        rows, encoder, bias = self.centred(normalised), self.encoder.T.index_select(0, some).T, self.b_enc[some]
+        norms = torch.ones_like(bias).detach()
+        if self.goes_sparse(normalised, k, len(some)):
+            return Screened(rows, encoder, bias).strongest(norms, k).taught_by(rows, encoder, bias)
+        pre = (rows @ encoder + bias).float()
+        return DenseCodes(strongest(torch.relu(pre), norms, k), pre)
+
+    def goes_sparse(self, rows: Tensor, k: float, latents: int) -> bool:
+        """Whether so few of the latents are active that sparse codes are faster here."""
+        if self.sparse_codes is not None:
+            return self.sparse_codes
+        return rows.device.type == "cpu" and processes.count() == 1 and 8 * k < latents
 
     def reconstructions(self, codes: DenseCodes | SparseCodes) -> list[Tensor]:
         """[token, width] of each nested dictionary, the whole one last."""

@@ -180,12 +180,16 @@ class TopK(Sparsity):
         return self.select(pre, norms, {"k": self.k})
 
     def select(self, pre: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Tensor:
-        latents = torch.relu(pre)
-        chosen = (latents * norms).topk(int(settings["k"]), dim=-1, sorted=False).indices
-        return torch.zeros_like(latents).scatter(-1, chosen, latents.gather(-1, chosen))
+        return strongest(torch.relu(pre), norms, int(settings["k"]))
 
     def select_sparse(self, screened: Screened, norms: Tensor, settings: Mapping[str, float]) -> SparseCodes:
         return screened.strongest(norms, int(settings["k"]))
+
+
+def strongest(latents: Tensor, norms: Tensor, k: int) -> Tensor:
+    """[token, latent] with all but the k largest latents * norms of each token set to zero."""
+    chosen = (latents * norms).topk(k, dim=-1, sorted=False).indices
+    return torch.zeros_like(latents).scatter(-1, chosen, latents.gather(-1, chosen))
 
 
 class BatchTopK(Sparsity):
@@ -195,6 +199,8 @@ class BatchTopK(Sparsity):
     Outside training a fixed threshold decides, an exponential mean of the smallest kept value of each batch, so that a
     latent's value never depends on its batch neighbours.
 
+    threshold_memory   of that mean; public trainers take 0.99 or 0.999, which lag while the learning rate cools down, so
+                 that fewer latents pass than were trained
     k_schedule   factor of k over the run; Anneal(start, over) lets it fall to k, from all latents at most
     relu         false: a latent keeps its sign, and may be negative where too few are positive (arXiv 2511.06739's SAE)
     prefixes     shares of the latents that must reconstruct alone, in rising order up to 1 (Matryoshka; Bussmann et al.
@@ -209,7 +215,7 @@ class BatchTopK(Sparsity):
         k: int,
         *,
         k_schedule: Schedule = Constant(),  # noqa: B008 (a frozen dataclass)
-        threshold_memory: float = 0.99,
+        threshold_memory: float = 0.95,
         relu: bool = True,
         prefixes: Sequence[float] = (1.0,),
     ):

@@ -109,11 +109,8 @@ class Reconstruction:
         if len(dead) == 0:
             return error.new_zeros(())
         count = min(self.aux_latents or error.shape[1] // 2, len(dead))
-        encoder = dictionary.encoder.T.index_select(0, dead)
-        pre = (dictionary.centred(target) @ encoder.T + dictionary.b_enc[dead]).float()
-        values, chosen = torch.relu(pre).topk(count, dim=-1, sorted=False)
-        latents = torch.zeros_like(pre).scatter(-1, chosen, values)
-        return self.size(error - (latents @ dictionary.W_dec.index_select(0, dead)).float(), dictionary.widths)
+        restored = dictionary.code_of(dead, target, count).decode(dictionary.W_dec.index_select(0, dead))
+        return self.size(error - restored.float(), dictionary.widths)
 
 
 def difference(error: Tensor, streams: Sequence[Stream]) -> Tensor:

@@ -1,8 +1,8 @@
 """What a group will take, before it starts: memory of one device, disk, and a lower bound of its time.
 
-Memory and disk are counted from shapes. Time is a FLOP model of training (both models to the highest layer read, five
-dense products a dictionary and three for AuxK) at the rate of one matrix product measured here; evaluations are not in
-it, and no run reaches that rate with everything, so it says "at least".
+Memory and disk are counted from shapes. Time is a FLOP model of training (both models to the highest layer read; five
+dense products a dictionary, or one where codes are sparse) at the rate of one matrix product measured here; AuxK and
+evaluations are not in it, and no run reaches that rate with everything, so it says "at least".
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
         parameters = 2 * latents * mine
         memory += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
         disk += 4 * parameters * (1 + 2 * 3)
-        flops += 16 * run.cfg.budget.tokens * latents * mine
+        products = 1 if build(run.cfg.dictionary.sparsity).few else 5
+        flops += 2 * products * run.cfg.budget.tokens * latents * mine
     return Cost(memory, disk, flops)
 
 
