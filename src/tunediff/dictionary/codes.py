@@ -22,9 +22,9 @@ BLOCK = 256  # rows of pre-activations that are held at once
 
 
 class DenseCodes:
-    """latents [token, latent]; `pre` the same before sparsity, for penalties that ask for it."""
+    """latents [token, latent]; `pre` the same before sparsity, where a penalty asks for it."""
 
-    def __init__(self, latents: Tensor, pre: Tensor):
+    def __init__(self, latents: Tensor, pre: Tensor | None = None):
         self.latents, self.pre = latents, pre
 
     def decode(self, W_dec: Tensor, first: int = 0, last: int | None = None) -> Tensor:

@@ -154,7 +154,7 @@ class Crosscoder(nn.Module):
 
     def pre_activations(self, normalised: Tensor) -> Tensor:
         """[token, latent] before sparsity."""
-        return self.centred(normalised) @ self.encoder + self.b_enc
+        return nn.functional.linear(self.centred(normalised), self.encoder.T, self.b_enc)
 
     def centred(self, normalised: Tensor) -> Tensor:
         """What the encoder sees."""
@@ -167,7 +167,8 @@ class Crosscoder(nn.Module):
             codes = self.sparsity.select_sparse(Screened(rows, self.encoder, self.b_enc), norms.detach(), settings)
             return codes.taught_by(rows, self.encoder, self.b_enc)
         pre = self.pre_activations(normalised).float()
-        return DenseCodes(self.sparsity.select(pre, norms, settings), pre)
+        kept = pre if self.sparsity.keeps_pre else None
+        return DenseCodes(self.sparsity.select(pre, norms, settings), kept)
 
     def code_of(self, some: Tensor, normalised: Tensor, k: int) -> DenseCodes | SparseCodes:
         """The k strongest of each token among the latents numbered in `some` [n], whatever the sparsity."""
@@ -175,8 +176,8 @@ class Crosscoder(nn.Module):
         norms = torch.ones_like(bias).detach()
         if self.goes_sparse(normalised, k, len(some)):
             return Screened(rows, encoder, bias).strongest(norms, k).taught_by(rows, encoder, bias)
-        pre = (rows @ encoder + bias).float()
-        return DenseCodes(strongest(torch.relu(pre), norms, k), pre)
+        pre = nn.functional.linear(rows, encoder.T, bias).float()
+        return DenseCodes(strongest(torch.relu_(pre), norms, k))
 
     def goes_sparse(self, rows: Tensor, k: float, latents: int) -> bool:
         """Whether so few of the latents are active that sparse codes are faster here."""

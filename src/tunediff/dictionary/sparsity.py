@@ -22,11 +22,13 @@ class Sparsity(nn.Module):
     """Abstract. `forward` is what a token's latents are outside training: a function of that token alone.
 
     has_penalty   whether there is a term for l1_schedule to scale
+    keeps_pre     whether its penalty looks at pre-activations; else `select` may overwrite them
     few           whether so few latents are active that their codes can be kept sparse
     prefixes      ends of nested dictionaries as shares of the latents, each of which must reconstruct alone; as a rule one
     """
 
     has_penalty = False
+    keeps_pre = False
     few = False
     prefixes: Sequence[float] = (1.0,)
 
@@ -81,6 +83,9 @@ class L1(Sparsity):
     def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
         return torch.relu(pre)
 
+    def select(self, pre: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Tensor:
+        return torch.relu_(pre)
+
     def penalties(
         self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
     ) -> dict[str, Tensor]:
@@ -118,6 +123,7 @@ class JumpReLU(Sparsity):
     """
 
     has_penalty = True
+    keeps_pre = True
 
     def __init__(
         self,
