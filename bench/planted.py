@@ -13,7 +13,6 @@ from pathlib import Path
 
 import hydra
 import lightning
-import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from tunediff.activations import Planted, PlantedRows, ShuffledRows, take
@@ -150,5 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

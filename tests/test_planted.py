@@ -1,10 +1,14 @@
 """Planted truth: what is planted is there, what is right scores full marks, and each artefact is seen for what it is."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
 
+from conftest import ROOT
 from tunediff.activations import Planted, PlantedRows
 from tunediff.dictionary import Crosscoder, Linear, Normalisation
 from tunediff.evaluations import latent_scaling, score
@@ -169,3 +173,12 @@ def test_names_are_not_swapped_a_planted_tuned_only_event_is_never_called_base_o
         base, tuned = swapped.W_dec.clone().split(W, dim=-1)
         swapped.W_dec.copy_(torch.cat([tuned, base], dim=-1))
     assert score(swapped, truth, rows(truth)).by_norm.false == 4
+
+
+def test_the_benchmark_trains_options_of_conf_on_planted_pairs_and_prints_their_scores():
+    kinds = ["batchtopk_crosscoder", "l1_crosscoder", "difference_sae"]
+    command = [sys.executable, "bench/planted.py", "--seeds", "1", "--tokens", "40960", "--dictionaries", *kinds]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if any(f"| {kind} |" in line for kind in kinds)]
+    assert len(rows) == 3 and all(0 < float(row[4]) <= 1 for row in rows) and rows[2][5:] == ["–"] * 7 + ["– |"]

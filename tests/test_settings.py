@@ -219,6 +219,12 @@ def test_every_option_of_dictionary_says_only_how_it_differs():
             assert key not in given or given[key] != value, f"{path.name}: {key}"
 
 
+def test_every_dictionary_is_told_of_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for path in (CONF / "dictionary").glob("*.yaml"):
+        assert f"`{path.stem}`" in readme, path.stem
+
+
 def test_every_group_is_named_in_the_contents_page():
     contents = (CONF / "train.yaml").read_text()
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}

@@ -90,6 +90,21 @@ def test_planted_directions_are_learned(precision):
     assert ((relative > 0.9) & (firing > 0)).sum() >= 3 and ((relative < 0.1) & (firing > 0)).sum() >= 3
 
 
+@pytest.mark.parametrize("kind", [lambda: BatchTopK(2, k_schedule=Anneal(3.0, 0.2)), lambda: TopK(2)])
+def test_sparse_codes_train_as_dense_ones_over_200_steps(kind):
+    """Also while latents die and AuxK teaches them."""
+    histories = []
+    for sparse in (True, False):
+        trained = member(kind(), sparse_codes=sparse, dead_after=500)
+        with torch.no_grad():
+            trained.dictionary.b_enc[:6] = -0.8  # hard to wake
+        fit([trained], steps=200)
+        histories.append(trained.history)
+    assert any(record["loss/auxk"] > 0 for record in histories[0])
+    for one, other in zip(*histories, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
 def test_identical_models_give_relative_norm_a_half_and_cosine_1():
     class Twins(Planted):
         def __init__(self):

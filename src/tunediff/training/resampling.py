@@ -42,10 +42,7 @@ class Resampling:
         """`dead` [n] latents; `error` [token, width] of this step's batch."""
         if len(dead) == 0:
             return
-        generator = torch.Generator().manual_seed(step)
-        chance = error.square().sum(-1).square().cpu()
-        tokens = torch.multinomial(chance, len(dead), replacement=len(dead) > len(error), generator=generator)
-        rows = torch.nn.functional.normalize(error[tokens.to(error.device)], dim=-1)
+        rows = directions(error, len(dead), step)
         if processes.count() > 1:  # all take what the first process drew
             torch.distributed.broadcast(rows, 0)
         living = torch.ones(dictionary.latents, dtype=torch.bool, device=dead.device)
@@ -65,3 +62,16 @@ class Resampling:
         if not dictionary.is_tied:
             for name in ("exp_avg", "exp_avg_sq"):
                 optimizer.state[dictionary.W_enc][name][:, dead] = 0
+
+
+def directions(error: Tensor, count: int, seed: int) -> Tensor:
+    """[count, width] of norm 1: errors of tokens drawn by their squared loss; at random where there is no token."""
+    generator = torch.Generator().manual_seed(seed)
+    if len(error) == 0:  # a process may hold no part of a batch
+        drawn = torch.randn(count, error.shape[1], generator=generator).to(error)
+    else:
+        chance = error.square().sum(-1).square().cpu().clamp(min=1e-30)
+        drawn = error[
+            torch.multinomial(chance, count, replacement=count > len(error), generator=generator).to(error.device)
+        ]
+    return torch.nn.functional.normalize(drawn, dim=-1)
