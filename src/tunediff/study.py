@@ -192,7 +192,8 @@ def pair_name(pair: ModelPair) -> str:
 
 
 def dictionary_name(cfg: DictConfig) -> str:
-    return f"{cfg.dictionary.sparsity._target_.rpartition('.')[2]} {cfg.dictionary._target_.rpartition('.')[2].lower()}"
+    kind = cfg.dictionary.sparsity._target_.rpartition(".")[2]
+    return f"{kind} crosscoder" if cfg.dictionary.reads == "both" else f"{kind} SAE on {cfg.dictionary.reads}"
 
 
 def evaluate(evaluations: Mapping[str, Any], trained: Trained) -> Iterable[Finding | Table | Note]:

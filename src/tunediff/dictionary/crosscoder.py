@@ -147,8 +147,9 @@ class Crosscoder(nn.Module):
             self.b_dec.copy_(sample.mean(0) if self.decoder_bias == "mean" else geometric_median(sample))
         if self.start_rate is not None:
             part = sample[torch.linspace(0, len(sample) - 1, min(len(sample), 4096)).long()]  # of every place in it
-            reached = self.pre_activations(part).quantile(1 - self.start_rate, dim=0)
-            self.b_enc.copy_(self.sparsity.edge() - reached)
+            rows, firing = self.centred(part), max(1, round(self.start_rate * len(part)))
+            reached = [(rows @ some).topk(firing, dim=0).values[-1] for some in self.encoder.split(4096, dim=1)]
+            self.b_enc.copy_(self.sparsity.edge() - torch.cat(reached))
 
     # -- in normalised units, for training ---------------------------------------------------------------------------
 
