@@ -33,7 +33,7 @@ class DenseCodes:
 
     def fired(self) -> Tensor:
         """[latent] bool"""
-        return (self.latents.detach() != 0).any(0)
+        return self.latents.detach().bool().any(0)
 
     def l0(self) -> Tensor:
         """Active latents a token."""

@@ -229,7 +229,11 @@ class Crosscoder(nn.Module):
 
     def decoder_norms(self) -> Tensor:
         """[stream, latent], in the units of training: there every model has the same typical size."""
-        return self.unit[:, None] * torch.stack([rows.norm(dim=-1) for rows in self.W_dec.split(self.widths, dim=-1)])
+        if len(set(self.widths)) == 1:
+            norms = self.W_dec.view(self.latents, len(self.widths), -1).norm(dim=-1).T
+        else:
+            norms = torch.stack([rows.norm(dim=-1) for rows in self.W_dec.split(self.widths, dim=-1)])
+        return self.unit[:, None] * norms
 
     def code_norms(self) -> Tensor:
         """[latent]: how much a latent weighs in selection and penalty."""
