@@ -84,16 +84,18 @@ class Reconstruction:
         with torch.set_grad_enabled(penalised and torch.is_grad_enabled()):
             norms = dictionary.code_norms()
         codes = dictionary.code(target, norms, settings)
+        penalties = {}  # before the reconstruction, so that their gradient is added to that of the latents in place
+        if penalised:
+            weights = 1.0
+            if dictionary.partition is not None:
+                weights = dictionary.partition.weights(settings["tied_penalty"], dictionary.latents, target.device)
+            penalties = dictionary.sparsity.penalties(codes, norms, weights, settings)
         errors = [target - restored for restored in dictionary.reconstructions(codes)]
         terms = {"reconstruction": sum(self.size(error, dictionary.widths) for error in errors) / len(errors)}
         error = errors[-1]
         if self.difference_weight > 0:
             terms["difference"] = self.difference_weight * difference(error, dictionary.streams)
-        if penalised:
-            weights = 1.0
-            if dictionary.partition is not None:
-                weights = dictionary.partition.weights(settings["tied_penalty"], dictionary.latents, target.device)
-            terms |= dictionary.sparsity.penalties(codes, norms, weights, settings)
+        terms |= penalties
         if self.aux_weight > 0:
             weight = self.aux_weight * settings.get("aux", 1.0)
             terms["auxk"] = weight * self.aux(dictionary, target, error.detach(), dead)
