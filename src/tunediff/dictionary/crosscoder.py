@@ -44,7 +44,8 @@ class Crosscoder(nn.Module):
                      2024), their joint norm, which makes no exclusives (Anthropic, February 2025), or none
     decoder_bias     at the start: geometric_median of a sample, mean, or zero
     subtract_decoder_bias    the encoder sees n - b_dec (Bussmann et al. 2024); false as in Lindsey et al. and Minder et al.
-    sparse_codes     training keeps active latents only, where the sparsity has few; null: on the CPU, with one process
+    sparse_codes     training keeps active latents only, where the sparsity has few; null: on the CPU (on GPUs it was not
+                     measured); always false with several processes
     """
 
     unit: Tensor
@@ -181,10 +182,11 @@ class Crosscoder(nn.Module):
         return DenseCodes(strongest(torch.relu_(pre), norms, k))
 
     def goes_sparse(self, rows: Tensor, k: float, latents: int) -> bool:
-        """Whether so few of the latents are active that sparse codes are faster here."""
-        if self.sparse_codes is not None:
-            return self.sparse_codes
-        return rows.device.type == "cpu" and processes.count() == 1 and 8 * k < latents
+        """Whether so few of the latents are active that sparse codes are faster here. Several processes select over the
+        whole batch, for which codes are dense."""
+        if processes.count() > 1:
+            return False
+        return self.sparse_codes if self.sparse_codes is not None else rows.device.type == "cpu" and 8 * k < latents
 
     def reconstructions(self, codes: DenseCodes | SparseCodes) -> list[Tensor]:
         """[token, width] of each nested dictionary, the whole one last."""
