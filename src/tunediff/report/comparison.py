@@ -126,8 +126,8 @@ def _split(word: str) -> tuple[str, Any]:
 def in_words(members: Sequence[dict[str, Any]]) -> str:
     """The table for a terminal, and below it what failed and why."""
     keys = list(members[0]["keys"])
-    metrics = [name for name in HEADLINE if any(name in member["metrics"] for member in members)]
-    rows = [[*keys, "state", *(HEADLINE[name] for name in metrics), "run"]]
+    metrics = headline_of(members)
+    rows = [[*keys, "state", *metrics.values(), "run"]]
     for member in members:
         values = [member["metrics"].get(name, [None])[0] for name in metrics]
         state = member["state"]
@@ -145,6 +145,15 @@ def in_words(members: Sequence[dict[str, Any]]) -> str:
         if member["error"]:
             lines.append(f"{os.path.relpath(member['folder'])}: {member['error']}")
     return "\n".join(lines)
+
+
+def headline_of(members: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The columns that somebody has, without the pooled explained variance where all have that of both models."""
+    found = {name: word for name, word in HEADLINE.items() if any(name in member["metrics"] for member in members)}
+    pooled, *each = (f"fidelity/explained_variance/{place}" for place in ("pooled", "base", "tuned"))
+    if all(name in member["metrics"] for name in each for member in members if pooled in member["metrics"]):
+        found.pop(pooled, None)
+    return found
 
 
 def _cell(value: Any) -> str:
@@ -176,7 +185,12 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
         }
         for member in members
     ]
-    payload = {"members": shown, "folder": folder.resolve().name, "headline": HEADLINE, "asked": folders.clock()}
+    payload = {
+        "members": shown,
+        "folder": folder.resolve().name,
+        "headline": headline_of(members),
+        "asked": folders.clock(),
+    }
     page = assemble(payload, title=f"tunediff: {len(members)} runs", script="compare.js")
     folders.write_atomically(folder / "compare.html", page)
     return folder / "compare.html"
