@@ -124,6 +124,15 @@ def test_headline_latents_and_label_are_drawn(tmp_path):
 
 
 @in_browser
+def test_a_label_without_geometry_still_gives_a_page(tmp_path):
+    make_run(tmp_path / "run", tables=("training",))
+    only = pyarrow.table({"auroc/hesitation_follows": [0.5, 0.9, 0.6]})
+    pyarrow.parquet.write_table(only, tmp_path / "run" / "tables" / "latents.parquet")
+    dom = opened(write_report(tmp_path / "run"), tmp_path)
+    assert re.findall(r'id="latent-(\d+)"', dom) == ["1", "2", "0"]
+
+
+@in_browser
 def test_a_deep_link_opens_a_latent_with_its_tokens(tmp_path):
     dom = opened(make_run(tmp_path / "run"), tmp_path, "#latent-7")
     assert 'class="examples"' in dom and "onerror" in dom and "<img" not in dom and "↵" in dom

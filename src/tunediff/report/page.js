@@ -159,7 +159,7 @@ function latentTable() {
   const index = new Map(DATA.latents.latent.map((latent, i) => [latent, i]));
   const shown = DATA.shown.map((latent) => index.get(latent));
   const words = new Map(shown.map((i) => [i, (DATA.examples?.[DATA.latents.latent[i]] ?? []).map((e) => e.tokens.join("")).join(" ").toLowerCase()]));
-  let sortBy = "relative_decoder_norm" in DATA.latents ? "relative_decoder_norm" : "firing_rate", falling = true, asked = "";
+  let sortBy = ["relative_decoder_norm", "firing_rate", ...labelColumns, "latent"].find((name) => name in DATA.latents), falling = true, asked = "";
   const body = element("tbody"), head = element("tr");
 
   function cell(name, i) {

@@ -25,6 +25,8 @@ def write_report(folder: Path) -> Path:
     """Writes folder/report.html atomically and returns its path. A missing table leaves its part out, in words."""
     found = json.loads((folder / "findings.json").read_text())
     latents, examples = (read_table(folder, name) for name in ("latents", "examples"))
+    if latents:  # an evaluation alone may bring its own column and no other
+        latents.setdefault("latent", list(range(len(next(iter(latents.values()))))))
     shown = chosen_latents(latents) if latents else []
     payload = {
         **found,
@@ -58,7 +60,8 @@ def assemble(payload: dict[str, Any], *, title: str, script: str) -> str:
 def chosen_latents(columns: dict[str, list]) -> list[int]:
     """The latents whose examples travel in the page: both ends of the relative decoder norm, the best of each label,
     and the most frequent of the rest."""
-    alive = [n for n, rate in enumerate(columns["firing_rate"]) if rate > 0]
+    rates = columns.get("firing_rate") or [1.0] * len(columns["latent"])
+    alive = [n for n, rate in enumerate(rates) if rate > 0]
     chosen: dict[int, None] = {}
     for label in (name for name in columns if name.startswith("auroc/")):
         ranked = sorted(alive, key=lambda n, label=label: -columns[label][n])
@@ -66,7 +69,7 @@ def chosen_latents(columns: dict[str, list]) -> list[int]:
     if "relative_decoder_norm" in columns:
         ranked = sorted(alive, key=lambda n: columns["relative_decoder_norm"][n])
         chosen |= dict.fromkeys(ranked[:LATENTS_EACH_END] + ranked[::-1][:LATENTS_EACH_END])
-    rest = [n for n in sorted(alive, key=lambda n: -columns["firing_rate"][n]) if n not in chosen]
+    rest = [n for n in sorted(alive, key=lambda n: -rates[n]) if n not in chosen]
     return [columns["latent"][n] for n in (*chosen, *rest[:FREQUENT_LATENTS])]
 
 
