@@ -141,25 +141,18 @@ def main() -> None:
         *words, steps = asked.work
         work({**BATCHTOPK, **L1}, *words, int(steps))
         return
+
+    def show(title: str, contestants, shape: str, precision: str, dead: str) -> None:
+        print(f"\n{title}\n", flush=True)
+        found = contest(__file__, contestants, shape, precision, dead, steps=asked.steps, rounds=asked.rounds)
+        print(bench.table(found, shape), flush=True)
+
     for shape in asked.shapes:
         for precision in asked.precisions:
             for dead in asked.dead:
-                print(f"\n{shape} {SHAPES[shape]._asdict()}, {precision}, dead: {dead}\n", flush=True)
-                print(
-                    bench.table(
-                        contest(__file__, BATCHTOPK, shape, precision, dead, steps=asked.steps, rounds=asked.rounds),
-                        shape,
-                    ),
-                    flush=True,
-                )
+                show(f"{shape} {SHAPES[shape]._asdict()}, {precision}, dead: {dead}", BATCHTOPK, shape, precision, dead)
             if asked.l1:
-                print(f"\n{shape}, {precision}, L1\n", flush=True)
-                print(
-                    bench.table(
-                        contest(__file__, L1, shape, precision, "none", steps=asked.steps, rounds=asked.rounds), shape
-                    ),
-                    flush=True,
-                )
+                show(f"{shape}, {precision}, L1", L1, shape, precision, "none")
 
 
 if __name__ == "__main__":

@@ -549,9 +549,7 @@ def test_auxk_teaches_what_the_decoder_bias_left_and_does_not_count_it_again():
 def test_l1_loss_and_gradients_are_those_of_the_published_squared_trainer():
     """sum over models and width of the squared error, mean over tokens, plus 2 * mean_t sum_i f_i sum_m |W_dec_i^m|."""
     dictionary = crosscoder(L1(2.0), kind="none", shared_start=False)
-    x = sample().values.view(-1, 2, 12)
-    mine = crosscoder_parameters(dictionary)
-    f = torch.relu(torch.einsum("bmd,mdf->bf", x, mine[0]) + mine[2])
+    x, mine, f = published_latents(dictionary)
     x_hat = torch.einsum("bf,fmd->bmd", f, mine[1]) + mine[3]
     loss = (x - x_hat).pow(2).sum((-1, -2)).mean() + 2.0 * 0.7 * (f * mine[1].norm(dim=-1).sum(-1)).sum(-1).mean()
     loss.backward()
@@ -564,9 +562,7 @@ def test_l1_loss_and_gradients_are_those_of_the_published_squared_trainer():
 def test_l1_loss_and_gradients_are_those_of_the_published_unsquared_trainer():
     """|x - x_hat|_2, mean over tokens and models, plus mu * the same L1 term."""
     dictionary = crosscoder(L1(0.036), kind="none", shared_start=False)
-    x = sample().values.view(-1, 2, 12)
-    mine = crosscoder_parameters(dictionary)
-    f = torch.relu(torch.einsum("bmd,mdf->bf", x, mine[0]) + mine[2])
+    x, mine, f = published_latents(dictionary)
     x_hat = torch.einsum("bf,fmd->bmd", f, mine[1]) + mine[3]
     loss = (
         torch.linalg.norm(x - x_hat, dim=-1).mean()
@@ -583,9 +579,7 @@ def test_l1_loss_and_gradients_are_those_of_the_published_unsquared_trainer():
 def test_batchtopk_loss_and_gradients_are_those_of_the_published_crosscoder(sparse):
     """relu(sum over models + b_enc), the k * B largest of f_i * sum_m |W_dec_i^m| kept by a flat top-k and scatter."""
     dictionary = crosscoder(BatchTopK(4), kind="none", shared_start=False, sparse_codes=sparse)
-    x = sample().values.view(-1, 2, 12)
-    mine = crosscoder_parameters(dictionary)
-    f = torch.relu(torch.einsum("bmd,mdf->bf", x, mine[0]) + mine[2])
+    x, mine, f = published_latents(dictionary)
     chosen = (f * mine[1].norm(dim=-1).sum(-1)).flatten().topk(4 * len(x), sorted=False).indices
     kept = torch.zeros_like(f).flatten().scatter(0, chosen, f.flatten()[chosen]).view_as(f)
     x_hat = torch.einsum("bf,fmd->bmd", kept, mine[1]) + mine[3]
@@ -597,15 +591,17 @@ def test_batchtopk_loss_and_gradients_are_those_of_the_published_crosscoder(spar
     same_gradients(dictionary, mine)
 
 
-def crosscoder_parameters(dictionary):
-    """As the published crosscoders hold them: [model, width, latent], [latent, model, width], [latent], [model, width]."""
+def published_latents(dictionary):
+    """A batch [token, model, width], the parameters as the published crosscoders hold them ([model, width, latent], [latent,
+    model, width], [latent], [model, width]), and their latents."""
     shaped = (
         dictionary.W_enc.reshape(2, 12, 40),
         dictionary.W_dec.view(40, 2, 12),
         dictionary.b_enc,
         dictionary.b_dec.view(2, 12),
     )
-    return [p.detach().clone().requires_grad_() for p in shaped]
+    x, mine = sample().values.view(-1, 2, 12), [p.detach().clone().requires_grad_() for p in shaped]
+    return x, mine, torch.relu(torch.einsum("bmd,mdf->bf", x, mine[0]) + mine[2])
 
 
 def same_gradients(dictionary, published):

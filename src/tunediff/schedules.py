@@ -7,6 +7,7 @@ same option file serves a short and a long run.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -23,6 +24,7 @@ class Length(NamedTuple):
     batch: int
 
 
+@functools.cache  # asked at every step
 def steps_of(name: str, span: Span, length: Length) -> float:
     """A span in steps of this run. Raises Refused where it cannot be read or is longer than the run."""
     words = str(span).replace("_", "").split()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunediff.shapes import BASE, TUNED, Refused, Rows, Stream
+from tunediff.shapes import BASE, DIFFERENCE, TUNED, Refused, Rows, Stream
 
 KINDS = ("shared", "base_only", "tuned_only", "rotated", "shrunken", "split", "dense", "rare")
 COUNTS = {
@@ -99,8 +99,7 @@ class Planted:
 
     def written(self, streams: Sequence[Stream]) -> Tensor:
         """[event, width] over these streams, side by side."""
-        parts = {BASE: self.base, TUNED: self.tuned, "difference": self.tuned - self.base}
-        return torch.cat([parts[stream.role] for stream in streams], dim=-1)
+        return torch.cat(read(streams, self.base, self.tuned), dim=-1)
 
     def draw(self, tokens: int, generator: torch.Generator) -> Tensor:
         """[token, width] of both models side by side."""
@@ -112,6 +111,12 @@ class Planted:
         values = torch.stack([strengths @ self.base, strengths @ self.tuned], dim=1) + self.center
         values += torch.randn(values.shape, generator=generator) * (self.noise / self.width**0.5)
         return values.flatten(1)
+
+
+def read(streams: Sequence[Stream], base: Tensor, tuned: Tensor) -> list[Tensor]:
+    """What each stream reads of the two models."""
+    parts = {BASE: base, TUNED: tuned, DIFFERENCE: tuned - base}
+    return [parts[stream.role] for stream in streams]
 
 
 class PlantedRows:
@@ -127,10 +132,9 @@ class PlantedRows:
 
     def __next__(self) -> Rows:
         base, tuned = self.planted.draw(self.block, self.generator).split(self.planted.width, dim=-1)
-        parts = {BASE: base, TUNED: tuned, "difference": tuned - base}
-        values = torch.cat([parts[stream.role] for stream in self.streams], dim=-1)
-        sequence = [torch.stack([p.mean(-1), p.std(-1)], dim=-1) for p in (parts[s.role] for s in self.streams)]
-        return Rows(values, torch.stack(sequence, dim=1))  # each token is a sequence of its own
+        pieces = read(self.streams, base, tuned)
+        sequence = [torch.stack([piece.mean(-1), piece.std(-1)], dim=-1) for piece in pieces]
+        return Rows(torch.cat(pieces, dim=-1), torch.stack(sequence, dim=1))  # each token is a sequence of its own
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

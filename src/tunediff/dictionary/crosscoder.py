@@ -248,6 +248,11 @@ class Crosscoder(nn.Module):
         """[latent, width] of one stream."""
         return self.W_dec.split(self.widths, dim=-1)[stream]
 
+    def part(self, values: Tensor, role: str) -> Tensor:
+        """The columns [..., width] of one role's streams, side by side."""
+        pieces = values.split(self.widths, dim=-1)
+        return torch.cat([p for p, stream in zip(pieces, self.streams, strict=True) if stream.role == role], dim=-1)
+
     @torch.no_grad()
     def rebase(self, mean: Tensor, scale: Tensor) -> None:
         """Rewrites the weights for another normalisation (x - mean) * scale, [width] each with one scale a stream:

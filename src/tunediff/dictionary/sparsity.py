@@ -71,6 +71,12 @@ def _coefficient(name: str, value: float) -> float:
     return value
 
 
+def weighted_l1(sizes: Tensor, weights: Tensor) -> Tensor:
+    """Mean over tokens of sum_i sizes_i * weights_i, as sum_i of (mean_t sizes_ti) * weights_i: without a second
+    [token, latent]."""
+    return (sizes.sum(0) / max(len(sizes), 1) * weights).sum()
+
+
 class L1(Sparsity):
     """ReLU latents, with coefficient * mean over tokens of sum_i f_i * (norm of decoder row i, summed over streams)."""
 
@@ -89,9 +95,7 @@ class L1(Sparsity):
     def penalties(
         self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        """sum_i over latents of (mean_t f_ti) * norm_i: the same sum, without a second [token, latent]."""
-        mean = codes.latents.sum(0) / max(len(codes.latents), 1)
-        return {"l1": self.coefficient * settings["l1"] * (mean * norms * weights).sum()}
+        return {"l1": self.coefficient * settings["l1"] * weighted_l1(codes.latents, norms * weights)}
 
 
 class Linear(Sparsity):
@@ -109,8 +113,7 @@ class Linear(Sparsity):
     def penalties(
         self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        mean = codes.latents.abs().sum(0) / max(len(codes.latents), 1)
-        return {"l1": self.coefficient * settings["l1"] * (mean * norms * weights).sum()}
+        return {"l1": self.coefficient * settings["l1"] * weighted_l1(codes.latents.abs(), norms * weights)}
 
 
 class JumpReLU(Sparsity):

@@ -51,7 +51,7 @@ def latent_scaling(dictionary: Crosscoder, rows: Iterable[Rows]) -> dict[str, Sc
         of_error += latents.T @ (target - restored)
         of_restored += latents.T @ restored
         squares += latents.square().sum(0)
-    decoders = {role: _of_role(dictionary, dictionary.W_dec.double(), role) for role in (BASE, TUNED)}
+    decoders = {role: dictionary.part(dictionary.W_dec.double(), role) for role in (BASE, TUNED)}
     found = {}
     for own, other in ((TUNED, BASE), (BASE, TUNED)):
         direction = decoders[own]
@@ -59,12 +59,7 @@ def latent_scaling(dictionary: Crosscoder, rows: Iterable[Rows]) -> dict[str, Sc
         error, restored = {}, {}
         for role in (own, other):
             given_back = (direction * decoders[role]).sum(-1) * squares
-            error[role] = ((direction * _of_role(dictionary, of_error, role)).sum(-1) + given_back) / size
-            restored[role] = (direction * _of_role(dictionary, of_restored, role)).sum(-1) / size
+            error[role] = ((direction * dictionary.part(of_error, role)).sum(-1) + given_back) / size
+            restored[role] = (direction * dictionary.part(of_restored, role)).sum(-1) / size
         found[own] = Scaling((error[other] / error[own]).float(), (restored[other] / restored[own]).float())
     return found
-
-
-def _of_role(dictionary: Crosscoder, values: Tensor, role: str) -> Tensor:
-    pieces = values.split(dictionary.widths, dim=-1)
-    return torch.cat([p for p, s in zip(pieces, dictionary.streams, strict=True) if s.role == role], dim=-1)

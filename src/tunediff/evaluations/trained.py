@@ -71,8 +71,7 @@ class Trained(NamedTuple):
 
     def part(self, values: Tensor, role: str) -> Tensor:
         """The columns of one model's streams."""
-        pieces = values.split(self.dictionary.widths, dim=-1)
-        return torch.cat([pieces[n] for n in self.streams_of(role)], dim=-1)
+        return self.dictionary.part(values, role)
 
     @property
     def roles(self) -> list[str]:

@@ -79,11 +79,10 @@ def calls(dictionary: Crosscoder, planted: Planted, called: dict[str, Tensor]) -
     """`called` [latent] bool for each model."""
     right = found = 0
     for role, directions in ((BASE, planted.base), (TUNED, planted.tuned)):
-        stream = next(n for n, s in enumerate(dictionary.streams) if s.role == role)
-        cosines = normalize(dictionary.decoder_of(stream)[called[role]], dim=-1) @ normalize(directions, dim=-1).T
-        nearest = cosines.max(-1) if len(cosines) else None
-        if nearest is None:
+        rows = dictionary.part(dictionary.W_dec, role)[called[role]]
+        if len(rows) == 0:
             continue
+        nearest = (normalize(rows, dim=-1) @ normalize(directions, dim=-1).T).max(-1)
         hits = planted.exclusive(role)[nearest.indices] & (nearest.values >= NEAR)
         right += int(hits.sum())
         found += len(nearest.indices[hits].unique())
