@@ -68,7 +68,9 @@ def ours(
     *,
     sparse: bool | None = None,
     compiled: str | None = None,
+    noting_dense: bool = False,
 ):
+    """noting_dense: the losses given back are those of dense codes with the same weights."""
     import lightning
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
@@ -132,8 +134,14 @@ def ours(
     loss = member.loss
 
     def watched(*arguments, **options):
+        if noting_dense:
+            dictionary.sparse_codes = False
+            with torch.no_grad():
+                Clock.losses.append(float(loss(*arguments, **options).total))
+            dictionary.sparse_codes = sparse
         losses = loss(*arguments, **options)
-        Clock.losses.append(float(losses.total.detach()))
+        if not noting_dense:
+            Clock.losses.append(float(losses.total.detach()))
         return losses
 
     member.loss = watched
@@ -159,6 +167,7 @@ CONTESTANTS = {
     "JumpReLU": functools.partial(ours, "jumprelu"),
 }
 REVERSED = "BatchTopK, dense codes, rows in reverse"
+SAME_WEIGHTS = "BatchTopK, dense codes on the weights of sparse ones"
 WARM_UP = 3
 
 
@@ -170,6 +179,7 @@ def work(contestants, name: str, rows: str, shape: str, precision: str, dead: st
     batches = torch.load(rows).split(SHAPES[shape].batch)
     if name == REVERSED:
         name, batches = "BatchTopK, dense codes", [part.flip(0).contiguous() for part in batches]
+    contestants = {**contestants, SAME_WEIGHTS: functools.partial(ours, "batchtopk", sparse=True, noting_dense=True)}
     share = None if dead == "none" else float(dead)
     times, before, losses = contestants[name](batches, SHAPES[shape], precision, share, steps + WARM_UP)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before
@@ -209,18 +219,22 @@ def table(found: dict[str, dict], shape: str) -> str:
 
 
 def agreement(shape: str, steps: int) -> None:
-    """Sparse codes against dense ones, and dense ones against themselves with the rows of each batch in reverse: the same
-    sums in another order. Two scores that are nearly equal at the limit change places sooner or later, in either."""
-    names = ("BatchTopK, dense codes", "BatchTopK, sparse codes", REVERSED)
+    """Sparse codes against dense ones on the same weights at every step; then each in a run of its own, beside dense ones
+    against themselves with the rows of each batch in reverse: the same sums in another order. Two scores that are nearly
+    equal at the limit change places sooner or later, and runs part, in either."""
+    dense, sparse = "BatchTopK, dense codes", "BatchTopK, sparse codes"
     for dead in ("none", "0.1"):
-        found = contest(__file__, names, shape, "fp32", dead, steps=steps - WARM_UP, rounds=1)
-        reference = found[names[0]]["losses"]
-        for name in names[1:]:
-            apart = [abs(a - b) / abs(b) for a, b in zip(found[name]["losses"], reference, strict=True)]
+        found = contest(
+            __file__, (dense, sparse, SAME_WEIGHTS, REVERSED), shape, "fp32", dead, steps=steps - WARM_UP, rounds=1
+        )
+        for name, reference in ((sparse, SAME_WEIGHTS), (sparse, dense), (REVERSED, dense)):
+            pairs = zip(found[name]["losses"], found[reference]["losses"], strict=True)
+            apart = [abs(a - b) / abs(b) for a, b in pairs]
             parted = next((n for n, value in enumerate(apart) if value > 1e-6), len(apart))
             before = max(apart[:parted], default=0.0)
             print(
-                f"{shape}, dead: {dead}, {name}: within {before:.1e} until step {parted}, {max(apart):.1e} in {steps} steps"
+                f"{shape}, dead: {dead}, {name} against {reference.removeprefix('BatchTopK, ')}: "
+                f"within {before:.1e} until step {parted}, {max(apart):.1e} in {steps} steps"
             )
 
 

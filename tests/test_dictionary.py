@@ -152,10 +152,10 @@ def test_what_equals_the_smallest_kept_value_is_kept_too_and_zero_never():
     for sparse in (True, False):
         dictionary = crosscoder(BatchTopK(3), sparse_codes=sparse)
         found = losses(dictionary, Reconstruction(), rows=rows, settings={"k": 2.5})
-        assert found.codes.l0() == 3
+        assert found.l0 == 3
         with torch.no_grad():
             dictionary.b_enc.fill_(-100.0)
-        assert losses(dictionary, Reconstruction(), rows=rows).codes.l0() == 0
+        assert losses(dictionary, Reconstruction(), rows=rows).l0 == 0
 
 
 def test_signed_latents_stay_signed_and_are_asked_for_by_name():
@@ -214,7 +214,7 @@ def test_sparse_codes_have_the_losses_and_every_gradient_of_dense_ones(sparsity,
             dictionary.zero_grad()
             one = losses(dictionary, Reconstruction(aux_weight=0.1), rows=rows, dead=torch.arange(7))
             one.total.backward()
-            seen += [one.total, one.codes.l0(), one.codes.fired(), *(p.grad for p in dictionary.parameters())]
+            seen += [one.total, one.l0, one.fired, *(p.grad for p in dictionary.parameters())]
         found.append(seen)
     for sparse, dense in zip(*found, strict=True):
         assert torch.allclose(sparse.float(), dense.float(), rtol=1e-5, atol=2e-5)

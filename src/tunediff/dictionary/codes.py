@@ -29,6 +29,8 @@ class DenseCodes:
 
     def decode(self, W_dec: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """[token, width], without bias, of the latents from `first` to before `last`."""
+        if (first, last) == (0, self.latents.shape[1]):  # a slice of the whole would copy its gradient
+            return self.latents @ W_dec
         return self.latents[:, first:last] @ W_dec[first:last]
 
     def fired(self) -> Tensor:
@@ -37,7 +39,7 @@ class DenseCodes:
 
     def l0(self) -> Tensor:
         """Active latents a token."""
-        return (self.latents.detach() != 0).sum(-1).float().mean()
+        return torch.count_nonzero(self.latents.detach()) / max(len(self.latents), 1)
 
 
 class Places:

@@ -77,6 +77,20 @@ def weighted_l1(sizes: Tensor, weights: Tensor) -> Tensor:
     return (sizes.sum(0) / max(len(sizes), 1) * weights).sum()
 
 
+class _Relu(torch.autograd.Function):
+    """Keeps only where latents are not active: torch's own keeps the latents until their gradient is taken."""
+
+    @staticmethod
+    def forward(ctx, pre: Tensor) -> Tensor:
+        ctx.save_for_backward(pre <= 0)
+        return torch.relu(pre)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (silent,) = ctx.saved_tensors
+        return gradient.masked_fill(silent, 0.0)
+
+
 class L1(Sparsity):
     """ReLU latents, with coefficient * mean over tokens of sum_i f_i * (norm of decoder row i, summed over streams)."""
 
@@ -90,7 +104,8 @@ class L1(Sparsity):
         return torch.relu(pre)
 
     def select(self, pre: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Tensor:
-        return torch.relu_(pre)
+        # a compiled loss keeps what its compiler chooses
+        return torch.relu(pre) if torch.compiler.is_compiling() else _Relu.apply(pre)
 
     def penalties(
         self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]

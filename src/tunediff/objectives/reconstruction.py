@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import Crosscoder, DenseCodes, SparseCodes
+from tunediff.dictionary import Crosscoder
 from tunediff.schedules import Constant, Length, Schedule
 from tunediff.shapes import BASE, TUNED, Refused, Rows, Stream
 
@@ -20,11 +20,14 @@ from tunediff.shapes import BASE, TUNED, Refused, Rows, Stream
 class Losses(NamedTuple):
     """`total` is what is differentiated: the sum of `terms`, each already weighted.
 
-    codes, error   the batch's latents, and what they leave of it [token, width] in normalised units, for statistics"""
+    fired [latent] bool, l0   which latents were active in the batch, and how many a token. The latents themselves are
+                 not kept, so that the backward pass can let go of them
+    error [token, width]   what they leave of the batch, in normalised units"""
 
     total: Tensor
     terms: dict[str, Tensor]
-    codes: DenseCodes | SparseCodes
+    fired: Tensor
+    l0: Tensor
     error: Tensor
 
 
@@ -99,7 +102,7 @@ class Reconstruction:
         if self.aux_weight > 0:
             weight = self.aux_weight * settings.get("aux", 1.0)
             terms["auxk"] = weight * self.aux(dictionary, target, error.detach(), dead)
-        return Losses(sum(terms.values()), terms, codes, error.detach())
+        return Losses(sum(terms.values()), terms, codes.fired(), codes.l0(), error.detach())
 
     def size(self, error: Tensor, widths: list[int]) -> Tensor:
         if self.squared:

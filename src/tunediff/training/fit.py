@@ -180,7 +180,7 @@ class DictionaryTraining(L.LightningModule):
             clip(optimizer, member.clip_norm, self.scalers[n])
         optimizer.step()
         dictionary.constrain()
-        fired = processes.any_of(losses.codes.fired())
+        fired = processes.any_of(losses.fired)
         silent_for.add_(tokens).masked_fill_(fired, 0)
         dictionary.sparsity.settle()
         if member.resampling is not None and member.resampling.due(self.step, self.length):
@@ -201,7 +201,7 @@ class DictionaryTraining(L.LightningModule):
         around = processes.summed((target - mean).square().sum(0)).split(dictionary.widths)
         share = len(target) / tokens
         numbers = {"loss/total": losses.total, **{f"loss/{name}": term for name, term in losses.terms.items()}}
-        numbers["l0"] = losses.codes.l0()
+        numbers["l0"] = losses.l0
         if len(target) == 0:  # all rows of the batch lie in other processes
             numbers = {name: torch.zeros_like(value) for name, value in numbers.items()}
         numbers = {name: processes.summed(value * share) for name, value in numbers.items()}
