@@ -104,23 +104,25 @@ def test_members_of_other_widths_normalisations_and_hookpoints_share_a_stream_to
 
 EVERY = sorted(path.stem for path in (ROOT / "conf" / "dictionary").glob("*.yaml"))
 OTHERS = [["dictionary/sparsity=matryoshka"], ["dictionary=l1_crosscoder", "layer=[1,3]", RESAMPLED]]
+MEASURED = ("difference_sae", "lora_sae", "linear_crosscoder", "dfc")  # each reads or writes in a way of its own
 
 
 def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
     members = [*([f"dictionary={option}"] for option in EVERY), *OTHERS]
     members = [[*words, "budget.tokens=24576", "budget.dead_after=4000", "checkpoint_every=0.2"] for words in members]
-    measured = [
-        [*words, "evaluation=[fidelity,geometry]", "budget.evaluation_tokens=300", "evaluation.fidelity.resamples=20"]
-        for words in members
-    ]
+    fidelity = ["evaluation=[fidelity,geometry]", "budget.evaluation_tokens=300", "evaluation.fidelity.resamples=20"]
+    measured = [[*words, *(fidelity if words[0].endswith(MEASURED) else ["evaluation=geometry"])] for words in members]
     whole = trained(tmp_path / "whole", *measured)
     assert len({stream_key(run.cfg) for run in whole}) == 1 and len({weights(run) for run in whole}) == len(members)
     for run in whole:
-        found = findings(run.folder)
-        assert run.error is None and found["fidelity/explained_variance/pooled"] > -1, run.cfg.dictionary
-        assert found["fidelity/l0/mean"] > 0 and "fidelity/dead_fraction" in found
-        scheduled = [name for name in run.member.history[0] if name.startswith("schedule/")]
+        last = run.member.history[-1]
+        assert run.error is None and last["explained_variance/pooled"] > -1 and last["l0"] > 0, run.cfg.dictionary
+        scheduled = [name for name in last if name.startswith("schedule/")]
         assert "schedule/learning_rate" in scheduled and len(scheduled) > 1
+        if run.cfg.evaluation.get("fidelity"):
+            found = findings(run.folder)
+            assert found["fidelity/explained_variance/pooled"] > -1 and found["fidelity/l0/mean"] > 0
+            assert "fidelity/dead_fraction" in found
     killed_at(tmp_path / "cut", measured, 17, monkeypatch, SystemExit(9))
     runs = [Run(composed(*words), tmp_path / "cut" / str(n)) for n, words in enumerate(measured)]
     with monkeypatch.context() as m:

@@ -6,7 +6,9 @@ It changes nothing of what it is given: no counter, no threshold, no random stat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,7 +35,8 @@ class Reading(NamedTuple):
     latents: Tensor
 
 
-class Trained(NamedTuple):
+@dataclass(frozen=True)
+class Trained:
     """A trained dictionary with its pair and its text. `tokens` is the evaluation budget of held-out tokens."""
 
     pair: ModelPair
@@ -42,23 +45,25 @@ class Trained(NamedTuple):
     tokens: int
     tokens_per_batch: int = 2048
 
-    def batches(self) -> Iterator[Batch]:
-        """The same held-out batches every time, until the budget is spent; a smaller text is read once."""
+    @functools.cached_property
+    def held_out(self) -> list[Batch]:
+        """Held-out batches until the budget is spent; a smaller text is read once."""
         source = self.text.batches(self.pair.tokenizers, held_out=True, tokens_per_batch=self.tokens_per_batch)
-        read = 0
+        batches, read = [], 0
         while read < self.tokens:
             batch = next(source)
             if source.epoch > 0:
-                return
+                break
             read += len(batch.token)
-            yield batch
+            batches.append(batch)
+        return batches
 
     @torch.no_grad()
     def readings(self, title: str) -> Iterator[Reading]:
         """Every held-out batch with its latents, behind a progress bar."""
         dictionary = self.dictionary
         with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
-            for batch in self.batches():
+            for batch in self.held_out:
                 rows = harvest(self.pair, batch, dictionary.streams, moments=dictionary.normalisation.needs_moments)
                 admitted = dictionary.normalisation.admits(rows.values)
                 latents = dictionary.encode(rows).float() * admitted[:, None]
