@@ -8,9 +8,21 @@ import torch
 
 from tunediff.activations import LiveRows, take
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation
-from tunediff.evaluations import Examples, Fidelity, Geometry, LabelAlignment, Trained
+from tunediff.evaluations import (
+    Examples,
+    Fidelity,
+    Geometry,
+    LabelAlignment,
+    LatentScaling,
+    LogitEffect,
+    Probing,
+    Segments,
+    Trained,
+)
 from tunediff.evaluations.fidelity import predictions
-from tunediff.evaluations.label_alignment import auroc, average_ranks, delong_interval
+from tunediff.evaluations.logit_effect import gained_unembedding
+from tunediff.evaluations.segments import PLACES
+from tunediff.evaluations.separation import ActiveScores, auroc, delong_interval
 from tunediff.hookpoints import Point, writing
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import Finding, Note, Table
@@ -173,8 +185,12 @@ def test_evaluations_change_nothing(pair):
     for evaluation in (
         Fidelity(resamples=10),
         Geometry(),
-        Examples(per_latent=2),
+        Examples(strongest=2),
         LabelAlignment(label="hesitation_follows", at="decision", shuffles=5),
+        LatentScaling(),
+        LogitEffect(),
+        Probing(label="hesitation_follows", at="decision", directions=4),
+        Segments(),
     ):
         run(evaluation, pair, dictionary)
     assert torch.equal(torch.get_rng_state(), state)
@@ -226,7 +242,7 @@ def test_firing_rates_by_segment_are_those_of_the_latents(pair):
 def test_auroc_counts_pairs_with_ties_half():
     values, truth = torch.tensor([[0.0, 1.0, 1.0, 2.0, 0.0]]), torch.tensor([False, True, False, True, False])
     pairs = [(a > b) + 0.5 * (a == b) for a, b in itertools.product([1.0, 2.0], [0.0, 1.0, 0.0])]
-    assert float(auroc(average_ranks(values), truth)[0]) == pytest.approx(sum(pairs) / 6)
+    assert float(auroc(values, truth)[0]) == pytest.approx(sum(pairs) / 6)
 
 
 def test_the_interval_of_an_auroc_covers_it_and_narrows_with_tokens():
@@ -236,7 +252,7 @@ def test_the_interval_of_an_auroc_covers_it_and_narrows_with_tokens():
         truth = torch.rand(count, generator=generator) < 0.3
         scores = torch.randn(count, generator=generator) + truth
         low, high = delong_interval(scores, truth)
-        assert low < float(auroc(average_ranks(scores[None]), truth)[0]) < high
+        assert low < float(auroc(scores[None], truth)[0]) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 5
     assert low < 0.7602 < high  # two normals one deviation apart
@@ -283,7 +299,7 @@ def test_a_text_without_the_label_is_said(pair):
 
 def test_examples_are_the_strongest_documents_with_their_own_activations(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
-    _, tables, _ = run(Examples(per_latent=3, before=4, after=2), pair, dictionary)
+    _, tables, _ = run(Examples(strongest=3, quantiles=4, random=1, before=4, after=2), pair, dictionary)
     columns = tables["examples"]
     peaks = {}
     for reading in Trained(pair, toy_text(), dictionary, 2000).readings(""):
@@ -293,7 +309,7 @@ def test_examples_are_the_strongest_documents_with_their_own_activations(pair):
             peaks[document] = reading.latents[here].amax(0)
     stacked = torch.stack(list(peaks.values()))
     for latent in (0, 17, 90):
-        mine = [i for i, found in enumerate(columns["latent"]) if found == latent]
+        mine = [i for i, found in enumerate(columns["latent"]) if found == latent and columns["kind"][i] == "strongest"]
         assert [columns["rank"][i] for i in mine] == list(range(len(mine)))
         expected = stacked[:, latent].sort(descending=True).values[:3]
         assert torch.allclose(torch.tensor([columns["activation"][i] for i in mine]), expected[expected > 0], atol=1e-5)
@@ -302,3 +318,165 @@ def test_examples_are_the_strongest_documents_with_their_own_activations(pair):
                 columns["activation"][i], abs=1e-3
             )
             assert len(columns["tokens"][i]) == len(columns["activations"][i]) == len(columns["segments"][i]) <= 7
+
+
+def test_quantile_examples_are_spread_over_the_documents_in_which_a_latent_fires(pair):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    _, tables, _ = run(Examples(strongest=1, quantiles=4, random=2), pair, dictionary, tokens=6000)
+    columns = tables["examples"]
+    peaks = []
+    for reading in Trained(pair, toy_text(), dictionary, 6000).readings(""):
+        peaks += [reading.latents[reading.batch.sequence == n].amax(0) for n in reading.batch.sequence.unique()]
+    stacked = torch.stack(peaks)
+    off = []
+    for latent in range(128):
+        mine = [
+            i for i, number in enumerate(columns["latent"]) if number == latent and columns["kind"][i] == "quantile"
+        ]
+        fired = stacked[:, latent][stacked[:, latent] > 0]
+        if not mine:
+            assert len(fired) < 4
+            continue
+        found = [columns["activation"][i] for i in mine]
+        assert [columns["quantile"][i] for i in mine] == [0.875, 0.625, 0.375, 0.125]
+        assert found == sorted(found, reverse=True) and len({columns["document"][i] for i in mine}) == 4
+        off += [float((fired < a).float().mean()) - columns["quantile"][i] for a, i in zip(found, mine, strict=True)]
+    assert abs(sum(off) / len(off)) < 0.05 and max(map(abs, off)) < 0.5
+    at_random = [i for i, kind in enumerate(columns["kind"]) if kind == "random"]
+    assert len(at_random) == 256 and len({columns["document"][i] for i in at_random}) > 20
+
+
+def test_a_latent_that_never_fires_has_random_examples_only(pair):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    with torch.no_grad():
+        dictionary.b_enc[5] = -1e6
+    _, tables, _ = run(Examples(strongest=2, quantiles=2, random=1), pair, dictionary)
+    kinds = [
+        k for k, latent in zip(tables["examples"]["kind"], tables["examples"]["latent"], strict=True) if latent == 5
+    ]
+    assert kinds == ["random"]
+
+
+# -- many scores at once ---------------------------------------------------------------------------------------------
+
+
+def test_scores_of_active_values_are_those_of_all_values_with_ties_and_signs():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-2, 4, (300, 7), generator=generator).float() * (
+        torch.rand(300, 7, generator=generator) < 0.4
+    )
+    values[:, 6] = 0.0
+    truth = torch.rand(300, generator=generator) < 0.3
+    scores = ActiveScores.of(values.split(90), 7)
+    assert torch.allclose(scores.auroc(truth), auroc(values.T, truth), atol=1e-6) and scores.auroc(truth)[6] == 0.5
+    for latent in range(7):
+        assert torch.equal(scores.column(latent), values[:, latent])
+        expected, reached = 0.0, 0
+        for level in values[:, latent].unique().flip(0):
+            passed = values[:, latent] >= level
+            hits = int((passed & truth).sum())
+            expected, reached = expected + (hits - reached) * hits / int(passed.sum()), hits
+        assert float(scores.average_precision(truth)[latent]) == pytest.approx(expected / int(truth.sum()), rel=1e-5)
+    some = torch.rand(300, generator=generator) < 0.5
+    assert torch.allclose(scores.of_tokens(some).auroc(truth[some]), auroc(values[some].T, truth[some]), atol=1e-6)
+
+
+# -- where latents fire, what they write, what directions alone tell --------------------------------------------------
+
+
+def test_rates_of_places_are_those_of_the_tokens_in_them_and_tenths_are_of_the_whole_thinking(pair):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    findings, tables, _ = run(Segments(), pair, dictionary)
+    table = tables["segments"]
+    readings = list(Trained(pair, toy_text(), dictionary, 2000).readings(""))
+    tenth = [r.latents[(r.batch.segment == 2) & (r.batch.progress >= 0.3) & (r.batch.progress < 0.4)] for r in readings]
+    fires = (torch.cat(tenth) != 0).float()
+    assert torch.allclose(torch.tensor(table["rate/thinking/3"]), fires.mean(0), atol=1e-6)
+    assert torch.allclose(torch.tensor(table["mean/thinking/3"]), torch.cat(tenth).mean(0), atol=1e-4)
+    assert findings["segments/l0/thinking/3"].value == pytest.approx(float(fires.sum(-1).mean()), rel=1e-5)
+    assert [name.removeprefix("rate/") for name in table if name.startswith("rate/")] == list(PLACES[:-1])
+    # a long row that is read in pieces has the tenths of the whole
+    whole, pieces = (
+        Text(lambda: language.rows(0, "trace"), held_out=0.1, context=context, window=16).documents(
+            {**next(language.rows(3)), "index": 0}, pair.tokenizers
+        )
+        for context in (256, 20)
+    )
+    assert len(pieces) > 2 and [p for d in pieces for p in d.progress] == [p for d in whole for p in d.progress]
+
+
+def test_logit_effects_name_the_token_that_a_direction_writes(pair):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    tuned = pair.models["tuned"]
+    with torch.no_grad():
+        tuned.model.norm.weight.copy_(torch.linspace(0.5, 2.0, 32))
+    gained = gained_unembedding(tuned)
+    assert torch.allclose(gained, tuned.lm_head.weight * torch.linspace(0.5, 2.0, 32), atol=1e-5)
+    wanted = {3: 40, 4: 77}
+    with torch.no_grad():
+        for latent, token in wanted.items():
+            dictionary.W_dec[latent, 32:] = gained[token] * dictionary.normalisation.scale[32:]
+    _, tables, _ = run(LogitEffect(tokens=3), pair, dictionary)
+    columns = tables["logit_effect"]
+    rows = list(zip(*(columns[n] for n in ("latent", "role", "sign", "rank", "token", "effect")), strict=True))
+    for latent, token in wanted.items():
+        first = next(row for row in rows if row[:4] == (latent, "tuned", 1, 0))
+        effect = gained @ torch.nn.functional.normalize(gained[token], dim=0)
+        assert first[4] == pair.tokenizers[0].decode([token])
+        assert first[5] == pytest.approx(float(effect[token] - effect.mean()), rel=1e-3)
+    lowest = [row[5] for row in rows if row[:3] == (3, "tuned", -1)]
+    assert lowest == sorted(lowest) and lowest[0] < 0
+
+
+def test_directions_are_scored_as_latents_are_and_a_planted_coordinate_is_found(pair, monkeypatch):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    original, generator = Trained.readings, torch.Generator().manual_seed(1)
+
+    def readings(self, title):
+        for reading in original(self, title):
+            values = torch.randn(reading.rows.values.shape, generator=generator)
+            label = reading.batch.labels.get("hesitation_follows", torch.zeros(len(values), dtype=torch.bool))
+            values[:, 40] -= 3.0 * label  # of the tuned model: low where the label is
+            scale, mean = dictionary.normalisation.scale, dictionary.normalisation.mean
+            yield reading._replace(rows=reading.rows._replace(values=values / scale + mean))
+
+    monkeypatch.setattr(Trained, "readings", readings)
+    findings, _, _ = run(
+        Probing(label="hesitation_follows", at="decision", directions=16), pair, dictionary, tokens=12_000
+    )
+    found = {name.split("/")[2]: finding for name, finding in findings.items()}
+    assert set(found) == {"random_directions", "neurons", "mean_difference", "difference_pca"}
+    expected = 0.983  # two normals three deviations apart
+    assert abs(found["neurons"].value - expected) < 0.03 and found["mean_difference"].value > 0.9
+    assert found["random_directions"].value < 0.9
+    assert all(f.low <= f.value <= f.high for f in found.values())
+
+
+def test_latent_scaling_of_a_perfect_reconstruction_confirms_what_one_model_alone_holds(pair):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    findings, tables, _ = run(LatentScaling(), pair, dictionary)
+    columns, geometry = tables["latents"], run(Geometry(), pair, dictionary)[0]
+    for kind in ("base_only", "tuned_only"):
+        before = geometry[f"geometry/count/{kind}"].value
+        assert findings[f"latent_scaling/count/{kind}"].value <= before
+        assert (
+            f"of {before} latents that are {kind.replace('_', '-')}" in findings[f"latent_scaling/count/{kind}"].meaning
+        )
+    assert None not in columns["confirmed"]  # every latent of it writes into one model only
+    confirmed = [c and nu is not None for c, nu in zip(columns["confirmed"], columns["nu_error"], strict=True)]
+    count = sum(f.value for name, f in findings.items() if name.startswith("latent_scaling/count"))
+    assert count == sum(confirmed) > 0
+    of_one = fitted(pair, identity_dictionary(pair.streams("resid_post", 1, reads="base")))
+    assert "this dictionary reads one" in run(LatentScaling(), pair, of_one)[2][0]
+
+
+def test_the_nearest_decoder_rows_are_neighbours_and_dead_latents_are_none(pair):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    with torch.no_grad():
+        dictionary.W_dec[7] = dictionary.W_dec[3] + 0.1 * dictionary.W_dec[9]
+        dictionary.b_enc[9] = -1e6
+    columns = run(Geometry(neighbours=2), pair, dictionary)[1]["neighbours"]
+    rows = list(zip(*(columns[n] for n in ("latent", "rank", "neighbour", "cosine")), strict=True))
+    first = next(row for row in rows if row[:2] == (7, 0))
+    assert first[2] == 3 and first[3] == pytest.approx(1 / 1.01**0.5, rel=1e-3)
+    assert 9 not in columns["latent"] + columns["neighbour"] and not any(row[0] == row[2] for row in rows)

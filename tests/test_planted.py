@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy
 import pytest
 import torch
 
@@ -94,6 +95,10 @@ def test_the_truth_itself_scores_full_marks():
     assert found.mean_max_cosine > 16 / 18  # all but the two split events, which it does not have
 
 
+def scaled(dictionary, blocks):
+    return latent_scaling(dictionary, ((block, dictionary.encode(block)) for block in blocks))
+
+
 def test_latent_scaling_unmasks_complete_shrinkage():
     """A shared event whose base decoder was dropped looks tuned-only; the base's error still holds it."""
     truth = planted()
@@ -103,7 +108,7 @@ def test_latent_scaling_unmasks_complete_shrinkage():
     found = score(made, truth, rows(truth))
     assert (found.by_norm.called, found.by_norm.false) == (7, 1)
     assert (found.scaled.called, found.scaled.false, found.scaled.recall) == (6, 0, 1.0)
-    scaling = latent_scaling(made, rows(truth))[TUNED]
+    scaling = scaled(made, rows(truth))[TUNED]
     assert abs(scaling.nu_error[0] - 1) < 0.05 and scaling.nu_reconstruction[0] < 0.3
     exclusive = [n for n, k in enumerate(k for k in truth.kinds if k != "split") if k == "tuned_only"]
     assert (scaling.nu_error[exclusive].abs() < 0.1).all() and (scaling.nu_reconstruction[exclusive].abs() < 0.3).all()
@@ -128,7 +133,7 @@ def test_latent_scaling_unmasks_latent_decoupling():
         made.W_dec[-1, W:] = 0
     found = score(made, truth, rows(truth))
     assert (found.by_norm.called, found.by_norm.false) == (8, 2) and (found.scaled.called, found.scaled.false) == (6, 0)
-    scaling = latent_scaling(made, rows(truth))
+    scaling = scaled(made, rows(truth))
     for role, latent in ((TUNED, 0), (BASE, -1)):
         assert abs(scaling[role].nu_reconstruction[latent] - 1) < 0.05
 
@@ -156,12 +161,60 @@ def test_scaling_is_the_least_squares_fit_and_does_not_depend_on_batching():
         for role, columns in ((BASE, slice(0, W)), (TUNED, slice(W, 2 * W))):
             own = f[:, :1] * made.W_dec[0, columns].double()
             betas[role] = beta(x[:, columns] - (restored[:, columns] - own)), beta(restored[:, columns])
-    scaling = latent_scaling(made, blocks)[TUNED]
+    scaling = scaled(made, blocks)[TUNED]
     assert torch.allclose(scaling.nu_error[0].double(), betas[BASE][0] / betas[TUNED][0], rtol=1e-3)
     assert torch.allclose(scaling.nu_reconstruction[0].double(), betas[BASE][1] / betas[TUNED][1], rtol=1e-3)
     halves = [type(b)(part) for b in blocks for part in b.values.split(1000)]
-    again = latent_scaling(made, halves)[TUNED]
+    again = scaled(made, halves)[TUNED]
     assert torch.allclose(again.nu_error, scaling.nu_error, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def test_one_beta_is_a_librarys_least_squares_solution():
+    truth = planted()
+    made, blocks = known(truth), rows(truth, blocks=2)
+    with torch.no_grad():
+        made.W_dec.mul_(0.8)
+        values = torch.cat([block.values for block in blocks])
+        latents = made.encode(type(blocks[0])(values))
+        restored = made.reconstruct(latents)
+        column, own = latents[:, 0].double(), slice(W, 2 * W)
+        design = torch.outer(column, made.W_dec[0, own].double()).flatten()[:, None].numpy()
+        targets = {
+            "activation": values[:, own],
+            "error": values[:, own] - restored[:, own] + torch.outer(latents[:, 0], made.W_dec[0, own]),
+            "reconstruction": restored[:, own],
+        }
+    beta = scaled(made, blocks)[TUNED].beta
+    for target, y in targets.items():
+        expected = numpy.linalg.lstsq(design, y.double().flatten().numpy(), rcond=None)[0][0]
+        assert abs(float(beta[target, TUNED][0]) - expected) < 1e-6 * abs(expected) + 1e-6, target
+
+
+def test_latent_scaling_tells_both_artefacts_from_what_is_exclusive():
+    """32 really exclusive latents against 32 of complete shrinkage and 32 of latent decoupling, with noise."""
+    counts = {"shared": 48, "tuned_only": 32}
+    truth = planted(counts=counts, noise=0.05)
+    right, shrunken, decoupled = known(truth), range(16), range(16, 32)
+    extra = len(decoupled)
+    made = Crosscoder(
+        truth.streams,
+        latents=right.latents + extra,
+        sparsity=Linear(0.0),
+        normalisation=partial(Normalisation, kind="none", sink_multiple=None),
+    )
+    with torch.no_grad():
+        some = list(decoupled)
+        made.W_enc.copy_(torch.cat([right.W_enc, right.W_enc[:, some]], dim=1))
+        made.b_enc.copy_(torch.cat([right.b_enc, right.b_enc[some]]))
+        made.W_dec.copy_(torch.cat([right.W_dec, right.W_dec[some]]))
+        made.b_dec.copy_(right.b_dec)
+        made.W_dec[[*shrunken, *decoupled], :W] = 0  # they look tuned-only
+        made.W_dec[right.latents :, W:] = 0  # the other halves of the decoupled ones look base-only
+    scaling = scaled(made, rows(truth, blocks=8))
+    artefacts = [*scaling[TUNED].exclusive()[[*shrunken, *decoupled]], *scaling[BASE].exclusive()[right.latents :]]
+    genuine = scaling[TUNED].exclusive()[48:80]
+    answers = [not bool(held) for held in artefacts] + genuine.tolist()
+    assert len(answers) == 80 and sum(answers) / len(answers) >= 0.95
 
 
 def test_names_are_not_swapped_a_planted_tuned_only_event_is_never_called_base_only():

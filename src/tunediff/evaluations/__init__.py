@@ -4,7 +4,10 @@ from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
 from tunediff.evaluations.label_alignment import LabelAlignment
-from tunediff.evaluations.latent_scaling import Scaling, latent_scaling
+from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
+from tunediff.evaluations.logit_effect import LogitEffect
+from tunediff.evaluations.probing import Probing
+from tunediff.evaluations.segments import Segments
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
 
@@ -13,9 +16,13 @@ __all__ = [
     "Fidelity",
     "Geometry",
     "LabelAlignment",
+    "LatentScaling",
+    "LogitEffect",
+    "Probing",
     "Reading",
     "Scaling",
     "Score",
+    "Segments",
     "Trained",
     "latent_scaling",
     "score",

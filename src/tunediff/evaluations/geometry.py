@@ -25,10 +25,19 @@ class Geometry:
     """exclusive      below this relative decoder norm a latent counts as base-only, above 1 minus it as tuned-only
     shared         the band around 0.5 that counts as shared
     random_pairs   how many pairs of different latents give the baseline of the cosine
+    neighbours     of each latent: the nearest others by the cosine of whole decoder rows
     """
 
-    def __init__(self, *, exclusive: float = 0.1, shared: tuple[float, float] = (0.3, 0.7), random_pairs: int = 10_000):
+    def __init__(
+        self,
+        *,
+        exclusive: float = 0.1,
+        shared: tuple[float, float] = (0.3, 0.7),
+        random_pairs: int = 10_000,
+        neighbours: int = 5,
+    ):
         self.exclusive, self.shared, self.random_pairs = exclusive, tuple(shared), random_pairs
+        self.neighbours = neighbours
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         columns = firing(trained)
@@ -36,7 +45,7 @@ class Geometry:
         columns["latent"] = list(range(trained.dictionary.latents))
         if set(trained.roles) == {BASE, TUNED}:
             base, tuned = (role_norms(trained, role) for role in (BASE, TUNED))
-            relative = tuned / (base + tuned)
+            relative = relative_decoder_norm(trained)
             kinds = self.kinds(relative)
             columns |= {
                 "norm_base": base.tolist(),
@@ -52,6 +61,7 @@ class Geometry:
             else:
                 yield from self._cosines(trained, cosine, kinds, alive)
         yield Table("latents", columns)
+        yield Table("neighbours", neighbours(trained.dictionary.W_dec.detach(), alive, self.neighbours))
 
     def kinds(self, relative: Tensor) -> Tensor:
         """[latent] -> index into KINDS."""
@@ -95,6 +105,12 @@ def role_norms(trained: Trained, role: str) -> Tensor:
     return trained.dictionary.decoder_norms().detach()[trained.streams_of(role)].norm(dim=0).cpu()
 
 
+def relative_decoder_norm(trained: Trained) -> Tensor:
+    """[latent]: |tuned| / (|base| + |tuned|)."""
+    base, tuned = (role_norms(trained, role) for role in (BASE, TUNED))
+    return tuned / (base + tuned)
+
+
 def decoder_cosine(trained: Trained, first: Tensor | None = None, second: Tensor | None = None) -> Tensor | None:
     """Cosine of base row `first` with tuned row `second`, by default of each latent with itself; None for unequal widths."""
     base, tuned = (trained.part(trained.dictionary.W_dec.detach(), role).cpu() for role in (BASE, TUNED))
@@ -103,6 +119,23 @@ def decoder_cosine(trained: Trained, first: Tensor | None = None, second: Tensor
     if first is not None:
         base, tuned = base[first], tuned[second]
     return torch.nn.functional.cosine_similarity(base, tuned, dim=-1)
+
+
+def neighbours(rows: Tensor, alive: Tensor, count: int) -> dict[str, list]:
+    """For each alive latent the `count` alive others with the nearest decoder rows [latent, width], by cosine."""
+    numbers = alive.nonzero()[:, 0]
+    units = torch.nn.functional.normalize(rows[numbers.to(rows.device)], dim=-1)
+    columns: dict[str, list] = {"latent": [], "rank": [], "neighbour": [], "cosine": []}
+    for first in range(0, len(units), 2048):
+        cosines = units[first : first + 2048] @ units.T
+        own = torch.arange(len(cosines), device=cosines.device)
+        cosines[own, own + first] = -torch.inf
+        near = cosines.topk(min(count, max(len(units) - 1, 0)), dim=-1)
+        columns["latent"] += numbers[first : first + 2048].repeat_interleave(near.values.shape[1]).tolist()
+        columns["rank"] += list(range(near.values.shape[1])) * len(cosines)
+        columns["neighbour"] += numbers[near.indices.cpu()].flatten().tolist()
+        columns["cosine"] += near.values.flatten().tolist()
+    return columns
 
 
 def firing(trained: Trained) -> dict[str, list]:

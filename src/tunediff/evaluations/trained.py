@@ -21,6 +21,8 @@ from tunediff.models import ModelPair
 from tunediff.shapes import Rows
 from tunediff.text import Batch, Text
 
+KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
+
 
 class Reading(NamedTuple):
     """One held-out batch and what the dictionary makes of it.
@@ -63,12 +65,29 @@ class Trained:
         """Every held-out batch with its latents, behind a progress bar."""
         dictionary = self.dictionary
         with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
-            for batch in self.held_out:
-                rows = harvest(self.pair, batch, dictionary.streams, moments=dictionary.normalisation.needs_moments)
+            for batch, rows in self._harvested():
                 admitted = dictionary.normalisation.admits(rows.values)
                 latents = dictionary.encode(rows).float() * admitted[:, None]
                 bar.update(len(batch.token))
                 yield Reading(batch, rows, admitted, latents)
+
+    def _harvested(self) -> Iterator[tuple[Batch, Rows]]:
+        """Held-out batches with their activations, from memory once they were read and if all of them fit there."""
+        if self._kept:
+            yield from zip(self.held_out, self._kept, strict=True)
+            return
+        wanted, tokens = self.dictionary.streams, sum(len(batch.token) for batch in self.held_out)
+        fits, rows = 4 * tokens * sum(stream.width for stream in wanted) <= KEPT, []
+        for batch in self.held_out:
+            read = harvest(self.pair, batch, wanted, moments=self.dictionary.normalisation.needs_moments)
+            if fits:
+                rows.append(read)
+            yield batch, read
+        self._kept.extend(rows)
+
+    @functools.cached_property
+    def _kept(self) -> list[Rows]:
+        return []
 
     def streams_of(self, role: str) -> list[int]:
         """Which of the dictionary's streams belong to a model."""

@@ -59,7 +59,7 @@ def score(dictionary: Crosscoder, planted: Planted, rows: list[Rows]) -> Score:
     cosines = normalize(written, dim=-1) @ normalize(in_models_units[alive], dim=-1).T
     by_norm = scaled = None
     if {stream.role for stream in dictionary.streams} == {BASE, TUNED}:
-        scaling = latent_scaling(dictionary, rows)
+        scaling = latent_scaling(dictionary, ((block, dictionary.encode(block).float()) for block in rows))
         base, tuned = dictionary.decoder_norms()
         relative = tuned / (base + tuned)
         called = {TUNED: alive & (relative > 1 - EXCLUSIVE), BASE: alive & (relative < EXCLUSIVE)}

@@ -21,7 +21,8 @@ class Batch(NamedTuple):
     ids, mask  [batch, position]             places     [token] index of a kept token in the flattened [batch*position]
     token      [token] id of the kept token  document   [token] index of its document
     sequence   [token] its row of the batch  position   [token] its place in the document
-    segment    [token] index into SEGMENTS   labels     name -> [token] bool
+    segment    [token] index into SEGMENTS   progress   [token] share of its segment that lies before it
+    labels     name -> [token] bool
     """
 
     ids: tuple[Tensor, ...]
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
     sequence: Tensor
     position: Tensor
     segment: Tensor
+    progress: Tensor
     labels: dict[str, Tensor]
 
 
@@ -124,6 +126,7 @@ def collate(documents: Sequence[Document]) -> Batch:
         sequence=sequence,
         position=places[0] - sequence * lengths[0],
         segment=torch.tensor([s for d in documents for s in d.segments], dtype=torch.uint8),
+        progress=torch.tensor([share for d in documents for share in d.progress]),
         labels={
             name: torch.tensor([flag for d in documents for flag in d.labels.get(name, [False] * len(d.segments))])
             for name in names

@@ -21,12 +21,14 @@ class Document(NamedTuple):
     ids       token ids for each tokenizer (one list when both models read the same ids)
     places    for each tokenizer, the positions of the kept tokens; aligned, so all of one length
     segments  index into SEGMENTS of each kept token            labels   names of labels -> flag of each kept token
+    progress  share of its segment, by characters of the whole row, that lies before each kept token
     """
 
     index: int
     ids: tuple[list[int], ...]
     places: tuple[list[int], ...]
     segments: list[int]
+    progress: list[float]
     labels: dict[str, list[bool]]
 
 
@@ -34,7 +36,8 @@ class Text:
     """The documents of a study, in batches, from a position that can be saved.
 
     rows         a function without arguments that gives the rows anew; an endless one is fine
-    fields       our name -> the data set's column: prompt, thinking, answer, response, text, spans
+    fields       our name -> the data set's column: prompt, thinking, answer, response, text; and for labels
+                 spans (field, first character, one past the last, label), pieces {label, text} of the thinking in order
     context      tokens of one sequence; a longer row is cut into several, none is dropped
     held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
     segments     segments whose tokens are kept; None keeps all
@@ -113,10 +116,10 @@ class Text:
                 if all(a <= i < b and i - a >= self.drop_first for i, (a, b) in zip(pair, bounds, strict=True))
                 and all(e["input_ids"][i] not in s for i, e, s in zip(pair, encoded, special, strict=True))
             ]
-            segments = _names_at([starts[p[0]] for p in kept], rendered.segments)
+            spans = _spans_at([starts[p[0]] for p in kept], rendered.segments)
             if self.segments is not None:
-                chosen = [n for n, name in enumerate(segments) if name in self.segments]
-                kept, segments = [kept[n] for n in chosen], [segments[n] for n in chosen]
+                chosen = [n for n, span in enumerate(spans) if span[2] in self.segments]
+                kept, spans = [kept[n] for n in chosen], [spans[n] for n in chosen]
             if not kept or not all(ids):
                 continue
             places = tuple([p[m] - bounds[m][0] for p in kept] for m in range(len(encoded)))
@@ -125,7 +128,11 @@ class Text:
                 label: _touching(characters, [s for s in rendered.labels if s[2] == label])
                 for label in sorted({s[2] for s in rendered.labels})
             }
-            documents.append(Document(row["index"], ids, places, [SEGMENTS.index(s) for s in segments], labels))
+            segments = [SEGMENTS.index(name) for _, _, name in spans]
+            progress = [
+                (at - first) / (last - first) for (at, _), (first, last, _) in zip(characters, spans, strict=True)
+            ]
+            documents.append(Document(row["index"], ids, places, segments, progress, labels))
         return documents
 
     def batches(
@@ -142,14 +149,14 @@ def _common_ends(ends: Sequence[list[int]]) -> list[tuple[int, int]]:
     return [(i, second[end]) for i, end in enumerate(ends[0]) if end in second]
 
 
-def _names_at(characters: Sequence[int], spans: Sequence[Span]) -> list[str]:
+def _spans_at(characters: Sequence[int], spans: Sequence[Span]) -> list[Span]:
     """The span that each character stands in; the spans cover the text in order."""
-    names, n = [], 0
+    found, n = [], 0
     for character in characters:
         while n + 1 < len(spans) and character >= spans[n][1]:
             n += 1
-        names.append(spans[n][2])
-    return names
+        found.append(spans[n])
+    return found
 
 
 def _touching(tokens: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tunediff.shapes import THINKING_FORMAT
@@ -14,7 +14,8 @@ SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
 
 
 class Rendered(NamedTuple):
-    """One row as the models read it."""
+    """One row as the models read it. Where it thinks, the labels `opening` (the first sentence of the thinking) and
+    `end_of_thinking` (the closing tag) are known without anybody's annotation."""
 
     text: str
     segments: list[Span]
@@ -50,13 +51,16 @@ def render(row: Mapping[str, Any], tokenizer, instruction: str = "") -> Rendered
     whole = prompt + body + (tokenizer.eos_token or "")
     starts = {"prompt": prompt.find(row["prompt"]), "answer": len(prompt) + len(body) - len(answer)}
     segments: list[Span] = [(0, len(prompt), "prompt")]
+    labels: list[Span] = []
     if thinking:
         starts["thinking"] = whole.index(thinking, len(prompt))
         sentence = SENTENCE_END.search(thinking)
         prefix_end = starts["thinking"] + (sentence.end() if sentence else len(thinking))
         segments += [(len(prompt), prefix_end, "prefix"), (prefix_end, starts["answer"], "thinking")]
+        closing = whole.index("</think>", starts["thinking"] + len(thinking))
+        labels += [(starts["thinking"], prefix_end, "opening"), (closing, closing + len("</think>"), "end_of_thinking")]
     segments.append((starts["answer"], len(whole), "answer"))
-    return Rendered(whole, segments, _moved(row, starts))
+    return Rendered(whole, segments, labels + _moved(row, starts))
 
 
 def _opening(tokenizer) -> str:
@@ -67,7 +71,20 @@ def _opening(tokenizer) -> str:
 
 def _moved(row: Mapping[str, Any], starts: Mapping[str, int]) -> list[Span]:
     """Label spans, given within a field, as spans of the rendered text."""
-    spans = row.get("spans") or ()
+    spans = [*(row.get("spans") or ()), *_found(row.get("thinking") or "", row.get("pieces") or ())]
     return [
         (starts[field] + first, starts[field] + last, name) for field, first, last, name in spans if field in starts
     ]
+
+
+def _found(thinking: str, pieces: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, str]]:
+    """Spans of labelled pieces of the thinking, each looked for after the one before; what is not there word for word is
+    left out. What was found carries the label `annotated` as well, so that tokens nobody looked at can be left aside."""
+    spans, here = [], 0
+    for piece in pieces:
+        words = (piece.get("text") or "").strip()
+        first = thinking.find(words, here) if words else -1
+        if first >= 0:
+            here = first + len(words)
+            spans += [("thinking", first, here, name) for name in (piece.get("label"), "annotated") if name]
+    return spans

@@ -1,0 +1,76 @@
+"""What a latent writes: the tokens that its decoder direction raises and lowers most, through each model's own unembedding.
+
+    effect = W_U (g * d / |d|), minus its mean over the vocabulary
+
+with d the latent's decoder row of that model in the model's own units, g the gain of the final norm and W_U the
+unembedding: the direct path to the logits, without the layers between and without the final norm's scale. Of a dictionary
+over several layers the highest is taken.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tunediff.evaluations.fidelity import model_of
+from tunediff.evaluations.trained import Trained
+from tunediff.shapes import Note, Table
+
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+WRITTEN = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # hookpoints whose values are added to the residual stream
+
+
+class LogitEffect:
+    """tokens   raised and lowered ones of each latent"""
+
+    def __init__(self, *, tokens: int = 8):
+        self.tokens = tokens
+
+    @torch.no_grad()
+    def run(self, trained: Trained) -> Iterator[Table | Note]:
+        dictionary, columns = trained.dictionary, defaultdict(list)
+        rows = dictionary.W_dec / dictionary.normalisation.scale
+        for role in trained.roles:
+            highest = max(trained.streams_of(role), key=lambda n: dictionary.streams[n].layer)
+            hookpoint = dictionary.streams[highest].hookpoint
+            if hookpoint not in WRITTEN:
+                yield Note(f"Logit effects were not taken: values at {hookpoint} are not added to the residual stream.")
+                return
+            model, tokenizer = model_of(role), trained.pair.tokenizers[trained.pair.entry(model_of(role))]
+            unembedding = gained_unembedding(trained.pair.models[model])
+            directions = rows.split(dictionary.widths, dim=-1)[highest]
+            units = torch.nn.functional.normalize(directions, dim=-1).to(unembedding)
+            spelled: dict[int, str] = {}
+            known = min(len(unembedding), len(tokenizer))  # the rest pads the matrix
+            for first in range(0, len(units), 256):
+                effect = (units[first : first + 256] @ unembedding[:known].T).float()
+                effect -= effect.mean(-1, keepdim=True)
+                for sign in (1, -1):
+                    best = (sign * effect).topk(min(self.tokens, known), dim=-1)
+                    for latent, (values, numbers) in enumerate(
+                        zip(best.values.tolist(), best.indices.tolist(), strict=True), start=first
+                    ):
+                        columns["latent"] += [latent] * len(numbers)
+                        columns["rank"] += range(len(numbers))
+                        columns["token"] += [spelled.setdefault(i, tokenizer.decode([i])) for i in numbers]
+                        columns["effect"] += [sign * value for value in values]
+                        columns["role"] += [role] * len(numbers)
+                        columns["sign"] += [sign] * len(numbers)
+        yield Table("logit_effect", dict(columns))
+
+
+def gained_unembedding(model: torch.nn.Module) -> Tensor:
+    """[vocabulary, width]: the unembedding with the final norm's gain taken in; without one where the model has no norm of
+    a known name."""
+    weight = model.get_output_embeddings().weight.float()
+    norm = next((part for name, part in model.base_model.named_children() if name in FINAL_NORMS), None)
+    if norm is None:
+        return weight
+    # of mean 0 and root mean square 1: a norm leaves it, but for the gain, however that is parametrised
+    probe = torch.ones_like(weight[0])
+    probe[1::2] = -1.0
+    dtype = next(norm.parameters()).dtype
+    return weight * ((norm(probe.to(dtype)) - norm(-probe.to(dtype))).float() / 2 * probe)

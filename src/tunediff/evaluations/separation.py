@@ -1,0 +1,140 @@
+"""How well scores tell labelled tokens from the rest: AUROC and average precision of many columns at once, with intervals.
+
+Knows no model and no text. Of latents only the active values are kept, so that a million tokens of a sparse dictionary fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class ActiveScores:
+    """Scores [token, latent] of which most are zero, sorted once and asked for many labels, shuffled ones too.
+
+    token, latent, value  [n]: where a score is not zero, and what it is; negative ones rank below the zeros
+    """
+
+    def __init__(self, token: Tensor, latent: Tensor, value: Tensor, *, tokens: int, latents: int):
+        self.tokens, self.latents = tokens, latents
+        # one entry for all zeros of a latent, of token -1
+        every = torch.arange(latents)
+        token = torch.cat([token, torch.full_like(every, -1)])
+        latent, value = torch.cat([latent, every]), torch.cat([value.float(), torch.zeros(latents)])
+        order = torch.argsort(value, descending=True, stable=True)
+        order = order[torch.argsort(latent[order], stable=True)]
+        self.token, self.latent, self.value = token[order], latent[order], value[order]
+        begins = torch.ones(len(order), dtype=torch.bool)  # of values that are equal
+        begins[1:] = (self.latent[1:] != self.latent[:-1]) | (self.value[1:] != self.value[:-1])
+        self.group = begins.cumsum(0) - 1
+        self.group_latent = self.latent[begins]
+        self.is_zeros = self.token < 0
+        weights = torch.ones(len(order), dtype=torch.float64)
+        weights[self.is_zeros] = (tokens + 1 - torch.bincount(self.latent, minlength=latents)).double()
+        self.size = self._by_group(weights)
+
+    @classmethod
+    def of(cls, blocks: Iterable[Tensor], latents: int) -> ActiveScores:
+        """From blocks [token, latent], one after the other."""
+        places, values, tokens = [torch.empty(0, 2, dtype=torch.long)], [torch.empty(0)], 0
+        for block in blocks:
+            found = block.nonzero()
+            values.append(block[found[:, 0], found[:, 1]])
+            places.append(found + torch.tensor([tokens, 0]))
+            tokens += len(block)
+        place = torch.cat(places)
+        return cls(place[:, 0], place[:, 1], torch.cat(values), tokens=tokens, latents=latents)
+
+    def of_tokens(self, chosen: Tensor) -> ActiveScores:
+        """The same of some tokens, [token] bool."""
+        here = ~self.is_zeros & chosen[self.token]
+        number = chosen.cumsum(0) - 1
+        return ActiveScores(
+            number[self.token[here]],
+            self.latent[here],
+            self.value[here],
+            tokens=int(chosen.sum()),
+            latents=self.latents,
+        )
+
+    def column(self, latent: int) -> Tensor:
+        """[token] of one latent."""
+        here = (self.latent == latent) & ~self.is_zeros
+        return torch.zeros(self.tokens).index_copy_(0, self.token[here], self.value[here])
+
+    def auroc(self, truth: Tensor) -> Tensor:
+        """[latent]: the chance that a labelled token outranks an unlabelled one, ties counted half (Mann-Whitney)."""
+        hits, labelled = self._hits(truth)
+        misses, rest = self.size - hits, self.tokens - labelled
+        below = rest - self._within(misses) + misses / 2
+        return self._by_latent(hits * below).div(labelled * rest).float()
+
+    def average_precision(self, truth: Tensor) -> Tensor:
+        """[latent]: precision at each distinct score, from the highest down, weighted by the recall it adds."""
+        hits, labelled = self._hits(truth)
+        precision = self._within(hits) / self._within(self.size)
+        return self._by_latent(hits * precision).div(labelled).float()
+
+    def _hits(self, truth: Tensor) -> tuple[Tensor, int]:
+        """Labelled tokens in every group of equal scores, and all of them."""
+        labelled, marks = int(truth.sum()), truth.double()[self.token]
+        marks[self.is_zeros] = 0.0
+        marks[self.is_zeros] = labelled - torch.zeros(self.latents, dtype=torch.float64).index_add_(
+            0, self.latent, marks
+        )
+        return self._by_group(marks), labelled
+
+    def _by_group(self, values: Tensor) -> Tensor:
+        return torch.zeros(len(self.group_latent), dtype=torch.float64).index_add_(0, self.group, values)
+
+    def _by_latent(self, values: Tensor) -> Tensor:
+        return torch.zeros(self.latents, dtype=torch.float64).index_add_(0, self.group_latent, values)
+
+    def _within(self, values: Tensor) -> Tensor:
+        """Running sums of a latent's groups, from its highest score down."""
+        whole, totals = values.cumsum(0), self._by_latent(values).cumsum(0)
+        return whole - torch.cat([totals.new_zeros(1), totals[:-1]])[self.group_latent]
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """[column, token] -> ranks from 1, ties at their mean."""
+    values = values.contiguous()
+    ordered = values.sort(dim=-1).values
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    return (below + up_to + 1).float() / 2
+
+
+def auroc(scores: Tensor, truth: Tensor) -> Tensor:
+    """[column]: AUROC of dense scores [column, token]."""
+    labelled, rest = truth.sum(), (~truth).sum()
+    total = average_ranks(scores).double() @ truth.double()
+    return ((total - labelled * (labelled + 1) / 2) / (labelled * rest)).float()
+
+
+def rule_auroc(values: Tensor, truth: Tensor, select: Tensor, test: Tensor) -> tuple[float, float]:
+    """AUROC of the rate of the label given the value [token], learned on `select`: there, and on `test`."""
+    size = int(values.max()) + 1
+    seen = torch.bincount(values[select], minlength=size).double()
+    hits = torch.bincount(values[select], weights=truth[select].double(), minlength=size)
+    prior = truth[select].double().mean()
+    score = ((hits + prior) / (seen + 1))[values]
+    return tuple(float(auroc(score[side][None], truth[side])[0]) for side in (select, test))
+
+
+def delong_interval(scores: Tensor, truth: Tensor) -> tuple[float, float]:
+    """95 % interval of an AUROC (DeLong, DeLong and Clarke-Pearson 1988), taking tokens as independent."""
+    labelled, rest = scores[truth].double(), scores[~truth].double()
+
+    def placement(values: Tensor, against: Tensor) -> Tensor:
+        ordered = against.sort().values
+        return (
+            (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)) / 2 / len(against)
+        )
+
+    over, under = placement(labelled, rest), placement(rest, labelled)
+    error = (over.var() / len(over) + under.var() / len(under)).sqrt()
+    middle = over.mean()
+    return float((middle - 1.96 * error).clamp(min=0)), float((middle + 1.96 * error).clamp(max=1))
