@@ -20,6 +20,7 @@ from tunediff.evaluations import (
     Trained,
 )
 from tunediff.evaluations.fidelity import predictions
+from tunediff.evaluations.label_alignment import at_label
 from tunediff.evaluations.logit_effect import gained_unembedding
 from tunediff.evaluations.segments import PLACES
 from tunediff.evaluations.separation import ActiveScores, auroc, delong_interval
@@ -480,3 +481,17 @@ def test_the_nearest_decoder_rows_are_neighbours_and_dead_latents_are_none(pair)
     first = next(row for row in rows if row[:2] == (7, 0))
     assert first[2] == 3 and first[3] == pytest.approx(1 / 1.01**0.5, rel=1e-3)
     assert 9 not in columns["latent"] + columns["neighbour"] and not any(row[0] == row[2] for row in rows)
+
+
+def test_where_a_stretch_begins_its_other_tokens_are_not_looked_at(pair):
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    trained = Trained(pair, toy_text(), dictionary, 2000)
+    for first in (False, True):
+        for reading, here in at_label(trained, "opening", None, "", first=first):
+            labels, sequences = reading.batch.labels["opening"], reading.batch.sequence
+            for sequence in sequences[labels].unique():
+                mine = labels & (sequences == sequence)
+                looked_at = (mine & here).nonzero()[:, 0].tolist()
+                expected = mine.nonzero()[:, 0].tolist()
+                assert len(expected) > 3 and looked_at == (expected[:1] if first else expected)
+            assert (here | labels).all()  # whatever has no label is looked at

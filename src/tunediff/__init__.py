@@ -1,3 +1,18 @@
 """tunediff shows what fine-tuning changed inside a language model."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tunediff.loaded import Loaded
+
 __version__ = "0.1.0"
+
+
+def load(run: str | Path) -> Loaded:
+    """A finished run by its folder: its dictionary, pair, text, findings and tables."""
+    from tunediff.loaded import Loaded  # the command line imports this package and stays free of torch
+
+    return Loaded(Path(run))

@@ -42,14 +42,16 @@ class Labelled(NamedTuple):
 class LabelAlignment:
     """label       the label to tell, such as hesitation_follows
     at          only tokens with this label are looked at, such as decision; null: all tokens
+    first       only the first token of a labelled stretch counts as labelled, and the rest of it is not looked at: a latent
+                for where a behaviour begins
     shuffles    draws of the null
     """
 
-    def __init__(self, *, label: str, at: str | None = None, shuffles: int = 100):
-        self.label, self.at, self.shuffles = label, at, shuffles
+    def __init__(self, *, label: str, at: str | None = None, first: bool = False, shuffles: int = 100):
+        self.label, self.at, self.first, self.shuffles = label, at, first, shuffles
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        looked_at = list(at_label(trained, self.label, self.at, "label alignment"))
+        looked_at = list(at_label(trained, self.label, self.at, "label alignment", first=self.first))
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
             yield too_few("label_alignment", self.label, self.at)
@@ -95,12 +97,20 @@ class LabelAlignment:
         return torch.stack(found)
 
 
-def at_label(trained: Trained, label: str, at: str | None, title: str) -> Iterator[tuple[Reading, Tensor]]:
-    """Readings in which the label occurs, each with the looked-at tokens [token] bool."""
+def at_label(
+    trained: Trained, label: str, at: str | None, title: str, *, first: bool = False
+) -> Iterator[tuple[Reading, Tensor]]:
+    """Readings in which the label occurs, each with the looked-at tokens [token] bool; with `first`, none of a labelled
+    stretch but its first."""
     for reading in trained.readings(title):
         labels = reading.batch.labels
         if label in labels and (at is None or at in labels):
-            yield reading, reading.admitted.cpu() & (labels[at] if at else torch.ones_like(labels[label]))
+            here = reading.admitted.cpu() & (labels[at] if at else torch.ones_like(labels[label]))
+            if first:
+                goes_on = torch.zeros_like(here)
+                goes_on[1:] = labels[label][:-1] & (reading.batch.sequence[1:] == reading.batch.sequence[:-1])
+                here &= ~(labels[label] & goes_on)
+            yield reading, here
 
 
 def gathered(looked_at: list[tuple[Reading, Tensor]], label: str) -> Labelled | None:

@@ -1,0 +1,68 @@
+"""A run folder -> the things in it: the dictionary, the pair, the text it read, and what was found.
+
+run = tunediff.load("multirun/2026-11-21/10-30-00-4f5a2c")
+run.findings["fidelity/explained_variance/tuned"].value
+run.table("latents").to_pandas()
+run.dictionary.encode(rows)
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import safetensors.torch
+import torch
+from omegaconf import DictConfig
+
+from tunediff import folders
+from tunediff.dictionary import Crosscoder
+from tunediff.evaluations import Trained
+from tunediff.models import ModelPair
+from tunediff.settings import build
+from tunediff.shapes import Finding, Refused
+from tunediff.study import build_dictionary, read_config, streams_of
+from tunediff.text import Text
+
+
+class Loaded:
+    """A finished run. The weights of both models are read when `pair` is first asked for what needs them: `pair.load()`.
+
+    folder, cfg   the run folder and the config it ran with        text, pair   as the run had them
+    """
+
+    def __init__(self, folder: Path):
+        if not (folder / "dictionary" / "weights.safetensors").exists():
+            raise Refused(f"run={folder} is no finished run: it has no dictionary/weights.safetensors.")
+        self.folder = folder
+        self.cfg: DictConfig = read_config(folder)
+        self.text: Text = build(self.cfg.text)
+        self.pair: ModelPair = build(self.cfg.model_pair)
+
+    @functools.cached_property
+    def dictionary(self) -> Crosscoder:
+        """With frozen weights."""
+        made = build_dictionary(self.cfg.dictionary, streams_of(self.cfg, self.pair))
+        made.load_state_dict(safetensors.torch.load_file(self.folder / "dictionary" / "weights.safetensors"))
+        return made.eval().requires_grad_(False)
+
+    @property
+    def findings(self) -> dict[str, Finding]:
+        """By name; as the folder says now."""
+        return {f["name"]: Finding(**f) for f in folders.read_json(self.folder / "findings.json")["findings"]}
+
+    def table(self, name: str) -> pyarrow.Table:
+        """tables/<name>.parquet. Raises Refused where no evaluation wrote it, with the names of those that are there."""
+        path = self.folder / "tables" / f"{name}.parquet"
+        if not path.exists():
+            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
+            raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
+        return pyarrow.parquet.read_table(path)
+
+    def trained(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Trained:
+        """What an evaluation is given, with the models loaded; `tokens` of held-out text, by default the run's budget."""
+        self.pair.load(device)
+        self.dictionary.to(device)
+        return Trained(self.pair, self.text, self.dictionary, tokens or self.cfg.budget.evaluation_tokens)
