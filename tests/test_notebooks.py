@@ -1,0 +1,43 @@
+"""The notebooks run from their first cell to the last, on runs that are smaller than those they would train."""
+
+import subprocess
+import sys
+
+import nbclient
+import nbformat
+import pytest
+
+from conftest import ROOT
+
+SMALL = ["scale=smoke", "trainer=cpu", "budget.evaluation_tokens=8000", "evaluation.fidelity.resamples=20"]
+TRAINED = {
+    "01_meet_the_pair": None,
+    "02_read_a_latent": ["dictionary=l1_crosscoder", "hydra.run.dir=runs/l1"],
+    "03_compare_a_sweep": [
+        "-m",
+        "dictionary=batchtopk_crosscoder,l1_crosscoder",
+        "seed=0,1",
+        "hydra.sweep.dir=runs/sweep",
+        "evaluation=[fidelity,geometry,latent_scaling]",
+    ],
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_notebook_runs_and_shows_what_it_says(tmp_path, name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    if TRAINED[name] is not None:
+        words = [word for word in TRAINED[name] if "=" in word and not word.startswith("evaluation")]
+        assert all(f'"{word}"' in str(notebook) or word.startswith("hydra.") for word in words)
+        command = [sys.executable, ROOT / "train.py", *TRAINED[name], *SMALL]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    shown = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [cell.outputs for cell in shown.cells if cell.cell_type == "code"]
+    assert any("image/png" in output.get("data", {}) for cell in outputs for output in cell)
+    said = "".join(output.get("text", "") for cell in outputs for output in cell)
+    for words in {"01_meet_the_pair": ["tuned:", "<think>"], "02_read_a_latent": ["explained variance", "document"]}.get(
+        name, []
+    ):
+        assert words in said
