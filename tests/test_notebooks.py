@@ -37,7 +37,8 @@ def test_a_notebook_runs_and_shows_what_it_says(tmp_path, name):
     outputs = [cell.outputs for cell in shown.cells if cell.cell_type == "code"]
     assert any("image/png" in output.get("data", {}) for cell in outputs for output in cell)
     said = "".join(output.get("text", "") for cell in outputs for output in cell)
-    for words in {"01_meet_the_pair": ["tuned:", "<think>"], "02_read_a_latent": ["explained variance", "document"]}.get(
-        name, []
-    ):
+    for words in {
+        "01_meet_the_pair": ["tuned:", "<think>"],
+        "02_read_a_latent": ["explained variance", "document"],
+    }.get(name, []):
         assert words in said

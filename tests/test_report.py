@@ -1,9 +1,9 @@
 """The page: self-contained, safe with hostile text, honest about what is missing, and working in a real browser."""
 
+import csv
+import io
 import json
 import re
-import shutil
-import subprocess
 
 import pyarrow
 import pyarrow.parquet
@@ -11,18 +11,17 @@ import pytest
 import safetensors.torch
 import torch
 
+from browser import CHROMIUM, Browser
 from tunediff import folders
 from tunediff.evaluations.stability import partners
 from tunediff.report import in_words, members_under, write_comparison, write_report
 from tunediff.shapes import Table
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=5000").split()  # fmt: skip
+ALL = ("training", "latents", "examples", "segments", "neighbours", "logit_effect", "layers")
 
 
-def make_run(folder, *, tables=("training", "latents", "examples")):
+def make_run(folder, *, tables=ALL):
     (folder / "tables").mkdir(parents=True)
 
     def finding(name, value, low=None, high=None):
@@ -41,6 +40,10 @@ def make_run(folder, *, tables=("training", "latents", "examples")):
         finding("label_alignment/hesitation_follows/null_mean", 0.501),
         finding("label_alignment/hesitation_follows/null_p95", 0.55),
         finding("label_alignment/hesitation_follows/token_rule", 0.53),
+        finding("label_alignment/hesitation_follows/average_precision", 0.61),
+        finding("label_alignment/hesitation_follows/share", 0.17),
+        finding("probing/hesitation_follows/random_directions", 0.777),
+        finding("latent_scaling/count/tuned_only", 2),
     ]
     study = {
         "model_pair": f"a {HOSTILE}",
@@ -56,13 +59,20 @@ def make_run(folder, *, tables=("training", "latents", "examples")):
     content = {
         "training": {"step": [0, 20], "tokens": [10, 200], "loss/reconstruction": [5.0, 1.0], "explained_variance/base": [0.1, 0.9], "explained_variance/tuned": [float("nan"), 0.8], "schedule/l1": [0.05, 1.0], "schedule/learning_rate": [1e-4, 1e-3]},
         "latents": {
-            "latent": list(range(40)), "firing_rate": [0.0] + [0.01] * 39, "firing_rate/thinking": [0.02] * 40,
-            "relative_decoder_norm": [n / 39 for n in range(40)], "decoder_cosine": [0.5] * 40, "kind": ["shared"] * 40,
+            "latent": list(range(40)), "firing_rate": [0.0] + [0.01] * 39, "firing_rate/thinking": [0.02] * 20 + [0.0] * 20,
+            "firing_rate/answer": [0.01] * 40, "relative_decoder_norm": [n / 39 for n in range(40)], "decoder_cosine": [0.5] * 40,
+            "kind": ["base_only"] * 4 + ["shared"] * 32 + ["tuned_only"] * 4, "confirmed": [True] * 2 + [False] * 2 + [None] * 32 + [True, False, False, True],
+            "nu_error": [0.1] * 40, "nu_reconstruction": [0.7] * 40, "norm_base": [1.0] * 40,
             "max_activation": [1.0] * 40, "auroc/hesitation_follows": [0.84 if n == 7 else 0.5 for n in range(40)],
         },
+        "segments": {"latent": list(range(40)), **{f"{kind}/{place}": [0.125] * 40 for kind in ("rate", "mean") for place in ("prompt", "thinking/0", "thinking/9")}},
+        "neighbours": {"latent": [7], "rank": [0], "neighbour": [8], "cosine": [0.71]},
+        "logit_effect": {"latent": [7, 7], "role": ["tuned", "tuned"], "sign": [1, -1], "rank": [0, 0], "token": [" Hmm", HOSTILE], "effect": [3.5, -2.5]},
+        "layers": {"layer": [0, 1], **{f"{name}{end}": [0.5, 0.7] for name in ("l2", "cosine", "norm_base", "norm_tuned") for end in ("", "_low", "_high")}},
         "examples": {
-            "latent": [7, 8], "rank": [0, 0], "document": [1, 2], "position": [1, 0], "activation": [2.0, 1.0],
-            "tokens": [[" Wait", HOSTILE, "\n"], [" zebra"]], "activations": [[0.0, 2.0, 0.5], [1.0]], "segments": [["thinking"] * 3, ["answer"]],
+            "latent": [7, 7, 8], "kind": ["strongest", "quantile", "strongest"], "rank": [0, 0, 0], "quantile": [None, 0.5, None], "document": [1, 3, 2],
+            "place": [11, 5, 0], "position": [1, 0, 0], "activation": [2.0, 1.0, 1.0], "scaled_activation": [4.0, 2.0, 2.0],
+            "tokens": [[" Wait", HOSTILE, "\n"], [" plain"], [" zebra"]], "activations": [[0.0, 2.0, 0.5], [1.0], [1.0]], "segments": [["thinking"] * 3, ["prompt"], ["answer"]],
         },
     }  # fmt: skip
     for name in tables:
@@ -70,19 +80,11 @@ def make_run(folder, *, tables=("training", "latents", "examples")):
     return write_report(folder)
 
 
-def opened(page, tmp_path, fragment="", *more):
-    command = [
-        CHROMIUM,
-        *QUIET,
-        f"--user-data-dir={tmp_path / 'profile'}",
-        *more,
-        "--dump-dom",
-        f"file://{page}{fragment}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert not errors, errors
-    return done.stdout
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    started = Browser(tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()
 
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -98,50 +100,160 @@ def test_the_page_refers_to_nothing_outside(tmp_path):
 
 def test_hostile_text_cannot_leave_the_payload(tmp_path):
     text = make_run(tmp_path / "run").read_text()
-    assert text.count("</script>") == 2 and "<img" not in text
+    assert text.count("</script>") == 2 + text.count('id="packed-') and "<img" not in text
 
 
 @in_browser
-def test_headline_latents_and_label_are_drawn(tmp_path):
-    dom = opened(make_run(tmp_path / "run"), tmp_path)
+def test_headline_latents_and_label_are_drawn(tmp_path, browser):
+    dom = browser.open(make_run(tmp_path / "run")).dom()
     for shown in (
         "0.988",
         "0.877",
         "0.980 to 0.990",
         "0.842",
-        "latent 7",
+        "#latent-7",
         "One note.",
-        "All 12 findings",
+        "All 16 findings",
+        "0.777",
+        "best random direction",
+        "Mean L2 distance",
         "what fidelity/dead_fraction means",
         "Factor of the sparsity coefficient: 1",
         "Learning rate: ",
     ):
         assert shown in dom, shown
     rows = re.findall(r'id="latent-(\d+)"', dom)
-    assert rows[0] == "39" and rows[-1] == "1" and "0" not in rows  # sorted by norm, dead ones left out
+    assert rows[:3] == ["39", "38", "37"] and "0" not in rows  # sorted by norm, dead ones left out
+    assert "39 of 39 alive latents" in dom
     assert "<title>broken" not in dom and "<img" not in dom
     assert "–" in dom  # the value that is not defined
 
 
 @in_browser
-def test_a_label_without_geometry_still_gives_a_page(tmp_path):
+def test_a_label_without_geometry_still_gives_a_page(tmp_path, browser):
     make_run(tmp_path / "run", tables=("training",))
     only = pyarrow.table({"auroc/hesitation_follows": [0.5, 0.9, 0.6]})
     pyarrow.parquet.write_table(only, tmp_path / "run" / "tables" / "latents.parquet")
-    dom = opened(write_report(tmp_path / "run"), tmp_path)
-    assert re.findall(r'id="latent-(\d+)"', dom) == ["1", "2", "0"]
+    dom = browser.open(write_report(tmp_path / "run")).dom()
+    assert re.findall(r'id="latent-(\d+)"', dom) == ["1", "2", "0"]  # by the label
 
 
 @in_browser
-def test_a_deep_link_opens_a_latent_with_its_tokens(tmp_path):
-    dom = opened(make_run(tmp_path / "run"), tmp_path, "#latent-7")
-    assert 'class="examples"' in dom and "onerror" in dom and "<img" not in dom and "↵" in dom
+def test_a_deep_link_opens_a_latent_with_its_tokens(tmp_path, browser):
+    page = browser.open(make_run(tmp_path / "run"), "#latent-7")
+    page.run("await wait(() => !panel().hidden);")
+    dom = page.dom()
+    panel = dom[dom.index('<aside id="panel"') :]
+    for shown in (
+        "Latent 7",
+        "onerror",
+        "↵",
+        "Strongest",
+        "Over its range",
+        "document 3, token 5",
+        "␣Hmm",
+        "#latent-8",
+        "shared",
+    ):
+        assert shown in panel, shown
+    assert (
+        "<img" not in dom
+        and panel.count('peak"') == 2
+        and "other latents write it into tuned (ν reconstruction 0.7" in panel
+    )
 
 
 @in_browser
-def test_missing_tables_are_said(tmp_path):
-    dom = opened(make_run(tmp_path / "run", tables=()), tmp_path)
+def test_search_filters_sorting_keys_and_the_address_work_together(tmp_path, browser):
+    page = make_run(tmp_path / "run")
+    script = """
+      const said = [];
+      set('search latents', 'zebra'); await wait(() => rows() === '8'); said.push(rows());
+      set('search latents', 'wait onerror'); await wait(() => rows() === '7'); said.push(rows());
+      set('search latents', 'hmm'); said.push(rows());
+      set('search latents', '23'); said.push(rows());
+      set('search latents', ''); set('kind', 'tuned_only!'); said.push(rows());
+      set('kind', 'tuned_only'); said.push(rows());
+      set('kind', ''); set('label', 'hesitation_follows'); said.push(rows());
+      set('label', ''); set('segment', 'answer'); set('firing rate from', '0.005'); said.push(rows().split(' ').length);
+      said.push(location.hash);
+      set('segment', ''); set('firing rate from', '');
+      document.querySelector('#latents th button').click(); said.push(rows().split(' ').slice(0, 2).join(' '));
+      document.querySelector('#latents th button').click(); said.push(rows().split(' ').slice(0, 2).join(' '));
+      key('j'); await wait(() => !panel().hidden); said.push(panel().querySelector('h2').textContent);
+      key('j'); await wait(() => panel().querySelector('h2').textContent === 'Latent 2');
+      key('k'); await wait(() => panel().querySelector('h2').textContent === 'Latent 1'); said.push(location.hash);
+      key('Escape'); said.push(panel().hidden);
+      return said;"""
+    assert browser.open(page).run(script) == [
+        "8", "7", "7", "23", "39 36", "39 38 37 36", "7", 20, "#segment=answer&above=0.8&rate=0.005",
+        "39 38", "1 2", "Latent 1", "#latent-1&above=0.8&sort=latent&up=1", True,
+    ]  # fmt: skip
+    kept = "return [rows(), panel().hidden, pick('kind').value]"
+    assert browser.open(page, "#kind=tuned_only!&sort=latent&up=1").run(kept) == ["36 39", True, "tuned_only!"]
+
+
+@in_browser
+def test_what_is_taken_away_holds_what_is_shown(tmp_path, browser):
+    script = """
+      const saved = [];
+      save = (name, type, content) => saved.push([name, content]);
+      set('kind', 'tuned_only!');
+      [...document.querySelectorAll('.filters button')].find((b) => b.textContent === 'CSV').click();
+      for (const title of ['Relative decoder norm', 'alive latents'])
+        [...document.querySelectorAll('figure')].filter((f) => f.textContent.includes(title)).at(-1).querySelector('.tools button').click();
+      location.hash = '#latent-7';
+      await wait(() => !panel().hidden);
+      [...panel().querySelectorAll('nav button')].find((b) => b.textContent === 'CSV').click();
+      return saved;"""
+    saved = dict(browser.open(make_run(tmp_path / "run")).run(script))
+    table = list(csv.DictReader(io.StringIO(saved["latents.csv"])))
+    assert [row["latent"] for row in table] == ["39", "36"] and table[0]["confirmed"] == "true"
+    examples = list(csv.DictReader(io.StringIO(saved["latent-7.csv"])))
+    assert examples[0]["text"] == " Wait" + HOSTILE + "\n" and examples[0]["peak"] == HOSTILE and len(examples) == 2
+    drawings = [content for name, content in saved.items() if name.endswith(".svg")]
+    assert len(drawings) == 2 and all("var(" not in drawing and "xmlns" in drawing for drawing in drawings)
+    assert max(drawing.count("<circle") for drawing in drawings) == 39
+
+
+@in_browser
+def test_ten_thousand_latents_draw_a_screenful_of_rows(tmp_path, browser):
+    make_run(tmp_path / "run", tables=("training",))
+    many = 10_000
+    columns = {
+        "latent": list(range(many)),
+        "firing_rate": [0.01] * many,
+        "relative_decoder_norm": [n / many for n in range(many)],
+        "kind": ["shared"] * many,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "run" / "tables" / "latents.parquet")
+    script = """
+      const first = document.querySelectorAll('#latents tr.latent').length, scroll = document.querySelector('.rows');
+      scroll.scrollTop = scroll.scrollHeight;
+      await wait(() => rows().endsWith(' 0'));
+      return [first, document.querySelectorAll('#latents tr.latent').length, document.querySelector('.count').textContent];"""
+    first, last, said = browser.open(write_report(tmp_path / "run")).run(script)
+    assert 10 < first < 60 and 10 < last < 60 and said == "10,000 of 10,000 alive latents"
+
+
+@in_browser
+def test_missing_tables_are_said(tmp_path, browser):
+    dom = browser.open(make_run(tmp_path / "run", tables=())).dom()
     assert "“geometry” was not run" in dom and "no record of the training" in dom
+
+
+@in_browser
+def test_a_study_of_the_pair_alone_has_its_layers_and_nothing_of_a_dictionary(tmp_path, browser):
+    make_run(tmp_path / "run", tables=("layers",))
+    path = tmp_path / "run" / "findings.json"
+    found = json.loads(path.read_text())
+    found["study"], found["findings"] = {"model_pair": "tuned vs base"}, found["findings"][:1]
+    path.write_text(json.dumps(found))
+    dom = browser.open(write_report(tmp_path / "run")).dom()
+    shown = dom[dom.index("<main") : dom.index("</main>")]
+    assert (
+        "Mean cosine" in shown and "was not run" not in shown and "Training" not in shown and "undefined" not in shown
+    )
 
 
 # -- runs side by side -----------------------------------------------------------------------------------------------
@@ -200,24 +312,21 @@ def test_members_that_would_look_alike_are_told_apart_by_their_settings(tmp_path
 
 
 @in_browser
-def test_the_comparison_draws_filters_sorts_and_cannot_be_broken_into(tmp_path):
+def test_the_comparison_draws_filters_sorts_and_cannot_be_broken_into(tmp_path, browser):
     page = write_comparison(members_under([make_sweep(tmp_path / "sweep")]), tmp_path / "sweep")
     text = page.read_text()
     assert text.count("</script>") == 2 and "<img" not in text
-    probe = """<script>addEventListener('load', () => {
-      const rows = () => [...document.querySelectorAll('#members tbody tr')].map((r) => r.cells[0].textContent + r.cells[1].textContent).join(' ');
-      const said = [rows()];
-      document.querySelector('#members th:nth-child(2) button').click(); said.push(rows());
-      const search = document.querySelector('input[type=search]'); search.value = 'layer=1 topk'; search.dispatchEvent(new Event('input')); said.push(rows());
+    script = """
+      const members = () => [...document.querySelectorAll('#members tbody tr')].map((r) => r.cells[0].textContent + r.cells[1].textContent).join(' ');
+      const said = [members()];
+      document.querySelector('#members th:nth-child(2) button').click(); said.push(members());
+      const search = document.querySelector('input[type=search]'); search.value = 'layer=1 topk'; search.dispatchEvent(new Event('input')); said.push(members());
       search.value = ''; search.dispatchEvent(new Event('input'));
-      const axis = [...document.querySelectorAll('select')].find((s) => s.getAttribute('aria-label') === 'x');
-      axis.value = 'layer'; axis.dispatchEvent(new Event('change')); said.push(document.querySelectorAll('circle').length);
-      document.title = said.join(' | ');
-    });</script></body>"""
-    page.write_text(text.replace("</body>", probe))
-    dom = opened(page, tmp_path)
-    title = re.search("<title>(.*?)</title>", dom)[1]
-    assert title == "1l1 1topk 2l1 2topk | 1l1 2l1 1topk 2topk | 1topk | 6", title
+      set('x', 'layer'); said.push(document.querySelectorAll('circle').length);
+      return said;"""
+    shown = browser.open(page)
+    said, dom = shown.run(script), shown.dom()
+    assert said == ["1l1 1topk 2l1 2topk", "1l1 2l1 1topk 2topk", "1topk", 6]
     for shown in (
         "What failed, and why",
         "onerror",

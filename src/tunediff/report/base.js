@@ -43,15 +43,15 @@ function ticks(low, high, count = 4) {
   return found;
 }
 
-function frame(title, xs, ys, xWord, spellX = short) {
+function frame(title, xs, ys, xWord, { spellX = short, wide = WIDE, high = HIGH } = {}) {
   const [x0, x1] = xs, [y0, y1] = ys[0] === ys[1] ? [ys[0] - 0.5, ys[1] + 0.5] : ys;
-  const x = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (WIDE - LEFT - RIGHT);
-  const y = (v) => HIGH - BOTTOM - ((v - y0) / (y1 - y0)) * (HIGH - BOTTOM - TOP);
-  const svg = drawn("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": title });
-  svg.append(drawn("line", { class: "axis", x1: LEFT, x2: WIDE - RIGHT, y1: HIGH - BOTTOM, y2: HIGH - BOTTOM }));
+  const x = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (wide - LEFT - RIGHT);
+  const y = (v) => high - BOTTOM - ((v - y0) / (y1 - y0)) * (high - BOTTOM - TOP);
+  const svg = drawn("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": title });
+  svg.append(drawn("line", { class: "axis", x1: LEFT, x2: wide - RIGHT, y1: high - BOTTOM, y2: high - BOTTOM }));
   for (const at of ticks(y0, y1, 3)) svg.append(drawn("text", { x: LEFT - 6, y: y(at) + 4, "text-anchor": "end" }, short(at)));
-  for (const at of ticks(x0, x1, 4)) svg.append(drawn("text", { x: x(at), y: HIGH - 11, "text-anchor": "middle" }, spellX(at)));
-  svg.append(drawn("text", { x: WIDE - RIGHT, y: HIGH, "text-anchor": "end" }, xWord));
+  for (const at of ticks(x0, x1, 4)) svg.append(drawn("text", { x: x(at), y: high - 11, "text-anchor": "middle" }, spellX(at)));
+  svg.append(drawn("text", { x: wide - RIGHT, y: high, "text-anchor": "end" }, xWord));
   return { svg, x, y };
 }
 

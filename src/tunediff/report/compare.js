@@ -68,7 +68,7 @@ function dots(title, members, x, y, xWord, joined) {
   const least = Math.min(...found.map((p) => p[1])), log = least > 0 && Math.max(...found.map((p) => p[1])) > 20 * least;
   const points = log ? found.map(([m, a, b]) => [m, Math.log10(a), b]) : found;
   if (!points.length) return element("figure", {}, element("figcaption", {}, title), element("p", { class: "soft" }, "No finished member has both."));
-  const { svg, x: atX, y: atY } = frame(title, span(points.map((p) => p[1])), span(points.map((p) => p[2])), log ? `${xWord}, logarithmic` : xWord, log ? (at) => short(Number((10 ** at).toPrecision(2))) : short);
+  const { svg, x: atX, y: atY } = frame(title, span(points.map((p) => p[1])), span(points.map((p) => p[2])), log ? `${xWord}, logarithmic` : xWord, log ? { spellX: (at) => short(Number((10 ** at).toPrecision(2))) } : {});
   for (const group of groups()) {
     const mine = points.filter(([m]) => groupOf(m) === group);
     const line = joined(mine.map(([, a, b]) => [a, b]).sort((p, q) => p[0] - q[0]));
@@ -148,3 +148,4 @@ document.getElementById("page").replaceChildren(
     element("p", { class: "soft" }, `${states}, as of ${DATA.asked}. Hover a number for its 95 % interval, click a heading to sort.`)),
   search, body);
 draw();
+document.body.dataset.drawn = performance.now().toFixed(0);

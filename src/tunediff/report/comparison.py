@@ -191,7 +191,7 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
         "headline": headline_of(members),
         "asked": folders.clock(),
     }
-    page = assemble(payload, title=f"tunediff: {len(members)} runs", script="compare.js")
+    page = assemble(payload, title=f"tunediff: {len(members)} runs", scripts=("base.js", "compare.js"))
     folders.write_atomically(folder / "compare.html", page)
     return folder / "compare.html"
 

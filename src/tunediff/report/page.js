@@ -1,7 +1,6 @@
 // The payload of one run -> its page.
 
 const FOUND = new Map(DATA.findings.map((finding) => [finding.name, finding]));
-const KIND_WORDS = { base_only: "base-only", shared: "shared", tuned_only: "tuned-only", other: "in between" };
 const ROLES = ["base", "tuned", "difference"].filter((role) => FOUND.has(`fidelity/explained_variance/${role}`));
 
 const valueOf = (name) => (FOUND.has(name) ? FOUND.get(name).value : undefined);
@@ -30,28 +29,52 @@ function headline() {
     card("L0, active latents a token", [["fidelity/l0/mean", "mean"], ["fidelity/l0/p10", "10 %"], ["fidelity/l0/p90", "90 %"]]),
     card("Dead fraction", [["fidelity/dead_fraction", "of all latents"]]),
     card("Alive latents by decoder norm", [["geometry/count/base_only", "base-only", "base"], ["geometry/count/shared", "shared"],
-      ["geometry/count/tuned_only", "tuned-only", "tuned"], ["geometry/count/other", "in between"]]));
+      ["geometry/count/tuned_only", "tuned-only", "tuned"], ["geometry/count/other", "in between"]]),
+    card("Exclusive after latent scaling", [["latent_scaling/count/base_only", "base-only", "base"], ["latent_scaling/count/tuned_only", "tuned-only", "tuned"]]));
 }
 
-function labels() {
+// one line a label: where its best latent lies between chance and perfect, and what lies beside it
+function labels(columns) {
   const names = [...new Set(DATA.findings.filter((f) => f.name.startsWith("label_alignment/")).map((f) => f.name.split("/")[1]))];
-  return names.map((label) => {
-    const at = (part) => FOUND.get(`label_alignment/${label}/${part}`);
-    const best = at("auroc"), latent = at("latent")?.value;
-    const row = DATA.latents?.latent.indexOf(latent);
-    const relative = DATA.latents?.relative_decoder_norm?.[row];
-    const nature = relative === undefined ? "" :
-      `, which is ${KIND_WORDS[DATA.latents.kind[row]]} (relative decoder norm ${spelled(relative)}${DATA.latents.kind[row] === "other" ? (relative > 0.5 ? ", leaning to tuned" : ", leaning to base") : ""})`;
-    const line = (word, finding, main) => !finding ? [] : [element("span", { title: finding.meaning }, word),
-      element("span", { class: "track" }, element("b", { class: main ? "main" : "", style: `display:block;width:${100 * finding.value}%` })),
-      element("span", {}, spelled(finding.value))];
-    return section(`Which latent tells “${label.replaceAll("_", " ")}”`,
-      element("p", {}, "Best of all latents: ", element("a", { href: `#latent-${latent}` }, `latent ${latent}`), nature,
-        `. AUROC ${spelled(best.value)} (${interval(best)}), chosen on one half of the documents and tested on the other.`),
-      element("div", { class: "meter" }, line(`latent ${latent}`, best, true), line("best token rule", at("token_rule")),
-        line("shuffled labels", at("null_mean")), line("shuffled, 95 %", at("null_p95"))),
-      element("p", { class: "soft" }, `0.5 is chance. ${at("token_rule")?.meaning ?? ""}.`));
+  if (!names.length) return null;
+  const index = new Map((columns?.latent ?? []).map((latent, i) => [latent, i]));
+  const beside = [["null_p95", "95 % of shuffled labels", "label_alignment"], ["token_rule", "best token rule", "label_alignment"],
+    ["random_directions", "best random direction", "probing"], ["difference_pca", "best principal direction of tuned - base", "probing"],
+    ["neurons", "best coordinate", "probing"], ["mean_difference", "difference of means", "probing"]];
+  const rows = names.map((label) => {
+    const at = (part, where = "label_alignment") => FOUND.get(`${where}/${label}/${part}`);
+    const best = at("auroc"), latent = at("latent")?.value, i = index.get(latent);
+    return element("tr", {}, element("td", {}, wordOf(label)), element("td", {}, element("a", { href: `#latent-${latent}` }, String(latent))),
+      element("td", { class: i === undefined ? "words" : `words ${columns.kind?.[i]?.replace("_only", "") ?? ""}` }, i === undefined ? "" : natureOf(columns, i)),
+      element("td", {}, i === undefined ? "" : spelled(columns.relative_decoder_norm?.[i])),
+      element("td", { title: best.meaning }, spelled(best.value), " ", element("small", { class: "within" }, interval(best))),
+      element("td", {}, strip(best, beside.map(([part, word, where]) => [at(part, where), word]).filter(([found]) => found))),
+      ...beside.map(([part, , where]) => element("td", { title: at(part, where)?.meaning ?? "" }, at(part, where) ? spelled(at(part, where).value) : "")),
+      element("td", {}, spelled(at("average_precision")?.value)), element("td", {}, spelled(at("share")?.value)));
   });
+  const probed = beside.filter(([part, , where]) => names.some((label) => FOUND.has(`${where}/${label}/${part}`)));
+  const keep = beside.map((entry) => probed.includes(entry));
+  for (const row of rows) [...row.cells].slice(6, 12).forEach((cell, n) => keep[n] || cell.remove());
+  return section("Which latents tell what",
+    element("p", { class: "soft" }, "The best latent of all, chosen on one half of the documents and tested on the other; 0.5 is chance, 1 is perfect. Beside it what shuffled labels, the token itself, and directions without a dictionary reach by the same choice: a latent says something only where it stands clear of them."),
+    element("div", { class: "wide" }, element("table", { id: "labels" }, element("thead", {}, element("tr", {},
+      ["label", "latent", "kind", "relative norm", "AUROC", "0.5 to 1", ...probed.map(([, word]) => word), "average precision", "share"].map((word, n) => element("th", n === 2 ? { class: "words" } : {}, word)))), element("tbody", {}, rows))));
+}
+
+function strip(best, beside) {
+  const wide = 170, x = (v) => 4 + Math.max(0, (v - 0.5) / 0.5) * (wide - 8);
+  const svg = drawn("svg", { viewBox: `0 0 ${wide} 18`, class: "strip", role: "img", "aria-label": `AUROC ${spelled(best.value)}` });
+  svg.append(drawn("line", { class: "axis", x1: x(0.5), x2: x(1), y1: 9, y2: 9 }));
+  for (const [found, word] of beside) {
+    const mark = drawn("line", { class: "beside", x1: x(found.value), x2: x(found.value), y1: 4, y2: 14 });
+    mark.append(drawn("title", {}, `${word}: ${spelled(found.value)}`));
+    svg.append(mark);
+  }
+  if (best.low !== null) svg.append(drawn("line", { class: "range", x1: x(best.low), x2: x(best.high), y1: 9, y2: 9 }));
+  const dot = drawn("circle", { class: "best", cx: x(best.value), cy: 9, r: 4 });
+  dot.append(drawn("title", {}, `best latent: ${spelled(best.value)}`));
+  svg.append(dot);
+  return svg;
 }
 
 function segmentTable() {
@@ -75,25 +98,6 @@ function segmentTable() {
 
 // -- charts --------------------------------------------------------------------------------------------------------
 
-function curve(title, series, whole = false) {
-  const tokens = DATA.training.tokens;
-  const present = series.filter(([name]) => DATA.training[name]?.some((v) => v !== null));
-  if (!present.length) return null;
-  // the first steps of what is measured are far off: the axis spans what follows the first eighth
-  const settled = present.flatMap(([name]) => DATA.training[name].slice(whole ? 0 : Math.floor(tokens.length / 8))).filter((v) => v !== null);
-  const low = Math.min(...settled), high = Math.max(...settled), room = (high - low) * 0.06;
-  const { svg, x, y } = frame(title, [0, tokens.at(-1)], [low - room, high + room], "tokens");
-  const clip = (v) => Math.max(low - room, Math.min(high + room, v));
-  for (const [name, word, colour] of present) {
-    const points = DATA.training[name].map((v, i) => (v === null ? null : `${x(tokens[i]).toFixed(1)},${y(clip(v)).toFixed(1)}`)).filter(Boolean);
-    const line = drawn("polyline", { points: points.join(" "), fill: "none", stroke: colour, "stroke-width": 1.6 });
-    line.append(drawn("title", {}, `${word || title}: ${spelled(DATA.training[name].at(-1))} at the end`));
-    svg.append(line);
-  }
-  const last = present.map(([name, word]) => `${word ? word + " " : ""}${spelled(DATA.training[name].at(-1))}`).join(", ");
-  return element("figure", {}, element("figcaption", {}, `${title}: ${last}`), svg);
-}
-
 const TERMS = { l1: "L1 term", tanh: "Tanh term", pre_activation: "Pre-activation term", difference: "Difference term", auxk: "AuxK term" };
 const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", aux: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
 
@@ -114,109 +118,37 @@ function curves() {
       Object.keys(DATA.training).filter((name) => name.startsWith("schedule/")).map((name) => curve(SCHEDULED[name.slice(9)] ?? name.slice(9), [[name, "", ink]], true))));
 }
 
-function histogram(title, values, [low, high], colour, marks = []) {
-  const bins = 40, counts = new Array(bins).fill(0);
-  for (const v of values) counts[Math.min(bins - 1, Math.max(0, Math.floor(((v - low) / (high - low)) * bins)))] += 1;
-  const { svg, x, y } = frame(title, [low, high], [0, Math.max(1, ...counts)], "");
-  counts.forEach((count, bin) => {
-    const a = low + (bin / bins) * (high - low), b = low + ((bin + 1) / bins) * (high - low);
-    const bar = drawn("rect", { x: x(a) + 0.5, width: x(b) - x(a) - 1, y: y(count), height: y(0) - y(count), fill: colour((a + b) / 2) });
-    bar.append(drawn("title", {}, `${count} latents from ${a.toFixed(3)} to ${b.toFixed(3)}`));
-    svg.append(bar);
-  });
-  for (const [at, word] of marks) {
-    svg.append(drawn("line", { class: "mark", x1: x(at), x2: x(at), y1: TOP, y2: HIGH - BOTTOM }));
-    svg.append(drawn("text", { x: x(at) + 4, y: TOP + 8 }, word));
-  }
-  return element("figure", {}, element("figcaption", {}, title), svg);
-}
-
-function geometry() {
-  if (!DATA.latents?.relative_decoder_norm)
-    return section("Geometry", element("p", {}, "The evaluation “geometry” was not run, or the dictionary reads one model only."));
-  const alive = DATA.latents.firing_rate.map((rate) => rate > 0);
-  const of = (column) => DATA.latents[column].filter((v, i) => alive[i] && v !== null);
+function geometry(columns) {
+  if (!columns?.relative_decoder_norm)
+    return section("Whose latents they are", element("p", {}, "The evaluation “geometry” was not run, or the dictionary reads one model only."));
+  const some = columns.latent.map((_, i) => i).filter((i) => alive(columns, i));
+  const pick = (column, test) => some.filter(test).map((i) => columns[column][i]).filter((v) => v !== null);
   const random = valueOf("geometry/decoder_cosine/random_pairs_mean");
-  const cosines = of("decoder_cosine");
+  const sides = (v) => (v < 0.3 ? "var(--base)" : v > 0.7 ? "var(--tuned)" : "var(--shared)");
+  const kinds = columns.confirmed ? [["latents that look exclusive and are confirmed", sides, pick("relative_decoder_norm", (i) => columns.confirmed[i] === true)],
+    ["latents that look exclusive, not confirmed", "var(--unsure)", pick("relative_decoder_norm", (i) => columns.confirmed[i] === false)],
+    ["other latents", "var(--shared)", pick("relative_decoder_norm", (i) => columns.confirmed[i] === null)]]
+    : [["latents", sides, pick("relative_decoder_norm", () => true)]];
+  const cosines = columns.decoder_cosine ? pick("decoder_cosine", () => true) : [];
   return section("Whose latents they are",
-    element("p", { class: "soft" }, "Relative decoder norm: |tuned| / (|base| + |tuned|), so 0 is base-only, 0.5 shared, 1 tuned-only. Alive latents only. A decoder norm says where a latent writes in the dictionary, not that the model lacks it."),
+    element("p", { class: "soft" }, "Relative decoder norm: |tuned| / (|base| + |tuned|), so 0 is base-only, 0.5 shared, 1 tuned-only. Alive latents only. A decoder norm says where a latent writes in the dictionary, not that the model lacks it: latent scaling asks whether the other model's error or its other latents still hold the direction."),
     element("div", { class: "grid" },
-      histogram(`Relative decoder norm of ${of("relative_decoder_norm").length} alive latents`, of("relative_decoder_norm"), [0, 1],
-        (v) => (v < 0.3 ? "var(--base)" : v > 0.7 ? "var(--tuned)" : "var(--shared)")),
-      cosines.length ? histogram("Cosine of the base and tuned decoder rows", cosines, [-1, 1], () => "var(--shared)",
-        random === undefined || random === null ? [] : [[random, "random pairs"]]) : null));
+      histogram(`Relative decoder norm of ${some.length.toLocaleString("en-US")} alive latents`, kinds, [0, 1]),
+      cosines.length ? histogram("Cosine of the base and tuned decoder rows", [["latents", "var(--shared)", cosines]], [-1, 1],
+        random === undefined || random === null ? [] : [[random, "random pairs"]]) : null),
+    columns.confirmed ? element("p", { class: "legend keys" }, [["tuned", "tuned-only, confirmed"], ["base", "base-only, confirmed"], ["unsure", "looks exclusive, not confirmed"], ["shared", "other"]]
+      .map(([name, word]) => element("span", { style: `border-color:var(--${name})` }, word))) : null);
 }
 
-// -- latents -------------------------------------------------------------------------------------------------------
-
-function latentTable() {
-  if (!DATA.latents) return section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents."));
-  const labelColumns = Object.keys(DATA.latents).filter((name) => name.startsWith("auroc/"));
-  const segmentColumns = Object.keys(DATA.latents).filter((name) => name.startsWith("firing_rate/"));
-  const columns = [["latent", "latent"], ["relative_decoder_norm", "relative decoder norm"], ["kind", "kind"],
-    ...labelColumns.map((name) => [name, `AUROC ${name.split("/")[1].replaceAll("_", " ")}`]), ["decoder_cosine", "cosine"],
-    ["firing_rate", "firing rate"], ...segmentColumns.map((name) => [name, name.split("/")[1]]), ["max_activation", "largest"]].filter(([name]) => DATA.latents[name]);
-  const index = new Map(DATA.latents.latent.map((latent, i) => [latent, i]));
-  const shown = DATA.shown.map((latent) => index.get(latent));
-  const words = new Map(shown.map((i) => [i, (DATA.examples?.[DATA.latents.latent[i]] ?? []).map((e) => e.tokens.join("")).join(" ").toLowerCase()]));
-  let sortBy = ["relative_decoder_norm", "firing_rate", ...labelColumns, "latent"].find((name) => name in DATA.latents), falling = true, asked = "";
-  const body = element("tbody"), head = element("tr");
-
-  function cell(name, i) {
-    const value = DATA.latents[name][i];
-    if (name === "relative_decoder_norm") return element("td", {}, element("span", { class: "bar" }, element("i", { style: `left:${value * 90 - 1}px` })), spelled(value));
-    return element("td", {}, name === "kind" ? KIND_WORDS[value] : name === "latent" ? String(value) : spelled(value));
-  }
-
-  function fill() {
-    const order = shown.filter((i) => !asked || String(DATA.latents.latent[i]) === asked || words.get(i).includes(asked))
-      .sort((a, b) => {
-        const [p, q] = [DATA.latents[sortBy][a], DATA.latents[sortBy][b]];
-        return (falling ? -1 : 1) * (typeof p === "string" ? p.localeCompare(q) : (p ?? -Infinity) - (q ?? -Infinity));
-      });
-    head.replaceChildren(...columns.map(([name, word]) => element("th", name === sortBy ? { "aria-sort": falling ? "descending" : "ascending" } : {},
-      element("button", { type: "button", onclick: () => { falling = name === sortBy ? !falling : true; sortBy = name; fill(); } }, word))));
-    body.replaceChildren(...order.map((i) => {
-      const latent = DATA.latents.latent[i];
-      const row = element("tr", { class: "latent", id: `latent-${latent}`, tabindex: 0, onclick: () => toggle(row, latent) }, columns.map(([name]) => cell(name, i)));
-      row.addEventListener("keydown", (event) => { if (event.key === "Enter") toggle(row, latent); });
-      return row;
-    }));
-    if (!order.length) body.append(element("tr", {}, element("td", { colspan: columns.length }, "No latent on this page matches.")));
-  }
-
-  function toggle(row, latent) {
-    if (row.classList.toggle("open")) row.after(element("tr", { class: "examples" }, element("td", { colspan: columns.length }, examplesOf(latent))));
-    else row.nextSibling.remove();
-  }
-
-  function open() {
-    const row = document.getElementById(location.hash.slice(1));
-    if (row?.classList.contains("latent") && !row.classList.contains("open")) { row.click(); row.scrollIntoView({ block: "center" }); }
-  }
-
-  const search = element("input", { type: "search", placeholder: "latent number, or a word in its examples", "aria-label": "search latents" });
-  search.addEventListener("input", () => { asked = search.value.trim().toLowerCase(); fill(); });
-  fill();
-  addEventListener("hashchange", open);
-  setTimeout(open);
-  return section("Latents",
-    element("p", { class: "soft" }, `${shown.length} of ${DATA.latents.latent.length} latents: the most base-only and the most tuned-only, the best for each label, the most frequent. All are in tables/latents.parquet. Click a row for its strongest held-out examples; click a heading to sort.`),
-    element("p", { class: "legend" }, ["prompt", "prefix", "thinking", "answer", "text"].map((segment) => element("span", { class: `s-${segment}` }, segment))),
-    search, element("div", { class: "wide" }, element("table", { id: "latents" }, element("thead", {}, head), body)));
-}
-
-function examplesOf(latent) {
-  const examples = DATA.examples?.[latent];
-  if (!DATA.examples) return "The evaluation “examples” was not run.";
-  if (!examples) return "No example: it fired on none of the held-out tokens read for examples.";
-  const top = Math.max(...examples.map((example) => example.activation));
-  return examples.map((example) => element("div", { class: "example", title: `document ${example.document}` },
-    example.tokens.map((token, i) => {
-      const value = example.activations[i], heat = Math.min(1, value / top);
-      return element("span", { class: `s-${example.segments[i]}${i === example.position ? " peak" : ""}`, title: value > 0 ? spelled(value) : null,
-        style: heat > 0 ? `background:rgba(var(--heat),${(0.12 + 0.6 * heat).toFixed(2)})` : null }, token.replaceAll("\n", "↵\n"));
-    })));
+function layers() {
+  if (!DATA.layers) return null;
+  const numbers = DATA.layers.layer, ink = "var(--ink)";
+  return section("Where the models differ, layer by layer",
+    element("p", { class: "soft" }, "Residual streams of the two models on the same held-out tokens. Bands: 99 % intervals of the mean over documents."),
+    element("div", { class: "grid" },
+      DATA.layers.l2 ? banded("Mean L2 distance", numbers, [["l2", "distance", ink]]) : null,
+      DATA.layers.cosine ? banded("Mean cosine", numbers, [["cosine", "cosine", ink]]) : null,
+      banded("Mean norm", numbers, ["base", "tuned"].filter((role) => DATA.layers[`norm_${role}`]).map((role) => [`norm_${role}`, role, `var(--${role})`]))));
 }
 
 // -- the rest ------------------------------------------------------------------------------------------------------
@@ -239,11 +171,22 @@ function study() {
     element("pre", {}, `python train.py --config-path ${"<path to>"}/${DATA.folder} --config-name config`));
 }
 
-document.getElementById("page").replaceChildren(...[
-  element("header", {}, element("h1", {}, "What fine-tuning changed: ", DATA.study.model_pair ?? ""),
-    element("div", { class: "soft" }, `${DATA.study.dictionary}, ${DATA.study.latents?.toLocaleString("en-US")} latents on ${DATA.study.hookpoint}, layer ${DATA.study.layer}, ${DATA.study.tokens?.toLocaleString("en-US")} tokens · study `,
-      element("code", {}, DATA.identity))),
-  headline(), ...labels(),
-  DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
-  segmentTable(), geometry(), latentTable(), curves(), everything(), study(),
-].filter(Boolean));
+function opening() {
+  const { dictionary, latents, hookpoint, layer, tokens } = DATA.study, many = (value) => value.toLocaleString("en-US");
+  const parts = [dictionary ? `${dictionary}, ${many(latents)} latents on ${hookpoint}, layer ${layer}` : null, dictionary && tokens ? `${many(tokens)} tokens` : null].filter(Boolean);
+  return element("header", {}, element("h1", {}, "What fine-tuning changed: ", DATA.study.model_pair ?? ""),
+    element("div", { class: "soft" }, parts.length ? `${parts.join(", ")} · study ` : "study ", element("code", {}, DATA.identity ?? "")));
+}
+
+async function show() {
+  const columns = await unpacked("latents"), dictionary = DATA.study.dictionary !== undefined || columns;
+  const missing = columns ? null : section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents."));
+  document.getElementById("page").replaceChildren(...[
+    opening(), headline(), labels(columns),
+    DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
+    layers(), ...(dictionary ? [geometry(columns), columns ? explorer(columns) : missing, segmentTable(), curves()] : []), everything(), study(),
+  ].filter(Boolean));
+  document.body.dataset.drawn = performance.now().toFixed(0);
+}
+
+show();

@@ -1,86 +1,189 @@
 """A run folder -> report.html: one file that opens from disk, without server or network.
 
-Python gathers what findings.json and the tables say into one JSON payload; page.js builds the page from it. Nothing of
-the data is ever parsed as HTML.
+Python gathers what findings.json and the tables say; the scripts build the page from it. What is needed at once stands in
+the page as JSON; latents, and their details a few hundred at a time, are packed (gzip, base64) and unpacked when they are
+first looked at. Nothing of the data is ever parsed as HTML.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
 import importlib.resources
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pyarrow
 import pyarrow.parquet
 
 from tunediff.folders import write_atomically
 
-LATENTS_EACH_END, LABEL_LATENTS, FREQUENT_LATENTS = 20, 5, 15
 CURVE_POINTS = 300
+CHUNK = 200  # latents whose details are packed together
+RUN_SCRIPTS = ("base.js", "plots.js", "latents.js", "page.js")
 
 
 def write_report(folder: Path) -> Path:
     """Writes folder/report.html atomically and returns its path. A missing table leaves its part out, in words."""
     found = json.loads((folder / "findings.json").read_text())
-    latents, examples = (read_table(folder, name) for name in ("latents", "examples"))
+    latents = read_table(folder, "latents")
     if latents:  # an evaluation alone may bring its own column and no other
         latents.setdefault("latent", list(range(len(next(iter(latents.values()))))))
-    shown = chosen_latents(latents) if latents else []
+    details = Details(folder, latents["latent"] if latents else [])
     payload = {
         **found,
         "folder": folder.name,
         "training": thinned(read_table(folder, "training")),
-        "latents": latents,
-        "shown": shown,
-        "examples": _examples_of(examples, set(shown)) if examples else None,
+        "layers": read_table(folder, "layers"),
+        "chunk": CHUNK,
+        "places": details.places,
+        "segments": details.segment_names,
+        "tables": details.present,
     }
+    packed = {}
+    if latents:
+        packed = {"latents": _finite(latents), "words": details.words(), "vocabulary": details.vocabulary}
+        packed |= {f"details-{n}": chunk for n, chunk in details.chunks()}
     title = f"tunediff: {found['study'].get('model_pair', '')}"
-    write_atomically(folder / "report.html", assemble(payload, title=title, script="page.js"))
+    write_atomically(folder / "report.html", assemble(payload, title=title, scripts=RUN_SCRIPTS, packed=packed))
     return folder / "report.html"
 
 
-def assemble(payload: dict[str, Any], *, title: str, script: str) -> str:
-    """The page as one text: its data, the style, what all pages draw with, and this page's own script."""
+def assemble(
+    payload: dict[str, Any], *, title: str, scripts: tuple[str, ...], packed: dict[str, Any] | None = None
+) -> str:
+    """The page as one text: its data, the style, and its scripts in their order."""
     parts = importlib.resources.files("tunediff.report")
     text = json.dumps(_finite(payload), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     pieces = {
         "TITLE": html.escape(title),
         "STYLE": (parts / "page.css").read_text(encoding="utf-8"),
-        "SCRIPT": "\n".join((parts / name).read_text(encoding="utf-8") for name in ("base.js", script)),
+        "SCRIPT": "\n".join((parts / name).read_text(encoding="utf-8") for name in scripts),
         # no closing tag and no comment can be spelled inside the script element
         "PAYLOAD": text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
+        "PACKED": "\n".join(
+            f'<script type="application/octet-stream" id="packed-{name}">{pack(value)}</script>'
+            for name, value in (packed or {}).items()
+        ),
     }
     page = (parts / "page.html").read_text(encoding="utf-8")
     head, *rest = page.split("{{")
     return head + "".join(pieces[name] + tail for name, _, tail in (piece.partition("}}") for piece in rest))
 
 
-def chosen_latents(columns: dict[str, list]) -> list[int]:
-    """The latents whose examples travel in the page: both ends of the relative decoder norm, the best of each label,
-    and the most frequent of the rest."""
-    rates = columns.get("firing_rate") or [1.0] * len(columns["latent"])
-    alive = [n for n, rate in enumerate(rates) if rate > 0]
-    chosen: dict[int, None] = {}
-    for label in (name for name in columns if name.startswith("auroc/")):
-        ranked = sorted(alive, key=lambda n, label=label: -columns[label][n])
-        chosen |= dict.fromkeys(ranked[:LABEL_LATENTS])
-    if "relative_decoder_norm" in columns:
-        ranked = sorted(alive, key=lambda n: columns["relative_decoder_norm"][n])
-        chosen |= dict.fromkeys(ranked[:LATENTS_EACH_END] + ranked[::-1][:LATENTS_EACH_END])
-    rest = [n for n in sorted(alive, key=lambda n: -rates[n]) if n not in chosen]
-    return [columns["latent"][n] for n in (*chosen, *rest[:FREQUENT_LATENTS])]
+def pack(value: Any) -> str:
+    """JSON of finite values, compressed, in letters that mean nothing to HTML."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def _examples_of(columns: dict[str, list], wanted: set[int]) -> dict[str, list]:
-    grouped: dict[str, list] = {}
-    for n, latent in enumerate(columns["latent"]):
-        if latent in wanted:
-            grouped.setdefault(str(latent), []).append(
-                {name: values[n] for name, values in columns.items() if name != "latent"}
+class Details:
+    """What the page shows of one latent, by chunks of latents: examples, segments, neighbours, logit effects."""
+
+    def __init__(self, folder: Path, latents: list[int]):
+        self.latents = latents
+        paths = {
+            name: folder / "tables" / f"{name}.parquet"
+            for name in ("examples", "segments", "neighbours", "logit_effect")
+        }
+        self.tables = {name: pyarrow.parquet.read_table(path) for name, path in paths.items() if path.exists()}
+        self.present = list(self.tables)
+        segments = self.tables.get("segments")
+        rates = [] if segments is None else [name for name in segments.column_names if name.startswith("rate/")]
+        self.places = [name.removeprefix("rate/") for name in rates]
+        self.vocabulary: list[str] = []
+        self.segment_names: list[str] = []
+        if "examples" in self.tables:
+            self._read_examples(self.tables["examples"])
+
+    def _read_examples(self, table: pyarrow.Table) -> None:
+        """Tokens as numbers into one vocabulary, activations as shares of the largest of their example in 255ths."""
+        lists = {name: table[name].combine_chunks() for name in ("tokens", "activations", "segments")}
+        self.starts = lists["tokens"].offsets.to_numpy()
+        tokens = lists["tokens"].flatten().dictionary_encode()
+        self.vocabulary = tokens.dictionary.to_pylist()
+        self.tokens = tokens.indices.to_numpy()
+        values = numpy.nan_to_num(lists["activations"].flatten().to_numpy(zero_copy_only=False))
+        example = numpy.repeat(numpy.arange(len(table)), numpy.diff(self.starts))
+        largest = numpy.zeros(len(table))
+        numpy.maximum.at(largest, example, numpy.abs(values))
+        shares = numpy.round(255 * values / numpy.maximum(largest, 1e-30)[example])
+        # what is active never rounds to nothing
+        self.shares = numpy.where(values != 0, numpy.where(shares == 0, numpy.sign(values), shares), 0).astype(int)
+        self.largest = largest
+        named = lists["segments"].flatten().dictionary_encode()
+        self.segment_names, self.segments = named.dictionary.to_pylist(), named.indices.to_numpy()
+        self.latent_of = table["latent"].to_numpy()
+
+    def words(self) -> dict[str, Any]:
+        """For the search: distinct words, and for each latent which of them occur in its strongest examples and in the
+        tokens it writes."""
+        met: dict[int, set[str]] = defaultdict(set)
+        if "examples" in self.tables:
+            kinds = (
+                self.tables["examples"]["kind"].to_pylist() if "kind" in self.tables["examples"].column_names else None
             )
-    return grouped
+            pieces = [word.lower() for word in self.vocabulary]
+            tokens = self.tokens.tolist()
+            for n, latent in enumerate(self.latent_of.tolist()):
+                if kinds is None or kinds[n] == "strongest":
+                    met[latent].update("".join(pieces[t] for t in tokens[self.starts[n] : self.starts[n + 1]]).split())
+        if "logit_effect" in self.tables:
+            table = self.tables["logit_effect"]
+            for latent, token, sign in zip(
+                *(table[name].to_pylist() for name in ("latent", "token", "sign")), strict=True
+            ):
+                if sign > 0:
+                    met[latent].update(token.lower().split())
+        numbers: dict[str, int] = {}
+        indexed = [sorted(numbers.setdefault(word, len(numbers)) for word in met[latent]) for latent in self.latents]
+        return {"words": list(numbers), "of": indexed}
+
+    def chunks(self):
+        """Number of the chunk, and its latents' details under their numbers."""
+        parts = {
+            name: self._grouped(name) for name in ("examples", "neighbours", "logit_effect") if name in self.tables
+        }
+        segments = self.tables.get("segments")
+        rows = None if segments is None else {latent: n for n, latent in enumerate(segments["latent"].to_pylist())}
+        places = {
+            kind: [_finite(segments[f"{kind}/{place}"].to_pylist()) for place in self.places]
+            for kind in ("rate", "mean")
+            if segments is not None
+        }
+        for first in range(0, len(self.latents), CHUNK):
+            chunk = {}
+            for latent in self.latents[first : first + CHUNK]:
+                detail = {name: rows_of.get(latent, []) for name, rows_of in parts.items()}
+                if rows is not None and latent in rows:
+                    detail |= {kind: [column[rows[latent]] for column in columns] for kind, columns in places.items()}
+                chunk[str(latent)] = detail
+            yield first // CHUNK, chunk
+
+    def _grouped(self, name: str) -> dict[int, list[dict[str, Any]]]:
+        """Rows of a table by latent."""
+        table, grouped = self.tables[name], defaultdict(list)
+        plain = [
+            column for column in table.column_names if column not in ("latent", "tokens", "activations", "segments")
+        ]
+        columns = {column: _finite(table[column].to_pylist()) for column in plain}
+        for n, latent in enumerate(table["latent"].to_pylist()):
+            row = {column: values[n] for column, values in columns.items()}
+            if name == "examples":
+                here = slice(self.starts[n], self.starts[n + 1])
+                row |= {
+                    "t": self.tokens[here].tolist(),
+                    "a": self.shares[here].tolist(),
+                    "s": "".join(str(s) for s in self.segments[here].tolist()),
+                    "largest": _finite(float(self.largest[n])),
+                }
+            grouped[latent].append(row)
+        return grouped
 
 
 def read_table(folder: Path, name: str) -> dict[str, list] | None:
