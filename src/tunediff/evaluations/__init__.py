@@ -1,5 +1,6 @@
 """One question a file: a trained dictionary -> findings."""
 
+from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
@@ -9,6 +10,7 @@ from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
 
 __all__ = [
+    "Autointerp",
     "Examples",
     "Fidelity",
     "Geometry",
