@@ -1,4 +1,4 @@
-"""Explanations and their scores, against a server that answers by rule."""
+"""Explanations and their scores, against a server that answers by rule; the latent cache, against Delphi's layout."""
 
 import json
 import logging
@@ -6,13 +6,15 @@ import re
 import socket
 import threading
 import zlib
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from test_evaluations import fitted, identity_dictionary, toy_text
-from tunediff.evaluations import Autointerp, Geometry, Trained, chat
+from tunediff.evaluations import Autointerp, Geometry, LatentCache, Trained, chat
 from tunediff.evaluations.examination import (
     EXPLAIN,
     Window,
@@ -360,3 +362,75 @@ def test_without_a_variable_no_key_is_sent_and_a_missing_one_is_refused(server, 
         with pytest.raises(Refused, match="key_variable=MY_KEY: this environment variable holds no key") as caught:
             asking(server, key_variable="MY_KEY")
         assert KEY not in str(caught.value)
+
+
+# -- Delphi's latent cache -------------------------------------------------------------------------------------------
+
+
+def cached(trained, **settings):
+    (note,) = LatentCache(**{"latents": [3, 7], "files": 3, "context": 64, **settings}).run(trained)
+    place = trained.folder / "latent_cache" / "dictionary"
+    return note.text, place, {path.stem: load_file(path) for path in place.glob("*.safetensors")}
+
+
+def test_the_latent_cache_has_the_layout_that_delphi_reads(trained, pair):
+    note, place, files = cached(trained)
+    assert sorted(files) == ["0_41", "42_84", "85_127"] and {path.suffix for path in place.iterdir()} == {
+        ".json",
+        ".safetensors",
+    }
+    config = json.loads((place / "config.json").read_text())
+    assert config["model_name"] == pair.sources["base"].path and config["cache_ctx_len"] == 64
+    tokenizer, read = pair.tokenizers[0], files["0_41"]
+    assert config["n_tokens"] == read["tokens"].numel() and read["tokens"].shape[1] == 64
+    assert read["tokens"].dtype == torch.int64 and read["activations"].dtype == torch.float16
+    for content in files.values():
+        assert content["locations"].dtype == torch.uint16 and content["locations"].shape[1] == 3
+        assert len(content["locations"]) == len(content["activations"])
+        assert torch.equal(content["tokens"], read["tokens"])
+    assert len(files["85_127"]["locations"]) == 0 < len(read["locations"])
+    row, position, latent = read["locations"].long().T
+    for number, word in PLANTED.items():
+        here = latent == number
+        words = [tokenizer.decode([i]).strip() for i in read["tokens"][row[here], position[here]].tolist()]
+        everywhere = [tokenizer.decode([i]).strip() for i in read["tokens"].flatten().tolist()]
+        assert set(words) == {word} and len(words) == everywhere.count(word)
+    readings = list(trained.readings(""))
+    values = torch.cat([reading.latents for reading in readings])
+    count = sum(int((values[:, number] > 0).sum()) for number in PLANTED)
+    assert count - 2 <= len(read["activations"]) <= count and f"{len(read['activations']):,} activations of 2" in note
+    assert set(read["activations"].tolist()) <= set(values[:, [3, 7]].half().flatten().tolist())
+    length = sum(int(reading.batch.mask[0].sum()) + len(reading.batch.ids[0]) for reading in readings)
+    assert length - 64 - sum(len(r.batch.ids[0]) for r in readings) < config["n_tokens"] <= length
+
+
+def test_the_latent_cache_is_of_the_latents_that_were_asked_for_and_of_this_run(trained):
+    cached(trained, files=7)
+    _, _, files = cached(trained, latents=1, files=1)
+    assert list(files) == ["0_127"] and set(files["0_127"]["locations"][:, 2].tolist()) == {3}
+    with pytest.raises(Refused, match="context=100000: the held-out text is shorter"):
+        cached(trained, context=100_000)
+    with pytest.raises(Refused, match="evaluation.latent_cache writes files"):
+        list(LatentCache().run(Trained(trained.pair, trained.text, trained.dictionary, 500)))
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+def test_delphi_reads_the_latent_cache(trained, pair):
+    config = pytest.importorskip("delphi.config", reason="eai-delphi is not installed", exc_type=ImportError)
+    loader = pytest.importorskip("delphi.latents.loader", exc_type=ImportError)
+    cached(trained)
+    data = partial(
+        loader.LatentDataset,
+        str(trained.folder / "latent_cache"),
+        config.SamplerConfig(n_examples_train=4, n_examples_test=4, n_quantiles=2),
+        config.ConstructorConfig(min_examples=4, n_non_activating=5, example_ctx_len=16),
+        tokenizer=pair.tokenizers[0],
+    )
+    for dataset in (data(), data(modules=["dictionary"], latents={"dictionary": torch.tensor([3, 7])})):
+        records = {record.latent.latent_index: record for record in dataset}
+        assert set(records) == set(PLANTED)
+        for number, word in PLANTED.items():
+            for example in records[number].train:
+                fires = example.tokens[example.activations > 0].tolist()
+                assert fires and {pair.tokenizers[0].decode([i]).strip() for i in fires} == {word}
+            assert not any(word in pair.tokenizers[0].decode(example.tokens) for example in records[number].not_active)

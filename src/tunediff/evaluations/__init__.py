@@ -5,6 +5,7 @@ from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
 from tunediff.evaluations.label_alignment import LabelAlignment
+from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import Scaling, latent_scaling
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
@@ -15,6 +16,7 @@ __all__ = [
     "Fidelity",
     "Geometry",
     "LabelAlignment",
+    "LatentCache",
     "Reading",
     "Scaling",
     "Score",
