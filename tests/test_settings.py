@@ -18,7 +18,10 @@ from tunediff.training import Member
 CONF = ROOT / "conf"
 STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]
 PENALISED = {"l1_schedule": ["dictionary=l1_crosscoder"]}
-GIVEN = {"model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"]}
+GIVEN = {
+    "model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"],
+    "evaluation=autointerp": ["evaluation.autointerp.model=m"],
+}
 
 
 def composed(*overrides, name="train"):

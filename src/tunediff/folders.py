@@ -1,6 +1,7 @@
 """The run folder: what lies in it, who writes it, and how it becomes whole.
 
     config.yaml  identity.json  state.json  dictionary/  findings.json  tables/*.parquet  report.html  run.log  lock
+    latent_cache/ where it was asked for
 
 The folder is the interface between commands. Every file is written to a temporary name, flushed and renamed, so a
 reader never sees half of one. `lock` is held by the one process that writes; the system lets go of it when that
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -126,6 +128,7 @@ def clear(folder: Path) -> None:
     """Takes away what an earlier study left in a folder that is used again: its findings are not this one's."""
     for left in (folder / "findings.json", folder / "report.html", *(folder / "tables").glob("*.parquet")):
         left.unlink(missing_ok=True)
+    shutil.rmtree(folder / "latent_cache", ignore_errors=True)
 
 
 def write_table(folder: Path, table: Table) -> None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from tunediff import folders
 from tunediff.activations import ShuffledRows, Source, Wanted, take
 from tunediff.evaluations import Trained
-from tunediff.folders import RUNNING, write_findings
+from tunediff.folders import RUNNING
 from tunediff.models import ModelPair
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import build, check, digest, material
@@ -132,8 +132,8 @@ def reevaluate(cfg: DictConfig) -> None:
     with folders.held(folder, "The run"):
         pair.load(device)
         dictionary.to(device).eval().requires_grad_(False)
-        trained = Trained(pair, text, dictionary, cfg.tokens or old.budget.evaluation_tokens)
-        findings = write_findings(folder, evaluate(evaluations, trained), about(old, pair, streams))
+        trained = Trained(pair, text, dictionary, cfg.tokens or old.budget.evaluation_tokens, folder=folder)
+        findings = evaluate(evaluations, trained, about(old, pair, streams))
         say_headline(folder, findings)
 
 

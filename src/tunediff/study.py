@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tunediff.models import ModelPair
 from tunediff.report import write_report
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
-from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
+from tunediff.shapes import Note, Refused, Rows, Stream, Table
 from tunediff.text import Text
 from tunediff.training import Member
 
@@ -113,11 +113,11 @@ class Run:
         folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
         dictionary = self.member.dictionary.to(device).eval().requires_grad_(False)
         dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
-        trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens)
+        described = about(self.cfg, pair, self.streams)
         found = [Table("training", curves_of(self.member)), *(Note(sentence) for sentence in notes)]
-        findings = write_findings(
-            self.folder, [*found, *evaluate(self.evaluations, trained)], about(self.cfg, pair, self.streams)
-        )
+        write_findings(self.folder, found, described)
+        trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens, folder=self.folder)
+        findings = evaluate(self.evaluations, trained, described)
         for logger in self.member.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
             logger.log_metrics(values, step=self.steps)
@@ -196,10 +196,14 @@ def dictionary_name(cfg: DictConfig) -> str:
     return f"{kind} crosscoder" if cfg.dictionary.reads == "both" else f"{kind} SAE on {cfg.dictionary.reads}"
 
 
-def evaluate(evaluations: Mapping[str, Any], trained: Trained) -> Iterable[Finding | Table | Note]:
+def evaluate(evaluations: Mapping[str, Any], trained: Trained, described: Mapping[str, Any]) -> dict[str, dict]:
+    """All findings of the run's folder. Those of an evaluation are written before the next begins: one that fails takes
+    no other's with it."""
+    findings = write_findings(trained.folder, (), described)
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
-        yield from evaluation.run(trained)
+        findings = write_findings(trained.folder, evaluation.run(trained), described)
+    return findings
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

@@ -1,9 +1,11 @@
 """One question a file: a trained dictionary -> findings."""
 
+from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
 from tunediff.evaluations.label_alignment import LabelAlignment
+from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
 from tunediff.evaluations.logit_effect import LogitEffect
 from tunediff.evaluations.probing import Probing
@@ -12,10 +14,12 @@ from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
 
 __all__ = [
+    "Autointerp",
     "Examples",
     "Fidelity",
     "Geometry",
     "LabelAlignment",
+    "LatentCache",
     "LatentScaling",
     "LogitEffect",
     "Probing",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -39,13 +40,15 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained dictionary with its pair and its text. `tokens` is the evaluation budget of held-out tokens."""
+    """A trained dictionary with its pair and its text. `tokens` is the evaluation budget of held-out tokens; `folder`
+    is the run's, for an evaluation that leaves files of another kind than findings and tables."""
 
     pair: ModelPair
     text: Text
     dictionary: Crosscoder
     tokens: int
     tokens_per_batch: int = 2048
+    folder: Path | None = None
 
     @functools.cached_property
     def held_out(self) -> list[Batch]:
