@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
@@ -41,6 +40,7 @@ from tunediff.evaluations.examination import (
     verdicts_in,
 )
 from tunediff.evaluations.examples import Examples
+from tunediff.evaluations.geometry import firing
 from tunediff.evaluations.trained import Trained
 from tunediff.shapes import Finding, Note, Refused, Table
 
@@ -165,15 +165,10 @@ class Autointerp:
     def _subjects(self, trained: Trained) -> tuple[list[Subject], list[int]]:
         """What will be asked, and the latents that were wanted but have too few examples."""
         half = self.examples // 2
-        windows = windows_of(trained, self.examples)
-        strongest = torch.zeros(trained.dictionary.latents)
-        for latent, mine in windows.items():
-            strongest[latent] = sum(window.kind == STRONGEST for window in mine)
-        chosen = chosen_latents(trained, self.latents, strongest >= FEWEST, setting=f"{SETTING}.latents")
-        silent = silent_windows(trained, chosen, half)
-        made = [
-            examined_on(latent, [*windows[latent], *silent[latent]], half, self.texts_per_call) for latent in chosen
-        ]
+        alive = torch.tensor(firing(trained)["firing_rate"]) > 0
+        chosen = chosen_latents(trained, self.latents, alive, setting=f"{SETTING}.latents")
+        windows = windows_of(trained, chosen, strongest=self.examples, silent=half)
+        made = [examined_on(latent, windows[latent], half, self.texts_per_call) for latent in chosen]
         passed_over = [latent for latent, subject in zip(chosen, made, strict=True) if subject is None]
         return [subject for subject in made if subject is not None], passed_over
 
@@ -228,35 +223,19 @@ class Autointerp:
 # -- windows of text -------------------------------------------------------------------------------------------------
 
 
-def windows_of(trained: Trained, strongest: int) -> dict[int, list[Window]]:
-    """The rows of Table "examples" by latent, strongest first."""
-    windows: dict[int, list[Window]] = defaultdict(list)
-    for columns in (found.columns for found in Examples(per_latent=strongest).run(trained) if isinstance(found, Table)):
-        kinds = columns.get("kind", [STRONGEST] * len(columns["latent"]))
-        wanted = (columns[name] for name in ("document", "tokens", "activations"))
-        for latent, *window in zip(columns["latent"], kinds, *wanted, strict=True):
-            windows[latent].append(Window(*window))
+def windows_of(trained: Trained, latents: Sequence[int], *, strongest: int, silent: int) -> dict[int, list[Window]]:
+    """Of each latent its strongest windows, strongest first, and random ones in which it fires nowhere, as far as there
+    are so many."""
+    windows: dict[int, list[Window]] = {latent: [] for latent in latents}
+    examples = Examples(strongest=strongest, quantiles=0, random=2 * silent, latents=latents)
+    for columns in (table.columns for table in examples.run(trained)):
+        names = ("latent", "kind", "document", "tokens", "activations")
+        for latent, *window in zip(*(columns[name] for name in names), strict=True):
+            mine, one = windows[latent], Window(*window)
+            if (
+                one.kind == STRONGEST
+                or not any(one.activations)
+                and sum(other.kind == RANDOM for other in mine) < silent
+            ):
+                mine.append(one)
     return windows
-
-
-def silent_windows(
-    trained: Trained, latents: Sequence[int], count: int, *, before: int = 20, after: int = 10
-) -> dict[int, list[Window]]:
-    """For each latent `count` windows in which it fires nowhere, at random places of the held-out text."""
-    generator = torch.Generator().manual_seed(0)
-    spelled = trained.pair.tokenizers[0].decode
-    drawn: dict[int, list[tuple[float, Window]]] = {latent: [] for latent in latents}
-    for reading in trained.readings("silent windows"):
-        batch, values = reading.batch, reading.latents[:, list(latents)].cpu()
-        for token in torch.randperm(len(batch.token), generator=generator)[: 4 * count].tolist():
-            same = (batch.sequence == batch.sequence[token]).nonzero()[:, 0]
-            here = int((same == token).nonzero()[0, 0])
-            place = same[max(0, here - before) : here + after + 1]
-            words = [spelled([i]) for i in batch.token[place].tolist()]
-            window = Window(RANDOM, int(batch.document[token]), words, [0.0] * len(words))
-            order = float(torch.rand((), generator=generator))
-            for latent, active in zip(latents, values[place].any(0).tolist(), strict=True):
-                if not active:
-                    drawn[latent].append((order, window))
-        drawn = {latent: sorted(kept, key=lambda one: one[0])[:count] for latent, kept in drawn.items()}
-    return {latent: [window for _, window in kept] for latent, kept in drawn.items()}

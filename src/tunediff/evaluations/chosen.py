@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tunediff.evaluations.geometry import role_norms
+from tunediff.evaluations.geometry import relative_decoder_norm
 from tunediff.evaluations.trained import Trained
 from tunediff.shapes import BASE, TUNED, Refused
 
@@ -25,7 +25,6 @@ def chosen_latents(trained: Trained, latents: int | Sequence[int], alive: Tensor
             f"{setting}={latents} takes the latents that belong most to one of two models, and this dictionary reads "
             f"{', '.join(trained.roles)} only: give their numbers, such as {setting}=[3,17]."
         )
-    base, tuned = (role_norms(trained, role) for role in (BASE, TUNED))
-    apart = (tuned / (base + tuned) - 0.5).abs()
+    apart = (relative_decoder_norm(trained) - 0.5).abs()
     order = apart.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)
     return order[alive[order]][:latents].tolist()

@@ -13,7 +13,7 @@ the chosen documents again and cuts the windows out. Activations are in the mode
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,14 +28,25 @@ SAMPLED = 4  # documents sampled for each quantile shown
 class Examples:
     """strongest, quantiles, random   examples of each kind kept for every latent
     before, after   tokens shown on each side of the peak
+    latents         their numbers; null: all
     """
 
-    def __init__(self, *, strongest: int = 8, quantiles: int = 5, random: int = 2, before: int = 20, after: int = 10):
+    def __init__(
+        self,
+        *,
+        strongest: int = 8,
+        quantiles: int = 5,
+        random: int = 2,
+        before: int = 20,
+        after: int = 10,
+        latents: Sequence[int] | None = None,
+    ):
         self.strongest, self.quantiles, self.random = strongest, quantiles, random
-        self.before, self.after = before, after
+        self.before, self.after, self.latents = before, after, latents
 
     def run(self, trained: Trained) -> Iterator[Table]:
-        wanted = self._chosen(trained)
+        numbers = list(range(trained.dictionary.latents)) if self.latents is None else list(self.latents)
+        wanted = self._chosen(trained, numbers)
         norms = trained.dictionary.code_norms().tolist()
         columns: dict[str, list] = defaultdict(list)
         tokenizer = trained.pair.tokenizers[0]
@@ -50,7 +61,8 @@ class Examples:
                 if words[n] is None:
                     words[n] = spelled.setdefault(token, tokenizer.decode([token]))
             segments = [SEGMENTS[s] for s in batch.segment.tolist()]
-            for latent, kind, rank, quantile, token in wanted[number]:
+            for column, kind, rank, quantile, token in wanted[number]:
+                latent = numbers[column]
                 low = max(first_of[sequence[token]], token - self.before)
                 high = min(first_of[sequence[token] + 1], token + self.after + 1)
                 activations = latents[low:high, latent].tolist()
@@ -72,13 +84,15 @@ class Examples:
         ]
         yield Table("examples", {name: [values[key[-1]] for key in sorted(keys)] for name, values in columns.items()})
 
-    def _chosen(self, trained: Trained) -> dict[int, list[tuple[int, int, int, float | None, int]]]:
-        """Batch number -> (latent, index into KINDS, rank, quantile, token of the batch) of the examples in it."""
-        device, latents = trained.dictionary.W_dec.device, trained.dictionary.latents
+    def _chosen(self, trained: Trained, numbers: list[int]) -> dict[int, list[tuple[int, int, int, float | None, int]]]:
+        """Batch number -> (place among the numbers, index into KINDS, rank, quantile, token of the batch) of its examples."""
+        device, latents = trained.dictionary.W_dec.device, len(numbers)
         generator = torch.Generator().manual_seed(0)
         strongest = Best(self.strongest, latents, device)
         firing, anything = Best(SAMPLED * self.quantiles, latents, device), Best(self.random, latents, device)
         for number, reading in enumerate(trained.readings("choosing examples")):
+            if self.latents is not None:
+                reading = reading._replace(latents=reading.latents[:, numbers])
             peak, at_peak = peaks(reading)
             drawn = torch.rand(peak.shape, generator=generator).to(device)
             strongest.offer(peak, peak, at_peak, number)
