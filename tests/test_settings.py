@@ -12,7 +12,7 @@ from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, within
 from tunediff.shapes import Refused, Stream
-from tunediff.study import STUDY, build_dictionary
+from tunediff.study import STUDY, build_dictionary, evaluations_of, learns
 from tunediff.training import Member
 
 CONF = ROOT / "conf"
@@ -48,15 +48,15 @@ def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option, t
             build(node)
     assert list(tmp_path.iterdir()) == []  # a logger that was only made has written nothing
     build(cfg.text)
-    streams = [stream for stream in STREAMS if cfg.dictionary.reads in ("both", stream.role)] or STREAMS[1:]
-    made = build_dictionary(cfg.dictionary, streams)
-    objective = build(cfg.dictionary.objective)
-    build(cfg.activations)
-    Member("m", made, objective, build(cfg.l1_schedule), build(cfg.optimizer.learning_rate_schedule)).check(
-        Length(9999, 64)
-    )
-    for node in cfg.get("evaluation", {}).values():
-        build(node)
+    if learns(cfg):
+        streams = [stream for stream in STREAMS if cfg.dictionary.reads in ("both", stream.role)] or STREAMS[1:]
+        made = build_dictionary(cfg.dictionary, streams)
+        objective = build(cfg.dictionary.objective)
+        build(cfg.activations)
+        Member("m", made, objective, build(cfg.l1_schedule), build(cfg.optimizer.learning_rate_schedule)).check(
+            Length(9999, 64)
+        )
+    evaluations_of(cfg.get("evaluation"), learns=learns(cfg))
     build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option not in (
         "trainer=bf16",
         "trainer=fp16",

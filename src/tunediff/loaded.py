@@ -23,29 +23,36 @@ from tunediff.evaluations import Trained
 from tunediff.models import ModelPair
 from tunediff.settings import build
 from tunediff.shapes import Finding, Refused
-from tunediff.study import build_dictionary, read_config, streams_of
+from tunediff.study import build_dictionary, learns, read_config, streams_of
 from tunediff.text import Text
 
 
 class Loaded:
-    """A finished run. The weights of both models are read when `pair` is first asked for what needs them: `pair.load()`.
+    """A finished run. Weights are read when they are asked for: the dictionary's by `dictionary`, the models' by
+    `pair.load()` or `trained()`. Raises Refused for a folder that is none.
 
     folder, cfg   the run folder and the config it ran with        text, pair   as the run had them
     """
 
     def __init__(self, folder: Path):
-        if not (folder / "dictionary" / "weights.safetensors").exists():
-            raise Refused(f"run={folder} is no finished run: it has no dictionary/weights.safetensors.")
+        if not (folder / "config.yaml").exists():
+            raise Refused(f"run={folder} is no finished run: it has no config.yaml.")
         self.folder = folder
         self.cfg: DictConfig = read_config(folder)
+        self._weights = folder / "dictionary" / "weights.safetensors"
+        if learns(self.cfg) and not self._weights.exists():
+            raise Refused(f"run={folder} is no finished run: it has no dictionary/weights.safetensors.")
         self.text: Text = build(self.cfg.text)
         self.pair: ModelPair = build(self.cfg.model_pair)
+        self.streams = streams_of(self.cfg, self.pair)
 
     @functools.cached_property
-    def dictionary(self) -> Crosscoder:
-        """With frozen weights."""
-        made = build_dictionary(self.cfg.dictionary, streams_of(self.cfg, self.pair))
-        made.load_state_dict(safetensors.torch.load_file(self.folder / "dictionary" / "weights.safetensors"))
+    def dictionary(self) -> Crosscoder | None:
+        """With frozen weights; None where the study measured the pair alone."""
+        if not learns(self.cfg):
+            return None
+        made = build_dictionary(self.cfg.dictionary, self.streams)
+        made.load_state_dict(safetensors.torch.load_file(self._weights))
         return made.eval().requires_grad_(False)
 
     @property
@@ -64,5 +71,6 @@ class Loaded:
     def trained(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Trained:
         """What an evaluation is given, with the models loaded; `tokens` of held-out text, by default the run's budget."""
         self.pair.load(device)
-        self.dictionary.to(device)
-        return Trained(self.pair, self.text, self.dictionary, tokens or self.cfg.budget.evaluation_tokens)
+        dictionary = None if self.dictionary is None else self.dictionary.to(device)
+        tokens = tokens or self.cfg.budget.evaluation_tokens
+        return Trained(self.pair, self.text, dictionary, tokens, folder=self.folder)

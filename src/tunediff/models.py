@@ -111,6 +111,14 @@ class ModelPair:
         mine = self._tokenizers[self.owner]
         return (mine,) if self.align == "strict" else (mine, self._tokenizers[other])
 
+    def tokenizer_of(self, role: str):
+        """The tokenizer that came with a model, whoever's the pair reads with."""
+        return self._tokenizers[role]
+
+    def embedded(self, role: str) -> int:
+        """How many ids a model has embeddings for, padding of the vocabulary counted."""
+        return self.configs[role].vocab_size
+
     def entry(self, role: str) -> int:
         """Which of a batch's ids belong to this model."""
         return 0 if self.align == "strict" or role == self.owner else 1

@@ -13,19 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.activations import ShuffledRows, Source, Wanted, take
-from tunediff.evaluations import Trained
 from tunediff.folders import RUNNING
+from tunediff.loaded import Loaded
 from tunediff.models import ModelPair
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import build, check, digest, material
 from tunediff.shapes import Refused, Stream, Table
-from tunediff.study import Run, about, build_dictionary, curves_of, evaluate, read_config, say_headline, streams_of
+from tunediff.study import (
+    Run,
+    about,
+    curves_of,
+    evaluate,
+    evaluations_of,
+    learns,
+    say_headline,
+)
 from tunediff.text import Text
 from tunediff.training import (
     Checkpoints,
@@ -44,8 +51,9 @@ REEVALUATION = "evaluation trainer run tokens trust".split()
 
 
 def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = None) -> None:
-    """Trains the dictionaries of runs that share a stream, in one pass of both models; measures each and writes its
-    page. A run that fails keeps its error; the others become what they would have become alone."""
+    """Trains the dictionaries of runs that share a stream, in one pass of both models, or none where they measure their
+    pair alone; measures each and writes its page. A run that fails keeps its error; the others become what they would
+    have become alone."""
     cfg = runs[0].cfg
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
@@ -55,10 +63,34 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
             run.build(pair)
     runs = going(runs)
     trainer = make_trainer(cfg, checkpoints)
-    device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
-
-    # both models run; the dictionaries learn from what they read
+    device = trainer.strategy.root_device
     pair.load(device)
+    left_out: dict[str, str] = {}
+    if learns(cfg):
+        runs, left_out = learn(runs, pair, text, trainer, checkpoints, resume_from=resume_from)
+    if trainer.global_rank > 0:
+        return
+
+    # what was found
+    for run in runs:
+        if run.error is not None:
+            continue
+        with run.on_its_own():
+            if run.dropped is not None:
+                raise run.dropped
+            own = left_out.get(run.identity)
+            run.finish(pair, text, device, [*notes, *([own] if own else [])])
+    if all(run.error is None or run.error is run.dropped for run in runs):  # else what was trained is kept
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def learn(
+    runs: Sequence[Run], pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None
+) -> tuple[list[Run], dict[str, str]]:
+    """Both models run; the dictionaries learn from what they read. Returns the runs that began, and by identity a
+    sentence about what the normalisation of a run left out."""
+    cfg = runs[0].cfg
+    device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
     streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
     log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, streams)))
     source = functools.partial(source_of, cfg, pair, text, streams, any(r.member.reader().moments for r in runs))
@@ -90,7 +122,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
         if rank == 0:
             run.open_loggers()
         else:
-            run.member.loggers = []
+            run.loggers = run.member.loggers = []
     if module.step < module.steps:
         trainer.callbacks += [
             TokenProgress(module.steps * stream.batch),
@@ -100,41 +132,20 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
         trainer.fit(module, train_dataloaders=stream)
         if world > 1:
             torch.distributed.destroy_process_group()
-    if rank > 0:
-        return
-
-    # what was found
-    for n, run in enumerate(runs):
-        if run.error is not None:
-            continue
-        with run.on_its_own():
-            if run.member.error is not None:
-                raise run.member.error
-            left_out = stream.left_out(n)
-            run.finish(pair, text, device, [*notes, *([left_out] if left_out else [])])
-    if all(run.error is None or run.error is run.member.error for run in runs):  # else what was trained is kept
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    return runs, {run.identity: stream.left_out(n) for n, run in enumerate(runs)}
 
 
 def reevaluate(cfg: DictConfig) -> None:
-    """Runs evaluations on the dictionary of a finished run; new findings join or replace the old ones."""
+    """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; new findings join
+    or replace the old ones."""
     check(cfg, REEVALUATION)
-    folder = Path(cfg.run)
-    if not (folder / "dictionary" / "weights.safetensors").exists():
-        raise Refused(f"run={folder} is no finished run: it has no dictionary/weights.safetensors.")
-    old = read_config(folder)
-    evaluations = {name: build(node) for name, node in (cfg.evaluation or {}).items()}
-    text, pair = build(old.text), build(old.model_pair)
-    streams = streams_of(old, pair)
-    dictionary = build_dictionary(old.dictionary, streams)
-    dictionary.load_state_dict(safetensors.torch.load_file(folder / "dictionary" / "weights.safetensors"))
-    device = build(cfg.trainer, logger=False, default_root_dir=folder).strategy.root_device
-    with folders.held(folder, "The run"):
-        pair.load(device)
-        dictionary.to(device).eval().requires_grad_(False)
-        trained = Trained(pair, text, dictionary, cfg.tokens or old.budget.evaluation_tokens, folder=folder)
-        findings = evaluate(evaluations, trained, about(old, pair, streams))
-        say_headline(folder, findings)
+    run = Loaded(Path(cfg.run))
+    evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg))
+    device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
+    with folders.held(run.folder, "The run"):
+        trained = run.trained(device=device, tokens=cfg.tokens)
+        findings = evaluate(evaluations, trained, about(run.cfg, run.pair, run.streams))
+        say_headline(run.folder, findings)
 
 
 def compare(places: Sequence[str]) -> str:

@@ -262,10 +262,11 @@ def identity(cfg: DictConfig) -> str:
 
 def stream_key(cfg: DictConfig) -> str:
     """Stands for all that decides which rows the dictionaries of a group are given, and how they are trained together:
-    models, text, tokens, batch, buffer, and the trainer with its precision. What is read out of the models is free."""
+    models, text, tokens, batch, buffer, and the trainer with its precision. What is read out of the models is free.
+    Studies of a pair alone have neither batch nor buffer, so they share its models among themselves."""
     settings = material(cfg)
-    parts = {key: settings[key] for key in ("model_pair", "text", "activations")}
-    size = {"tokens": settings["budget"]["tokens"], "batch": settings["optimizer"]["batch"]}
+    parts = {key: settings.get(key) for key in ("model_pair", "text", "activations")}
+    size = {"tokens": settings["budget"]["tokens"], "batch": OmegaConf.select(cfg, "optimizer.batch")}
     return digest({**parts, **size, "trainer": plain(cfg.trainer)})
 
 
@@ -307,6 +308,13 @@ def line(_root_: DictConfig) -> str:
     return digest(sorted(words))[:8]
 
 
+def read_at(_root_: DictConfig) -> list[str]:
+    """Where the dictionary of a config reads, as the tags of a logger; none for a pair alone."""
+    hookpoint = OmegaConf.select(_root_, "dictionary.hookpoint.name")
+    return [] if hookpoint is None else [hookpoint, f"layer {plain(_root_.layer)}"]
+
+
 OmegaConf.register_new_resolver("identity", lambda *, _root_: identity(_root_), replace=True)
 OmegaConf.register_new_resolver("run_folder", lambda: str(run_folder()), replace=True)
 OmegaConf.register_new_resolver("line", lambda *, _root_: line(_root_), replace=True)
+OmegaConf.register_new_resolver("read_at", lambda *, _root_: read_at(_root_), replace=True)

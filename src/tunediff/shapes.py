@@ -50,7 +50,8 @@ class Stream(NamedTuple):
 
 class Finding(NamedTuple):
     """A named number. `name` is a path such as "fidelity/explained_variance/base/thinking"; `low` and `high` bound
-    the 95 % interval where one was computed; `meaning` is one sentence with the definition."""
+    the interval where one was computed, at 95 % unless `meaning` says otherwise; `meaning` is one sentence with the
+    definition."""
 
     name: str
     value: float | None

@@ -1,5 +1,8 @@
 """One study: its config, its folder, its parts, and what became of it. The files that see the composed config are this
-one, run.py, and those of sweep/."""
+one, run.py, and those of sweep/.
+
+A study may measure its pair alone: its config has no dictionary, and its run no member that learns.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from tunediff.models import ModelPair
 from tunediff.report import write_report
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
-from tunediff.shapes import Note, Refused, Rows, Stream, Table
+from tunediff.shapes import ROLES, Note, Refused, Rows, Stream, Table
 from tunediff.text import Text
 from tunediff.training import Member
 
@@ -42,7 +45,15 @@ HEADLINE = {
     "geometry/count/base_only": "base-only",
     "geometry/count/shared": "shared",
     "geometry/count/tuned_only": "tuned-only",
+    "layer_divergence/l2/largest": "largest distance",
+    "layer_divergence/l2/largest_layer": "at layer",
+    "layer_divergence/cosine/smallest": "smallest cosine",
+    "layer_divergence/cosine/smallest_layer": "at layer",
+    "tokenizers/bits_per_byte/base/shared": "bits per byte base",
+    "tokenizers/bits_per_byte/tuned/shared": "tuned",
+    "tokenizers/difference/pair": "bits per byte, tuned tokenizer less base",
 }
+LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
 
 
 class Run:
@@ -51,6 +62,8 @@ class Run:
     def __init__(self, cfg: DictConfig, folder: Path):
         self.cfg, self.folder = cfg, folder
         self.identity = identity(cfg)
+        self.member: Member | None = None
+        self.loggers: list[Any] = []
         self.error: Exception | None = None
         self.value: float | None = None
 
@@ -63,13 +76,20 @@ class Run:
     def build(self, pair: ModelPair) -> None:
         """Everything that can be wrong is asked before weights are loaded."""
         cfg = self.cfg
+        self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg))
         self.streams = streams_of(cfg, pair)
+        with within(self.folder):
+            self.loggers = [build(node) for node in (cfg.logger or {}).values()]
+        if learns(cfg):
+            self._build_member()
+
+    def _build_member(self) -> None:
+        cfg = self.cfg
         self.length = Length(cfg.budget.tokens // cfg.optimizer.batch, cfg.optimizer.batch)
-        if self.steps < 1:
+        if self.length.steps < 1:
             raise Refused(
                 f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
             )
-        self.evaluations = {name: build(node) for name, node in (cfg.evaluation or {}).items()}
         self.member = Member(
             name=self.identity,
             dictionary=build_dictionary(cfg.dictionary, self.streams),
@@ -81,21 +101,27 @@ class Run:
             clip_norm=cfg.optimizer.clip_norm,
             resampling=build(cfg.optimizer.resampling),
             compile=cfg.optimizer.compile,
+            loggers=self.loggers,
         )
         self.member.check(self.length)
-        with within(self.folder):
-            self.member.loggers = [build(node) for node in (cfg.logger or {}).values()]
 
     @property
-    def steps(self) -> int:
-        return self.length.steps
+    def steps(self) -> int | None:
+        """Of its dictionary; None where none is trained."""
+        return None if self.member is None else self.length.steps
+
+    @property
+    def dropped(self) -> Exception | None:
+        """Why its dictionary stopped learning before the end."""
+        return None if self.member is None else self.member.error
 
     def open_loggers(self) -> None:
         """A logger that starts from nothing is told what happened before a resumption."""
-        for logger in self.member.loggers:
+        history = [] if self.member is None else self.member.history
+        for logger in self.loggers:
             logger.log_hyperparams(material(self.cfg))
             if getattr(logger, "starts_anew", False):
-                for record in self.member.history:
+                for record in history:
                     logger.log_metrics({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 
     def fit(self, rows: Rows, source: Source) -> None:
@@ -107,20 +133,25 @@ class Run:
         self.member.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
 
     def finish(self, pair: ModelPair, text: Text, device: torch.device, notes: Sequence[str]) -> None:
-        """Saves the dictionary, measures it, writes the page."""
+        """Saves the dictionary, if one was trained; measures, writes the page."""
         if folders.is_finished(self.folder, self.identity):
             return
         folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
-        dictionary = self.member.dictionary.to(device).eval().requires_grad_(False)
-        dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
+        found: list[Table | Note] = [Note(sentence) for sentence in notes]
+        dictionary = None
+        if self.member is None:
+            self.open_loggers()
+        else:
+            dictionary = self.member.dictionary.to(device).eval().requires_grad_(False)
+            dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
+            found.append(Table("training", curves_of(self.member)))
         described = about(self.cfg, pair, self.streams)
-        found = [Table("training", curves_of(self.member)), *(Note(sentence) for sentence in notes)]
         write_findings(self.folder, found, described)
         trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens, folder=self.folder)
         findings = evaluate(self.evaluations, trained, described)
-        for logger in self.member.loggers:
+        for logger in self.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
-            logger.log_metrics(values, step=self.steps)
+            logger.log_metrics(values, step=self.steps or 0)
             logger.finalize("success")
         say_headline(self.folder, findings)
         for left in self.folder.rglob("*.partial"):  # of a process that was killed while it wrote
@@ -144,7 +175,7 @@ class Run:
         first = folders.read_json(self.folder / "state.json").get("state") != FAILED
         if first:  # of several processes that fail together, it knows why
             folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
-        for logger in self.member.loggers if hasattr(self, "member") else ():
+        for logger in self.loggers:
             logger.finalize("failed")
 
 
@@ -155,8 +186,35 @@ def curves_of(member: Member) -> dict[str, list]:
     return {key: [record.get(key) for record in member.history] for key in member.history[-1]}
 
 
+def learns(cfg: DictConfig) -> bool:
+    """Whether a study trains a dictionary; without one it measures the pair alone. Raises Refused for half of either."""
+    given = [part for part in LEARNING if part in cfg]
+    if given and len(given) < len(LEARNING):
+        missing = [part for part in LEARNING if part not in cfg]
+        raise Refused(
+            f"The study has {', '.join(given)}, but no {', '.join(missing)}: a dictionary is trained with all of "
+            f"{', '.join(LEARNING)}. Choose an option of each, or leave the experiment out that takes them away."
+        )
+    return bool(given)
+
+
+def evaluations_of(nodes: DictConfig | None, *, learns: bool) -> dict[str, Any]:
+    """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none."""
+    built = {name: build(node) for name, node in (nodes or {}).items()}
+    for name, evaluation in built.items():
+        if not learns and getattr(evaluation, "needs_dictionary", True):
+            raise Refused(
+                f"evaluation={name} needs a dictionary, and this study trains none: leave it out, as in "
+                "evaluation=[layer_divergence,tokenizers], or leave out the experiment that takes the dictionary away."
+            )
+    return built
+
+
 def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
-    """What the dictionary of a config reads of a pair."""
+    """What the dictionary of a config reads of a pair; without one, all layers of both models."""
+    if not learns(cfg):
+        each = (pair.streams("resid_post", list(range(pair.depth(role))), reads=role) for role in ROLES)
+        return [stream for streams in each for stream in streams]
     hookpoint, reads = cfg.dictionary.hookpoint, cfg.dictionary.reads
     return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
 
@@ -168,13 +226,10 @@ def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder:
 
 
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
-    """What the page and the tables say of a study."""
-    return {
-        "identity": identity(cfg),
-        "study": {
-            "model_pair": pair_name(pair),
-            "base": pair.sources["base"].path,
-            "tuned": pair.sources["tuned"].path,
+    """What the page and the tables say of a study; of a dictionary only where there is one."""
+    study = {"model_pair": pair_name(pair), "base": pair.sources["base"].path, "tuned": pair.sources["tuned"].path}
+    if learns(cfg):
+        study |= {
             "dictionary": dictionary_name(cfg),
             "layer": plain(cfg.layer),
             "streams": ", ".join(map(str, streams)),
@@ -182,9 +237,8 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
             "latents": cfg.dictionary.latents,
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
-            "version": tunediff.__version__,
-        },
-    }
+        }
+    return {"identity": identity(cfg), "study": {**study, "version": tunediff.__version__}}
 
 
 def pair_name(pair: ModelPair) -> str:

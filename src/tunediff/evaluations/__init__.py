@@ -1,4 +1,4 @@
-"""One question a file: a trained dictionary -> findings."""
+"""One question a file: a trained dictionary, or the pair alone -> findings."""
 
 from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.examples import Examples
@@ -7,9 +7,11 @@ from tunediff.evaluations.geometry import Geometry
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
+from tunediff.evaluations.layer_divergence import LayerDivergence
 from tunediff.evaluations.logit_effect import LogitEffect
 from tunediff.evaluations.probing import Probing
 from tunediff.evaluations.segments import Segments
+from tunediff.evaluations.tokenizers import Tokenizers
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
 
@@ -21,12 +23,14 @@ __all__ = [
     "LabelAlignment",
     "LatentCache",
     "LatentScaling",
+    "LayerDivergence",
     "LogitEffect",
     "Probing",
     "Reading",
     "Scaling",
     "Score",
     "Segments",
+    "Tokenizers",
     "Trained",
     "latent_scaling",
     "score",

@@ -1,7 +1,8 @@
 """What an evaluation is given, and how it reads the held-out text.
 
 An evaluation is a class with settings in __init__ and one verb, run(trained), which yields Findings, Tables and Notes.
-It changes nothing of what it is given: no counter, no threshold, no random state.
+It changes nothing of what it is given: no counter, no threshold, no random state. A class that asks about the pair
+alone says `needs_dictionary = False`; all others are refused in a study that trains none.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained dictionary with its pair and its text. `tokens` is the evaluation budget of held-out tokens; `folder`
-    is the run's, for an evaluation that leaves files of another kind than findings and tables."""
+    """A trained dictionary with its pair and its text; no dictionary where a study measures the pair alone. `tokens` is the
+    evaluation budget of held-out tokens; `folder` is the run's, for an evaluation that leaves files of another kind than
+    findings and tables."""
 
     pair: ModelPair
     text: Text
-    dictionary: Crosscoder
+    dictionary: Crosscoder | None
     tokens: int
     tokens_per_batch: int = 2048
     folder: Path | None = None

@@ -2,7 +2,8 @@
 
 Memory and disk are counted from shapes. Time is a FLOP model of training (both models to the highest layer read; five
 dense products a dictionary, or one where codes are sparse) at the rate of one matrix product measured here; AuxK and
-evaluations are not in it, and no run reaches that rate with everything, so it says "at least".
+evaluations are not in it, and no run reaches that rate with everything, so it says "at least". A study of a pair alone is
+one pass of both models over the held-out tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from tunediff.models import ModelPair
 from tunediff.settings import build
-from tunediff.study import Run
+from tunediff.study import Run, learns
 
 GB = 1e9
 
@@ -34,19 +35,21 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
     cfg = runs[0].cfg
     streams = dict.fromkeys(stream for run in runs for stream in run.streams)
     width = sum(stream.width for stream in streams)
-    tokens = cfg.budget.tokens + cfg.budget.fit_tokens
-    activations = build(cfg.activations)
-    value = torch.empty(0, dtype=getattr(torch, activations.dtype)).element_size()
-    buffer = activations.buffer * width * value
-
+    tokens = cfg.budget.tokens + cfg.budget.fit_tokens if learns(cfg) else cfg.budget.evaluation_tokens
     block = cfg.text.get("tokens_per_batch", 8192)  # a text of the user's own may have none
-    memory, flops = float(buffer + 4 * block * width), 0.0
+    memory, flops = 4.0 * block * width, 0.0
     for role in dict.fromkeys(role for stream in streams for role in stream.models):
         (total, one_layer), config = pair.sources[role].size, pair.configs[role]
         value = torch.empty(0, dtype=getattr(torch, pair.sources[role].dtype)).element_size()
         memory += value * (total + 6 * block * (config.hidden_size + config.intermediate_size))
         layers = 1 + max(stream.layer for stream in streams if role in stream.models)
         flops += 2 * tokens * layers * one_layer
+    if not learns(cfg):
+        return Cost(memory, 0.0, flops)
+    activations = build(cfg.activations)
+    value = torch.empty(0, dtype=getattr(torch, activations.dtype)).element_size()
+    buffer = activations.buffer * width * value
+    memory += buffer
     disk = 2.0 * buffer + activations.disk(tokens, width)  # a checkpoint is written before the last is removed
     for run in runs:
         latents, mine = run.cfg.dictionary.latents, sum(stream.width for stream in run.streams)
@@ -91,16 +94,25 @@ def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: torch.device 
     """One line a group. With no device at hand (a login node) operations stand in place of time."""
     rows = [["group", "members", "layers", "tokens", "memory", "disk", "time, at least" if device else "operations"]]
     for n, (runs, cost) in enumerate(groups):
+        cfg = runs[0].cfg
         layers = sorted({stream.layer for run in runs for stream in run.streams})
+        tokens = cfg.budget.tokens if learns(cfg) else cfg.budget.evaluation_tokens
         spent = duration(cost.flops / rate_of(device)) if device else operations(cost.flops)
         rows.append(
-            [str(n), str(len(runs)), ",".join(map(str, layers)), f"{runs[0].cfg.budget.tokens:,}"]
+            [str(n), str(len(runs)), spelled(layers), f"{tokens:,}"]
             + [f"{cost.memory / GB:.2f} GB", f"{cost.disk / GB:.2f} GB", spent]
         )
     said = columns(rows)
     if device:
         said += f"\ntime: FLOP model of training at {rate_of(device) / 1e9:,.0f} GFLOP/s, one product measured on this {device.type}"
     return said
+
+
+def spelled(layers: Sequence[int]) -> str:
+    """1,3 as they are; four or more in a row as 0-27."""
+    if len(layers) > 3 and layers[-1] - layers[0] == len(layers) - 1:
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))
 
 
 def duration(seconds: float) -> str:

@@ -78,7 +78,7 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
                 built[key] = pair = build(cfg.model_pair)
                 pair.check_tokens(build(cfg.text).samples())
             run.build(built[key])
-            del run.member  # its weights are made where it is trained
+            run.member = None  # its weights are made where it is trained
         except Refused as refusal:
             raise Refused(f"{' '.join(own)}: {refusal}" if own else str(refusal)) from refusal
         members.setdefault(run.identity, Member(run, own))
