@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from conftest import ROOT, save_model
+from test_autointerp import server  # noqa: F401 (a fixture)
 from tunediff.toy.tokenizer import build_tokenizer
 
 SMALL = ["scale=smoke", "trainer=cpu"]
@@ -224,7 +225,7 @@ def readme_commands():
 
 
 @pytest.mark.parametrize("command", list(readme_commands()))
-def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, tmp_path):
+def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, server, tmp_path):
     folder, _ = run
     base, tuned = byte_pair
     needs_hub = "r1_vs_qwen" in command or "seed001" in command
@@ -234,6 +235,8 @@ def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, 
         "tuned.path=<folder>": f"tuned.path={tuned}",
         "base.path=<folder>": f"base.path={base}",
         "<file.jsonl>": str(data_folder / "reasoning_traces" / "traces.jsonl.gz"),
+        "http://localhost:8000/v1": server.endpoint,
+        "<name>": "a-model",
         "n_trials=20": "n_trials=2",
         "n_jobs=4": "n_jobs=2",
     }
