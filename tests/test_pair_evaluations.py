@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
+import tunediff
 from conftest import ROOT, save_model
 from tunediff import folders as run_folders
 from tunediff.evaluations import LayerDivergence, Tokenizers, Trained
@@ -317,6 +318,13 @@ def test_a_finished_run_is_measured_again_to_the_same_numbers(folder):
     assert json.loads((folder / "findings.json").read_text()) == before
     with pytest.raises(Refused, match="evaluation=geometry needs a dictionary, and this study trains none"):
         reevaluate(composed(f"run={folder}", "evaluation=[geometry]", name="evaluate"))
+
+
+def test_a_loaded_run_of_a_pair_has_no_dictionary_and_can_be_asked_more(folder):
+    run = tunediff.load(folder)
+    assert run.dictionary is None and run.table("layers").num_rows == 5
+    found = {f.name: f for f in LayerDivergence().run(run.trained()) if isinstance(f, Finding)}
+    assert found["layer_divergence/l2/largest"] == run.findings["layer_divergence/l2/largest"]
 
 
 def test_it_stands_in_a_comparison(folder):
