@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from fake_endpoint import Endpoint
+from tunediff.evaluations import chat
 from tunediff.models import ModelPair, ModelSource
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
@@ -62,6 +64,16 @@ def folders(tmp_path_factory, tokenizer) -> dict[str, Path]:
         "tuned": save_model(place / "tuned", tokenizer, seed=1),
         "wide": save_model(place / "wide", tokenizer, seed=2, width=48, layers=4),
     }
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A language model's endpoint; nothing waits before it asks again."""
+    monkeypatch.setattr(chat, "PAUSE", 0.01)
+    monkeypatch.setenv("no_proxy", "*")
+    made = Endpoint()
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -4,15 +4,14 @@ import json
 import logging
 import re
 import socket
-import threading
 import zlib
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from fake_endpoint import parts, reader
 from test_evaluations import fitted, identity_dictionary, toy_text
 from tunediff.evaluations import Autointerp, Geometry, LatentCache, Trained, chat
 from tunediff.evaluations.examination import (
@@ -28,60 +27,6 @@ from tunediff.study import evaluate
 
 PLANTED = {3: "doubles", 7: "gives"}
 KEY = "a-key-that-nobody-may-see"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """Answers POST with server.rule(asked) -> a text, or (status, body, headers); remembers what it was asked."""
-    monkeypatch.setattr(chat, "PAUSE", 0.01)
-    monkeypatch.setenv("no_proxy", "*")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            made.asked.append((self.path, dict(self.headers), asked))
-            said = made.rule(asked)
-            plain = (200, {"choices": [{"message": {"content": said}}]})
-            status, body, *headers = said if isinstance(said, tuple) else plain
-            self.send_response(status)
-            for header in headers:
-                self.send_header(*header)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def do_GET(self):
-            made.gone_to.append((self.path, dict(self.headers)))
-            self.send_error(501)
-
-        def log_message(self, *_):
-            pass
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.asked, made.gone_to, made.rule = [], [], reader
-    made.endpoint = f"http://127.0.0.1:{made.server_port}/v1"
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
-
-
-def parts(asked):
-    """System prompt, explanation and texts of a request."""
-    system, question = (message["content"] for message in asked["messages"])
-    explanation = re.search(r"^Explanation: (.*)$", question, re.M)
-    return system, explanation and explanation[1], re.findall(r"^Text \d+: (.*)$", question, re.M)
-
-
-def reader(asked):
-    """Explains by the word that is marked most, and says yes where that word is, or is marked."""
-    system, word, texts = parts(asked)
-    if system == EXPLAIN:
-        words = re.findall(r"<<\s*(\w+)", asked["messages"][1]["content"])
-        return f"Let me see.\nExplanation: {max(set(words), key=words.count)}"
-    pattern = rf"<<\s*{word}\s*>>" if "<<" in system else rf"\b{word}\b"
-    return f"<think>[1] or [0]?</think>My list: {[int(bool(re.search(pattern, text))) for text in texts]}"
 
 
 def guesser(asked):

@@ -11,11 +11,11 @@ SOURCE = ROOT / "src" / "tunediff"
 FLOORS = {
     "shapes": 0, "schedules": 0, "processes": 0, "text": 1, "dictionary": 1, "toy": 1, "folders": 1, "hookpoints": 2,
     "models": 3, "activations": 4, "objectives": 5, "evaluations": 5, "training": 6, "loggers": 6, "report": 6,
-    "settings": 7, "study": 8, "run": 9, "sweep": 10,
+    "settings": 7, "study": 8, "loaded": 9, "run": 10, "sweep": 11,
 }  # fmt: skip
 FENCES = {
     "hydra": {"settings", "sweep"},
-    "omegaconf": {"settings", "study", "run", "sweep"},
+    "omegaconf": {"settings", "study", "loaded", "run", "sweep"},
     "submitit": {"sweep"},
     "transformers": {"models", "text", "toy"},
     "peft": {"models", "text", "toy"},

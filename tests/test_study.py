@@ -11,7 +11,6 @@ import pyarrow.parquet
 import pytest
 
 from conftest import ROOT, save_model
-from test_autointerp import server  # noqa: F401 (a fixture)
 from tunediff.toy.tokenizer import build_tokenizer
 
 SMALL = ["scale=smoke", "trainer=cpu"]

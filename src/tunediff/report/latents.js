@@ -25,6 +25,20 @@ function colourOf(columns, i) {
   return kind === "tuned_only" ? "var(--tuned)" : kind === "base_only" ? "var(--base)" : "var(--shared)";
 }
 
+// columns of equal length -> one object a row; windows of examples are cut out of the whole
+function rowsOf(columns) {
+  if (!columns) return null;
+  const { t, a, s, length, ...plain } = columns, names = Object.keys(plain);
+  const rows = plain[names[0]].map((_, n) => Object.fromEntries(names.map((name) => [name, plain[name][n]])));
+  if (!length) return rows;
+  let from = 0;
+  return rows.map((row, n) => {
+    const to = from + length[n], cut = { ...row, t: t.slice(from, to), a: a.slice(from, to), s: s.slice(from, to) };
+    from = to;
+    return cut;
+  });
+}
+
 const alive = (columns, i) => !columns.firing_rate || columns.firing_rate[i] > 0;
 const wordOf = (label) => label.replaceAll("_", " ");
 
@@ -236,7 +250,8 @@ function explorer(columns) {
 // -- what is shown of one latent -----------------------------------------------------------------------------------------
 
 function latentPanel(columns, i, detail, vocabulary, { labels, close, step }) {
-  const latent = columns.latent[i], number = (name) => columns[name]?.[i];
+  const latent = columns.latent[i], number = (name) => columns[name]?.[i], shown = rowsOf(detail.examples);
+  const rates = DATA.places.map((place) => detail.segments?.[`rate/${place}`]?.[0]);
   const button = (word, title, act) => element("button", { type: "button", title, onclick: act }, word);
   const facts = [["relative decoder norm", number("relative_decoder_norm")], ["decoder cosine", number("decoder_cosine")], ["norm in base", number("norm_base")],
     ["norm in tuned", number("norm_tuned")], ["ν error", number("nu_error")], ["ν reconstruction", number("nu_reconstruction")], ["firing rate", number("firing_rate")],
@@ -246,12 +261,12 @@ function latentPanel(columns, i, detail, vocabulary, { labels, close, step }) {
   return [
     element("header", {}, element("h2", {}, `Latent ${latent}`), element("span", { class: `nature ${number("kind")?.replace("_only", "") ?? ""}` }, natureOf(columns, i)),
       element("nav", {}, button("‹", "previous (k)", () => step(-1)), button("›", "next (j)", () => step(1)),
-        detail.examples?.length ? button("CSV", "save its examples", () => saveExamples(latent, detail.examples, vocabulary)) : null, button("×", "close (Esc)", close))),
+        shown ? button("CSV", "save its examples", () => saveExamples(latent, shown, vocabulary)) : null, button("×", "close (Esc)", close))),
     relative === undefined ? null : element("div", { class: "norms" }, element("span", { class: "base" }, "base"), element("span", { class: "bar long" }, element("i", { style: `left:calc(${100 * relative}% - 1px)` })), element("span", { class: "tuned" }, "tuned")),
     scalingWords(columns, i),
     element("dl", { class: "facts" }, facts.map(([word, value]) => element("div", {}, element("dt", {}, word), element("dd", {}, spelled(value))))),
-    detail.rate ? bars(`Firing rate of latent ${latent}, by place (thinking in tenths)`, DATA.places, detail.rate, DATA.places.map((place) => `var(--${place.split("/")[0]})`), "firing_rate") : null,
-    effects(detail.logit_effect), neighbourLinks(detail.neighbours), ...examples(detail.examples, vocabulary),
+    detail.segments ? bars(`Firing rate of latent ${latent}, by place (thinking in tenths)`, DATA.places, rates, DATA.places.map((place) => `var(--${place.split("/")[0]})`), "firing_rate") : null,
+    effects(rowsOf(detail.logit_effect)), neighbourLinks(rowsOf(detail.neighbours)), ...examples(shown, vocabulary),
   ];
 }
 

@@ -14,11 +14,13 @@ import importlib.resources
 import json
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from tunediff.folders import write_atomically
@@ -79,19 +81,22 @@ def assemble(
 def pack(value: Any) -> str:
     """JSON of finite values, compressed, in letters that mean nothing to HTML."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), 5, mtime=0)).decode()
 
 
 class Details:
-    """What the page shows of one latent, by chunks of latents: examples, segments, neighbours, logit effects."""
+    """What the page shows of one latent, by chunks of latents: examples, segments, neighbours, logit effects. Each is
+    columns, so that a hundred thousand examples are written in seconds."""
 
     def __init__(self, folder: Path, latents: list[int]):
         self.latents = latents
-        paths = {
-            name: folder / "tables" / f"{name}.parquet"
-            for name in ("examples", "segments", "neighbours", "logit_effect")
-        }
-        self.tables = {name: pyarrow.parquet.read_table(path) for name, path in paths.items() if path.exists()}
+        self.tables: dict[str, pyarrow.Table] = {}
+        for name in ("examples", "segments", "neighbours", "logit_effect"):
+            path = folder / "tables" / f"{name}.parquet"
+            if path.exists():
+                table = pyarrow.parquet.read_table(path)
+                order = numpy.argsort(table["latent"].to_numpy(), kind="stable")
+                self.tables[name] = table.take(order)
         self.present = list(self.tables)
         segments = self.tables.get("segments")
         rates = [] if segments is None else [name for name in segments.column_names if name.startswith("rate/")]
@@ -102,88 +107,76 @@ class Details:
             self._read_examples(self.tables["examples"])
 
     def _read_examples(self, table: pyarrow.Table) -> None:
-        """Tokens as numbers into one vocabulary, activations as shares of the largest of their example in 255ths."""
+        """Tokens as numbers into one vocabulary, activations as shares of the largest of their example in 255ths,
+        segments as one digit a token."""
         lists = {name: table[name].combine_chunks() for name in ("tokens", "activations", "segments")}
-        self.starts = lists["tokens"].offsets.to_numpy()
+        lengths = numpy.diff(lists["tokens"].offsets.to_numpy())
+        self.starts = numpy.concatenate([[0], numpy.cumsum(lengths)])
         tokens = lists["tokens"].flatten().dictionary_encode()
-        self.vocabulary = tokens.dictionary.to_pylist()
-        self.tokens = tokens.indices.to_numpy()
+        self.vocabulary, self.tokens = tokens.dictionary.to_pylist(), tokens.indices.to_pylist()
         values = numpy.nan_to_num(lists["activations"].flatten().to_numpy(zero_copy_only=False))
-        example = numpy.repeat(numpy.arange(len(table)), numpy.diff(self.starts))
+        example = numpy.repeat(numpy.arange(len(table)), lengths)
         largest = numpy.zeros(len(table))
         numpy.maximum.at(largest, example, numpy.abs(values))
         shares = numpy.round(255 * values / numpy.maximum(largest, 1e-30)[example])
         # what is active never rounds to nothing
-        self.shares = numpy.where(values != 0, numpy.where(shares == 0, numpy.sign(values), shares), 0).astype(int)
-        self.largest = largest
+        self.shares = numpy.where((values != 0) & (shares == 0), numpy.sign(values), shares).astype(int).tolist()
+        self.largest = [float(f"{value:.5g}") for value in largest]
         named = lists["segments"].flatten().dictionary_encode()
-        self.segment_names, self.segments = named.dictionary.to_pylist(), named.indices.to_numpy()
-        self.latent_of = table["latent"].to_numpy()
+        self.segment_names = named.dictionary.to_pylist()
+        self.segments = (named.indices.to_numpy() + ord("0")).astype(numpy.uint8).tobytes().decode()
 
     def words(self) -> dict[str, Any]:
         """For the search: distinct words, and for each latent which of them occur in its strongest examples and in the
         tokens it writes."""
         met: dict[int, set[str]] = defaultdict(set)
         if "examples" in self.tables:
-            kinds = (
-                self.tables["examples"]["kind"].to_pylist() if "kind" in self.tables["examples"].column_names else None
-            )
-            pieces = [word.lower() for word in self.vocabulary]
-            tokens = self.tokens.tolist()
-            for n, latent in enumerate(self.latent_of.tolist()):
-                if kinds is None or kinds[n] == "strongest":
-                    met[latent].update("".join(pieces[t] for t in tokens[self.starts[n] : self.starts[n + 1]]).split())
+            table, lower = self.tables["examples"], [word.lower() for word in self.vocabulary]
+            kinds = table["kind"].to_pylist() if "kind" in table.column_names else ["strongest"] * len(table)
+            for n, (latent, kind) in enumerate(zip(table["latent"].to_pylist(), kinds, strict=True)):
+                if kind == "strongest":
+                    here = self.tokens[self.starts[n] : self.starts[n + 1]]
+                    met[latent].update("".join([lower[token] for token in here]).split())
         if "logit_effect" in self.tables:
             table = self.tables["logit_effect"]
-            for latent, token, sign in zip(
-                *(table[name].to_pylist() for name in ("latent", "token", "sign")), strict=True
-            ):
-                if sign > 0:
-                    met[latent].update(token.lower().split())
+            raised = table.filter(pyarrow.compute.greater(table["sign"], 0))
+            for latent, token in zip(raised["latent"].to_pylist(), raised["token"].to_pylist(), strict=True):
+                met[latent].update(token.lower().split())
         numbers: dict[str, int] = {}
         indexed = [sorted(numbers.setdefault(word, len(numbers)) for word in met[latent]) for latent in self.latents]
         return {"words": list(numbers), "of": indexed}
 
-    def chunks(self):
+    def chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Number of the chunk, and its latents' details under their numbers."""
-        parts = {
-            name: self._grouped(name) for name in ("examples", "neighbours", "logit_effect") if name in self.tables
-        }
-        segments = self.tables.get("segments")
-        rows = None if segments is None else {latent: n for n, latent in enumerate(segments["latent"].to_pylist())}
-        places = {
-            kind: [_finite(segments[f"{kind}/{place}"].to_pylist()) for place in self.places]
-            for kind in ("rate", "mean")
-            if segments is not None
-        }
+        columns, bounds = {}, {}
+        for name, table in self.tables.items():
+            plain = [c for c in table.column_names if c not in ("latent", "tokens", "activations", "segments")]
+            columns[name] = {column: _finite(table[column].to_pylist()) for column in plain}
+            rows = table["latent"].to_numpy()
+            bounds[name] = [numpy.searchsorted(rows, self.latents, side).tolist() for side in ("left", "right")]
         for first in range(0, len(self.latents), CHUNK):
             chunk = {}
-            for latent in self.latents[first : first + CHUNK]:
-                detail = {name: rows_of.get(latent, []) for name, rows_of in parts.items()}
-                if rows is not None and latent in rows:
-                    detail |= {kind: [column[rows[latent]] for column in columns] for kind, columns in places.items()}
-                chunk[str(latent)] = detail
+            for n, latent in enumerate(self.latents[first : first + CHUNK], start=first):
+                detail = chunk[str(latent)] = {}
+                for name, values in columns.items():
+                    low, high = (side[n] for side in bounds[name])
+                    if high > low:
+                        detail[name] = {column: some[low:high] for column, some in values.items()}
+                        if name == "examples":
+                            detail[name] |= self._windows(low, high)
             yield first // CHUNK, chunk
 
-    def _grouped(self, name: str) -> dict[int, list[dict[str, Any]]]:
-        """Rows of a table by latent."""
-        table, grouped = self.tables[name], defaultdict(list)
-        plain = [
-            column for column in table.column_names if column not in ("latent", "tokens", "activations", "segments")
-        ]
-        columns = {column: _finite(table[column].to_pylist()) for column in plain}
-        for n, latent in enumerate(table["latent"].to_pylist()):
-            row = {column: values[n] for column, values in columns.items()}
-            if name == "examples":
-                here = slice(self.starts[n], self.starts[n + 1])
-                row |= {
-                    "t": self.tokens[here].tolist(),
-                    "a": self.shares[here].tolist(),
-                    "s": "".join(str(s) for s in self.segments[here].tolist()),
-                    "largest": _finite(float(self.largest[n])),
-                }
-            grouped[latent].append(row)
-        return grouped
+    def _windows(self, low: int, high: int) -> dict[str, Any]:
+        """Tokens, activations and segments of examples from `low` to before `high`, one after the other, and how many
+        each has."""
+        here = slice(self.starts[low], self.starts[high])
+        return {
+            "t": self.tokens[here],
+            "a": self.shares[here],
+            "s": self.segments[here],
+            "length": numpy.diff(self.starts[low : high + 1]).tolist(),
+            "largest": self.largest[low:high],
+        }
 
 
 def read_table(folder: Path, name: str) -> dict[str, list] | None:
