@@ -290,7 +290,7 @@ function effects(rows) {
 
 function neighbourLinks(rows) {
   if (!rows?.length) return null;
-  return element("p", {}, element("small", {}, "Nearest decoder rows: "), rows.flatMap((row, n) => [n ? ", " : "", element("a", { href: `#latent-${row.neighbour}` }, String(row.neighbour)), ` ${spelled(row.cosine)}`]));
+  return element("p", { class: "near" }, element("small", {}, "Nearest decoder rows: "), rows.flatMap((row, n) => [n ? ", " : "", element("a", { href: `#latent-${row.neighbour}` }, String(row.neighbour)), ` ${spelled(row.cosine)}`]));
 }
 
 const visible = (token) => token.replaceAll("\n", "↵").replace(/^ /, "␣");

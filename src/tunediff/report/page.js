@@ -39,8 +39,10 @@ function labels(columns) {
   if (!names.length) return null;
   const index = new Map((columns?.latent ?? []).map((latent, i) => [latent, i]));
   const beside = [["null_p95", "95 % of shuffled labels", "label_alignment"], ["token_rule", "best token rule", "label_alignment"],
-    ["random_directions", "best random direction", "probing"], ["difference_pca", "best principal direction of tuned - base", "probing"],
-    ["neurons", "best coordinate", "probing"], ["mean_difference", "difference of means", "probing"]];
+    ["random_directions", "best random direction", "probing"], ["neurons", "best coordinate", "probing"],
+    ["difference_pca", "best principal direction of tuned - base", "probing"], ["mean_difference", "difference of means", "probing"]];
+  // those that are columns as well; the others are marks of the strip
+  const spelledOut = beside.slice(0, 3).filter(([part, , where]) => names.some((label) => FOUND.has(`${where}/${label}/${part}`)));
   const rows = names.map((label) => {
     const at = (part, where = "label_alignment") => FOUND.get(`${where}/${label}/${part}`);
     const best = at("auroc"), latent = at("latent")?.value, i = index.get(latent);
@@ -49,16 +51,13 @@ function labels(columns) {
       element("td", {}, i === undefined ? "" : spelled(columns.relative_decoder_norm?.[i])),
       element("td", { title: best.meaning }, spelled(best.value), " ", element("small", { class: "within" }, interval(best))),
       element("td", {}, strip(best, beside.map(([part, word, where]) => [at(part, where), word]).filter(([found]) => found))),
-      ...beside.map(([part, , where]) => element("td", { title: at(part, where)?.meaning ?? "" }, at(part, where) ? spelled(at(part, where).value) : "")),
+      ...spelledOut.map(([part, , where]) => element("td", { title: at(part, where)?.meaning ?? "" }, at(part, where) ? spelled(at(part, where).value) : "")),
       element("td", {}, spelled(at("average_precision")?.value)), element("td", {}, spelled(at("share")?.value)));
   });
-  const probed = beside.filter(([part, , where]) => names.some((label) => FOUND.has(`${where}/${label}/${part}`)));
-  const keep = beside.map((entry) => probed.includes(entry));
-  for (const row of rows) [...row.cells].slice(6, 12).forEach((cell, n) => keep[n] || cell.remove());
   return section("Which latents tell what",
-    element("p", { class: "soft" }, "The best latent of all, chosen on one half of the documents and tested on the other; 0.5 is chance, 1 is perfect. Beside it what shuffled labels, the token itself, and directions without a dictionary reach by the same choice: a latent says something only where it stands clear of them."),
+    element("p", { class: "soft" }, "The best latent of all, chosen on one half of the documents and tested on the other; 0.5 is chance, 1 is perfect. Beside it what shuffled labels, the token itself, and directions without a dictionary reach by the same choice: a latent says something only where it stands clear of them. Hover the marks for their names."),
     element("div", { class: "wide" }, element("table", { id: "labels" }, element("thead", {}, element("tr", {},
-      ["label", "latent", "kind", "relative norm", "AUROC", "0.5 to 1", ...probed.map(([, word]) => word), "average precision", "share"].map((word, n) => element("th", n === 2 ? { class: "words" } : {}, word)))), element("tbody", {}, rows))));
+      ["label", "latent", "kind", "relative norm", "AUROC", "0.5 to 1", ...spelledOut.map(([, word]) => word), "average precision", "share"].map((word, n) => element("th", n === 2 ? { class: "words" } : {}, word)))), element("tbody", {}, rows))));
 }
 
 function strip(best, beside) {
