@@ -55,7 +55,7 @@ function explorer(columns) {
   const state = { ask: "", kind: "", segment: "", label: "", above: "", rate: "", sort: ["relative_decoder_norm", "firing_rate", `auroc/${labels[0]}`, "latent"].find((name) => columns[name]), up: "" };
   let shown = every, chosen = null, words = null, points = null;
 
-  const heads = [["latent", "latent", "4.2rem"], ["relative_decoder_norm", "relative norm", "10.6rem"], ["kind", "kind", "12.4rem"],
+  const heads = [["latent", "latent", "4.2rem"], ["relative_decoder_norm", "relative norm", "10.6rem"], ["kind", "kind", "13.2rem"], ["fires_on", "fires on", "9rem"],
     ["nu_error", "ν error", "4.6rem"], ["nu_reconstruction", "ν reconstr.", "5.6rem"], ["firing_rate", "firing rate", "5.6rem"],
     ["most in", "most in", "5.6rem"], ["decoder_cosine", "cosine", "4.6rem"], ["max_activation", "largest", "4.8rem"],
     ...labels.map((name) => [`auroc/${name}`, `AUROC ${wordOf(name)}`, "6.4rem"])].filter(([name]) => columns[name] || (name === "most in" && segments.length > 1));
@@ -86,7 +86,7 @@ function explorer(columns) {
 
   function refresh({ keep = false } = {}) {
     const asked = matching(), name = state.sort, sign = state.up ? 1 : -1;
-    const value = name === "kind" ? (i) => natureOf(columns, i) : name === "most in" ? mostIn : (i) => columns[name][i];
+    const value = name === "kind" ? (i) => natureOf(columns, i) : name === "most in" ? mostIn : name === "fires_on" ? (i) => columns.fires_on[i].join(" ") : (i) => columns[name][i];
     shown = every.filter((i) => passes(i) && asked(i)).sort((a, b) => {
       const [p, q] = [value(a), value(b)];
       return typeof p === "string" ? sign * p.localeCompare(q) : sign * ((p ?? -Infinity) - (q ?? -Infinity)) || columns.latent[a] - columns.latent[b];
@@ -105,6 +105,7 @@ function explorer(columns) {
   const scroll = element("div", { class: "rows", tabindex: -1 }, table), count = element("span", { class: "soft count" });
 
   function cell(name, i) {
+    if (name === "fires_on") return element("td", { class: "words tokens" }, columns.fires_on[i].map((token) => element("span", {}, visible(token))));
     if (name === "most in") return element("td", { class: "words" }, mostIn(i));
     const value = columns[name][i];
     if (name === "latent") return element("td", {}, element("a", { href: `#latent-${value}`, tabindex: -1 }, String(value)));
@@ -223,7 +224,7 @@ function explorer(columns) {
 
   if (columns.relative_decoder_norm && columns.firing_rate) {
     const some = every.map((i) => ({ i, latent: columns.latent[i], x: columns.relative_decoder_norm[i], y: Math.log10(columns.firing_rate[i]),
-      colour: columns.confirmed?.[i] === false ? "var(--unsure)" : colourOf(columns, i) }));
+      colour: colourOf(columns, i), hollow: columns.confirmed?.[i] === false }));
     const low = Math.floor(Math.min(...some.map((point) => point.y), -1));
     let lit = null, of = null; // which points pass, worked out once a change of `shown`
     points = scatter(`${some.length.toLocaleString("en-US")} alive latents`, some, {
@@ -237,8 +238,9 @@ function explorer(columns) {
   const left = DATA.tables.includes("examples") ? "" : " The evaluation “examples” was not run.";
   const node = section("Latents",
     element("p", { class: "soft" }, `Click a row or a point to read a latent.${left} Keys: / searches, Enter opens the first, j and k go on and back, Esc closes.`),
-    points?.node, element("p", { class: "keys legend" }, ["tuned-only", "base-only", "looks exclusive, not confirmed", "neither"].map((word, n) =>
-      points && (n !== 2 || columns.confirmed) ? element("span", { style: `border-color:var(--${["tuned", "base", "unsure", "shared"][n]})` }, word) : null)),
+    points?.node, element("p", { class: "keys legend" }, ["tuned-only", "base-only", "neither"].map((word, n) =>
+      points ? element("span", { style: `border-color:var(--${["tuned", "base", "shared"][n]})` }, word) : null),
+      points && columns.confirmed ? element("small", {}, "A ring: latent scaling does not confirm it.") : null),
     controls, scroll);
   document.body.append(panel);
   refresh();

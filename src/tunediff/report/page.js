@@ -30,6 +30,9 @@ function headline() {
     card("Dead fraction", [["fidelity/dead_fraction", "of all latents"]]),
     card("Alive latents by decoder norm", [["geometry/count/base_only", "base-only", "base"], ["geometry/count/shared", "shared"],
       ["geometry/count/tuned_only", "tuned-only", "tuned"], ["geometry/count/other", "in between"]]),
+    card("Largest distance of the models", [["layer_divergence/l2/largest", "L2"], ["layer_divergence/l2/largest_layer", "at layer"]]),
+    card("Smallest cosine of the models", [["layer_divergence/cosine/smallest", "cosine"], ["layer_divergence/cosine/smallest_layer", "at layer"]]),
+    card("Bits a byte of responses", ["base", "tuned"].map((role) => [`tokenizers/bits_per_byte/${role}/shared`, role, role])),
     card("Exclusive after latent scaling", [["latent_scaling/count/base_only", "base-only", "base"], ["latent_scaling/count/tuned_only", "tuned-only", "tuned"]]));
 }
 
@@ -160,7 +163,7 @@ function everything() {
   search.addEventListener("input", () => fill(search.value.trim().toLowerCase()));
   fill("");
   return section(`All ${DATA.findings.length} findings`, search, element("div", { class: "wide" }, element("table", { id: "findings" },
-    element("thead", {}, element("tr", {}, ["name", "value", "95 % interval", "meaning"].map((word) => element("th", {}, word)))), body)));
+    element("thead", {}, element("tr", {}, ["name", "value", "interval", "meaning"].map((word) => element("th", word === "meaning" ? { class: "words" } : {}, word)))), body)));
 }
 
 function study() {

@@ -49,7 +49,11 @@ def write_report(folder: Path) -> Path:
     }
     packed = {}
     if latents:
-        packed = {"latents": _finite(latents), "words": details.words(), "vocabulary": details.vocabulary}
+        packed = {
+            "latents": _finite({**latents, **details.peaks()}),
+            "words": details.words(),
+            "vocabulary": details.vocabulary,
+        }
         packed |= {f"details-{n}": chunk for n, chunk in details.chunks()}
     title = f"tunediff: {found['study'].get('model_pair', '')}"
     write_atomically(folder / "report.html", assemble(payload, title=title, scripts=RUN_SCRIPTS, packed=packed))
@@ -125,6 +129,17 @@ class Details:
         named = lists["segments"].flatten().dictionary_encode()
         self.segment_names = named.dictionary.to_pylist()
         self.segments = (named.indices.to_numpy() + ord("0")).astype(numpy.uint8).tobytes().decode()
+
+    def peaks(self) -> dict[str, list]:
+        """Column "fires_on": the distinct tokens that the strongest examples of each latent peak on, three at most."""
+        if "examples" not in self.tables:
+            return {}
+        table, met = self.tables["examples"], defaultdict(dict)
+        columns = (table[name].to_pylist() for name in ("latent", "position", "activation"))
+        for n, (latent, position, activation) in enumerate(zip(*columns, strict=True)):
+            if activation and len(met[latent]) < 3:
+                met[latent][self.vocabulary[self.tokens[self.starts[n] + position]]] = None
+        return {"fires_on": [list(met[latent]) for latent in self.latents]}
 
     def words(self) -> dict[str, Any]:
         """For the search: distinct words, and for each latent which of them occur in its strongest examples and in the

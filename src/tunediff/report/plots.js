@@ -160,10 +160,11 @@ function scatter(title, points, { xs, ys, xWord, yWord, spellY, bright, onpick, 
       for (const point of points) {
         if (bright(point) !== lit) continue;
         pen.globalAlpha = lit ? 0.8 : 0.1;
-        pen.fillStyle = colourOf(point.colour);
+        pen.fillStyle = pen.strokeStyle = colourOf(point.colour);
         pen.beginPath();
         pen.arc(x(point.x), y(point.y), lit ? 2.6 : 2, 0, 2 * Math.PI);
-        pen.fill();
+        if (point.hollow) pen.stroke();
+        else pen.fill();
       }
     pen.globalAlpha = 1;
   }
@@ -200,7 +201,7 @@ function scatter(title, points, { xs, ys, xWord, yWord, spellY, bright, onpick, 
     for (const at of ticks(...xs, 5)) svg.append(drawn("text", { x: x(at), y: high - 18, "text-anchor": "middle" }, short(at)));
     for (const at of ticks(...ys, 4)) svg.append(drawn("text", { x: left - 7, y: y(at) + 4, "text-anchor": "end" }, spellY(at)));
     svg.append(drawn("text", { x: wide - right, y: high - 3, "text-anchor": "end" }, xWord), drawn("text", { x: 2, y: 10 }, yWord));
-    for (const point of points) svg.append(drawn("circle", { cx: x(point.x).toFixed(1), cy: y(point.y).toFixed(1), r: 2.4, fill: colourOf(point.colour), opacity: bright(point) ? 0.8 : 0.1 }));
+    for (const point of points) svg.append(drawn("circle", { cx: x(point.x).toFixed(1), cy: y(point.y).toFixed(1), r: 2.4, fill: point.hollow ? "none" : colourOf(point.colour), stroke: point.hollow ? colourOf(point.colour) : "none", opacity: bright(point) ? 0.8 : 0.1 }));
     const holder = element("div", { class: "away" }, svg);
     document.body.append(holder);
     setTimeout(() => holder.remove(), 2000);
