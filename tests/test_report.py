@@ -172,6 +172,7 @@ def test_search_filters_sorting_keys_and_the_address_work_together(tmp_path, bro
       set('search latents', 'wait onerror'); await wait(() => rows() === '7'); said.push(rows());
       set('search latents', 'hmm'); said.push(rows());
       set('search latents', '23'); said.push(rows());
+      set('search latents', '"23"'); said.push(rows());
       set('search latents', ''); set('kind', 'tuned_only!'); said.push(rows());
       set('kind', 'tuned_only'); said.push(rows());
       set('kind', ''); set('label', 'hesitation_follows'); said.push(rows());
@@ -186,11 +187,13 @@ def test_search_filters_sorting_keys_and_the_address_work_together(tmp_path, bro
       key('Escape'); said.push(panel().hidden);
       return said;"""
     assert browser.open(page).run(script) == [
-        "8", "7", "7", "23", "39 36", "39 38 37 36", "7", 20, "#segment=answer&above=0.8&rate=0.005",
+        "8", "7", "7", "23", "", "39 36", "39 38 37 36", "7", 20, "#segment=answer&above=0.8&rate=0.005",
         "39 38", "1 2", "Latent 1", "#latent-1&above=0.8&sort=latent&up=1", True,
     ]  # fmt: skip
     kept = "return [rows(), panel().hidden, pick('kind').value]"
     assert browser.open(page, "#kind=tuned_only!&sort=latent&up=1").run(kept) == ["36 39", True, "tuned_only!"]
+    for nonsense in ("#%", "#constructor=x&sort=__proto__", "#latent-9999", "#sort=nothing"):
+        assert browser.open(page, nonsense).run("return rows().split(' ')[0]") == "39"
 
 
 @in_browser

@@ -76,12 +76,12 @@ function explorer(columns) {
   }
 
   function matching() {
-    const asked = state.ask.trim().toLowerCase();
+    const typed = state.ask.trim().toLowerCase(), asked = typed.replaceAll('"', "");
     if (!asked) return () => true;
-    if (/^\d+$/.test(asked) && index.has(Number(asked)) && !words?.words.includes(asked)) return (i) => columns.latent[i] === Number(asked);
+    if (/^\d+$/.test(typed)) return (i) => columns.latent[i] === Number(typed); // in quotes it is a word
     if (!words) return () => true; // until the index is there; then the table is drawn again
     const wanted = asked.split(/\s+/).map((part) => new Set(words.words.flatMap((word, n) => (word.includes(part) ? [n] : []))));
-    return (i) => String(columns.latent[i]) === asked || wanted.every((some) => words.of[i].some((n) => some.has(n)));
+    return (i) => wanted.every((some) => words.of[i].some((n) => some.has(n)));
   }
 
   function refresh({ keep = false } = {}) {
@@ -166,8 +166,8 @@ function explorer(columns) {
   async function obey() {
     const parts = location.hash.slice(1).split("&").filter(Boolean), latent = parts[0]?.match(/^latent-(\d+)$/);
     for (const part of parts.slice(latent ? 1 : 0)) {
-      const [name, value] = part.split("=");
-      if (name in plain && value !== undefined && !(name === "sort" && !columns[decodeURIComponent(value)])) state[name] = decodeURIComponent(value);
+      const [[name, value]] = new URLSearchParams(part);
+      if (Object.hasOwn(plain, name) && !(name === "sort" && !heads.some(([head]) => head === value))) state[name] = value;
     }
     for (const [name, input] of Object.entries(inputs)) input.value = state[name];
     if (state.ask && !words) words = await unpacked("words");
@@ -312,7 +312,7 @@ function example(row, vocabulary, top) {
   const where = `document ${row.document}${row.place === undefined ? "" : `, token ${row.place}`}${row.quantile === null || row.quantile === undefined ? "" : `, stronger than ${spelled(100 * row.quantile)} % of the documents it fires in`}`;
   return element("div", { class: "example" }, element("small", { title: where }, row.quantile === null || row.quantile === undefined ? spelled(row.activation) : `${spelled(row.activation)} · ${Math.round(100 * row.quantile)} %`),
     element("div", { title: where }, row.t.map((token, n) => {
-      const value = (row.a[n] / 255) * row.largest, heat = Math.min(1, Math.abs(value) / top);
+      const value = (row.a[n] / DATA.shares) * row.largest, heat = Math.min(1, Math.abs(value) / top);
       return element("span", { class: `s-${DATA.segments[row.s[n]]}${n === row.position && value !== 0 ? " peak" : ""}`, title: value !== 0 ? spelled(value) : null,
         style: heat > 0 ? `background:rgba(var(--heat),${(0.12 + 0.6 * heat).toFixed(2)})` : null }, vocabulary[token].replaceAll("\n", "↵"));
     })));

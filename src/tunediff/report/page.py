@@ -27,6 +27,7 @@ from tunediff.folders import write_atomically
 
 CURVE_POINTS = 300
 CHUNK = 200  # latents whose details are packed together
+SHARES = 9999  # activations are kept as whole numbers of the largest one of their example
 RUN_SCRIPTS = ("base.js", "plots.js", "latents.js", "page.js")
 
 
@@ -43,6 +44,7 @@ def write_report(folder: Path) -> Path:
         "training": thinned(read_table(folder, "training")),
         "layers": read_table(folder, "layers"),
         "chunk": CHUNK,
+        "shares": SHARES,
         "places": details.places,
         "segments": details.segment_names,
         "tables": details.present,
@@ -111,8 +113,8 @@ class Details:
             self._read_examples(self.tables["examples"])
 
     def _read_examples(self, table: pyarrow.Table) -> None:
-        """Tokens as numbers into one vocabulary, activations as shares of the largest of their example in 255ths,
-        segments as one digit a token."""
+        """Tokens as numbers into one vocabulary, activations as shares of the largest of their example, segments as one
+        digit a token."""
         lists = {name: table[name].combine_chunks() for name in ("tokens", "activations", "segments")}
         lengths = numpy.diff(lists["tokens"].offsets.to_numpy())
         self.starts = numpy.concatenate([[0], numpy.cumsum(lengths)])
@@ -122,7 +124,7 @@ class Details:
         example = numpy.repeat(numpy.arange(len(table)), lengths)
         largest = numpy.zeros(len(table))
         numpy.maximum.at(largest, example, numpy.abs(values))
-        shares = numpy.round(255 * values / numpy.maximum(largest, 1e-30)[example])
+        shares = numpy.round(SHARES * values / numpy.maximum(largest, 1e-30)[example])
         # what is active never rounds to nothing
         self.shares = numpy.where((values != 0) & (shares == 0), numpy.sign(values), shares).astype(int).tolist()
         self.largest = [float(f"{value:.5g}") for value in largest]
