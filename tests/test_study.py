@@ -227,7 +227,7 @@ def readme_commands():
 def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, server, tmp_path):
     folder, _ = run
     base, tuned = byte_pair
-    needs_hub = "r1_vs_qwen" in command or "seed001" in command
+    needs_hub = "r1_vs_qwen" in command or "deepscaler" in command
     evaluation = "[fidelity]" if "optuna" in command else "none"  # a sweeper needs its metric
     given = {
         **dict.fromkeys(("<run folder, absolute>", "<run folder>", "<run>", "<sweep>"), str(folder)),
