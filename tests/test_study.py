@@ -128,7 +128,7 @@ def byte_pair(tmp_path_factory):
 def test_real_traces_run_to_the_end(byte_pair, data_folder, tmp_path):
     base, tuned = byte_pair
     said = call(
-        "train.py", *SMALL, "text=traces", "text.context=512", "budget.evaluation_tokens=9000", "model_pair=local", f"model_pair.base.path={base}", f"model_pair.tuned.path={tuned}",
+        "train.py", *SMALL, "text=traces", "text.context=512", "budget.evaluation_tokens=9000", "evaluation=[fidelity,hesitation,segments]", "model_pair=local", f"model_pair.base.path={base}", f"model_pair.tuned.path={tuned}",
         "model_pair.base.dtype=float32", "model_pair.tuned.dtype=float32", "layer=1", f"hydra.run.dir={tmp_path}", TUNEDIFF_DATA=str(data_folder),
     )  # fmt: skip
     found = findings(tmp_path)
@@ -136,6 +136,14 @@ def test_real_traces_run_to_the_end(byte_pair, data_folder, tmp_path):
     content = json.loads((tmp_path / "findings.json").read_text())
     assert any("too few tokens labelled 'hesitation_follows'" in note for note in content["notes"])
     assert "page:" in said
+    # sentences that a language model labelled, in traces of real models
+    call("evaluate.py", f"run={tmp_path}", "evaluation=[sentences,examples]", "tokens=60000", "trainer=cpu")
+    found = findings(tmp_path)
+    assert (
+        found["label_alignment/backtracking/auroc"] is not None
+        and 0 < found["label_alignment/backtracking/share"] < 0.5
+    )
+    assert pyarrow.parquet.read_metadata(tmp_path / "tables" / "examples.parquet").num_rows > 64
 
 
 def big_pair(folder, *, layers):

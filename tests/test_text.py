@@ -179,3 +179,18 @@ def test_a_row_without_our_columns_says_how_to_map_them(tokenizer):
 def test_an_unknown_segment_is_refused():
     with pytest.raises(TextError, match=r"\['anwser'\]; the segments are"):
         toy_text(segments=["anwser"])
+
+
+def test_labelled_sentences_are_found_in_order_and_what_is_not_there_is_left_out(tokenizer):
+    thinking = "So we add. Wait, so we add. Then we stop."
+    pieces = [
+        {"label": "start", "text": "So we add."},
+        {"label": "lost", "text": "This was never written."},
+        {"label": "backtracking", "text": " Wait, so we add. "},
+        {"label": None, "text": "Then we stop."},
+    ]
+    found = render({"prompt": "q", "thinking": thinking, "answer": "a", "pieces": pieces}, tokenizer)
+    said = {(found.text[first:last], label) for first, last, label in found.labels}
+    expected = {(text, label) for text, label in [("So we add.", "start"), ("Wait, so we add.", "backtracking")]}
+    expected |= {(text, "annotated") for text in ("So we add.", "Wait, so we add.", "Then we stop.")}
+    assert expected | {("So we add.", "opening"), ("</think>", "end_of_thinking")} == said
