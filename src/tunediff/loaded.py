@@ -36,15 +36,19 @@ class Loaded:
 
     def __init__(self, folder: Path):
         if not (folder / "config.yaml").exists():
-            raise Refused(f"run={folder} is no finished run: it has no config.yaml.")
+            raise Refused(f"{folder} is no finished run: it has no config.yaml.")
         self.folder = folder
         self.cfg: DictConfig = read_config(folder)
         self._weights = folder / "dictionary" / "weights.safetensors"
         if learns(self.cfg) and not self._weights.exists():
-            raise Refused(f"run={folder} is no finished run: it has no dictionary/weights.safetensors.")
+            raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
         self.text: Text = build(self.cfg.text)
         self.pair: ModelPair = build(self.cfg.model_pair)
         self.streams = streams_of(self.cfg, self.pair)
+
+    def __repr__(self) -> str:
+        tables = ", ".join(sorted(path.stem for path in (self.folder / "tables").glob("*.parquet")))
+        return f"Loaded({self.folder}: {len(self.findings)} findings; tables {tables})"
 
     @functools.cached_property
     def dictionary(self) -> Crosscoder | None:

@@ -59,6 +59,8 @@ def verb(name: str) -> Callable:
         def main() -> None:
             try:
                 check_command_line(sys.argv[1:], folder, name)
+                if name == "evaluate" and not any(a.startswith(("run=", "-")) for a in sys.argv[1:]):
+                    raise Refused("Name the run: python evaluate.py run=<run folder> evaluation=[...]")
             except Refused as refusal:
                 sys.exit(f"error: {refusal}")
             wrapped()

@@ -253,10 +253,13 @@ def dictionary_name(cfg: DictConfig) -> str:
 def evaluate(evaluations: Mapping[str, Any], trained: Trained, described: Mapping[str, Any]) -> dict[str, dict]:
     """All findings of the run's folder. Those of an evaluation are written before the next begins: one that fails takes
     no other's with it."""
-    findings = write_findings(trained.folder, (), described)
+    findings = write_findings(trained.folder, (), described, by="nobody")
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
-        findings = write_findings(trained.folder, evaluation.run(trained), described)
+        found = list(evaluation.run(trained))
+        for note in (item.text for item in found if isinstance(item, Note)):
+            log.info("%s: %s", name, note)
+        findings = write_findings(trained.folder, found, described, by=name)
     return findings
 
 

@@ -54,8 +54,9 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     """One record a run: its folder, keys, state, findings and curves. Raises Refused where there is none."""
     runs = sorted({path.parent for place in places for path in Path(place).rglob("identity.json")})
     if not runs:
-        named = ", ".join(map(str, places)) or "nothing: name run or sweep folders"
-        raise Refused(f"No run under {named}.")
+        if not places:
+            raise Refused("Name run or sweep folders: python compare.py <run or sweep> ...")
+        raise Refused(f"No run under {', '.join(map(str, places))}.")
     members = [_member(run) for run in runs]
     for member, keys in zip(members, _swept_keys(members), strict=True):
         member["keys"] = keys
@@ -113,11 +114,27 @@ def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         names = {name for n in group for name in members[n]["settings"]}
         values = {name: {json.dumps(members[n]["settings"].get(name)) for n in group} for name in sorted(names)}
         extra |= dict.fromkeys(name for name, different in values.items() if len(different) > 1 and name not in typed)
-    shown = sorted(extra, key=lambda name: (name.count("."), name))[:6]
+    shown = sorted(extra, key=lambda name: (_standing(name), name.count("."), name))[:6]
     return [
         {**row, **{name: member["settings"].get(name) for name in shown}}
         for row, member in zip(rows, members, strict=True)
     ]
+
+
+def _standing(name: str) -> int:
+    """What one would name first of what differs."""
+    first = (
+        "model_pair",
+        "text",
+        "layer",
+        "seed",
+        "dictionary",
+        "l1_schedule",
+        "optimizer",
+        "budget.tokens",
+        "budget.latents",
+    )
+    return next((n for n, part in enumerate(first) if name == part or name.startswith(f"{part}.")), len(first))
 
 
 def _split(word: str) -> tuple[str, Any]:

@@ -238,7 +238,7 @@ function explorer(columns) {
   const left = DATA.tables.includes("examples") ? "" : " The evaluation “examples” was not run.";
   const node = section("Latents",
     element("p", { class: "soft" }, `Click a row or a point to read a latent.${left} Keys: / searches, Enter opens the first, j and k go on and back, Esc closes.`),
-    points?.node, element("p", { class: "keys legend" }, ["tuned-only", "base-only", "neither"].map((word, n) =>
+    points?.node, element("p", { class: "keys legend" }, ["tuned-only", "base-only", "shared or in between"].map((word, n) =>
       points ? element("span", { style: `border-color:var(--${["tuned", "base", "shared"][n]})` }, word) : null),
       points && columns.confirmed ? element("small", {}, "A ring: latent scaling does not confirm it.") : null),
     controls, scroll);

@@ -58,7 +58,7 @@ function labels(columns) {
       element("td", {}, spelled(at("average_precision")?.value)), element("td", {}, spelled(at("share")?.value)));
   });
   return section("Which latents tell what",
-    element("p", { class: "soft" }, "The best latent of all, chosen on one half of the documents and tested on the other; 0.5 is chance, 1 is perfect. Beside it what shuffled labels, the token itself, and directions without a dictionary reach by the same choice: a latent says something only where it stands clear of them. Hover the marks for their names."),
+    element("p", { class: "soft" }, "The best latent of all, chosen on one half of the documents and tested on the other; 0.5 is chance, 1 is perfect. Beside it what shuffled labels, the token itself, and directions without a dictionary reach by the same choice: a latent says something only where it stands clear of them. Hover the marks for their names; probing stands where it was asked about the label."),
     element("div", { class: "wide" }, element("table", { id: "labels" }, element("thead", {}, element("tr", {},
       ["label", "latent", "kind", "relative norm", "AUROC", "0.5 to 1", ...spelledOut.map(([, word]) => word), "average precision", "share"].map((word, n) => element("th", n === 2 ? { class: "words" } : {}, word)))), element("tbody", {}, rows))));
 }
@@ -112,7 +112,7 @@ function curves() {
       curve("Reconstruction loss", [["loss/reconstruction", "", ink]]),
       curve("Explained variance", [["explained_variance/base", "base", "var(--base)"], ["explained_variance/tuned", "tuned", "var(--tuned)"], ["explained_variance/difference", "difference", ink]]),
       curve("L0", [["l0", "", ink]]),
-      curve("Dead fraction", [["dead_fraction", "", ink]]),
+      curve("Dead by the count of AuxK", [["dead_fraction", "", ink]]),
       Object.entries(TERMS).map(([term, title]) => curve(title, [[`loss/${term}`, "", ink]])),
       curve("Threshold", [["threshold", "", ink]])),
     element("p", { class: "soft" }, "What was scheduled, over the whole run:"),
@@ -138,7 +138,7 @@ function geometry(columns) {
       histogram(`Relative decoder norm of ${some.length.toLocaleString("en-US")} alive latents`, kinds, [0, 1]),
       cosines.length ? histogram("Cosine of the base and tuned decoder rows", [["latents", "var(--shared)", cosines]], [-1, 1],
         random === undefined || random === null ? [] : [[random, "random pairs"]]) : null),
-    columns.confirmed ? element("p", { class: "legend keys" }, [["tuned", "tuned-only, confirmed"], ["base", "base-only, confirmed"], ["unsure", "looks exclusive, not confirmed"], ["shared", "other"]]
+    columns.confirmed ? element("p", { class: "legend keys" }, [["tuned", "tuned-only, confirmed"], ["base", "base-only, confirmed"], ["unsure", "looks exclusive, not confirmed"], ["shared", "shared or in between"]]
       .map(([name, word]) => element("span", { style: `border-color:var(--${name})` }, word))) : null);
 }
 
@@ -150,7 +150,8 @@ function layers() {
     element("div", { class: "grid" },
       DATA.layers.l2 ? banded("Mean L2 distance", numbers, [["l2", "distance", ink]]) : null,
       DATA.layers.cosine ? banded("Mean cosine", numbers, [["cosine", "cosine", ink]]) : null,
-      banded("Mean norm", numbers, ["base", "tuned"].filter((role) => DATA.layers[`norm_${role}`]).map((role) => [`norm_${role}`, role, `var(--${role})`]))));
+      banded("Mean norm, base blue and tuned orange", numbers, ["base", "tuned"].filter((role) => DATA.layers[`norm_${role}`]).map((role) => [`norm_${role}`, role, `var(--${role})`]))),
+    element("p", { class: "soft" }, "Layer -1 is the output of the embedding."));
 }
 
 // -- the rest ------------------------------------------------------------------------------------------------------
