@@ -287,3 +287,14 @@ def test_findings_and_tables_of_two_calls_are_joined(tmp_path):
     ]
     table = pyarrow.parquet.read_table(tmp_path / "tables" / "latents.parquet").to_pydict()
     assert table == {"latent": [0, 1], "norm": [0.1, 0.9], "auroc/x": [0.5, 0.7]}
+
+
+def test_a_note_is_withdrawn_when_its_evaluation_runs_again_and_those_of_others_stay(tmp_path):
+    from tunediff.folders import write_findings
+    from tunediff.shapes import Finding, Note
+
+    described = {"identity": "x", "study": {}}
+    write_findings(tmp_path, [Note("of the study")], described)
+    write_findings(tmp_path, [Note("too few tokens")], described, by="hesitation")
+    write_findings(tmp_path, [Finding("label_alignment/x/auroc", 0.9)], described, by="hesitation")
+    assert json.loads((tmp_path / "findings.json").read_text())["notes"] == ["of the study"]
