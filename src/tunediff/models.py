@@ -16,11 +16,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tunediff.edits import Edit, Sequences, editing, needed
 from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, decoder_layers, reading
 from tunediff.shapes import BASE, DIFFERENCE, ROLES, TUNED, Refused, Stream
 from tunediff.text import Batch, compare_tokenizers
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
+
+
+Caches = dict[str, transformers.Cache]  # role -> the keys and values of the columns that were computed
 
 
 class PairError(Refused):
@@ -241,7 +245,85 @@ class ModelPair:
     def places(self, role: str, batch: Batch) -> Tensor:
         return batch.places[self.entry(role)].to(self.device(role))
 
+    # -- under edits, in scoring, generation and training ----------------------------------------------------------------
+
+    def run(
+        self,
+        role: str,
+        known: Sequences,
+        edits: Sequence[Edit] = (),
+        *,
+        caches: Caches | None = None,
+        alongside: Sequences | None = None,
+        last: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One forward pass over the new columns of `known`: logits [batch, new position, vocabulary], of the last position
+        alone with `last`, and for each edit the tokens that it touched, [batch, new position] bool.
+
+        caches      of new_caches(), where the columns before have been computed; None: all columns are new
+        alongside   what the other model reads in the same columns, such as its own response; None: the same tokens
+
+        The other model runs first, unedited, where an edit asks for it. Raises Refused where it cannot."""
+        others = needed(edits, role)
+        read, available = {}, None
+        if others:
+            read, available = self._read_alongside(others, known, alongside, caches)
+        with editing(self.models[role], edits, known, read, available=available) as touched:
+            logits = self._forward(
+                self.models[role], known, known.new(known.ids), known.real, caches, role, last
+            ).logits
+        return logits.float(), touched
+
+    def new_caches(self) -> Caches:
+        """Nothing has been computed yet, in either model."""
+        return {role: transformers.DynamicCache(config=self.configs[role]) for role in ROLES}
+
+    @torch.no_grad()
+    def _read_alongside(
+        self, others: Sequence[Stream], known: Sequences, alongside: Sequences | None, caches: Caches | None
+    ) -> tuple[dict[Stream, Tensor], Tensor | None]:
+        role = others[0].role
+        if self.align == "by_text":
+            raise PairError(
+                "An edit that reads the other model needs both to read the same tokens, and model_pair.align=by_text gives "
+                "each its own. Edit with a dictionary of one model, or choose a pair that shares a tokenizer."
+            )
+        ids, real = known.ids, known.real
+        if alongside is not None:
+            ids, real = (_as_long(value, ids.shape[1]) for value in (alongside.ids, alongside.real))
+        points = {Point(stream.hookpoint, stream.layer): stream for stream in others}
+        with reading(self.models[role], list(points)) as read, suppress(ForwardStopped):
+            self._forward(self.models[role].base_model, known, known.new(ids), real, caches, role, False)
+        here = {points[point]: value.to(self.device(TUNED if role == BASE else BASE)) for point, value in read.items()}
+        return here, None if alongside is None else known.new(real)
+
+    def _forward(
+        self,
+        model: nn.Module,
+        known: Sequences,
+        ids: Tensor,
+        real: Tensor,
+        caches: Caches | None,
+        role: str,
+        last: bool,
+    ):
+        device = self.device(role)
+        options = {"logits_to_keep": 1} if last else {}
+        return model(
+            input_ids=ids.to(device),
+            attention_mask=real.long().to(device),
+            position_ids=known.new(real.long().cumsum(1) - 1).clamp(min=0).to(device),
+            past_key_values=None if caches is None else caches[role],
+            use_cache=caches is not None,
+            **options,
+        )
+
     @torch.no_grad()
     def logits(self, role: str, batch: Batch) -> Tensor:
         """[batch, position, vocabulary] in float32."""
         return self.models[role](**self.inputs(role, batch), use_cache=False).logits.float()
+
+
+def _as_long(values: Tensor, columns: int) -> Tensor:
+    """[batch, columns]: cut, or filled with zeros."""
+    return nn.functional.pad(values, (0, max(0, columns - values.shape[1])))[:, :columns]

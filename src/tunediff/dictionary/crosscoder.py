@@ -225,6 +225,11 @@ class Crosscoder(nn.Module):
     def decode(self, latents: Tensor, moments: Tensor | None = None) -> Tensor:
         return self.normalisation.restore(self.reconstruct(latents), moments)
 
+    def written(self, change: Tensor, numbers: Tensor, moments: Tensor | None = None) -> Tensor:
+        """[token, width]: what a change [token, n] of latents `numbers` [n] adds to the reconstruction."""
+        added = change @ self.W_dec[numbers]
+        return self.normalisation.restore_change(added, moments)
+
     def forward(self, rows: Rows) -> Tensor:
         """The reconstruction [token, width]."""
         return self.decode(self.encode(rows), rows.moments)

@@ -74,6 +74,10 @@ class Normalisation(nn.Module):
         mean, scale = self._affine(moments)
         return values / scale + mean
 
+    def restore_change(self, change: Tensor, moments: Tensor | None = None) -> Tensor:
+        """A difference of normalised values, in the model's own units."""
+        return change / self._affine(moments)[1]
+
     def _affine(self, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self.needs_moments:
             return self.mean, self.scale

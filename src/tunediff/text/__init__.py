@@ -8,9 +8,9 @@ activation. Segments follow the character ranges of the rendered text, so they h
 
 from tunediff.text.batches import Batch, TextBatches, collate
 from tunediff.text.documents import Document, Text
-from tunediff.text.rendering import Rendered, render
+from tunediff.text.rendering import Rendered, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
-from tunediff.text.tokenizers import Agreement, compare_tokenizers
+from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode
 
 __all__ = [
     "Agreement",
@@ -22,7 +22,9 @@ __all__ = [
     "TextError",
     "collate",
     "compare_tokenizers",
+    "encode",
     "read_files",
     "read_hub",
     "render",
+    "render_prompt",
 ]

@@ -34,12 +34,7 @@ def render(row: Mapping[str, Any], tokenizer, instruction: str = "") -> Rendered
             f"A row has neither 'prompt' nor 'text', only {sorted(row)}. Map its columns with text.fields, "
             "for example text.fields={prompt: question, answer: answer}."
         )
-    question = instruction + row["prompt"]
-    if tokenizer.chat_template:
-        message = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    else:
-        prompt = _opening(tokenizer) + question + "\n\n"
+    prompt = render_prompt(instruction + row["prompt"], tokenizer)
     thinking, answer = row.get("thinking") or "", row.get("answer") or ""
     if row.get("response"):
         head, closed, tail = row["response"].partition("</think>")
@@ -61,6 +56,14 @@ def render(row: Mapping[str, Any], tokenizer, instruction: str = "") -> Rendered
         labels += [(starts["thinking"], prefix_end, "opening"), (closing, closing + len("</think>"), "end_of_thinking")]
     segments.append((starts["answer"], len(whole), "answer"))
     return Rendered(whole, segments, labels + _moved(row, starts))
+
+
+def render_prompt(question: str, tokenizer) -> str:
+    """What a user asks, up to where the model begins to write; plainly where the tokenizer has no chat template."""
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": question}]
+        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return _opening(tokenizer) + question + "\n\n"
 
 
 def _opening(tokenizer) -> str:

@@ -1,0 +1,54 @@
+"""What is written at a hookpoint while a model runs: an operation on a part of its hidden vectors, at the tokens of a gate.
+
+    sequences.py   the tokens that are known            gates.py        which of them are touched
+    parts.py       latents, directions, the whole       operations.py   what becomes of the part
+    editing.py     an edit, and the `with` it lives in
+
+Legal wherever a model runs: in scoring, in generation with a KV cache and rows of unequal length, in training.
+"""
+
+from tunediff.edits.editing import Edit, editing, needed
+from tunediff.edits.gates import (
+    AfterMatch,
+    AfterTokens,
+    Answer,
+    Every,
+    Everywhere,
+    Gate,
+    Prompt,
+    Response,
+    Thinking,
+    WhileActive,
+)
+from tunediff.edits.operations import Add, Clamp, Keep, MeanAblate, Operation, Patch, Scale, Zero
+from tunediff.edits.parts import Directions, Latents, Part, Whole
+from tunediff.edits.sequences import Sequences
+
+__all__ = [
+    "Add",
+    "AfterMatch",
+    "AfterTokens",
+    "Answer",
+    "Clamp",
+    "Directions",
+    "Edit",
+    "Every",
+    "Everywhere",
+    "Gate",
+    "Keep",
+    "Latents",
+    "MeanAblate",
+    "Operation",
+    "Part",
+    "Patch",
+    "Prompt",
+    "Response",
+    "Scale",
+    "Sequences",
+    "Thinking",
+    "WhileActive",
+    "Whole",
+    "Zero",
+    "editing",
+    "needed",
+]

@@ -1,0 +1,150 @@
+"""An edit, and the `with` in which a model runs under several.
+
+    start = h         mode delta: what the dictionary does not explain stays        h' = start + operation's change
+          = x_hat     mode replace: the reconstruction stands in its place
+
+Edits of one hookpoint are written in the order they are given, each on what the one before left. Knows one model; what
+the other one has at the same tokens is handed in.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tunediff.edits.gates import Everywhere, Gate
+from tunediff.edits.operations import Operation
+from tunediff.edits.parts import Part, Place
+from tunediff.edits.sequences import Sequences
+from tunediff.hookpoints import HOOKPOINTS, Point, writing
+from tunediff.shapes import Refused, Stream
+
+MODES = ("delta", "replace")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """at          whose hidden vectors are written, and where
+    part, operation     what of them, and what becomes of it           gate   at which tokens
+    mode        delta keeps the reconstruction error, replace does not
+    along       [width]: the change keeps its size at every token and takes this direction, the control for "any change of
+                that size"; None: as the operation gives it
+
+    Raises Refused where the part cannot be written at that place."""
+
+    at: Stream
+    part: Part
+    operation: Operation
+    gate: Gate = Everywhere()
+    mode: str = "delta"
+    along: Tensor | None = None
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise Refused(f"mode={self.mode}: choose delta or replace.")
+        self.part.reads(self.at, self.operation.reads_other)
+
+    @property
+    def reads(self) -> list[Stream]:
+        """Streams that must be known where it is written, beside that place itself."""
+        wanted = [*self.part.reads(self.at, self.operation.reads_other), *self.gate.reads]
+        return [stream for stream in dict.fromkeys(wanted) if stream != self.at]
+
+    def touched(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        """[batch, new position] bool: tokens that the gate names, without those that the part leaves alone."""
+        named = self.gate(known, read)
+        return named & ~known.special if self.part.skips_special else named
+
+    def written(self, place: Place) -> Tensor:
+        """The hidden vectors [token, width] of touched tokens as they are after the edit."""
+        change = self.operation.change(self.part.look(self.at, place))
+        if self.along is not None:
+            unit = nn.functional.normalize(self.along.to(change), dim=-1)
+            change = change.norm(dim=-1, keepdim=True) * unit
+        start = place.own if self.mode == "delta" else self.part.reconstruction(self.at, place)
+        return torch.where(self.part.admits(self.at, place)[:, None], start + change, place.own)
+
+
+def needed(edits: Sequence[Edit], role: str) -> list[Stream]:
+    """Streams of the other model that must be read before the model with this role runs under these edits. Raises Refused
+    where an edit asks for something of its own model that comes later."""
+    for edit in edits:
+        if edit.at.role != role:
+            raise Refused(f"An edit at {edit.at} cannot be written into the {role} model.")
+        later = [stream for stream in edit.reads if stream.role == role and _order(stream) > _order(edit.at)]
+        if later:
+            raise Refused(f"An edit at {edit.at} asks for {later[0]}, which is computed after it.")
+    return list(dict.fromkeys(stream for edit in edits for stream in edit.reads if stream.role != role))
+
+
+def _order(stream: Stream) -> tuple[int, int]:
+    return stream.layer, HOOKPOINTS.index(stream.hookpoint)
+
+
+@contextmanager
+def editing(
+    model: nn.Module,
+    edits: Sequence[Edit],
+    known: Sequences,
+    read: Mapping[Stream, Tensor] | None = None,
+    *,
+    available: Tensor | None = None,
+) -> Iterator[list[Tensor]]:
+    """Inside, one forward pass of `model` over the new columns of `known` is written by the edits. `read` are hidden
+    vectors [batch, new position, width] of the other model, `available` [batch, new position] where it has any; None:
+    everywhere. Gives what was touched, a [batch, new position] mask for each edit once the pass is over."""
+    seen = dict(read or {})
+    touched: list[Tensor] = [known.new(torch.zeros_like(known.real))] * len(edits)
+
+    def passing(stream: Stream, value: Tensor) -> Tensor:
+        seen[stream] = value
+        for n, edit in enumerate(edits):
+            if edit.at == stream:
+                here = edit.touched(known, seen)
+                touched[n] = here if available is None or not edit.operation.reads_other else here & available
+                seen[stream] = _write(n, edit, known, seen, touched[n])
+        return seen[stream]
+
+    with ExitStack() as hooks:
+        role = edits[0].at.role if edits else None
+        for stream in dict.fromkeys(s for edit in edits for s in (*edit.reads, edit.at) if s.role == role):
+            point = Point(stream.hookpoint, stream.layer)
+            hooks.enter_context(writing(model, point, functools.partial(passing, stream)))
+        yield touched
+
+
+def _write(n: int, edit: Edit, known: Sequences, seen: Mapping[Stream, Tensor], touched: Tensor) -> Tensor:
+    value = seen[edit.at]
+
+    def place(tokens: Tensor, moments: Tensor | None = None) -> Place:
+        return Place(value[tokens], {stream: seen[stream][tokens] for stream in edit.reads}, moments)
+
+    moments = None
+    if edit.part.needs_moments:
+        if known.first == 0:
+            counted = _counted(known)
+            rows = (counted & _row(counted, row) for row in range(len(value)))
+            known.moments[n] = torch.stack([edit.part.moments(edit.at, place(row)) for row in rows])
+        moments = known.moments[n][touched.nonzero()[:, 0]]
+    if not touched.any():
+        return value
+    changed = value.clone()
+    changed[touched] = edit.written(place(touched, moments)).to(value)
+    return changed
+
+
+def _counted(known: Sequences) -> Tensor:
+    """[batch, position]: the tokens whose moments stand for their sequence. In generation only the prompt is known from
+    the first step on; a text without a prompt is known whole."""
+    text = known.real & ~known.special
+    prompt = text & ~known.response
+    return torch.where(prompt.any(1, keepdim=True), prompt, text)
+
+
+def _row(mask: Tensor, row: int) -> Tensor:
+    return torch.arange(len(mask), device=mask.device)[:, None] == row

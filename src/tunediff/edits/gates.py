@@ -1,0 +1,133 @@
+"""Which tokens an edit touches: [batch, new position] bool, from the tokens that are known and from what was read.
+
+A gate names tokens whose hidden vectors are changed. The last token of the prompt belongs to the prompt, so that with
+`Response` the first token that is generated is the unedited model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tunediff.dictionary import Crosscoder
+from tunediff.edits.sequences import Sequences
+from tunediff.shapes import Rows, Stream
+
+WITHIN = 256  # tokens of a response that a regular expression is looked for in
+
+
+class Gate(Protocol):
+    """reads: streams that must have been read where the edit is written."""
+
+    @property
+    def reads(self) -> Sequence[Stream]: ...
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor: ...
+
+
+class OfTokens:
+    """A gate that the tokens alone decide."""
+
+    reads: Sequence[Stream] = ()
+
+
+@dataclass(frozen=True)
+class Everywhere(OfTokens):
+    """Every token that is no padding."""
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        return known.new(known.real)
+
+
+@dataclass(frozen=True)
+class Prompt(OfTokens):
+    """The prompt, template and all."""
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        return known.new(known.real & ~known.response)
+
+
+@dataclass(frozen=True)
+class Response(OfTokens):
+    """What the model writes, from its first token on."""
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        return known.new(known.response)
+
+
+@dataclass(frozen=True)
+class Thinking(OfTokens):
+    """The response from the token that completes <think>, or from its start where the prompt ended so, up to and with
+    </think>."""
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        opened = known.opened[:, None] | known.after("<think>", itself=True)
+        return known.new(known.response) & opened & ~known.after("</think>", itself=False)
+
+
+@dataclass(frozen=True)
+class Answer(OfTokens):
+    """The response after its thinking; all of it where there is none."""
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        return known.new(known.response) & ~Thinking()(known, read)
+
+
+@dataclass(frozen=True)
+class AfterTokens(OfTokens):
+    """The response after its first `count` tokens."""
+
+    count: int
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        return known.number >= self.count
+
+
+@dataclass(frozen=True)
+class AfterMatch(OfTokens):
+    """The response from the token on with which its text first matches a regular expression (`.` matches line breaks);
+    `within` its first tokens. Where it never does, nothing is touched."""
+
+    pattern: str
+    within: int = WITHIN
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        return known.matched(self.pattern, within=self.within)
+
+
+@dataclass(frozen=True)
+class WhileActive:
+    """Tokens on which another latent is active above `above`, in the activations' own units."""
+
+    dictionary: Crosscoder
+    latent: int
+    above: float = 0.0
+
+    @property
+    def reads(self) -> Sequence[Stream]:
+        return self.dictionary.streams
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        values = torch.cat([read[stream] for stream in self.dictionary.streams], dim=-1)
+        flat = values.flatten(0, 1).float()
+        active = self.dictionary.encode(Rows(flat))[:, self.latent] > self.above
+        active &= self.dictionary.normalisation.admits(flat)
+        return active.view(values.shape[:2]) & known.new(known.real)
+
+
+@dataclass(frozen=True)
+class Every:
+    """Tokens that all of several gates name."""
+
+    gates: Sequence[Gate]
+
+    @property
+    def reads(self) -> Sequence[Stream]:
+        return [stream for gate in self.gates for stream in gate.reads]
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        return torch.stack([gate(known, read) for gate in self.gates]).all(0)

@@ -1,0 +1,111 @@
+"""What becomes of the part of a hidden vector that an edit acts on: its coordinates, or the change they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Coordinates(NamedTuple):
+    """A part of the hidden vectors of some tokens.
+
+    values   [token, n]         written   a change of the values [token, n] -> of the hidden vectors [token, width]
+    scale    [n]: what strength 1 means, in the values' units         mean   [n] of the values over a text
+    exchange    without arguments: the change [token, width] that makes the part the other model's
+    """
+
+    values: Tensor
+    scale: Tensor
+    mean: Tensor
+    written: Callable[[Tensor], Tensor]
+    exchange: Callable[[], Tensor]
+
+
+class Operation(Protocol):
+    """reads_other: whether the other model must have been read at the same place."""
+
+    reads_other: bool
+
+    def change(self, part: Coordinates) -> Tensor:
+        """[token, width], what is added to the hidden vectors."""
+        ...
+
+
+class OfValues:
+    """An operation on the values of one model."""
+
+    reads_other = False
+
+    def change(self, part: Coordinates) -> Tensor:
+        return part.written(self.new(part) - part.values)
+
+    def new(self, part: Coordinates) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Keep(OfValues):
+    """Nothing: with mode replace the reconstruction alone takes the place of the hidden vectors (a splice)."""
+
+    def new(self, part: Coordinates) -> Tensor:
+        return part.values
+
+
+@dataclass(frozen=True)
+class Add(OfValues):
+    """value + strength * scale: steering."""
+
+    strength: float
+
+    def change(self, part: Coordinates) -> Tensor:  # the same for every token, without rounding by its value
+        return part.written((self.strength * part.scale).expand_as(part.values))
+
+
+@dataclass(frozen=True)
+class Scale(OfValues):
+    """factor * value."""
+
+    factor: float
+
+    def new(self, part: Coordinates) -> Tensor:
+        return self.factor * part.values
+
+
+@dataclass(frozen=True)
+class Clamp(OfValues):
+    """strength * scale, whatever it was."""
+
+    strength: float
+
+    def new(self, part: Coordinates) -> Tensor:
+        return (self.strength * part.scale).expand_as(part.values)
+
+
+@dataclass(frozen=True)
+class Zero(OfValues):
+    """0; on directions this projects them out."""
+
+    def new(self, part: Coordinates) -> Tensor:
+        return torch.zeros_like(part.values)
+
+
+@dataclass(frozen=True)
+class MeanAblate(OfValues):
+    """The mean over a text."""
+
+    def new(self, part: Coordinates) -> Tensor:
+        return part.mean.expand_as(part.values)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The other model's: on the same tokens, or at the same place of its own response."""
+
+    reads_other = True
+
+    def change(self, part: Coordinates) -> Tensor:
+        return part.exchange()

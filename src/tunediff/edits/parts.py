@@ -1,0 +1,205 @@
+"""The part of a hidden vector that an edit acts on: some latents of a dictionary, some directions, or all of it.
+
+Everything is in the models' own units: what a dictionary normalises is restored. A latent of a crosscoder has one value for
+both models and a decoder row for each; that the other model's part is taken over then means its rows instead of one's
+own, f_i (d_i^other - d_i^own) (arXiv 2504.02922). A dictionary of one model reads whichever model is written; there it
+means the value that the other model's vectors give, (f_i(x_other) - f_i(x)) d_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tunediff.dictionary import Crosscoder
+from tunediff.edits.operations import Coordinates
+from tunediff.shapes import BASE, DIFFERENCE, TUNED, Refused, Rows, Stream
+
+
+class Place(NamedTuple):
+    """The tokens that a gate named.
+
+    own     [token, width] hidden vectors where the edit is written       read   those of other streams, [token, width] each
+    moments [token, stream, 2] of each token's sequence, where a dictionary needs them; else None
+    """
+
+    own: Tensor
+    read: Mapping[Stream, Tensor]
+    moments: Tensor | None
+
+
+class Part(Protocol):
+    """skips_special   special tokens are left as they are: the dictionary never saw them
+    needs_moments   of each sequence, for a dictionary that normalises by them"""
+
+    skips_special: bool
+
+    @property
+    def needs_moments(self) -> bool: ...
+
+    def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
+        """What must have been read beside the place that is written; `other`: with what the other model's part asks for."""
+        ...
+
+    def look(self, at: Stream, place: Place) -> Coordinates: ...
+
+    def reconstruction(self, at: Stream, place: Place) -> Tensor:
+        """[token, width] in place of the hidden vectors."""
+        ...
+
+    def admits(self, at: Stream, place: Place) -> Tensor:
+        """[token] bool: which tokens may be touched at all."""
+        ...
+
+    def moments(self, at: Stream, place: Place) -> Tensor:
+        """[stream, 2]: mean and standard deviation of the tokens of one sequence."""
+        ...
+
+
+def opposite(at: Stream) -> Stream:
+    """The same place of the other model."""
+    return at._replace(role=TUNED if at.role == BASE else BASE)
+
+
+class Plain:
+    """A part that needs no dictionary."""
+
+    skips_special = needs_moments = False
+
+    def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
+        return [opposite(at)] if other else []
+
+    def reconstruction(self, at: Stream, place: Place) -> Tensor:
+        raise Refused(f"An edit at {at} has mode=replace, which asks for latents: choose mode=delta.")
+
+    def admits(self, at: Stream, place: Place) -> Tensor:
+        return torch.ones(len(place.own), dtype=torch.bool, device=place.own.device)
+
+    def moments(self, at: Stream, place: Place) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Whole(Plain):
+    """The hidden vector itself. `scale` and `mean` [width] are what Add, Clamp and MeanAblate use."""
+
+    scale: Tensor | None = None
+    mean: Tensor | None = None
+
+    def look(self, at: Stream, place: Place) -> Coordinates:
+        own = place.own
+
+        def exchange() -> Tensor:
+            return place.read[opposite(at)].to(own) - own
+
+        nothing = own.new_zeros(own.shape[-1])
+        scale, mean = (nothing if t is None else t.to(own) for t in (self.scale, self.mean))
+        return Coordinates(own, scale, mean, lambda change: change, exchange)
+
+
+@dataclass(frozen=True)
+class Directions(Plain):
+    """rows [n, width]; a vector's coordinates are those of its projection onto their span (least squares), so that setting
+    them to zero projects the span out. `scale`, `mean` [n]."""
+
+    rows: Tensor
+    scale: Tensor
+    mean: Tensor
+
+    def look(self, at: Stream, place: Place) -> Coordinates:
+        rows = self.rows.to(place.own)
+        across = torch.linalg.pinv(self.rows.double()).to(place.own)  # [width, n]
+
+        def exchange() -> Tensor:
+            return ((place.read[opposite(at)].to(place.own) - place.own) @ across) @ rows
+
+        scale, mean = self.scale.to(place.own), self.mean.to(place.own)
+        return Coordinates(place.own @ across, scale, mean, lambda change: change @ rows, exchange)
+
+
+@dataclass(frozen=True)
+class Latents(Plain):
+    """Latents `numbers` of a dictionary; `scale`, `mean` [n] in the units of their activations. Special tokens and
+    attention sinks are left as they are. Raises Refused for a dictionary over several layers: its latents are known only
+    after the last of them."""
+
+    dictionary: Crosscoder
+    numbers: Tensor
+    scale: Tensor
+    mean: Tensor
+    skips_special = True
+
+    def __post_init__(self):
+        streams = self.dictionary.streams
+        if len({stream.role for stream in streams}) < len(streams):
+            raise Refused(
+                f"Latents over several layers ({', '.join(map(str, streams))}) are known only after the last of them: "
+                "edit with a dictionary of one layer, or along directions."
+            )
+
+    def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
+        streams = self.dictionary.streams
+        if not self._reads_at(at):
+            raise Refused(f"An edit at {at}: the dictionary reads {', '.join(map(str, streams))}.")
+        if len(streams) > 1:
+            return [stream for stream in streams if stream != at]
+        return [opposite(at)] if other or streams[0].role == DIFFERENCE else []
+
+    def _reads_at(self, at: Stream) -> bool:
+        streams = self.dictionary.streams
+        if streams[0].role == DIFFERENCE:  # written into the tuned model, where the difference is
+            return at == streams[0]._replace(role=TUNED)
+        return at in streams if len(streams) > 1 else at == streams[0]._replace(role=at.role)
+
+    def _rows(self, at: Stream, place: Place, own: Tensor | None = None) -> Rows:
+        """What the dictionary reads, with `own` for the vectors of the place that is written."""
+        own, streams = (place.own if own is None else own), self.dictionary.streams
+        if len(streams) > 1:
+            values = torch.cat([own if stream == at else place.read[stream].to(own) for stream in streams], dim=-1)
+        elif streams[0].role == DIFFERENCE:
+            values = own - place.read[opposite(at)].to(own)
+        else:
+            values = own
+        return Rows(values.float(), place.moments)
+
+    def _part(self, at: Stream, values: Tensor) -> Tensor:
+        streams = self.dictionary.streams
+        return values if len(streams) == 1 else self.dictionary.part(values, at.role)
+
+    def look(self, at: Stream, place: Place) -> Coordinates:
+        encoded = self.dictionary.encode(self._rows(at, place))[:, self.numbers].to(torch.float32)
+
+        def written(change: Tensor) -> Tensor:
+            return self._part(at, self.dictionary.written(change, self.numbers, place.moments)).to(place.own)
+
+        def exchange() -> Tensor:
+            if len(self.dictionary.streams) > 1:
+                whole = self.dictionary.written(encoded, self.numbers, place.moments)
+                return (self.dictionary.part(whole, opposite(at).role) - self._part(at, whole)).to(place.own)
+            other = self._rows(at, place, own=place.read[opposite(at)].to(place.own))
+            return written(self.dictionary.encode(other)[:, self.numbers] - encoded)
+
+        scale, mean = self.scale.to(encoded), self.mean.to(encoded)
+        return Coordinates(encoded, scale, mean, written, exchange)
+
+    def reconstruction(self, at: Stream, place: Place) -> Tensor:
+        rows = self._rows(at, place)
+        restored = self._part(at, self.dictionary.decode(self.dictionary.encode(rows), rows.moments)).to(place.own)
+        if self.dictionary.streams[0].role == DIFFERENCE:
+            return restored + place.read[opposite(at)].to(place.own)
+        return restored
+
+    def admits(self, at: Stream, place: Place) -> Tensor:
+        return self.dictionary.normalisation.admits(self._rows(at, place).values)
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.dictionary.normalisation.needs_moments
+
+    def moments(self, at: Stream, place: Place) -> Tensor:
+        pieces = self._rows(at, place).values.split(self.dictionary.widths, dim=-1)
+        return torch.stack([torch.stack([piece.mean(), piece.std(correction=0)]) for piece in pieces])

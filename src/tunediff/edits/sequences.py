@@ -1,0 +1,127 @@
+"""Token ids of a batch as far as they are known, and which of them the next forward pass computes.
+
+In scoring everything is known at once; in generation a column is added at every step. What a gate asks about a token
+depends on that token and those before it alone, so both give the same answer.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+NEVER = 2**62  # a column that no response has
+TAG = 8  # tokens that a tag is at most spelled with
+
+
+class Sequences:
+    """ids, real, response   [batch, position]: token ids; which of them are no padding; which of those answer the prompt
+    opened                   whether the prompt itself opened the thinking, [batch] bool
+    first                    the column where the next forward pass begins
+    moments                  by edit, [batch, stream, 2]: of each row's prompt, for dictionaries that need them
+    """
+
+    def __init__(self, tokenizer, ids: Tensor, real: Tensor, response: Tensor):
+        self.tokenizer, self.first = tokenizer, 0
+        self.ids, self.real, self.response = ids, real.bool(), response.bool()
+        self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)), device=ids.device)
+        asked = [row[known & ~given].tolist() for row, known, given in zip(ids, self.real, self.response, strict=True)]
+        self.opened = torch.tensor([_opens_thinking(tokenizer, row) for row in asked], device=ids.device)
+        self.moments: dict[int, Tensor] = {}
+        self._since: dict[tuple[str, int | None], list[int]] = {}
+        self._looked: dict[tuple[str, int | None], int] = {}
+
+    @classmethod
+    def of_prompts(cls, tokenizer, prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Sequences:
+        """Prompts padded on the left, so that every response begins in the same column."""
+        longest = max(map(len, prompts))
+        ids, real = (torch.zeros(len(prompts), longest, dtype=torch.long) for _ in range(2))
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            real[row, longest - len(prompt) :] = 1
+        return cls(tokenizer, ids.to(device), real.to(device), torch.zeros_like(real).to(device))
+
+    @classmethod
+    def of_responses(
+        cls,
+        tokenizer,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+    ) -> Sequences:
+        """Whole sequences, for scoring: padded on the left before the prompts, on the right after the responses."""
+        known = cls.of_prompts(tokenizer, prompts, device)
+        longest = max(map(len, responses))
+        ids, real = (torch.zeros(len(responses), longest, dtype=torch.long) for _ in range(2))
+        for row, response in enumerate(responses):
+            ids[row, : len(response)] = torch.tensor(response, dtype=torch.long)
+            real[row, : len(response)] = 1
+        known.extend(ids.to(device), real.to(device))
+        known.first = 0
+        return known
+
+    def extend(self, ids: Tensor, real: Tensor) -> None:
+        """Adds columns of a response [batch, n]; the next forward pass computes them."""
+        self.first = self.ids.shape[1]
+        real = real.bool()
+        self.ids = torch.cat([self.ids, ids], dim=1)
+        self.real, self.response = torch.cat([self.real, real], dim=1), torch.cat([self.response, real], dim=1)
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows [n] of the batch."""
+        self.ids, self.real, self.response = self.ids[rows], self.real[rows], self.response[rows]
+        self.opened = self.opened[rows]
+        self.moments = {edit: moments[rows] for edit, moments in self.moments.items()}
+        self._since = {key: [since[row] for row in rows.tolist()] for key, since in self._since.items()}
+
+    # -- of the columns that the next forward pass computes: [batch, new position] -------------------------------------
+
+    def new(self, known: Tensor) -> Tensor:
+        return known[:, self.first :]
+
+    @property
+    def special(self) -> Tensor:
+        return torch.isin(self.new(self.ids), self._special)
+
+    @property
+    def number(self) -> Tensor:
+        """Which token of the response it is, from 0; negative in the prompt."""
+        return self.new(self.response.cumsum(1) - 1).masked_fill(~self.new(self.response), -1)
+
+    def matched(self, pattern: str, *, within: int) -> Tensor:
+        """Whether the response up to and with a token has matched a regular expression, in its first `within` tokens; what
+        has matched once has matched."""
+        return (self._columns() >= self._found(pattern, first=within)) & self.new(self.response)
+
+    def after(self, tag: str, *, itself: bool) -> Tensor:
+        """Whether a tag stands in the response before a token; `itself`: or ends with it."""
+        found = self._found(re.escape(tag), last=TAG)
+        return (self._columns() >= found + (not itself)) & self.new(self.response)
+
+    def _columns(self) -> Tensor:
+        return torch.arange(self.first, self.ids.shape[1], device=self.ids.device)[None]
+
+    def _found(self, pattern: str, *, first: int | None = None, last: int | None = None) -> Tensor:
+        """[batch, 1]: the column with which the first tokens, or the last ones up to it, match; NEVER where none does."""
+        key = (pattern, first)
+        since = self._since.setdefault(key, [NEVER] * len(self.ids))
+        looked, columns = self._looked.get(key, 0), self.ids.shape[1]
+        if looked < columns:
+            expression = re.compile(pattern, re.DOTALL)
+            response, ids = self.response.tolist(), self.ids.tolist()
+            for row in (row for row, column in enumerate(since) if column == NEVER):
+                places = [column for column in range(columns) if response[row][column]][:first]
+                for count in range(bisect.bisect_left(places, looked), len(places)):
+                    span = places[max(0, count + 1 - last) if last else 0 : count + 1]
+                    if expression.search(self.tokenizer.decode([ids[row][column] for column in span])):
+                        since[row] = places[count]
+                        break
+            self._looked[key] = columns
+        return torch.tensor(since, device=self.ids.device)[:, None]
+
+
+def _opens_thinking(tokenizer, prompt: Sequence[int]) -> bool:
+    return tokenizer.decode(prompt[-TAG:]).rstrip().endswith("<think>")

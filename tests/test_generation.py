@@ -1,0 +1,239 @@
+"""Generation: the same response whatever stands beside it, however it is computed, and under every edit."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from test_edits import dictionary_of, direction, latents
+from tunediff.edits import Add, AfterMatch, Edit, Keep, Patch, Response, Scale, Sequences, Thinking, Whole, Zero
+from tunediff.generation import VLLM, Batched, Decoding, ask, generate, next_tokens
+from tunediff.hookpoints import Point, reading
+from tunediff.models import ModelPair, ModelSource
+from tunediff.shapes import BASE, TUNED, Refused
+from tunediff.toy.build import held_out_problems
+
+ROLES = (BASE, TUNED)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    sources = (ModelSource(f"pkg://tunediff.toy/weights/{role}", dtype="float32") for role in ROLES)
+    return ModelPair(*sources).load()
+
+
+@pytest.fixture(scope="module")
+def asked(toy):
+    problems = held_out_problems(64, 0)
+    return ask([(str(n), problem.text) for n, problem in enumerate(problems)], toy.tokenizers[0])
+
+
+def answers(pair, asked, *, role=TUNED, batch=64, edits=(), alongside=None, **decoding):
+    settings = Decoding(**{"tokens": 200, **decoding})
+    return generate(pair, role, asked, settings, engine=Batched(batch), edits=edits, alongside=alongside)
+
+
+def dictionary(pair, roles, kind="mean_norm"):
+    return dictionary_of([pair.streams("resid_post", 1, reads=role)[0] for role in roles], kind=kind)
+
+
+def edits_of(pair, role, *, kind="mean_norm"):
+    """One of each kind that a KV cache could break."""
+    at = pair.streams("resid_post", 1, reads=role)[0]
+    crosscoder, sae = dictionary(pair, ROLES, kind), dictionary(pair, [role], kind)
+    return {
+        "zero": Edit(at, latents(crosscoder), Zero(), Response()),
+        "splice": Edit(at, latents(sae), Keep(), Thinking(), mode="replace"),
+        "scale": Edit(at, latents(sae), Scale(4.0)),
+        "patch": Edit(at, latents(crosscoder), Patch(), Response()),
+        "whole": Edit(at, Whole(), Patch(), AfterMatch("boxed|has")),
+        "add": Edit(at, direction_of(96), Add(8.0), AfterMatch("Okay, so .*?[.\n]")),
+    }
+
+
+def direction_of(width):
+    made = direction(scale=20.0)
+    rows = torch.nn.functional.normalize(torch.randn(1, width, generator=torch.Generator().manual_seed(0)), dim=-1)
+    return made.__class__(rows, made.scale, made.mean)
+
+
+def test_a_batch_of_64_is_64_batches_of_one(toy, asked):
+    together, alone = (answers(toy, asked, tokens=60, batch=batch) for batch in (64, 1))
+    assert together == alone and len({tuple(one.ids) for one in together}) == 64
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_response_depends_neither_on_order_nor_on_batches(toy, asked, role, temperature):
+    together = answers(toy, asked, role=role, temperature=temperature)
+    parted = answers(toy, asked[::-1], role=role, temperature=temperature, batch=11)[::-1]
+    assert together == parted and len({tuple(one.ids) for one in together}) > 30
+
+
+@torch.no_grad()
+def without_cache(pair, role, prompt, edits, tokens):
+    """Every step from the first token on."""
+    written: list[int] = []
+    end = pair.tokenizers[0].eos_token_id
+    while len(written) < tokens:
+        known = Sequences.of_responses(pair.tokenizers[0], [prompt.ids], [written])
+        token = int(pair.run(role, known, edits)[0][0, -1].argmax())
+        if token == end:
+            break
+        written.append(token)
+    return written
+
+
+@pytest.mark.parametrize("name", ["zero", "splice", "scale", "patch", "whole", "add"])
+@pytest.mark.parametrize("role", ROLES)
+def test_generation_with_edits_and_a_cache_is_generation_without_a_cache(toy, asked, role, name):
+    edit = edits_of(toy, role)[name]
+    found = answers(toy, asked[:3], role=role, edits=[edit], tokens=40)
+    for prompt, response in zip(asked[:3], found, strict=True):
+        assert response.ids == without_cache(toy, role, prompt, [edit], 40)
+    plain = answers(toy, asked[:3], role=role, tokens=40)
+    meets_no_gate = role == BASE and name in ("splice", "add")  # the base neither thinks nor says "Okay, so"
+    assert ([one.ids for one in found] == [one.ids for one in plain]) == meets_no_gate
+    assert all((one.touched == (0,)) == meets_no_gate for one in found)
+
+
+def test_moments_of_a_sequence_are_those_of_its_prompt_at_every_step(toy, asked):
+    edit = edits_of(toy, TUNED, kind="sequence_zscore")["zero"]
+    found = answers(toy, asked[:3], edits=[edit], tokens=30)
+    for prompt, response in zip(asked[:3], found, strict=True):
+        assert response.ids == without_cache(toy, TUNED, prompt, [edit], 30)
+
+
+def test_an_edit_of_no_strength_leaves_every_response(toy, asked):
+    at = toy.streams("resid_post", 2, reads=TUNED)[0]
+    edited = answers(toy, asked[:16], edits=[Edit(at, direction_of(96), Add(0.0))])
+    assert [one.ids for one in edited] == [one.ids for one in answers(toy, asked[:16])]
+
+
+def test_patched_from_its_own_response_the_base_is_given_what_stood_at_that_place(toy, asked):
+    tuned = answers(toy, asked[:4])
+    last = Edit(toy.streams("resid_post", 3, reads=BASE)[0], Whole(), Patch(), Response())
+    patched = answers(toy, asked[:4], role=BASE, edits=[last], alongside=tuned, tokens=120)
+    for prompt, source, response in zip(asked, tuned, patched, strict=False):
+        known = Sequences.of_responses(toy.tokenizers[0], [prompt.ids], [source.ids])
+        with torch.no_grad(), reading(toy.models[TUNED], [Point("resid_post", 3)], stop=False) as read:
+            toy.run(TUNED, known)
+            base = toy.models[BASE]
+            expected = base.lm_head(base.model.norm(read[Point("resid_post", 3)]))[0].argmax(-1).tolist()
+        start, count = len(prompt.ids), min(len(source.ids), len(response.ids))
+        assert response.ids[1:count] == expected[start : start + count - 1]
+        assert response.touched[0] in (count - 1, count)
+
+
+# -- budgets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_cuts_and_says_so(toy, asked):
+    cut = answers(toy, asked[:8], tokens=10)
+    assert all(len(one.ids) == 10 and not one.finished for one in cut)
+    assert all(one.finished for one in answers(toy, asked[:8]))
+    whole = answers(toy, asked[:8])
+    assert [one.ids for one in cut] == [one.ids[:10] for one in whole]
+
+
+def test_thinking_is_ended_by_its_budget_and_an_answer_follows(toy, asked):
+    cut = answers(toy, asked, think_at_most=8, conclusion="The answer is \\boxed{")
+    for one in cut:
+        thinking, tag, answer = one.text.partition("\n</think>\n\nThe answer is \\boxed{")
+        assert tag and answer.partition("}")[0].isdigit()
+        assert len(toy.tokenizers[0](thinking)["input_ids"]) == 8
+    right = sum(f"boxed{{{p.answer}}}" in one.text for one, p in zip(cut, held_out_problems(64, 0), strict=True))
+    assert right < 40  # it had no time to compute
+
+
+def test_thinking_is_extended_by_wait_in_place_of_its_end(toy, asked):
+    plain, longer = answers(toy, asked[:8]), answers(toy, asked[:8], extensions=1, extension="Wait, let me check.")
+    for short, long in zip(plain, longer, strict=True):
+        thinking = short.text.partition("</think>")[0]
+        assert long.text.startswith(thinking + "Wait, let me check.")
+
+
+def test_a_stop_string_ends_a_response_before_it(toy, asked):
+    stopped = answers(toy, asked[:8], stop=["\n</think>"])
+    for one, whole in zip(stopped, answers(toy, asked[:8]), strict=True):
+        assert one.finished and one.text == whole.text.partition("\n</think>")[0]
+
+
+def test_a_budget_over_the_context_is_refused_with_the_largest_that_fits(toy, asked):
+    longest = max(len(one.ids) for one in asked)
+    with pytest.raises(Refused, match=f"set decoding.tokens to at most {512 - longest}"):
+        answers(toy, asked, tokens=512)
+    with pytest.raises(Refused, match="decoding.temperature=-1 is out of range"):
+        Decoding(temperature=-1)
+
+
+# -- sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_draws_follow_the_probabilities_of_the_nucleus():
+    class Row:
+        ended = False
+
+        def __init__(self, draw):
+            self.draw, self.decoding = draw, Decoding(temperature=0.5, top_p=0.8)
+
+        def take(self, token):
+            return token
+
+    shares = torch.tensor([0.1, 0.5, 0.05, 0.35])
+    rows = [Row((n + 0.5) / 1000) for n in range(1000)]
+    drawn = torch.bincount(torch.tensor(next_tokens((0.5 * shares.log()).expand(1000, -1), rows)), minlength=4)
+    assert drawn.tolist() == pytest.approx([0, 588, 0, 412], abs=1)  # 0.5 and 0.35 are enough for a share of 0.8
+
+
+def test_another_seed_draws_other_responses(toy, asked):
+    first, second = (answers(toy, asked[:16], temperature=1.5, seed=seed) for seed in (0, 1))
+    assert [one.ids for one in first] != [one.ids for one in second]
+
+
+# -- vLLM ------------------------------------------------------------------------------------------------------------
+
+
+class PretendedVLLM(types.ModuleType):
+    """vLLM's interface, as far as it is used, in front of transformers."""
+
+    def __init__(self, pair):
+        super().__init__("vllm")
+        self.SamplingParams = lambda **given: types.SimpleNamespace(**given)
+        self.TokensPrompt = lambda prompt_token_ids: prompt_token_ids
+        outer = self
+
+        class LLM:
+            def __init__(self, model, **given):
+                outer.model = model
+
+            def generate(self, prompts, settings):
+                outer.seeds = [one.seed for one in settings]
+                for prompt, one in zip(prompts, settings, strict=True):
+                    with torch.no_grad():
+                        ids = (
+                            pair.models[TUNED]
+                            .generate(torch.tensor([prompt]), max_new_tokens=one.max_tokens, do_sample=False)[
+                                0, len(prompt) :
+                            ]
+                            .tolist()
+                        )
+                    reason = "stop" if ids[-1] == pair.tokenizers[0].eos_token_id else "length"
+                    yield types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=ids, finish_reason=reason)])
+
+        self.LLM = LLM
+
+
+def test_vllm_gives_the_same_responses_behind_the_same_function(toy, asked, monkeypatch):
+    with pytest.raises(Refused, match=r"pip install .tunediff\[vllm\]"):
+        generate(toy, TUNED, asked[:2], Decoding(), engine=VLLM())
+    module = PretendedVLLM(toy)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    found = generate(toy, TUNED, asked[:4], Decoding(tokens=200), engine=VLLM())
+    assert found == answers(toy, asked[:4])
+    assert module.model.endswith("tuned") and len(set(module.seeds)) == 4
+    cut = generate(toy, TUNED, asked[:4], Decoding(tokens=9), engine=VLLM())
+    assert cut == answers(toy, asked[:4], tokens=9)
+    with pytest.raises(Refused, match="neither edits nor budget forcing"):
+        generate(toy, TUNED, asked[:1], Decoding(extensions=1), engine=VLLM())
