@@ -1,6 +1,5 @@
 """Benchmarks as config files: what is read, what each model is asked, which answer is right, and what is refused."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -52,11 +51,9 @@ def composed(*overrides, name="train"):
 
 def option(name, **settings):
     """The task of an option, with some of its settings changed."""
-    node = copy.deepcopy(composed(f"task=[{','.join(OPTIONS)}]")).task[name]
-    for key, value in settings.items():
-        assert key in node
-        node[key] = value
-    return build(node)
+    node = plain(composed(f"task=[{','.join(OPTIONS)}]").task[name])
+    assert settings.keys() <= node.keys()
+    return build({**node, **settings})
 
 
 def task(*rows, **settings):
