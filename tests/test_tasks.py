@@ -237,7 +237,7 @@ ROW = {"q": "?", "a": "1"}
         ([{"q": "?", "a": "it is 4"}], {"final": "#### (.+)"}, "answer of row 0 has no match of final='#### .* ends 'it is 4'"),
         ([ROW], {"final": "####"}, "has no group"),
         ([ROW], {"final": "("}, "is no regular expression"),
-        ([ROW], {"kind": "maths"}, "kind=maths: the kinds of answers are math, yes_no"),
+        ([ROW], {"kind": "maths"}, "kind=maths: the kinds of answers are math, boolean, choice"),
         ([ROW], {"tolerance": -1.0}, "tolerance=-1.0: it is a relative error"),
         ([ROW], {"prompts": {"base": "{question}"}}, "it needs one prompt for each of base, tuned"),
         ([ROW], {"prompts": {**ALIKE, "tuned": "Solve this."}}, "prompts.tuned='Solve this.' does not hold {question}"),

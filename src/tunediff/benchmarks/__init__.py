@@ -10,12 +10,11 @@ from tunediff.benchmarks.measures import (
     scaling_difference,
     wilson,
 )
-from tunediff.benchmarks.tasks import KINDS, ManyNumbers, Problem, Task, TaskError
+from tunediff.benchmarks.tasks import ManyNumbers, Problem, Task, TaskError
 from tunediff.benchmarks.writing import HESITATIONS, Behaviour, behaviour, closed, distinct, hesitations, repetition
 
 __all__ = [
     "HESITATIONS",
-    "KINDS",
     "Behaviour",
     "Estimate",
     "ManyNumbers",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from tunediff.shapes import ROLES, Refused
 from tunediff.text import read_files
 
-KINDS = ("math", "yes_no")  # how answers are compared: as numbers and formulas, or as yes and no
+KINDS = ("math", "boolean", "choice")  # of answers: numbers and formulas, yes and no, the letter of an option
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 MISTAKABLE = re.compile(r"(?<![A-Za-z}^_])\{([A-Za-z_]\w*)\}")  # in \boxed{yes} or x_{n} the braces are LaTeX's
