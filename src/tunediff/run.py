@@ -47,7 +47,7 @@ from tunediff.training import (
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-REEVALUATION = "evaluation trainer run tokens trust".split()
+REEVALUATION = "evaluation task trainer run tokens trust".split()
 
 
 def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = None) -> None:

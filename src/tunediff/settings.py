@@ -42,6 +42,7 @@ IMMATERIAL = (
     "dry_run",
     "checkpoint_every",
     "optimized_metric",
+    "task",  # counts where an evaluation names it, as ${task}
 )
 
 
@@ -251,10 +252,9 @@ def build(node: Any, **extra: Any) -> Any:
 def material(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config less what cannot change a number: logger, launcher, device, paths of this machine. Of the
     trainer the precision is kept."""
-    kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in IMMATERIAL])
-    plain = OmegaConf.to_container(kept, resolve=True)
-    plain.get("activations", {}).pop("folder", None)
-    return {**plain, "precision": str(OmegaConf.select(cfg, "trainer.precision"))}
+    kept = {key: plain(cfg[key]) for key in cfg if key not in IMMATERIAL}
+    kept.get("activations", {}).pop("folder", None)
+    return {**kept, "precision": str(OmegaConf.select(cfg, "trainer.precision"))}
 
 
 def identity(cfg: DictConfig) -> str:
@@ -306,7 +306,8 @@ def line(_root_: DictConfig) -> str:
     overrides = OmegaConf.select(_root_, "hydra.overrides.task")
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in IMMATERIAL]
+    dropped = {*IMMATERIAL} - {"task"}
+    words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped]
     return digest(sorted(words))[:8]
 
 

@@ -33,7 +33,7 @@ from tunediff.training import Member
 
 log = logging.getLogger(__name__)
 
-STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation trainer logger layer seed trust"
+STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
 HEADLINE = {
     "fidelity/explained_variance/base": "explained variance base",
