@@ -146,7 +146,7 @@ class Run:
             dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
             found.append(Table("training", curves_of(self.member)))
         described = about(self.cfg, pair, self.streams)
-        write_findings(self.folder, found, described)
+        write_findings(self.folder, found, described, by="study")
         trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens, folder=self.folder)
         findings = evaluate(self.evaluations, trained, described)
         for logger in self.loggers:
@@ -253,7 +253,7 @@ def dictionary_name(cfg: DictConfig) -> str:
 def evaluate(evaluations: Mapping[str, Any], trained: Trained, described: Mapping[str, Any]) -> dict[str, dict]:
     """All findings of the run's folder. Those of an evaluation are written before the next begins: one that fails takes
     no other's with it."""
-    findings = write_findings(trained.folder, (), described, by="nobody")
+    findings = write_findings(trained.folder, (), described)
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
         found = list(evaluation.run(trained))
