@@ -10,7 +10,7 @@ from tunediff.text.batches import Batch, TextBatches, collate
 from tunediff.text.documents import Document, Text
 from tunediff.text.rendering import Rendered, render
 from tunediff.text.rows import TextError, read_files, read_hub
-from tunediff.text.tokenizers import Agreement, compare_tokenizers
+from tunediff.text.tokenizers import Agreement, compare_tokenizers, spelling
 
 __all__ = [
     "Agreement",
@@ -25,4 +25,5 @@ __all__ = [
     "read_files",
     "read_hub",
     "render",
+    "spelling",
 ]
