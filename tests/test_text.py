@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tunediff.shapes import SEGMENTS
-from tunediff.text import Text, TextError, compare_tokenizers, read_files, render, spelling
+from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render, spelling
 from tunediff.toy import build, language
 
 ROWS = list(itertools.islice(language.rows(0, "trace"), 200))
@@ -107,6 +107,15 @@ def test_every_token_is_delivered_once_a_pass_with_little_padding(tokenizer):
         assert torch.equal(batch.ids[0].flatten()[batch.places[0]], batch.token)
     assert sorted(delivered) == sorted(expected)
     assert padded / len(delivered) < 0.1
+
+
+def test_groups_hold_every_item_once_by_length_and_as_many_as_fit_when_padded():
+    items = ["x" * (7 * n % 23 + 1) for n in range(60)] + ["x" * 300]
+    groups = padded_groups(items, 100, len)
+    assert [item for group in groups for item in group] == sorted(items, key=len)
+    assert all(len(group) == 1 or len(group) * len(group[-1]) <= 100 for group in groups)
+    assert all((len(group) + 1) * len(after[0]) > 100 for group, after in itertools.pairwise(groups))
+    assert groups[-1] == ["x" * 300] and padded_groups([], 100, len) == []
 
 
 def test_batches_go_on_from_a_saved_position(tokenizer):

@@ -6,7 +6,7 @@ A row is a dictionary of strings: a problem with its response, or plain text. No
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
 """
 
-from tunediff.text.batches import Batch, TextBatches, collate
+from tunediff.text.batches import Batch, TextBatches, collate, padded_groups
 from tunediff.text.documents import Document, Text
 from tunediff.text.rendering import Rendered, render
 from tunediff.text.rows import TextError, read_files, read_hub
@@ -22,6 +22,7 @@ __all__ = [
     "TextError",
     "collate",
     "compare_tokenizers",
+    "padded_groups",
     "read_files",
     "read_hub",
     "render",
