@@ -101,7 +101,6 @@ class Run:
             clip_norm=cfg.optimizer.clip_norm,
             resampling=build(cfg.optimizer.resampling),
             compile=cfg.optimizer.compile,
-            loggers=self.loggers,
         )
         self.member.check(self.length)
 
