@@ -298,3 +298,17 @@ def test_a_note_is_withdrawn_when_its_evaluation_runs_again_and_those_of_others_
     write_findings(tmp_path, [Note("too few tokens")], described, by="hesitation")
     write_findings(tmp_path, [Finding("label_alignment/x/auroc", 0.9)], described, by="hesitation")
     assert json.loads((tmp_path / "findings.json").read_text())["notes"] == ["of the study"]
+
+
+def test_notes_of_a_run_that_did_not_say_whose_they_are_stay(tmp_path):
+    from tunediff.folders import write_findings
+    from tunediff.shapes import Note
+
+    old = {"findings": [], "notes": ["of an older run", "too few tokens"]}
+    (tmp_path / "findings.json").write_text(json.dumps(old))
+    for by in (None, "hesitation", "hesitation"):
+        write_findings(tmp_path, [], {"identity": "x", "study": {}}, by=by)
+        assert json.loads((tmp_path / "findings.json").read_text())["notes"] == old["notes"]
+    write_findings(tmp_path, [Note("too few tokens")], {"identity": "x", "study": {}}, by="hesitation")
+    write_findings(tmp_path, [], {"identity": "x", "study": {}}, by="hesitation")
+    assert json.loads((tmp_path / "findings.json").read_text())["notes"] == ["of an older run"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tunediff.shapes import SEGMENTS
-from tunediff.text import Text, TextError, compare_tokenizers, read_files, render
+from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render, spelling
 from tunediff.toy import build, language
 
 ROWS = list(itertools.islice(language.rows(0, "trace"), 200))
@@ -109,6 +109,15 @@ def test_every_token_is_delivered_once_a_pass_with_little_padding(tokenizer):
     assert padded / len(delivered) < 0.1
 
 
+def test_groups_hold_every_item_once_by_length_and_as_many_as_fit_when_padded():
+    items = ["x" * (7 * n % 23 + 1) for n in range(60)] + ["x" * 300]
+    groups = padded_groups(items, 100, len)
+    assert [item for group in groups for item in group] == sorted(items, key=len)
+    assert all(len(group) == 1 or len(group) * len(group[-1]) <= 100 for group in groups)
+    assert all((len(group) + 1) * len(after[0]) > 100 for group, after in itertools.pairwise(groups))
+    assert groups[-1] == ["x" * 300] and padded_groups([], 100, len) == []
+
+
 def test_batches_go_on_from_a_saved_position(tokenizer):
     first, second = (toy_text().batches([tokenizer]) for _ in range(2))
     for _ in range(23):
@@ -162,6 +171,19 @@ def test_a_data_set_in_the_hubs_format_is_read_from_a_folder(tmp_path):
 def test_a_missing_file_is_named():
     with pytest.raises(TextError, match=r"No file at 'nowhere/\*.jsonl'"):
         list(read_files("nowhere/*.jsonl"))
+
+
+def test_a_token_is_spelled_as_it_is_decoded_alone_and_decoded_once(tokenizer):
+    decoded = []
+
+    class Counting:
+        def decode(self, ids):
+            decoded.append(ids)
+            return tokenizer.decode(ids)
+
+    ids, spelled = tokenizer("Wait, 3 + 3 is 6.")["input_ids"], spelling(Counting())
+    assert [spelled(i) for i in [*ids, *ids]] == [tokenizer.decode([i]) for i in [*ids, *ids]]
+    assert len(decoded) == len(set(ids)) > 3
 
 
 def test_an_empty_text_is_refused(tokenizer):

@@ -106,7 +106,11 @@ def learn(
     else:
         state, position = load_checkpoint(saved, rank=rank, world=world)
         log.info("going on from step %s of %s", f"{state['step']:,}", f"{runs[0].steps:,}")
-    module = DictionaryTraining([run.member for run in runs], length=runs[0].length, state=state)
+    if rank > 0:  # one process speaks for all
+        for run in runs:
+            run.loggers = []
+    loggers = {run.identity: run.loggers for run in runs}
+    module = DictionaryTraining([run.member for run in runs], length=runs[0].length, state=state, loggers=loggers)
     stream = ShuffledRows(
         source(rank, world),
         [run.member.reader() for run in runs],
@@ -119,10 +123,7 @@ def learn(
     if position is not None:
         stream.load_state_dict(position, [state["readers"].index(run.identity) for run in runs])
     for run in runs:
-        if rank == 0:
-            run.open_loggers()
-        else:
-            run.loggers = run.member.loggers = []
+        run.open_loggers()
     if module.step < module.steps:
         trainer.callbacks += [
             TokenProgress(module.steps * stream.batch),

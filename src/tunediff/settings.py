@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff.shapes import Refused
 
@@ -60,8 +61,6 @@ def verb(name: str) -> Callable:
         def main() -> None:
             try:
                 check_command_line(sys.argv[1:], folder, name)
-                if name == "evaluate" and not any(a.startswith(("run=", "-")) for a in sys.argv[1:]):
-                    raise Refused("Name the run: python evaluate.py run=<run folder> evaluation=[...]")
             except Refused as refusal:
                 sys.exit(f"error: {refusal}")
             wrapped()
@@ -83,7 +82,8 @@ def _told(story: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 
 def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:
-    """Raises Refused, naming the nearest legal words, for a key or an option that does not exist."""
+    """Raises Refused, naming the nearest legal words, for a key or an option that does not exist, and for a key of
+    conf/<name>.yaml that was left open (???) and is not given."""
     words = [a for a in arguments if not a.startswith("-")]
     if any(a.startswith(("--config", "-cn", "-cp", "-cd", "--hydra-help", "--help", "-h")) for a in arguments):
         return
@@ -115,6 +115,22 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
         if override.is_add() and OmegaConf.select(composed, key.rpartition(".")[0] or "model_pair") is not None:
             continue  # judged by the signature it is added to
         raise Refused(f"{key} is not a setting here. {_nearest(key, legal, 'settings')}")
+    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        return  # who asks Hydra to show a config need not fill it
+    given = {override.key_or_group for override in overrides if not override.is_delete()}
+    for key in composed:
+        if OmegaConf.is_missing(composed, key) and key not in given:
+            raise Refused(_not_set(key, f"python {name}.py {key}=<{_comment(folder / f'{name}.yaml', key)}>"))
+
+
+def _not_set(key: str, words: str) -> str:
+    return f"{key} is not set: give it on the command line, {words}."
+
+
+def _comment(path: Path, key: str) -> str:
+    """What stands behind a key that was left open; three dots where nothing does."""
+    found = re.search(rf"^{re.escape(key)}: *\?\?\? *# *(.+?) *$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else "..."
 
 
 def _option_names(override: Override) -> Iterator[str]:
@@ -161,6 +177,8 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
             raise Refused(f"{key} is not a setting here. {_nearest(str(key), legal, 'settings')}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise Refused(_not_set(error.full_key, f"{error.full_key}=<...>")) from error
     except OmegaConfBaseException as error:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
     _check_node(plain, "", (*TRUSTED, *cfg.get("trust", ())))

@@ -103,7 +103,7 @@ function bars(title, names, values, colours, yWord) {
 }
 
 // a line with the band of its interval, a value a layer
-function banded(title, layers, lines, note = "") {
+function banded(title, layers, lines) {
   const all = lines.flatMap(([name]) => [...(DATA.layers[`${name}_low`] ?? []), ...(DATA.layers[`${name}_high`] ?? []), ...DATA.layers[name]]).filter((v) => v !== null);
   if (!all.length) return null;
   const low = Math.min(...all), high = Math.max(...all), room = (high - low) * 0.06;
@@ -120,7 +120,7 @@ function banded(title, layers, lines, note = "") {
     });
   }
   const columns = lines.flatMap(([name]) => [name, `${name}_low`, `${name}_high`]).filter((name) => DATA.layers[name]);
-  return figure(title + note, svg, { rows: () => [["layer", ...columns], layers.map((layer, i) => [layer, ...columns.map((name) => DATA.layers[name][i])])] });
+  return figure(title, svg, { rows: () => [["layer", ...columns], layers.map((layer, i) => [layer, ...columns.map((name) => DATA.layers[name][i])])] });
 }
 
 // -- thousands of points: drawn on a canvas, found by the pointer ----------------------------------------------------
