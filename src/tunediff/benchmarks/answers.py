@@ -40,7 +40,11 @@ def read(output: str, *, kind: str = "math", finished: bool = True, opened: bool
     thinking, said = _after_thinking(output, opened)
     if said is None:
         return Answer(None, "unfinished")
-    said, printed = _without_programs(_before_invention(said))
+    if not output.strip():
+        return Answer(None, "no_answer")
+    said, went_on = _before_invention(said)
+    finished = finished or went_on
+    said, printed = _without_programs(said)
     text = _READERS[kind]
     for rule, found in (
         ("boxed", boxes(said)),
@@ -115,20 +119,22 @@ _NEXT = re.compile(
 )
 
 
-def _before_invention(text: str) -> str:
-    """Up to the next problem that the model asks itself, or to where it goes round in a circle."""
+def _before_invention(text: str) -> tuple[str, bool]:
+    """Up to the next problem that the model asks itself, or to where it goes round in a circle; and whether its last
+    sentence is whole and meant: a sentence that is only repeated is, one of a circle of several is not."""
     for found in _NEXT.finditer(text):
         if re.search(r"\d|\\boxed", text[: found.start()]) or found[0].startswith("<"):
-            text = text[: found.start()]
-            break
-    pieces = list(re.finditer(r"[^\n]*?(?:[.!?](?=\s)|\n|$)", text))
-    said: dict[tuple[str, ...], int] = {}
+            return text[: found.start()], True
+    pieces = re.finditer(r"[^\n]*?(?:[.!?](?=\s)|\n|$)", text)
     words = [(piece[0].strip(), piece.start()) for piece in pieces if len(piece[0].strip()) > 3]
+    seen: dict[tuple[str, ...], list[int]] = {}
     for place in range(len(words) - 2):
         three = tuple(word for word, _ in words[place : place + 3])
-        if sum(map(len, three)) >= 30 and place - said.setdefault(three, place) > 0:
-            return text[: words[place][1]]
-    return text
+        if sum(map(len, three)) >= 30:
+            seen.setdefault(three, []).append(words[place][1])
+            if len(seen[three]) == 3:  # a problem is restated and a sum is checked, but nothing is said three times
+                return text[: seen[three][1]], len(set(three)) == 1
+    return text, False
 
 
 def _without_programs(text: str) -> tuple[str, str | None]:
@@ -183,17 +189,17 @@ _STATED = re.compile(
     r"[\s:*]*(?P<rest>[^\n]+))"
 )
 _COPULA = re.compile(r"(?<![<>!=\\])=|\b(?:is|are|was|were|be|equals?|equal to|becomes)\b(?!\s+not\b)|\\approx|≈")
-_THEREFORE = re.compile(r"(?i)\b(?:therefore|thus|hence|so|finally|in total|altogether|in conclusion|conclusion|answer)\b")
 _NUMBER = re.compile(
-    r"(?<![\w.])(?:(?<![\d)])[-−])?(?:[$€£]|\\\$)?(?:[-−])?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))"
-    r"(?:[eE][-+]?\d+\b|\s*/\s*\d+(?![\d.]))?(?:\s*\\?%)?"
+    r"(?<![\w.:])(?:(?<![\d)])[-−])?(?:[$€£]|\\\$)?(?:[-−])?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))"
+    r"(?:[eE][-+]?\d+\b|\s*/\s*\d+(?![\d.]))?(?:\s*\\?%)?(?!\d|:\d)"
 )
-_OF = r"(?:total|sum|average|rate|speed|maximum|minimum|profit|loss|difference|product|remainder|balance)\s+of"
-_ASIDE = re.compile(
-    rf"(?i)(?:(?<!\S)(?:in|after|for|with|on|at|by|from|over|during|every|each|within|(?<!)step|day|than|since|per|when|if|"
-    rf"(?<!total )(?<!sum )(?<!average )(?<!rate )(?<!speed )(?<!profit )(?<!loss )(?<!maximum )(?<!minimum )of)\s+(?:the\s+|all\s+|her\s+|his\s+)?)$"
+_PREPOSITION = (
+    r"(?:(?P<near>for|with|at|by|to\s+[a-z]+|(?<!total )(?<!sum )(?<!average )(?<!rate )(?<!speed )(?<!profit )(?<!loss )(?<!score )"
+    r"(?<!maximum )(?<!minimum )of)|in|after|on|from|over|during|every|each|within|step|day|than|since|per|when|if|to)"
 )
-_TO_DO = re.compile(r"(?i)\bto\s+[a-z]+\s+(?:[a-z]+\s+){0,2}$")
+_DETERMINER = r"(?P<fixed>the|an?|all|these|those|his|her|their|its|both|remaining|first|last|next|other)"
+_ASIDE = re.compile(rf"(?i)(?<!\S)(?:{_PREPOSITION}|(?:{_PREPOSITION.replace('near', 'close')}\s+)?{_DETERMINER})\s+$")
+_CLAUSE = re.compile(r"(?i),?\s(?:if|when|because|since|while|so that|who|which|assuming|given that|after|before|as|to(?=\s+[a-z]+\s))\s")
 _TRUTH = re.compile(
     r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b"
 )
@@ -202,7 +208,7 @@ _TRUTH = re.compile(
 def sentences(text: str) -> list[str]:
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text)
     text = re.sub(r"\\\[.*?\\\]|\$\$.*?\$\$", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text, flags=re.DOTALL)
-    found = re.split(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<=[.!?])\s+|\n+", text)
+    found = re.split(r"(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bMrs\.)(?<!\bSt\.)(?<=[.!?])\s+|\n+", text)
     found = [re.sub(r"^\s*(?:step\s*\d+\s*[:.)]|\d+[.)]\s|[-•#>]+\s)\s*", "", piece, flags=re.I).strip() for piece in found]
     return [piece for piece in found if re.search(r"\w", piece)]
 
@@ -218,7 +224,7 @@ def _stated(text: str, kind: str) -> str | None:
             if _READERS[kind](lines[0]):
                 return lines[0]
             continue
-        answer, _ = _settled(lines[0])
+        answer, _ = _settled(lines[-1] if found["marked"] else lines[0])
         if answer is not None:
             return answer
         if len(lines[0].split()) <= 4:
@@ -227,33 +233,34 @@ def _stated(text: str, kind: str) -> str | None:
 
 
 def _concluding_math(text: str) -> Answer:
-    """The number or formula of one of the last three sentences: the last that concludes, else the last that has one."""
+    """The number or formula of one of the last three sentences: the last that has one."""
     last = sentences(text)[-3:]
-    settled = [(line, *_settled(line)) for line in last]
-    settled = [each for each in settled if each[1] is not None]
-    if settled:
-        _, answer, rule = ([each for each in settled if _THEREFORE.search(each[0])] or settled)[-1]
-        return Answer(answer, rule)
+    for line in reversed(last):
+        answer, rule = _settled(line)
+        if answer is not None:
+            return Answer(answer, rule)
     return Answer(last[-1].rstrip("."), "concluding_sentence") if last else Answer(None, "no_answer")
 
 
 def _settled(sentence: str) -> tuple[str | None, str]:
     """The number or formula that a sentence comes to: after its last "is" or "=", else its main number."""
     sentence = sentence.strip().rstrip(".!")
+    clause = next((found for found in _CLAUSE.finditer(sentence) if _main_number(sentence[: found.start()], worst=1)), None)
+    sentence = sentence[: clause.start()] if clause else sentence
+    answer = None
     for place in [found.end() for found in reversed(list(_COPULA.finditer(sentence)))]:
-        tail = re.sub(r"^(?:\s|:|that|about|approximately|exactly|equal to|a total of|only|just|now|also|indeed)+(?=\W|\d|[A-Za-z])", "", sentence[place:])
-        if answer := _formula(tail):
-            rule = "concluding_number" if notation.number(notation.plain(answer)) else "concluding_expression"
-            return answer, rule
-        if number := _main_number(tail):
-            return number, "concluding_number"
-    if _is_formula(sentence):
-        rule = "concluding_number" if notation.number(notation.plain(sentence)) else "concluding_expression"
-        return sentence, rule
-    if formula := _formula(sentence):
-        return formula, "concluding_number" if notation.number(notation.plain(formula)) else "concluding_expression"
-    number = _main_number(sentence)
-    return number, "concluding_number"
+        tail = _LEADING.sub("", sentence[place:])
+        if answer := _formula(tail) or _main_number(tail, worst=0 if sentence[place - 1].isalpha() else 4):
+            break
+    answer = answer or _formula(sentence) or _main_number(sentence)
+    if answer is None:
+        return None, "concluding_sentence"
+    return answer, "concluding_number" if notation.number(notation.plain(answer)) else "concluding_expression"
+
+
+_LEADING = re.compile(
+    r"^(?:[\s:]|\b(?:that|about|approximately|exactly|equal to|a total of|only|just|now|also|indeed)\b)+"
+)
 
 
 def _formula(text: str) -> str | None:
@@ -277,13 +284,20 @@ def _is_formula(text: str) -> bool:
     return not re.search(r"[A-Za-z]{2,}", left)
 
 
-def _main_number(sentence: str) -> str | None:
-    """The last number that is not in an aside ("after 5 days", "to drive 300 miles")."""
-    found = list(_NUMBER.finditer(sentence))
-    main = [each for each in found if not _ASIDE.search(sentence[: each.start()])]
-    ends = [each for place, each in enumerate(main) if place == 0 or not _TO_DO.search(sentence[: each.start()])]
-    chosen = (ends or main or found)[-1:]
-    return chosen[0][0].strip().replace("\\$", "").lstrip("$") if chosen else None
+def _main_number(sentence: str, *, worst: int = 4) -> str | None:
+    """The first number that is not in an aside: 0 for none, 1 "for 4 cakes", "to buy 4", 2 "after 5 days", 3 "the 4
+    pens", 4 "a 400-meter run". `worst`: of no aside beyond it."""
+    ranked: dict[int, str] = {}
+    if price := re.match(r"(?:(?:so|therefore|thus|hence)\b,?\s*)?\d[^$€£\n]*(?=[$€£]\s*\d)", sentence, re.I):
+        sentence = sentence[price.end() :]  # 4 pens cost $12
+    for found in _NUMBER.finditer(sentence):
+        aside = _ASIDE.search(sentence[: found.start()])
+        rank = 0 if not aside else 3 if aside["fixed"] else 1 if aside["near"] else 2
+        if re.match(r"-[A-Za-z]", sentence[found.end() :]):
+            rank = 4
+        ranked.setdefault(rank, re.sub(r"\\?[$]", "", found[0]).strip())
+    best = min(ranked, default=None)
+    return None if best is None or best > worst else ranked[best]
 
 
 def _concluding_truth(text: str) -> Answer:
