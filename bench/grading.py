@@ -69,9 +69,13 @@ def itself(grader: Grader) -> None:
         texts = golds(name)
         grades = grader.grade([(f"So it is \\boxed{{{text}}}.", text) for text in texts], tolerance=tolerance)
         missed = [text for text, grade in zip(texts, grades, strict=True) if not grade.correct]
-        others = [(f"So it is \\boxed{{{one}}}.", gold) for one, gold in zip(texts, texts[1:], strict=False) if one != gold]
+        others = [
+            (f"So it is \\boxed{{{one}}}.", gold) for one, gold in zip(texts, texts[1:], strict=False) if one != gold
+        ]
         against = grader.grade(others, tolerance=tolerance)
-        false = [(output, gold, grade.rule) for (output, gold), grade in zip(others, against, strict=True) if grade.correct]
+        false = [
+            (output, gold, grade.rule) for (output, gold), grade in zip(others, against, strict=True) if grade.correct
+        ]
         print(
             f"{name:16s} {len(texts):5d} itself {1 - len(missed) / len(texts):.4f}   {len(others):5d} other "
             f"{len(false) / len(others):.4f}   {time.perf_counter() - begun:.1f} s"
@@ -92,7 +96,9 @@ def pairs(grader: Grader) -> None:
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for record in records(PAIRS):
         groups.setdefault((record["base_model"], record["thinking_model"], record["dataset"]), []).append(record)
-    print("\npair, set | n | base | reasoning | both, base only, reasoning only, neither | McNemar p | unfinished | seconds")
+    print(
+        "\npair, set | n | base | reasoning | both, base only, reasoning only, neither | McNemar p | unfinished | seconds"
+    )
     for (base, thinking, dataset), members in groups.items():
         begun = time.perf_counter()
         answered = {role: grader.grade([graded(grader, each, role) for each in members]) for role in ("base", "tuned")}
@@ -108,7 +114,9 @@ def pairs(grader: Grader) -> None:
             f"{table[False, False]} | {p:.1e} | {cut['base']:.2f}, {cut['tuned']:.2f} | {took:.1f}"
         )
         for role, grades in answered.items():
-            print(f"    {role}: " + ", ".join(f"{rule} {n}" for rule, n in Counter(g.rule for g in grades).most_common()))
+            print(
+                f"    {role}: " + ", ".join(f"{rule} {n}" for rule, n in Counter(g.rule for g in grades).most_common())
+            )
         ended = [grade for grade in answered["tuned"] if grade.rule != "unfinished"]
         if ended:
             print(f"    of the {len(ended)} that ended: {interval(sum(grade.correct for grade in ended), len(ended))}")

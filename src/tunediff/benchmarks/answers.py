@@ -36,7 +36,8 @@ class Answer(NamedTuple):
 
 def read(output: str, *, kind: str = "math", finished: bool = True, opened: bool = False) -> Answer:
     """The answer of one output. `finished`: the model ended by itself, so the last sentence is whole. `opened`: the
-    prompt ended inside the thinking."""
+    prompt ended inside the thinking. `kind`: math, boolean or choice; or word, where the concluding sentence is wanted
+    whole, for the answer may be its subject ("Ada is the tallest")."""
     thinking, said = _after_thinking(output, opened)
     if said is None:
         return Answer(None, "unfinished")
@@ -102,7 +103,11 @@ def truth(text: str) -> str | None:
 
 
 def _after_thinking(output: str, opened: bool) -> tuple[str, str | None]:
-    closed = max((output.rfind(tag) + len(tag), tag) for tag in CLOSINGS if tag in output) if _has(output, CLOSINGS) else None
+    closed = (
+        max((output.rfind(tag) + len(tag), tag) for tag in CLOSINGS if tag in output)
+        if _has(output, CLOSINGS)
+        else None
+    )
     thinking, said = (output[: closed[0]], output[closed[0] :]) if closed else ("", output)
     if _has(said, OPENINGS) or (opened and not closed):
         return thinking, None
@@ -127,13 +132,12 @@ def _before_invention(text: str) -> tuple[str, bool]:
             return text[: found.start()], True
     pieces = re.finditer(r"[^\n]*?(?:[.!?](?=\s)|\n|$)", text)
     words = [(piece[0].strip(), piece.start()) for piece in pieces if len(piece[0].strip()) > 3]
-    seen: dict[tuple[str, ...], list[int]] = {}
-    for place in range(len(words) - 2):
-        three = tuple(word for word, _ in words[place : place + 3])
-        if sum(map(len, three)) >= 30:
-            seen.setdefault(three, []).append(words[place][1])
-            if len(seen[three]) == 3:  # a problem is restated and a sum is checked, but nothing is said three times
-                return text[: seen[three][1]], len(set(three)) == 1
+    threes = [tuple(word for word, _ in words[place : place + 3]) for place in range(len(words) - 2)]
+    last = threes[-2:-1] or threes  # the very last piece may be cut
+    # a problem is restated and a sum is checked; but who says at the end for the third time the same goes in a circle
+    if last and sum(map(len, last[0])) >= 30 and threes.count(last[0]) >= 3:
+        again = next(place for place, three in enumerate(threes) if three in threes[:place])
+        return text[: words[again][1]], len(set(last[0])) == 1
     return text, False
 
 
@@ -142,7 +146,11 @@ def _without_programs(text: str) -> tuple[str, str | None]:
     printed = None
     for block in re.finditer(r"```(\w*)[^\n]*\n(.*?)(?:```|\Z)", text, re.DOTALL):
         lines = [line.strip() for line in block[2].splitlines() if line.strip()]
-        if block[1].lower() in ("output", "", "text", "plaintext") and lines and not re.search(r"[A-Za-z]\s*\(|import", block[2]):
+        if (
+            block[1].lower() in ("output", "", "text", "plaintext")
+            and lines
+            and not re.search(r"[A-Za-z]\s*\(|import", block[2])
+        ):
             printed = lines[-1].rpartition(":")[2].strip()
     return re.sub(r"```.*?(?:```|\Z)", "\n", text, flags=re.DOTALL), printed
 
@@ -199,17 +207,19 @@ _PREPOSITION = (
 )
 _DETERMINER = r"(?P<fixed>the|an?|all|these|those|his|her|their|its|both|remaining|first|last|next|other)"
 _ASIDE = re.compile(rf"(?i)(?<!\S)(?:{_PREPOSITION}|(?:{_PREPOSITION.replace('near', 'close')}\s+)?{_DETERMINER})\s+$")
-_CLAUSE = re.compile(r"(?i),?\s(?:if|when|because|since|while|so that|who|which|assuming|given that|after|before|as|to(?=\s+[a-z]+\s))\s")
-_TRUTH = re.compile(
-    r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b"
+_CLAUSE = re.compile(
+    r"(?i),?\s(?:if|when|because|since|while|so that|assuming|given that|after|before|as|to(?=\s+[a-z]+\s))\s"
 )
+_TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b")
 
 
 def sentences(text: str) -> list[str]:
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text)
     text = re.sub(r"\\\[.*?\\\]|\$\$.*?\$\$", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text, flags=re.DOTALL)
     found = re.split(r"(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bMrs\.)(?<!\bSt\.)(?<=[.!?])\s+|\n+", text)
-    found = [re.sub(r"^\s*(?:step\s*\d+\s*[:.)]|\d+[.)]\s|[-•#>]+\s)\s*", "", piece, flags=re.I).strip() for piece in found]
+    found = [
+        re.sub(r"^\s*(?:step\s*\d+\s*[:.)]|\d+[.)]\s|[-•#>]+\s)\s*", "", piece, flags=re.I).strip() for piece in found
+    ]
     return [piece for piece in found if re.search(r"\w", piece)]
 
 
@@ -220,6 +230,8 @@ def _stated(text: str, kind: str) -> str | None:
         lines = sentences(found["marked"] or found["rest"])
         if not lines:
             continue
+        if kind == "word":
+            return found["marked"] or found["rest"]
         if kind != "math":
             if _READERS[kind](lines[0]):
                 return lines[0]
@@ -245,7 +257,9 @@ def _concluding_math(text: str) -> Answer:
 def _settled(sentence: str) -> tuple[str | None, str]:
     """The number or formula that a sentence comes to: after its last "is" or "=", else its main number."""
     sentence = sentence.strip().rstrip(".!")
-    clause = next((found for found in _CLAUSE.finditer(sentence) if _main_number(sentence[: found.start()], worst=1)), None)
+    clause = next(
+        (found for found in _CLAUSE.finditer(sentence) if _main_number(sentence[: found.start()], worst=1)), None
+    )
     sentence = sentence[: clause.start()] if clause else sentence
     answer = None
     for place in [found.end() for found in reversed(list(_COPULA.finditer(sentence)))]:
@@ -259,7 +273,8 @@ def _settled(sentence: str) -> tuple[str | None, str]:
 
 
 _LEADING = re.compile(
-    r"^(?:[\s:]|\b(?:that|about|approximately|exactly|equal to|a total of|only|just|now|also|indeed)\b)+"
+    r"^(?:[\s:]|\b(?:that|about|approximately|exactly|equal to|a total of|only|just|now|also|indeed|"
+    r"the (?:interval|set|value|number|point|pair))\b)+"
 )
 
 
@@ -267,11 +282,23 @@ def _formula(text: str) -> str | None:
     """The text if it is one formula or a list of them, else the first formula set in dollars or \\( \\)."""
     if _is_formula(text):
         return text
+    if (
+        (leading := _LEADING_FORMULA.match(text))
+        and not notation.number(leading[0].strip())
+        and _is_formula(leading[0])
+    ):
+        return leading[0].strip()
     for found in re.finditer(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", text):
         inside = next(group for group in found.groups() if group is not None).strip()
         if _is_formula(inside) and re.search(r"\d|\\(?:frac|sqrt|pi|infty)", inside):
             return inside.rpartition("=")[2].strip() if "=" in inside else inside
     return None
+
+
+# 12π inches, sqrt(3)/3 of it: what stands before the first word
+_LEADING_FORMULA = re.compile(
+    r"(?=[^A-Za-z]*[\dπ√])(?:[\d.,^()\[\]{}π√∞°+*/-]|\bsqrt\b|(?<=[\d)+*/-])[a-zA-Z]\b| (?=[-+*/\d(√π])|(?<=[-+*/,]) )+(?<=[\d)\]}πa-z])(?=\s+[A-Za-z]{2,}\b)"
+)
 
 
 def _is_formula(text: str) -> bool:
@@ -312,5 +339,12 @@ def _concluding_option(text: str) -> Answer:
     return Answer(None, "no_answer")
 
 
-_READERS = {"math": str.strip, "boolean": truth, "choice": option}
-_CONCLUDING = {"math": _concluding_math, "boolean": _concluding_truth, "choice": _concluding_option}
+def _concluding_words(text: str) -> Answer:
+    last = sentences(text)[-1:]
+    return Answer(last[0], "concluding_sentence") if last else Answer(None, "no_answer")
+
+
+_READERS = {"math": str.strip, "word": str.strip, "boolean": truth, "choice": option}
+_CONCLUDING = {
+    "math": _concluding_math, "word": _concluding_words, "boolean": _concluding_truth, "choice": _concluding_option
+}  # fmt: skip

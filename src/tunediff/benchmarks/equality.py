@@ -43,9 +43,13 @@ def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) 
         return True, "literal"
     if not answer or not gold:
         return False, "unlike"
-    if _is_word(gold):
+    if is_word(gold):
         return _same_word(answer, gold), "word"
     answer, gold = _without_name(answer, gold)
+    if "=" in answer and "=" not in gold and re.search(r"[a-zA-Z]", re.sub(r"\\[a-z]+", "", answer.partition("=")[0])):
+        if answer.count("=") == 1:
+            return False, "unlike"  # an equation in its variables, where its right side alone is asked for
+        answer = answer.rpartition("=")[2].strip()
     expected, given = notation.number(gold, letters=False), notation.number(answer)
     if expected and not given and (inner := notation.brackets(answer)) and inner.opening == "(":
         given = notation.number(inner.inside)  # (1,234) where a number is asked for
@@ -85,13 +89,18 @@ def _in_ten(number: Number) -> int | None:
 
 
 def _rounded_alike(given: Fraction, expected: Fraction, written: Number) -> bool:
-    return written.rounded and given != 0 and abs(given - expected) * 10**ROUNDED_DIGITS <= abs(expected) * 2 and expected.denominator > 1
+    return (
+        written.rounded
+        and given != 0
+        and abs(given - expected) * 10**ROUNDED_DIGITS <= abs(expected) * 2
+        and expected.denominator > 1
+    )
 
 
 # -- words
 
 
-def _is_word(text: str) -> bool:
+def is_word(text: str) -> bool:
     return bool(re.fullmatch(r"\(?[A-Za-z]\)|[A-Za-z]{2,}(?: [A-Za-z]+)*", text)) and "=" not in text
 
 
@@ -129,9 +138,17 @@ def _shape(text: str) -> tuple[str, list[str]] | None:
     return (LISTED, listed) if len(listed) > 1 else None
 
 
-def _same_parts(answered, expected, answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
+def _same_parts(
+    answered, expected, answer: str, gold: str, tolerance: float | None, symbolic: Symbolic
+) -> tuple[bool, str]:
     if not (answered and expected):
         alone = expected or answered
+        if answered and " or " in f" {answer} ":  # 33/100, or 0.33
+            number = notation.number(gold, letters=False)
+            values = [notation.number(part) for part in answered[1]]
+            if number and all(values):
+                near = all(abs(each.value - number.value) * 50 <= abs(number.value) for each in values)
+                return near and number.value in [each.value for each in values], "number"
         if alone[0] == SET and len(alone[1]) == 1:  # {5} and 5
             one, other = (alone[1][0], gold) if answered else (answer, alone[1][0])
             return _equal(one, other, tolerance, symbolic)[0], "parts"
@@ -188,12 +205,18 @@ def _unknown_words(text: str) -> str:
     return re.sub(rf"\\[A-Za-z]+|_\{{?\w+\}}?|\b(?:{'|'.join(notation.FUNCTIONS)})\b", " ", text)
 
 
-_NAMED = re.compile(r"([A-Za-z]\w*'?(?:_\{?\w+(?: ?\w+)*\}?)?(?:\^\{-1\})?\s*(?:\(([a-z])\))?|\\[a-z]+(?:\s*[A-Z_{}\d]+)*)\s*(?:=|\\in(?![a-z]))\s*(.+)")
+_NAMED = re.compile(
+    r"([A-Za-z]\w*'?(?:_\{?\w+(?: ?\w+)*\}?)?(?:\^\{-1\})?\s*(?:\(([a-z])\))?|\\[a-z]+(?:\s*[A-Z_{}\d]+)*)\s*(?:=|\\in(?![a-z]))\s*(.+)"
+)
 
 
 def _without_name(answer: str, gold: str) -> tuple[str, str]:
     """`x = 5` and `5` are one answer, and so are `f(x) = x` and `f(n) = n`; `x = 5` and `y = 5` are two."""
-    given, asked = (_NAMED.fullmatch(text) if text.count("=") + text.count("\\in ") == 1 else None for text in (answer, gold))
+    if "\\equiv" in answer and "\\equiv" not in gold:
+        answer = re.sub(r"\\pmod\s*\{[^{}]*\}|\\mod\b.*", "", answer.rpartition("\\equiv")[2]).strip()
+    given, asked = (
+        _NAMED.fullmatch(text) if len(re.findall(r"=|\\in(?![a-z])", text)) == 1 else None for text in (answer, gold)
+    )
     if given and asked:
         if given[2] and asked[2] and given[1][0] == asked[1][0]:
             return re.sub(rf"(?<![A-Za-z\\]){given[2]}(?![A-Za-z])", asked[2], given[3]), asked[3]

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from tunediff.benchmarks import symbolic
 from tunediff.benchmarks.answers import READ, Answer, read
-from tunediff.benchmarks.equality import COMPARED, compare
+from tunediff.benchmarks.equality import COMPARED, compare, is_word
+from tunediff.benchmarks.notation import plain
 from tunediff.shapes import Refused
 
 TIMED_OUT = "timed_out"
@@ -61,7 +62,7 @@ def grade(
 ) -> Grade:
     """One output, in this process and without a limit on time: for a notebook. A Grader is for outputs nobody has seen."""
     question = _asked(Question(output, gold, kind, finished, opened))
-    return _graded(question, read(output, kind=kind, finished=finished, opened=opened), tolerance, _here)
+    return _graded(question, _read(question), tolerance, _here)
 
 
 class Grader:
@@ -72,7 +73,9 @@ class Grader:
 
     def __init__(self, seconds: float = 5.0, processes: int = 2):
         if seconds <= 0 or processes < 1:
-            raise Refused(f"A grader of {processes} processes and {seconds} seconds: ask for at least one, and for some time.")
+            raise Refused(
+                f"A grader of {processes} processes and {seconds} seconds: ask for at least one, and for some time."
+            )
         self.seconds = seconds
         self.processes = processes
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
@@ -92,7 +95,7 @@ class Grader:
     def grade(self, questions: Iterable[Question | tuple], *, tolerance: float | None = None) -> list[Grade]:
         """Grades in the order of the questions. `tolerance`: relative, for golds that were rounded."""
         asked = [_asked(Question(*question)) for question in questions]
-        answers = [read(each.output, kind=each.kind, finished=each.finished, opened=each.opened) for each in asked]
+        answers = [_read(each) for each in asked]
         grades: list[Grade | None] = []
         for question, answer in zip(asked, answers, strict=True):
             try:
@@ -136,6 +139,11 @@ def _asked(question: Question) -> Question:
     if not gold:
         raise Refused("A problem has no gold answer, so nothing can be graded against it: leave it out.")
     return question._replace(gold=gold)
+
+
+def _read(question: Question) -> Answer:
+    kind = "word" if question.kind == "math" and is_word(plain(question.gold)) else question.kind
+    return read(question.output, kind=kind, finished=question.finished, opened=question.opened)
 
 
 def _graded(question: Question, answer: Answer, tolerance: float | None, algebra) -> Grade:

@@ -50,7 +50,8 @@ def plain(text: str) -> str:
     text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
     text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}", text)
     text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°|\bdegrees?\b", "", text)
+    text = re.sub(r"(?<=\d)\s*\^\s*\{?\s*(?:st|nd|rd|th)\s*\}?", "", text)
+    text = re.sub(r"\\degree(?![a-z])|\^\s*\{?\s*\\circ\s*\}?|°|\bdegrees?\b", "", text)
     text = re.sub(r"\\(?:geqslant|geq)(?![a-z])", r"\\ge", re.sub(r"\\(?:leqslant|leq)(?![a-z])", r"\\le", text))
     text = _from_python(text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".;,:").strip()
@@ -129,6 +130,8 @@ def _from_python(text: str) -> str:
     if re.search(r"\b(?:np|numpy|math|sympy|sp)\.", text):
         text = re.sub(r"\b(?:np|numpy|math|sympy|sp)\.(\w+)", lambda found: "\\" + _NUMPY.get(found[1], found[1]), text)
         text = re.sub(r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:sqrt|√)\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"√\s*(\d+|[a-z])", r"\\sqrt{\1}", text)
     if "**" in text:
         text = re.sub(r"\*\*\s*(\([^()]*\)|-?[\w.]+)", lambda found: "^{" + found[1].strip("()") + "}", text)
     text = re.sub(r"\\exp\s*[{(]([^{}()]*)[})]", r"e^{\1}", text)
