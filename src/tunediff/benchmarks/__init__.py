@@ -1,5 +1,12 @@
-"""Problems with right answers -> what a model is asked, and pure measures of how it responds. Knows no model."""
+"""Problems with right answers -> what a model is asked, grades of what it answers, and how it wrote. Knows no model.
 
+tasks.py       problems and prompts             answers.py -> notation.py -> equality.py -> symbolic.py
+measures.py    accuracies, with intervals       grading.py runs these in order, many outputs at a time
+writing.py     hesitations, repetition
+"""
+
+from tunediff.benchmarks.answers import READ, Answer, read
+from tunediff.benchmarks.grading import RULES, Grade, Grader, grade
 from tunediff.benchmarks.measures import (
     Estimate,
     Paired,
@@ -15,8 +22,13 @@ from tunediff.benchmarks.writing import HESITATIONS, Behaviour, behaviour, close
 
 __all__ = [
     "HESITATIONS",
+    "READ",
+    "RULES",
+    "Answer",
     "Behaviour",
     "Estimate",
+    "Grade",
+    "Grader",
     "ManyNumbers",
     "Paired",
     "Problem",
@@ -27,8 +39,10 @@ __all__ = [
     "closed",
     "difference",
     "distinct",
+    "grade",
     "hesitations",
     "mcnemar",
+    "read",
     "repetition",
     "scaling",
     "scaling_difference",
