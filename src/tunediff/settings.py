@@ -230,7 +230,7 @@ def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) ->
 
 
 def _check_value(path: str, value: Any, hint: Any) -> None:
-    if isinstance(value, Mapping) and "_target_" in value:
+    if _describes_objects(value):  # checked as what they are
         return
     scalars = [part for part in (typing.get_args(hint) or (hint,)) if part in (int, float, bool, str, type(None))]
     if (
@@ -248,6 +248,13 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
         ) from error
     except pydantic.PydanticUserError:
         return  # a type that cannot be checked by value, such as a module
+
+
+def _describes_objects(value: Any) -> bool:
+    """Whether it stands for an object, or for a list or mapping of objects."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or (bool(value) and all(map(_describes_objects, value.values())))
+    return isinstance(value, list) and bool(value) and all(map(_describes_objects, value))
 
 
 def _spelled(hint: Any) -> str:
