@@ -140,7 +140,8 @@ def reevaluate(cfg: DictConfig) -> None:
     """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; new findings join
     or replace the old ones."""
     check(cfg, REEVALUATION)
-    run = Loaded(Path(cfg.run))
+    with folders.unless_refused(Path(cfg.run)):
+        run = Loaded(Path(cfg.run))
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg))
     device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
