@@ -210,6 +210,10 @@ def test_a_half_billion_pair_trains_50_steps_within_12_gb(tmp_path, data_folder)
         ),
         (["trainer=fp16", "trainer.accelerator=cpu"], "error: trainer.precision=16-mixed needs a GPU"),
         (["text=traces", "text.rows.path=missing.jsonl"], "error: No file at 'missing.jsonl'"),
+        (
+            ["text.held_out=0.0"],
+            "error: The text leaves nothing to evaluate on: text.held_out=0.0 keeps none of the first",
+        ),
         (["model_pair=r1_vs_qwen"], "error: Cannot load 'Qwen/Qwen2.5-Math-1.5B'"),
         (["budget.tokens=10"], "error: budget.tokens=10 is less than one batch of optimizer.batch=1024."),
     ],

@@ -58,6 +58,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
     notes = pair.check_tokens(text.samples())
+    text.check(evaluated=any(run.cfg.evaluation for run in runs))
     for run in runs:
         with run.on_its_own():
             run.build(pair)
