@@ -193,6 +193,33 @@ def test_an_empty_text_is_refused(tokenizer):
         next(toy_text(held_out=0.0).batches([tokenizer], held_out=True))
 
 
+@pytest.mark.parametrize("rows", [lambda: iter(ROWS[:1]), lambda: language.rows(0, "trace")], ids=["one", "endless"])
+def test_a_text_that_leaves_nothing_to_evaluate_on_is_refused_unless_nothing_is_evaluated(rows):
+    text = Text(rows, held_out=0.0)
+    counted = "1 row" if len(list(itertools.islice(rows(), 2))) == 1 else r"10,000 rows"
+    with pytest.raises(TextError, match=f"held_out=0.0 keeps none of the first {counted}.*evaluation=none"):
+        text.check(evaluated=True)
+    text.check(evaluated=False)
+    Text(rows, held_out=lambda prompt: True).check(evaluated=True)
+
+
+def test_a_column_of_thinking_that_no_row_has_is_refused_and_a_response_takes_its_place():
+    fields = {"prompt": "question", "thinking": "thinking", "answer": "answer"}
+    rows = [{"question": f"{n}+1?", "answer": str(n + 1), "solution": "Okay."} for n in range(30)]
+
+    def check(rows, **more):
+        Text(lambda: iter(rows), fields={**fields, **more}, held_out=0.5).check(evaluated=True)
+
+    with pytest.raises(
+        TextError, match=r"No row .* 'thinking'.* only answer, question, solution.*text.fields.thinking"
+    ):
+        check(rows)
+    check(rows, thinking="solution")
+    check(rows, response="solution")
+    check([*rows, {"question": "1+1?", "thinking": "Okay.", "answer": "2"}])
+    check([{**row, "thinking": None} for row in rows])  # rows that do not think are no mistake
+
+
 def test_a_row_without_our_columns_says_how_to_map_them(tokenizer):
     with pytest.raises(TextError, match=r"only \['index', 'question'\]. Map its columns with text.fields"):
         next(Text(lambda: iter([{"question": "1+1?"}])).batches([tokenizer]))

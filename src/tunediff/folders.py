@@ -28,6 +28,8 @@ from tunediff.shapes import Finding, Note, Refused, Table
 
 FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
 INTERRUPTED, CANCELLED = "interrupted", "cancelled"
+LOGS = {".hydra", "run.log", "evaluate.log"}  # laid down before any line of a study is run
+SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json"}  # of a run before it begins
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -50,6 +52,21 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise Refused(f"No permission to write in {path}. Choose another place or ask for permission.")
     return path
+
+
+@contextlib.contextmanager
+def unless_refused(folder: Path) -> Iterator[None]:
+    """What is refused inside before anything was trained leaves no folder that looks like a run: what Hydra laid there and
+    what was said of the run go. A folder in which anything else stood before, or stands after, is left as it is."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        yield
+    except Refused:
+        left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        began = "step" in read_json(folder / "state.json")
+        if left and left <= LOGS | SAID and found <= LOGS and not began:
+            shutil.rmtree(folder)
+        raise
 
 
 @contextlib.contextmanager

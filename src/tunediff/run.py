@@ -58,6 +58,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
     notes = pair.check_tokens(text.samples())
+    text.check(evaluated=any(run.cfg.evaluation for run in runs))
     for run in runs:
         with run.on_its_own():
             run.build(pair)
@@ -140,7 +141,8 @@ def reevaluate(cfg: DictConfig) -> None:
     """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; new findings join
     or replace the old ones."""
     check(cfg, REEVALUATION)
-    run = Loaded(Path(cfg.run))
+    with folders.unless_refused(Path(cfg.run)):
+        run = Loaded(Path(cfg.run))
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg))
     device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
