@@ -208,7 +208,7 @@ _PREPOSITION = (
 _DETERMINER = r"(?P<fixed>the|an?|all|these|those|his|her|their|its|both|remaining|first|last|next|other)"
 _ASIDE = re.compile(rf"(?i)(?<!\S)(?:{_PREPOSITION}|(?:{_PREPOSITION.replace('near', 'close')}\s+)?{_DETERMINER})\s+$")
 _CLAUSE = re.compile(
-    r"(?i),?\s(?:if|when|because|since|while|so that|assuming|given that|after|before|as|to(?=\s+[a-z]+\s))\s"
+    r"(?i),?\s(?:if|when|because|since|while|so that|assuming|given that|after|before|as|(?<!equal )to(?=\s+[a-z]+\s))\s"
 )
 _TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b")
 
@@ -257,10 +257,7 @@ def _concluding_math(text: str) -> Answer:
 def _settled(sentence: str) -> tuple[str | None, str]:
     """The number or formula that a sentence comes to: after its last "is" or "=", else its main number."""
     sentence = sentence.strip().rstrip(".!")
-    clause = next(
-        (found for found in _CLAUSE.finditer(sentence) if _main_number(sentence[: found.start()], worst=1)), None
-    )
-    sentence = sentence[: clause.start()] if clause else sentence
+    sentence = _main_clause(sentence)
     answer = None
     for place in [found.end() for found in reversed(list(_COPULA.finditer(sentence)))]:
         tail = _LEADING.sub("", sentence[place:])
@@ -270,6 +267,15 @@ def _settled(sentence: str) -> tuple[str | None, str]:
     if answer is None:
         return None, "concluding_sentence"
     return answer, "concluding_number" if notation.number(notation.plain(answer)) else "concluding_expression"
+
+
+def _main_clause(sentence: str) -> str:
+    """Without what follows a number and only says when, why or what for; formulas set apart do not count as numbers."""
+    for found in _CLAUSE.finditer(sentence, sentence.rfind("=") + 1):
+        before = re.sub(r"\\\(.*?\\\)|\$[^$]*[\\a-z^][^$ ]*\$|\([^()]*\)", " ", sentence[: found.start()])
+        if _main_number(before, worst=1):
+            return sentence[: found.start()]
+    return sentence
 
 
 _LEADING = re.compile(
@@ -301,13 +307,20 @@ _LEADING_FORMULA = re.compile(
 )
 
 
+_NO_WORD = (
+    r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+|\b(?:and|or)\b|(?<![A-Za-z])(?:"
+    + "|".join(notation.FUNCTIONS)
+    + r")(?![A-Za-z])"
+)
+
+
 def _is_formula(text: str) -> bool:
     """No words but "and" and "or", and something besides them."""
     if not re.search(r"\d|\\(?:pi|infty|alpha)|∞", text):
         return False
     if notation.number(notation.plain(text)):
         return True
-    left = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+|\b(?:and|or)\b", " ", text)
+    left = re.sub(_NO_WORD, " ", text)
     return not re.search(r"[A-Za-z]{2,}", left)
 
 
