@@ -54,7 +54,7 @@ def looks_cut(text: str, longest: int) -> bool:
     return bool(text) and (len(text) > longest or not ENDED.search(text) or text.count("\\[") != text.count("\\]"))
 
 
-def graded(grader: Grader, record: dict, role: str) -> tuple:
+def question(record: dict, role: str) -> tuple:
     if role == "base":
         text = record["base_response"]
         return (text, record["gold"], "math", not looks_cut(text, 4000), False)
@@ -63,7 +63,9 @@ def graded(grader: Grader, record: dict, role: str) -> tuple:
 
 
 def itself(grader: Grader) -> None:
-    print("gold against itself (in a box), and against the gold of the problem before where the two texts differ")
+    print(
+        "gold against itself, in a box, as it is and respelled, and against the gold of the problem before where the two texts differ"
+    )
     for name, (_, _, tolerance) in SETS.items():
         begun = time.perf_counter()
         texts = golds(name)
@@ -77,7 +79,8 @@ def itself(grader: Grader) -> None:
             (output, gold, grade.rule) for (output, gold), grade in zip(others, against, strict=True) if grade.correct
         ]
         print(
-            f"{name:16s} {len(texts):5d} itself {1 - len(missed) / len(texts):.4f}   {len(others):5d} other "
+            f"{name:16s} {len(texts):5d} itself {share_right(grades):.4f} respelled "
+            f"{share_right(alike):.4f}   {len(others):5d} other "
             f"{len(false) / len(others):.4f}   {time.perf_counter() - begun:.1f} s"
         )
         for case in missed[:5] + false[:8]:
@@ -85,6 +88,15 @@ def itself(grader: Grader) -> None:
         timed = Counter(grade.rule for grade in grades + against)["timed_out"]
         if timed:
             print(f"       {timed} timed out")
+
+
+def respelled(gold: str) -> str:
+    """The same answer as another writer would set it: large fractions and brackets, braces about thousands."""
+    text = (
+        gold.replace("\\frac{", "\\dfrac{").replace("^\\circ", "^{\\circ}").replace("\\left", "").replace("\\right", "")
+    )
+    text = re.sub(r"(?<![\d.,_^{])(\d)(\d{3})(?![\d.,}_])", r"\1{,}\2", text.strip("$ "))
+    return f"\\displaystyle {text}".replace("(", "\\left(").replace(")", "\\right)")
 
 
 def interval(right: int, of: int) -> str:
@@ -101,7 +113,7 @@ def pairs(grader: Grader) -> None:
     )
     for (base, thinking, dataset), members in groups.items():
         begun = time.perf_counter()
-        answered = {role: grader.grade([graded(grader, each, role) for each in members]) for role in ("base", "tuned")}
+        answered = {role: grader.grade([question(each, role) for each in members]) for role in ("base", "tuned")}
         took = time.perf_counter() - begun
         right = {role: [grade.correct for grade in grades] for role, grades in answered.items()}
         table = Counter(zip(right["base"], right["tuned"], strict=True))
@@ -120,6 +132,10 @@ def pairs(grader: Grader) -> None:
         ended = [grade for grade in answered["tuned"] if grade.rule != "unfinished"]
         if ended:
             print(f"    of the {len(ended)} that ended: {interval(sum(grade.correct for grade in ended), len(ended))}")
+
+
+def share_right(grades: list[Grade]) -> float:
+    return sum(grade.correct for grade in grades) / len(grades)
 
 
 def share(grades: list[Grade], rule: str) -> float:

@@ -38,7 +38,7 @@ BOXED = {
     "units": [
         (r"5 \text{ cm}", "5", True), (r"\$18", "18", True), ("18 dollars", "18", True), (r"18.00\text{ dollars}", "18", True),
         ("864", r"864 \mbox{ inches}^2", True), (r"5.1 \text{ cents}", r"5.4 \text{ cents}", False), ("5n", "5", False),
-        ("7", "7 m", True), ("7", "7m", False), (r"12^{\text{th}} \text{ floor}", "12", True),
+        ("7 m", "7", True), ("7", "7m", False), (r"\frac{9}{\pi} \text{ square meters}", r"\frac{9}{\pi}", True), (r"12^{\text{th}} \text{ floor}", "12", True),
     ],
     "percent": [
         (r"50\%", "50", True), ("50", r"50\%", True), ("0.5", r"50\%", True), (r"50\%", "0.5", True), ("0.5", "50", False),
@@ -188,20 +188,19 @@ def test_a_word_may_be_the_subject_of_the_last_sentence_unless_it_is_denied():
 
 
 def test_endless_algebra_is_timed_out_and_the_rest_is_graded():
-    endless = "\\boxed{\\sum_{k=1}^{10^9} \\sin(k^2) + 2^{3^{4^{5}}}x}"
+    endless = ["9**9**9**9", "(" * 300 + "x" + ")" * 300]
+    asked = [(f"\\boxed{{{each}}}", "x^3+1") for each in endless] + [
+        ("\\boxed{(x+1)^2}", "x^2+2x+1"),
+        ("\\boxed{7}", "7"),
+    ]
     begun = time.monotonic()
-    with Grader(seconds=0.5, processes=1) as short:
-        grades = short.grade([(endless, "x^3+1"), ("\\boxed{(x+1)^2}", "x^2+2x+1"), ("\\boxed{7}", "7")])
-    assert [each.rule for each in grades] == ["timed_out", "boxed/symbolic", "boxed/literal"]
-    assert [each.correct for each in grades] == [False, True, True]
+    with Grader(seconds=0.7, processes=1) as short:
+        grades = short.grade(asked)
+        workers = list(short._idle.queue)
+    assert [each.rule for each in grades] == ["timed_out"] * 2 + ["boxed/symbolic", "boxed/literal"]
+    assert [each.correct for each in grades] == [False] * 2 + [True, True]
     assert time.monotonic() - begun < 60
-
-
-def test_towers_of_powers_neither_hang_nor_count(grader):
-    begun = time.monotonic()
-    answers = ["9**9**9**9", "9^{9^{9^{9}}}", "(" * 300 + "x" + ")" * 300, "\\frac{" * 200]
-    assert not any(each.correct for each in grader.grade([(f"\\boxed{{{each}}}", "x+1") for each in answers]))
-    assert time.monotonic() - begun < 60
+    assert all(worker.process is None for worker in workers)
 
 
 def test_two_workers_keep_the_order_and_no_worker_starts_for_numbers():
@@ -257,7 +256,7 @@ def respelled(gold):
 
 def test_a_gold_answer_is_equal_to_itself_and_seldom_to_another(grader, data_folder):
     for name in SETS:
-        texts = golds(data_folder, name, 40)
+        texts = golds(data_folder, name, 25)
         same = grader.grade([(f"\\boxed{{{respelled(text)}}}", text) for text in texts], tolerance=1e-2)
         missed = [text for text, each in zip(texts, same, strict=True) if not each.correct]
         assert len(missed) <= 0.05 * len(texts), (name, missed)

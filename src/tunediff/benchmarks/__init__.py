@@ -1,6 +1,6 @@
 """Outputs of a model on benchmark problems -> grades.
 
-    answers.py -> notation.py -> equality.py -> symbolic.py          grading.py runs them in this order, many at a time
+    answers.py (by sentences.py) -> equality.py (by notation.py) -> symbolic.py        grading.py runs them, many at a time
 
 Nothing here knows a model: an output is a string, and so is the gold answer.
 """
