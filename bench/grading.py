@@ -18,6 +18,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from tunediff.benchmarks import Grade, Grader
+from tunediff.benchmarks.notation import number, plain
 
 DATA = Path(os.environ.get("TUNEDIFF_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 # name: file, how the gold is read from a record, relative tolerance of the task
@@ -64,13 +65,15 @@ def question(record: dict, role: str) -> tuple:
 
 def itself(grader: Grader) -> None:
     print(
-        "gold against itself, in a box, as it is and respelled, and against the gold of the problem before where the two texts differ"
+        "gold against itself, as it is and respelled, and against the gold of the problem before where the two differ"
     )
     for name, (_, _, tolerance) in SETS.items():
         begun = time.perf_counter()
         texts = golds(name)
         grades = grader.grade([(f"So it is \\boxed{{{text}}}.", text) for text in texts], tolerance=tolerance)
         missed = [text for text, grade in zip(texts, grades, strict=True) if not grade.correct]
+        alike = grader.grade([(f"So it is \\boxed{{{respelled(text)}}}.", text) for text in texts], tolerance=tolerance)
+        missed += [(respelled(text), each.rule) for text, each in zip(texts, alike, strict=True) if not each.correct]
         others = [
             (f"So it is \\boxed{{{one}}}.", gold) for one, gold in zip(texts, texts[1:], strict=False) if one != gold
         ]
@@ -85,7 +88,7 @@ def itself(grader: Grader) -> None:
         )
         for case in missed[:5] + false[:8]:
             print("      ", case)
-        timed = Counter(grade.rule for grade in grades + against)["timed_out"]
+        timed = Counter(grade.rule for grade in grades + alike + against)["timed_out"]
         if timed:
             print(f"       {timed} timed out")
 
@@ -108,6 +111,7 @@ def pairs(grader: Grader) -> None:
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for record in records(PAIRS):
         groups.setdefault((record["base_model"], record["thinking_model"], record["dataset"]), []).append(record)
+    told: dict[tuple[str, str], list[Grade]] = {}  # what the reasoning models say to one problem
     print(
         "\npair, set | n | base | reasoning | both, base only, reasoning only, neither | McNemar p | unfinished | seconds"
     )
@@ -130,8 +134,21 @@ def pairs(grader: Grader) -> None:
                 f"    {role}: " + ", ".join(f"{rule} {n}" for rule, n in Counter(g.rule for g in grades).most_common())
             )
         ended = [grade for grade in answered["tuned"] if grade.rule != "unfinished"]
+        for member, grade in zip(members, answered["tuned"], strict=True):
+            if member["problem_id"] and grade.answer:
+                told.setdefault((member["problem_id"], member["gold"]), []).append(grade)
         if ended:
             print(f"    of the {len(ended)} that ended: {interval(sum(grade.correct for grade in ended), len(ended))}")
+    agreed(told)
+
+
+def agreed(told: dict[tuple[str, str], list[Grade]]) -> None:
+    """Problems to which three or more reasoning models give one answer that is not the gold one."""
+    print("\nreasoning models agree on another value than the gold:")
+    for (problem, gold), grades in told.items():
+        values = {number(plain(grade.answer)) for grade in grades}
+        if len(grades) > 2 and len({value and value.value for value in values}) == 1 and not grades[0].correct:
+            print(f"    {problem}: gold {gold}, answers {', '.join(grade.answer for grade in grades)}")
 
 
 def share_right(grades: list[Grade]) -> float:

@@ -17,6 +17,7 @@ BOXED = {
     "thousands commas": [
         ("1234567", "1,234,567", True), ("1,234,567", "1234567", True), ("1{,}234", "1234", True),
         (r"1\,234", "1234", True), (r"10,\!080", "10080", True), ("(1,234)", "1234", True), ("1,234", "1,235", False),
+        (r"1{,}600\pi", r"1600\pi", True), (r"1,600\pi", r"1600\pi", True), (r"1,600\pi", r"1,600", False),
     ],
     "comma of a pair": [("(1,234)", "(1,234)", True), ("(1, 234)", "(1,234)", True), ("1234", "(1,234)", False)],
     "leading zeros": [("25", "025", True), ("025", "25", True), ("250", "025", False)],
@@ -122,6 +123,7 @@ OUTPUTS = {
     "a next problem": ("So he has 42 left.\n\nQuestion: Ann has 3 hens and 4 cats. How many?\nAnswer: 7", "42", "concluding_number"),
     "a next problem in a box": ("It is \\boxed{42}.\nProblem: what is 1+1?\n\\boxed{2}", "42", "boxed"),
     "repetition": ("So Ann has 42 hens in the yard.\n" * 9 + "So Ann has", "42", "concluding_number"),
+    "two sentences in turn": ("So the sum is 42.\nHence the sum is 42.\n" * 9 + "So the", "42", "concluding_number"),
     "a circle": ("We know that x = 3.\nWe know that y = 4.\nWe know that z = 5.\n" * 9, "5", "concluding_number"),
     "a program": ("```python\nprint(6 * 7)\n```\n```output\n42\n```", "42", "program_output"),
     "words after a program": ("```python\nprint(80/2)\n```\n```output\n40.0\n```\nThe answer is 40.", "40", "stated"),

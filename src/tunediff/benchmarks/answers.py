@@ -126,7 +126,7 @@ _NEXT = re.compile(
 
 def _before_invention(text: str) -> tuple[str, bool]:
     """Up to the next problem that the model asks itself, or to where it goes round in a circle; and whether its last
-    sentence is whole and meant: a sentence that is only repeated is, one of a circle of several is not."""
+    sentence is whole and meant: one that only repeats a result is, one of a circle of several results is not."""
     for found in _NEXT.finditer(text):
         if re.search(r"\d|\\boxed", text[: found.start()]) or found[0].startswith("<"):
             return text[: found.start()], True
@@ -137,7 +137,7 @@ def _before_invention(text: str) -> tuple[str, bool]:
     # a problem is restated and a sum is checked; but who says at the end for the third time the same goes in a circle
     if last and sum(map(len, last[0])) >= 30 and threes.count(last[0]) >= 3:
         again = next(place for place, three in enumerate(threes) if three in threes[:place])
-        return text[: words[again][1]], len(set(last[0])) == 1
+        return text[: words[again][1]], len({settled(piece)[0] for piece in last[0]}) == 1
     return text, False
 
 

@@ -143,6 +143,9 @@ def _same_parts(
     answered, expected, answer: str, gold: str, tolerance: float | None, symbolic: Symbolic
 ) -> tuple[bool, str]:
     if not (answered and expected):
+        joined = [re.sub(r"(?<![\d,])(\d{1,3}),(\d{3})(?![\d,])", r"\1\2", text) for text in (answer, gold)]
+        if joined != [answer, gold] and LISTED in (expected or answered):  # 1,600\\pi is no list
+            return _equal(*joined, tolerance, symbolic)
         alone = expected or answered
         if answered and " or " in f" {answer} ":  # 33/100, or 0.33
             number = notation.number(gold, letters=False)

@@ -41,7 +41,7 @@ def plain(text: str) -> str:
         text = text.replace(old, new)
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     text = re.sub(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\.?", "", text)
-    text = re.sub(r",\s*(?<!\\)\\!\s*(?=\d{3})", ",", text).replace("{,}", ",")
+    text = re.sub(r"(?<=\d)(?:,\s*\\!\s*|\{,\})(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
     text = re.sub(r"(?<=\d)(?<!\\)\\[,;: ]\s*(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<!\\)\\(?:[,;:! ]|q?quad(?![a-z]))|~", " ", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
