@@ -138,7 +138,11 @@ def pairs(grader: Grader) -> None:
             if member["problem_id"] and grade.answer:
                 told.setdefault((member["problem_id"], member["gold"]), []).append(grade)
         if ended:
-            print(f"    of the {len(ended)} that ended: {interval(sum(grade.correct for grade in ended), len(ended))}")
+            base = [one for one, other in zip(*answered.values(), strict=True) if other.rule != "unfinished"]
+            print(
+                f"    of the {len(ended)} that the reasoning model ended: "
+                f"{interval(sum(grade.correct for grade in ended), len(ended))}, base {share_right(base):.3f}"
+            )
     agreed(told)
 
 
