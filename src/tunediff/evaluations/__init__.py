@@ -1,5 +1,6 @@
 """One question a file: a trained dictionary, or the pair alone -> findings."""
 
+from tunediff.evaluations.attention_sinks import AttentionSinks
 from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
@@ -16,6 +17,7 @@ from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
 
 __all__ = [
+    "AttentionSinks",
     "Autointerp",
     "Examples",
     "Fidelity",
