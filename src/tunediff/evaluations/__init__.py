@@ -5,6 +5,7 @@ from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
+from tunediff.evaluations.kl_patching import KLPatching
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
@@ -22,6 +23,7 @@ __all__ = [
     "Examples",
     "Fidelity",
     "Geometry",
+    "KLPatching",
     "LabelAlignment",
     "LatentCache",
     "LatentScaling",
