@@ -86,7 +86,9 @@ class KLPatching:
         for place, documents in sums.items():
             found = self._measured(torch.stack(list(documents.values())), names)
             if found[f"kl/{BASE}"].value == 0:
-                yield Note(f"At '{place}' base's vectors predict what tuned's do: there is no gap to close.")
+                yield Note(
+                    f"kl_patching: at '{place}' base's vectors predict what tuned's do: there is no gap to close."
+                )
             yield from self._findings(found, place, latents, len(documents))
             self._add_rows(columns, found, place, latents, documents)
         yield Table("kl_patching", dict(columns))
@@ -103,7 +105,7 @@ class KLPatching:
             if len(numbers):
                 classes.append((kind, numbers))
             else:
-                notes.append(Note(f"kl_patching: no alive latent is {kind}, so that this condition was not measured."))
+                notes.append(Note(f"No alive latent is {kind}: kl_patching has no number for that kind."))
         order = relative.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)[: int(alive.sum())]
         best, rest = order[: self.best], order[self.best :]
         if len(best):
@@ -111,8 +113,8 @@ class KLPatching:
         if len(rest) < len(best) and self.draws:
             notes.append(
                 Note(
-                    f"kl_patching: of {len(order)} alive latents {len(best)} are the best ones, and {len(rest)} others are too "
-                    f"few to draw as many: evaluation.kl_patching.best={len(order) // 2} leaves enough."
+                    f"Of {len(order)} alive latents {len(best)} are the best, and {len(rest)} others are too few to draw as many: "
+                    f"evaluation.kl_patching.best={len(order) // 2} leaves enough."
                 )
             )
             return classes, notes
