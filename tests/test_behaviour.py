@@ -223,7 +223,7 @@ def test_an_evaluation_that_was_interrupted_asks_only_what_is_missing(trained, t
 
 def test_kept_responses_come_back_as_they_were(tmp_path):
     response = Response([5, 6], "Wait – \n", False, True, (3, 0))
-    Kept(tmp_path, "a", "b", "c").write([Asked("1", [2])], [response])
+    Kept(tmp_path, "a", "b", "c").write(Asked("1", [2]), response)
     assert Kept(tmp_path, "a", "b", "c").read(Asked("1", [2])) == response
     assert Kept(tmp_path, "a", "b", "c").read(Asked("1", [3])) is None
     assert Kept(None, "a", "b", "c").read(Asked("1", [2])) is None

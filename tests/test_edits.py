@@ -390,10 +390,13 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(pair, known):
     later = dictionary_of([AT[TUNED]._replace(layer=2)])
     with pytest.raises(Refused, match=r"asks for tuned.resid_post.2, which is computed after it"):
         logits(pair, TUNED, known(), Edit(AT[TUNED], direction(), Zero(), WhileActive(later, 0)))
-    with pytest.raises(Refused, match="hookpoint 'lora' is unknown"):
-        pair.streams("lora", 1)
-    with pytest.raises(Refused, match="layers 0 to 2"):
-        pair.streams("resid_post", 7)
+    for place, said in (
+        ({"hookpoint": "lora"}, "hookpoint 'lora' is unknown"),
+        ({"layer": 7}, "layers 0 to 2"),
+        ({"width": 33}, "of width 33 has no place in the tuned model of width 32"),
+    ):
+        with pytest.raises(Refused, match=said):
+            logits(pair, TUNED, known(), Edit(AT[TUNED]._replace(**place), Whole(), Zero()))
 
 
 def test_models_that_read_different_tokens_cannot_be_patched(pair, known):

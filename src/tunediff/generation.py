@@ -8,7 +8,7 @@ section 3): thinking is ended by writing its end, or extended by writing "Wait" 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -117,9 +117,11 @@ def generate(
     tokenizer=None,
     alongside: Sequence[Response] | None = None,
     title: str = "generating",
+    keep: Callable[[int, Response], None] | None = None,
 ) -> list[Response]:
     """Responses in the order of the prompts. `tokenizer` is the one the prompts were made with, by default the pair's;
-    `alongside` are the other model's own responses to the same prompts, which edits that patch then read.
+    `alongside` are the other model's own responses to the same prompts, which edits that patch then read; `keep` is given
+    each response with the place of its prompt as soon as it is there.
 
     Raises Refused for a budget that the model's context does not hold."""
     tokenizer = tokenizer or pair.tokenizers[0]
@@ -134,6 +136,8 @@ def generate(
     with tqdm(total=len(asked), desc=title, unit="response", leave=False, delay=2) as bar:
         for place, response in engine.respond(pair, role, asked, decoding, edits, tokenizer, alongside):
             found[place] = response
+            if keep is not None:
+                keep(place, response)
             bar.update()
     return found
 

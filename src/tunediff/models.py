@@ -265,6 +265,12 @@ class ModelPair:
 
         The other model runs first, unedited, where an edit asks for it. Raises Refused where it cannot."""
         others = needed(edits, role)
+        for at in (edit.at for edit in edits):
+            if at not in self.streams(at.hookpoint, at.layer, reads=role):
+                width = self.configs[role].hidden_size
+                raise PairError(
+                    f"An edit at {at} of width {at.width} has no place in the {role} model of width {width}."
+                )
         read, available = {}, None
         if others:
             read, available = self._read_alongside(others, known, alongside, caches)

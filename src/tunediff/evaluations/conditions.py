@@ -36,6 +36,7 @@ MEANINGS = {
     "perplexity": "exp of the mean nats a token under the unedited model, interval over problems",
     "repetition": "share of 4-grams that occurred before in the same response",
     "finished": "share of responses that ended within the budget",
+    "closed": "share of responses that think whose thinking was closed",
     "difference": "accuracy less that of {reference}, on the same problems, Newcombe's paired interval",
     "p": "McNemar's exact test against {reference}",
     "touched": "share of responses in which the edit changed a token",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +20,6 @@ from tunediff.edits import Edit
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Asked, Batched, Decoding, Engine, Response, ask, generate, surprise
 from tunediff.shapes import BASE, TUNED, Note, Refused
-
-AT_ONCE = 256  # responses that are written to the folder together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,22 +86,21 @@ class Solver:
         kept = Kept(self.folder, self.name, task, self._stands_for(condition))
         found = {place: kept.read(one) for place, one in enumerate(asked)}
         missing = [place for place, response in found.items() if response is None]
-        title = f"{self.name} {task}: {condition.name}"
-        for start in range(0, len(missing), AT_ONCE):
-            places = missing[start : start + AT_ONCE]
+        if missing:
+            some = [asked[place] for place in missing]
             written = generate(
                 self.pair,
                 condition.role,
-                [asked[place] for place in places],
+                some,
                 self.decoding,
                 engine=self.engine,
                 edits=condition.edits,
                 tokenizer=tokenizer,
-                alongside=None if alongside is None else [alongside[place] for place in places],
-                title=title,
+                alongside=None if alongside is None else [alongside[place] for place in missing],
+                title=f"{self.name} {task}: {condition.name}",
+                keep=lambda n, response: kept.write(some[n], response),
             )
-            kept.write([asked[place] for place in places], written)
-            found |= dict(zip(places, written, strict=True))
+            found |= dict(zip(missing, written, strict=True))
         return [found[place] for place in range(len(asked))]
 
     def solve(
@@ -164,15 +160,12 @@ class Kept:
     def read(self, asked: Asked) -> Response | None:
         return self.known.get(digest([asked.name, asked.ids]))
 
-    def write(self, asked: Sequence[Asked], responses: Sequence[Response]) -> None:
+    def write(self, asked: Asked, response: Response) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            for one, response in zip(asked, responses, strict=True):
-                file.write(json.dumps({"key": digest([one.name, one.ids]), **response._asdict()}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(json.dumps({"key": digest([asked.name, asked.ids]), **response._asdict()}) + "\n")
 
 
 def digest(parts: Any) -> str:
