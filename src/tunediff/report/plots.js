@@ -16,6 +16,7 @@ function standing(svg) {
     const style = getComputedStyle(node);
     for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family", "text-anchor"])
       here[i].setAttribute(name, style.getPropertyValue(name));
+    here[i].removeAttribute("style"); // it is written out, and speaks of this page
   });
   const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
   copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
@@ -34,14 +35,15 @@ function savePng(name, svg) {
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
 }
 
-// `rows` is [columns, rows] of the numbers drawn, for CSV; `make` draws an SVG where the page shows something faster
+// `rows` is [columns, rows] of the numbers drawn, for CSV; `make` draws an SVG where the page shows something faster, and is
+// null where there is no drawing
 function figure(title, shown, { rows = null, make = () => shown, kind = "" } = {}) {
   const name = title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
   const tool = (word, act) => element("button", { type: "button", title: `save as ${word}`, onclick: act }, word);
   return element("figure", { class: kind },
     element("figcaption", {}, element("span", {}, title), element("span", { class: "tools" },
-      tool("SVG", () => save(`${name}.svg`, "image/svg+xml", standing(make()).text)),
-      tool("PNG", () => savePng(name, make())),
+      make ? tool("SVG", () => save(`${name}.svg`, "image/svg+xml", standing(make()).text)) : null,
+      make ? tool("PNG", () => savePng(name, make())) : null,
       rows ? tool("CSV", () => save(`${name}.csv`, "text/csv", csv(...rows()))) : null)),
     shown);
 }
@@ -102,25 +104,112 @@ function bars(title, names, values, colours, yWord) {
   return figure(title, svg, { rows: () => [["place", yWord], names.map((name, n) => [name, values[n]])] });
 }
 
-// a line with the band of its interval, a value a layer
-function banded(title, layers, lines, note = "") {
-  const all = lines.flatMap(([name]) => [...(DATA.layers[`${name}_low`] ?? []), ...(DATA.layers[`${name}_high`] ?? []), ...DATA.layers[name]]).filter((v) => v !== null);
-  if (!all.length) return null;
-  const low = Math.min(...all), high = Math.max(...all), room = (high - low) * 0.06;
-  const { svg, x, y } = frame(title, [Math.min(...layers), Math.max(...layers)], [low - room, high + room], "layer");
-  for (const [name, word, colour] of lines) {
-    const values = DATA.layers[name], lows = DATA.layers[`${name}_low`], highs = DATA.layers[`${name}_high`];
-    const at = (column) => layers.map((layer, i) => `${x(layer).toFixed(1)},${y(column[i] ?? values[i]).toFixed(1)}`);
-    if (lows) svg.append(drawn("polygon", { points: [...at(highs), ...at(lows).reverse()].join(" "), fill: colour, opacity: 0.18 }));
-    svg.append(drawn("polyline", { points: at(values).join(" "), fill: "none", stroke: colour, "stroke-width": 1.6 }));
-    layers.forEach((layer, i) => {
-      const dot = drawn("circle", { cx: x(layer), cy: y(values[i]), r: 2.6, fill: colour });
-      dot.append(drawn("title", {}, `${word}, layer ${layer}: ${spelled(values[i])}${lows ? ` (${spelled(lows[i], values[i])} to ${spelled(highs[i], values[i])})` : ""}`));
+// lines with the bands of their intervals. Each is { word, colour, xs, values, lows, highs, dashed }; `place` says where a
+// point lies, `asX` and `asY` are what an axis shows of a number, `level` is a value to hold the lines against
+function bands(title, lines, xWord, { place, rows, asX = (v) => v, asY = (v) => v, level = null, ...axes }) {
+  const drawnLines = lines.map((line) => ({ ...line, points: line.xs.map((at, i) => ({ at, value: line.values[i], low: line.lows?.[i] ?? line.values[i], high: line.highs?.[i] ?? line.values[i] }))
+    .filter((point) => point.value !== null && point.value !== undefined) })).filter((line) => line.points.length);
+  if (!drawnLines.length) return null;
+  const every = drawnLines.flatMap((line) => line.points), all = [...every.flatMap((point) => [point.value, point.low, point.high]), ...(level === null ? [] : [level])].map(asY);
+  const low = Math.min(...all), high = Math.max(...all), room = (high - low) * 0.06, places = (axes.atX ?? []).concat(every.map((point) => asX(point.at)));
+  const { svg, x, y } = frame(title, [Math.min(...places), Math.max(...places)], [low - room, high + room], xWord, { ...axes, atY: axes.atY?.(low - room, high + room) });
+  if (level !== null) svg.append(drawn("line", { class: "mark", x1: LEFT, x2: WIDE - RIGHT, y1: y(asY(level)), y2: y(asY(level)) }));
+  for (const { word, colour, points, lows, dashed } of drawnLines) {
+    const at = (name) => points.map((point) => `${x(asX(point.at)).toFixed(1)},${y(asY(point[name])).toFixed(1)}`);
+    if (lows) svg.append(drawn("polygon", { points: [...at("high"), ...at("low").reverse()].join(" "), fill: colour, opacity: dashed ? 0.08 : 0.18 }));
+    svg.append(drawn("polyline", { points: at("value").join(" "), fill: "none", stroke: colour, "stroke-width": 1.6, ...(dashed ? { "stroke-dasharray": "4 3" } : {}) }));
+    for (const point of points) {
+      const dot = drawn("circle", { cx: x(asX(point.at)), cy: y(asY(point.value)), r: 2.6, fill: colour });
+      dot.append(drawn("title", {}, `${word}, ${place(point.at)}: ${spelled(point.value)}${lows ? ` (${spelled(point.low, point.value)} to ${spelled(point.high, point.value)})` : ""}`));
       svg.append(dot);
-    });
+    }
   }
+  return figure(title, svg, { rows });
+}
+
+// a line a column of the table of layers
+function banded(title, layers, lines) {
   const columns = lines.flatMap(([name]) => [name, `${name}_low`, `${name}_high`]).filter((name) => DATA.layers[name]);
-  return figure(title + note, svg, { rows: () => [["layer", ...columns], layers.map((layer, i) => [layer, ...columns.map((name) => DATA.layers[name][i])])] });
+  return bands(title, lines.map(([name, word, colour]) => ({ word, colour, xs: layers, values: DATA.layers[name], lows: DATA.layers[`${name}_low`], highs: DATA.layers[`${name}_high`] })), "layer", {
+    place: (layer) => `layer ${layer}`,
+    rows: () => [["layer", ...columns], layers.map((layer, i) => [layer, ...columns.map((name) => DATA.layers[name][i])])] });
+}
+
+// -- rows of dots with whiskers, a panel a measure ---------------------------------------------------------------------
+
+// Rows are { label, colour, control, first, ruled, of }: `of` holds the numbers, `first` opens a group, and a line stands
+// in every panel at a row that is ruled. Columns are { name, word, log }. Drawn as wide as there is room for.
+function whiskers(title, rows, columns, { bar = false, table }) {
+  const spread = columns.map(({ name, log }) => {
+    const all = rows.flatMap(({ of }) => [of[name], of[`${name}_low`], of[`${name}_high`]]).filter((v) => v !== null && v !== undefined);
+    const far = log && Math.min(...all) > 0 && Math.max(...all) > 8 * Math.min(...all), as = far ? Math.log10 : (v) => v;
+    const low = Math.min(...all.map(as), ...(bar ? [0] : [])), high = Math.max(...all.map(as), ...(bar ? [0] : [])), room = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1;
+    return { as, far, low: low >= 0 && !far ? Math.max(0, low - room) : low - room, high: high + room };
+  });
+
+  function draw(wide) {
+    const stacked = wide < 640, label = stacked ? 0 : Math.min(310, 0.29 * wide), gap = 26, most = stacked ? wide / 6.3 : (label - 24) / 6.3;
+    const step = stacked ? 38 : rows.some((row) => broken(row.label, most).length > 1) ? 30 : 25, head = 26, foot = stacked ? 38 : 26;
+    const across = stacked ? 1 : columns.length, each = (wide - label - gap * (across - 1) - 12) / across, tall = head + rows.length * step + foot;
+    const high = stacked ? tall * columns.length : tall, svg = drawn("svg", { viewBox: `0 0 ${Math.round(wide)} ${high}`, role: "img", "aria-label": title });
+    const words = (row, x, y) => {
+      const lines = broken(row.label, most).slice(0, stacked ? 1 : 2), indent = row.control ? 14 : 0;
+      lines.forEach((line, n) => svg.append(drawn("text", { class: row.control ? "name control" : "name", x: x + indent, y: y + 4 + (n - (lines.length - 1) / 2) * 12 }, line)));
+    };
+    columns.forEach(({ name, word }, c) => {
+      const { as, far, low, high: top } = spread[c], left = stacked ? 6 : label + c * (each + gap) + 6, above = stacked ? c * tall : 0, end = above + head + rows.length * step;
+      const x = (v) => left + ((as(v) - low) / (top - low)) * each, y = (n) => above + head + (n + (stacked ? 0.72 : 0.5)) * step;
+      svg.append(drawn("text", { class: "name", x: left, y: above + 12 }, far ? `${word}, logarithmic` : word), drawn("line", { class: "axis", x1: left, x2: left + each, y1: end, y2: end }));
+      for (const at of far ? logTicks(low, top) : ticks(low, top, each < 150 ? 2 : 3)) svg.append(drawn("text", { x: left + ((at - low) / (top - low)) * each, y: end + 15, "text-anchor": "middle" }, far ? unlog(at) : short(at)));
+      rows.forEach((row, n) => {
+        const from = above + head + n * step;
+        if (row.first && n) svg.append(drawn("line", { class: "axis", x1: c || stacked ? left : 0, x2: left + each, y1: from, y2: from }));
+        if (!row.ruled || row.of[name] === null) return;
+        const at = x(row.of[name]), rule = (y1, y2) => svg.append(drawn("line", { class: "mark", style: `stroke:${row.colour}`, x1: at, x2: at, y1, y2 }));
+        if (stacked) rows.forEach((_, n) => rule(y(n) - 7, y(n) + 7)); // names stand between
+        else rule(above + head, end);
+      });
+      rows.forEach((row, n) => {
+        const value = row.of[name], lows = row.of[`${name}_low`] ?? value, highs = row.of[`${name}_high`] ?? value;
+        if (stacked || !c) words(row, stacked ? left : 0, stacked ? y(n) - 15 : y(n));
+        if (value === null || value === undefined) return;
+        const one = drawn("g", row.control ? { opacity: 0.5 } : {});
+        if (bar) one.append(drawn("rect", { x: Math.min(x(0), x(value)), width: Math.abs(x(value) - x(0)), y: y(n) - 6, height: 12, fill: row.colour, opacity: 0.45 }));
+        one.append(drawn("line", { x1: x(lows), x2: x(highs), y1: y(n), y2: y(n), stroke: row.colour, "stroke-width": 1.8 }));
+        if (!bar) one.append(drawn("circle", { cx: x(value), cy: y(n), r: 4, fill: row.control ? "var(--paper)" : row.colour, stroke: row.colour, "stroke-width": 1.6 }));
+        one.append(drawn("title", {}, `${row.label}: ${word} ${spelled(value)}${highs > lows ? ` (${spelled(lows, value)} to ${spelled(highs, value)})` : ""}`));
+        svg.append(one);
+      });
+    });
+    return svg;
+  }
+
+  let wide = 1100;
+  const holder = element("div", {}, draw(wide));
+  new ResizeObserver(() => {
+    if (!holder.clientWidth || Math.abs(holder.clientWidth - wide) < 4) return;
+    wide = holder.clientWidth;
+    holder.replaceChildren(draw(wide));
+  }).observe(holder);
+  return figure(title, holder, { rows: table, make: () => aside(draw(1100)), kind: "broad" });
+}
+
+// words in lines of at most `most` letters
+function broken(text, most) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    if (lines.at(-1) && lines.at(-1).length + word.length + 1 > most) lines.push("");
+    lines[lines.length - 1] += (lines.at(-1) ? " " : "") + word;
+  }
+  return lines;
+}
+
+// a drawing is given its colours by the page only while it stands in it
+function aside(svg) {
+  const holder = element("div", { class: "away" }, svg);
+  document.body.append(holder);
+  setTimeout(() => holder.remove(), 2000);
+  return svg;
 }
 
 // -- thousands of points: drawn on a canvas, found by the pointer ----------------------------------------------------
@@ -202,10 +291,7 @@ function scatter(title, points, { xs, ys, xWord, yWord, spellY, bright, onpick, 
     for (const at of ticks(...ys, 4)) svg.append(drawn("text", { x: left - 7, y: y(at) + 4, "text-anchor": "end" }, spellY(at)));
     svg.append(drawn("text", { x: wide - right, y: high - 3, "text-anchor": "end" }, xWord), drawn("text", { x: 2, y: 10 }, yWord));
     for (const point of points) svg.append(drawn("circle", { cx: x(point.x).toFixed(1), cy: y(point.y).toFixed(1), r: 2.4, fill: point.hollow ? "none" : colourOf(point.colour), stroke: point.hollow ? colourOf(point.colour) : "none", opacity: bright(point) ? 0.8 : 0.1 }));
-    const holder = element("div", { class: "away" }, svg);
-    document.body.append(holder);
-    setTimeout(() => holder.remove(), 2000);
-    return svg;
+    return aside(svg);
   }
   return { node: figure(title, element("div", { class: "over" }, canvas, tip), { make, kind: "broad", rows: () => [["latent", "relative_decoder_norm", "firing_rate"], points.map((p) => [p.latent, p.x, 10 ** p.y])] }), draw };
 }
