@@ -1,6 +1,7 @@
 """Every measure against a truth that was planted."""
 
 import itertools
+import weakref
 from functools import partial
 
 import pytest
@@ -287,6 +288,30 @@ def test_a_planted_label_latent_is_found_and_chance_is_near_a_half(pair, monkeyp
     # over all tokens the rule "the token is a dot" is strong: decision positions take it away
     everywhere, _, _ = run(LabelAlignment(label="hesitation_follows", shuffles=5), pair, dictionary, tokens=12_000)
     assert everywhere[f"{where}/token_rule"].value > 0.9 > 0.7 > findings[f"{where}/token_rule"].value
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        LabelAlignment(label="hesitation_follows", at="decision", shuffles=2),
+        Probing(label="hesitation_follows", at="decision", directions=2),
+    ],
+    ids=["label_alignment", "probing"],
+)
+def test_telling_a_label_keeps_the_latents_of_no_batch_but_the_one_that_is_read(pair, monkeypatch, evaluation):
+    original, seen, most = Trained.readings, [], []
+
+    def readings(self, title):
+        for reading in original(self, title):
+            seen.append(weakref.ref(reading.latents))
+            yield reading
+            del reading
+            most.append(sum(one() is not None for one in seen))
+
+    monkeypatch.setattr(Trained, "readings", readings)
+    dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+    findings, _, _ = run(evaluation, pair, dictionary, tokens=12_000)
+    assert findings and len(most) > 5 and max(most) <= 1
 
 
 def test_a_text_without_the_label_is_said(pair):

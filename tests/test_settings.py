@@ -90,6 +90,18 @@ def test_a_word_like_no_other_is_answered_with_the_list():
     assert "The settings are activations, budget, checkpoint_every, dictionary" in refused("zzzzqqq=1")
 
 
+def test_what_a_verb_cannot_do_without_is_asked_for_before_anything_is_read(tmp_path):
+    said = "run is not set: give it on the command line, python evaluate.py run=<the run folder>."
+    assert refused(verb="evaluate") == refused("evaluation=[geometry]", verb="evaluate") == said
+    check_command_line(["--cfg", "job"], CONF, "evaluate")  # a look at the config needs no run
+    (tmp_path / "make.yaml").write_text("out: ???\nwidth: ???  # of the pair\n")
+    for given, left in (([], "out=<...>"), (["out=x"], "width=<of the pair>")):
+        with pytest.raises(Refused, match=f"is not set: .* python make.py {left}"):
+            check_command_line(given, tmp_path, "make")
+    check_command_line(["out=x", "width=3"], tmp_path, "make")
+    check_command_line(["-m", "out=x,y", "width=3"], tmp_path, "make")
+
+
 def test_legal_command_lines_pass():
     for line in (
         [],
@@ -116,7 +128,14 @@ def test_legal_command_lines_pass():
         ),
         (["dictionary.sparsity.k=many"], "dictionary.sparsity.k='many' is not of type int"),
         (["+colour=red"], "colour is not a setting here"),
-        (["model_pair=local"], "model_pair.base.path: Missing mandatory value"),
+        (
+            ["model_pair=local"],
+            "model_pair.base.path is not set: give it on the command line, model_pair.base.path=<...>",
+        ),
+        (
+            ["evaluation=autointerp"],
+            "evaluation.autointerp.model is not set: give it on the command line, evaluation.autointerp.model=<...>",
+        ),
         (["text.rows._target_=os.system"], "names a package that is not trusted"),
         (["text.rows._target_=tunediff.text.read_fils"], "cannot be imported"),
         (["text.context=[1,2]"], r"text.context=\[1, 2\] is not of type int"),

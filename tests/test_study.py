@@ -210,13 +210,46 @@ def test_a_half_billion_pair_trains_50_steps_within_12_gb(tmp_path, data_folder)
         ),
         (["trainer=fp16", "trainer.accelerator=cpu"], "error: trainer.precision=16-mixed needs a GPU"),
         (["text=traces", "text.rows.path=missing.jsonl"], "error: No file at 'missing.jsonl'"),
+        (
+            ["text.held_out=0.0"],
+            "error: The text leaves nothing to evaluate on: text.held_out=0.0 keeps none of the first",
+        ),
         (["model_pair=r1_vs_qwen"], "error: Cannot load 'Qwen/Qwen2.5-Math-1.5B'"),
         (["budget.tokens=10"], "error: budget.tokens=10 is less than one batch of optimizer.batch=1024."),
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(words, message, tmp_path):
-    said = call("train.py", *SMALL, *words, f"hydra.run.dir={tmp_path}", good=False, HF_HUB_OFFLINE="1")
+    said = call("train.py", *SMALL, *words, f"hydra.run.dir={tmp_path}/run", good=False, HF_HUB_OFFLINE="1")
     assert message in said and "Traceback" not in said
+    assert not list(tmp_path.iterdir())  # nothing that looks like a run
+
+
+def test_an_evaluation_of_a_folder_that_is_no_run_makes_none(tmp_path):
+    assert "is no finished run" in call("evaluate.py", f"run={tmp_path}/misspelt", good=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_kept_where_training_began_or_anything_else_stands(tmp_path):
+    from tunediff.folders import say, unless_refused
+    from tunediff.shapes import Refused
+
+    def refused(folder, *, before=(), inside=(), **said):
+        folder.mkdir()
+        for name in ("run.log", *before):
+            (folder / name).write_text("x")
+        with pytest.raises(Refused), unless_refused(folder):
+            say(folder, **said)
+            for name in inside:
+                (folder / name).write_text("x")
+            raise Refused("no")
+        return folder.exists()
+
+    assert not refused(tmp_path / "empty", state="failed", inside=["config.yaml"])
+    assert refused(tmp_path / "began", state="failed", step=0)
+    assert refused(tmp_path / "of_the_user", before=["config.yaml"])
+    assert refused(tmp_path / "found", inside=["findings.json"])
+    with pytest.raises(ZeroDivisionError), unless_refused(tmp_path / "found"):
+        raise ZeroDivisionError  # a fault of ours keeps its log
 
 
 # -- the README ------------------------------------------------------------------------------------------------------
@@ -298,3 +331,17 @@ def test_a_note_is_withdrawn_when_its_evaluation_runs_again_and_those_of_others_
     write_findings(tmp_path, [Note("too few tokens")], described, by="hesitation")
     write_findings(tmp_path, [Finding("label_alignment/x/auroc", 0.9)], described, by="hesitation")
     assert json.loads((tmp_path / "findings.json").read_text())["notes"] == ["of the study"]
+
+
+def test_notes_of_a_run_that_did_not_say_whose_they_are_stay(tmp_path):
+    from tunediff.folders import write_findings
+    from tunediff.shapes import Note
+
+    old = {"findings": [], "notes": ["of an older run", "too few tokens"]}
+    (tmp_path / "findings.json").write_text(json.dumps(old))
+    for by in (None, "hesitation", "hesitation"):
+        write_findings(tmp_path, [], {"identity": "x", "study": {}}, by=by)
+        assert json.loads((tmp_path / "findings.json").read_text())["notes"] == old["notes"]
+    write_findings(tmp_path, [Note("too few tokens")], {"identity": "x", "study": {}}, by="hesitation")
+    write_findings(tmp_path, [], {"identity": "x", "study": {}}, by="hesitation")
+    assert json.loads((tmp_path / "findings.json").read_text())["notes"] == ["of an older run"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tunediff.shapes import SEGMENTS
-from tunediff.text import Text, TextError, compare_tokenizers, read_files, render
+from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render, spelling
 from tunediff.toy import build, language
 
 ROWS = list(itertools.islice(language.rows(0, "trace"), 200))
@@ -109,6 +109,15 @@ def test_every_token_is_delivered_once_a_pass_with_little_padding(tokenizer):
     assert padded / len(delivered) < 0.1
 
 
+def test_groups_hold_every_item_once_by_length_and_as_many_as_fit_when_padded():
+    items = ["x" * (7 * n % 23 + 1) for n in range(60)] + ["x" * 300]
+    groups = padded_groups(items, 100, len)
+    assert [item for group in groups for item in group] == sorted(items, key=len)
+    assert all(len(group) == 1 or len(group) * len(group[-1]) <= 100 for group in groups)
+    assert all((len(group) + 1) * len(after[0]) > 100 for group, after in itertools.pairwise(groups))
+    assert groups[-1] == ["x" * 300] and padded_groups([], 100, len) == []
+
+
 def test_batches_go_on_from_a_saved_position(tokenizer):
     first, second = (toy_text().batches([tokenizer]) for _ in range(2))
     for _ in range(23):
@@ -164,11 +173,51 @@ def test_a_missing_file_is_named():
         list(read_files("nowhere/*.jsonl"))
 
 
+def test_a_token_is_spelled_as_it_is_decoded_alone_and_decoded_once(tokenizer):
+    decoded = []
+
+    class Counting:
+        def decode(self, ids):
+            decoded.append(ids)
+            return tokenizer.decode(ids)
+
+    ids, spelled = tokenizer("Wait, 3 + 3 is 6.")["input_ids"], spelling(Counting())
+    assert [spelled(i) for i in [*ids, *ids]] == [tokenizer.decode([i]) for i in [*ids, *ids]]
+    assert len(decoded) == len(set(ids)) > 3
+
+
 def test_an_empty_text_is_refused(tokenizer):
     with pytest.raises(TextError, match="no rows to train on"):
         Text(lambda: iter(())).samples()
     with pytest.raises(TextError, match="no tokens to evaluate on: raise text.held_out"):
         next(toy_text(held_out=0.0).batches([tokenizer], held_out=True))
+
+
+@pytest.mark.parametrize("rows", [lambda: iter(ROWS[:1]), lambda: language.rows(0, "trace")], ids=["one", "endless"])
+def test_a_text_that_leaves_nothing_to_evaluate_on_is_refused_unless_nothing_is_evaluated(rows):
+    text = Text(rows, held_out=0.0)
+    counted = "1 row" if len(list(itertools.islice(rows(), 2))) == 1 else r"10,000 rows"
+    with pytest.raises(TextError, match=f"held_out=0.0 keeps none of the first {counted}.*evaluation=none"):
+        text.check(evaluated=True)
+    text.check(evaluated=False)
+    Text(rows, held_out=lambda prompt: True).check(evaluated=True)
+
+
+def test_a_column_of_thinking_that_no_row_has_is_refused_and_a_response_takes_its_place():
+    fields = {"prompt": "question", "thinking": "thinking", "answer": "answer"}
+    rows = [{"question": f"{n}+1?", "answer": str(n + 1), "solution": "Okay."} for n in range(30)]
+
+    def check(rows, **more):
+        Text(lambda: iter(rows), fields={**fields, **more}, held_out=0.5).check(evaluated=True)
+
+    with pytest.raises(
+        TextError, match=r"No row .* 'thinking'.* only answer, question, solution.*text.fields.thinking"
+    ):
+        check(rows)
+    check(rows, thinking="solution")
+    check(rows, response="solution")
+    check([*rows, {"question": "1+1?", "thinking": "Okay.", "answer": "2"}])
+    check([{**row, "thinking": None} for row in rows])  # rows that do not think are no mistake
 
 
 def test_a_row_without_our_columns_says_how_to_map_them(tokenizer):

@@ -28,6 +28,8 @@ from tunediff.shapes import Finding, Note, Refused, Table
 
 FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
 INTERRUPTED, CANCELLED = "interrupted", "cancelled"
+LOGS = {".hydra", "run.log", "evaluate.log"}  # laid down before any line of a study is run
+SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json"}  # of a run before it begins
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -50,6 +52,21 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise Refused(f"No permission to write in {path}. Choose another place or ask for permission.")
     return path
+
+
+@contextlib.contextmanager
+def unless_refused(folder: Path) -> Iterator[None]:
+    """What is refused inside before anything was trained leaves no folder that looks like a run: what Hydra laid there and
+    what was said of the run go. A folder in which anything else stood before, or stands after, is left as it is."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        yield
+    except Refused:
+        left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        began = "step" in read_json(folder / "state.json")
+        if left and left <= LOGS | SAID and found <= LOGS and not began:
+            shutil.rmtree(folder)
+        raise
 
 
 @contextlib.contextmanager
@@ -144,15 +161,15 @@ def write_table(folder: Path, table: Table) -> None:
 
 
 def write_findings(
-    folder: Path, found: Iterable[Finding | Table | Note], described: Mapping[str, Any], *, by: str = "study"
+    folder: Path, found: Iterable[Finding | Table | Note], described: Mapping[str, Any], *, by: str | None = None
 ) -> dict[str, dict]:
-    """findings.json and tables/*.parquet. Findings and tables of an earlier call stay unless named again, its notes unless
-    they are `by` the same; tables of one name join their columns."""
+    """findings.json and tables/*.parquet. Findings and tables of an earlier call stay unless named again; notes of an earlier
+    call stay unless they are `by` the same, and those of nobody always; tables of one name join their columns."""
     path = folder / "findings.json"
     old = read_json(path) or {"findings": [], "notes": []}
     findings = {finding["name"]: finding for finding in old["findings"]}
-    noted_by = {note: who for note, who in old.get("noted_by", {}).items() if who != by}
-    notes = {note: None for note in old["notes"] if note in noted_by}
+    noted_by = {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
+    noted_by = {note: who for note, who in noted_by.items() if who is None or who != by}
     tables: dict[str, dict[str, list]] = {}
     for item in found:
         if isinstance(item, Finding):
@@ -160,9 +177,9 @@ def write_findings(
         elif isinstance(item, Table):
             tables[item.name] = {**tables.get(item.name, {}), **item.columns}
         else:
-            notes[item.text], noted_by[item.text] = None, by
+            noted_by[item.text] = by
     for name, columns in tables.items():
         write_table(folder, Table(name, columns))
-    content = {**described, "findings": list(findings.values()), "notes": list(notes), "noted_by": noted_by}
+    content = {**described, "findings": list(findings.values()), "notes": list(noted_by), "noted_by": noted_by}
     write_atomically(path, json.dumps(content, indent=1))
     return findings

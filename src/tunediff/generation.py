@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tunediff.edits import Edit, Sequences
 from tunediff.models import ModelPair
 from tunediff.shapes import Refused
-from tunediff.text import encode, render_prompt
+from tunediff.text import encode, padded_groups, render_prompt
 
 END_OF_THINKING = "</think>"
 
@@ -135,6 +135,33 @@ def generate(
         for place, response in engine.respond(pair, role, asked, decoding, edits, tokenizer, alongside):
             found[place] = response
             bar.update()
+    return found
+
+
+@torch.no_grad()
+def surprise(
+    pair: ModelPair,
+    role: str,
+    asked: Sequence[Asked],
+    responses: Sequence[Response],
+    *,
+    tokenizer,
+    tokens_per_batch: int = 4096,
+) -> list[float]:
+    """For each response the sum over its tokens of -log p, in nats, under the unedited model; 0 where it has none."""
+    found = [0.0] * len(asked)
+    written = [place for place, response in enumerate(responses) if response.ids]
+    lengths = [len(one.ids) + len(response.ids) for one, response in zip(asked, responses, strict=True)]
+    for places in padded_groups(written, tokens_per_batch, lengths.__getitem__):
+        prompts, ids = ([part[place].ids for place in places] for part in (asked, responses))
+        known = Sequences.of_responses(tokenizer, prompts, ids, pair.device(role))
+        logits, _ = pair.run(role, known)
+        begins = int(known.response.any(0).nonzero()[0])
+        said = known.ids[:, begins:, None]
+        scores = logits[:, begins - 1 : -1].log_softmax(-1).gather(-1, said)[..., 0]
+        sums = -(scores.double() * known.response[:, begins:]).sum(1)
+        for place, value in zip(places, sums.tolist(), strict=True):
+            found[place] = value
     return found
 
 

@@ -47,7 +47,7 @@ from tunediff.training import (
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-REEVALUATION = "evaluation trainer run tokens trust".split()
+REEVALUATION = "evaluation task trainer run tokens trust".split()
 
 
 def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = None) -> None:
@@ -58,6 +58,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
     notes = pair.check_tokens(text.samples())
+    text.check(evaluated=any(run.cfg.evaluation for run in runs))
     for run in runs:
         with run.on_its_own():
             run.build(pair)
@@ -106,7 +107,11 @@ def learn(
     else:
         state, position = load_checkpoint(saved, rank=rank, world=world)
         log.info("going on from step %s of %s", f"{state['step']:,}", f"{runs[0].steps:,}")
-    module = DictionaryTraining([run.member for run in runs], length=runs[0].length, state=state)
+    if rank > 0:  # one process speaks for all
+        for run in runs:
+            run.loggers = []
+    loggers = {run.identity: run.loggers for run in runs}
+    module = DictionaryTraining([run.member for run in runs], length=runs[0].length, state=state, loggers=loggers)
     stream = ShuffledRows(
         source(rank, world),
         [run.member.reader() for run in runs],
@@ -119,10 +124,7 @@ def learn(
     if position is not None:
         stream.load_state_dict(position, [state["readers"].index(run.identity) for run in runs])
     for run in runs:
-        if rank == 0:
-            run.open_loggers()
-        else:
-            run.loggers = run.member.loggers = []
+        run.open_loggers()
     if module.step < module.steps:
         trainer.callbacks += [
             TokenProgress(module.steps * stream.batch),
@@ -139,7 +141,8 @@ def reevaluate(cfg: DictConfig) -> None:
     """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; new findings join
     or replace the old ones."""
     check(cfg, REEVALUATION)
-    run = Loaded(Path(cfg.run))
+    with folders.unless_refused(Path(cfg.run)):
+        run = Loaded(Path(cfg.run))
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg))
     device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):

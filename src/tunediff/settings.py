@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff.shapes import Refused
 
@@ -42,6 +43,7 @@ IMMATERIAL = (
     "dry_run",
     "checkpoint_every",
     "optimized_metric",
+    "task",  # counts where an evaluation names it, as ${task}
 )
 
 
@@ -59,8 +61,6 @@ def verb(name: str) -> Callable:
         def main() -> None:
             try:
                 check_command_line(sys.argv[1:], folder, name)
-                if name == "evaluate" and not any(a.startswith(("run=", "-")) for a in sys.argv[1:]):
-                    raise Refused("Name the run: python evaluate.py run=<run folder> evaluation=[...]")
             except Refused as refusal:
                 sys.exit(f"error: {refusal}")
             wrapped()
@@ -82,7 +82,8 @@ def _told(story: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 
 def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:
-    """Raises Refused, naming the nearest legal words, for a key or an option that does not exist."""
+    """Raises Refused, naming the nearest legal words, for a key or an option that does not exist, and for a key of
+    conf/<name>.yaml that was left open (???) and is not given."""
     words = [a for a in arguments if not a.startswith("-")]
     if any(a.startswith(("--config", "-cn", "-cp", "-cd", "--hydra-help", "--help", "-h")) for a in arguments):
         return
@@ -114,6 +115,22 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
         if override.is_add() and OmegaConf.select(composed, key.rpartition(".")[0] or "model_pair") is not None:
             continue  # judged by the signature it is added to
         raise Refused(f"{key} is not a setting here. {_nearest(key, legal, 'settings')}")
+    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        return  # who asks Hydra to show a config need not fill it
+    given = {override.key_or_group for override in overrides if not override.is_delete()}
+    for key in composed:
+        if OmegaConf.is_missing(composed, key) and key not in given:
+            raise Refused(_not_set(key, f"python {name}.py {key}=<{_comment(folder / f'{name}.yaml', key)}>"))
+
+
+def _not_set(key: str, words: str) -> str:
+    return f"{key} is not set: give it on the command line, {words}."
+
+
+def _comment(path: Path, key: str) -> str:
+    """What stands behind a key that was left open; three dots where nothing does."""
+    found = re.search(rf"^{re.escape(key)}: *\?\?\? *# *(.+?) *$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else "..."
 
 
 def _option_names(override: Override) -> Iterator[str]:
@@ -160,6 +177,8 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
             raise Refused(f"{key} is not a setting here. {_nearest(str(key), legal, 'settings')}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise Refused(_not_set(error.full_key, f"{error.full_key}=<...>")) from error
     except OmegaConfBaseException as error:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
     _check_node(plain, "", (*TRUSTED, *cfg.get("trust", ())))
@@ -211,7 +230,7 @@ def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) ->
 
 
 def _check_value(path: str, value: Any, hint: Any) -> None:
-    if isinstance(value, Mapping) and "_target_" in value:
+    if _describes_objects(value):  # checked as what they are
         return
     scalars = [part for part in (typing.get_args(hint) or (hint,)) if part in (int, float, bool, str, type(None))]
     if (
@@ -229,6 +248,13 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
         ) from error
     except pydantic.PydanticUserError:
         return  # a type that cannot be checked by value, such as a module
+
+
+def _describes_objects(value: Any) -> bool:
+    """Whether it stands for an object, or for a list or mapping of objects."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or (bool(value) and all(map(_describes_objects, value.values())))
+    return isinstance(value, list) and bool(value) and all(map(_describes_objects, value))
 
 
 def _spelled(hint: Any) -> str:
@@ -251,10 +277,9 @@ def build(node: Any, **extra: Any) -> Any:
 def material(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config less what cannot change a number: logger, launcher, device, paths of this machine. Of the
     trainer the precision is kept."""
-    kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in IMMATERIAL])
-    plain = OmegaConf.to_container(kept, resolve=True)
-    plain.get("activations", {}).pop("folder", None)
-    return {**plain, "precision": str(OmegaConf.select(cfg, "trainer.precision"))}
+    kept = {key: plain(cfg[key]) for key in cfg if key not in IMMATERIAL}
+    kept.get("activations", {}).pop("folder", None)
+    return {**kept, "precision": str(OmegaConf.select(cfg, "trainer.precision"))}
 
 
 def identity(cfg: DictConfig) -> str:
@@ -306,7 +331,8 @@ def line(_root_: DictConfig) -> str:
     overrides = OmegaConf.select(_root_, "hydra.overrides.task")
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in IMMATERIAL]
+    dropped = {*IMMATERIAL} - {"task"}
+    words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped]
     return digest(sorted(words))[:8]
 
 

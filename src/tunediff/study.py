@@ -24,7 +24,7 @@ from tunediff.dictionary import Crosscoder
 from tunediff.evaluations import Trained
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.models import ModelPair
-from tunediff.report import write_report
+from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
 from tunediff.shapes import ROLES, Note, Refused, Rows, Stream, Table
@@ -33,26 +33,8 @@ from tunediff.training import Member
 
 log = logging.getLogger(__name__)
 
-STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation trainer logger layer seed trust"
+STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
-HEADLINE = {
-    "fidelity/explained_variance/base": "explained variance base",
-    "fidelity/explained_variance/tuned": "tuned",
-    "fidelity/ce_recovered/base": "CE recovered base",
-    "fidelity/ce_recovered/tuned": "tuned",
-    "fidelity/l0/mean": "L0",
-    "fidelity/dead_fraction": "dead",
-    "geometry/count/base_only": "base-only",
-    "geometry/count/shared": "shared",
-    "geometry/count/tuned_only": "tuned-only",
-    "layer_divergence/l2/largest": "largest distance",
-    "layer_divergence/l2/largest_layer": "at layer",
-    "layer_divergence/cosine/smallest": "smallest cosine",
-    "layer_divergence/cosine/smallest_layer": "at layer",
-    "tokenizers/bits_per_byte/base/shared": "bits per byte base",
-    "tokenizers/bits_per_byte/tuned/shared": "tuned",
-    "tokenizers/difference/pair": "bits per byte, tuned tokenizer less base",
-}
 LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
 
 
@@ -101,7 +83,6 @@ class Run:
             clip_norm=cfg.optimizer.clip_norm,
             resampling=build(cfg.optimizer.resampling),
             compile=cfg.optimizer.compile,
-            loggers=self.loggers,
         )
         self.member.check(self.length)
 
@@ -146,7 +127,7 @@ class Run:
             dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
             found.append(Table("training", curves_of(self.member)))
         described = about(self.cfg, pair, self.streams)
-        write_findings(self.folder, found, described)
+        write_findings(self.folder, found, described, by="study")
         trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens, folder=self.folder)
         findings = evaluate(self.evaluations, trained, described)
         for logger in self.loggers:
@@ -253,7 +234,7 @@ def dictionary_name(cfg: DictConfig) -> str:
 def evaluate(evaluations: Mapping[str, Any], trained: Trained, described: Mapping[str, Any]) -> dict[str, dict]:
     """All findings of the run's folder. Those of an evaluation are written before the next begins: one that fails takes
     no other's with it."""
-    findings = write_findings(trained.folder, (), described, by="nobody")
+    findings = write_findings(trained.folder, (), described)
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
         found = list(evaluation.run(trained))
@@ -288,10 +269,5 @@ HYDRA = {"run": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}"}
 def say_headline(folder: Path, findings: Mapping[str, dict]) -> None:
     """The page, and the last line of the run."""
     page = write_report(folder)
-    parts = [
-        f"{title} {findings[name]['value']:.4g}"
-        for name, title in HEADLINE.items()
-        if findings.get(name, {}).get("value") is not None
-    ]
-    log.info("%s", ", ".join(parts))
+    log.info("%s", line_of(findings))
     log.info("page: %s", page)

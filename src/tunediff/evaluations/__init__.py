@@ -1,9 +1,11 @@
 """One question a file: a trained dictionary, or the pair alone -> findings."""
 
 from tunediff.evaluations.autointerp import Autointerp
+from tunediff.evaluations.benchmark import Benchmark
 from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
+from tunediff.evaluations.intervention import Intervention
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
@@ -11,25 +13,32 @@ from tunediff.evaluations.layer_divergence import LayerDivergence
 from tunediff.evaluations.logit_effect import LogitEffect
 from tunediff.evaluations.probing import Probing
 from tunediff.evaluations.segments import Segments
+from tunediff.evaluations.selection import Numbered, Telling
+from tunediff.evaluations.steering_sweep import SteeringSweep
 from tunediff.evaluations.tokenizers import Tokenizers
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
 
 __all__ = [
     "Autointerp",
+    "Benchmark",
     "Examples",
     "Fidelity",
     "Geometry",
+    "Intervention",
     "LabelAlignment",
     "LatentCache",
     "LatentScaling",
     "LayerDivergence",
     "LogitEffect",
+    "Numbered",
     "Probing",
     "Reading",
     "Scaling",
     "Score",
     "Segments",
+    "SteeringSweep",
+    "Telling",
     "Tokenizers",
     "Trained",
     "latent_scaling",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.shapes import SEGMENTS, Table
+from tunediff.text import spelling
 
 KINDS = ("strongest", "quantile", "random")
 SAMPLED = 4  # documents sampled for each quantile shown
@@ -49,17 +50,13 @@ class Examples:
         wanted = self._chosen(trained, numbers)
         norms = trained.dictionary.code_norms().tolist()
         columns: dict[str, list] = defaultdict(list)
-        tokenizer = trained.pair.tokenizers[0]
-        spelled: dict[int, str] = {}
+        spelled = spelling(trained.pair.tokenizers[0])
         for number, reading in enumerate(trained.readings("examples")):
             if number not in wanted:
                 continue
             batch, latents = reading.batch, reading.latents.cpu()
             first_of = torch.searchsorted(batch.sequence, torch.arange(len(batch.ids[0]) + 1)).tolist()
-            sequence, words = batch.sequence.tolist(), [spelled.get(i) for i in batch.token.tolist()]
-            for n, token in enumerate(batch.token.tolist()):
-                if words[n] is None:
-                    words[n] = spelled.setdefault(token, tokenizer.decode([token]))
+            sequence, words = batch.sequence.tolist(), [spelled(token) for token in batch.token.tolist()]
             segments = [SEGMENTS[s] for s in batch.segment.tolist()]
             for column, kind, rank, quantile, token in wanted[number]:
                 latent = numbers[column]

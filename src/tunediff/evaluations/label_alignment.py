@@ -18,6 +18,7 @@ from torch import Tensor
 from tunediff.evaluations.separation import ActiveScores, auroc, delong_interval, rule_auroc
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.shapes import Finding, Note, Table
+from tunediff.text import Batch
 
 FEWEST = 10  # labelled and unlabelled tokens in each half, below which nothing is measured
 
@@ -51,13 +52,20 @@ class LabelAlignment:
         self.label, self.at, self.first, self.shuffles = label, at, first, shuffles
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        looked_at = list(at_label(trained, self.label, self.at, "label alignment", first=self.first))
+        looked_at: list[tuple[Batch, Tensor]] = []
+
+        def blocks() -> Iterator[Tensor]:
+            """One batch after the other: all latents of the held-out text at once do not fit."""
+            for reading, here in at_label(trained, self.label, self.at, "label alignment", first=self.first):
+                looked_at.append((reading.batch, here))
+                yield reading.latents[here.to(reading.latents.device)].cpu()
+
+        scores = ActiveScores.of(blocks(), trained.dictionary.latents)
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
             yield too_few("label_alignment", self.label, self.at)
             return
         truth, select, test, rules = labelled
-        scores = ActiveScores.of((r.latents.cpu()[here] for r, here in looked_at), trained.dictionary.latents)
         first, second = scores.of_tokens(select), scores.of_tokens(test)
         chosen_by, tested = first.auroc(truth[select]), second.auroc(truth[test])
         precision, share = second.average_precision(truth[test]), float(truth[test].float().mean())
@@ -113,12 +121,13 @@ def at_label(
             yield reading, here
 
 
-def gathered(looked_at: list[tuple[Reading, Tensor]], label: str) -> Labelled | None:
+def gathered(looked_at: list[tuple[Batch, Tensor]], label: str) -> Labelled | None:
+    """What stands at the looked-at tokens [token] bool of each batch; nothing where there is none."""
     if not looked_at:
         return None
 
     def joined(values) -> Tensor:
-        return torch.cat([values(reading.batch)[here] for reading, here in looked_at])
+        return torch.cat([values(batch)[here] for batch, here in looked_at])
 
     truth, half = joined(lambda b: b.labels[label]), joined(lambda b: b.document) % 2
     rules = {

@@ -18,6 +18,7 @@ from torch import Tensor
 from tunediff.evaluations.fidelity import model_of
 from tunediff.evaluations.trained import Trained
 from tunediff.shapes import Note, Table
+from tunediff.text import spelling
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 WRITTEN = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # hookpoints whose values are added to the residual stream
@@ -43,7 +44,7 @@ class LogitEffect:
             unembedding = gained_unembedding(trained.pair.models[model])
             directions = rows.split(dictionary.widths, dim=-1)[highest]
             units = torch.nn.functional.normalize(directions, dim=-1).to(unembedding)
-            spelled: dict[int, str] = {}
+            spelled = spelling(tokenizer)
             known = min(len(unembedding), len(tokenizer))  # the rest pads the matrix
             for first in range(0, len(units), 256):
                 effect = (units[first : first + 256] @ unembedding[:known].T).float()
@@ -55,7 +56,7 @@ class LogitEffect:
                     ):
                         columns["latent"] += [latent] * len(numbers)
                         columns["rank"] += range(len(numbers))
-                        columns["token"] += [spelled.setdefault(i, tokenizer.decode([i])) for i in numbers]
+                        columns["token"] += map(spelled, numbers)
                         columns["effect"] += [sign * value for value in values]
                         columns["role"] += [role] * len(numbers)
                         columns["sign"] += [sign] * len(numbers)

@@ -34,7 +34,7 @@ class Probing:
         normalise = trained.dictionary.normalisation.normalise
         looked_at, rows, alive = [], [], torch.zeros(trained.dictionary.latents, dtype=torch.bool)
         for reading, here in at_label(trained, self.label, self.at, "probing"):
-            looked_at.append((reading, here))
+            looked_at.append((reading.batch, here))
             rows.append(normalise(*reading.rows).cpu()[here])
             alive |= (reading.latents != 0).any(0).cpu()
         labelled = gathered(looked_at, self.label)

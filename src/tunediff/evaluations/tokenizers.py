@@ -26,7 +26,7 @@ from tunediff.evaluations.intervals import Estimate, ratio
 from tunediff.evaluations.trained import Trained
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Table
-from tunediff.text import Text, compare_tokenizers, render
+from tunediff.text import Text, compare_tokenizers, padded_groups, render
 from tunediff.text.tokenizers import encode
 
 SHARED = "shared"  # in place of the role of a tokenizer, where both models have the same
@@ -193,7 +193,7 @@ def losses(pair: ModelPair, role: str, pieces: Sequence[Piece], tokens_per_batch
     with tqdm(
         total=sum(len(p.ids) for p in pieces), unit="tok", unit_scale=True, desc=title, leave=False, delay=2
     ) as bar:
-        for some in _by_length(pieces, tokens_per_batch):
+        for some in padded_groups(range(len(pieces)), tokens_per_batch, lambda n: len(pieces[n].ids)):
             length = len(pieces[some[-1]].ids)
             ids, scored = (torch.zeros(len(some), length, dtype=torch.long) for _ in range(2))
             mask = torch.zeros_like(ids)
@@ -207,17 +207,6 @@ def losses(pair: ModelPair, role: str, pieces: Sequence[Piece], tokens_per_batch
             summed.index_add_(0, torch.tensor(some)[wanted.nonzero()[:, 0]], each.cpu().double())
             bar.update(int(mask.sum()))
     return summed
-
-
-def _by_length(pieces: Sequence[Piece], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Numbers of pieces, shortest first, in batches of at most so many padded tokens (or of one piece)."""
-    some: list[int] = []
-    for n in sorted(range(len(pieces)), key=lambda n: len(pieces[n].ids)):
-        if some and (len(some) + 1) * len(pieces[n].ids) > tokens_per_batch:
-            yield some
-            some = []
-        some.append(n)
-    yield some
 
 
 # -- do they differ? -------------------------------------------------------------------------------------------------

@@ -15,31 +15,11 @@ import pyarrow
 import pyarrow.parquet
 
 from tunediff import folders
+from tunediff.report.headline import columns_of
 from tunediff.report.page import assemble, read_table, thinned
 from tunediff.report.stability import add_stability
 from tunediff.shapes import Refused, flat
 
-HEADLINE = {
-    "fidelity/explained_variance/pooled": "EV",
-    "fidelity/explained_variance/base": "EV base",
-    "fidelity/explained_variance/tuned": "EV tuned",
-    "fidelity/ce_recovered/base": "CE rec. base",
-    "fidelity/ce_recovered/tuned": "CE rec. tuned",
-    "fidelity/l0/mean": "L0",
-    "fidelity/dead_fraction": "dead",
-    "geometry/count/base_only": "base-only",
-    "geometry/count/shared": "shared",
-    "geometry/count/tuned_only": "tuned-only",
-    "latent_scaling/count/base_only": "confirmed base-only",
-    "latent_scaling/count/tuned_only": "confirmed tuned-only",
-    "layer_divergence/l2/largest": "largest distance",
-    "layer_divergence/l2/largest_layer": "at layer",
-    "tokenizers/difference/pair": "bits a byte apart",
-    "stability/all": "stable",
-    "stability/shared": "stable shared",
-    "stability/base_only": "stable base-only",
-    "stability/tuned_only": "stable tuned-only",
-}
 CURVES = (
     "explained_variance/pooled",
     "explained_variance/base",
@@ -47,6 +27,18 @@ CURVES = (
     "loss/reconstruction",
     "l0",
     "dead_fraction",
+)
+# what one names first of what differs
+FIRST = (
+    "model_pair",
+    "text",
+    "layer",
+    "seed",
+    "dictionary",
+    "l1_schedule",
+    "optimizer",
+    "budget.tokens",
+    "budget.latents",
 )
 
 
@@ -122,19 +114,8 @@ def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _standing(name: str) -> int:
-    """What one would name first of what differs."""
-    first = (
-        "model_pair",
-        "text",
-        "layer",
-        "seed",
-        "dictionary",
-        "l1_schedule",
-        "optimizer",
-        "budget.tokens",
-        "budget.latents",
-    )
-    return next((n for n, part in enumerate(first) if name == part or name.startswith(f"{part}.")), len(first))
+    """Place of a setting in FIRST; after all of them where it is none."""
+    return next((n for n, part in enumerate(FIRST) if name == part or name.startswith(f"{part}.")), len(FIRST))
 
 
 def _split(word: str) -> tuple[str, Any]:
@@ -148,7 +129,7 @@ def _split(word: str) -> tuple[str, Any]:
 def in_words(members: Sequence[dict[str, Any]]) -> str:
     """The table for a terminal, and below it what failed and why."""
     keys = list(members[0]["keys"])
-    metrics = headline_of(members)
+    metrics = columns_of(members)
     rows = [[*keys, "state", *metrics.values(), "run"]]
     for member in members:
         values = [member["metrics"].get(name, [None])[0] for name in metrics]
@@ -167,15 +148,6 @@ def in_words(members: Sequence[dict[str, Any]]) -> str:
         if member["error"]:
             lines.append(f"{os.path.relpath(member['folder'])}: {member['error']}")
     return "\n".join(lines)
-
-
-def headline_of(members: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The columns that somebody has, without the pooled explained variance where all have that of both models."""
-    found = {name: word for name, word in HEADLINE.items() if any(name in member["metrics"] for member in members)}
-    pooled, *each = (f"fidelity/explained_variance/{place}" for place in ("pooled", "base", "tuned"))
-    if all(name in member["metrics"] for name in each for member in members if pooled in member["metrics"]):
-        found.pop(pooled, None)
-    return found
 
 
 def _cell(value: Any) -> str:
@@ -210,7 +182,7 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
     payload = {
         "members": shown,
         "folder": folder.resolve().name,
-        "headline": headline_of(members),
+        "headline": columns_of(members),
         "asked": folders.clock(),
     }
     page = assemble(payload, title=f"tunediff: {len(members)} runs", scripts=("base.js", "compare.js"))

@@ -42,10 +42,8 @@ function rowsOf(columns) {
 const alive = (columns, i) => !columns.firing_rate || columns.firing_rate[i] > 0;
 const wordOf = (label) => label.replaceAll("_", " ");
 
-const FILTERS = {
-  kind: [["", "all kinds"], ["tuned_only", "tuned-only"], ["tuned_only!", "tuned-only, confirmed"], ["base_only", "base-only"],
-    ["base_only!", "base-only, confirmed"], ["shared", "shared"], ["other", "in between"]],
-};
+const KINDS = [["", "all kinds"], ["tuned_only", "tuned-only"], ["tuned_only!", "tuned-only, confirmed"], ["base_only", "base-only"],
+  ["base_only!", "base-only, confirmed"], ["shared", "shared"], ["other", "in between"]];
 
 function explorer(columns) {
   const labels = Object.keys(columns).filter((name) => name.startsWith("auroc/")).map((name) => name.slice(6));
@@ -134,7 +132,7 @@ function explorer(columns) {
   const number = (name, word, step) => (inputs[name] = element("input", { type: "number", "aria-label": word, placeholder: word, min: 0, step }));
   inputs.ask = element("input", { type: "search", placeholder: "number, or words it fires on or writes   /", "aria-label": "search latents" });
   const controls = element("div", { class: "filters" }, inputs.ask,
-    columns.kind ? picker("kind", FILTERS.kind.filter(([value]) => columns.confirmed || !value.endsWith("!")), "kind") : null,
+    columns.kind ? picker("kind", KINDS.filter(([value]) => columns.confirmed || !value.endsWith("!")), "kind") : null,
     segments.length > 1 ? picker("segment", [["", "fires anywhere"], ...segments.map((name) => [name, `most often in ${name}`])], "segment") : null,
     labels.length ? picker("label", [["", "any label"], ...labels.map((name) => [name, `tells ${wordOf(name)}`])], "label") : null,
     labels.length ? number("above", "AUROC from", 0.01) : null,

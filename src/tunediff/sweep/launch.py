@@ -29,6 +29,11 @@ from tunediff.training import latest_checkpoint, members_of
 def study(cfg: DictConfig, folder: Path) -> float | None:
     """One study in its folder, in this process; several processes for one dictionary are started as a group is. A
     folder in which the same study is finished is left as it is; where it was interrupted, it goes on."""
+    with folders.unless_refused(folder):
+        return _study(cfg, folder)
+
+
+def _study(cfg: DictConfig, folder: Path) -> float | None:
     check(cfg, STUDY)
     if cfg.dry_run:
         run = Run(cfg, folder)

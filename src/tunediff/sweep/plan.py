@@ -73,10 +73,11 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
             with within(sweep):
                 check(cfg, STUDY)
             run = Run(cfg, sweep / identity(cfg))
-            key = digest([plain(cfg.model_pair), plain(cfg.text)])
+            key = digest([plain(cfg.model_pair), plain(cfg.text), bool(cfg.evaluation)])
             if key not in built:
-                built[key] = pair = build(cfg.model_pair)
-                pair.check_tokens(build(cfg.text).samples())
+                built[key], text = build(cfg.model_pair), build(cfg.text)
+                built[key].check_tokens(text.samples())
+                text.check(evaluated=bool(cfg.evaluation))
             run.build(built[key])
             run.member = None  # its weights are made where it is trained
         except Refused as refusal:

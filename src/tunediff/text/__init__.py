@@ -6,11 +6,11 @@ A row is a dictionary of strings: a problem with its response, or plain text. No
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
 """
 
-from tunediff.text.batches import Batch, TextBatches, collate
+from tunediff.text.batches import Batch, TextBatches, collate, padded_groups
 from tunediff.text.documents import Document, Text
 from tunediff.text.rendering import Rendered, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
-from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode
+from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode, spelling
 
 __all__ = [
     "Agreement",
@@ -23,8 +23,10 @@ __all__ = [
     "collate",
     "compare_tokenizers",
     "encode",
+    "padded_groups",
     "read_files",
     "read_hub",
     "render",
     "render_prompt",
+    "spelling",
 ]

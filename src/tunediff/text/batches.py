@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from tunediff.text.rows import TextError
 
 if TYPE_CHECKING:
     from tunediff.text.documents import Document, Text
+
+Item = TypeVar("Item")
 
 
 class Batch(NamedTuple):
@@ -84,21 +86,24 @@ class TextBatches:
                 raise TextError(f"The text has no tokens to {side}.")
             self.epoch, self.window, self.batch, self._source = self.epoch + 1, 0, 0, None
             return self._next_groups(0)
-        documents.sort(key=lambda d: max(map(len, d.ids)))
-        groups: list[list[Document]] = []
-        longest = 0
-        for document in documents:
-            longest = max(longest, *map(len, document.ids))
-            if not groups or (len(groups[-1]) + 1) * longest > self.tokens_per_batch:
-                groups.append([])
-                longest = max(map(len, document.ids))
-            groups[-1].append(document)
+        groups = padded_groups(documents, self.tokens_per_batch, lambda document: max(map(len, document.ids)))
         generator = torch.Generator().manual_seed(hash((self.text.seed, self.epoch, self.window)) % 2**63)
         return [groups[i] for i in torch.randperm(len(groups), generator=generator)]
 
     def _documents(self) -> Iterator[Document]:
         for row in self.text.named_rows(held_out=self.held_out):
             yield from self.text.documents(row, self.tokenizers)
+
+
+def padded_groups(items: Iterable[Item], tokens_per_batch: int, length: Callable[[Item], int]) -> list[list[Item]]:
+    """Items by length, shortest first, in groups of at most so many tokens when each is padded to its longest item; an
+    item that is longer than that stands alone."""
+    groups: list[list[Item]] = []
+    for item in sorted(items, key=length):
+        if not groups or (len(groups[-1]) + 1) * length(item) > tokens_per_batch:
+            groups.append([])
+        groups[-1].append(item)
+    return groups
 
 
 def collate(documents: Sequence[Document]) -> Batch:

@@ -14,6 +14,8 @@ from tunediff.text.rendering import Span, render
 from tunediff.text.rows import TextError
 from tunediff.text.tokenizers import encode
 
+LOOKED_AT = 10_000  # rows that are read to see whether a text can be used; it may have no end
+
 
 class Document(NamedTuple):
     """One sequence for a forward pass; a long row gives several.
@@ -75,9 +77,12 @@ class Text:
     def named_rows(self, *, held_out: bool) -> Iterator[dict[str, Any]]:
         """Rows of one side of the split, under our names of the columns; each with its number in the data as `index`."""
         for index, row in enumerate(self.rows()):
-            named = {**row, **{ours: row.get(theirs) for ours, theirs in self.fields.items()}}
-            if self._is_held_out(named.get("prompt") or named.get("text") or "") == held_out:
+            named = self._named(row)
+            if self._is_held_out(_key(named)) == held_out:
                 yield {**named, "index": index}
+
+    def _named(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {**row, **{ours: row.get(theirs) for ours, theirs in self.fields.items()}}
 
     def _is_held_out(self, key: str) -> bool:
         if callable(self.held_out):
@@ -92,6 +97,30 @@ class Text:
         if not texts:
             raise TextError("The text has no rows to train on: it is empty, or text.held_out takes them all.")
         return texts
+
+    def check(self, *, evaluated: bool) -> None:
+        """Raises TextError, before anything is trained, where no row has the column that thinking is read from, or where no
+        row is left to evaluate on. Reads as many rows as that takes, and at most the first LOOKED_AT."""
+        column, columns, count = self.fields.get("thinking"), set(), 0
+        thinks, held = column is None, not evaluated
+        for row in itertools.islice(self.rows(), LOOKED_AT):
+            named, count = self._named(row), count + 1
+            columns |= row.keys()
+            thinks = thinks or column in row or any(named.get(name) for name in ("response", "text"))
+            held = held or self._is_held_out(_key(named))
+            if thinks and held:
+                return
+        if not thinks:
+            raise TextError(
+                f"No row of the text has the column '{column}' that thinking is read from: there are only "
+                f"{', '.join(sorted(columns))}. Name the column with text.fields.thinking=<column>, that of whole responses "
+                "with +text.fields.response=<column>, or say that there is no thinking with ~text.fields.thinking."
+            )
+        said = "" if callable(self.held_out) else f"={self.held_out}"
+        raise TextError(
+            f"The text leaves nothing to evaluate on: text.held_out{said} keeps none of the first {count:,} "
+            f"row{'s' if count != 1 else ''}. Raise it, give more rows, or choose evaluation=none."
+        )
 
     def documents(self, row: Mapping[str, Any], tokenizers: Sequence) -> list[Document]:
         """The row as one sequence, or several when it is longer than the context."""
@@ -141,6 +170,11 @@ class Text:
         """Batches from the first document on; `tokens_per_batch` counts padding too."""
         limit = tokens_per_batch or self.tokens_per_batch
         return TextBatches(self, tokenizers, held_out=held_out, tokens_per_batch=limit)
+
+
+def _key(named: Mapping[str, Any]) -> str:
+    """What decides on which side of the split a row stands."""
+    return named.get("prompt") or named.get("text") or ""
 
 
 def _common_ends(ends: Sequence[list[int]]) -> list[tuple[int, int]]:

@@ -26,12 +26,12 @@ def read_files(path: str | Sequence[str]) -> Iterator[dict[str, Any]]:
         pattern = str(Path(entry) / "*") if Path(entry).is_dir() else entry
         matches = sorted(name for name in glob.glob(pattern) if Path(name).is_file())
         if not matches:
-            raise TextError(f"No file at '{entry}'. Give text.rows.path an existing file, folder or pattern.")
+            raise TextError(f"No file at '{entry}'. Give an existing file, folder or pattern.")
         found += matches
     for name in found:
         if name.endswith((".jsonl", ".jsonl.gz")):
             with _open(name) as lines:
-                yield from (json.loads(line) for line in lines if line.strip())
+                yield from (_parsed(line, name, n) for n, line in enumerate(lines, start=1) if line.strip())
         elif name.endswith(".parquet"):
             import pyarrow.parquet
 
@@ -50,6 +50,13 @@ def _open(name: str):
     return gzip.open(name, "rt", encoding="utf-8") if name.endswith(".gz") else open(name, encoding="utf-8")
 
 
+def _parsed(line: str, name: str, number: int) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TextError(f"Line {number} of '{name}' is not JSON: {error.msg} at character {error.pos}.") from error
+
+
 def read_hub(
     path: str, *, name: str | None = None, split: str = "train", revision: str | None = None, streaming: bool = True
 ) -> Iterator[dict[str, Any]]:
@@ -62,6 +69,6 @@ def read_hub(
         raise TextError(
             f"Cannot load the data set '{path}': no such local copy, and the Hub was not reached ({type(error).__name__}). "
             f"Download it where there is a network and read it with text.rows._target_=tunediff.text.read_files "
-            f"text.rows.path=<its jsonl or parquet files>."
+            f"text.rows.path=<its jsonl or parquet files>; the problems of a task with task.<name>.file=<the files>."
         ) from error
     yield from rows

@@ -1,8 +1,9 @@
-"""Two tokenizers -> how far they agree."""
+"""Two tokenizers -> how far they agree; one -> how its tokens are spelled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 PROBES = (
@@ -43,3 +44,8 @@ def _special_tokens(tokenizer) -> dict[int, str]:
 
 def encode(tokenizer, text: str):
     return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+
+
+def spelling(tokenizer) -> Callable[[int], str]:
+    """The text of one token id by itself; each is decoded once."""
+    return functools.cache(lambda token: tokenizer.decode([token]))

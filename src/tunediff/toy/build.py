@@ -145,9 +145,7 @@ def train(model: Qwen2ForCausalLM, stage: Stage, tokenizer: PreTrainedTokenizerF
 
 
 def held_out_problems(count: int, seed: int) -> list[language.Problem]:
-    chance = random.Random(f"held out {seed}")
-    problems = (language.problem(chance) for _ in itertools.count())
-    return list(itertools.islice((p for p in problems if language.is_held_out(p.text)), count))
+    return list(itertools.islice(language.held_out_problems(seed), count))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ hesitation have a cause that a model can represent. Spans are (field, first char
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -252,3 +253,18 @@ def mixture(seed: int, shares: Mapping[str, float]) -> Iterator[Row]:
 def is_held_out(prompt: str) -> bool:
     """Whether a problem belongs to the tenth that no model is trained on, however it is asked."""
     return hashlib.sha256(prompt.removesuffix(STEP_BY_STEP).encode()).digest()[0] < 26
+
+
+def held_out_problems(seed: int) -> Iterator[Problem]:
+    """Problems without end that no model is trained on."""
+    chance = random.Random(f"held out {seed}")
+    while True:
+        found = problem(chance)
+        if is_held_out(found.text):
+            yield found
+
+
+def benchmark(seed: int, problems: int) -> Iterator[Row]:
+    """So many held-out problems with their answers; 500 of seed 0 are those of the card."""
+    for found in itertools.islice(held_out_problems(seed), problems):
+        yield {"question": found.text, "answer": str(found.answer)}

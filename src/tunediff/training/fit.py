@@ -60,11 +60,19 @@ class DictionaryTraining(L.LightningModule):
     """Trains all members on the same batches, one optimizer step each a batch. A member that raises is dropped with its
     error; the others go on.
 
-    length  of the run            state   members' part of a checkpoint, to go on from
+    length    of the run
+    state     members' part of a checkpoint, to go on from
+    loggers   name of a member -> where its curves go besides its history
     """
 
     def __init__(
-        self, members: Sequence[Member], *, length: Length, log_every: int = 20, state: Mapping[str, Any] | None = None
+        self,
+        members: Sequence[Member],
+        *,
+        length: Length,
+        log_every: int = 20,
+        state: Mapping[str, Any] | None = None,
+        loggers: Mapping[str, Sequence[Any]] | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -74,6 +82,7 @@ class DictionaryTraining(L.LightningModule):
             self.register_buffer(f"silent_for_{n}", torch.zeros(member.dictionary.latents, dtype=torch.long))
         self.step = 0
         self.state = state
+        self.loggers_of = loggers or {}
         if state is not None:
             self.step = state["step"]
             for n, member in enumerate(members):
@@ -224,7 +233,7 @@ class DictionaryTraining(L.LightningModule):
             )
         tokens = (self.step + 1) * self.length.batch
         member.history.append({"step": self.step, "tokens": tokens, **record})
-        for logger in member.loggers:
+        for logger in self.loggers_of.get(member.name, ()):
             logger.log_metrics({"tokens": tokens, **record}, step=self.step)
 
 

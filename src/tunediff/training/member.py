@@ -1,10 +1,8 @@
-"""A dictionary with all that trains it: objective, schedules, optimizer settings, loggers and curves."""
+"""A dictionary with all that trains it: objective, schedules, optimizer settings and curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +36,6 @@ class Member:
     clip_norm: float | None = 1.0
     resampling: Resampling | None = None
     compile: str | None = None
-    loggers: Sequence[Any] = ()
     history: list[dict[str, float]] = field(default_factory=list)
     dead: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     error: Exception | None = None

@@ -1,0 +1,140 @@
+"""Whether the grades can be trusted: golds against themselves and each other, then 1,392 real pairs of outputs.
+
+    python bench/grading.py [--processes 2] [--seconds 5]
+
+Benchmarks and outputs are read from TUNEDIFF_DATA, or ../shared/data beside the checkout. Prints every gold that is not
+equal to itself, the golds taken for another problem's, and of each model pair the accuracies and the exact McNemar test.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+from scipy.stats import binomtest
+
+from tunediff.benchmarks import Grade, Grader
+
+DATA = Path(os.environ.get("TUNEDIFF_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+# name: file, how the gold is read from a record, relative tolerance of the task
+SETS = {
+    "gsm8k": ("gsm8k/test.jsonl.gz", lambda record: record["final"], None),
+    "math500": ("math500/test.jsonl.gz", lambda record: record["answer"], None),
+    "aime24": ("aime/aime24.jsonl", lambda record: record["answer"], None),
+    "aime25": ("aime/aime25.jsonl", lambda record: record["answer"], None),
+    "amc23": ("amc23/test.jsonl", lambda record: str(record["answer"]), None),
+    "olympiadbench": ("olympiadbench/test.jsonl.gz", lambda record: record["final_answer"][0], None),
+    "minerva_math": ("minerva_math/test.jsonl.gz", lambda record: record["answer"], 1e-2),
+    "deepscaler math": ("deepscaler_parts/math_train.jsonl.gz", lambda record: record["answer"], None),
+    "deepscaler aime": ("deepscaler_parts/aime_train.jsonl.gz", lambda record: record["answer"], None),
+}
+PAIRS = "paired_base_reasoning/pairs.jsonl.gz"
+# How a text ends that its model ended: a stop, a closed formula, box or block, a number.
+ENDED = re.compile(r"(?:[.!?)\]}$|*`\"\d%]|\b[a-z]{3,})\s*$")
+
+
+def records(name: str) -> list[dict]:
+    path = DATA / name
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        return [json.loads(line) for line in lines]
+
+
+def golds(name: str) -> list[str]:
+    """The golds of a set; the few empty ones are left out."""
+    file, gold, _ = SETS[name]
+    return [text for text in (str(gold(record)) for record in records(file)) if text.strip()]
+
+
+def looks_cut(text: str, longest: int) -> bool:
+    """Whether a text of which nobody noted why it ends was cut: nearly as long as any, or amid a formula or sentence."""
+    return bool(text) and (len(text) > longest or not ENDED.search(text) or text.count("\\[") != text.count("\\]"))
+
+
+def graded(grader: Grader, record: dict, role: str) -> tuple:
+    if role == "base":
+        text = record["base_response"]
+        return (text, record["gold"], "math", not looks_cut(text, 4000), False)
+    text = record["thinking_response"]
+    return (text, record["gold"], "math", not looks_cut(text, 10**9), True)
+
+
+def itself(grader: Grader) -> None:
+    print("gold against itself (in a box), and against the gold of the problem before where the two texts differ")
+    for name, (_, _, tolerance) in SETS.items():
+        begun = time.perf_counter()
+        texts = golds(name)
+        grades = grader.grade([(f"So it is \\boxed{{{text}}}.", text) for text in texts], tolerance=tolerance)
+        missed = [text for text, grade in zip(texts, grades, strict=True) if not grade.correct]
+        others = [
+            (f"So it is \\boxed{{{one}}}.", gold) for one, gold in zip(texts, texts[1:], strict=False) if one != gold
+        ]
+        against = grader.grade(others, tolerance=tolerance)
+        false = [
+            (output, gold, grade.rule) for (output, gold), grade in zip(others, against, strict=True) if grade.correct
+        ]
+        print(
+            f"{name:16s} {len(texts):5d} itself {1 - len(missed) / len(texts):.4f}   {len(others):5d} other "
+            f"{len(false) / len(others):.4f}   {time.perf_counter() - begun:.1f} s"
+        )
+        for case in missed[:5] + false[:8]:
+            print("      ", case)
+        timed = Counter(grade.rule for grade in grades + against)["timed_out"]
+        if timed:
+            print(f"       {timed} timed out")
+
+
+def interval(right: int, of: int) -> str:
+    low, high = binomtest(right, of).proportion_ci(method="wilson")
+    return f"{right / of:.3f} ({low:.3f} to {high:.3f})"
+
+
+def pairs(grader: Grader) -> None:
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for record in records(PAIRS):
+        groups.setdefault((record["base_model"], record["thinking_model"], record["dataset"]), []).append(record)
+    print(
+        "\npair, set | n | base | reasoning | both, base only, reasoning only, neither | McNemar p | unfinished | seconds"
+    )
+    for (base, thinking, dataset), members in groups.items():
+        begun = time.perf_counter()
+        answered = {role: grader.grade([graded(grader, each, role) for each in members]) for role in ("base", "tuned")}
+        took = time.perf_counter() - begun
+        right = {role: [grade.correct for grade in grades] for role, grades in answered.items()}
+        table = Counter(zip(right["base"], right["tuned"], strict=True))
+        only_base, only_tuned = table[True, False], table[False, True]
+        p = binomtest(only_base, only_base + only_tuned).pvalue if only_base + only_tuned else 1.0
+        cut = {role: share(grades, "unfinished") for role, grades in answered.items()}
+        print(
+            f"{base} / {thinking}, {dataset} | {len(members)} | {interval(sum(right['base']), len(members))} "
+            f"| {interval(sum(right['tuned']), len(members))} | {table[True, True]}, {only_base}, {only_tuned}, "
+            f"{table[False, False]} | {p:.1e} | {cut['base']:.2f}, {cut['tuned']:.2f} | {took:.1f}"
+        )
+        for role, grades in answered.items():
+            print(
+                f"    {role}: " + ", ".join(f"{rule} {n}" for rule, n in Counter(g.rule for g in grades).most_common())
+            )
+        ended = [grade for grade in answered["tuned"] if grade.rule != "unfinished"]
+        if ended:
+            print(f"    of the {len(ended)} that ended: {interval(sum(grade.correct for grade in ended), len(ended))}")
+
+
+def share(grades: list[Grade], rule: str) -> float:
+    return sum(grade.rule == rule for grade in grades) / len(grades)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    asked = parser.parse_args()
+    with Grader(seconds=asked.seconds, processes=asked.processes) as grader:
+        itself(grader)
+        pairs(grader)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Problems with right answers -> what a model is asked, grades of what it answers, and how it wrote. Knows no model.
+
+tasks.py       problems and prompts             answers.py -> notation.py -> equality.py -> symbolic.py
+measures.py    accuracies, with intervals       grading.py runs these in order, many outputs at a time
+writing.py     hesitations, repetition
+"""
+
+from tunediff.benchmarks.answers import READ, Answer, read
+from tunediff.benchmarks.grading import RULES, Grade, Grader, grade
+from tunediff.benchmarks.measures import (
+    Estimate,
+    Paired,
+    Scaling,
+    difference,
+    mcnemar,
+    scaling,
+    scaling_difference,
+    wilson,
+)
+from tunediff.benchmarks.tasks import ManyNumbers, Problem, Task, TaskError
+from tunediff.benchmarks.writing import HESITATIONS, Behaviour, behaviour, closed, distinct, hesitations, repetition
+
+__all__ = [
+    "HESITATIONS",
+    "READ",
+    "RULES",
+    "Answer",
+    "Behaviour",
+    "Estimate",
+    "Grade",
+    "Grader",
+    "ManyNumbers",
+    "Paired",
+    "Problem",
+    "Scaling",
+    "Task",
+    "TaskError",
+    "behaviour",
+    "closed",
+    "difference",
+    "distinct",
+    "grade",
+    "hesitations",
+    "mcnemar",
+    "read",
+    "repetition",
+    "scaling",
+    "scaling_difference",
+    "wilson",
+]

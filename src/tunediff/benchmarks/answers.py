@@ -1,0 +1,350 @@
+"""A model's output -> the answer that it gives, as text, and the rule that read it. Pure text, no algebra.
+
+Only what stands after the last `</think>` is read. Its last complete box comes first; then an answer that it states ("The
+answer is 42", "#### 42"); then the last complete box of the closed thinking, where the written answer was cut or forgot
+it; then the output of a program; last the concluding sentence. Thinking that never closed gives no answer at all, not
+even by a box: it may have gone on to change its mind. What a base model invents after its answer, a next question or
+the same lines again, is not read. Nothing here knows the gold answer.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from tunediff.benchmarks import notation
+
+READ = {
+    "boxed": "the last complete box after the thinking, or several that are one list",
+    "stated": 'what follows the last "the answer is", "Answer:" or "####"',
+    "boxed_in_thinking": "the last complete box of the closed thinking; the text after it states no answer",
+    "program_output": "the last line that a program of the output printed",
+    "concluding_number": "the number of the concluding sentence",
+    "concluding_expression": "the formula of the concluding sentence",
+    "concluding_sentence": "the concluding sentence, which holds no number or formula",
+    "unfinished": "cut inside the thinking, or before an answer was stated",
+    "no_answer": "ended without one",
+}
+
+OPENINGS, CLOSINGS = ("<think>", "<|begin_of_thought|>"), ("</think>", "<|end_of_thought|>")
+
+
+class Answer(NamedTuple):
+    text: str | None
+    rule: str
+
+
+def read(output: str, *, kind: str = "math", finished: bool = True, opened: bool = False) -> Answer:
+    """The answer of one output. `finished`: the model ended by itself, so the last sentence is whole. `opened`: the
+    prompt ended inside the thinking. `kind`: math, boolean or choice; or word, where the concluding sentence is wanted
+    whole, for the answer may be its subject ("Ada is the tallest")."""
+    thinking, said = _after_thinking(output, opened)
+    if said is None:
+        return Answer(None, "unfinished")
+    if not output.strip():
+        return Answer(None, "no_answer")
+    said, went_on = _before_invention(said)
+    finished = finished or went_on
+    said, printed = _without_programs(said)
+    text = _READERS[kind]
+    for rule, found in (
+        ("boxed", boxes(said)),
+        ("stated", _stated(said, kind)),
+        ("boxed_in_thinking", boxes(thinking)),
+        ("program_output", printed),
+    ):
+        if found and (answer := text(found)):
+            return Answer(answer, rule)
+    if not finished:
+        return Answer(None, "unfinished")
+    return _CONCLUDING[kind](said)
+
+
+def boxes(text: str) -> str | None:
+    """The content of the last complete box; where the last ones are joined by a comma or an "and", theirs as a list."""
+    found: list[tuple[int, int, str]] = []
+    place = 0
+    while opening := re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*").search(text, place):
+        content, place = _argument(text, opening.end())
+        if content is not None and (content := _unboxed(content).strip()):
+            found.append((opening.start(), place, content))
+        place = max(place, opening.end())
+    if not found:
+        return None
+    answers = [found[-1][2]]
+    for (_, end, content), (begin, _, _) in zip(found[-2::-1], found[:0:-1], strict=False):
+        if not _JOINED.fullmatch(text[end:begin]):
+            break
+        if content not in answers:
+            answers.insert(0, content)
+    return ", ".join(answers)
+
+
+def option(text: str) -> str | None:
+    """The letter of the option that a short text names: "B", "(B)", "B. 12", "option B"."""
+    text = re.sub(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf)\s*\{([^{}]*)\}", r" \1 ", text).strip(" $*`\"'\n.")
+    named = re.match(r"(?:(?i:option|choice|answer)\s*)?\(?\s*([A-J]|[a-j](?=\)|$))\s*(?:[).:,\]\s-]|$)", text)
+    if named and (len(text) == 1 or not re.match(r"A\s+[a-z]", text)):
+        return named[1].upper()
+    inside = re.findall(r"(?i:option|choice)\s+\(?([A-J])\b|\(([A-J])\)", text)
+    return "".join(inside[-1]) if inside else None
+
+
+def truth(text: str) -> str | None:
+    """ "true" or "false": the last yes, no, true or false that is not part of a phrase such as "no one"."""
+    found = list(_TRUTH.finditer(text))
+    if not found:
+        return None
+    word = found[-1]["word"].lower()
+    return "true" if (word in ("yes", "true")) != bool(found[-1]["negated"]) else "false"
+
+
+# -- what is read
+
+
+def _after_thinking(output: str, opened: bool) -> tuple[str, str | None]:
+    closed = (
+        max((output.rfind(tag) + len(tag), tag) for tag in CLOSINGS if tag in output)
+        if _has(output, CLOSINGS)
+        else None
+    )
+    thinking, said = (output[: closed[0]], output[closed[0] :]) if closed else ("", output)
+    if _has(said, OPENINGS) or (opened and not closed):
+        return thinking, None
+    return thinking, said
+
+
+def _has(text: str, tags: tuple[str, ...]) -> bool:
+    return any(tag in text for tag in tags)
+
+
+_NEXT = re.compile(
+    r"(?im)^\W*(?:question|problem|exercise|example|q|user|human|student|instruction|assistant)\s*\d*\s*[:.]"
+    r"|^you are an? (?:ai|helpful) assistant|<\|(?:endoftext|im_end|im_start|eot_id|end_of_text)\|>|<｜end▁of▁sentence｜>"
+)
+
+
+def _before_invention(text: str) -> tuple[str, bool]:
+    """Up to the next problem that the model asks itself, or to where it goes round in a circle; and whether its last
+    sentence is whole and meant: a sentence that is only repeated is, one of a circle of several is not."""
+    for found in _NEXT.finditer(text):
+        if re.search(r"\d|\\boxed", text[: found.start()]) or found[0].startswith("<"):
+            return text[: found.start()], True
+    pieces = re.finditer(r"[^\n]*?(?:[.!?](?=\s)|\n|$)", text)
+    words = [(piece[0].strip(), piece.start()) for piece in pieces if len(piece[0].strip()) > 3]
+    threes = [tuple(word for word, _ in words[place : place + 3]) for place in range(len(words) - 2)]
+    last = threes[-2:-1] or threes  # the very last piece may be cut
+    # a problem is restated and a sum is checked; but who says at the end for the third time the same goes in a circle
+    if last and sum(map(len, last[0])) >= 30 and threes.count(last[0]) >= 3:
+        again = next(place for place, three in enumerate(threes) if three in threes[:place])
+        return text[: words[again][1]], len(set(last[0])) == 1
+    return text, False
+
+
+def _without_programs(text: str) -> tuple[str, str | None]:
+    """The text outside fenced blocks, and the last line printed where no words with a number follow it."""
+    printed = None
+    for block in re.finditer(r"```(\w*)[^\n]*\n(.*?)(?:```|\Z)", text, re.DOTALL):
+        lines = [line.strip() for line in block[2].splitlines() if line.strip()]
+        if (
+            block[1].lower() in ("output", "", "text", "plaintext")
+            and lines
+            and not re.search(r"[A-Za-z]\s*\(|import", block[2])
+        ):
+            printed = lines[-1].rpartition(":")[2].strip()
+    return re.sub(r"```.*?(?:```|\Z)", "\n", text, flags=re.DOTALL), printed
+
+
+# -- boxes
+
+
+_JOINED = re.compile(
+    r"[\s$\\()\[\].]*(?:,|;|and|or|,\s*and|,\s*or|\\text\{\s*(?:,\s*)?(?:and|or)\s*\}|\\quad)[\s$\\()\[\]]*(?:[A-Za-z](?:_\w)?\s*=\s*)?"
+)
+
+
+def _argument(text: str, place: int) -> tuple[str | None, int]:
+    """What the command before `place` is given: balanced braces, or the next word."""
+    if not text.startswith("{", place):
+        word = re.compile(r"-?(?:\\[a-zA-Z]+|[\w.,/]*\w)").match(text, place)
+        return (word[0], word.end()) if word else (None, place)
+    depth, here = 0, place
+    while here < len(text):
+        if text[here] == "\\":
+            here += 2
+            continue
+        depth += (text[here] == "{") - (text[here] == "}")
+        here += 1
+        if depth == 0:
+            return text[place + 1 : here - 1], here
+    return None, place
+
+
+def _unboxed(text: str) -> str:
+    while opening := re.search(r"\\(?:boxed|fbox|framebox)\s*(?=\{)", text):
+        content, end = _argument(text, opening.end())
+        if content is None:
+            return text
+        text = text[: opening.start()] + content + text[end:]
+    return text
+
+
+# -- sentences
+
+
+_STATED = re.compile(
+    r"(?i)(?:####\s*(?P<marked>[^\n]+)|\banswers?\b[^.\n:=]{0,60}?(?:\s(?:is|are|was|would be|should be|must be)\b(?!\s+(?:not|in)\b)|\s*[:=])"
+    r"[\s:*]*(?P<rest>[^\n]+))"
+)
+_COPULA = re.compile(r"(?<![<>!=\\])=|\b(?:is|are|was|were|be|equals?|equal to|becomes)\b(?!\s+not\b)|\\approx|≈")
+_NUMBER = re.compile(
+    r"(?<![\w.:])(?:(?<![\d)])[-−])?(?:[$€£]|\\\$)?(?:[-−])?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))"
+    r"(?:[eE][-+]?\d+\b|\s*/\s*\d+(?![\d.]))?(?:\s*\\?%)?(?!\d|:\d)"
+)
+_PREPOSITION = (
+    r"(?:(?P<near>for|with|at|by|to\s+[a-z]+|(?<!total )(?<!sum )(?<!average )(?<!rate )(?<!speed )(?<!profit )(?<!loss )(?<!score )"
+    r"(?<!maximum )(?<!minimum )of)|in|after|on|from|over|during|every|each|within|step|day|than|since|per|when|if|to)"
+)
+_DETERMINER = r"(?P<fixed>the|an?|all|these|those|his|her|their|its|both|remaining|first|last|next|other)"
+_ASIDE = re.compile(rf"(?i)(?<!\S)(?:{_PREPOSITION}|(?:{_PREPOSITION.replace('near', 'close')}\s+)?{_DETERMINER})\s+$")
+_CLAUSE = re.compile(
+    r"(?i),?\s(?:if|when|because|since|while|so that|assuming|given that|after|before|as|to(?=\s+[a-z]+\s))\s"
+)
+_TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b")
+
+
+def sentences(text: str) -> list[str]:
+    text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text)
+    text = re.sub(r"\\\[.*?\\\]|\$\$.*?\$\$", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text, flags=re.DOTALL)
+    found = re.split(r"(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bMrs\.)(?<!\bSt\.)(?<=[.!?])\s+|\n+", text)
+    found = [
+        re.sub(r"^\s*(?:step\s*\d+\s*[:.)]|\d+[.)]\s|[-•#>]+\s)\s*", "", piece, flags=re.I).strip() for piece in found
+    ]
+    return [piece for piece in found if re.search(r"\w", piece)]
+
+
+def _stated(text: str, kind: str) -> str | None:
+    """The last answer that the text calls one."""
+    text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text)
+    for found in reversed(list(_STATED.finditer(text))):
+        lines = sentences(found["marked"] or found["rest"])
+        if not lines:
+            continue
+        if kind == "word":
+            return found["marked"] or found["rest"]
+        if kind != "math":
+            if _READERS[kind](lines[0]):
+                return lines[0]
+            continue
+        answer, _ = _settled(lines[-1] if found["marked"] else lines[0])
+        if answer is not None:
+            return answer
+        if len(lines[0].split()) <= 4:
+            return lines[0].rstrip(".")
+    return None
+
+
+def _concluding_math(text: str) -> Answer:
+    """The number or formula of one of the last three sentences: the last that has one."""
+    last = sentences(text)[-3:]
+    for line in reversed(last):
+        answer, rule = _settled(line)
+        if answer is not None:
+            return Answer(answer, rule)
+    return Answer(last[-1].rstrip("."), "concluding_sentence") if last else Answer(None, "no_answer")
+
+
+def _settled(sentence: str) -> tuple[str | None, str]:
+    """The number or formula that a sentence comes to: after its last "is" or "=", else its main number."""
+    sentence = sentence.strip().rstrip(".!")
+    clause = next(
+        (found for found in _CLAUSE.finditer(sentence) if _main_number(sentence[: found.start()], worst=1)), None
+    )
+    sentence = sentence[: clause.start()] if clause else sentence
+    answer = None
+    for place in [found.end() for found in reversed(list(_COPULA.finditer(sentence)))]:
+        tail = _LEADING.sub("", sentence[place:])
+        if answer := _formula(tail) or _main_number(tail, worst=0 if sentence[place - 1].isalpha() else 4):
+            break
+    answer = answer or _formula(sentence) or _main_number(sentence)
+    if answer is None:
+        return None, "concluding_sentence"
+    return answer, "concluding_number" if notation.number(notation.plain(answer)) else "concluding_expression"
+
+
+_LEADING = re.compile(
+    r"^(?:[\s:]|\b(?:that|about|approximately|exactly|equal to|a total of|only|just|now|also|indeed|"
+    r"the (?:interval|set|value|number|point|pair))\b)+"
+)
+
+
+def _formula(text: str) -> str | None:
+    """The text if it is one formula or a list of them, else the first formula set in dollars or \\( \\)."""
+    if _is_formula(text):
+        return text
+    if (
+        (leading := _LEADING_FORMULA.match(text))
+        and not notation.number(leading[0].strip())
+        and _is_formula(leading[0])
+    ):
+        return leading[0].strip()
+    for found in re.finditer(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", text):
+        inside = next(group for group in found.groups() if group is not None).strip()
+        if _is_formula(inside) and re.search(r"\d|\\(?:frac|sqrt|pi|infty)", inside):
+            return inside.rpartition("=")[2].strip() if "=" in inside else inside
+    return None
+
+
+# 12π inches, sqrt(3)/3 of it: what stands before the first word
+_LEADING_FORMULA = re.compile(
+    r"(?=[^A-Za-z]*[\dπ√])(?:[\d.,^()\[\]{}π√∞°+*/-]|\bsqrt\b|(?<=[\d)+*/-])[a-zA-Z]\b| (?=[-+*/\d(√π])|(?<=[-+*/,]) )+(?<=[\d)\]}πa-z])(?=\s+[A-Za-z]{2,}\b)"
+)
+
+
+def _is_formula(text: str) -> bool:
+    """No words but "and" and "or", and something besides them."""
+    if not re.search(r"\d|\\(?:pi|infty|alpha)|∞", text):
+        return False
+    if notation.number(notation.plain(text)):
+        return True
+    left = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+|\b(?:and|or)\b", " ", text)
+    return not re.search(r"[A-Za-z]{2,}", left)
+
+
+def _main_number(sentence: str, *, worst: int = 4) -> str | None:
+    """The first number that is not in an aside: 0 for none, 1 "for 4 cakes", "to buy 4", 2 "after 5 days", 3 "the 4
+    pens", 4 "a 400-meter run". `worst`: of no aside beyond it."""
+    ranked: dict[int, str] = {}
+    if price := re.match(r"(?:(?:so|therefore|thus|hence)\b,?\s*)?\d[^$€£\n]*(?=[$€£]\s*\d)", sentence, re.I):
+        sentence = sentence[price.end() :]  # 4 pens cost $12
+    for found in _NUMBER.finditer(sentence):
+        aside = _ASIDE.search(sentence[: found.start()])
+        rank = 0 if not aside else 3 if aside["fixed"] else 1 if aside["near"] else 2
+        if re.match(r"-[A-Za-z]", sentence[found.end() :]):
+            rank = 4
+        ranked.setdefault(rank, re.sub(r"\\?[$]", "", found[0]).strip())
+    best = min(ranked, default=None)
+    return None if best is None or best > worst else ranked[best]
+
+
+def _concluding_truth(text: str) -> Answer:
+    answer = truth(text)
+    return Answer(answer, "concluding_sentence") if answer else Answer(None, "no_answer")
+
+
+def _concluding_option(text: str) -> Answer:
+    for line in reversed(sentences(text)[-3:]):
+        if letter := option(line):
+            return Answer(letter, "concluding_sentence")
+    return Answer(None, "no_answer")
+
+
+def _concluding_words(text: str) -> Answer:
+    last = sentences(text)[-1:]
+    return Answer(last[0], "concluding_sentence") if last else Answer(None, "no_answer")
+
+
+_READERS = {"math": str.strip, "word": str.strip, "boolean": truth, "choice": option}
+_CONCLUDING = {
+    "math": _concluding_math, "word": _concluding_words, "boolean": _concluding_truth, "choice": _concluding_option
+}  # fmt: skip

@@ -1,0 +1,224 @@
+"""(answer, gold) as text -> equal or not, and the rule that decided. Algebra is asked of a function that is handed in.
+
+The rules stand before the algebra for two reasons: most pairs are two numbers, and a computer algebra system reads some
+answers otherwise than a person: `(2, 4)` is a pair or an open interval and never the set {2, 4}; `52_8` is a numeral;
+`4.5e33` is one number; `50%` answers both 50 and 0.5. An answer is equal if a strict marker would give the point.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from tunediff.benchmarks import notation
+from tunediff.benchmarks.answers import option, truth
+from tunediff.benchmarks.notation import Number
+
+COMPARED = {
+    "literal": "the same text, once both are spelled alike",
+    "number": "two exact numbers; a decimal of six digits or more may be the gold one, rounded",
+    "tolerance": "two numbers, one of them rounded, within the relative tolerance of the task",
+    "parts": "lists, sets, tuples, intervals or matrices, part by part",
+    "word": "a word or an option",
+    "symbolic": "math-verify's algebra",
+    "unlike": "a word against a formula, a tuple against a set, prose against a number",
+}
+ROUNDED_DIGITS = 6  # what programs print of a third
+
+Symbolic = Callable[[str, str, float | None], bool]
+
+
+def compare(answer: str, gold: str, *, kind: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
+    """Whether they are equal, and by which rule of COMPARED."""
+    if kind == "boolean":
+        return truth(answer) == truth(gold), "word"
+    if kind == "choice":
+        return option(answer) == option(gold), "word"
+    return _equal(notation.plain(answer), notation.plain(gold), tolerance, symbolic)
+
+
+def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
+    if _squeezed(answer) == _squeezed(gold):
+        return True, "literal"
+    if not answer or not gold:
+        return False, "unlike"
+    if is_word(gold):
+        return _same_word(answer, gold), "word"
+    answer, gold = _without_name(answer, gold)
+    if "=" in answer and "=" not in gold and re.search(r"[a-zA-Z]", re.sub(r"\\[a-z]+", "", answer.partition("=")[0])):
+        if answer.count("=") == 1:
+            return False, "unlike"  # an equation in its variables, where its right side alone is asked for
+        answer = answer.rpartition("=")[2].strip()
+    expected, given = notation.number(gold, letters=False), notation.number(answer)
+    if expected and not given and (inner := notation.brackets(answer)) and inner.opening == "(":
+        given = notation.number(inner.inside)  # (1,234) where a number is asked for
+    if expected and given:
+        return _same_number(given, expected, answer, gold, tolerance)
+    shape, other = _shape(gold), _shape(answer)
+    if shape or other:
+        return _same_parts(other, shape, answer, gold, tolerance, symbolic)
+    if len(re.findall(r"(?<![\\\w])[A-Za-z]{3,}", _unknown_words(answer))) > 2:
+        return False, "unlike"
+    return symbolic(answer, gold, tolerance), "symbolic"
+
+
+# -- numbers
+
+
+def _same_number(given: Number, expected: Number, answer: str, gold: str, tolerance: float | None) -> tuple[bool, str]:
+    """A numeral with its base is equal by its digits where one side leaves the base out, for the problem asks for that
+    base; 42_{10} and 52_8 are one value. The percent sign is a hundredth, or the unit that the problem asks for."""
+    if given.base and expected.base and given.base != expected.base:
+        return _in_ten(given) == _in_ten(expected), "number"
+    pairs = [(given.value, expected.value)]
+    if given.percent and not expected.percent:
+        pairs.append((given.value / 100, expected.value))
+    if expected.percent and not given.percent:
+        pairs.append((given.value, expected.value / 100))
+    if any(one == other or _rounded_alike(one, other, given) for one, other in pairs):
+        return True, "number"
+    if tolerance is not None and (given.rounded or expected.rounded):
+        return any(abs(one - other) <= Fraction(tolerance) * abs(other) for one, other in pairs), "tolerance"
+    return False, "number"
+
+
+def _in_ten(number: Number) -> int | None:
+    digits = str(number.value)
+    return int(digits, number.base) if all(int(digit) < number.base for digit in digits) else None
+
+
+def _rounded_alike(given: Fraction, expected: Fraction, written: Number) -> bool:
+    return (
+        written.rounded
+        and given != 0
+        and abs(given - expected) * 10**ROUNDED_DIGITS <= abs(expected) * 2
+        and expected.denominator > 1
+    )
+
+
+# -- words
+
+
+def is_word(text: str) -> bool:
+    return bool(re.fullmatch(r"\(?[A-Za-z]\)|[A-Za-z]{2,}(?: [A-Za-z]+)*", text)) and "=" not in text
+
+
+def _same_word(answer: str, gold: str) -> bool:
+    """The word, or a sentence of which it is one word and nothing denies it."""
+    letter = re.fullmatch(r"\(?([A-Za-z])\)", gold)
+    if letter:
+        return option(answer) == letter[1].upper()
+    words = [re.sub(r"[^a-z ]", "", re.sub(r"[\s_]+", " ", text.lower())).strip() for text in (answer, gold)]
+    said, asked = (re.sub(r"^(?:an?|the) ", "", text) for text in words)
+    if said == asked:
+        return True
+    denied = re.search(r"\b(?:not|neither|nor|never|or|cannot)\b|n't\b", answer.lower())
+    return not denied and len(re.findall(rf"\b{re.escape(asked)}\b", said)) == 1 and len(said.split()) <= 25
+
+
+# -- several parts
+
+LISTED, SET, MATRIX, UNION = "list", "set", "matrix", "union"
+
+
+def _shape(text: str) -> tuple[str, list[str]] | None:
+    """What holds the parts and the parts. A tuple or interval is named by its two brackets."""
+    if rows := notation.matrix(text):
+        return f"{MATRIX} {len(rows)} x {len(rows[0])}", [entry for row in rows for entry in row]
+    if len(regions := re.split(r"\\cup(?![a-z])", text)) > 1:
+        return UNION, [region.strip() for region in regions]
+    if held := notation.brackets(text):
+        inside = notation.parts(held.inside)
+        if held.opening == "\\{":
+            return SET, _both_signs(inside)
+        if len(inside) > 1:
+            return held.opening + held.closing, inside
+    listed = _both_signs(notation.parts(text))
+    return (LISTED, listed) if len(listed) > 1 else None
+
+
+def _same_parts(
+    answered, expected, answer: str, gold: str, tolerance: float | None, symbolic: Symbolic
+) -> tuple[bool, str]:
+    if not (answered and expected):
+        alone = expected or answered
+        if answered and " or " in f" {answer} ":  # 33/100, or 0.33
+            number = notation.number(gold, letters=False)
+            values = [notation.number(part) for part in answered[1]]
+            if number and all(values):
+                near = all(abs(each.value - number.value) * 50 <= abs(number.value) for each in values)
+                return near and number.value in [each.value for each in values], "number"
+        if alone[0] == SET and len(alone[1]) == 1:  # {5} and 5
+            one, other = (alone[1][0], gold) if answered else (answer, alone[1][0])
+            return _equal(one, other, tolerance, symbolic)[0], "parts"
+        if _may_be_region(answer) and _may_be_region(gold):  # x > 5 and (5, oo)
+            return symbolic(answer, gold, tolerance), "symbolic"
+        return False, "unlike"
+    (kind, given), (asked, wanted) = answered, expected
+    free = {LISTED, SET}
+    if kind != asked and not {kind, asked} <= free:
+        return False, "unlike"
+    if len(given) != len(wanted):
+        return False, "parts"
+    if asked in free | {UNION}:
+        return _matched(given, wanted, tolerance, symbolic), "parts"
+    return all(_equal(one, other, tolerance, symbolic)[0] for one, other in zip(given, wanted, strict=True)), "parts"
+
+
+def _matched(given: list[str], wanted: list[str], tolerance: float | None, symbolic: Symbolic) -> bool:
+    """Whether every wanted part has a given one of its own; order does not matter."""
+    left = sorted(given, key=len)
+    for part in wanted:
+        same = next((one for one in left if _squeezed(one) == _squeezed(part)), None)
+        if same is None:
+            same = next((one for one in left if _equal(one, part, tolerance, symbolic)[0]), None)
+        if same is None:
+            return False
+        left.remove(same)
+    return True
+
+
+def _both_signs(parts: list[str]) -> list[str]:
+    """`1 \\pm \\sqrt{5}` is two answers."""
+    found = []
+    for part in parts:
+        if part.count("\\pm") == 1:
+            found += [re.sub(r"^\s*\+", "", part.replace("\\pm", sign)).strip() for sign in "+-"]
+        else:
+            found.append(part)
+    return found
+
+
+def _may_be_region(text: str) -> bool:
+    return bool(re.search(r"[<>]|\\(?:le|ge|in|infty|cup)(?![a-z])", text))
+
+
+# -- text
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+|\\!|(?<=[_^])\{(\w)\}", lambda found: found[1] or "", text)
+
+
+def _unknown_words(text: str) -> str:
+    return re.sub(rf"\\[A-Za-z]+|_\{{?\w+\}}?|\b(?:{'|'.join(notation.FUNCTIONS)})\b", " ", text)
+
+
+_NAMED = re.compile(
+    r"([A-Za-z]\w*'?(?:_\{?\w+(?: ?\w+)*\}?)?(?:\^\{-1\})?\s*(?:\(([a-z])\))?|\\[a-z]+(?:\s*[A-Z_{}\d]+)*)\s*(?:=|\\in(?![a-z]))\s*(.+)"
+)
+
+
+def _without_name(answer: str, gold: str) -> tuple[str, str]:
+    """`x = 5` and `5` are one answer, and so are `f(x) = x` and `f(n) = n`; `x = 5` and `y = 5` are two."""
+    if "\\equiv" in answer and "\\equiv" not in gold:
+        answer = re.sub(r"\\pmod\s*\{[^{}]*\}|\\mod\b.*", "", answer.rpartition("\\equiv")[2]).strip()
+    given, asked = (
+        _NAMED.fullmatch(text) if len(re.findall(r"=|\\in(?![a-z])", text)) == 1 else None for text in (answer, gold)
+    )
+    if given and asked:
+        if given[2] and asked[2] and given[1][0] == asked[1][0]:
+            return re.sub(rf"(?<![A-Za-z\\]){given[2]}(?![A-Za-z])", asked[2], given[3]), asked[3]
+        return (given[3], asked[3]) if _squeezed(given[1]) == _squeezed(asked[1]) else (answer, gold)
+    return (given[3] if given else answer), (asked[3] if asked else gold)

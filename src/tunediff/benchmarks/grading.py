@@ -1,0 +1,215 @@
+"""Outputs and gold answers -> grades. What the rules settle costs microseconds; the rest goes to worker processes.
+
+A worker is started with the first pair that needs algebra, has a limit on time for each output, and is replaced when it
+breaks: such an output is graded `timed_out`, which is wrong but countable. It does not know which model wrote an output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tunediff.benchmarks import symbolic
+from tunediff.benchmarks.answers import READ, Answer, read
+from tunediff.benchmarks.equality import COMPARED, compare, is_word
+from tunediff.benchmarks.notation import plain
+from tunediff.shapes import Refused
+
+TIMED_OUT = "timed_out"
+KINDS = ("math", "boolean", "choice")
+# "unfinished", "no_answer" and "timed_out" stand alone; every other rule of a Grade is "read/compared", as in "boxed/number".
+RULES = READ | {f"/{name}": meaning for name, meaning in COMPARED.items()}
+RULES[TIMED_OUT] = "the algebra took longer than allowed, or more memory"
+
+STARTING = 120  # seconds for a worker to import sympy, on a busy machine
+
+
+class Grade(NamedTuple):
+    """`answer` is what was read from the output, None where there is none; `rule` names how it was read and compared."""
+
+    correct: bool
+    answer: str | None
+    rule: str
+
+
+class Question(NamedTuple):
+    """One output to be graded, as Grader.grade takes them; plain tuples of the same order serve as well."""
+
+    output: str
+    gold: str
+    kind: str = "math"
+    finished: bool = True
+    opened: bool = False
+
+
+def grade(
+    output: str,
+    gold: str,
+    *,
+    kind: str = "math",
+    finished: bool = True,
+    opened: bool = False,
+    tolerance: float | None = None,
+) -> Grade:
+    """One output, in this process and without a limit on time: for a notebook. A Grader is for outputs nobody has seen."""
+    question = _asked(Question(output, gold, kind, finished, opened))
+    return _graded(question, _read(question), tolerance, _here)
+
+
+class Grader:
+    """Grades many outputs, each with a limit on the time of its algebra.
+
+    `seconds` are those of one output; `processes` is how many pairs are computed at a time.
+    """
+
+    def __init__(self, seconds: float = 5.0, processes: int = 2):
+        if seconds <= 0 or processes < 1:
+            raise Refused(
+                f"A grader of {processes} processes and {seconds} seconds: ask for at least one, and for some time."
+            )
+        self.seconds = seconds
+        self.processes = processes
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for _ in range(processes):
+            self._idle.put(_Worker(seconds))
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while not self._idle.empty():
+            self._idle.get().end()
+
+    def grade(self, questions: Iterable[Question | tuple], *, tolerance: float | None = None) -> list[Grade]:
+        """Grades in the order of the questions. `tolerance`: relative, for golds that were rounded."""
+        asked = [_asked(Question(*question)) for question in questions]
+        answers = [_read(each) for each in asked]
+        grades: list[Grade | None] = []
+        for question, answer in zip(asked, answers, strict=True):
+            try:
+                grades.append(_graded(question, answer, tolerance, _undecided))
+            except _NeedsAlgebra:
+                grades.append(None)
+        with ThreadPoolExecutor(self.processes) as threads:  # each waits for a process
+            waiting = {
+                place: threads.submit(self._by_worker, asked[place], answers[place], tolerance)
+                for place, found in enumerate(grades)
+                if found is None
+            }
+        for place, future in waiting.items():
+            grades[place] = future.result()
+        return grades
+
+    def _by_worker(self, question: Question, answer: Answer, tolerance: float | None) -> Grade:
+        worker = self._idle.get()
+        try:
+            worker.begin()
+            return _graded(question, answer, tolerance, worker.same)
+        except _TimedOut:
+            worker.end()
+            return Grade(False, answer.text, TIMED_OUT)
+        finally:
+            self._idle.put(worker)
+
+
+class _NeedsAlgebra(Exception):
+    pass
+
+
+class _TimedOut(Exception):
+    pass
+
+
+def _asked(question: Question) -> Question:
+    if question.kind not in KINDS:
+        raise Refused(f'No answer is of the kind "{question.kind}": ask for one of {", ".join(KINDS)}.')
+    gold = str(question.gold).strip()
+    if not gold:
+        raise Refused("A problem has no gold answer, so nothing can be graded against it: leave it out.")
+    return question._replace(gold=gold)
+
+
+def _read(question: Question) -> Answer:
+    kind = "word" if question.kind == "math" and is_word(plain(question.gold)) else question.kind
+    return read(question.output, kind=kind, finished=question.finished, opened=question.opened)
+
+
+def _graded(question: Question, answer: Answer, tolerance: float | None, algebra) -> Grade:
+    if answer.text is None:
+        return Grade(False, None, answer.rule)
+    correct, rule = compare(answer.text, question.gold, kind=question.kind, tolerance=tolerance, symbolic=algebra)
+    return Grade(correct, answer.text, f"{answer.rule}/{rule}")
+
+
+def _undecided(answer: str, gold: str, tolerance: float | None) -> bool:
+    raise _NeedsAlgebra
+
+
+def _here(answer: str, gold: str, tolerance: float | None) -> bool:
+    try:
+        return symbolic.same(answer, gold, tolerance)
+    except Exception:  # sympy raises whatever it likes; what it cannot read is not equal
+        return False
+
+
+class _Worker:
+    """A process of symbolic.py and the time left for the output in hand. A script of its own imports neither the
+    caller's main module nor torch, and inherits no threads."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.process: subprocess.Popen | None = None
+        self.deadline = 0.0
+
+    def begin(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            self.end()
+            script = [sys.executable, "-P", str(Path(symbolic.__file__)), str(self.seconds)]
+            self.process = subprocess.Popen(
+                script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            )
+            if self._line(STARTING) != b"ready":
+                self.end()
+                raise Refused(f"A process that compares formulas did not start: try `{' '.join(script)}` in a shell.")
+        self.deadline = time.monotonic() + self.seconds
+
+    def same(self, answer: str, gold: str, tolerance: float | None) -> bool:
+        try:
+            self.process.stdin.write(json.dumps([answer, gold, tolerance]).encode() + b"\n")
+        except BrokenPipeError:
+            raise _TimedOut from None
+        verdict = json.loads(self._line(self.deadline - time.monotonic()) or "null")
+        if verdict is None:
+            raise _TimedOut
+        return verdict
+
+    def _line(self, seconds: float) -> bytes:
+        """The next line of its output; empty where the time is up or the process is gone."""
+        line, until = b"", time.monotonic() + seconds
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))
+            piece = os.read(self.process.stdout.fileno(), 4096) if ready else b""
+            if not piece:
+                return b""
+            line += piece
+        return line.strip()
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdin.close()
+            self.process.stdout.close()
+            self.process = None

@@ -1,0 +1,188 @@
+"""One answer as text, in LaTeX, plain or Python spelling -> one normal spelling, its parts, its exact number.
+
+    r"\\dfrac12" -> r"\\frac{1}{2}"      "1{,}234 dollars" -> 1234      "4.5e33" -> 45 * 10^32      "(1, 2]" -> ( 1 2 ]
+
+Numbers are fractions, so that nothing is rounded here. It does not know which of two answers is the gold one, and it
+evaluates nothing that is more than a number.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+LARGEST_EXPONENT = 1000  # of ten; beyond it a number is left to the symbolic comparison, which has a time limit
+
+FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp sqrt pi det max min gcd lcm".split()
+# One letter after a number is a unit only if it is one of these; 2n and 3x are products.
+UNIT_LETTERS = "mgshLJNKCVWA"
+
+
+class Number(NamedTuple):
+    """An exact value and how it was written."""
+
+    value: Fraction
+    percent: bool = False  # with a percent sign; the value is that of the digits
+    base: int | None = None  # of the subscript; the value is that of the digits read in base ten
+    rounded: bool = False  # written with a decimal point or an exponent, so digits may have been left out
+
+
+class Brackets(NamedTuple):
+    opening: str
+    inside: str
+    closing: str
+
+
+def plain(text: str) -> str:
+    """One spelling of what is written in several: no dollar signs, spacing commands, text commands or short fractions."""
+    text = text.strip()
+    for old, new in _CHARACTERS.items():
+        text = text.replace(old, new)
+    text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
+    text = re.sub(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\.?", "", text)
+    text = re.sub(r",\s*(?<!\\)\\!\s*(?=\d{3})", ",", text).replace("{,}", ",")
+    text = re.sub(r"(?<=\d)(?<!\\)\\[,;: ]\s*(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<!\\)\\(?:[,;:! ]|q?quad(?![a-z]))|~", " ", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"\\(?:text(?:bf|it|rm)?|mbox|hbox|mathrm|mathbf|operatorname|rm)\s*\{([^{}]*)\}", _spaced, text)
+    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
+    text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}", text)
+    text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<=\d)\s*\^\s*\{?\s*(?:st|nd|rd|th)\s*\}?", "", text)
+    text = re.sub(r"\\degree(?![a-z])|\^\s*\{?\s*\\circ\s*\}?|°|\bdegrees?\b", "", text)
+    text = re.sub(r"\\(?:geqslant|geq)(?![a-z])", r"\\ge", re.sub(r"\\(?:leqslant|leq)(?![a-z])", r"\\le", text))
+    text = _from_python(text)
+    return re.sub(r"\s+", " ", text).strip().rstrip(".;,:").strip()
+
+
+def number(text: str, *, letters: bool = True) -> Number | None:
+    """The number that a plain text is, with a unit after it or none. `letters`: one letter may be such a unit."""
+    text = re.sub(r"^([-+]?)\s*(?:USD|[€£¥])\s*", r"\1", text)
+    text = text.replace("{-", "-").replace("}", "") if re.fullmatch(r"\{-?[\d.]+\}", text) else text
+    based = re.fullmatch(r"\(?([\da-zA-Z]*\d[\da-zA-Z]*)\)?(?:_\{?\s*(\d+|[a-z]+)\s*\}?|\s+(?:in )?base\s+(\w+))", text)
+    if based:
+        return _in_base(based[1], based[2] or based[3])
+    percent = re.search(r"\s*(?:%|\bper ?cent\b)\s*$", text)
+    text = text[: percent.start()] if percent else text
+    unit = re.match(r"([^A-Za-z]*?[\d})](?:[eE][-+]?\d+(?![A-Za-z\d]))?)\s*([A-Za-z].*)$", text)
+    if unit and not percent and _is_unit(text, unit, letters):
+        text = unit[1].strip()
+    found = _value(text.replace(" ", "") if not re.search(r"\d \d", text) else text)
+    if found is None:
+        return None
+    return Number(found, bool(percent), None, bool(re.search(r"\.\d|\d[eE]|10\s*\^", text)))
+
+
+def parts(text: str) -> list[str]:
+    """What stands between the commas (semicolons, "and", "or") outside all brackets."""
+    text = re.sub(r"\s*(?:,\s*)?\b(?:and|or)\b\s*", ",", text)
+    found, depth, begun = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter in ",;" and depth <= 0:
+            found.append(text[begun:place])
+            begun = place + 1
+    found.append(text[begun:])
+    return [part.strip() for part in found if part.strip()]
+
+
+def brackets(text: str) -> Brackets | None:
+    """The outer brackets when one pair holds the whole text; braces count where they are printed (`\\{`)."""
+    found = re.fullmatch(r"(\(|\[|\\\{)(.*?)(\)|\]|\\\})", text, re.DOTALL)
+    if not found:
+        return None
+    depth = 0
+    for letter in found[2]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth < 0:
+            return None
+    return Brackets(found[1], found[2].strip(), found[3]) if depth == 0 else None
+
+
+def matrix(text: str) -> list[list[str]] | None:
+    """Rows of entries of a matrix that is the whole text."""
+    found = re.fullmatch(r"\\begin\{([pb]?)(?:matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1(?:matrix|array)\}", text)
+    if not found:
+        return None
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", found[2]) if row.strip()]
+    return [[entry.strip() for entry in row.split("&")] for row in rows]
+
+
+_CHARACTERS = {
+    "\\$": "", "$": "", "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "∞": "\\infty ", "π": "\\pi ", "²": "^2", "³": "^3",
+    "≤": "\\le ", "≥": "\\ge ", "±": "\\pm ", "∪": "\\cup ", "∈": "\\in ", "÷": "/", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}",
+    "¾": "\\frac{3}{4}", "\\%": "%", "\u200b": "", "\xa0": " ", "\u202f": " ", "\\lbrace": "\\{", "\\rbrace": "\\}",
+    "\\dotsc": "\\dots", "\\ldots": "\\dots", "\\cfrac": "\\frac",
+}  # fmt: skip
+_DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_SIGNED = rf"[-+]?{_DECIMAL}"
+_WORDED_BASES = {name: base for base, name in enumerate("two three four five six seven eight nine ten".split(), 2)}
+
+
+def _spaced(found: re.Match) -> str:
+    return f" {found[1].strip()} " if " " in found[1] else found[1]
+
+
+def _from_python(text: str) -> str:
+    """`np.arcsin(10/13)` and `x**2` as LaTeX."""
+    if re.search(r"\b(?:np|numpy|math|sympy|sp)\.", text):
+        text = re.sub(r"\b(?:np|numpy|math|sympy|sp)\.(\w+)", lambda found: "\\" + _NUMPY.get(found[1], found[1]), text)
+        text = re.sub(r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:sqrt|√)\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"√\s*(\d+|[a-z])", r"\\sqrt{\1}", text)
+    if "**" in text:
+        text = re.sub(r"\*\*\s*(\([^()]*\)|-?[\w.]+)", lambda found: "^{" + found[1].strip("()") + "}", text)
+    text = re.sub(r"\\exp\s*[{(]([^{}()]*)[})]", r"e^{\1}", text)
+    return re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\])", r" \\cdot ", text)
+
+
+_NUMPY = {"log": "ln", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+
+
+def _is_unit(text: str, found: re.Match, letters: bool) -> bool:
+    words = found[2]
+    first = re.match(r"[A-Za-z]+", words)[0]
+    if re.search(r"\d", re.sub(r"\^\{?-?\d\}?", "", words)) or re.search(r"[=+\\(]", words):
+        return False
+    if first in FUNCTIONS or first in ("and", "or", "to", "x", "base"):
+        return False
+    return len(first) > 1 or (letters and first in UNIT_LETTERS and text[found.end(1)] == " ")
+
+
+def _value(text: str) -> Fraction | None:
+    text = re.sub(r"(?<![\d.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda found: found[1].replace(",", ""), text)
+    text = re.sub(r"\{?\s*\((-?[\d.]+)\)\s*\}?", r"\1", text) if text.count("(") == 1 or "/" in text else text
+    if re.fullmatch(_SIGNED, text):
+        return _decimal(text)
+    if ratio := re.fullmatch(rf"({_SIGNED})\s*/\s*({_SIGNED})", text):
+        return _ratio(ratio[1], ratio[2])
+    if mixed := re.fullmatch(r"(-?)(\d+)\s+(\d+)\s*/\s*(\d+)", text):
+        share = _ratio(mixed[3], mixed[4])
+        return None if share is None else (int(mixed[2]) + share) * (-1 if mixed[1] else 1)
+    compact = text.replace(" ", "")
+    if named := re.fullmatch(rf"([-+]?)(\d*)\\frac\{{({_SIGNED})\}}\{{({_SIGNED})\}}", compact):
+        share = _ratio(named[3], named[4])
+        return None if share is None else (int(named[2] or 0) + share) * (-1 if named[1] == "-" else 1)
+    power = r"10(?:\^\{?(-?\d+)\}?|\^\{?\((-?\d+)\)\}?)"
+    if scientific := re.fullmatch(rf"(?:({_SIGNED})(?:\\times|\\cdot|\*|x))?{power}", compact):
+        return _decimal(f"{scientific[1] or 1}e{scientific[2] or scientific[3]}")
+    return None
+
+
+def _decimal(text: str) -> Fraction | None:
+    exponent = re.search(r"[eE]([-+]?\d+)", text)
+    if len(text) > LARGEST_EXPONENT or (exponent and abs(int(exponent[1])) > LARGEST_EXPONENT):
+        return None
+    return Fraction(re.sub(r"\.(?=$|[eE])", "", text))
+
+
+def _ratio(above: str, below: str) -> Fraction | None:
+    above, below = _decimal(above), _decimal(below)
+    return above / below if above is not None and below else None
+
+
+def _in_base(digits: str, base: str) -> Number | None:
+    base = int(base) if base.isdigit() else _WORDED_BASES.get(base, 0)
+    return Number(Fraction(int(digits)), base=base) if digits.isdigit() and 2 <= base <= 36 else None

@@ -1,0 +1,72 @@
+"""Two formulas -> equal or not, by math-verify's algebra (github.com/huggingface/Math-Verify); as a script, for many.
+
+As a script it reads one pair a line from its input and answers one line each, until the input ends. It runs in a process
+of its own because algebra can take for ever (9**9**9**9) or all memory: whoever started it may end it at any time, and
+it ends itself after the time limit, even while it computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import signal
+import sys
+
+MEMORY = 4 * 2**30  # bytes a worker may map
+MARGIN = 2  # seconds a worker lives on after the limit, so that its owner is the first to notice
+
+
+@functools.lru_cache(maxsize=512)
+def parsed(text: str) -> tuple:
+    """The expressions that math-verify reads in a formula."""
+    import math_verify
+
+    # it warns once that it keeps no time: the owner of this process does
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return tuple(math_verify.parse(f"${text}$", parsing_timeout=None))
+
+
+def same(answer: str, gold: str, tolerance: float | None) -> bool:
+    """Whether the two formulas are one; two numbers may differ by the relative tolerance."""
+    import math_verify
+
+    given, asked = list(parsed(answer)), list(parsed(gold))
+    if not given or not asked:
+        return False
+    if math_verify.verify(asked, given, allow_set_relation_comp=True, timeout_seconds=None):
+        return True
+    return tolerance is not None and _near(given[0], asked[0], tolerance)
+
+
+def _near(given, asked, tolerance: float) -> bool:
+    if not (getattr(given, "is_number", False) and getattr(asked, "is_number", False)):
+        return False
+    one, other = complex(given.evalf()), complex(asked.evalf())
+    return abs(one - other) <= tolerance * abs(other)
+
+
+def _serve(seconds: float) -> None:
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    except ImportError:  # there is none outside Unix; the limit on time remains
+        pass
+    same("1+x", "x+1", None)  # imports before the clock of the first pair
+    print("ready", flush=True)
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, seconds + MARGIN)  # unhandled, it ends the process
+        try:
+            verdict = same(*json.loads(line))
+        except (MemoryError, RecursionError, OverflowError):
+            verdict = None
+        except Exception as unreadable:  # sympy raises whatever it likes; what it cannot read is not equal
+            logging.getLogger(__name__).debug("%s: %s", line, unreadable)
+            verdict = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(verdict), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(float(sys.argv[1]))

@@ -1,0 +1,225 @@
+"""Rows of a benchmark -> problems: what each model is asked, and the answer that counts as right.
+
+Knows columns and prompts; neither a model, nor how an answer is found in a response and compared with the gold one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tunediff.shapes import ROLES, Refused
+from tunediff.text import read_files
+
+KINDS = ("math", "boolean", "choice")  # of answers: numbers and formulas, yes and no, the letter of an option
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
+PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+MISTAKABLE = re.compile(r"(?<![A-Za-z}^_])\{([A-Za-z_]\w*)\}")  # in \boxed{yes} or x_{n} the braces are LaTeX's
+
+
+class TaskError(Refused):
+    """A benchmark that cannot be used; the message says why and what to do."""
+
+
+class Problem(NamedTuple):
+    """One problem: the right answer as text, and the user's message for the model of each role."""
+
+    id: str
+    question: str
+    gold: str
+    prompts: dict[str, str]
+
+
+class Task:
+    """A benchmark: its problems, how each model is asked, how answers are compared.
+
+    rows        a function without arguments that gives the rows anew         file   local files that are read instead
+    question    column of the question; of several names, the first that a row has
+    answer      column of the right answer: text, a number, a truth value (yes or no) or a list of these
+    id          column of the id; rows without it are counted from 0
+    final       regular expression: its group 1 in the answer is the gold answer; None: the whole answer
+    kind        one of KINDS                                                   tolerance   relative; None: exact
+    prompts     role -> the user's message; {question} or any other column in braces is filled in
+    keep        which problems; None: all                                      problems    the first so many; None: all
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[], Iterable[Mapping[str, Any]]],
+        *,
+        question: str | Sequence[str],
+        answer: str,
+        prompts: Mapping[str, str],
+        id: str | None = None,
+        final: str | None = None,
+        kind: str = "math",
+        tolerance: float | None = None,
+        keep: Callable[[Problem], bool] | None = None,
+        problems: int | None = None,
+        file: str | Sequence[str] | None = None,
+    ):
+        self.rows = rows if file is None else functools.partial(read_files, file)
+        self.question = [question] if isinstance(question, str) else list(question)
+        self.answer, self.id, self.kind, self.tolerance = answer, id, kind, tolerance
+        self.prompts, self.keep, self.limit = dict(prompts), keep, problems
+        if kind not in KINDS:
+            raise TaskError(f"kind={kind}: the kinds of answers are {', '.join(KINDS)}.")
+        if tolerance is not None and not tolerance >= 0:
+            raise TaskError(f"tolerance={tolerance}: it is a relative error, so 0 or more, or null for exact answers.")
+        if problems is not None and problems < 1:
+            raise TaskError(f"problems={problems}: at least 1, or null for all.")
+        self._check_prompts()
+        try:
+            self.final = None if final is None else re.compile(final)
+        except re.error as error:
+            raise TaskError(f"final={final!r} is no regular expression: {error}.") from error
+        if self.final is not None and self.final.groups < 1:
+            raise TaskError(f"final={final!r} has no group: put the part that is the answer in parentheses.")
+
+    def _check_prompts(self) -> None:
+        if sorted(self.prompts) != sorted(ROLES):
+            raise TaskError(f"prompts has {sorted(self.prompts)}; it needs one prompt for each of {', '.join(ROLES)}.")
+        for role, prompt in self.prompts.items():
+            names = PLACEHOLDER.findall(prompt)
+            if not {"question", *self.question} & set(names):
+                raise TaskError(
+                    f"prompts.{role}={prompt!r} does not hold {{question}}: the model would not be told it."
+                )
+            if self.answer in names:
+                raise TaskError(
+                    f"prompts.{role}={prompt!r} holds {{{self.answer}}}, the column of the right answers: it would give "
+                    "them away."
+                )
+
+    def problems(self) -> list[Problem]:
+        """In the order of the rows, the same at every call."""
+        return list(self._read[0])
+
+    @property
+    def left_out(self) -> int:
+        """Rows that were passed over because their answer is empty."""
+        return self._read[1]
+
+    def ask(self, problem: Problem, role: str) -> str:
+        """The user's message for the model with this role."""
+        if role not in problem.prompts:
+            raise TaskError(f"No model has the role {role!r}; the roles are {', '.join(problem.prompts)}.")
+        return problem.prompts[role]
+
+    @functools.cached_property
+    def _read(self) -> tuple[list[Problem], int]:
+        rows = iter(self.rows())
+        counted = itertools.count()
+        empty = 0
+        found: dict[str, Problem] = {}
+        while self.limit is None or len(found) < self.limit:
+            row, number = next(rows, None), next(counted)
+            if row is None:
+                self._check_count(len(found), number, empty)
+                break
+            gold = self._gold(row, number)
+            if not gold:
+                empty += 1
+                continue
+            problem = self._problem(row, number, gold)
+            if self.keep is not None and not self.keep(problem):
+                continue
+            if problem.id in found:
+                raise TaskError(
+                    f"Two problems have the {self.id} {problem.id!r}: name another column, or id=null to count the rows."
+                )
+            found[problem.id] = problem
+        return list(found.values()), empty
+
+    def _check_count(self, found: int, rows: int, empty: int) -> None:
+        if rows == 0:
+            raise TaskError("The benchmark is empty: its file or data set has no rows.")
+        if found < (self.limit or 1):
+            wanted = "at least 1 is needed" if self.limit is None else f"problems={self.limit} are wanted"
+            raise TaskError(
+                f"Of {rows} rows {empty} have no answer and {found} pass, but {wanted}: lower problems, loosen keep, or "
+                "give more rows."
+            )
+
+    def _gold(self, row: Mapping[str, Any], number: int) -> str:
+        answer = spelled(_column(row, [self.answer], number, "answer"))
+        if not answer or self.final is None:
+            return answer
+        match = self.final.search(answer)
+        if match is None:
+            raise TaskError(
+                f"The answer of row {number} has no match of final={self.final.pattern!r}: it ends {answer[-60:]!r}. Mend "
+                "final, or set it to null where the column holds the bare answer."
+            )
+        return (match[1] or "").strip()
+
+    def _problem(self, row: Mapping[str, Any], number: int, gold: str) -> Problem:
+        question = str(_column(row, self.question, number, "question") or "").strip()
+        if not question:
+            raise TaskError(f"The question of row {number} is empty.")
+        columns = {**row, "question": question}
+        name = row.get(self.id) if self.id is not None else None
+        prompts = {role: _filled(prompt, columns, number) for role, prompt in self.prompts.items()}
+        return Problem(str(number if name is None else name), question, gold, prompts)
+
+
+@dataclass(frozen=True)
+class ManyNumbers:
+    """Keeps word problems by how many numbers the question holds, and how large the right answer is."""
+
+    min_numbers: int = 4
+    min_abs_answer: float = 100
+
+    def __call__(self, problem: Problem) -> bool:
+        try:
+            size = abs(float(problem.gold.replace(",", "").strip("$ ")))
+        except ValueError as error:
+            raise TaskError(
+                f"The answer {problem.gold!r} of problem {problem.id} is not a number, so it has no size to be kept by: "
+                "use this filter on numeric answers only."
+            ) from error
+        return size >= self.min_abs_answer and len(NUMBER.findall(problem.question)) >= self.min_numbers
+
+
+# -- one row ---------------------------------------------------------------------------------------------------------
+
+
+def spelled(answer: Any) -> str:
+    """An answer of a data set as text: 27.0 is 27, true is yes, a list is its entries with commas; nothing is ''."""
+    if answer is None or (isinstance(answer, float) and math.isnan(answer)):
+        return ""
+    if isinstance(answer, bool):
+        return "yes" if answer else "no"
+    if isinstance(answer, float) and answer.is_integer():
+        return str(int(answer))
+    if isinstance(answer, list | tuple):
+        return ", ".join(filter(None, map(spelled, answer)))
+    return str(answer).strip()
+
+
+def _column(row: Any, names: Sequence[str], number: int, setting: str) -> Any:
+    if not isinstance(row, Mapping):
+        raise TaskError(f"Row {number} is {type(row).__name__}, not a record with columns.")
+    for name in names:
+        if name in row:
+            return row[name]
+    raise TaskError(
+        f"Row {number} has no column {' or '.join(map(repr, names))} for the {setting}; its columns are "
+        f"{', '.join(map(str, row))}. Name the right one with {setting}."
+    )
+
+
+def _filled(prompt: str, columns: Mapping[str, Any], number: int) -> str:
+    """In one pass, so that braces inside a question stay as they are."""
+    unknown = [name for name in MISTAKABLE.findall(prompt) if name not in columns]
+    if unknown:
+        raise TaskError(
+            f"The prompt {prompt!r} asks for {{{unknown[0]}}}, which row {number} does not have; its columns are "
+            f"{', '.join(map(str, columns))}."
+        )
+    return PLACEHOLDER.sub(lambda m: str(columns[m[1]]).strip() if m[1] in columns else m[0], prompt)

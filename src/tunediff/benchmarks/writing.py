@@ -1,0 +1,77 @@
+"""The text and the token ids of one response -> how it is written: its length, its hesitations, whether its thinking came
+to an end, how much it repeats. Knows no model and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tunediff.shapes import THINKING_FORMAT, Refused
+
+HESITATIONS = ("wait", "hmm+")  # regular expressions of whole words
+OPENING, CLOSING = (part.strip() for part in THINKING_FORMAT.split("{answer}")[0].split("{thinking}"))
+
+
+class Behaviour(NamedTuple):
+    """Of one response. None where it does not apply: no thinking, no token, fewer tokens than an n-gram has.
+
+    tokens          its length                          closed       whether its thinking came to an end
+    hesitations     how often it hesitates              repetition   share of 4-grams that occurred before in it
+    per_1000_tokens hesitations per 1,000 tokens        distinct     different 2-grams as a share of all
+    """
+
+    tokens: int
+    hesitations: int
+    per_1000_tokens: float | None
+    closed: bool | None
+    repetition: float | None
+    distinct: float | None
+
+
+def behaviour(
+    text: str, ids: Sequence[int], *, patterns: Sequence[str] = HESITATIONS, opened: bool = False
+) -> Behaviour:
+    """Of a response's text and its token ids without padding."""
+    count = hesitations(text, patterns)
+    rate = 1000 * count / len(ids) if len(ids) else None
+    return Behaviour(len(ids), count, rate, closed(text, opened), repetition(ids), distinct(ids, 2))
+
+
+def hesitations(text: str, patterns: Sequence[str] = HESITATIONS) -> int:
+    """How often one of these words or phrases occurs, capital letters or not: "Wait," counts, "waiter" does not. Each is
+    a regular expression; where two overlap the first counts."""
+    return sum(1 for _ in _words(tuple(patterns)).finditer(text)) if patterns else 0
+
+
+@functools.lru_cache
+def _words(patterns: tuple[str, ...]) -> re.Pattern:
+    try:
+        return re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.IGNORECASE)
+    except re.error as error:
+        raise Refused(f"The patterns {list(patterns)} are no regular expressions: {error}.") from error
+
+
+def closed(text: str, opened: bool) -> bool | None:
+    """Whether the thinking was closed after it last began; `opened` says that the prompt began it. A closing tag alone
+    says so as well. None without thinking."""
+    began, ended = text.rfind(OPENING), text.rfind(CLOSING)
+    if began < 0 and ended < 0 and not opened:
+        return None
+    return ended > began
+
+
+def repetition(ids: Sequence[int], n: int = 4) -> float | None:
+    """Share of n-grams that occurred before in the same response; None where it has none."""
+    share = distinct(ids, n)
+    return None if share is None else 1 - share
+
+
+def distinct(ids: Sequence[int], n: int) -> float | None:
+    """Different n-grams as a share of all (Li et al. 2016, arXiv 1510.03055); None where there are none."""
+    if n < 1:
+        raise Refused(f"n={n}: an n-gram has at least 1 token.")
+    grams = list(zip(*(ids[start:] for start in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else None

@@ -1,0 +1,165 @@
+"""Graded responses under several conditions -> accuracies, lengths, hesitations and coherence side by side.
+
+accuracy        share of problems graded right (Wilson interval)
+hesitations     per 1,000 tokens of response                       tokens       mean length of a response
+perplexity      exp of the mean nats a token of the responses under the unedited model: what an edit makes incoherent is
+                improbable there. Of the responses as they are, so a short one counts little
+repetition      share of 4-grams that occurred before in the same response
+p, difference   against the reference on the same problems: McNemar's exact test, Newcombe's interval
+
+hesitating      share of responses with at least one hesitation (Wilson interval)
+
+Intervals of ratios are clustered by problem (evaluations/intervals.py); where no response hesitates at all, the rate's
+upper end is that of a Poisson count of zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tunediff.benchmarks import difference, mcnemar, wilson
+from tunediff.evaluations.intervals import Estimate, ratio
+from tunediff.evaluations.solving import Condition, Solved
+from tunediff.shapes import Finding, Table
+
+NO_EVENT = -math.log(0.025)  # events expected at most, at 95 % two-sided, where none was seen
+
+MEANINGS = {
+    "accuracy": "share of problems graded right, Wilson interval",
+    "hesitations": "hesitations per 1,000 tokens of response, interval over problems",
+    "hesitating": "share of responses with a hesitation, Wilson interval",
+    "tokens": "mean tokens of a response, interval over problems",
+    "perplexity": "exp of the mean nats a token under the unedited model, interval over problems",
+    "repetition": "share of 4-grams that occurred before in the same response",
+    "finished": "share of responses that ended within the budget",
+    "difference": "accuracy less that of {reference}, on the same problems, Newcombe's paired interval",
+    "p": "McNemar's exact test against {reference}",
+    "touched": "share of responses in which the edit changed a token",
+}
+
+Of = Mapping[tuple[str, str], tuple[Condition, Sequence[Solved]]]  # (task, condition) -> its responses
+
+
+def rate(numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) -> Estimate:
+    """factor * sum / sum, with the influence of each problem."""
+    return ratio(factor * torch.tensor(numbers, dtype=torch.float64), torch.tensor(per, dtype=torch.float64))
+
+
+def hesitation_rate(solved: Sequence[Solved]) -> Estimate:
+    return rate([s.behaviour.hesitations for s in solved], [s.behaviour.tokens for s in solved], 1000.0)
+
+
+def hesitation_interval(solved: Sequence[Solved]) -> tuple[float | None, float | None]:
+    """95 %. Between problems that all have none nothing varies, which would make the clustered interval empty."""
+    tokens = sum(s.behaviour.tokens for s in solved)
+    if tokens and not any(s.behaviour.hesitations for s in solved):
+        return 0.0, 1000 * NO_EVENT / tokens
+    low, high = hesitation_rate(solved).interval(0.95)
+    return number(low.clamp(min=0)), number(high)
+
+
+def surprise_rate(solved: Sequence[Solved]) -> Estimate:
+    """Mean nats a token; its exponential is the perplexity."""
+    return rate([s.nats for s in solved], [s.behaviour.tokens for s in solved])
+
+
+def length(solved: Sequence[Solved]) -> Estimate:
+    return rate([s.behaviour.tokens for s in solved], [1.0] * len(solved))
+
+
+def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solved] | None) -> dict[str, object]:
+    """One condition on one task: the columns of <name>_conditions."""
+    right = [s.grade.correct for s in solved]
+    closed = [s.behaviour.closed for s in solved if s.behaviour.closed is not None]
+    repeats = [s.behaviour.repetition for s in solved if s.behaviour.repetition is not None]
+    columns: dict[str, object] = {
+        "condition": condition.name,
+        "title": condition.title,
+        "role": condition.role,
+        "control": condition.control,
+        "reference": condition.reference,
+        "problems": len(solved),
+        "correct": sum(right),
+        "accuracy": sum(right) / len(right),
+        **_ends("accuracy", wilson(sum(right), len(right))),
+        "p": None,
+        "difference": None,
+        **_ends("difference", (None, None)),
+    }
+    if reference is not None:
+        before = [s.grade.correct for s in reference]
+        paired = difference(before, right)
+        columns |= {"p": mcnemar(before, right).p, "difference": paired.value}
+        columns |= _ends("difference", (paired.low, paired.high))
+    lengths, nats = length(solved), surprise_rate(solved)
+    columns["tokens"], columns["perplexity"] = number(lengths.value), number(nats.value.exp())
+    columns |= _ends("tokens", [number(end) for end in lengths.interval(0.95)])
+    columns |= _ends("perplexity", [number(end.exp()) for end in nats.interval(0.95)])
+    columns["hesitations"] = number(hesitation_rate(solved).value)
+    columns |= _ends("hesitations", hesitation_interval(solved))
+    hesitating = sum(s.behaviour.hesitations > 0 for s in solved)
+    columns["hesitating"] = hesitating / len(solved)
+    columns |= _ends("hesitating", wilson(hesitating, len(solved)))
+    columns["finished"] = sum(s.response.finished for s in solved) / len(solved)
+    columns["closed"] = sum(closed) / len(closed) if closed else None
+    columns["repetition"] = sum(repeats) / len(repeats) if repeats else None
+    touched = [sum(s.response.touched) > 0 for s in solved]
+    columns["touched"] = sum(touched) / len(touched) if condition.edits else None
+    return columns
+
+
+def _ends(name: str, ends: Sequence[float | None]) -> dict[str, float | None]:
+    return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+
+def number(value: Tensor) -> float | None:
+    """None where it is not defined, such as a rate over no token."""
+    return float(value) if torch.isfinite(value) else None
+
+
+def side_by_side(name: str, found: Of) -> tuple[list[Finding], list[Table]]:
+    """Findings <name>/<task>/<condition>/<measure>, and the tables <name>_conditions and <name>_outputs."""
+    rows, findings = [], []
+    for (task, key), (condition, solved) in found.items():
+        reference = found.get((task, condition.reference))
+        columns = {"task": task, **row(condition, solved, None if reference is None else reference[1])}
+        rows.append(columns)
+        for measure, meaning in MEANINGS.items():
+            if columns[measure] is not None:
+                low, high = (columns.get(f"{measure}_{end}") for end in ("low", "high"))
+                meaning = meaning.format(reference=condition.reference)
+                findings.append(Finding(f"{name}/{task}/{key}/{measure}", columns[measure], low, high, meaning))
+    tables = [Table(f"{name}_conditions", _columns(rows)), Table(f"{name}_outputs", _columns(_outputs(found)))]
+    return findings, tables
+
+
+def _outputs(found: Of) -> list[dict[str, object]]:
+    return [
+        {
+            "task": task,
+            "problem": s.problem.id,
+            "question": s.problem.question,
+            "gold": s.problem.gold,
+            "condition": key,
+            "response": s.response.text,
+            "answer": s.grade.answer,
+            "rule": s.grade.rule,
+            "correct": s.grade.correct,
+            "finished": s.response.finished,
+            "tokens": s.behaviour.tokens,
+            "hesitations": s.behaviour.hesitations,
+            "repetition": s.behaviour.repetition,
+            "nll": s.nats / s.behaviour.tokens if s.behaviour.tokens else None,
+            "touched": sum(s.response.touched),
+        }
+        for (task, key), (_, solved) in found.items()
+        for s in solved
+    ]
+
+
+def _columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -1,0 +1,215 @@
+"""Steering along latents at many strengths behind several gates: how often the behaviour shows, and whether the text holds.
+
+Asks two questions of a study of R1 ("Under the Hood of a Reasoning Model", Goodfire 2025), which gives examples and no
+numbers. Does steering work only once a prefix has been written ("Okay, so the user ...")? Then gates differ. And is there
+an oversteering dip: the behaviour rises with the strength, falls back towards the unsteered one, and only then does the
+text break down? The verdict for each gate, from the rate B of the behaviour with intervals over problems:
+
+    present        B rises, and at a larger, still coherent strength it has fallen by more than half of the rise
+    absent         B rises, and at every larger, still coherent strength it keeps more than half of the rise
+    underpowered   B does not rise beyond doubt, no larger strength is coherent, or the intervals leave both open
+
+Coherent: the perplexity of the responses under the unedited model is at most `collapse` times that without steering.
+Intervals are 95 % together over the strengths of a gate (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from tunediff.benchmarks import HESITATIONS, Task, wilson
+from tunediff.edits import Add, Directions, Edit, Gate
+from tunediff.evaluations.conditions import (
+    hesitation_interval,
+    hesitation_rate,
+    number,
+    surprise_rate,
+)
+from tunediff.evaluations.intervals import Estimate
+from tunediff.evaluations.intervention import UNEDITED, never_touched, random_direction, written_at
+from tunediff.evaluations.selection import Selection, Usual, usual
+from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
+from tunediff.evaluations.trained import Trained
+from tunediff.generation import Decoding, Engine
+from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+
+UNITS = ("latent_maximum", "residual_norm")
+
+
+class Verdict(NamedTuple):
+    word: str
+    why: str
+
+
+class SteeringSweep:
+    """role          the model that is steered                      latents      along whose decoder rows
+    strengths     log-spaced, in units of `unit`                 gates        name -> at which tokens
+    unit          latent_maximum: of each latent's largest activation on held-out text; residual_norm: of the mean norm of
+                  the hidden vectors there, shared among the latents
+    tasks         name -> benchmark; the first is used           problems     at most; null: all
+    collapse      times the unsteered perplexity above which a text counts as broken down
+    hesitations   the behaviour: words that count, as regular expressions
+    """
+
+    def __init__(
+        self,
+        *,
+        role: str,
+        latents: Selection,
+        strengths: Sequence[float],
+        gates: Mapping[str, Gate],
+        tasks: Mapping[str, Task],
+        decoding: Decoding,
+        engine: Engine,
+        unit: str = "latent_maximum",
+        problems: int | None = None,
+        collapse: float = 3.0,
+        hesitations: Sequence[str] = HESITATIONS,
+        seed: int = 0,
+    ):
+        if unit not in UNITS:
+            raise Refused(f"steering_sweep.unit={unit}: choose {' or '.join(UNITS)}.")
+        if role not in (BASE, TUNED):
+            raise Refused(f"steering_sweep.role={role}: choose base or tuned.")
+        if not strengths or not gates or any(strength <= 0 for strength in strengths):
+            raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
+        self.role, self.latents, self.strengths, self.gates = role, latents, sorted(strengths), gates
+        self.tasks, self.decoding, self.engine, self.unit = tasks, decoding, engine, unit
+        self.problems, self.collapse, self.hesitations, self.seed = problems, collapse, tuple(hesitations), seed
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        seen = usual(trained)
+        chosen = self.latents.choose(trained, seen)
+        yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {self.role} model")
+        name, task = next(iter(self.tasks.items()))
+        problems, notes = problems_of(task, name, self.problems)
+        yield from notes
+        solver = Solver(trained, "steering_sweep", self.decoding, engine=self.engine, hesitations=self.hesitations)
+        conditions = self.conditions(trained, seen, chosen)
+        found = {
+            (name, condition.name): (condition, solved)
+            for condition, solved in solver.solve(name, task, problems, conditions)
+        }
+        yield from never_touched("steering_sweep", name, found)
+        plain = found[name, UNEDITED][1]
+        rows = []
+        for gate in self.gates:
+            curves = {
+                kind: [found[name, f"{gate}/{kind}/{strength:g}"][1] for strength in self.strengths]
+                for kind in ("latents", "random_direction")
+            }
+            for kind, curve in curves.items():
+                rows.append(point(gate, kind, 0.0, plain))
+                rows += [point(gate, kind, strength, s) for strength, s in zip(self.strengths, curve, strict=True)]
+            yield from self._findings(gate, plain, curves)
+        yield Table("steering_sweep", {key: [row[key] for row in rows] for key in rows[0]})
+
+    def conditions(self, trained: Trained, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
+        at = written_at(trained, self.role)
+        numbers = torch.tensor(chosen)
+        one = torch.eye(len(chosen), device=trained.pair.device(self.role))
+        rows = trained.dictionary.written(one, numbers.to(one.device))
+        rows = rows if len(trained.dictionary.streams) == 1 else trained.part(rows, self.role)
+        scale = seen.maximum[numbers].to(one.device)
+        if self.unit == "residual_norm":
+            norm = seen.norms.get(self.role) or next(iter(seen.norms.values()))
+            scale = norm / (rows.norm(dim=-1) * len(chosen))
+        steered = Directions(rows, scale, torch.zeros_like(scale))
+        size = float((scale[:, None] * rows).sum(0).norm())  # of the whole change at strength 1
+        along = torch.nn.functional.normalize(random_direction(at, seed=self.seed), dim=-1)[None].to(rows)
+        elsewhere = Directions(along, torch.full_like(along[:, 0], size), torch.zeros_like(along[:, 0]))
+        made = [Condition(UNEDITED, f"{self.role}, unedited", self.role)]
+        for gate, opens in self.gates.items():
+            for strength in self.strengths:
+                for kind, part in (("latents", steered), ("random_direction", elsewhere)):
+                    title = f"{gate}, {kind.replace('_', ' ')}, strength {strength:g}"
+                    edit = Edit(at, part, Add(strength), opens)
+                    is_control = kind != "latents"
+                    made.append(
+                        Condition(f"{gate}/{kind}/{strength:g}", title, self.role, (edit,), is_control, UNEDITED)
+                    )
+        return made
+
+    def _findings(
+        self, gate: str, plain: Sequence[Solved], curves: Mapping[str, Sequence[Sequence[Solved]]]
+    ) -> Iterator[Finding | Note]:
+        curve = curves["latents"]
+        rates = [hesitation_rate(solved) for solved in curve]
+        peak = max(range(len(rates)), key=lambda n: float(rates[n].value.nan_to_num(-1.0)))
+        low, high = hesitation_interval(curve[peak])
+        where = f"steering_sweep/{gate}"
+        meaning = "largest rate over the strengths, hesitations per 1,000 tokens"
+        yield Finding(f"{where}/peak", number(rates[peak].value), low, high, meaning)
+        yield Finding(f"{where}/peak_strength", self.strengths[peak], meaning=f"where it is, in units of {self.unit}")
+        found = dip(hesitation_rate(plain), rates, self._coherent(plain, curve))
+        yield Note(f"steering_sweep, {gate}: oversteering dip {found.word}; {found.why}")
+        value = {"present": 1.0, "absent": 0.0}.get(found.word)
+        yield Finding(f"{where}/dip", value, meaning="oversteering dip: 1 present, 0 absent, null underpowered")
+
+    def _coherent(self, plain: Sequence[Solved], curve: Sequence[Sequence[Solved]]) -> list[bool]:
+        limit = surprise_rate(plain).value.exp() * self.collapse
+        return [bool(surprise_rate(solved).value.exp() <= limit) for solved in curve]
+
+
+def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> Verdict:
+    """Of the rates at rising strengths on the same problems as the plain one; the definition stands above."""
+    level = 1 - 0.05 / len(rates)
+
+    def surely(first: Estimate, second: Estimate, share: float = 0.0) -> tuple[bool, bool]:
+        """Whether first exceeds the level that lies `share` of the way from second to the peak; whether it falls short."""
+        target = Estimate(
+            (1 - share) * second.value + share * top.value, (1 - share) * second.influence + share * top.influence
+        )
+        low, high = Estimate(first.value - target.value, first.influence - target.influence).interval(level)
+        return bool(low > 0), bool(high < 0)
+
+    usable = [n for n, fine in enumerate(coherent) if fine and torch.isfinite(rates[n].value)]
+    if not usable:
+        return Verdict("underpowered", "no strength leaves the text coherent")
+    peak = max(usable, key=lambda n: float(rates[n].value))
+    top = rates[peak]
+    if not surely(top, plain)[0]:
+        return Verdict("underpowered", "the behaviour does not rise beyond doubt at any coherent strength")
+    beyond = [n for n in usable if n > peak]
+    if not beyond:
+        return Verdict("underpowered", "no strength beyond the peak leaves the text coherent, or none was tried")
+    fallen = [surely(rates[n], plain, share=0.5) for n in beyond]
+    if any(below for _, below in fallen):
+        return Verdict("present", "beyond the peak more than half of the rise is lost while the text is coherent")
+    if all(above for above, _ in fallen):
+        return Verdict("absent", "beyond the peak more than half of the rise stays at every coherent strength")
+    return Verdict("underpowered", "beyond the peak the intervals leave open whether half of the rise is lost")
+
+
+def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> dict[str, object]:
+    """One row of the table steering_sweep."""
+    rate, nats = hesitation_rate(solved), surprise_rate(solved)
+    low, high = hesitation_interval(solved)
+    right = sum(s.grade.correct for s in solved)
+    accuracy_low, accuracy_high = wilson(right, len(solved))
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    return {
+        "gate": gate,
+        "kind": kind,
+        "strength": strength,
+        "behaviour": number(rate.value),
+        "behaviour_low": low,
+        "behaviour_high": high,
+        "perplexity": number(nats.value.exp()),
+        "perplexity_low": number(nats.interval(0.95)[0].exp()),
+        "perplexity_high": number(nats.interval(0.95)[1].exp()),
+        "repetition": mean([s.behaviour.repetition for s in solved]),
+        "distinct": mean([s.behaviour.distinct for s in solved]),
+        "accuracy": right / len(solved),
+        "accuracy_low": accuracy_low,
+        "accuracy_high": accuracy_high,
+        "tokens": mean([float(s.behaviour.tokens) for s in solved]),
+        "touched": None if strength == 0 else mean([float(sum(s.response.touched) > 0) for s in solved]),
+    }

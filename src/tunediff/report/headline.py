@@ -1,0 +1,66 @@
+"""Findings -> what is said of a run first: the last line in the terminal, and its columns beside other runs.
+
+Knows names and words only; what a number means stands in its finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Words(NamedTuple):
+    """How a finding is called at the head of a column, and in a line of which `tuned` may follow `base`; None where it is
+    left out."""
+
+    column: str | None
+    line: str | None
+
+
+HEADLINE = {
+    "fidelity/explained_variance/pooled": Words("EV", None),
+    "fidelity/explained_variance/base": Words("EV base", "explained variance base"),
+    "fidelity/explained_variance/tuned": Words("EV tuned", "tuned"),
+    "fidelity/ce_recovered/base": Words("CE rec. base", "CE recovered base"),
+    "fidelity/ce_recovered/tuned": Words("CE rec. tuned", "tuned"),
+    "fidelity/l0/mean": Words("L0", "L0"),
+    "fidelity/dead_fraction": Words("dead", "dead"),
+    "geometry/count/base_only": Words("base-only", "base-only"),
+    "geometry/count/shared": Words("shared", "shared"),
+    "geometry/count/tuned_only": Words("tuned-only", "tuned-only"),
+    "latent_scaling/count/base_only": Words("confirmed base-only", None),
+    "latent_scaling/count/tuned_only": Words("confirmed tuned-only", None),
+    "layer_divergence/l2/largest": Words("largest distance", "largest distance"),
+    "layer_divergence/l2/largest_layer": Words("at layer", "at layer"),
+    "layer_divergence/cosine/smallest": Words(None, "smallest cosine"),
+    "layer_divergence/cosine/smallest_layer": Words(None, "at layer"),
+    "tokenizers/bits_per_byte/base/shared": Words(None, "bits per byte base"),
+    "tokenizers/bits_per_byte/tuned/shared": Words(None, "tuned"),
+    "tokenizers/difference/pair": Words("bits a byte apart", "bits per byte, tuned tokenizer less base"),
+    "stability/all": Words("stable", None),
+    "stability/shared": Words("stable shared", None),
+    "stability/base_only": Words("stable base-only", None),
+    "stability/tuned_only": Words("stable tuned-only", None),
+}
+
+
+def line_of(findings: Mapping[str, Mapping[str, Any]]) -> str:
+    """The line of a run: its findings by name, those that have a value."""
+    return ", ".join(
+        f"{words.line} {findings[name]['value']:.4g}"
+        for name, words in HEADLINE.items()
+        if words.line and findings.get(name, {}).get("value") is not None
+    )
+
+
+def columns_of(members: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The columns that somebody has, without the pooled explained variance where all have that of both models."""
+    found = {
+        name: words.column
+        for name, words in HEADLINE.items()
+        if words.column and any(name in member["metrics"] for member in members)
+    }
+    pooled, *each = (f"fidelity/explained_variance/{place}" for place in ("pooled", "base", "tuned"))
+    if all(name in member["metrics"] for name in each for member in members if pooled in member["metrics"]):
+        found.pop(pooled, None)
+    return found
