@@ -21,14 +21,14 @@ const whole = (columns, hidden = []) => () => { const names = Object.keys(column
 function conditions(blocks) {
   if (!blocks?.length) return null;
   return section("Behaviour, condition by condition",
-    element("p", { class: "soft" }, "Whiskers and ranges are 95 % intervals. The dashed line continues what stands without edits; rings, paler and indented, are controls of the condition above them. Perplexity is that of the responses under the model without edits. Difference and p, an exact McNemar test problem by problem, are against the condition that is named."),
+    element("p", { class: "soft" }, "Whiskers and ranges are 95 % intervals. The dashed line continues the condition that others are compared with; rings, paler and indented, are controls of the condition above them. Perplexity is that of the responses under the model without edits. Difference and p, an exact McNemar test problem by problem, are against the condition that is named."),
     blocks.flatMap(conditionsOf));
 }
 
 function conditionsOf({ name, task, columns }) {
   const rows = rowsOf(columns), references = new Set(columns.compared.filter((key) => key !== null)), both = new Set(columns.role).size > 1;
   const titles = new Map(rows.map((row) => [row.key, row.title]));
-  const named = (row) => row.title + (both ? ` · ${row.role}` : "");
+  const named = (row) => row.title + (both && !row.title.includes(row.role) ? ` · ${row.role}` : "");
   const drawnRows = rows.map((row) => ({ of: row, label: named(row), control: row.control, first: row.under === null, colour: `var(--${row.role})`, ruled: row.compared === null && references.has(row.key) }));
   const table = whole(columns, ["key", "compared", "under"]), title = `${wordOf(name)[0].toUpperCase()}${wordOf(name).slice(1)} on ${task}`;
   const signed = (value) => (value > 0 ? "+" : "") + spelled(value);
@@ -48,7 +48,9 @@ function conditionsOf({ name, task, columns }) {
 
 // -- accuracy against the budget of tokens ---------------------------------------------------------------------------
 
-const SLOPES = { best_accuracy: "best accuracy", slope_per_1000_tokens: "slope, accuracy per 1,000 tokens", slope_per_doubling: "slope, accuracy per doubling of the budget", area: "area under the curve" };
+const SLOPES = { best_accuracy: "best accuracy", slope_per_1000_tokens: "slope, percentage points per 1,000 tokens", slope_per_doubling: "slope, percentage points per doubling of the budget",
+  area: "area under the curve, as a share of the whole" };
+const APART = "tuned_less_base";
 
 function budgets(columns) {
   if (!columns) return null;
@@ -57,14 +59,15 @@ function budgets(columns) {
     const mine = rows.filter((row) => row.task === task).sort((a, b) => a.tokens - b.tokens), roles = distinct(mine.map((row) => row.role));
     const lines = roles.map((role) => { const some = mine.filter((row) => row.role === role), of = (name) => some.map((row) => row[name]);
       return { word: role, colour: `var(--${role})`, xs: of("tokens"), values: of("accuracy"), lows: of("accuracy_low"), highs: of("accuracy_high") }; });
-    const names = Object.keys(SLOPES).filter((name) => roles.some((role) => FOUND.has(`benchmark/${task}/${role}/${name}`)));
+    const columnsOf = [...roles, APART].filter((role) => Object.keys(SLOPES).some((name) => FOUND.has(`benchmark/${task}/${role}/${name}`)));
+    const names = Object.keys(SLOPES).filter((name) => columnsOf.some((role) => FOUND.has(`benchmark/${task}/${role}/${name}`)));
     const at = (name, role) => FOUND.get(`benchmark/${task}/${role}/${name}`);
-    const taken = () => [["measure", ...roles.flatMap((role) => [role, `${role}_low`, `${role}_high`])], names.map((name) => [SLOPES[name], ...roles.flatMap((role) => ["value", "low", "high"].map((part) => at(name, role)?.[part]))])];
+    const taken = () => [["measure", ...columnsOf.flatMap((role) => [role, `${role}_low`, `${role}_high`])], names.map((name) => [SLOPES[name], ...columnsOf.flatMap((role) => ["value", "low", "high"].map((part) => at(name, role)?.[part]))])];
     return element("div", { class: "halves" },
       bands(`Accuracy on ${task} against the budget of tokens`, lines, "tokens allowed, doubling", { place: (tokens) => `${spelled(tokens)} tokens`, asX: Math.log2, spellX: (v) => spelled(Math.round(2 ** v)), atX: marks(mine.map((row) => row.tokens)),
         rows: whole(Object.fromEntries(Object.keys(columns).map((name) => [name, mine.map((row) => row[name])]))) }),
-      names.length ? tabled(`Slopes on ${task}`, ["", ...roles.map((role) => element("span", { class: role }, role))], names.map((name) => element("tr", {},
-        element("td", { class: "words" }, said(SLOPES[name], roles.map((role) => at(name, role)?.meaning).find(Boolean))), roles.map((role) => element("td", {}, spelled(at(name, role)?.value), at(name, role) ? rangeOf(bounded(at(name, role)), "value") : null)))), taken) : null);
+      names.length ? tabled(`Slopes on ${task}`, ["", ...columnsOf.map((role) => element("span", { class: role }, wordOf(role)))], names.map((name) => element("tr", {},
+        element("td", { class: "words" }, said(SLOPES[name], columnsOf.map((role) => at(name, role)?.meaning).find(Boolean))), columnsOf.map((role) => element("td", {}, spelled(at(name, role)?.value), at(name, role) ? rangeOf(bounded(at(name, role)), "value") : null)))), taken) : null);
   };
   return section("Accuracy against thinking budget",
     element("p", { class: "soft" }, "Each model may write so many tokens and no more. Bands are 95 % intervals over problems."),
@@ -94,7 +97,8 @@ function steering(columns) {
   const called = ({ gate, dashed }) => `${wordOf(gate)}${dashed ? ", random direction" : ""}`;
   const lines = (name) => groups.map((group) => { const mine = rows.filter((row) => row.gate === group.gate && row.kind === group.kind && (below || row.strength !== 0)), of = (column) => mine.map((row) => row[column] ?? null);
     return { ...group, word: called(group), xs: of("strength"), values: of(name), lows: columns[`${name}_low`] ? of(`${name}_low`) : null, highs: columns[`${name}_high`] ? of(`${name}_high`) : null }; });
-  const drawing = (title, name, more = {}) => (present(columns, name) ? bands(title, lines(name), "strength, in maxima of the latent", { place: (v) => `strength ${spelled(v)}`, rows: whole(columns), asX, spellX, atX: [...(below ? round.map((at) => -at) : []), 0, ...round], level: plain?.[name] ?? null, ...more }) : null);
+  const unit = DATA.findings.some((finding) => finding.name.endsWith("/peak_strength") && finding.meaning.includes("residual_norm")) ? "strength, in mean norms of the stream" : "strength, in maxima of the latent";
+  const drawing = (title, name, more = {}) => (present(columns, name) ? bands(title, lines(name), unit, { place: (v) => `strength ${spelled(v)}`, rows: whole(columns), asX, spellX, atX: [...(below ? round.map((at) => -at) : []), 0, ...round], level: plain?.[name] ?? null, ...more }) : null);
   const logarithmic = { asY: Math.log10, spellY: unlog, atY: logTicks };
   const found = DATA.findings.filter((finding) => finding.name.startsWith("steering_sweep/")), notes = DATA.notes.filter((note) => DATA.noted_by?.[note]?.includes("steering"));
   return section("Steering, from weak to strong",
@@ -108,28 +112,32 @@ function steering(columns) {
 
 // -- attention sinks -------------------------------------------------------------------------------------------------
 
+const ATTENTION = { mass: "of a head's attention", relative: "times uniform attention", times: "times as much as on a later sentence" };
+
 function sinks(columns) {
   if (!columns) return null;
   const rows = rowsOf(columns), groups = distinct(columns.group), models = distinct(columns.model), grid = element("div", { class: "grid" }), said = element("p", { class: "readout", role: "status" });
   const choice = element("select", { "aria-label": "attention on" }, groups.map((group) => element("option", { value: group }, group)));
   choice.value = groups.includes("prefix") ? "prefix" : groups[0];
+  const measure = element("select", { "aria-label": "measured as" }, Object.entries(ATTENTION).filter(([name]) => present(columns, name)).map(([name, word]) => element("option", { value: name }, word)));
   const layers = distinct(columns.layer).sort((a, b) => a - b), heads = distinct(columns.head).sort((a, b) => a - b);
 
   function draw() {
-    const group = choice.value, mine = rows.filter((row) => row.group === group), most = Math.max(...mine.map((row) => row.mass ?? 0), 1e-12);
-    const words = (row) => `${row.model}, layer ${row.layer}, head ${row.head}: ${spelled(row.mass)} of its attention on ${group}${row.relative === null || row.relative === undefined ? "" : `, ${spelled(row.relative)} times uniform attention`}`;
+    const group = choice.value, name = measure.value, mine = rows.filter((row) => row.group === group), most = mine.reduce((sum, row) => Math.max(sum, row[name] ?? 0), 1e-12);
+    const range = (row) => (row.mass_low === null || row.mass_low === undefined ? "" : ` (${spelled(row.mass_low, row.mass)} to ${spelled(row.mass_high, row.mass)})`), more = (row, name) => (row[name] === null || row[name] === undefined ? "" : `, ${spelled(row[name])} ${ATTENTION[name]}`);
+    const words = (row) => `${row.model}, layer ${row.layer}, head ${row.head}: ${spelled(row.mass)}${range(row)} of its attention on ${group}${more(row, "relative")}${more(row, "times")}`;
     said.textContent = "Hover a head, or choose a grid and use the arrow keys, to read its number.";
-    grid.replaceChildren(...models.map((model) => headGrid(`Attention on ${group}, ${model}`, mine.filter((row) => row.model === model), { layers, heads, most, words, say: (row) => (said.textContent = words(row)) })));
-    scale.replaceChildren("0 ", element("i"), ` ${spelled(most)} of a head's attention`);
+    grid.replaceChildren(...models.map((model) => headGrid(`Attention on ${group}, ${model}`, mine.filter((row) => row.model === model), { layers, heads, name, most, words, say: (row) => (said.textContent = words(row)) })));
+    scale.replaceChildren("0 ", element("i"), ` ${spelled(most)} ${ATTENTION[name]}`);
   }
   const scale = element("span", { class: "scale soft" });
-  choice.addEventListener("change", draw);
+  for (const one of [choice, measure]) one.addEventListener("change", draw);
   draw();
-  return section("Attention sinks", element("p", { class: "soft" }, "How much of each head's attention goes to one part of the text, on average; both models share the shades."),
-    element("div", { class: "filters" }, element("label", { class: "soft" }, "attention on ", choice), scale), grid, said);
+  return section("Attention sinks", element("p", { class: "soft" }, "How much of each head's attention goes to one part of the text, on average over what comes after the opening sentence; both models share the shades."),
+    element("div", { class: "filters" }, element("label", { class: "soft" }, "attention on ", choice), measure, scale), grid, said);
 }
 
-function headGrid(title, rows, { layers, heads, most, words, say }) {
+function headGrid(title, rows, { layers, heads, name, most, words, say }) {
   const tall = Math.min(16, Math.max(7, 420 / layers.length)), high = TOP + BOTTOM + tall * layers.length;
   const { svg, x, y } = frame(title, [-0.5, heads.length - 0.5], [-0.5, layers.length - 0.5], "head", { high, spellX: (n) => heads[n] ?? "", spellY: (n) => layers[n] ?? "" });
   const cells = new Map();
@@ -137,7 +145,7 @@ function headGrid(title, rows, { layers, heads, most, words, say }) {
   const show = (row) => { cells.get(lit)?.classList.remove("lit"); lit = row; cells.get(row).classList.add("lit"); say(row); };
   for (const row of rows) {
     const h = heads.indexOf(row.head), l = layers.indexOf(row.layer);
-    const cell = drawn("rect", { class: "cell", x: x(h - 0.5) + 0.5, y: y(l + 0.5) + 0.5, width: x(1) - x(0) - 1, height: y(0) - y(1) - 1, style: "fill:rgb(var(--heat))", "fill-opacity": (0.05 + (0.95 * (row.mass ?? 0)) / most).toFixed(3) });
+    const cell = drawn("rect", { class: "cell", x: x(h - 0.5) + 0.5, y: y(l + 0.5) + 0.5, width: x(1) - x(0) - 1, height: y(0) - y(1) - 1, style: "fill:rgb(var(--heat))", "fill-opacity": (0.05 + (0.95 * (row[name] ?? 0)) / most).toFixed(3) });
     cell.append(drawn("title", {}, words(row)));
     cell.addEventListener("pointerenter", () => show(row));
     cells.set(row, cell);
@@ -151,7 +159,7 @@ function headGrid(title, rows, { layers, heads, most, words, say }) {
     if (by) { event.preventDefault(); event.stopPropagation(); }
     if (next) show(next);
   });
-  const names = ["model", "layer", "head", "group", "mass", "relative"];
+  const names = Object.keys(rows[0]);
   return figure(title, svg, { rows: () => [names, rows.map((row) => names.map((name) => row[name]))] });
 }
 
@@ -160,13 +168,18 @@ function headGrid(title, rows, { layers, heads, most, words, say }) {
 function patched(columns) {
   if (!columns) return null;
   const rows = rowsOf(columns), measures = [{ name: "kl", word: "KL, nats a token" }, { name: "closed", word: "share of the gap closed" }].filter((measure) => present(columns, measure.name));
+  const place = element("select", { "aria-label": "tokens of" }, distinct(columns.place).map((value) => element("option", { value }, wordOf(value)))), holder = element("div");
+  const label = ({ condition, latents }) => wordOf(condition) + (latents ? `, ${latents.toLocaleString("en-US")} latent${latents > 1 ? "s" : ""}` : "");
+  const draw = () => {
+    const mine = rows.filter((row) => row.place === place.value), names = Object.keys(columns);
+    holder.replaceChildren(whiskers(`KL of patched models, tokens of ${wordOf(place.value)}`, mine.map((row) => ({ of: row, label: label(row), control: /^random/.test(row.condition), first: false, ruled: false, colour: "var(--thinking)" })), measures,
+      { bar: true, table: () => [names, mine.map((row) => names.map((name) => row[name]))] }));
+  };
+  place.addEventListener("change", draw);
+  draw();
   return section("How near patched models come",
-    element("p", { class: "soft" }, "Divergence of the next-token distributions on held-out text under each condition. Whiskers are 95 % intervals."),
-    distinct(columns.tokens_class).map((kind) => {
-      const mine = rows.filter((row) => row.tokens_class === kind);
-      return whiskers(`KL of patched models, ${wordOf(kind)} tokens`, mine.map((row) => ({ of: row, label: row.title ?? wordOf(row.condition), control: row.control ?? /^random/.test(row.condition), first: false, ruled: false, colour: "var(--thinking)" })), measures,
-        { bar: true, table: whole(Object.fromEntries(Object.keys(columns).map((name) => [name, mine.map((row) => row[name])]))) });
-    }));
+    element("p", { class: "soft" }, "KL(tuned || patched) of the next token on held-out text: base's vectors in place of tuned's, with a part of what the dictionary says of their difference added. Paler: as many latents drawn at random. Whiskers are 95 % intervals."),
+    element("div", { class: "filters" }, element("label", { class: "soft" }, "tokens of ", place)), holder);
 }
 
 // -- the sections, where their tables are ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ the columns that evaluations leave.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ CHARACTERS = 20_000  # of a response: as many words as two responses are compare
 CONDITIONS, OUTPUTS = "_conditions", "_outputs"
 CURVES = {"benchmark_scaling": "scaling", "steering_sweep": "steering", "kl_patching": "kl"}
 SINKS = "attention_sinks"
+OF_A_HEAD = ("model", "layer", "head", "group", "mass", "mass_low", "mass_high", "relative", "times")
 
 
 def tells_behaviour(name: str) -> bool:
@@ -33,7 +35,9 @@ def behaviour(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict
     shown: dict[str, Any] = {kind: tables[name].to_pydict() for name, kind in CURVES.items() if name in tables}
     packed: dict[str, Any] = {}
     if SINKS in tables:
-        packed["sinks"], shown["sinks"] = tables[SINKS].to_pydict(), True
+        heads = tables[SINKS]
+        packed["sinks"] = heads.select([name for name in OF_A_HEAD if name in heads.column_names]).to_pydict()
+        shown["sinks"] = True
     blocks = [block for name in tables if name.endswith(CONDITIONS) for block in _conditions(name, tables[name])]
     sets = []
     for name in tables:
@@ -61,8 +65,12 @@ def _conditions(name: str, table: pyarrow.Table) -> Iterator[dict[str, Any]]:
             row["key"] = _key(row["role"], row["condition"], by_role)
             row["compared"] = None if reference is None else _key(row["role"], reference, by_role)
         plain = {row["key"]: row["condition"] for row in rows if not row["control"]}
+        titles = Counter(row["title"] for row in rows if row["control"])
         for row in rows:
             row["under"] = _controlled(row, plain, by_role) if row["control"] else None
+            draw = row["condition"].rpartition("/")[2]
+            if titles[row["title"]] > 1 and draw.isdigit():
+                row["title"] = f"{row['title']}, draw {int(draw) + 1}"
         ordered = [row for key in plain for column in ("key", "under") for row in rows if row[column] == key]
         ordered += [row for row in rows if row["control"] and row["under"] is None]
         columns = {column: [row[column] for row in ordered] for column in ordered[0]}
@@ -75,14 +83,14 @@ def _key(role: str, condition: str, by_role: bool) -> str:
 
 def _controlled(row: Mapping[str, Any], plain: Mapping[str, str], by_role: bool) -> str | None:
     """The key of the condition that a control such as "random_latents/zero/delta/0" stands beside: the longest that its
-    name holds in whole parts."""
+    name holds in whole parts, else the one that it is compared with."""
     within = f"/{row['condition']}/"
     held = [
         key
         for key, condition in plain.items()
         if f"/{condition}/" in within and (not by_role or key == f"{row['role']}/{condition}")
     ]
-    return max(held, key=len, default=None)
+    return max(held, key=len, default=row["compared"] if row["compared"] in plain else None)
 
 
 # -- outputs ---------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ function outputs(sets) {
 
   function choose() {
     const before = set.correct[left], after = set.correct[right], passing = (test) => set.problems.map((_, n) => n).filter((n) => set.text[left][n] !== null && set.text[right][n] !== null && test(before[n], after[n]));
-    const options = set.conditions.map(({ key, title, role }) => [key, title + (role && set.conditions.some((some) => some.role !== role) ? ` · ${role}` : "")]);
+    const options = set.conditions.map(({ key, title, role }) => [key, title + (role && !title.includes(role) && set.conditions.some((some) => some.role !== role) ? ` · ${role}` : "")]);
     fill(which, sets.map(({ name, task }, n) => [n, `${wordOf(name)}, ${task}`]), at);
     fill(one, options, left);
     fill(other, options, right);
@@ -102,7 +102,7 @@ function outputs(sets) {
 
   function side(key, facts, runs, tag) {
     const said = [facts.finished === false ? "cut off by the budget" : null, fact("tokens", facts.tokens), fact("hesitations", facts.hesitations), fact("perplexity", facts.nll === null ? null : Math.exp(facts.nll)),
-      fact("repetition", facts.repetition), key !== set.conditions[0].key && facts.touched !== null ? `edited on ${spelled(facts.touched)} tokens` : null].filter(Boolean).join(" · ");
+      fact("repetition", facts.repetition), facts.touched ? `edited on ${spelled(facts.touched)} tokens` : null].filter(Boolean).join(" · ");
     return element("article", {},
       element("header", {}, element("h4", {}, set.conditions.find((some) => some.key === key).title), element("span", { class: `grade ${gradeOf(facts.correct)}` }, gradeOf(facts.correct))),
       element("p", { class: "read" }, "answer ", element("b", {}, facts.answer ?? "none found"), facts.rule ? element("small", {}, ` read by: ${facts.rule}`) : null),
