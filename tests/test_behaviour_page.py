@@ -21,9 +21,9 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this ma
 # key, title, is a control, compared with, accuracy, hesitations, tokens, perplexity, touched
 CONDITIONS = [
     ("unedited", "without edits", False, None, 0.42, 11.5, 412.0, 1.83, None),
-    ("random_latents/zero/delta/0", "latents that contribute as much", True, "unedited", 0.41, 11.1, 405.0, 1.85, 0.9),
-    ("random_latents/zero/delta/1", "latents that contribute as much", True, "unedited", 0.43, 11.9, 418.0, 1.84, 0.9),
-    ("zero/delta", "the 16 latents set to zero, their change added", False, "unedited", 0.3, 2.25, 301.0, 1.97, 0.96),
+    ("random_latents/zero/delta/0", "zero, delta: latents that contribute as much", True, "unedited", 0.41, 11.1, 405.0, 1.85, 0.9),
+    ("random_latents/zero/delta/1", "zero, delta: latents that contribute as much", True, "unedited", 0.43, 11.9, 418.0, 1.84, 0.9),
+    ("zero/delta", "zero, delta", False, "unedited", 0.3, 2.25, 301.0, 1.97, 0.96),
     ("random_direction/zero/delta/0", "a random direction of the same size", True, "unedited", 0.4, 10.8, 409.0, 1.9, 1.0),
     ("reconstruction", "the dictionary's reconstruction in place of the stream", False, "unedited", 0.37, 9.75, 388.0, 2.6, 1.0),
     ("zero/replace", "the 16 latents set to zero, the reconstruction written", False, "reconstruction", 0.27, 2.0, 290.0, 31.5, 1.0),
@@ -126,7 +126,7 @@ def tables():
 FOUND = {"benchmark/gsm8k/base/slope_per_doubling": 2.13, "benchmark/gsm8k/tuned/slope_per_doubling": 6.13,
          "benchmark/gsm8k/tuned_less_base/slope_per_doubling": 4.0, "benchmark/gsm8k/base/slope_per_1000_tokens": 0.71,
          "benchmark/gsm8k/tuned/slope_per_1000_tokens": 1.86, "steering_sweep/everywhere/dip": 0.0}  # fmt: skip
-VERDICT = "A dip of hesitations before their rise is absent everywhere."
+VERDICT = "oversteering dip absent; more than half of the rise stays"
 
 
 def make_run(folder, content):
@@ -138,7 +138,8 @@ def make_run(folder, content):
         for name, value in FOUND.items()
     ]
     found = {"identity": "abc", "study": {"model_pair": "tuned vs base"}, "findings": findings if content else []}
-    notes = {"notes": [VERDICT], "noted_by": {VERDICT: "steering_sweep"}} if content else {"notes": []}
+    said = f"steering_sweep, everywhere: {VERDICT}"
+    notes = {"notes": [said], "noted_by": {said: "steering_sweep"}} if content else {"notes": []}
     (folder / "findings.json").write_text(json.dumps({**found, **notes}))
     return write_report(folder)
 
@@ -179,7 +180,7 @@ def test_controls_follow_what_they_control_and_lose_no_number():
     ]  # fmt: skip
     assert [under[key] for key in list(under)[1:4]] == [None, "zero/delta", "zero/delta"]
     titles = dict(zip(columns["key"], columns["title"], strict=True))
-    assert titles["random_latents/zero/delta/1"] == "latents that contribute as much, draw 2"
+    assert titles["random_latents/zero/delta/1"] == "zero, delta: latents that contribute as much, draw 2"
     given.pop("title")
     for name, values in given.items():
         order = [given["condition"].index(key) for key in columns["key"]]
@@ -268,7 +269,7 @@ def test_every_conditions_numbers_stand_on_the_page_and_in_its_csv(page):
         for name, values in given.items():
             if isinstance(values[n], float):
                 assert float(row[name]) == pytest.approx(values[n], rel=1e-4), (key, name)
-        (title,) = (row["title"] for row in read if row["condition"] == key)
+        (title,) = (row["title"].removeprefix("zero, delta: ") for row in read if row["condition"] == key)
         (shown,) = (shown for shown in found["rows"] if shown[1] == title)
         assert shown[0] == ("control" if given["control"][n] else "")
         assert float(shown[2]) == given["accuracy"][n] and float(shown[6]) == given["hesitations"][n]
@@ -386,7 +387,7 @@ def test_curves_and_slopes_say_the_numbers_of_their_tables(page):
         control = ", random direction" if given["kind"][n] == "random_direction" else ""
         said = f"{given['gate'][n]}{control}, strength {strength:.3f}".removesuffix(".000") + ": "
         assert (said in steering) == (strength != 0), said
-    assert VERDICT in steering and "everywhere · dip" in steering
+    assert steering.endswith(f"everywhere0-0.010 to 0.010{VERDICT}")
 
 
 @in_browser

@@ -11,7 +11,7 @@ const rangeOf = (row, name) => (row[`${name}_low`] === null || row[`${name}_low`
 // a table with its caption and its CSV
 function tabled(title, heads, rows, taken) {
   return figure(title, element("div", { class: "wide" }, element("table", { class: "measured" },
-    element("thead", {}, element("tr", {}, heads.map((head) => element("th", head === "against" ? { class: "words" } : {}, head)))), element("tbody", {}, rows))), { make: null, rows: taken, kind: "broad" });
+    element("thead", {}, element("tr", {}, heads.map((head) => element("th", ["against", "verdict"].includes(head) ? { class: "words" } : {}, head)))), element("tbody", {}, rows))), { make: null, rows: taken, kind: "broad" });
 }
 
 const whole = (columns, hidden = []) => () => { const names = Object.keys(columns).filter((name) => !hidden.includes(name)); return [names, columns[names[0]].map((_, n) => names.map((name) => columns[name][n]))]; };
@@ -28,7 +28,9 @@ function conditions(blocks) {
 function conditionsOf({ name, task, columns }) {
   const rows = rowsOf(columns), references = new Set(columns.compared.filter((key) => key !== null)), both = new Set(columns.role).size > 1;
   const titles = new Map(rows.map((row) => [row.key, row.title]));
-  const named = (row) => row.title + (both && !row.title.includes(row.role) ? ` · ${row.role}` : "");
+  // a control stands below its condition, whose name it need not repeat
+  const brief = (row) => { const above = `${titles.get(row.under)}: `; return row.title.startsWith(above) ? row.title.slice(above.length) : row.title; };
+  const named = (row) => brief(row) + (columns.title.filter((title) => title === row.title).length > 1 ? ` · ${row.role}` : "");
   const drawnRows = rows.map((row) => ({ of: row, label: named(row), control: row.control, first: row.under === null, colour: `var(--${row.role})`, ruled: row.compared === null && references.has(row.key) }));
   const table = whole(columns, ["key", "compared", "under"]), title = `${wordOf(name)[0].toUpperCase()}${wordOf(name).slice(1)} on ${task}`;
   const signed = (value) => (value > 0 ? "+" : "") + spelled(value);
@@ -95,19 +97,36 @@ function steering(columns) {
   const spellX = (at) => (at === 0 ? "0" : short(Number((Math.sign(at) * least * 10 ** (Math.abs(at) - 0.66)).toPrecision(3))));
   const groups = gates.flatMap((gate, g) => distinct(rows.filter((row) => row.gate === gate).map((row) => row.kind)).map((kind) => ({ gate, kind, colour: GATE_COLOURS[g % GATE_COLOURS.length], dashed: kind === "random_direction" })));
   const called = ({ gate, dashed }) => `${wordOf(gate)}${dashed ? ", random direction" : ""}`;
-  const lines = (name) => groups.map((group) => { const mine = rows.filter((row) => row.gate === group.gate && row.kind === group.kind && (below || row.strength !== 0)), of = (column) => mine.map((row) => row[column] ?? null);
-    return { ...group, word: called(group), xs: of("strength"), values: of(name), lows: columns[`${name}_low`] ? of(`${name}_low`) : null, highs: columns[`${name}_high`] ? of(`${name}_high`) : null }; });
+  const lines = (name, gate) => groups.filter((group) => !gate || group.gate === gate).map((group) => {
+    const mine = rows.filter((row) => row.gate === group.gate && row.kind === group.kind && (below || row.strength !== 0)), of = (column) => mine.map((row) => row[column] ?? null), ranged = columns[`${name}_low`] && (gate || gates.length < 3);
+    return { ...group, word: called(group), xs: of("strength"), values: of(name), lows: ranged ? of(`${name}_low`) : null, highs: ranged ? of(`${name}_high`) : null };
+  });
   const unit = DATA.findings.some((finding) => finding.name.endsWith("/peak_strength") && finding.meaning.includes("residual_norm")) ? "strength, in mean norms of the stream" : "strength, in maxima of the latent";
-  const drawing = (title, name, more = {}) => (present(columns, name) ? bands(title, lines(name), unit, { place: (v) => `strength ${spelled(v)}`, rows: whole(columns), asX, spellX, atX: [...(below ? round.map((at) => -at) : []), 0, ...round], level: plain?.[name] ?? null, ...more }) : null);
-  const logarithmic = { asY: Math.log10, spellY: unlog, atY: logTicks };
-  const found = DATA.findings.filter((finding) => finding.name.startsWith("steering_sweep/")), notes = DATA.notes.filter((note) => DATA.noted_by?.[note]?.includes("steering"));
+  const taken = whole(columns), level = (name) => plain?.[name] ?? null, atX = [...(below ? round.map((at) => -at) : []), 0, ...round];
+  const drawing = (title, name, more = {}) => (present(columns, name) ? bands(title, lines(name, choice.value), unit, { place: (v) => `strength ${spelled(v)}`, rows: taken, asX, spellX, atX, level: level(name), ...more }) : null);
+  const logarithmic = { asY: Math.log10, spellY: unlog, atY: logTicks }, grid = element("div", { class: "grid" }), legend = element("div");
+  const choice = element("select", { "aria-label": "gate" }, [["", gates.length < 3 ? "all gates" : "all gates, without bands"], ...gates.map((gate) => [gate, wordOf(gate)])].map(([value, word]) => element("option", { value }, word)));
+  const draw = () => {
+    legend.replaceChildren(legendOf(groups.filter((group) => !choice.value || group.gate === choice.value).map((group) => [called(group), group.colour, group.dashed])));
+    grid.replaceChildren(...[drawing("Hesitations per 1,000 tokens", "behaviour"), drawing("Perplexity of the responses, logarithmic", "perplexity", logarithmic), drawing("Accuracy", "accuracy"), drawing("Repetition", "repetition")].filter(Boolean));
+  };
+  choice.addEventListener("change", draw);
+  draw();
   return section("Steering, from weak to strong",
     element("p", { class: "soft" }, "The axis of strengths is logarithmic and begins with 0, no edit, which the dashed level continues. Bands are 95 % intervals."),
-    notes.map((note) => element("p", { class: "verdict" }, note)),
-    legendOf(groups.map((group) => [called(group), group.colour, group.dashed])),
-    element("div", { class: "grid" }, drawing("Hesitations per 1,000 tokens", "behaviour"), drawing("Perplexity of the responses, logarithmic", "perplexity", logarithmic), drawing("Accuracy", "accuracy"), drawing("Repetition", "repetition")),
-    found.length ? tabled("What the sweep found", ["gate and measure", "value"], found.map((finding) => element("tr", {}, element("td", {}, said(wordOf(finding.name.slice(15).replaceAll("/", " · ")), finding.meaning)), element("td", {}, spelled(finding.value), rangeOf(bounded(finding), "value")))),
-      () => [["name", "value", "low", "high", "meaning"], found.map((finding) => [finding.name, finding.value, finding.low, finding.high, finding.meaning])]) : null);
+    element("div", { class: "filters" }, element("label", { class: "soft" }, "gate ", choice)), legend, grid, verdicts(gates));
+}
+
+// one line a gate: what was found of it, and the note with the verdict
+function verdicts(gates) {
+  const named = (gate) => `steering_sweep/${gate}/`, notes = DATA.notes.filter((note) => DATA.noted_by?.[note]?.includes("steering")), about = (gate) => notes.filter((note) => note.startsWith(`steering_sweep, ${gate}: `));
+  const measures = distinct(gates.flatMap((gate) => DATA.findings.filter((finding) => finding.name.startsWith(named(gate))).map((finding) => finding.name.slice(named(gate).length))));
+  const others = notes.filter((note) => !gates.some((gate) => about(gate).includes(note))), at = (gate, measure) => FOUND.get(named(gate) + measure);
+  const verdict = (gate) => about(gate).map((note) => note.slice(`steering_sweep, ${gate}: `.length)).join(" ");
+  return [...others.map((note) => element("p", { class: "verdict" }, note.replace(/^steering_sweep: /, ""))),
+    measures.length ? tabled("What the sweep found, gate by gate", ["gate", ...measures.map((measure) => said(wordOf(measure), gates.map((gate) => at(gate, measure)?.meaning).find(Boolean))), "verdict"],
+      gates.map((gate) => element("tr", {}, element("td", {}, wordOf(gate)), measures.map((measure) => element("td", {}, spelled(at(gate, measure)?.value), at(gate, measure) ? rangeOf(bounded(at(gate, measure)), "value") : null)), element("td", { class: "words" }, verdict(gate)))),
+      () => [["gate", ...measures.flatMap((measure) => [measure, `${measure}_low`, `${measure}_high`]), "verdict"], gates.map((gate) => [gate, ...measures.flatMap((measure) => ["value", "low", "high"].map((part) => at(gate, measure)?.[part])), verdict(gate)])]) : null];
 }
 
 // -- attention sinks -------------------------------------------------------------------------------------------------

@@ -71,8 +71,17 @@ def _conditions(name: str, table: pyarrow.Table) -> Iterator[dict[str, Any]]:
             draw = row["condition"].rpartition("/")[2]
             if titles[row["title"]] > 1 and draw.isdigit():
                 row["title"] = f"{row['title']}, draw {int(draw) + 1}"
-        ordered = [row for key in plain for column in ("key", "under") for row in rows if row[column] == key]
-        ordered += [row for row in rows if row["control"] and row["under"] is None]
+        kinds = list(
+            dict.fromkeys(row["condition"].partition("/")[0] for row in rows)
+        )  # draws of a kind stand together
+        controls = sorted(
+            (row for row in rows if row["control"]), key=lambda row: kinds.index(row["condition"].partition("/")[0])
+        )
+        ordered = []
+        for row in rows:
+            if not row["control"]:
+                ordered += [row, *(control for control in controls if control["under"] == row["key"])]
+        ordered += [control for control in controls if control["under"] is None]
         columns = {column: [row[column] for row in ordered] for column in ordered[0]}
         yield {"name": evaluation, "task": task, "by_role": by_role, "columns": columns}
 
