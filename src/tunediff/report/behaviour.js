@@ -108,7 +108,7 @@ function steering(columns) {
   const choice = element("select", { "aria-label": "gate" }, [["", gates.length < 3 ? "all gates" : "all gates, without bands"], ...gates.map((gate) => [gate, wordOf(gate)])].map(([value, word]) => element("option", { value }, word)));
   const draw = () => {
     legend.replaceChildren(legendOf(groups.filter((group) => !choice.value || group.gate === choice.value).map((group) => [called(group), group.colour, group.dashed])));
-    grid.replaceChildren(...[drawing("Hesitations per 1,000 tokens", "behaviour"), drawing("Perplexity of the responses, logarithmic", "perplexity", logarithmic), drawing("Accuracy", "accuracy"), drawing("Repetition", "repetition")].filter(Boolean));
+    grid.replaceChildren(...[drawing("Hesitations per 1,000 tokens", "behaviour"), drawing("Perplexity of the responses, logarithmic", "perplexity", logarithmic), drawing("Accuracy", "accuracy")].filter(Boolean));
   };
   choice.addEventListener("change", draw);
   draw();
@@ -131,14 +131,14 @@ function verdicts(gates) {
 
 // -- attention sinks -------------------------------------------------------------------------------------------------
 
-const ATTENTION = { mass: "of a head's attention", relative: "times uniform attention", times: "times as much as on a later sentence" };
+const ATTENTION = { mass: "of all attention", relative: "times uniform attention", times: "times the attention on later sentences" };
 
 function sinks(columns) {
   if (!columns) return null;
   const rows = rowsOf(columns), groups = distinct(columns.group), models = distinct(columns.model), grid = element("div", { class: "grid" }), said = element("p", { class: "readout", role: "status" });
   const choice = element("select", { "aria-label": "attention on" }, groups.map((group) => element("option", { value: group }, group)));
   choice.value = groups.includes("prefix") ? "prefix" : groups[0];
-  const measure = element("select", { "aria-label": "measured as" }, Object.entries(ATTENTION).filter(([name]) => present(columns, name)).map(([name, word]) => element("option", { value: name }, word)));
+  const measure = element("select", { "aria-label": "measured as" }, Object.entries(ATTENTION).filter(([name]) => present(columns, name)).map(([name, word]) => element("option", { value: name }, name === "mass" ? "as a share" : `in ${word}`)));
   const layers = distinct(columns.layer).sort((a, b) => a - b), heads = distinct(columns.head).sort((a, b) => a - b);
 
   function draw() {

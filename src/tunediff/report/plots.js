@@ -147,23 +147,27 @@ function whiskers(title, rows, columns, { bar = false, table }) {
     return { as, far, low: low >= 0 && !far ? Math.max(0, low - room) : low - room, high: high + room };
   });
 
+  // panels stand beside each other where each has room for its heading, else in two rows, else one below the other
   function draw(wide) {
     const stacked = wide < 640, label = stacked ? 0 : Math.min(310, 0.29 * wide), gap = 26, most = stacked ? wide / 6.3 : (label - 24) / 6.3;
-    const step = stacked ? 38 : rows.some((row) => broken(row.label, most).length > 1) ? 30 : 25, head = 26, foot = stacked ? 38 : 26;
-    const across = stacked ? 1 : columns.length, each = (wide - label - gap * (across - 1) - 12) / across, tall = head + rows.length * step + foot;
-    const high = stacked ? tall * columns.length : tall, svg = drawn("svg", { viewBox: `0 0 ${Math.round(wide)} ${high}`, role: "img", "aria-label": title });
+    const step = stacked ? 38 : rows.some((row) => broken(row.label, most).length > 1) ? 30 : 25, head = 26, foot = 38;
+    const across = stacked ? 1 : (wide - label) / columns.length > 175 ? columns.length : Math.ceil(columns.length / 2);
+    const each = (wide - label - gap * (across - 1) - 12) / across, tall = head + rows.length * step + foot, high = tall * Math.ceil(columns.length / across) - 12;
+    const svg = drawn("svg", { viewBox: `0 0 ${Math.round(wide)} ${high}`, role: "img", "aria-label": title });
     const words = (row, x, y) => {
-      const lines = broken(row.label, most).slice(0, stacked ? 1 : 2), indent = row.control ? 14 : 0;
+      const all = broken(row.label, most), lines = all.slice(0, stacked ? 1 : 2), indent = row.control ? 14 : 0;
+      if (all.length > lines.length) lines[lines.length - 1] += " …"; // a dot says the whole
       lines.forEach((line, n) => svg.append(drawn("text", { class: row.control ? "name control" : "name", x: x + indent, y: y + 4 + (n - (lines.length - 1) / 2) * 12 }, line)));
     };
     columns.forEach(({ name, word }, c) => {
-      const { as, far, low, high: top } = spread[c], left = stacked ? 6 : label + c * (each + gap) + 6, above = stacked ? c * tall : 0, end = above + head + rows.length * step;
+      const { as, far, low, high: top } = spread[c], first = c % across === 0, left = label + (c % across) * (each + gap) + 6, above = Math.floor(c / across) * tall, end = above + head + rows.length * step;
       const x = (v) => left + ((as(v) - low) / (top - low)) * each, y = (n) => above + head + (n + (stacked ? 0.72 : 0.5)) * step;
       svg.append(drawn("text", { class: "name", x: left, y: above + 12 }, far ? `${word}, logarithmic` : word), drawn("line", { class: "axis", x1: left, x2: left + each, y1: end, y2: end }));
-      for (const at of far ? logTicks(low, top) : ticks(low, top, each < 150 ? 2 : 3)) svg.append(drawn("text", { x: left + ((at - low) / (top - low)) * each, y: end + 15, "text-anchor": "middle" }, far ? unlog(at) : short(at)));
+      const marks = far ? logTicks(low, top) : ticks(low, top, each < 150 ? 2 : 3), every = Math.ceil((marks.length * 36) / each);
+      for (const at of marks.filter((_, n) => n % every === 0)) svg.append(drawn("text", { x: left + ((at - low) / (top - low)) * each, y: end + 15, "text-anchor": "middle" }, far ? unlog(at) : short(at)));
       rows.forEach((row, n) => {
         const from = above + head + n * step;
-        if (row.first && n) svg.append(drawn("line", { class: "axis", x1: c || stacked ? left : 0, x2: left + each, y1: from, y2: from }));
+        if (row.first && n) svg.append(drawn("line", { class: "axis", x1: first && !stacked ? 0 : left, x2: left + each, y1: from, y2: from }));
         if (!row.ruled || row.of[name] === null) return;
         const at = x(row.of[name]), rule = (y1, y2) => svg.append(drawn("line", { class: "mark", style: `stroke:${row.colour}`, x1: at, x2: at, y1, y2 }));
         if (stacked) rows.forEach((_, n) => rule(y(n) - 7, y(n) + 7)); // names stand between
@@ -171,7 +175,7 @@ function whiskers(title, rows, columns, { bar = false, table }) {
       });
       rows.forEach((row, n) => {
         const value = row.of[name], lows = row.of[`${name}_low`] ?? value, highs = row.of[`${name}_high`] ?? value;
-        if (stacked || !c) words(row, stacked ? left : 0, stacked ? y(n) - 15 : y(n));
+        if (first) words(row, stacked ? left : 0, stacked ? y(n) - 15 : y(n));
         if (value === null || value === undefined) return;
         const one = drawn("g", row.control ? { opacity: 0.5 } : {});
         if (bar) one.append(drawn("rect", { x: Math.min(x(0), x(value)), width: Math.abs(x(value) - x(0)), y: y(n) - 6, height: 12, fill: row.colour, opacity: 0.45 }));
