@@ -18,6 +18,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from tunediff.benchmarks import Grade, Grader
+from tunediff.benchmarks.notation import number, plain
 
 DATA = Path(os.environ.get("TUNEDIFF_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 # name: file, how the gold is read from a record, relative tolerance of the task
@@ -54,7 +55,7 @@ def looks_cut(text: str, longest: int) -> bool:
     return bool(text) and (len(text) > longest or not ENDED.search(text) or text.count("\\[") != text.count("\\]"))
 
 
-def graded(grader: Grader, record: dict, role: str) -> tuple:
+def question(record: dict, role: str) -> tuple:
     if role == "base":
         text = record["base_response"]
         return (text, record["gold"], "math", not looks_cut(text, 4000), False)
@@ -63,12 +64,16 @@ def graded(grader: Grader, record: dict, role: str) -> tuple:
 
 
 def itself(grader: Grader) -> None:
-    print("gold against itself (in a box), and against the gold of the problem before where the two texts differ")
+    print(
+        "gold against itself, as it is and respelled, and against the gold of the problem before where the two differ"
+    )
     for name, (_, _, tolerance) in SETS.items():
         begun = time.perf_counter()
         texts = golds(name)
         grades = grader.grade([(f"So it is \\boxed{{{text}}}.", text) for text in texts], tolerance=tolerance)
         missed = [text for text, grade in zip(texts, grades, strict=True) if not grade.correct]
+        alike = grader.grade([(f"So it is \\boxed{{{respelled(text)}}}.", text) for text in texts], tolerance=tolerance)
+        missed += [(respelled(text), each.rule) for text, each in zip(texts, alike, strict=True) if not each.correct]
         others = [
             (f"So it is \\boxed{{{one}}}.", gold) for one, gold in zip(texts, texts[1:], strict=False) if one != gold
         ]
@@ -77,14 +82,24 @@ def itself(grader: Grader) -> None:
             (output, gold, grade.rule) for (output, gold), grade in zip(others, against, strict=True) if grade.correct
         ]
         print(
-            f"{name:16s} {len(texts):5d} itself {1 - len(missed) / len(texts):.4f}   {len(others):5d} other "
+            f"{name:16s} {len(texts):5d} itself {share_right(grades):.4f} respelled "
+            f"{share_right(alike):.4f}   {len(others):5d} other "
             f"{len(false) / len(others):.4f}   {time.perf_counter() - begun:.1f} s"
         )
         for case in missed[:5] + false[:8]:
             print("      ", case)
-        timed = Counter(grade.rule for grade in grades + against)["timed_out"]
+        timed = Counter(grade.rule for grade in grades + alike + against)["timed_out"]
         if timed:
             print(f"       {timed} timed out")
+
+
+def respelled(gold: str) -> str:
+    """The same answer as another writer would set it: large fractions and brackets, braces about thousands."""
+    text = (
+        gold.replace("\\frac{", "\\dfrac{").replace("^\\circ", "^{\\circ}").replace("\\left", "").replace("\\right", "")
+    )
+    text = re.sub(r"(?<![\d.,_^{])(\d)(\d{3})(?![\d.,}_])", r"\1{,}\2", text.strip("$ "))
+    return f"\\displaystyle {text}".replace("(", "\\left(").replace(")", "\\right)")
 
 
 def interval(right: int, of: int) -> str:
@@ -96,12 +111,13 @@ def pairs(grader: Grader) -> None:
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for record in records(PAIRS):
         groups.setdefault((record["base_model"], record["thinking_model"], record["dataset"]), []).append(record)
+    told: dict[tuple[str, str], list[Grade]] = {}  # what the reasoning models say to one problem
     print(
         "\npair, set | n | base | reasoning | both, base only, reasoning only, neither | McNemar p | unfinished | seconds"
     )
     for (base, thinking, dataset), members in groups.items():
         begun = time.perf_counter()
-        answered = {role: grader.grade([graded(grader, each, role) for each in members]) for role in ("base", "tuned")}
+        answered = {role: grader.grade([question(each, role) for each in members]) for role in ("base", "tuned")}
         took = time.perf_counter() - begun
         right = {role: [grade.correct for grade in grades] for role, grades in answered.items()}
         table = Counter(zip(right["base"], right["tuned"], strict=True))
@@ -118,8 +134,29 @@ def pairs(grader: Grader) -> None:
                 f"    {role}: " + ", ".join(f"{rule} {n}" for rule, n in Counter(g.rule for g in grades).most_common())
             )
         ended = [grade for grade in answered["tuned"] if grade.rule != "unfinished"]
+        for member, grade in zip(members, answered["tuned"], strict=True):
+            if member["problem_id"] and grade.answer:
+                told.setdefault((member["problem_id"], member["gold"]), []).append(grade)
         if ended:
-            print(f"    of the {len(ended)} that ended: {interval(sum(grade.correct for grade in ended), len(ended))}")
+            base = [one for one, other in zip(*answered.values(), strict=True) if other.rule != "unfinished"]
+            print(
+                f"    of the {len(ended)} that the reasoning model ended: "
+                f"{interval(sum(grade.correct for grade in ended), len(ended))}, base {share_right(base):.3f}"
+            )
+    agreed(told)
+
+
+def agreed(told: dict[tuple[str, str], list[Grade]]) -> None:
+    """Problems to which three or more reasoning models give one answer that is not the gold one."""
+    print("\nreasoning models agree on another value than the gold:")
+    for (problem, gold), grades in told.items():
+        values = {number(plain(grade.answer)) for grade in grades}
+        if len(grades) > 2 and len({value and value.value for value in values}) == 1 and not grades[0].correct:
+            print(f"    {problem}: gold {gold}, answers {', '.join(grade.answer for grade in grades)}")
+
+
+def share_right(grades: list[Grade]) -> float:
+    return sum(grade.correct for grade in grades) / len(grades)
 
 
 def share(grades: list[Grade], rule: str) -> float:

@@ -10,6 +10,7 @@ Hooks live inside a `with` and are gone afterwards, also when the body raises.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -91,6 +92,31 @@ def writing(model: nn.Module, point: Point, change: Callable[[Tensor], Tensor]) 
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def attending(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Inside, every forward pass calls see(layer, weights) with the attention weights [batch, head, query, key] of each
+    layer as it is computed, so that no two layers' are held at once. The faster ways of computing attention give no
+    weights: the model takes the plain one inside, and its own again afterwards."""
+    own = model.config._attn_implementation
+    handles = []
+
+    def give(layer: int, _, __, output) -> None:
+        if output[1] is None:
+            raise Refused(f"Layer {layer} of {type(model).__name__} gives no attention weights.")
+        see(layer, output[1].detach())
+
+    try:
+        model.set_attn_implementation("eager")
+        for layer in range(len(decoder_layers(model))):
+            module, _ = _module(model, Point("attn_out", layer))
+            handles.append(module.register_forward_hook(functools.partial(give, layer)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.set_attn_implementation(own)
 
 
 def _hook(model: nn.Module, point: Point, see: Callable[[Tensor], Tensor | None]):

@@ -264,7 +264,7 @@ def _spelled(hint: Any) -> str:
 def build(node: Any, **extra: Any) -> Any:
     """The object that a checked node describes. A refusal inside comes out as it was written."""
     try:
-        return hydra.utils.instantiate(node, **extra)
+        return hydra.utils.instantiate(node, _convert_="all", **extra)
     except hydra.errors.InstantiationException as error:
         if isinstance(error.__cause__, Refused):
             raise error.__cause__ from None

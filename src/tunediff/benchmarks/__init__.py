@@ -1,7 +1,7 @@
 """Problems with right answers -> what a model is asked, grades of what it answers, and how it wrote. Knows no model.
 
-tasks.py       problems and prompts             answers.py -> notation.py -> equality.py -> symbolic.py
-measures.py    accuracies, with intervals       grading.py runs these in order, many outputs at a time
+tasks.py       problems and prompts           answers.py (by sentences.py) -> equality.py (by notation.py) -> symbolic.py
+measures.py    accuracies, with intervals     grading.py runs these, many outputs at a time
 writing.py     hesitations, repetition
 """
 

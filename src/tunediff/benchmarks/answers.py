@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from tunediff.benchmarks import notation
+from tunediff.benchmarks.sentences import sentences, settled
 
 READ = {
     "boxed": "the last complete box after the thinking, or several that are one list",
@@ -126,7 +126,7 @@ _NEXT = re.compile(
 
 def _before_invention(text: str) -> tuple[str, bool]:
     """Up to the next problem that the model asks itself, or to where it goes round in a circle; and whether its last
-    sentence is whole and meant: a sentence that is only repeated is, one of a circle of several is not."""
+    sentence is whole and meant: one that only repeats a result is, one of a circle of several results is not."""
     for found in _NEXT.finditer(text):
         if re.search(r"\d|\\boxed", text[: found.start()]) or found[0].startswith("<"):
             return text[: found.start()], True
@@ -137,7 +137,7 @@ def _before_invention(text: str) -> tuple[str, bool]:
     # a problem is restated and a sum is checked; but who says at the end for the third time the same goes in a circle
     if last and sum(map(len, last[0])) >= 30 and threes.count(last[0]) >= 3:
         again = next(place for place, three in enumerate(threes) if three in threes[:place])
-        return text[: words[again][1]], len(set(last[0])) == 1
+        return text[: words[again][1]], len({settled(piece)[0] for piece in last[0]}) == 1
     return text, False
 
 
@@ -196,31 +196,7 @@ _STATED = re.compile(
     r"(?i)(?:####\s*(?P<marked>[^\n]+)|\banswers?\b[^.\n:=]{0,60}?(?:\s(?:is|are|was|would be|should be|must be)\b(?!\s+(?:not|in)\b)|\s*[:=])"
     r"[\s:*]*(?P<rest>[^\n]+))"
 )
-_COPULA = re.compile(r"(?<![<>!=\\])=|\b(?:is|are|was|were|be|equals?|equal to|becomes)\b(?!\s+not\b)|\\approx|≈")
-_NUMBER = re.compile(
-    r"(?<![\w.:])(?:(?<![\d)])[-−])?(?:[$€£]|\\\$)?(?:[-−])?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))"
-    r"(?:[eE][-+]?\d+\b|\s*/\s*\d+(?![\d.]))?(?:\s*\\?%)?(?!\d|:\d)"
-)
-_PREPOSITION = (
-    r"(?:(?P<near>for|with|at|by|to\s+[a-z]+|(?<!total )(?<!sum )(?<!average )(?<!rate )(?<!speed )(?<!profit )(?<!loss )(?<!score )"
-    r"(?<!maximum )(?<!minimum )of)|in|after|on|from|over|during|every|each|within|step|day|than|since|per|when|if|to)"
-)
-_DETERMINER = r"(?P<fixed>the|an?|all|these|those|his|her|their|its|both|remaining|first|last|next|other)"
-_ASIDE = re.compile(rf"(?i)(?<!\S)(?:{_PREPOSITION}|(?:{_PREPOSITION.replace('near', 'close')}\s+)?{_DETERMINER})\s+$")
-_CLAUSE = re.compile(
-    r"(?i),?\s(?:if|when|because|since|while|so that|assuming|given that|after|before|as|to(?=\s+[a-z]+\s))\s"
-)
 _TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b")
-
-
-def sentences(text: str) -> list[str]:
-    text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text)
-    text = re.sub(r"\\\[.*?\\\]|\$\$.*?\$\$", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text, flags=re.DOTALL)
-    found = re.split(r"(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bMrs\.)(?<!\bSt\.)(?<=[.!?])\s+|\n+", text)
-    found = [
-        re.sub(r"^\s*(?:step\s*\d+\s*[:.)]|\d+[.)]\s|[-•#>]+\s)\s*", "", piece, flags=re.I).strip() for piece in found
-    ]
-    return [piece for piece in found if re.search(r"\w", piece)]
 
 
 def _stated(text: str, kind: str) -> str | None:
@@ -236,7 +212,7 @@ def _stated(text: str, kind: str) -> str | None:
             if _READERS[kind](lines[0]):
                 return lines[0]
             continue
-        answer, _ = _settled(lines[-1] if found["marked"] else lines[0])
+        answer, _ = settled(lines[-1] if found["marked"] else lines[0])
         if answer is not None:
             return answer
         if len(lines[0].split()) <= 4:
@@ -248,83 +224,10 @@ def _concluding_math(text: str) -> Answer:
     """The number or formula of one of the last three sentences: the last that has one."""
     last = sentences(text)[-3:]
     for line in reversed(last):
-        answer, rule = _settled(line)
+        answer, rule = settled(line)
         if answer is not None:
             return Answer(answer, rule)
     return Answer(last[-1].rstrip("."), "concluding_sentence") if last else Answer(None, "no_answer")
-
-
-def _settled(sentence: str) -> tuple[str | None, str]:
-    """The number or formula that a sentence comes to: after its last "is" or "=", else its main number."""
-    sentence = sentence.strip().rstrip(".!")
-    clause = next(
-        (found for found in _CLAUSE.finditer(sentence) if _main_number(sentence[: found.start()], worst=1)), None
-    )
-    sentence = sentence[: clause.start()] if clause else sentence
-    answer = None
-    for place in [found.end() for found in reversed(list(_COPULA.finditer(sentence)))]:
-        tail = _LEADING.sub("", sentence[place:])
-        if answer := _formula(tail) or _main_number(tail, worst=0 if sentence[place - 1].isalpha() else 4):
-            break
-    answer = answer or _formula(sentence) or _main_number(sentence)
-    if answer is None:
-        return None, "concluding_sentence"
-    return answer, "concluding_number" if notation.number(notation.plain(answer)) else "concluding_expression"
-
-
-_LEADING = re.compile(
-    r"^(?:[\s:]|\b(?:that|about|approximately|exactly|equal to|a total of|only|just|now|also|indeed|"
-    r"the (?:interval|set|value|number|point|pair))\b)+"
-)
-
-
-def _formula(text: str) -> str | None:
-    """The text if it is one formula or a list of them, else the first formula set in dollars or \\( \\)."""
-    if _is_formula(text):
-        return text
-    if (
-        (leading := _LEADING_FORMULA.match(text))
-        and not notation.number(leading[0].strip())
-        and _is_formula(leading[0])
-    ):
-        return leading[0].strip()
-    for found in re.finditer(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", text):
-        inside = next(group for group in found.groups() if group is not None).strip()
-        if _is_formula(inside) and re.search(r"\d|\\(?:frac|sqrt|pi|infty)", inside):
-            return inside.rpartition("=")[2].strip() if "=" in inside else inside
-    return None
-
-
-# 12π inches, sqrt(3)/3 of it: what stands before the first word
-_LEADING_FORMULA = re.compile(
-    r"(?=[^A-Za-z]*[\dπ√])(?:[\d.,^()\[\]{}π√∞°+*/-]|\bsqrt\b|(?<=[\d)+*/-])[a-zA-Z]\b| (?=[-+*/\d(√π])|(?<=[-+*/,]) )+(?<=[\d)\]}πa-z])(?=\s+[A-Za-z]{2,}\b)"
-)
-
-
-def _is_formula(text: str) -> bool:
-    """No words but "and" and "or", and something besides them."""
-    if not re.search(r"\d|\\(?:pi|infty|alpha)|∞", text):
-        return False
-    if notation.number(notation.plain(text)):
-        return True
-    left = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+|\b(?:and|or)\b", " ", text)
-    return not re.search(r"[A-Za-z]{2,}", left)
-
-
-def _main_number(sentence: str, *, worst: int = 4) -> str | None:
-    """The first number that is not in an aside: 0 for none, 1 "for 4 cakes", "to buy 4", 2 "after 5 days", 3 "the 4
-    pens", 4 "a 400-meter run". `worst`: of no aside beyond it."""
-    ranked: dict[int, str] = {}
-    if price := re.match(r"(?:(?:so|therefore|thus|hence)\b,?\s*)?\d[^$€£\n]*(?=[$€£]\s*\d)", sentence, re.I):
-        sentence = sentence[price.end() :]  # 4 pens cost $12
-    for found in _NUMBER.finditer(sentence):
-        aside = _ASIDE.search(sentence[: found.start()])
-        rank = 0 if not aside else 3 if aside["fixed"] else 1 if aside["near"] else 2
-        if re.match(r"-[A-Za-z]", sentence[found.end() :]):
-            rank = 4
-        ranked.setdefault(rank, re.sub(r"\\?[$]", "", found[0]).strip())
-    best = min(ranked, default=None)
-    return None if best is None or best > worst else ranked[best]
 
 
 def _concluding_truth(text: str) -> Answer:

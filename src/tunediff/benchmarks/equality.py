@@ -46,8 +46,9 @@ def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) 
     if is_word(gold):
         return _same_word(answer, gold), "word"
     answer, gold = _without_name(answer, gold)
-    if "=" in answer and "=" not in gold and re.search(r"[a-zA-Z]", re.sub(r"\\[a-z]+", "", answer.partition("=")[0])):
-        if answer.count("=") == 1:
+    bare = re.sub(r"_\{[^{}]*\}", "", answer)  # the k = 1 of a sum makes no equation
+    if "=" in bare and "=" not in gold and re.search(r"[a-zA-Z]", re.sub(r"\\[a-z]+", "", bare.partition("=")[0])):
+        if bare.count("=") == 1:
             return False, "unlike"  # an equation in its variables, where its right side alone is asked for
         answer = answer.rpartition("=")[2].strip()
     expected, given = notation.number(gold, letters=False), notation.number(answer)
@@ -60,7 +61,7 @@ def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) 
         return _same_parts(other, shape, answer, gold, tolerance, symbolic)
     if len(re.findall(r"(?<![\\\w])[A-Za-z]{3,}", _unknown_words(answer))) > 2:
         return False, "unlike"
-    return symbolic(answer, gold, tolerance), "symbolic"
+    return symbolic(_without_unit(answer), _without_unit(gold), tolerance), "symbolic"
 
 
 # -- numbers
@@ -142,6 +143,9 @@ def _same_parts(
     answered, expected, answer: str, gold: str, tolerance: float | None, symbolic: Symbolic
 ) -> tuple[bool, str]:
     if not (answered and expected):
+        joined = [re.sub(r"(?<![\d,])(\d{1,3}),(\d{3})(?![\d,])", r"\1\2", text) for text in (answer, gold)]
+        if joined != [answer, gold] and LISTED in (expected or answered):  # 1,600\\pi is no list
+            return _equal(*joined, tolerance, symbolic)
         alone = expected or answered
         if answered and " or " in f" {answer} ":  # 33/100, or 0.33
             number = notation.number(gold, letters=False)
@@ -203,6 +207,12 @@ def _squeezed(text: str) -> str:
 
 def _unknown_words(text: str) -> str:
     return re.sub(rf"\\[A-Za-z]+|_\{{?\w+\}}?|\b(?:{'|'.join(notation.FUNCTIONS)})\b", " ", text)
+
+
+def _without_unit(text: str) -> str:
+    """`20000/\\pi square meters` -> `20000/\\pi`."""
+    found = re.fullmatch(r"(.*[\d})i])\s+([a-z]{2,}[a-z /^\d]*)", text)
+    return text if not found or found[2].split()[0] in notation.FUNCTIONS else found[1]
 
 
 _NAMED = re.compile(

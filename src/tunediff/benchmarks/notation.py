@@ -41,7 +41,7 @@ def plain(text: str) -> str:
         text = text.replace(old, new)
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     text = re.sub(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\.?", "", text)
-    text = re.sub(r",\s*(?<!\\)\\!\s*(?=\d{3})", ",", text).replace("{,}", ",")
+    text = re.sub(r"(?<=\d)(?:,\s*\\!\s*|\{,\})(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
     text = re.sub(r"(?<=\d)(?<!\\)\\[,;: ]\s*(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<!\\)\\(?:[,;:! ]|q?quad(?![a-z]))|~", " ", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
@@ -132,8 +132,10 @@ def _from_python(text: str) -> str:
         text = re.sub(r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])(?:sqrt|√)\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"√\s*(\d+|[a-z])", r"\\sqrt{\1}", text)
-    if "**" in text:
-        text = re.sub(r"\*\*\s*(\([^()]*\)|-?[\w.]+)", lambda found: "^{" + found[1].strip("()") + "}", text)
+    while power := re.search(
+        r"(.*)\*\*\s*(\([^()]*\)|-?[\w.]+(?:\^\{.*?\}+)?)", text
+    ):  # from the right, as Python does
+        text = f"{power[1].rstrip()}^{{{power[2].strip('()')}}}{text[power.end() :]}"
     text = re.sub(r"\\exp\s*[{(]([^{}()]*)[})]", r"e^{\1}", text)
     return re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\])", r" \\cdot ", text)
 
@@ -152,6 +154,8 @@ def _is_unit(text: str, found: re.Match, letters: bool) -> bool:
 
 
 def _value(text: str) -> Fraction | None:
+    if "(" in text and "," in text:
+        return None  # a pair
     text = re.sub(r"(?<![\d.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda found: found[1].replace(",", ""), text)
     text = re.sub(r"\{?\s*\((-?[\d.]+)\)\s*\}?", r"\1", text) if text.count("(") == 1 or "/" in text else text
     if re.fullmatch(_SIGNED, text):

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tunediff.benchmarks.grading import KINDS
 from tunediff.shapes import ROLES, Refused
 from tunediff.text import read_files
 
-KINDS = ("math", "boolean", "choice")  # of answers: numbers and formulas, yes and no, the letter of an option
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 MISTAKABLE = re.compile(r"(?<![A-Za-z}^_])\{([A-Za-z_]\w*)\}")  # in \boxed{yes} or x_{n} the braces are LaTeX's

@@ -1,11 +1,13 @@
 """One question a file: a trained dictionary, or the pair alone -> findings."""
 
+from tunediff.evaluations.attention_sinks import AttentionSinks
 from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.benchmark import Benchmark
 from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
 from tunediff.evaluations.intervention import Intervention
+from tunediff.evaluations.kl_patching import KLPatching
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
@@ -20,12 +22,14 @@ from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
 
 __all__ = [
+    "AttentionSinks",
     "Autointerp",
     "Benchmark",
     "Examples",
     "Fidelity",
     "Geometry",
     "Intervention",
+    "KLPatching",
     "LabelAlignment",
     "LatentCache",
     "LatentScaling",

@@ -74,8 +74,6 @@ def length(solved: Sequence[Solved]) -> Estimate:
 def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solved] | None) -> dict[str, object]:
     """One condition on one task: the columns of <name>_conditions."""
     right = [s.grade.correct for s in solved]
-    closed = [s.behaviour.closed for s in solved if s.behaviour.closed is not None]
-    repeats = [s.behaviour.repetition for s in solved if s.behaviour.repetition is not None]
     columns: dict[str, object] = {
         "condition": condition.name,
         "title": condition.title,
@@ -104,16 +102,21 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
     hesitating = sum(s.behaviour.hesitations > 0 for s in solved)
     columns["hesitating"] = hesitating / len(solved)
     columns |= _ends("hesitating", wilson(hesitating, len(solved)))
-    columns["finished"] = sum(s.response.finished for s in solved) / len(solved)
-    columns["closed"] = sum(closed) / len(closed) if closed else None
-    columns["repetition"] = sum(repeats) / len(repeats) if repeats else None
-    touched = [sum(s.response.touched) > 0 for s in solved]
-    columns["touched"] = sum(touched) / len(touched) if condition.edits else None
+    columns["finished"] = mean([s.response.finished for s in solved])
+    columns["closed"] = mean([s.behaviour.closed for s in solved])
+    columns["repetition"] = mean([s.behaviour.repetition for s in solved])
+    columns["touched"] = mean([sum(s.response.touched) > 0 for s in solved]) if condition.edits else None
     return columns
 
 
 def _ends(name: str, ends: Sequence[float | None]) -> dict[str, float | None]:
     return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are defined."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def number(value: Tensor) -> float | None:

@@ -182,10 +182,11 @@ def latents_table(seen: Usual, chosen: Sequence[int]) -> dict[str, list]:
 def never_touched(
     name: str, task: str, found: Mapping[tuple[str, str], tuple[Condition, Sequence[Solved]]]
 ) -> Iterator[Note]:
-    """An edit that changed nothing is said: its gate never opened, or nothing it acts on was active."""
+    """Gates behind which no edit changed a token are said: they never opened, or nothing that was edited was active."""
+    idle: dict[str, list[str]] = {}
     for (of, key), (condition, solved) in found.items():
         if of == task and condition.edits and not any(sum(s.response.touched) for s in solved):
-            gate = condition.edits[0].gate
-            yield Note(
-                f"{name}, {task}: the edit of {key} touched no token of {len(solved)} responses; its gate is {gate}."
-            )
+            idle.setdefault(repr(condition.edits[0].gate), []).append(key)
+    for gate, keys in idle.items():
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        yield Note(f"{name}, {task}: the edit of {keys[0]}{more} touched no token of any response; the gate is {gate}.")

@@ -9,7 +9,8 @@ text break down? The verdict for each gate, from the rate B of the behaviour wit
     absent         B rises, and at every larger, still coherent strength it keeps more than half of the rise
     underpowered   B does not rise beyond doubt, no larger strength is coherent, or the intervals leave both open
 
-Coherent: the perplexity of the responses under the unedited model is at most `collapse` times that without steering.
+Coherent: the perplexity of the responses under the unedited model is at most `collapse` times that without steering, and
+at most `repetition` of their 4-grams occurred before: a text that goes in circles is very probable.
 Intervals are 95 % together over the strengths of a gate (Bonferroni).
 """
 
@@ -25,6 +26,7 @@ from tunediff.edits import Add, Directions, Edit, Gate
 from tunediff.evaluations.conditions import (
     hesitation_interval,
     hesitation_rate,
+    mean,
     number,
     surprise_rate,
 )
@@ -51,6 +53,7 @@ class SteeringSweep:
                   the hidden vectors there, shared among the latents
     tasks         name -> benchmark; the first is used           problems     at most; null: all
     collapse      times the unsteered perplexity above which a text counts as broken down
+    repetition    share of repeated 4-grams above which it does
     hesitations   the behaviour: words that count, as regular expressions
     """
 
@@ -67,6 +70,7 @@ class SteeringSweep:
         unit: str = "latent_maximum",
         problems: int | None = None,
         collapse: float = 3.0,
+        repetition: float = 0.5,
         hesitations: Sequence[str] = HESITATIONS,
         seed: int = 0,
     ):
@@ -78,7 +82,8 @@ class SteeringSweep:
             raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
         self.role, self.latents, self.strengths, self.gates = role, latents, sorted(strengths), gates
         self.tasks, self.decoding, self.engine, self.unit = tasks, decoding, engine, unit
-        self.problems, self.collapse, self.hesitations, self.seed = problems, collapse, tuple(hesitations), seed
+        self.problems, self.collapse, self.repetition = problems, collapse, repetition
+        self.hesitations, self.seed = tuple(hesitations), seed
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         seen = usual(trained)
@@ -136,22 +141,27 @@ class SteeringSweep:
     def _findings(
         self, gate: str, plain: Sequence[Solved], curves: Mapping[str, Sequence[Sequence[Solved]]]
     ) -> Iterator[Finding | Note]:
-        curve = curves["latents"]
-        rates = [hesitation_rate(solved) for solved in curve]
-        peak = max(range(len(rates)), key=lambda n: float(rates[n].value.nan_to_num(-1.0)))
-        low, high = hesitation_interval(curve[peak])
-        where = f"steering_sweep/{gate}"
-        meaning = "largest rate over the strengths, hesitations per 1,000 tokens"
-        yield Finding(f"{where}/peak", number(rates[peak].value), low, high, meaning)
-        yield Finding(f"{where}/peak_strength", self.strengths[peak], meaning=f"where it is, in units of {self.unit}")
-        found = dip(hesitation_rate(plain), rates, self._coherent(plain, curve))
+        curve, where = curves["latents"], f"steering_sweep/{gate}"
+        rates, coherent = [hesitation_rate(solved) for solved in curve], self._coherent(plain, curve)
+        usable = [n for n, fine in enumerate(coherent) if fine and torch.isfinite(rates[n].value)]
+        if usable:
+            peak = max(usable, key=lambda n: float(rates[n].value))
+            ends = hesitation_interval(curve[peak])
+            meaning = "largest rate while the text is coherent, hesitations per 1,000 tokens"
+            yield Finding(f"{where}/peak", number(rates[peak].value), *ends, meaning)
+            meaning = f"strength of that peak, in units of {self.unit}"
+            yield Finding(f"{where}/peak_strength", self.strengths[peak], meaning=meaning)
+        found = dip(hesitation_rate(plain), rates, coherent)
         yield Note(f"steering_sweep, {gate}: oversteering dip {found.word}; {found.why}")
         value = {"present": 1.0, "absent": 0.0}.get(found.word)
         yield Finding(f"{where}/dip", value, meaning="oversteering dip: 1 present, 0 absent, null underpowered")
 
     def _coherent(self, plain: Sequence[Solved], curve: Sequence[Sequence[Solved]]) -> list[bool]:
         limit = surprise_rate(plain).value.exp() * self.collapse
-        return [bool(surprise_rate(solved).value.exp() <= limit) for solved in curve]
+        return [
+            bool(surprise_rate(solved).value.exp() <= limit) and (repeated(solved) or 0.0) <= self.repetition
+            for solved in curve
+        ]
 
 
 def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> Verdict:
@@ -191,10 +201,6 @@ def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> di
     right = sum(s.grade.correct for s in solved)
     accuracy_low, accuracy_high = wilson(right, len(solved))
 
-    def mean(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
-
     return {
         "gate": gate,
         "kind": kind,
@@ -205,7 +211,7 @@ def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> di
         "perplexity": number(nats.value.exp()),
         "perplexity_low": number(nats.interval(0.95)[0].exp()),
         "perplexity_high": number(nats.interval(0.95)[1].exp()),
-        "repetition": mean([s.behaviour.repetition for s in solved]),
+        "repetition": repeated(solved),
         "distinct": mean([s.behaviour.distinct for s in solved]),
         "accuracy": right / len(solved),
         "accuracy_low": accuracy_low,
@@ -213,3 +219,7 @@ def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> di
         "tokens": mean([float(s.behaviour.tokens) for s in solved]),
         "touched": None if strength == 0 else mean([float(sum(s.response.touched) > 0) for s in solved]),
     }
+
+
+def repeated(solved: Sequence[Solved]) -> float | None:
+    return mean([s.behaviour.repetition for s in solved])

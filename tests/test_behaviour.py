@@ -1,0 +1,286 @@
+"""What latents do to what a model writes: on the embedded pair, with a latent whose meaning was planted."""
+
+import functools
+import json
+import math
+
+import pytest
+import torch
+
+from planted_hesitation import LATENTS, planted
+from tunediff.benchmarks import Task
+from tunediff.edits import AfterMatch, Everywhere, Keep, MeanAblate, Patch, Scale, Zero
+from tunediff.evaluations import Benchmark, Intervention, Numbered, SteeringSweep, Telling
+from tunediff.evaluations.benchmark import cut
+from tunediff.evaluations.conditions import rate
+from tunediff.evaluations.selection import alike, usual
+from tunediff.evaluations.solving import Kept
+from tunediff.evaluations.steering_sweep import dip
+from tunediff.generation import Asked, Batched, Decoding, Response
+from tunediff.models import ModelPair, ModelSource
+from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.text import Text
+from tunediff.toy import language
+
+ASKED_ALIKE = {"base": "{question}", "tuned": "{question}"}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    sources = (ModelSource(f"pkg://tunediff.toy/weights/{role}", dtype="float32") for role in (BASE, TUNED))
+    rows = functools.partial(language.mixture, 1, {"trace": 0.6, "steps": 0.2, "fact": 0.2})
+    return planted(ModelPair(*sources).load(), Text(rows, held_out=language.is_held_out, context=256))
+
+
+def task(problems=500, *, prompts=ASKED_ALIKE, rows=None):
+    rows = rows or functools.partial(language.benchmark, 0, problems)
+    return {"toy": Task(rows, question="question", answer="answer", prompts=prompts)}
+
+
+def settings(**given):
+    return {
+        "tasks": task(),
+        "decoding": Decoding(tokens=160),
+        "engine": Batched(64),
+        "problems": 40,
+        "latents": Numbered([0]),
+        **given,
+    }
+
+
+def intervention(operations, **given):
+    given = {"name": "ablation", "role": TUNED, "draws": 1, "modes": ["delta"], **given}
+    return Intervention(operations=operations, **settings(**given))
+
+
+def parted(found):
+    found = list(found)
+    tables = {item.name: item.columns for item in found if isinstance(item, Table)}
+    findings = {item.name: item for item in found if isinstance(item, Finding)}
+    return findings, tables, [item.text for item in found if isinstance(item, Note)]
+
+
+def by_condition(columns):
+    return {name: {key: values[n] for key, values in columns.items()} for n, name in enumerate(columns["condition"])}
+
+
+# -- the claim -------------------------------------------------------------------------------------------------------
+
+
+def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without_others_it_does_not(trained):
+    ablation = intervention({"zero": Zero()}, modes=["delta", "replace"], problems=100)
+    findings, tables, _ = parted(ablation.run(trained))
+    rows = by_condition(tables["ablation_conditions"])
+    plain, without = rows["unedited"], rows["zero/delta"]
+    assert without["hesitations_high"] < plain["hesitations_low"] / 3
+    for control in ("random_latents/zero/delta/0", "random_direction/zero/delta/0"):
+        assert rows[control]["control"] and rows[control]["hesitations_low"] > without["hesitations_high"]
+        assert rows[control]["touched"] == 1.0
+    assert without["accuracy_high"] < plain["accuracy_low"] and without["p"] < 1e-3  # mistakes stay uncorrected
+    spliced = rows["reconstruction"]  # of 24 latents, of which one means anything: a splice that explains nothing
+    assert spliced["control"] and spliced["accuracy"] < 0.1 and spliced["perplexity"] > 2 * plain["perplexity"]
+    assert rows["zero/replace"]["accuracy"] < 0.1
+    assert findings["ablation/toy/zero/delta/hesitations"].value == without["hesitations"]
+    outputs = tables["ablation_outputs"]
+    assert len(outputs["response"]) == 100 * len(rows) and set(outputs["condition"]) == set(rows)
+    graded = [c for c, n in zip(outputs["correct"], outputs["condition"], strict=True) if n == "zero/delta"]
+    assert sum(graded) == without["correct"] and all("/" in rule or rule for rule in outputs["rule"])
+
+
+def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_not(trained):
+    gates = {"everywhere": Everywhere(), "never": AfterMatch("Perhaps")}
+    sweep = SteeringSweep(role=TUNED, strengths=[0.1, 0.2], gates=gates, **settings())
+    findings, tables, notes = parted(sweep.run(trained))
+    rows = [
+        dict(zip(tables["steering_sweep"], row, strict=True))
+        for row in zip(*tables["steering_sweep"].values(), strict=True)
+    ]
+    at = {(row["gate"], row["kind"], row["strength"]): row for row in rows}
+    plain = at["everywhere", "latents", 0.0]
+    steered, elsewhere = (at["everywhere", kind, 0.2] for kind in ("latents", "random_direction"))
+    assert steered["behaviour_low"] > plain["behaviour_high"]
+    assert steered["behaviour_low"] > elsewhere["behaviour_high"]
+    assert at["never", "latents", 0.2]["behaviour"] == plain["behaviour"]
+    assert any("touched no token" in note and "Perhaps" in note for note in notes)
+    assert findings["steering_sweep/everywhere/peak"].value >= steered["behaviour"]
+    assert sum("oversteering dip" in note for note in notes) == 2
+
+
+def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
+    seen = usual(trained)
+    telling = Telling("hesitation_follows", count=2, at="decision").choose(trained, seen)
+    assert telling[0] == 0
+    others = alike(trained, seen, [0, 5], seed=0)
+    assert len(set(others)) == 2 and not {0, 5} & set(others) and others != alike(trained, seen, [0, 5], seed=1)
+    with pytest.raises(Refused, match="too few tokens with and without the label 'joy'"):
+        Telling("joy").choose(trained, seen)
+    with pytest.raises(Refused, match=f"latents 0 to {LATENTS - 1}"):
+        Numbered([99]).choose(trained, seen)
+    assert (seen.maximum > 0).any() and seen.norms[TUNED] > 1
+
+
+def test_a_patch_stands_between_doing_nothing_and_the_whole_hidden_vector(trained):
+    asked = {"base": "{question}", "tuned": "{question} Let's think step by step."}
+    patching = intervention({"patch": Patch()}, name="patching", role=BASE, tasks=task(prompts=asked), problems=12)
+    rows = by_condition(parted(patching.run(trained))[1]["patching_conditions"])
+    assert {"all_latents/patch/delta", "whole/patch", "other", "same_prompt", "other_same_prompt"} <= set(rows)
+    assert rows["unedited"]["role"] == BASE and rows["other"]["role"] == TUNED
+    assert rows["whole/patch"]["tokens"] > 3 * rows["unedited"]["tokens"]
+    assert rows["same_prompt"]["tokens"] > rows["unedited"]["tokens"]  # it works its steps
+
+
+def test_a_patch_may_take_the_other_models_own_response(trained):
+    given = {"name": "patching", "role": BASE, "problems": 6, "draws": 0}
+    same, own = (
+        by_condition(
+            parted(intervention({"patch": Patch()}, own_response=own, **given).run(trained))[1]["patching_outputs"]
+        )
+        for own in (False, True)
+    )
+    assert same["whole/patch"]["response"] != own["whole/patch"]["response"]
+    assert same["unedited"] == own["unedited"]
+
+
+@pytest.mark.parametrize("operation", [Scale(1.0), Keep()], ids=str)
+def test_an_operation_that_changes_nothing_leaves_every_grade(trained, operation):
+    findings, tables, notes = parted(intervention({"same": operation}, problems=8, draws=0).run(trained))
+    rows = by_condition(tables["ablation_conditions"])
+    assert rows["same/delta"]["p"] == 1.0 and rows["same/delta"]["difference"] == 0.0
+    assert rows["same/delta"]["tokens"] == rows["unedited"]["tokens"]
+
+
+def test_the_mean_of_an_ablation_is_that_of_the_held_out_text(trained):
+    part = intervention({"mean": MeanAblate()})._part(trained, usual(trained), [0, 3])
+    values = torch.cat([reading.latents[reading.admitted][:, [0, 3]] for reading in trained.readings("means")])
+    assert torch.allclose(part.mean, values.mean(0), atol=1e-5)
+    assert torch.allclose(part.scale, values.amax(0))
+
+
+# -- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+def benchmark(**given):
+    given.setdefault("decoding", Decoding(tokens=128))
+    return Benchmark(**{k: v for k, v in settings(**given).items() if k != "latents"})
+
+
+def test_a_smaller_budget_is_the_same_response_cut(trained):
+    whole = benchmark(budgets=[16, 64])
+    small = benchmark(decoding=Decoding(tokens=64))
+    curve = parted(whole.run(trained))[1]["benchmark_scaling"]
+    at = {(r, t): a for r, t, a in zip(curve["role"], curve["tokens"], curve["accuracy"], strict=True)}
+    direct = parted(small.run(trained))[1]["benchmark_scaling"]
+    for role, accuracy in zip(direct["role"], direct["accuracy"], strict=True):
+        assert at[role, 64] == accuracy
+    assert at[TUNED, 16] == 0.0 < at[TUNED, 64] < at[TUNED, 128]
+    assert at[BASE, 16] == at[BASE, 64] == at[BASE, 128] > 0
+
+
+def test_a_budget_may_end_the_thinking_instead(trained):
+    def tuned_at_40(**given):
+        table = parted(benchmark(budgets=[40], problems=30, **given).run(trained))[1]["benchmark_scaling"]
+        rows = zip(table["role"], table["tokens"], table["accuracy"], strict=True)
+        return next(accuracy for role, tokens, accuracy in rows if (role, tokens) == (TUNED, 40))
+
+    answered = tuned_at_40(decoding=Decoding(tokens=128, conclusion="The answer is \\boxed{"), force=True)
+    assert answered > tuned_at_40()  # cut there, a response has thought and not answered
+
+
+def test_a_cut_response_is_finished_only_where_it_had_ended():
+    class Words:
+        def decode(self, ids, **_):
+            return " ".join(map(str, ids))
+
+    response = Response([1, 2, 3], "1 2 3", True, False)
+    assert cut(response, 4, Words()) == response
+    assert cut(response, 3, Words()) == response._replace(finished=False)  # no token was left for its end
+    assert cut(response, 2, Words()) == Response([1, 2], "1 2", False, False)
+    assert cut(response._replace(finished=False), 3, Words()) == response._replace(finished=False)
+
+
+def test_an_evaluation_that_was_interrupted_asks_only_what_is_missing(trained, tmp_path, monkeypatch):
+    kept = trained.__class__(trained.pair, trained.text, trained.dictionary, trained.tokens, folder=tmp_path)
+    whole = parted(benchmark(problems=20).run(kept))[1]
+    file = next((tmp_path / "outputs").glob("*.jsonl"))
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:12]) + lines[12][:30])  # killed in the middle of a line
+    asked: list[int] = []
+    from tunediff.evaluations import solving
+
+    original = solving.generate
+    monkeypatch.setattr(
+        solving,
+        "generate",
+        lambda pair, role, some, *a, **k: asked.append(len(some)) or original(pair, role, some, *a, **k),
+    )
+    again = parted(benchmark(problems=20).run(kept))[1]
+    assert asked == [8] and again == whole
+    asked.clear()
+    parted(benchmark(problems=20, decoding=Decoding(tokens=127)).run(kept))
+    assert asked == [20, 20]  # another budget is another question
+    assert all(json.loads(line)["key"] for line in file.read_text().splitlines())
+
+
+def test_kept_responses_come_back_as_they_were(tmp_path):
+    response = Response([5, 6], "Wait – \n", False, True, (3, 0))
+    Kept(tmp_path, "a", "b", "c").write([Asked("1", [2])], [response])
+    assert Kept(tmp_path, "a", "b", "c").read(Asked("1", [2])) == response
+    assert Kept(tmp_path, "a", "b", "c").read(Asked("1", [3])) is None
+    assert Kept(None, "a", "b", "c").read(Asked("1", [2])) is None
+
+
+def test_bad_settings_are_refused_before_anything_is_written(trained):
+    with pytest.raises(Refused, match=r"benchmark.budgets has \[512\]"):
+        benchmark(budgets=[512])
+    with pytest.raises(Refused, match="set decoding.tokens to at most"):
+        parted(benchmark(decoding=Decoding(tokens=511)).run(trained))
+    without = task(rows=lambda: iter([{"question": "1+1?"}]))
+    with pytest.raises(Refused, match="has no column 'answer'"):
+        parted(benchmark(tasks=without).run(trained))
+    with pytest.raises(Refused, match="choose base or tuned"):
+        intervention({}, role="both")
+    with pytest.raises(Refused, match="strengths above 0"):
+        SteeringSweep(role=TUNED, strengths=[0.0], gates={"everywhere": Everywhere()}, **settings())
+    with pytest.raises(Refused, match="latent_maximum or residual_norm"):
+        SteeringSweep(role=TUNED, strengths=[1.0], gates={"a": Everywhere()}, unit="metres", **settings())
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_hesitation_at_all_still_has_an_upper_end(trained):
+    rows = by_condition(parted(benchmark().run(trained))[1]["benchmark_conditions"])
+    base = rows[BASE]
+    assert base["hesitations"] == base["hesitations_low"] == 0.0
+    assert base["hesitations_high"] == pytest.approx(1000 * -math.log(0.025) / (base["tokens"] * base["problems"]))
+    assert rows[TUNED]["difference_low"] > 0.5 and rows[TUNED]["reference"] == BASE
+
+
+def curve(*levels, problems=200, noise=0.3):
+    """Rates around these levels, on the same problems."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(len(levels), problems, generator=generator) * noise
+    return [rate((level + row).tolist(), [1.0] * problems) for level, row in zip(levels, drawn, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "coherent", "word"),
+    [
+        ((1, 2, 3, 4, 2, 1), (1, 1, 1, 1, 1), "present"),
+        ((1, 2, 3, 4, 4, 4), (1, 1, 1, 1, 1), "absent"),
+        ((1, 2, 3, 4, 2, 1), (1, 1, 1, 0, 0), "underpowered"),  # it falls only where the text is broken
+        ((1, 2, 3, 4, 3.9, 0), (1, 1, 1, 1, 0), "absent"),
+        ((1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1), "underpowered"),
+        ((1, 2, 3, 4, 2.5, 2.5), (1, 1, 1, 1, 1), "underpowered"),  # half of the rise, give or take
+        ((1, 2, 3, 4, 4, 4), (0, 0, 0, 0, 0), "underpowered"),
+    ],
+)
+def test_the_verdict_on_the_dip_follows_its_definition(levels, coherent, word):
+    plain, *rates = curve(*levels)
+    assert dip(plain, rates, list(map(bool, coherent))).word == word
+
+
+def test_a_noisy_curve_is_underpowered_where_the_same_curve_measured_well_is_present():
+    levels = (1, 2, 3, 4, 2, 1)
+    plain, *rates = curve(*levels, problems=8, noise=6.0)
+    assert dip(plain, rates, [True] * 5).word == "underpowered"
