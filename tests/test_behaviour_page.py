@@ -413,6 +413,23 @@ def test_a_head_says_its_number_to_keys_and_to_the_pointer(page):
 
 
 @in_browser
+def test_bars_of_kl_patching_are_those_of_the_chosen_tokens(page):
+    script = """
+      const bars = () => [...document.querySelectorAll('#to-how-near-patched-models-come g title')].map((title) => title.textContent);
+      const before = bars(); set('tokens of', 'hesitation'); const after = bars(); set('tokens of', 'all'); return [before, after];"""
+    given = tables()["kl_patching"]
+    for place, bars in zip(("all", "hesitation"), page.run(script), strict=True):
+        here = [n for n, value in enumerate(given["place"]) if value == place]
+        assert len(bars) == 2 * len(here)
+        for n in here:
+            named = re.compile(
+                rf"{given['condition'][n].replace('_', ' ')}(, 32 latents)?: KL, nats a token ([\d.]+) \("
+            )
+            (value,) = (float(found.group(2)) for found in map(named.match, bars) if found)
+            assert value == pytest.approx(given["kl"][n], abs=6e-4)
+
+
+@in_browser
 @pytest.mark.parametrize("wide", [390, 800, 1280])
 def test_the_page_is_never_wider_than_the_window(browser, page, wide):
     browser(

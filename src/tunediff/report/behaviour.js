@@ -159,6 +159,7 @@ function sinks(columns) {
 function headGrid(title, rows, { layers, heads, name, most, words, say }) {
   const tall = Math.min(16, Math.max(7, 420 / layers.length)), high = TOP + BOTTOM + tall * layers.length;
   const { svg, x, y } = frame(title, [-0.5, heads.length - 0.5], [-0.5, layers.length - 0.5], "head", { high, spellX: (n) => heads[n] ?? "", spellY: (n) => layers[n] ?? "" });
+  svg.append(drawn("text", { x: 0, y: 7 }, "layer"));
   const cells = new Map();
   let lit = null;
   const show = (row) => { cells.get(lit)?.classList.remove("lit"); lit = row; cells.get(row).classList.add("lit"); say(row); };

@@ -29,7 +29,7 @@ from tunediff.report.behaviour import behaviour, tells_behaviour
 CURVE_POINTS = 300
 CHUNK = 200  # latents whose details are packed together
 SHARES = 9999  # activations are kept as whole numbers of the largest one of their example
-RUN_SCRIPTS = ("base.js", "plots.js", "latents.js", "outputs.js", "behaviour.js", "page.js")
+RUN_SCRIPTS = ("base.js", "plots.js", "intervals.js", "latents.js", "outputs.js", "behaviour.js", "page.js")
 
 
 def write_report(folder: Path) -> Path:
