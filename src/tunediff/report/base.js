@@ -43,14 +43,29 @@ function ticks(low, high, count = 4) {
   return found;
 }
 
-function frame(title, xs, ys, xWord, { spellX = short, wide = WIDE, high = HIGH } = {}) {
+// logarithms of round numbers between two logarithms, all to base 10
+function logTicks(low, high) {
+  const found = [];
+  for (let power = Math.floor(low); power <= high; power += 1)
+    for (const times of [1, 2, 5]) {
+      const at = power + Math.log10(times);
+      if (at >= low - 1e-9 && at <= high + 1e-9) found.push(at);
+    }
+  if (found.length < 2) return ticks(10 ** low, 10 ** high, 3).filter((v) => v > 0).map(Math.log10);
+  return found.length > 6 ? found.filter((at) => Math.abs(at - Math.round(at)) < 1e-9) : found;
+}
+
+const unlog = (at) => short(10 ** at);
+
+// `atX` and `atY` are the places of the marks where round numbers are not what is wanted
+function frame(title, xs, ys, xWord, { spellX = short, spellY = short, wide = WIDE, high = HIGH, atX = null, atY = null } = {}) {
   const [x0, x1] = xs, [y0, y1] = ys[0] === ys[1] ? [ys[0] - 0.5, ys[1] + 0.5] : ys;
   const x = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (wide - LEFT - RIGHT);
   const y = (v) => high - BOTTOM - ((v - y0) / (y1 - y0)) * (high - BOTTOM - TOP);
   const svg = drawn("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": title });
   svg.append(drawn("line", { class: "axis", x1: LEFT, x2: wide - RIGHT, y1: high - BOTTOM, y2: high - BOTTOM }));
-  for (const at of ticks(y0, y1, 3)) svg.append(drawn("text", { x: LEFT - 6, y: y(at) + 4, "text-anchor": "end" }, short(at)));
-  for (const at of ticks(x0, x1, 4)) svg.append(drawn("text", { x: x(at), y: high - 11, "text-anchor": "middle" }, spellX(at)));
+  for (const at of atY ?? ticks(y0, y1, 3)) svg.append(drawn("text", { x: LEFT - 6, y: y(at) + 4, "text-anchor": "end" }, spellY(at)));
+  for (const at of atX ?? ticks(x0, x1, 4)) svg.append(drawn("text", { x: x(at), y: high - 11, "text-anchor": atX && x(at) > wide - RIGHT - 9 ? "end" : "middle" }, spellX(at)));
   svg.append(drawn("text", { x: wide - RIGHT, y: high, "text-anchor": "end" }, xWord));
   return { svg, x, y };
 }

@@ -184,11 +184,16 @@ function opening() {
 async function show() {
   const columns = await unpacked("latents"), dictionary = DATA.study.dictionary !== undefined || columns;
   const missing = columns ? null : section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents."));
-  document.getElementById("page").replaceChildren(...[
+  const behaves = await behaviour(), page = document.getElementById("page");
+  page.replaceChildren(...[
     opening(), headline(), labels(columns),
     DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
-    layers(), ...(dictionary ? [geometry(columns), columns ? explorer(columns) : missing, segmentTable(), curves()] : []), everything(), study(),
+    ...behaves, layers(), ...(dictionary ? [geometry(columns), columns ? explorer(columns) : missing, segmentTable(), curves()] : []), everything(), study(),
   ].filter(Boolean));
+  if (behaves.length) {
+    page.querySelector("header").after(contents([...page.querySelectorAll(":scope > section")]));
+    if (location.hash.startsWith("#to-")) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  }
   document.body.dataset.drawn = performance.now().toFixed(0);
 }
 

@@ -24,11 +24,12 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from tunediff.folders import write_atomically
+from tunediff.report.behaviour import behaviour, tells_behaviour
 
 CURVE_POINTS = 300
 CHUNK = 200  # latents whose details are packed together
 SHARES = 9999  # activations are kept as whole numbers of the largest one of their example
-RUN_SCRIPTS = ("base.js", "plots.js", "latents.js", "page.js")
+RUN_SCRIPTS = ("base.js", "plots.js", "intervals.js", "latents.js", "outputs.js", "behaviour.js", "page.js")
 
 
 def write_report(folder: Path) -> Path:
@@ -57,6 +58,11 @@ def write_report(folder: Path) -> Path:
             "vocabulary": details.vocabulary,
         }
         packed |= {f"details-{n}": chunk for n, chunk in details.chunks()}
+    paths = [path for path in sorted((folder / "tables").glob("*.parquet")) if tells_behaviour(path.stem)]
+    behaves, written = behaviour({path.stem: pyarrow.parquet.read_table(path) for path in paths})
+    if behaves:
+        payload["behaviour"] = behaves
+        packed |= {name: _finite(value) for name, value in written.items()}
     title = f"tunediff: {found['study'].get('model_pair', '')}"
     write_atomically(folder / "report.html", assemble(payload, title=title, scripts=RUN_SCRIPTS, packed=packed))
     return folder / "report.html"

@@ -16,6 +16,7 @@ function standing(svg) {
     const style = getComputedStyle(node);
     for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family", "text-anchor"])
       here[i].setAttribute(name, style.getPropertyValue(name));
+    here[i].removeAttribute("style"); // it is written out, and speaks of this page
   });
   const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
   copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
@@ -34,14 +35,15 @@ function savePng(name, svg) {
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
 }
 
-// `rows` is [columns, rows] of the numbers drawn, for CSV; `make` draws an SVG where the page shows something faster
+// `rows` is [columns, rows] of the numbers drawn, for CSV; `make` draws an SVG where the page shows something faster, and is
+// null where there is no drawing
 function figure(title, shown, { rows = null, make = () => shown, kind = "" } = {}) {
   const name = title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
   const tool = (word, act) => element("button", { type: "button", title: `save as ${word}`, onclick: act }, word);
   return element("figure", { class: kind },
     element("figcaption", {}, element("span", {}, title), element("span", { class: "tools" },
-      tool("SVG", () => save(`${name}.svg`, "image/svg+xml", standing(make()).text)),
-      tool("PNG", () => savePng(name, make())),
+      make ? tool("SVG", () => save(`${name}.svg`, "image/svg+xml", standing(make()).text)) : null,
+      make ? tool("PNG", () => savePng(name, make())) : null,
       rows ? tool("CSV", () => save(`${name}.csv`, "text/csv", csv(...rows()))) : null)),
     shown);
 }
@@ -102,25 +104,12 @@ function bars(title, names, values, colours, yWord) {
   return figure(title, svg, { rows: () => [["place", yWord], names.map((name, n) => [name, values[n]])] });
 }
 
-// a line with the band of its interval, a value a layer
-function banded(title, layers, lines) {
-  const all = lines.flatMap(([name]) => [...(DATA.layers[`${name}_low`] ?? []), ...(DATA.layers[`${name}_high`] ?? []), ...DATA.layers[name]]).filter((v) => v !== null);
-  if (!all.length) return null;
-  const low = Math.min(...all), high = Math.max(...all), room = (high - low) * 0.06;
-  const { svg, x, y } = frame(title, [Math.min(...layers), Math.max(...layers)], [low - room, high + room], "layer");
-  for (const [name, word, colour] of lines) {
-    const values = DATA.layers[name], lows = DATA.layers[`${name}_low`], highs = DATA.layers[`${name}_high`];
-    const at = (column) => layers.map((layer, i) => `${x(layer).toFixed(1)},${y(column[i] ?? values[i]).toFixed(1)}`);
-    if (lows) svg.append(drawn("polygon", { points: [...at(highs), ...at(lows).reverse()].join(" "), fill: colour, opacity: 0.18 }));
-    svg.append(drawn("polyline", { points: at(values).join(" "), fill: "none", stroke: colour, "stroke-width": 1.6 }));
-    layers.forEach((layer, i) => {
-      const dot = drawn("circle", { cx: x(layer), cy: y(values[i]), r: 2.6, fill: colour });
-      dot.append(drawn("title", {}, `${word}, layer ${layer}: ${spelled(values[i])}${lows ? ` (${spelled(lows[i], values[i])} to ${spelled(highs[i], values[i])})` : ""}`));
-      svg.append(dot);
-    });
-  }
-  const columns = lines.flatMap(([name]) => [name, `${name}_low`, `${name}_high`]).filter((name) => DATA.layers[name]);
-  return figure(title, svg, { rows: () => [["layer", ...columns], layers.map((layer, i) => [layer, ...columns.map((name) => DATA.layers[name][i])])] });
+// a drawing is given its colours by the page only while it stands in it
+function aside(svg) {
+  const holder = element("div", { class: "away" }, svg);
+  document.body.append(holder);
+  setTimeout(() => holder.remove(), 2000);
+  return svg;
 }
 
 // -- thousands of points: drawn on a canvas, found by the pointer ----------------------------------------------------
@@ -202,10 +191,7 @@ function scatter(title, points, { xs, ys, xWord, yWord, spellY, bright, onpick, 
     for (const at of ticks(...ys, 4)) svg.append(drawn("text", { x: left - 7, y: y(at) + 4, "text-anchor": "end" }, spellY(at)));
     svg.append(drawn("text", { x: wide - right, y: high - 3, "text-anchor": "end" }, xWord), drawn("text", { x: 2, y: 10 }, yWord));
     for (const point of points) svg.append(drawn("circle", { cx: x(point.x).toFixed(1), cy: y(point.y).toFixed(1), r: 2.4, fill: point.hollow ? "none" : colourOf(point.colour), stroke: point.hollow ? colourOf(point.colour) : "none", opacity: bright(point) ? 0.8 : 0.1 }));
-    const holder = element("div", { class: "away" }, svg);
-    document.body.append(holder);
-    setTimeout(() => holder.remove(), 2000);
-    return svg;
+    return aside(svg);
   }
   return { node: figure(title, element("div", { class: "over" }, canvas, tip), { make, kind: "broad", rows: () => [["latent", "relative_decoder_norm", "firing_rate"], points.map((p) => [p.latent, p.x, 10 ** p.y])] }), draw };
 }

@@ -1,0 +1,193 @@
+"""Tables of how the models behave under edits -> what the page draws of them.
+
+Conditions come with the controls of each below it; of the outputs a few problems are kept, those first on which the
+conditions disagree, each packed by itself and unpacked when it is looked at. Knows no model, no task and no grade: only
+the columns that evaluations leave.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+
+from tunediff.shapes import Refused
+
+PROBLEMS = 40  # of a task, whose outputs the page carries
+CHARACTERS = 20_000  # of a response: as many words as two responses are compared by
+CONDITIONS, OUTPUTS = "_conditions", "_outputs"
+CURVES = {"benchmark_scaling": "scaling", "steering_sweep": "steering", "kl_patching": "kl"}
+SINKS = "attention_sinks"
+OF_A_HEAD = ("model", "layer", "head", "group", "mass", "mass_low", "mass_high", "relative", "times")
+
+
+def tells_behaviour(name: str) -> bool:
+    """Whether a table of this name belongs to it."""
+    return name.endswith((CONDITIONS, OUTPUTS)) or name in (*CURVES, SINKS)
+
+
+def behaviour(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the page needs at once, empty where there is nothing to show, and what it unpacks later, by name. Raises
+    Refused where outputs do not say which model's condition wrote them."""
+    shown: dict[str, Any] = {kind: tables[name].to_pydict() for name, kind in CURVES.items() if name in tables}
+    packed: dict[str, Any] = {}
+    if SINKS in tables:
+        heads = tables[SINKS]
+        packed["sinks"] = heads.select([name for name in OF_A_HEAD if name in heads.column_names]).to_pydict()
+        shown["sinks"] = True
+    blocks = [block for name in tables if name.endswith(CONDITIONS) for block in _conditions(name, tables[name])]
+    sets = []
+    for name in tables:
+        if name.endswith(OUTPUTS):
+            for kept, texts in _outputs(name.removesuffix(OUTPUTS), tables[name], blocks):
+                packed |= {f"outputs-{len(sets)}-{n}": problem for n, problem in enumerate(texts)}
+                sets.append(kept)
+    shown |= {name: found for name, found in (("conditions", blocks), ("outputs", sets)) if found}
+    return shown, packed
+
+
+# -- conditions ------------------------------------------------------------------------------------------------------
+
+
+def _conditions(name: str, table: pyarrow.Table) -> Iterator[dict[str, Any]]:
+    """The rows of each task, in the order they are drawn in. Column "key" names a condition, "compared" the key of its
+    reference, "under" that of the condition it is a control of."""
+    evaluation = name.removesuffix(CONDITIONS)
+    for task in _distinct(table["task"]):
+        rows = _of_task(table, task)
+        keys = [row["condition"] for row in rows]
+        by_role = len(set(keys)) < len(keys)  # both models under conditions of one name
+        for row in rows:
+            reference = row["reference"]
+            row["key"] = _key(row["role"], row["condition"], by_role)
+            row["compared"] = None if reference is None else _key(row["role"], reference, by_role)
+        plain = {row["key"]: row["condition"] for row in rows if not row["control"]}
+        titles = Counter(row["title"] for row in rows if row["control"])
+        for row in rows:
+            row["under"] = _controlled(row, plain, by_role) if row["control"] else None
+            draw = row["condition"].rpartition("/")[2]
+            if titles[row["title"]] > 1 and draw.isdigit():
+                row["title"] = f"{row['title']}, draw {int(draw) + 1}"
+        kinds = list(
+            dict.fromkeys(row["condition"].partition("/")[0] for row in rows)
+        )  # draws of a kind stand together
+        controls = sorted(
+            (row for row in rows if row["control"]), key=lambda row: kinds.index(row["condition"].partition("/")[0])
+        )
+        ordered = []
+        for row in rows:
+            if not row["control"]:
+                ordered += [row, *(control for control in controls if control["under"] == row["key"])]
+        ordered += [control for control in controls if control["under"] is None]
+        columns = {column: [row[column] for row in ordered] for column in ordered[0]}
+        yield {"name": evaluation, "task": task, "by_role": by_role, "columns": columns}
+
+
+def _key(role: str, condition: str, by_role: bool) -> str:
+    return f"{role}/{condition}" if by_role else condition
+
+
+def _controlled(row: Mapping[str, Any], plain: Mapping[str, str], by_role: bool) -> str | None:
+    """The key of the condition that a control such as "random_latents/zero/delta/0" stands beside: the longest that its
+    name holds in whole parts, else the one that it is compared with."""
+    within = f"/{row['condition']}/"
+    held = [
+        key
+        for key, condition in plain.items()
+        if f"/{condition}/" in within and (not by_role or key == f"{row['role']}/{condition}")
+    ]
+    return max(held, key=len, default=row["compared"] if row["compared"] in plain else None)
+
+
+# -- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def _outputs(
+    name: str, table: pyarrow.Table, blocks: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """For each task: its conditions and problems with their grades, and the texts of each problem."""
+    for task in _distinct(table["task"]):
+        block = next((some for some in blocks if (some["name"], some["task"]) == (name, task)), None)
+        by_role = block is not None and block["by_role"]
+        if by_role and "role" not in table.column_names:
+            raise Refused(
+                f"Conditions of {name} on {task} bear the same names for both models, but {name}{OUTPUTS} has no column "
+                '"role": name the conditions differently, or add the column.'
+            )
+        problems: dict[Any, dict[str, dict[str, Any]]] = {}
+        for row in _of_task(table, task):
+            key = _key(row.get("role", ""), row["condition"], by_role)
+            problems.setdefault(row["problem"], {})[key] = row
+        written = dict.fromkeys(key for answers in problems.values() for key in answers)
+        described = _described(block, list(written))
+        plain = [condition["key"] for condition in described if not condition["control"]]
+        kept = sorted(problems, key=lambda problem: _sameness(problems[problem], plain))[:PROBLEMS]
+        texts = [_texts(problems[problem]) for problem in kept]
+        index = {
+            "name": name,
+            "task": task,
+            "conditions": described,
+            "problems": kept,
+            "left_out": len(problems) - len(kept),
+            "correct": {key: [problems[problem].get(key, {}).get("correct") for problem in kept] for key in written},
+            "text": {key: [problem["of"].get(key, {}).get("text") for problem in texts] for key in written},
+        }
+        yield index, texts
+
+
+def _described(block: Mapping[str, Any] | None, written: Sequence[str]) -> list[dict[str, Any]]:
+    """Conditions that something was written under, in the order of their table; those it lacks at the end, by key."""
+    known: list[dict[str, Any]] = []
+    if block is not None:
+        columns = block["columns"]
+        names = ("key", "title", "role", "control", "compared")
+        rows = zip(*(columns[column] for column in names), strict=True)
+        known = [dict(zip(names, row, strict=True)) for row in rows if row[0] in written]
+    missing = [key for key in written if key not in {condition["key"] for condition in known}]
+    return known + [{"key": key, "title": key, "role": None, "control": False, "compared": None} for key in missing]
+
+
+def _sameness(answers: Mapping[str, Mapping[str, Any]], plain: Sequence[str]) -> int:
+    """0 where edits change the grade of a problem, 1 where a control does, 2 where the text alone differs, 3 where nothing
+    does."""
+    if len({answers[key]["correct"] for key in plain if key in answers}) > 1:
+        return 0
+    if len({answer["correct"] for answer in answers.values()}) > 1:
+        return 1
+    return 2 if len({answer["response"] for answer in answers.values()}) > 1 else 3
+
+
+def _texts(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A problem as it is read: equal responses stand in it once."""
+    first = next(iter(answers.values()))
+    numbers: dict[str, int] = {}
+    facts = ("answer", "rule", "correct", "finished", "tokens", "hesitations", "repetition", "nll", "touched")
+    of = {
+        key: {"text": numbers.setdefault(row["response"], len(numbers)), **{fact: row.get(fact) for fact in facts}}
+        for key, row in answers.items()
+    }
+    return {
+        "question": first["question"],
+        "gold": first["gold"],
+        "texts": [shortened(text) for text in numbers],
+        "of": of,
+    }
+
+
+def shortened(text: str, most: int = CHARACTERS) -> str:
+    """The text; of a very long one its beginning and its end, and between them how much is missing."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end]}\n\n[… {len(text) - most:,} characters are left out on this page …]\n\n{text[-end:]}"
+
+
+def _of_task(table: pyarrow.Table, task: str) -> list[dict[str, Any]]:
+    return table.filter(pyarrow.compute.equal(table["task"], task)).to_pylist()
+
+
+def _distinct(column: pyarrow.ChunkedArray) -> list[Any]:
+    return list(dict.fromkeys(column.to_pylist()))
