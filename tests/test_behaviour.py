@@ -10,10 +10,10 @@ import torch
 from planted_hesitation import LATENTS, planted
 from tunediff.benchmarks import Task
 from tunediff.edits import AfterMatch, Everywhere, Keep, MeanAblate, Patch, Scale, Zero
-from tunediff.evaluations import Benchmark, Intervention, Numbered, SteeringSweep, Telling
+from tunediff.evaluations import Benchmark, Intervention, SteeringSweep, Telling
 from tunediff.evaluations.benchmark import cut
 from tunediff.evaluations.conditions import rate
-from tunediff.evaluations.selection import alike, usual
+from tunediff.evaluations.selection import alike, choose, usual
 from tunediff.evaluations.solving import Kept
 from tunediff.evaluations.steering_sweep import dip
 from tunediff.generation import Asked, Batched, Decoding, Response
@@ -43,7 +43,7 @@ def settings(**given):
         "decoding": Decoding(tokens=160),
         "engine": Batched(64),
         "problems": 40,
-        "latents": Numbered([0]),
+        "latents": [0],
         **given,
     }
 
@@ -115,7 +115,9 @@ def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
     with pytest.raises(Refused, match="too few tokens with and without the label 'joy'"):
         Telling("joy").choose(trained, seen)
     with pytest.raises(Refused, match=f"latents 0 to {LATENTS - 1}"):
-        Numbered([99]).choose(trained, seen)
+        choose(trained, seen, [99], None)
+    with pytest.raises(Refused, match="Name the latents"):
+        choose(trained, seen, None, None)
     assert (seen.maximum > 0).any() and seen.norms[TUNED] > 1
 
 

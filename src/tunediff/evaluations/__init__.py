@@ -15,7 +15,7 @@ from tunediff.evaluations.layer_divergence import LayerDivergence
 from tunediff.evaluations.logit_effect import LogitEffect
 from tunediff.evaluations.probing import Probing
 from tunediff.evaluations.segments import Segments
-from tunediff.evaluations.selection import Numbered, Telling
+from tunediff.evaluations.selection import Telling
 from tunediff.evaluations.steering_sweep import SteeringSweep
 from tunediff.evaluations.tokenizers import Tokenizers
 from tunediff.evaluations.trained import Reading, Trained
@@ -35,7 +35,6 @@ __all__ = [
     "LatentScaling",
     "LayerDivergence",
     "LogitEffect",
-    "Numbered",
     "Probing",
     "Reading",
     "Scaling",

@@ -96,7 +96,7 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
         columns |= _ends("difference", (paired.low, paired.high))
     lengths, nats = length(solved), surprise_rate(solved)
     columns["tokens"], columns["perplexity"] = number(lengths.value), number(nats.value.exp())
-    columns |= _ends("tokens", [number(end) for end in lengths.interval(0.95)])
+    columns |= _ends("tokens", [number(end.clamp(min=0)) for end in lengths.interval(0.95)])
     columns |= _ends("perplexity", [number(end.exp()) for end in nats.interval(0.95)])
     columns["hesitations"] = number(hesitation_rate(solved).value)
     columns |= _ends("hesitations", hesitation_interval(solved))

@@ -20,7 +20,7 @@ import torch
 from tunediff.benchmarks import HESITATIONS, Task
 from tunediff.edits import Edit, Everywhere, Gate, Keep, Latents, Operation, Whole
 from tunediff.evaluations.conditions import side_by_side
-from tunediff.evaluations.selection import Selection, Usual, alike, usual
+from tunediff.evaluations.selection import Selection, Usual, alike, choose, usual
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Decoding, Engine
@@ -31,7 +31,8 @@ UNEDITED = "unedited"
 
 class Intervention:
     """name          of its findings and tables                      role         the model that is written
-    latents       which ones                                      operations   name -> what becomes of them
+    latents       their numbers, or how many of those that belong most to one model; None: as `chosen_by` chooses
+    operations    name -> what becomes of them
     modes         delta keeps the reconstruction error, replace does not; one or both
     gate          at which tokens                                 own_response   patches take what stood at the same place of
                                                                               the other model's own response, not the same tokens
@@ -45,13 +46,14 @@ class Intervention:
         *,
         name: str,
         role: str,
-        latents: Selection,
         operations: Mapping[str, Operation],
         tasks: Mapping[str, Task],
         decoding: Decoding,
         engine: Engine,
         gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
         modes: Sequence[str] = ("delta", "replace"),
+        latents: int | Sequence[int] | None = None,
+        chosen_by: Selection | None = None,
         own_response: bool = False,
         problems: int | None = None,
         draws: int = 2,
@@ -60,14 +62,15 @@ class Intervention:
     ):
         if role not in (BASE, TUNED):
             raise Refused(f"{name}.role={role}: choose base or tuned.")
-        self.name, self.role, self.latents, self.operations = name, role, latents, operations
+        self.name, self.role, self.operations = name, role, operations
+        self.latents, self.chosen_by = latents, chosen_by
         self.tasks, self.decoding, self.engine, self.gate = tasks, decoding, engine, gate
         self.modes, self.own_response, self.problems = tuple(modes), own_response, problems
         self.draws, self.hesitations, self.seed = draws, tuple(hesitations), seed
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         seen = usual(trained)
-        chosen = self.latents.choose(trained, seen)
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         conditions = self.conditions(trained, seen, chosen)
         yield Note(f"{self.name}: latents {', '.join(map(str, chosen))} of the {self.role} model")
         yield Table(f"{self.name}_latents", latents_table(seen, chosen))

@@ -59,17 +59,9 @@ def usual(trained: Trained) -> Usual:
 
 
 class Selection(Protocol):
+    """A way to choose latents."""
+
     def choose(self, trained: Trained, seen: Usual) -> list[int]: ...
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """These latents; `latents` may also be how many of those that belong most to one of the models."""
-
-    latents: int | Sequence[int]
-
-    def choose(self, trained: Trained, seen: Usual) -> list[int]:
-        return chosen_latents(trained, self.latents, seen.alive, setting="latents")
 
 
 @dataclass(frozen=True)
@@ -94,10 +86,21 @@ class Telling:
         if min(int(truth.sum()), int((~truth).sum())) < FEWEST:
             raise Refused(
                 f"The held-out text has too few tokens with and without the label '{self.label}' to choose latents by: "
-                "name their numbers, latents._target_=tunediff.evaluations.Numbered latents.latents=[...]."
+                "give their numbers instead, such as evaluation.ablation.latents=[3,17], or raise tokens."
             )
         order = scores.auroc(truth).masked_fill(~seen.alive, -1.0).argsort(descending=True, stable=True)
         return order[: self.count].tolist()
+
+
+def choose(
+    trained: Trained, seen: Usual, latents: int | Sequence[int] | None, chosen_by: Selection | None
+) -> list[int]:
+    """Latents by their numbers, or how many of those that belong most to one model; None: as `chosen_by` chooses."""
+    if latents is not None:
+        return chosen_latents(trained, latents, seen.alive, setting="latents")
+    if chosen_by is None:
+        raise Refused("Name the latents, latents=[3,17], or say how they are chosen, chosen_by._target_=...")
+    return chosen_by.choose(trained, seen)
 
 
 def alike(trained: Trained, seen: Usual, chosen: Sequence[int], *, seed: int) -> list[int]:

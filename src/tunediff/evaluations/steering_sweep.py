@@ -32,7 +32,7 @@ from tunediff.evaluations.conditions import (
 )
 from tunediff.evaluations.intervals import Estimate
 from tunediff.evaluations.intervention import UNEDITED, never_touched, random_direction, written_at
-from tunediff.evaluations.selection import Selection, Usual, usual
+from tunediff.evaluations.selection import Selection, Usual, choose, usual
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Decoding, Engine
@@ -47,7 +47,8 @@ class Verdict(NamedTuple):
 
 
 class SteeringSweep:
-    """role          the model that is steered                      latents      along whose decoder rows
+    """role          the model that is steered
+    latents       along whose decoder rows, as in Intervention   chosen_by    how they are chosen where they are None
     strengths     log-spaced, in units of `unit`                 gates        name -> at which tokens
     unit          latent_maximum: of each latent's largest activation on held-out text; residual_norm: of the mean norm of
                   the hidden vectors there, shared among the latents
@@ -61,12 +62,13 @@ class SteeringSweep:
         self,
         *,
         role: str,
-        latents: Selection,
         strengths: Sequence[float],
         gates: Mapping[str, Gate],
         tasks: Mapping[str, Task],
         decoding: Decoding,
         engine: Engine,
+        latents: int | Sequence[int] | None = None,
+        chosen_by: Selection | None = None,
         unit: str = "latent_maximum",
         problems: int | None = None,
         collapse: float = 3.0,
@@ -80,14 +82,15 @@ class SteeringSweep:
             raise Refused(f"steering_sweep.role={role}: choose base or tuned.")
         if not strengths or not gates or any(strength <= 0 for strength in strengths):
             raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
-        self.role, self.latents, self.strengths, self.gates = role, latents, sorted(strengths), gates
+        self.role, self.strengths, self.gates = role, sorted(strengths), gates
+        self.latents, self.chosen_by = latents, chosen_by
         self.tasks, self.decoding, self.engine, self.unit = tasks, decoding, engine, unit
         self.problems, self.collapse, self.repetition = problems, collapse, repetition
         self.hesitations, self.seed = tuple(hesitations), seed
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         seen = usual(trained)
-        chosen = self.latents.choose(trained, seen)
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {self.role} model")
         name, task = next(iter(self.tasks.items()))
         problems, notes = problems_of(task, name, self.problems)
