@@ -6,7 +6,6 @@ depends on that token and those before it alone, so both give the same answer.
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Sequence
 
@@ -31,8 +30,13 @@ class Sequences:
         asked = [row[known & ~given].tolist() for row, known, given in zip(ids, self.real, self.response, strict=True)]
         self.opened = torch.tensor([_opens_thinking(tokenizer, row) for row in asked], device=ids.device)
         self.moments: dict[int, Tensor] = {}
-        self._since: dict[tuple[str, int | None], list[int]] = {}
-        self._looked: dict[tuple[str, int | None], int] = {}
+        # of each row: the columns of its response, the ids there, and by pattern the column of its match, or how many
+        # tokens were searched in vain
+        self._places: list[list[int]] = [[] for _ in ids]
+        self._written: list[list[int]] = [[] for _ in ids]
+        self._matches: list[dict[tuple[str, int | None], int]] = [{} for _ in ids]
+        self._searched: list[dict[tuple[str, int | None], int]] = [{} for _ in ids]
+        self._take_down(self.ids, self.response, first=0)
 
     @classmethod
     def of_prompts(cls, tokenizer, prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Sequences:
@@ -67,6 +71,7 @@ class Sequences:
         """Adds columns of a response [batch, n]; the next forward pass computes them."""
         self.first = self.ids.shape[1]
         real = real.bool()
+        self._take_down(ids, real, first=self.first)
         self.ids = torch.cat([self.ids, ids], dim=1)
         self.real, self.response = torch.cat([self.real, real], dim=1), torch.cat([self.response, real], dim=1)
 
@@ -75,7 +80,14 @@ class Sequences:
         self.ids, self.real, self.response = self.ids[rows], self.real[rows], self.response[rows]
         self.opened = self.opened[rows]
         self.moments = {edit: moments[rows] for edit, moments in self.moments.items()}
-        self._since = {key: [since[row] for row in rows.tolist()] for key, since in self._since.items()}
+        kept = rows.tolist()
+        self._places, self._written = ([values[row] for row in kept] for values in (self._places, self._written))
+        self._matches, self._searched = ([values[row] for row in kept] for values in (self._matches, self._searched))
+
+    def _take_down(self, ids: Tensor, response: Tensor, *, first: int) -> None:
+        for row, (tokens, given) in enumerate(zip(ids.tolist(), response.tolist(), strict=True)):
+            self._places[row] += [first + column for column, here in enumerate(given) if here]
+            self._written[row] += [token for token, here in zip(tokens, given, strict=True) if here]
 
     # -- of the columns that the next forward pass computes: [batch, new position] -------------------------------------
 
@@ -106,21 +118,19 @@ class Sequences:
 
     def _found(self, pattern: str, *, first: int | None = None, last: int | None = None) -> Tensor:
         """[batch, 1]: the column with which the first tokens, or the last ones up to it, match; NEVER where none does."""
-        key = (pattern, first)
-        since = self._since.setdefault(key, [NEVER] * len(self.ids))
-        looked, columns = self._looked.get(key, 0), self.ids.shape[1]
-        if looked < columns:
-            expression = re.compile(pattern, re.DOTALL)
-            response, ids = self.response.tolist(), self.ids.tolist()
-            for row in (row for row, column in enumerate(since) if column == NEVER):
-                places = [column for column in range(columns) if response[row][column]][:first]
-                for count in range(bisect.bisect_left(places, looked), len(places)):
-                    span = places[max(0, count + 1 - last) if last else 0 : count + 1]
-                    if expression.search(self.tokenizer.decode([ids[row][column] for column in span])):
-                        since[row] = places[count]
-                        break
-            self._looked[key] = columns
-        return torch.tensor(since, device=self.ids.device)[:, None]
+        key, expression = (pattern, first), re.compile(pattern, re.DOTALL)
+        for row, ids in enumerate(self._written):
+            if key in self._matches[row]:
+                continue
+            end = len(ids) if first is None else min(first, len(ids))
+            for count in range(self._searched[row].get(key, 0) + 1, end + 1):
+                text = self.tokenizer.decode(ids[max(0, count - last) if last else 0 : count])
+                if expression.search(text):
+                    self._matches[row][key] = self._places[row][count - 1]
+                    break
+            self._searched[row][key] = end
+        found = [matches.get(key, NEVER) for matches in self._matches]
+        return torch.tensor(found, device=self.ids.device)[:, None]
 
 
 def _opens_thinking(tokenizer, prompt: Sequence[int]) -> bool:
