@@ -145,7 +145,8 @@ def clear(folder: Path) -> None:
     """Takes away what an earlier study left in a folder that is used again: its findings are not this one's."""
     for left in (folder / "findings.json", folder / "report.html", *(folder / "tables").glob("*.parquet")):
         left.unlink(missing_ok=True)
-    shutil.rmtree(folder / "latent_cache", ignore_errors=True)
+    for name in ("latent_cache", "outputs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def write_table(folder: Path, table: Table) -> None:

@@ -5,6 +5,7 @@ const MEASURES = [{ name: "accuracy", word: "accuracy" }, { name: "hesitations",
   { name: "perplexity", word: "perplexity", log: true }];
 const said = (word, text) => element("abbr", { title: text ?? "" }, word);
 const present = (columns, name) => columns[name]?.some((v) => v !== null);
+const LONG = 12; // rows of numbers beside a figure of the same, above which they stand folded
 const distinct = (values) => [...new Set(values)];
 const rangeOf = (row, name) => (row[`${name}_low`] === null || row[`${name}_low`] === undefined ? null : element("small", {}, `${spelled(row[`${name}_low`], row[name])} to ${spelled(row[`${name}_high`], row[name])}`));
 
@@ -45,8 +46,10 @@ function conditionsOf({ name, task, columns }) {
     ...Object.keys(definitions).map((fact) => element("td", {}, spelled(row[fact])))];
   return [element("h3", {}, title, both ? element("span", { class: "legend keys" }, ["base", "tuned"].map((role) => element("span", { style: `border-color:var(--${role})` }, role))) : null),
     whiskers(`${title}: ${spelled(Math.max(...columns.problems))} problems`, drawnRows, MEASURES.filter((measure) => present(columns, measure.name)), { table }),
-    tabled(`${title}, in numbers${only}`, heads.map((head) => (definitions[head] ? said(head, definitions[head]) : head)), rows.map((row) => element("tr", { class: row.control ? "control" : "" }, cells(row))), table)];
+    folded("The same in numbers", rows.length > LONG, tabled(`${title}, in numbers${only}`, heads.map((head) => (definitions[head] ? said(head, definitions[head]) : head)), rows.map((row) => element("tr", { class: row.control ? "control" : "" }, cells(row))), table))];
 }
+
+const folded = (title, away, content) => element("details", away ? {} : { open: "" }, element("summary", {}, title), content);
 
 // -- accuracy against the budget of tokens ---------------------------------------------------------------------------
 

@@ -157,14 +157,17 @@ function layers() {
 // -- the rest ------------------------------------------------------------------------------------------------------
 
 function everything() {
-  const body = element("tbody");
-  const fill = (asked) => body.replaceChildren(...DATA.findings.filter((f) => (f.name + f.meaning).toLowerCase().includes(asked))
-    .map((f) => element("tr", {}, element("td", { class: "mono" }, f.name), element("td", {}, spelled(f.value)), element("td", {}, interval(f)), element("td", { class: "words soft" }, f.meaning))));
+  const body = element("tbody"), most = 200, rest = element("p", { class: "soft" });
+  const fill = (asked) => {
+    const found = DATA.findings.filter((f) => (f.name + f.meaning).toLowerCase().includes(asked));
+    rest.textContent = found.length > most ? `${found.length - most} more: search for them.` : "";
+    body.replaceChildren(...found.slice(0, most).map((f) => element("tr", {}, element("td", { class: "mono" }, f.name), element("td", {}, spelled(f.value)), element("td", {}, interval(f)), element("td", { class: "words soft" }, f.meaning))));
+  };
   const search = element("input", { type: "search", placeholder: "name or definition", "aria-label": "search findings" });
   search.addEventListener("input", () => fill(search.value.trim().toLowerCase()));
   fill("");
   return section(`All ${DATA.findings.length} findings`, search, element("div", { class: "wide" }, element("table", { id: "findings" },
-    element("thead", {}, element("tr", {}, ["name", "value", "interval", "meaning"].map((word) => element("th", word === "meaning" ? { class: "words" } : {}, word)))), body)));
+    element("thead", {}, element("tr", {}, ["name", "value", "interval", "meaning"].map((word) => element("th", word === "meaning" ? { class: "words" } : {}, word)))), body)), rest);
 }
 
 function study() {
