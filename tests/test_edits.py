@@ -207,7 +207,7 @@ def test_a_dictionary_of_the_difference_is_written_into_the_tuned_model(pair, kn
         (Add(2.0), lambda c: c + 2.0 * 3.0),
         (Scale(0.5), lambda c: 0.5 * c),
     ],
-    ids=str,
+    ids=lambda value: str(value) if not callable(value) else "",
 )
 def test_operations_change_the_coordinate_along_a_direction_and_nothing_across_it(pair, known, operation, coordinate):
     part = direction(scale=3.0, mean=0.5)

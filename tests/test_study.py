@@ -264,6 +264,21 @@ def readme_commands():
                 yield command
 
 
+SHORTENED = {  # words that make a command short
+    "evaluation=[benchmark": [
+        *(
+            f"evaluation.{name}.{word}"
+            for name in ("ablation", "scaling", "patching")
+            for word in ("draws=1", "modes=[delta]", "decoding.tokens=64")
+        ),
+        "task.toy.problems=4",
+        "tokens=20000",  # enough of them with the label that latents are chosen by
+    ],
+    "evaluation=steering_sweep": ["evaluation.steering_sweep.strengths=[1]", "task.toy.problems=4"],
+    "evaluation=[kl_patching": ["tokens=4000"],
+}
+
+
 @pytest.mark.parametrize("command", list(readme_commands()))
 def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, server, tmp_path):
     folder, _ = run
@@ -277,12 +292,14 @@ def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, 
         "<file.jsonl>": str(data_folder / "reasoning_traces" / "traces.jsonl.gz"),
         "http://localhost:8000/v1": server.endpoint,
         "<name>": "a-model",
+        "<problems.jsonl>": str(ROOT / "tests" / "problems.jsonl"),
         "n_trials=20": "n_trials=2",
         "n_jobs=4": "n_jobs=2",
     }
     for name, value in given.items():
         command = command.replace(name, value)
     words = shlex.split(command)[1:]
+    words += [word for part, short in SHORTENED.items() if part in command for word in short]
     if words[0] == "train.py":
         place = "hydra.sweep.dir" if "-m" in words else "hydra.run.dir"
         small = [] if "--config-path" in words else ["trainer=cpu", "scale=smoke"]
