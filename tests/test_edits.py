@@ -278,9 +278,10 @@ def test_a_gate_touches_exactly_the_tokens_it_names(pair, known, tokenizer, name
     gate, expected = GATES[name]
     edit = Edit(AT[TUNED], direction(), Add(3.0), gate)
     with torch.no_grad():
-        _, (touched,) = pair.run(TUNED, known(), [edit])
-    changed = (hidden(pair, TUNED, known(), edit) != hidden(pair, TUNED, known())).any(-1)
-    assert torch.equal(changed & known().real, touched)
+        _, (norms,) = pair.run(TUNED, known(), [edit])
+    change = hidden(pair, TUNED, known(), edit) - hidden(pair, TUNED, known())
+    assert torch.allclose(change.norm(dim=-1)[known().real], norms[known().real], atol=1e-4)
+    touched = norms > 0
     named = tokens_of(tokenizer, known(), 0, touched)
     assert named == expected
 
@@ -322,8 +323,8 @@ def test_a_gate_may_ask_whether_another_latent_is_active(pair, known):
     assert 3 < expected.sum() < known().real.sum() - 3
     edit = Edit(AT[TUNED], direction(), Add(1.0), WhileActive(dictionary, latent))
     with torch.no_grad():
-        _, (touched,) = pair.run(TUNED, known(), [edit])
-    assert torch.equal(touched, expected)
+        _, (norms,) = pair.run(TUNED, known(), [edit])
+    assert torch.equal(norms > 0, expected)
 
 
 def test_special_tokens_and_sinks_are_left_alone_by_a_dictionary(pair, known):
@@ -333,6 +334,18 @@ def test_special_tokens_and_sinks_are_left_alone_by_a_dictionary(pair, known):
     assert known().special.any() and not (changed & known().special).any()
     dictionary.normalisation.largest_norm.fill_(0.0)
     assert torch.equal(hidden(pair, TUNED, known(), edit), hidden(pair, TUNED, known()))
+
+
+def test_what_an_edit_changes_is_told_from_what_its_gate_names(pair, known):
+    dictionary = dictionary_of([AT[TUNED]], sparsity=BatchTopK(4))
+    dictionary.sparsity.threshold.fill_(torch.inf)  # nothing is ever active
+    with torch.no_grad():
+        for edit in (Edit(AT[TUNED], latents(dictionary, 3), Zero()), Edit(AT[TUNED], Whole(), Keep())):
+            assert not pair.run(TUNED, known(), [edit])[1][0].any()
+    with pytest.raises(Refused, match="is no regular expression"):
+        AfterMatch("(")
+    with pytest.raises(Refused, match="0 or more tokens"):
+        AfterTokens(-1)
 
 
 # -- in training -----------------------------------------------------------------------------------------------------

@@ -66,6 +66,14 @@ class ModelSource:
             transformers.AutoModelForCausalLM, dtype=getattr(torch, self.dtype), use_safetensors=True
         ).eval()
 
+    def ends(self) -> int | list[int] | None:
+        """The end tokens of generation_config.json, where there is one."""
+        try:
+            found = transformers.GenerationConfig.from_pretrained(self.location, revision=self.revision or "main")
+        except OSError:
+            return None
+        return found.eos_token_id
+
     @functools.cached_property
     def size(self) -> tuple[int, int]:
         """Parameters of the whole model and of one decoder layer, counted without loading a weight."""
@@ -122,6 +130,12 @@ class ModelPair:
     def embedded(self, role: str) -> int:
         """How many ids a model has embeddings for, padding of the vocabulary counted."""
         return self.configs[role].vocab_size
+
+    def ends(self, role: str) -> set[int]:
+        """Tokens with which a model may end a response: instruction models often have several."""
+        given = [self.sources[role].ends(), self.configs[role].eos_token_id, self._tokenizers[role].eos_token_id]
+        every = (one if isinstance(one, list) else [one] for one in given)
+        return {token for tokens in every for token in tokens if token is not None}
 
     def entry(self, role: str) -> int:
         """Which of a batch's ids belong to this model."""
@@ -255,10 +269,10 @@ class ModelPair:
         *,
         caches: Caches | None = None,
         alongside: Sequences | None = None,
-        last: bool = False,
+        last: int = 0,
     ) -> tuple[Tensor, list[Tensor]]:
-        """One forward pass over the new columns of `known`: logits [batch, new position, vocabulary], of the last position
-        alone with `last`, and for each edit the tokens that it touched, [batch, new position] bool.
+        """One forward pass over the new columns of `known`: logits [batch, new position, vocabulary], with `last` of the last
+        so many positions alone, and for each edit the norm of what it changed at each token, [batch, new position].
 
         caches      of new_caches(), where the columns before have been computed; None: all columns are new
         alongside   what the other model reads in the same columns, such as its own response; None: the same tokens
@@ -274,11 +288,11 @@ class ModelPair:
         read, available = {}, None
         if others:
             read, available = self._read_alongside(others, known, alongside, caches)
-        with editing(self.models[role], edits, known, read, available=available) as touched:
+        with editing(self.models[role], edits, known, read, available=available) as changes:
             logits = self._forward(
                 self.models[role], known, known.new(known.ids), known.real, caches, role, last
             ).logits
-        return logits.float(), touched
+        return logits.float(), changes
 
     def new_caches(self) -> Caches:
         """Nothing has been computed yet, in either model."""
@@ -299,7 +313,7 @@ class ModelPair:
             ids, real = (_as_long(value, ids.shape[1]) for value in (alongside.ids, alongside.real))
         points = {Point(stream.hookpoint, stream.layer): stream for stream in others}
         with reading(self.models[role], list(points)) as read, suppress(ForwardStopped):
-            self._forward(self.models[role].base_model, known, known.new(ids), real, caches, role, False)
+            self._forward(self.models[role].base_model, known, known.new(ids), real, caches, role)
         here = {points[point]: value.to(self.device(TUNED if role == BASE else BASE)) for point, value in read.items()}
         return here, None if alongside is None else known.new(real)
 
@@ -311,10 +325,10 @@ class ModelPair:
         real: Tensor,
         caches: Caches | None,
         role: str,
-        last: bool,
+        last: int = 0,
     ):
         device = self.device(role)
-        options = {"logits_to_keep": 1} if last else {}
+        options = {"logits_to_keep": last} if last else {}
         return model(
             input_ids=ids.to(device),
             attention_mask=real.long().to(device),

@@ -55,13 +55,13 @@ class Edit:
         wanted = [*self.part.reads(self.at, self.operation.reads_other), *self.gate.reads]
         return [stream for stream in dict.fromkeys(wanted) if stream != self.at]
 
-    def touched(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
-        """[batch, new position] bool: tokens that the gate names, without those that the part leaves alone."""
-        named = self.gate(known, read)
-        return named & ~known.special if self.part.skips_special else named
+    def named(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        """[batch, new position] bool: tokens behind the gate, without those that the part leaves alone."""
+        opened = self.gate(known, read)
+        return opened & ~known.special if self.part.skips_special else opened
 
     def written(self, place: Place) -> Tensor:
-        """The hidden vectors [token, width] of touched tokens as they are after the edit."""
+        """The hidden vectors [token, width] of the named tokens as they are after the edit."""
         change = self.operation.change(self.part.look(self.at, place))
         if self.along is not None:
             unit = nn.functional.normalize(self.along.to(change), dim=-1)
@@ -97,17 +97,19 @@ def editing(
 ) -> Iterator[list[Tensor]]:
     """Inside, one forward pass of `model` over the new columns of `known` is written by the edits. `read` are hidden
     vectors [batch, new position, width] of the other model, `available` [batch, new position] where it has any; None:
-    everywhere. Gives what was touched, a [batch, new position] mask for each edit once the pass is over."""
+    everywhere. Gives, once the pass is over, for each edit the norm of what it changed at each token, [batch, new
+    position]: 0 where its gate was closed, and where nothing it acts on was active."""
     seen = dict(read or {})
-    touched: list[Tensor] = [known.new(torch.zeros_like(known.real))] * len(edits)
+    changes: list[Tensor] = [known.new(torch.zeros_like(known.real, dtype=torch.float32))] * len(edits)
 
     def passing(stream: Stream, value: Tensor) -> Tensor:
         seen[stream] = value
         for n, edit in enumerate(edits):
             if edit.at == stream:
-                here = edit.touched(known, seen)
-                touched[n] = here if available is None or not edit.operation.reads_other else here & available
-                seen[stream] = _write(n, edit, known, seen, touched[n])
+                here = edit.named(known, seen)
+                if available is not None and edit.operation.reads_other:
+                    here &= available
+                seen[stream], changes[n] = _write(n, edit, known, seen, here)
         return seen[stream]
 
     with ExitStack() as hooks:
@@ -115,11 +117,13 @@ def editing(
         for stream in dict.fromkeys(s for edit in edits for s in (*edit.reads, edit.at) if s.role == role):
             point = Point(stream.hookpoint, stream.layer)
             hooks.enter_context(writing(model, point, functools.partial(passing, stream)))
-        yield touched
+        yield changes
 
 
-def _write(n: int, edit: Edit, known: Sequences, seen: Mapping[Stream, Tensor], touched: Tensor) -> Tensor:
+def _write(n: int, edit: Edit, known: Sequences, seen: Mapping[Stream, Tensor], named: Tensor) -> tuple[Tensor, Tensor]:
+    """What stands there after the edit, and the norm of the change."""
     value = seen[edit.at]
+    norms = torch.zeros_like(named, dtype=torch.float32)
 
     def place(tokens: Tensor, moments: Tensor | None = None) -> Place:
         return Place(value[tokens], {stream: seen[stream][tokens] for stream in edit.reads}, moments)
@@ -130,12 +134,13 @@ def _write(n: int, edit: Edit, known: Sequences, seen: Mapping[Stream, Tensor], 
             counted = _counted(known)
             rows = (counted & _row(counted, row) for row in range(len(value)))
             known.moments[n] = torch.stack([edit.part.moments(edit.at, place(row)) for row in rows])
-        moments = known.moments[n][touched.nonzero()[:, 0]]
-    if not touched.any():
-        return value
-    changed = value.clone()
-    changed[touched] = edit.written(place(touched, moments)).to(value)
-    return changed
+        moments = known.moments[n][named.nonzero()[:, 0]]
+    if not named.any():
+        return value, norms
+    before, changed = value[named], value.clone()
+    changed[named] = edit.written(place(named, moments)).to(value)
+    norms[named] = (changed[named] - before).detach().float().norm(dim=-1)
+    return changed, norms
 
 
 def _counted(known: Sequences) -> Tensor:

@@ -6,6 +6,7 @@ A gate names tokens whose hidden vectors are changed. The last token of the prom
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from tunediff.dictionary import Crosscoder
 from tunediff.edits.sequences import Sequences
-from tunediff.shapes import Rows, Stream
+from tunediff.shapes import Refused, Rows, Stream
 
 WITHIN = 256  # tokens of a response that a regular expression is looked for in
 
@@ -83,6 +84,10 @@ class AfterTokens(OfTokens):
 
     count: int
 
+    def __post_init__(self):
+        if self.count < 0:
+            raise Refused(f"AfterTokens(count={self.count}): give 0 or more tokens of the response.")
+
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
         return known.number >= self.count
 
@@ -94,6 +99,12 @@ class AfterMatch(OfTokens):
 
     pattern: str
     within: int = WITHIN
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise Refused(f"AfterMatch: {self.pattern!r} is no regular expression: {error}.") from error
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
         return known.matched(self.pattern, within=self.within)

@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 class Part(Protocol):
-    """skips_special   special tokens are left as they are: the dictionary never saw them
+    """skips_special   special tokens are left as they are: a dictionary is usually trained without them
     needs_moments   of each sequence, for a dictionary that normalises by them"""
 
     skips_special: bool

@@ -1,0 +1,24 @@
+"""Prompts -> responses of one model of a pair, under edits.
+
+    responses.py   what is asked, how it is decoded, what came of it       writer.py    one response as it grows
+    batched.py     the models as they are loaded, under any edit           vllm.py      long unedited runs on GPUs
+
+Knows no task and no grade.
+"""
+
+from tunediff.generation.batched import Batched, next_tokens
+from tunediff.generation.responses import Asked, Decoding, Engine, Response, ask, generate, surprise
+from tunediff.generation.vllm import VLLM
+
+__all__ = [
+    "VLLM",
+    "Asked",
+    "Batched",
+    "Decoding",
+    "Engine",
+    "Response",
+    "ask",
+    "generate",
+    "next_tokens",
+    "surprise",
+]

@@ -1,0 +1,110 @@
+"""Responses of the models as they are loaded, under any edit: batches padded on the left, with a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunediff.edits import Edit, Sequences
+from tunediff.generation.responses import Asked, Decoding, Response
+from tunediff.generation.writer import Writer
+from tunediff.models import ModelPair
+
+
+@dataclass(frozen=True)
+class Batched:
+    """batch: prompts of one forward pass"""
+
+    batch: int = 64
+
+    @torch.no_grad()
+    def respond(
+        self,
+        pair: ModelPair,
+        role: str,
+        asked: Sequence[Asked],
+        decoding: Decoding,
+        edits: Sequence[Edit],
+        tokenizer,
+        alongside: Sequence[Response] | None,
+    ) -> Iterator[tuple[int, Response]]:
+        """Each response with the place of its prompt, the shortest prompts first."""
+        order = sorted(range(len(asked)), key=lambda place: len(asked[place].ids))  # little padding
+        for start in range(0, len(order), self.batch):
+            places = order[start : start + self.batch]
+            known = Sequences.of_prompts(tokenizer, [asked[place].ids for place in places], pair.device(role))
+            others = None
+            if alongside is not None:
+                written = [alongside[place].ids for place in places]
+                others = Sequences.of_responses(
+                    tokenizer, [asked[place].ids for place in places], written, pair.device(role)
+                )
+            ends = pair.ends(role) | {tokenizer.eos_token_id}
+            writers = [
+                Writer(asked[place].name, decoding, tokenizer, ends, thinking=opened)
+                for place, opened in zip(places, known.opened.tolist(), strict=True)
+            ]
+            yield from zip(places, respond_together(pair, role, known, writers, edits, others), strict=True)
+
+
+def respond_together(
+    pair: ModelPair,
+    role: str,
+    known: Sequences,
+    writers: Sequence[Writer],
+    edits: Sequence[Edit],
+    others: Sequences | None,
+) -> list[Response]:
+    """One batch, until every writer has ended; the rows that have are left out once they are half of it."""
+    caches, going, opened = pair.new_caches(), list(range(len(writers))), known.opened.tolist()
+    touched, change = torch.zeros(len(writers), len(edits)), torch.zeros(len(writers), len(edits))
+    while True:
+        logits, norms = pair.run(role, known, edits, caches=caches, alongside=others, last=1)
+        for n, norm in enumerate(norms):
+            touched[going, n] += (norm > 0).sum(1).cpu()
+            change[going, n] += norm.sum(1).cpu()
+        ids = next_tokens(logits[:, -1], [writers[row] for row in going])
+        kept = [at for at, row in enumerate(going) if not writers[row].ended]
+        if not kept:
+            break
+        if len(kept) <= len(going) // 2:
+            rows = torch.tensor(kept, device=known.ids.device)
+            for sequences in filter(None, (known, others)):
+                sequences.select(rows)
+            for cache in caches.values():
+                if cache.get_seq_length():
+                    cache.batch_select_indices(rows)
+            going, ids = [going[at] for at in kept], [ids[at] for at in kept]
+        real = torch.tensor([[not writers[row].ended] for row in going])
+        known.extend(torch.tensor(ids)[:, None].to(known.ids.device), real.to(known.ids.device))
+    change /= touched.clamp(min=1)
+    return [
+        Response(
+            writer.ids,
+            writer.tokenizer.decode(writer.ids),
+            writer.finished,
+            opened[row],
+            tuple(map(int, touched[row].tolist())),
+            tuple(change[row].tolist()),
+        )
+        for row, writer in enumerate(writers)
+    ]
+
+
+def next_tokens(logits: Tensor, writers: Sequence[Writer]) -> list[int]:
+    """One token for each row of [batch, vocabulary]: the most likely, or the one where the row's draw falls when the
+    probabilities of its nucleus are laid side by side, the largest first (Holtzman et al. 2020, arXiv 1904.09751)."""
+    decoding = writers[0].decoding
+    if decoding.temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        shares, order = (logits.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        before = shares.cumsum(-1) - shares
+        shares = shares * (before < decoding.top_p)
+        draws = torch.tensor([0.0 if w.ended else w.draw for w in writers], dtype=torch.float64, device=logits.device)
+        reached = shares.cumsum(-1) > (draws * shares.sum(-1))[:, None]
+        tokens = order.gather(1, reached.long().argmax(-1, keepdim=True))[:, 0]
+    return [writer.take(token) for writer, token in zip(writers, tokens.tolist(), strict=True)]

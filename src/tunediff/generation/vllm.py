@@ -1,0 +1,66 @@
+"""Responses by vLLM, for long unedited runs on GPUs. Written against its interface and tried against a stand-in only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tunediff.edits import Edit, Sequences
+from tunediff.generation.responses import Asked, Decoding, Response
+from tunediff.generation.writer import before_stop, seed_of
+from tunediff.models import ModelPair
+from tunediff.shapes import Refused
+
+
+@dataclass(frozen=True)
+class VLLM:
+    """share   of the GPU's memory that it takes; the pair is on the GPU as well
+    batch   prompts that are handed over, and whose responses are kept, together
+    """
+
+    share: float = 0.5
+    batch: int = 256
+
+    def respond(
+        self,
+        pair: ModelPair,
+        role: str,
+        asked: Sequence[Asked],
+        decoding: Decoding,
+        edits: Sequence[Edit],
+        tokenizer,
+        alongside: Sequence[Response] | None,
+    ) -> Iterator[tuple[int, Response]]:
+        """In the order of the prompts. Raises Refused for edits and budget forcing, and where vLLM is not installed."""
+        if edits or decoding.forces:
+            raise Refused(
+                "vLLM runs neither edits nor budget forcing: choose engine._target_=tunediff.generation.Batched."
+            )
+        try:
+            import vllm
+        except ImportError as error:
+            raise Refused('engine=tunediff.generation.VLLM needs vLLM: pip install "tunediff[vllm]".') from error
+        source, ends = pair.sources[role], pair.ends(role) | {tokenizer.eos_token_id}
+        model = vllm.LLM(
+            source.location, revision=source.revision, dtype=source.dtype, gpu_memory_utilization=self.share
+        )
+        for start in range(0, len(asked), self.batch):
+            some = asked[start : start + self.batch]
+            settings = [
+                vllm.SamplingParams(
+                    max_tokens=decoding.tokens,
+                    temperature=decoding.temperature,
+                    top_p=decoding.top_p,
+                    stop=list(decoding.stop),
+                    stop_token_ids=sorted(ends),
+                    seed=seed_of(one.name, decoding),
+                )
+                for one in some
+            ]
+            opened = Sequences.of_prompts(tokenizer, [one.ids for one in some]).opened.tolist()
+            outputs = model.generate([vllm.TokensPrompt(prompt_token_ids=one.ids) for one in some], settings)
+            for n, output in enumerate(outputs):
+                best = output.outputs[0]
+                ids = before_stop([token for token in best.token_ids if token not in ends], decoding.stop, tokenizer)
+                finished = best.finish_reason == "stop"
+                yield start + n, Response(ids, tokenizer.decode(ids), finished, opened[n])

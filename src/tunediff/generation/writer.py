@@ -1,0 +1,89 @@
+"""One response as it grows: which token stands where the model would write another, and when it ends."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence, Set
+
+import torch
+
+from tunediff.generation.responses import END_OF_THINKING, Decoding
+from tunediff.text import encode
+
+TAIL = 8  # tokens that a tag is at most spelled with
+
+
+class Writer:
+    """name   of the prompt, for the seed       ends   tokens that end a response       thinking   whether it has begun to"""
+
+    def __init__(self, name: str, decoding: Decoding, tokenizer, ends: Set[int], *, thinking: bool):
+        self.decoding, self.tokenizer, self.ends, self.thinking = decoding, tokenizer, ends, thinking
+        self.ids: list[int] = []
+        self.finished = self.ended = False
+        self.extended = 0
+        self.forced: list[int] = []
+        drawn = torch.Generator().manual_seed(seed_of(name, decoding))
+        draws = torch.rand(decoding.tokens, generator=drawn, dtype=torch.float64)
+        self.draws: list[float] = draws.tolist() if decoding.temperature > 0 else []
+
+    @property
+    def draw(self) -> float:
+        """Between 0 and 1, for the next token."""
+        return self.draws[len(self.ids)]
+
+    def take(self, token: int) -> int:
+        """The token that is written where the model would write `token`."""
+        if self.ended:
+            return token
+        if self.decoding.forces:
+            token = self._instead_of(token)
+        if token in self.ends:
+            self.finished = self.ended = True
+            return token
+        self.ids.append(token)
+        if self.decoding.forces:
+            self._follow()
+        if any(stop in self._text(self.ids[-TAIL - len(stop) :]) for stop in self.decoding.stop):
+            self.ids = before_stop(self.ids, self.decoding.stop, self.tokenizer)
+            self.finished = self.ended = True
+        self.ended |= len(self.ids) == self.decoding.tokens
+        return token
+
+    def _instead_of(self, token: int) -> int:
+        if self.forced:
+            return self.forced.pop(0)
+        if not self.thinking:
+            return token
+        at_end = token in self.ends or self._text([*self.ids[-TAIL:], token]).rstrip().endswith(END_OF_THINKING)
+        if at_end and self.extended < self.decoding.extensions:
+            self.extended += 1
+            return self._force(self.decoding.extension)
+        limit = self.decoding.think_at_most
+        if not at_end and limit is not None and len(self.ids) >= limit:
+            return self._force(f"\n{END_OF_THINKING}\n\n{self.decoding.conclusion}")
+        return token
+
+    def _force(self, text: str) -> int:
+        self.forced = list(encode(self.tokenizer, text)["input_ids"])
+        return self.forced.pop(0)
+
+    def _follow(self) -> None:
+        tail = self._text(self.ids[-TAIL:])
+        self.thinking = END_OF_THINKING not in tail and (self.thinking or "<think>" in tail)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+
+def before_stop(ids: Sequence[int], stops: Sequence[str], tokenizer) -> list[int]:
+    """The tokens before the first of the stop strings that occurs."""
+    kept, text = list(ids), tokenizer.decode(ids)
+    places = [text.index(stop) for stop in stops if stop in text]
+    while places and len(tokenizer.decode(kept)) > min(places):
+        kept.pop()
+    return kept
+
+
+def seed_of(name: str, decoding: Decoding) -> int:
+    """The same for a prompt whatever stands beside it."""
+    return int.from_bytes(hashlib.sha256(f"{decoding.seed} {name}".encode()).digest()[:4], "big")
