@@ -13,7 +13,7 @@ from tunediff.edits import AfterMatch, Everywhere, Keep, MeanAblate, Patch, Scal
 from tunediff.evaluations import Benchmark, Intervention, SteeringSweep, Telling
 from tunediff.evaluations.benchmark import cut
 from tunediff.evaluations.conditions import rate
-from tunediff.evaluations.selection import alike, choose, usual
+from tunediff.evaluations.selection import Usual, alike, choose, decoder_rows, usual
 from tunediff.evaluations.solving import Kept
 from tunediff.evaluations.steering_sweep import dip
 from tunediff.generation import Asked, Batched, Decoding, Response
@@ -75,7 +75,7 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
     assert without["hesitations_high"] < plain["hesitations_low"] / 3
     for control in ("random_latents/zero/delta/0", "random_direction/zero/delta/0"):
         assert rows[control]["control"] and rows[control]["hesitations_low"] > without["hesitations_high"]
-        assert rows[control]["touched"] == 1.0
+        assert rows[control]["touched"] > 0.2
     assert without["accuracy_high"] < plain["accuracy_low"] and without["p"] < 1e-3  # mistakes stay uncorrected
     spliced = rows["reconstruction"]  # of 24 latents, of which one means anything: a splice that explains nothing
     assert spliced["control"] and spliced["accuracy"] < 0.1 and spliced["perplexity"] > 2 * plain["perplexity"]
@@ -84,7 +84,9 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
     outputs = tables["ablation_outputs"]
     assert len(outputs["response"]) == 100 * len(rows) and set(outputs["condition"]) == set(rows)
     graded = [c for c, n in zip(outputs["correct"], outputs["condition"], strict=True) if n == "zero/delta"]
-    assert sum(graded) == without["correct"] and all("/" in rule or rule for rule in outputs["rule"])
+    assert sum(graded) == without["correct"]
+    assert without["change"] == pytest.approx(rows["random_direction/zero/delta/0"]["change"], rel=0.2)
+    assert rows["zero/replace"]["reference"] == "reconstruction" and rows["zero/replace"]["p"] > 0.05
 
 
 def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_not(trained):
@@ -101,7 +103,7 @@ def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_n
     assert steered["behaviour_low"] > plain["behaviour_high"]
     assert steered["behaviour_low"] > elsewhere["behaviour_high"]
     assert at["never", "latents", 0.2]["behaviour"] == plain["behaviour"]
-    assert any("touched no token" in note and "Perhaps" in note for note in notes)
+    assert any("changed no token" in note and "Perhaps" in note for note in notes)
     assert findings["steering_sweep/everywhere/peak"].value >= steered["behaviour"]
     assert sum("oversteering dip" in note for note in notes) == 2
 
@@ -110,14 +112,17 @@ def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
     seen = usual(trained)
     telling = Telling("hesitation_follows", count=2, at="decision").choose(trained, seen)
     assert telling[0] == 0
-    others = alike(trained, seen, [0, 5], seed=0)
-    assert len(set(others)) == 2 and not {0, 5} & set(others) and others != alike(trained, seen, [0, 5], seed=1)
+    written = torch.ones(LATENTS)
+    others = alike(seen, written, [0, 5], seed=0)
+    assert len(set(others)) == 2 and not {0, 5} & set(others) and others != alike(seen, written, [0, 5], seed=1)
     with pytest.raises(Refused, match="too few tokens with and without the label 'joy'"):
         Telling("joy").choose(trained, seen)
     with pytest.raises(Refused, match=f"latents 0 to {LATENTS - 1}"):
-        choose(trained, seen, [99], None)
+        choose(trained, seen, [99], None, whose=TUNED)
     with pytest.raises(Refused, match="Name the latents"):
-        choose(trained, seen, None, None)
+        choose(trained, seen, None, None, whose=TUNED)
+    with pytest.raises(Refused, match="takes those most tuned's own of two models"):
+        choose(trained, seen, 3, None, whose=TUNED)
     assert (seen.maximum > 0).any() and seen.norms[TUNED] > 1
 
 
@@ -149,6 +154,8 @@ def test_an_operation_that_changes_nothing_leaves_every_grade(trained, operation
     rows = by_condition(tables["ablation_conditions"])
     assert rows["same/delta"]["p"] == 1.0 and rows["same/delta"]["difference"] == 0.0
     assert rows["same/delta"]["tokens"] == rows["unedited"]["tokens"]
+    assert rows["same/delta"]["touched"] == 0.0 and rows["same/delta"]["change"] is None
+    assert any("changed no token of any response" in note for note in notes)
 
 
 def test_the_mean_of_an_ablation_is_that_of_the_held_out_text(trained):
@@ -179,13 +186,15 @@ def test_a_smaller_budget_is_the_same_response_cut(trained):
 
 
 def test_a_budget_may_end_the_thinking_instead(trained):
-    def tuned_at_40(**given):
-        table = parted(benchmark(budgets=[40], problems=30, **given).run(trained))[1]["benchmark_scaling"]
+    def tuned_at_64(**given):
+        table = parted(benchmark(budgets=[64], problems=30, **given).run(trained))[1]["benchmark_scaling"]
         rows = zip(table["role"], table["tokens"], table["accuracy"], strict=True)
-        return next(accuracy for role, tokens, accuracy in rows if (role, tokens) == (TUNED, 40))
+        return next(accuracy for role, tokens, accuracy in rows if (role, tokens) == (TUNED, 64))
 
-    answered = tuned_at_40(decoding=Decoding(tokens=128, conclusion="The answer is \\boxed{"), force=True)
-    assert answered > tuned_at_40()  # cut there, a response has thought and not answered
+    decoding = Decoding(tokens=128, conclusion="The answer is \\boxed{")
+    assert tuned_at_64(decoding=decoding, force=True, answer_tokens=16) > tuned_at_64()
+    with pytest.raises(Refused, match="say with what"):
+        benchmark(force=True)
 
 
 def test_a_cut_response_is_finished_only_where_it_had_ended():
@@ -224,7 +233,7 @@ def test_an_evaluation_that_was_interrupted_asks_only_what_is_missing(trained, t
 
 
 def test_kept_responses_come_back_as_they_were(tmp_path):
-    response = Response([5, 6], "Wait – \n", False, True, (3, 0))
+    response = Response([5, 6], "Wait – \n", False, True, (3, 0), (0.5, 0.0))
     Kept(tmp_path, "a", "b", "c").write(Asked("1", [2]), response)
     assert Kept(tmp_path, "a", "b", "c").read(Asked("1", [2])) == response
     assert Kept(tmp_path, "a", "b", "c").read(Asked("1", [3])) is None
@@ -248,6 +257,22 @@ def test_bad_settings_are_refused_before_anything_is_written(trained):
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_that_cuts_most_responses_is_said(trained):
+    notes = parted(benchmark(decoding=Decoding(tokens=20), problems=8).run(trained))[2]
+    assert notes == [
+        "benchmark, toy: under tuned 100% of the responses were cut by the budget, and count as wrong or as what they had said by then: raise decoding.tokens."
+    ]
+
+
+def test_controls_write_as_much_where_the_edit_is(trained):
+    seen, rows = usual(trained), decoder_rows(trained, trained.dictionary.streams[0])
+    assert torch.allclose(rows, trained.dictionary.W_dec)
+    alive = torch.ones(100)
+    written = torch.where(torch.arange(100) < 50, 100.0, 1.0)
+    *loud, quiet = alike(Usual(alive, alive, alive, {}), written, [0, 1, 2, 60], seed=0)
+    assert all(2 < latent < 50 for latent in loud) and quiet > 49 and quiet != 60
 
 
 def test_no_hesitation_at_all_still_has_an_upper_end(trained):

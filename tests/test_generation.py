@@ -1,7 +1,10 @@
 """Generation: the same response whatever stands beside it, however it is computed, and under every edit."""
 
+import json
+import shutil
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,6 +161,33 @@ def test_a_stop_string_ends_a_response_before_it(toy, asked):
     stopped = answers(toy, asked[:8], stop=["\n</think>"])
     for one, whole in zip(stopped, answers(toy, asked[:8]), strict=True):
         assert one.finished and one.text == whole.text.partition("\n</think>")[0]
+
+
+def test_every_end_token_of_a_model_ends_a_response(toy, asked, tmp_path):
+    source = Path(toy.sources[TUNED].location)
+    shutil.copytree(source, tmp_path / "model")
+    dot = toy.tokenizers[0].convert_tokens_to_ids(".")
+    config = json.loads((source / "generation_config.json").read_text())
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [1, dot]}))
+    changed = ModelSource(str(tmp_path / "model"), dtype="float32")
+    pair = ModelPair(toy.sources[BASE], changed).load()
+    assert pair.ends(TUNED) == {1, dot} and toy.ends(TUNED) == {1}
+    for one, whole in zip(answers(pair, asked[:4]), answers(toy, asked[:4]), strict=True):
+        assert one.finished and one.text == whole.text.partition(".")[0]
+
+
+def test_the_end_of_thinking_is_replaced_only_where_it_is_a_token(toy, asked):
+    class Pieces:
+        def __getattr__(self, name):
+            return getattr(toy.tokenizers[0], name)
+
+        def __call__(self, text, **options):
+            return {"input_ids": [7, 8]}
+
+    with pytest.raises(Refused, match="spells </think> in pieces"):
+        generate(toy, TUNED, asked[:1], Decoding(extensions=1), engine=Batched(), tokenizer=Pieces())
+    with pytest.raises(Refused, match="name the word"):
+        Decoding(extensions=1, extension="")
 
 
 def test_a_budget_over_the_context_is_refused_with_the_largest_that_fits(toy, asked):

@@ -11,6 +11,7 @@ import importlib.resources
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import transformers
@@ -74,6 +75,11 @@ class ModelSource:
             return None
         return found.eos_token_id
 
+    def files(self) -> list[tuple[str, int, int]]:
+        """Weight files of a local folder with their size and time, which change when another model takes its place."""
+        found = sorted(Path(self.location).glob("*.safetensors"))
+        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+
     @functools.cached_property
     def size(self) -> tuple[int, int]:
         """Parameters of the whole model and of one decoder layer, counted without loading a weight."""
@@ -103,16 +109,25 @@ class ModelPair:
     tokenizer   whose tokenizer cuts the text and whose chat template renders it: base or tuned
     align       strict: both models read the same ids, and the tokenizers must agree on ordinary text;
                 by_text: each model reads its own ids, tokens that end on the same character are paired
+    hesitations   what the tuned model says when it hesitates: words, as regular expressions
     """
 
-    def __init__(self, base: ModelSource, tuned: ModelSource, *, tokenizer: str = BASE, align: str = "strict"):
+    def __init__(
+        self,
+        base: ModelSource,
+        tuned: ModelSource,
+        *,
+        tokenizer: str = BASE,
+        align: str = "strict",
+        hesitations: Sequence[str] = ("wait", "hmm+"),
+    ):
         if tokenizer not in ROLES:
             raise PairError(f"model_pair.tokenizer='{tokenizer}': choose base or tuned.")
         if align not in ("strict", "by_text"):
             raise PairError(f"model_pair.align='{align}': choose strict or by_text.")
         self.sources = {BASE: base, TUNED: tuned}
         self.configs = {role: source.config().get_text_config() for role, source in self.sources.items()}
-        self.owner, self.align = tokenizer, align
+        self.owner, self.align, self.hesitations = tokenizer, align, tuple(hesitations)
         self._tokenizers = {role: source.tokenizer() for role, source in self.sources.items()}
         self.models: dict[str, nn.Module] = {}
 

@@ -239,7 +239,7 @@ def evaluate(evaluations: Mapping[str, Any], trained: Trained, described: Mappin
         log.info("evaluating %s", name)
         found = list(evaluation.run(trained))
         for note in (item.text for item in found if isinstance(item, Note)):
-            log.info("%s: %s", name, note)
+            log.info("%s", note if note.startswith(name) else f"{name}: {note}")
         findings = write_findings(trained.folder, found, described, by=name)
     return findings
 

@@ -21,7 +21,7 @@ from tunediff.edits.gates import (
     WhileActive,
 )
 from tunediff.edits.operations import Add, Clamp, Keep, MeanAblate, Operation, Patch, Scale, Zero
-from tunediff.edits.parts import Directions, Latents, Part, Whole
+from tunediff.edits.parts import Directions, Latents, Part, Whole, opposite
 from tunediff.edits.sequences import Sequences
 
 __all__ = [
@@ -51,4 +51,5 @@ __all__ = [
     "Zero",
     "editing",
     "needed",
+    "opposite",
 ]

@@ -2,7 +2,8 @@
 
 Each model is asked through its own chat template with its own prompt of the task. A budget below the largest cuts the same
 response where it would have ended, which is the response that the model would have given under it; with `force` it is the
-thinking that is ended there, and an answer is asked for (s1, arXiv 2501.19393, section 3).
+thinking that is ended there, and `decoding.conclusion` asks for an answer (s1, arXiv 2501.19393, section 3). Budgets are
+of all tokens that a response may have.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from tunediff.benchmarks import HESITATIONS, Grader, Problem, Scaling, Task, scaling, scaling_difference, wilson
-from tunediff.evaluations.conditions import side_by_side
+from tunediff.benchmarks import Grader, Problem, Scaling, Task, scaling, scaling_difference, wilson
+from tunediff.evaluations.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Decoding, Engine, Response
@@ -32,8 +33,8 @@ class Benchmark:
     """tasks         name -> benchmark                     problems     of each at most; null: all
     decoding      how responses are written; its budget is the largest
     budgets       tokens of the smaller ones; empty: the one of `decoding` alone
-    force         at a budget, thinking is ended and an answer asked for, within `answer_tokens` more
-    hesitations   words that count as one, as regular expressions
+    force         thinking is ended `answer_tokens` before the budget is spent
+    hesitations   words that count as one, as regular expressions; None: the pair's own
     """
 
     needs_dictionary = False
@@ -47,17 +48,22 @@ class Benchmark:
         problems: int | None = None,
         budgets: Sequence[int] = (),
         force: bool = False,
-        answer_tokens: int = 64,
-        hesitations: Sequence[str] = HESITATIONS,
+        answer_tokens: int = 32,
+        hesitations: Sequence[str] | None = None,
     ):
         wrong = [budget for budget in budgets if not 0 < budget <= decoding.tokens]
         if wrong:
             raise Refused(
                 f"benchmark.budgets has {wrong}: each is a number of tokens up to decoding.tokens={decoding.tokens}."
             )
+        if force and not decoding.conclusion:
+            raise Refused(
+                "benchmark.force ends the thinking and asks for an answer: say with what, "
+                "such as decoding.conclusion='Final Answer:'."
+            )
         self.tasks, self.decoding, self.engine, self.problems = tasks, decoding, engine, problems
         self.budgets = sorted({*budgets, decoding.tokens})
-        self.force, self.answer_tokens, self.hesitations = force, answer_tokens, tuple(hesitations)
+        self.force, self.answer_tokens, self.hesitations = force, answer_tokens, hesitations
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         conditions = [Condition(BASE, "base", BASE), Condition(TUNED, "tuned", TUNED, reference=BASE)]
@@ -68,13 +74,12 @@ class Benchmark:
             yield from notes
             right: dict[str, list[list[bool]]] = {}
             for condition in conditions:
-                by_budget = self._by_budget(trained, name, task, problems, condition)
-                found[name, condition.name] = (condition, by_budget[self.budgets[-1]])
-                right[condition.role] = [
-                    [solved[n].grade.correct for solved in by_budget.values()] for n in range(len(problems))
-                ]
+                by_budget, solved = self._by_budget(trained, name, task, problems, condition)
+                found[name, condition.name] = (condition, solved)
+                right[condition.role] = [list(answers) for answers in zip(*by_budget.values(), strict=True)]
                 curves += curve(name, condition.role, right[condition.role], self.budgets)
             yield from self._scaling(name, right)
+        yield from mostly_cut("benchmark", found)
         findings, tables = side_by_side("benchmark", found)
         yield from findings
         yield from tables
@@ -82,21 +87,23 @@ class Benchmark:
 
     def _by_budget(
         self, trained: Trained, name: str, task: Task, problems: Sequence[Problem], condition: Condition
-    ) -> dict[int, list[Solved]]:
-        solver = self._solver(trained, self.decoding)
-        found = {}
+    ) -> tuple[dict[int, list[bool]], list[Solved]]:
+        """The graded responses of each budget; how they are written is measured for the largest alone."""
+        solver, found = self._solver(trained, self.decoding), {}
         with Grader() as grader:
             if not self.force:
                 whole = solver.respond(name, problems, condition)
             for budget in self.budgets:
                 if self.force:
-                    tokens = min(budget + self.answer_tokens, self.decoding.tokens + self.answer_tokens)
-                    forced = dataclasses.replace(self.decoding, tokens=tokens, think_at_most=budget)
+                    forced = dataclasses.replace(
+                        self.decoding, tokens=budget, think_at_most=max(0, budget - self.answer_tokens)
+                    )
                     responses = self._solver(trained, forced).respond(name, problems, condition)
                 else:
                     responses = [cut(one, budget, solver.tokenizer(condition.role)) for one in whole]
-                found[budget] = solver.graded(task, problems, responses, grader, condition)
-        return found
+                found[budget] = solver.grades(task, problems, responses, grader)
+            measured = solver.measured(problems, responses, found[budget], condition)
+        return {budget: [grade.correct for grade in grades] for budget, grades in found.items()}, measured
 
     def _solver(self, trained: Trained, decoding: Decoding) -> Solver:
         return Solver(
@@ -116,7 +123,7 @@ def cut(response: Response, budget: int, tokenizer) -> Response:
         return response
     ids = response.ids[:budget]
     finished = response.finished and len(response.ids) < budget
-    return response._replace(ids=ids, text=tokenizer.decode(ids, skip_special_tokens=True), finished=finished)
+    return response._replace(ids=ids, text=tokenizer.decode(ids), finished=finished)
 
 
 def curve(task: str, role: str, right: Sequence[Sequence[bool]], budgets: Sequence[int]) -> list[dict[str, object]]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from tunediff.benchmarks import difference, mcnemar, wilson
 from tunediff.evaluations.intervals import Estimate, ratio
 from tunediff.evaluations.solving import Condition, Solved
-from tunediff.shapes import Finding, Table
+from tunediff.shapes import Finding, Note, Table
 
 NO_EVENT = -math.log(0.025)  # events expected at most, at 95 % two-sided, where none was seen
 
@@ -40,6 +40,7 @@ MEANINGS = {
     "difference": "accuracy less that of {reference}, on the same problems, Newcombe's paired interval",
     "p": "McNemar's exact test against {reference}",
     "touched": "share of responses in which the edit changed a token",
+    "change": "mean norm of what the edit changed, over the tokens that it changed",
 }
 
 Of = Mapping[tuple[str, str], tuple[Condition, Sequence[Solved]]]  # (task, condition) -> its responses
@@ -106,6 +107,10 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
     columns["finished"] = mean([s.response.finished for s in solved])
     columns["closed"] = mean([s.behaviour.closed for s in solved])
     columns["repetition"] = mean([s.behaviour.repetition for s in solved])
+    changed = [(sum(s.response.touched), s.response.change) for s in solved if sum(s.response.touched)]
+    columns["change"] = (
+        sum(t * c[0] for t, c in changed) / sum(t for t, _ in changed) if changed and condition.edits else None
+    )
     columns["touched"] = mean([sum(s.response.touched) > 0 for s in solved]) if condition.edits else None
     return columns
 
@@ -139,6 +144,18 @@ def side_by_side(name: str, found: Of) -> tuple[list[Finding], list[Table]]:
                 findings.append(Finding(f"{name}/{task}/{key}/{measure}", columns[measure], low, high, meaning))
     tables = [Table(f"{name}_conditions", _columns(rows)), Table(f"{name}_outputs", _columns(_outputs(found)))]
     return findings, tables
+
+
+def mostly_cut(name: str, found: Of) -> list[Note]:
+    """Where the budget ended more than half of the responses, accuracies speak of the budget."""
+    return [
+        Note(
+            f"{name}, {task}: under {key} {1 - share:.0%} of the responses were cut by the budget, and count as wrong or as "
+            "what they had said by then: raise decoding.tokens."
+        )
+        for (task, key), (_, solved) in found.items()
+        if (share := mean([s.response.finished for s in solved])) < 0.5
+    ]
 
 
 def _outputs(found: Of) -> list[dict[str, object]]:

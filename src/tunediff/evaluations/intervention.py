@@ -3,11 +3,11 @@ numbers say nothing.
 
     unedited            the model as it is                            other, same_prompt   the other model; another's prompt
     reconstruction      the splice alone: what mode replace costs before any latent is touched
-    random_latents      the same operation on latents that contribute as much
+    random_latents      the same operation on latents that write as much where the edit is
     random_direction    a change of the same size at the same tokens, in a random direction
     all_latents, whole  of a patch: what every latent, and the whole hidden vector, would bring
 
-A study of R1 reported an accuracy of 0 % for latents scaled by 1.5 as well as by 0.5; without the second row it cannot be
+With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an accuracy of 0 % for latents scaled by 1.5 as well as by 0.5; without the second row it cannot be
 told from a broken splice.
 """
 
@@ -17,16 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from tunediff.benchmarks import HESITATIONS, Task
+from tunediff.benchmarks import Task
 from tunediff.edits import Edit, Everywhere, Gate, Keep, Latents, Operation, Whole
-from tunediff.evaluations.conditions import side_by_side
-from tunediff.evaluations.selection import Selection, Usual, alike, choose, usual
+from tunediff.evaluations.conditions import mostly_cut, side_by_side
+from tunediff.evaluations.selection import Selection, Usual, alike, choose, decoder_rows, usual
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Decoding, Engine
 from tunediff.shapes import BASE, DIFFERENCE, TUNED, Finding, Note, Refused, Stream, Table
 
-UNEDITED = "unedited"
+UNEDITED, SPLICED = "unedited", "reconstruction"
 
 
 class Intervention:
@@ -38,7 +38,7 @@ class Intervention:
                                                                               the other model's own response, not the same tokens
     tasks         name -> benchmark                               problems     of each at most; null: all
     draws         random latents and random directions for each operation and mode
-    hesitations   words that count as one, as regular expressions
+    hesitations   words that count as one, as regular expressions; None: the pair's own
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Intervention:
         own_response: bool = False,
         problems: int | None = None,
         draws: int = 2,
-        hesitations: Sequence[str] = HESITATIONS,
+        hesitations: Sequence[str] | None = None,
         seed: int = 0,
     ):
         if role not in (BASE, TUNED):
@@ -66,13 +66,18 @@ class Intervention:
         self.latents, self.chosen_by = latents, chosen_by
         self.tasks, self.decoding, self.engine, self.gate = tasks, decoding, engine, gate
         self.modes, self.own_response, self.problems = tuple(modes), own_response, problems
-        self.draws, self.hesitations, self.seed = draws, tuple(hesitations), seed
+        self.draws, self.hesitations, self.seed = draws, hesitations, seed
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         seen = usual(trained)
-        chosen = choose(trained, seen, self.latents, self.chosen_by)
+        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=self.whose)
         conditions = self.conditions(trained, seen, chosen)
-        yield Note(f"{self.name}: latents {', '.join(map(str, chosen))} of the {self.role} model")
+        yield Note(f"{self.name}: latents {', '.join(map(str, chosen))}, written into the {self.role} model")
+        if trained.dictionary.normalisation.needs_moments:
+            yield Note(
+                f"{self.name}: the dictionary normalises each sequence by its own moments, of which edits know those of the "
+                "prompt; activations are then not quite those it was trained on."
+            )
         yield Table(f"{self.name}_latents", latents_table(seen, chosen))
         solver = Solver(trained, self.name, self.decoding, engine=self.engine, hesitations=self.hesitations)
         found: dict[tuple[str, str], tuple[Condition, list[Solved]]] = {}
@@ -83,9 +88,16 @@ class Intervention:
             for condition, solved in solver.solve(name, task, problems, asked):
                 found[name, condition.name] = (condition, solved)
             yield from never_touched(self.name, name, found)
+        yield from mostly_cut(self.name, found)
         findings, tables = side_by_side(self.name, found)
         yield from findings
         yield from tables
+
+    @property
+    def whose(self) -> str:
+        """Which model's own latents are asked for by their count: those that are written, or patched in."""
+        patched = all(operation.reads_other for operation in self.operations.values())
+        return self.role if not patched else BASE if self.role == TUNED else TUNED
 
     def conditions(self, trained: Trained, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
         at = written_at(trained, self.role)
@@ -95,15 +107,16 @@ class Intervention:
             Condition("other", f"{other}, unedited", other, control=True, reference=UNEDITED),
         ]
 
-        def add(name: str, title: str, *edits: Edit, control: bool = False) -> None:
-            made.append(
-                Condition(name, title, self.role, edits, control, UNEDITED, alongside=self.own_response and bool(edits))
-            )
+        def add(name: str, title: str, edit: Edit, control: bool = False) -> None:
+            against = UNEDITED if edit.mode == "delta" or name == SPLICED else SPLICED
+            alongside = self.own_response and edit.operation.reads_other
+            made.append(Condition(name, title, self.role, (edit,), control, against, alongside=alongside))
 
         if "replace" in self.modes:
             splice = Edit(at, self._part(trained, seen, chosen), Keep(), self.gate, mode="replace")
-            add("reconstruction", "reconstruction alone", splice, control=True)
+            add(SPLICED, "reconstruction alone", splice, control=True)
         for name, operation in self.operations.items():
+            written = decoder_rows(trained, at, exchanged=operation.reads_other).norm(dim=-1).cpu()
             if operation.reads_other:
                 everything = self._part(trained, seen, range(trained.dictionary.latents))
                 for mode in self.modes:
@@ -115,11 +128,11 @@ class Intervention:
                 edit = Edit(at, self._part(trained, seen, chosen), operation, self.gate, mode=mode)
                 add(f"{name}/{mode}", f"{name}, {mode}", edit)
                 for draw in range(self.draws):
-                    others = alike(trained, seen, chosen, seed=self.seed + draw)
+                    others = alike(seen, written, chosen, seed=self.seed + draw)
                     part = self._part(trained, seen, others)
                     add(
                         f"random_latents/{name}/{mode}/{draw}",
-                        f"{name}, {mode}: latents that contribute as much",
+                        f"{name}, {mode}: latents that write as much",
                         Edit(at, part, operation, self.gate, mode=mode),
                         control=True,
                     )
@@ -185,11 +198,11 @@ def latents_table(seen: Usual, chosen: Sequence[int]) -> dict[str, list]:
 def never_touched(
     name: str, task: str, found: Mapping[tuple[str, str], tuple[Condition, Sequence[Solved]]]
 ) -> Iterator[Note]:
-    """Gates behind which no edit changed a token are said: they never opened, or nothing that was edited was active."""
+    """Gates behind which no edit changed a token are said: they never opened, or nothing it acts on was active."""
     idle: dict[str, list[str]] = {}
     for (of, key), (condition, solved) in found.items():
         if of == task and condition.edits and not any(sum(s.response.touched) for s in solved):
             idle.setdefault(repr(condition.edits[0].gate), []).append(key)
     for gate, keys in idle.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        yield Note(f"{name}, {task}: the edit of {keys[0]}{more} touched no token of any response; the gate is {gate}.")
+        yield Note(f"{name}, {task}: the edit of {keys[0]}{more} changed no token of any response; the gate is {gate}.")

@@ -9,13 +9,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tunediff.edits import opposite
 from tunediff.evaluations.chosen import chosen_latents
+from tunediff.evaluations.geometry import relative_decoder_norm
 from tunediff.evaluations.label_alignment import FEWEST, at_label
 from tunediff.evaluations.separation import ActiveScores
 from tunediff.evaluations.trained import Trained
-from tunediff.shapes import Refused
+from tunediff.shapes import BASE, TUNED, Refused, Stream
 
-ALIKE = 20  # latents of similar contribution that a control is drawn from, for each that it stands for
+ALIKE = 20  # latents that write about as much, of which one is drawn
 
 
 class Usual(NamedTuple):
@@ -93,20 +95,32 @@ class Telling:
 
 
 def choose(
-    trained: Trained, seen: Usual, latents: int | Sequence[int] | None, chosen_by: Selection | None
+    trained: Trained,
+    seen: Usual,
+    latents: int | Sequence[int] | None,
+    chosen_by: Selection | None,
+    *,
+    whose: str,
 ) -> list[int]:
-    """Latents by their numbers, or how many of those that belong most to one model; None: as `chosen_by` chooses."""
-    if latents is not None:
+    """Latents by their numbers; or how many of those alive that are most `whose` own by relative decoder norm; None: as
+    `chosen_by` chooses. Raises Refused where that cannot be."""
+    if latents is None:
+        if chosen_by is None:
+            raise Refused("Name the latents, latents=[3,17], or say how they are chosen, chosen_by._target_=...")
+        return chosen_by.choose(trained, seen)
+    if not isinstance(latents, int):
         return chosen_latents(trained, latents, seen.alive, setting="latents")
-    if chosen_by is None:
-        raise Refused("Name the latents, latents=[3,17], or say how they are chosen, chosen_by._target_=...")
-    return chosen_by.choose(trained, seen)
+    if set(trained.roles) != {BASE, TUNED}:
+        raise Refused(f"latents={latents} takes those most {whose}'s own of two models: give numbers, latents=[3,17].")
+    relative = relative_decoder_norm(trained)
+    own = (relative if whose == TUNED else 1 - relative).masked_fill(~seen.alive, -1.0)
+    return own.argsort(descending=True, stable=True)[: min(latents, int(seen.alive.sum()))].tolist()
 
 
-def alike(trained: Trained, seen: Usual, chosen: Sequence[int], *, seed: int) -> list[int]:
-    """As many other latents, each drawn from those that contribute about as much to the reconstruction as the one that it
-    stands for: mean activation times decoder norm. A latent drawn from all would usually be a weak one."""
-    size = seen.mean * trained.dictionary.decoder_norms().sum(0).cpu()
+def alike(seen: Usual, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:
+    """As many other latents, each drawn from those that write about as much as the one that it stands for: mean activation
+    times the norm [latent] of what one unit writes where the edit is. One drawn from all would usually be a weak one."""
+    size = seen.mean * written
     free = seen.alive.clone()
     free[list(chosen)] = False
     generator, drawn = torch.Generator().manual_seed(seed), []
@@ -118,3 +132,18 @@ def alike(trained: Trained, seen: Usual, chosen: Sequence[int], *, seed: int) ->
         drawn.append(int(near[torch.randint(len(near), (1,), generator=generator)]))
         free[drawn[-1]] = False
     return drawn
+
+
+def decoder_rows(trained: Trained, at: Stream, *, exchanged: bool = False) -> Tensor:
+    """[latent, width] in the model's own units, what one unit of each latent writes at a place; `exchanged`: what taking
+    the other model's row instead of one's own changes there. Under sequence_zscore as if the deviation were 1."""
+    dictionary = trained.dictionary
+    rows = (
+        dictionary.W_dec
+        if dictionary.normalisation.needs_moments
+        else dictionary.W_dec / dictionary.normalisation.scale
+    )
+    if len(dictionary.streams) == 1:
+        return rows
+    own = dictionary.part(rows, at.role)
+    return dictionary.part(rows, opposite(at).role) - own if exchanged else own

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tunediff.benchmarks import HESITATIONS, Behaviour, Grade, Grader, Problem, Task, behaviour
+from tunediff.benchmarks import Behaviour, Grade, Grader, Problem, Task, behaviour
 from tunediff.edits import Edit
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Asked, Batched, Decoding, Engine, Response, ask, generate, surprise
@@ -54,7 +54,7 @@ class Solved(NamedTuple):
 class Solver:
     """name         of the evaluation, under which responses are kept
     own_template    each model is asked through its own tokenizer and template; else both through the pair's
-    hesitations     words that count as one, as regular expressions
+    hesitations     words that count as one, as regular expressions; None: the pair's own
     """
 
     def __init__(
@@ -65,11 +65,12 @@ class Solver:
         *,
         engine: Engine | None = None,
         own_template: bool = False,
-        hesitations: Sequence[str] = HESITATIONS,
+        hesitations: Sequence[str] | None = None,
     ):
         self.pair, self.folder, self.name = trained.pair, trained.folder, name
         self.decoding, self.engine = decoding, engine or Batched()
-        self.own_template, self.hesitations = own_template, tuple(hesitations)
+        self.own_template = own_template
+        self.hesitations = tuple(trained.pair.hesitations if hesitations is None else hesitations)
 
     def tokenizer(self, role: str) -> Any:
         return self.pair.tokenizer_of(role) if self.own_template else self.pair.tokenizers[self.pair.entry(role)]
@@ -110,24 +111,37 @@ class Solver:
         with Grader() as grader:
             for condition in conditions:
                 responses = self.respond(task, problems, condition)
-                yield condition, self.graded(of, problems, responses, grader, condition)
+                grades = self.grades(of, problems, responses, grader)
+                yield condition, self.measured(problems, responses, grades, condition)
 
-    def graded(
-        self, of: Task, problems: Sequence[Problem], responses: Sequence[Response], grader: Grader, condition: Condition
+    def grades(
+        self, of: Task, problems: Sequence[Problem], responses: Sequence[Response], grader: Grader
+    ) -> list[Grade]:
+        questions = [
+            (response.text, problem.gold, of.kind, response.finished, response.opened)
+            for problem, response in zip(problems, responses, strict=True)
+        ]
+        return grader.grade(questions, tolerance=of.tolerance)
+
+    def measured(
+        self,
+        problems: Sequence[Problem],
+        responses: Sequence[Response],
+        grades: Sequence[Grade],
+        condition: Condition,
     ) -> list[Solved]:
-        asked = [(p.prompts[condition.asked_as or condition.role], r) for p, r in zip(problems, responses, strict=True)]
-        tokenizer = self.tokenizer(condition.role)
-        prompts = ask([("", prompt) for prompt, _ in asked], tokenizer)
+        """How the responses are written, and how probable they are without edits."""
+        tokenizer, whose = self.tokenizer(condition.role), condition.asked_as or condition.role
+        prompts = ask([(problem.id, problem.prompts[whose]) for problem in problems], tokenizer)
         nats = surprise(self.pair, condition.role, prompts, responses, tokenizer=tokenizer)
-        questions = [(r.text, p.gold, of.kind, r.finished, r.opened) for p, r in zip(problems, responses, strict=True)]
-        grades = grader.grade(questions, tolerance=of.tolerance)
         wrote = [behaviour(r.text, r.ids, patterns=self.hesitations, opened=r.opened) for r in responses]
         return [Solved(*parts) for parts in zip(problems, responses, grades, wrote, nats, strict=True)]
 
     def _stands_for(self, condition: Condition) -> str:
-        """All that decides a response beside its prompt."""
-        source = self.pair.sources
-        named = [condition.role, *(repr(source[role]) for role in (BASE, TUNED)), repr(self.decoding)]
+        """All that decides a response beside its prompt, but for the batch it stands in."""
+        sources = [self.pair.sources[role] for role in (BASE, TUNED)]
+        named = [condition.role, *(f"{source} {source.files()}" for source in sources), repr(self.decoding)]
+        named.append(type(self.engine).__name__)
         named += [str(self.own_template), str(condition.asked_as), str(condition.alongside)]
         return digest([*named, *condition.edits])
 
@@ -155,7 +169,9 @@ class Kept:
             for line in whole.splitlines():
                 entry = json.loads(line)
                 key = entry.pop("key")
-                self.known[key] = Response(**{**entry, "touched": tuple(entry["touched"])})
+                self.known[key] = Response(
+                    **{**entry, "touched": tuple(entry["touched"]), "change": tuple(entry["change"])}
+                )
 
     def read(self, asked: Asked) -> Response | None:
         return self.known.get(digest([asked.name, asked.ids]))

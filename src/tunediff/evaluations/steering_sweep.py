@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from tunediff.benchmarks import HESITATIONS, Task, wilson
+from tunediff.benchmarks import Task, wilson
 from tunediff.edits import Add, Directions, Edit, Gate
 from tunediff.evaluations.conditions import (
     hesitation_interval,
@@ -32,7 +32,7 @@ from tunediff.evaluations.conditions import (
 )
 from tunediff.evaluations.intervals import Estimate
 from tunediff.evaluations.intervention import UNEDITED, never_touched, random_direction, written_at
-from tunediff.evaluations.selection import Selection, Usual, choose, usual
+from tunediff.evaluations.selection import Selection, Usual, choose, decoder_rows, usual
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Decoding, Engine
@@ -55,7 +55,7 @@ class SteeringSweep:
     tasks         name -> benchmark; the first is used           problems     at most; null: all
     collapse      times the unsteered perplexity above which a text counts as broken down
     repetition    share of repeated 4-grams above which it does
-    hesitations   the behaviour: words that count, as regular expressions
+    hesitations   the behaviour: words that count, as regular expressions; None: the pair's own
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SteeringSweep:
         problems: int | None = None,
         collapse: float = 3.0,
         repetition: float = 0.5,
-        hesitations: Sequence[str] = HESITATIONS,
+        hesitations: Sequence[str] | None = None,
         seed: int = 0,
     ):
         if unit not in UNITS:
@@ -86,11 +86,11 @@ class SteeringSweep:
         self.latents, self.chosen_by = latents, chosen_by
         self.tasks, self.decoding, self.engine, self.unit = tasks, decoding, engine, unit
         self.problems, self.collapse, self.repetition = problems, collapse, repetition
-        self.hesitations, self.seed = tuple(hesitations), seed
+        self.hesitations, self.seed = hesitations, seed
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         seen = usual(trained)
-        chosen = choose(trained, seen, self.latents, self.chosen_by)
+        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=self.role)
         yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {self.role} model")
         name, task = next(iter(self.tasks.items()))
         problems, notes = problems_of(task, name, self.problems)
@@ -118,13 +118,20 @@ class SteeringSweep:
     def conditions(self, trained: Trained, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
         at = written_at(trained, self.role)
         numbers = torch.tensor(chosen)
-        one = torch.eye(len(chosen), device=trained.pair.device(self.role))
-        rows = trained.dictionary.written(one, numbers.to(one.device))
-        rows = rows if len(trained.dictionary.streams) == 1 else trained.part(rows, self.role)
-        scale = seen.maximum[numbers].to(one.device)
+        if trained.dictionary.normalisation.needs_moments:
+            raise Refused(
+                "steering_sweep: what a latent of this dictionary writes depends on each sequence (normalisation "
+                "sequence_zscore), so that it has no one direction: use evaluation=scaling."
+            )
+        rows = decoder_rows(trained, at)[numbers]
+        scale = seen.maximum[numbers].to(rows)
         if self.unit == "residual_norm":
-            norm = seen.norms.get(self.role) or next(iter(seen.norms.values()))
-            scale = norm / (rows.norm(dim=-1) * len(chosen))
+            if self.role not in seen.norms:
+                raise Refused(
+                    f"steering_sweep.unit=residual_norm: the dictionary reads {', '.join(seen.norms)}, not the hidden vectors "
+                    f"of the {self.role} model that are written: choose latent_maximum."
+                )
+            scale = seen.norms[self.role] / (rows.norm(dim=-1) * len(chosen))
         steered = Directions(rows, scale, torch.zeros_like(scale))
         size = float((scale[:, None] * rows).sum(0).norm())  # of the whole change at strength 1
         along = torch.nn.functional.normalize(random_direction(at, seed=self.seed), dim=-1)[None].to(rows)
@@ -150,7 +157,7 @@ class SteeringSweep:
         if usable:
             peak = max(usable, key=lambda n: float(rates[n].value))
             ends = hesitation_interval(curve[peak])
-            meaning = "largest rate while the text is coherent, hesitations per 1,000 tokens"
+            meaning = "largest rate while the text is coherent, hesitations per 1,000 tokens; chosen and measured on the same problems"
             yield Finding(f"{where}/peak", number(rates[peak].value), *ends, meaning)
             meaning = f"strength of that peak, in units of {self.unit}"
             yield Finding(f"{where}/peak_strength", self.strengths[peak], meaning=meaning)
