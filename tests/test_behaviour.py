@@ -267,7 +267,7 @@ def test_a_budget_that_cuts_most_responses_is_said(trained):
 
 
 def test_controls_write_as_much_where_the_edit_is(trained):
-    seen, rows = usual(trained), decoder_rows(trained, trained.dictionary.streams[0])
+    rows = decoder_rows(trained, trained.dictionary.streams[0])
     assert torch.allclose(rows, trained.dictionary.W_dec)
     alive = torch.ones(100)
     written = torch.where(torch.arange(100) < 50, 100.0, 1.0)
