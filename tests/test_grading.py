@@ -135,7 +135,10 @@ OUTPUTS = {
     "an empty answer after a boxed thinking": (r"So \boxed{7}.</think>", "7", "boxed_in_thinking"),
     "the last end of thinking": (r"a</think>\boxed{1}</think>\boxed{2}", "2", "boxed"),
     "open thinking": ("<think>It is 42. So the answer is 42.", None, "unfinished"),
-    "open thinking with a box": (r"<think>It is \boxed{42}. But wait", None, "unfinished"),
+    "open thinking with a box, ended": (r"<think>It is \boxed{42}. But wait", "42", "boxed_in_thinking"),
+    "a box before thinking opened again": (r"\boxed{1}<think>no", None, "unfinished"),
+    "a next problem in open thinking": ("<think>So \\boxed{42}.\n\nQuestion: what is 1+1?\n\\boxed{2}", "42", "boxed_in_thinking"),
+    "a problem restated in open thinking": ("<think>1.\nProblem: what is 40+2? So \\boxed{42}.", "42", "boxed_in_thinking"),
     "thinking opened again": (r"<think>a</think>\boxed{1}<think>no", None, "unfinished"),
 }  # fmt: skip
 
@@ -151,9 +154,19 @@ def test_an_output_gives_the_answer_it_concludes_with(kind):
 
 
 def test_an_output_cut_inside_the_thinking_is_unfinished_and_never_guessed():
-    assert grade("So the answer is 42. \\boxed{42} But wait", "42", opened=True) == (False, None, "unfinished")
+    cut = "So the answer is 42. \\boxed{42} But wait"
+    assert grade(cut, "42", opened=True, finished=False) == (False, None, "unfinished")
+    assert read("<think>" + cut, finished=False) == (None, "unfinished")
     assert grade("So the answer is 42. \\boxed{42}", "42", opened=False).correct
     assert grade("hm</think>So \\boxed{42}", "42", opened=True).correct
+
+
+def test_a_model_that_ended_by_itself_without_closing_the_thinking_gives_its_last_box_and_nothing_weaker():
+    for opened, begun in ((True, ""), (False, "<think>")):
+        assert read(begun + "First \\boxed{7}, no: \\boxed{42}. Done.", opened=opened) == ("42", "boxed_in_thinking")
+        assert read(begun + "So the answer is 42.", opened=opened) == (None, "unfinished")
+        assert read(begun + "So \\boxed{\\frac{4", opened=opened) == (None, "unfinished")
+    assert grade("So \\boxed{\\text{No}}.", "no", kind="boolean", opened=True).correct
 
 
 def test_a_cut_answer_counts_only_if_it_was_stated_before_the_cut():
