@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tunediff.benchmarks import RULES, Grader, grade, read
+from tunediff.benchmarks.answers import option, truth
 from tunediff.shapes import Refused
 
 # kind: (answer in a box, gold, equal)
@@ -195,6 +196,61 @@ CHOICES = [
 )
 def test_a_hedging_output_is_taken_at_its_conclusion(kind, output, gold, right):
     assert grade(output, gold, kind=kind).correct is right
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "invented", "answer"),
+    [
+        ("boolean", "So the answer is yes.", "The answer is no.", "true"),
+        ("boolean", "Yes, it is.", "Answer: no", "true"),
+        ("choice", "The answer is (B).", "The answer is (C).", "B"),
+        ("word", "The answer is Ada", "The answer is Bob", "Ada"),
+    ],
+)
+def test_a_next_question_is_cut_off_after_an_answer_without_a_number(kind, said, invented, answer):
+    assert spelled(read(f"{said}\n\nQuestion: And what of this?\n{invented}", kind=kind), kind) == answer
+    assert spelled(read(f"Question: What of this?\n{said}", kind=kind), kind) == answer
+
+
+def spelled(found, kind):
+    """What was read, as its kind spells it."""
+    return {"boolean": truth, "choice": option, "word": str}[kind](found.text)
+
+
+ENDS = (
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
+    "<|im_start|>user", "<|start_header_id|>user<|end_header_id|>", "</s>", "<end_of_turn>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_follows_the_end_of_a_turn_is_not_read(end):
+    for next_turn in ("\nWhat is 1+1? \\boxed{2}", "\nWhat is 1+1?</think>The answer is 2.", "\n<think>I"):
+        assert read(f"So \\boxed{{42}}.{end}{next_turn}", finished=False) == ("42", "boxed")
+        assert read(f"So \\boxed{{42}}.{end}{next_turn}", finished=False, opened=True) == ("42", "boxed_in_thinking")
+        assert read(f"7</think>So it is 42.{end}{next_turn}", finished=False, opened=True) == (
+            "42",
+            "concluding_number",
+        )
+        assert read(f"So the answer is yes{end}{next_turn} no.", kind="boolean").text == "true"
+
+
+def test_a_turn_that_ended_at_once_gives_no_answer():
+    for end in ("<|im_end|>", "<｜end▁of▁sentence｜>", "<|im_start|>user"):
+        assert read(f"{end}\n\\boxed{{2}}") == (None, "no_answer")
+        assert read(f"{end}\n\\boxed{{2}}", opened=True) == (None, "unfinished")
+
+
+def test_a_whole_invented_conversation_is_not_read():
+    turns = "<|im_end|>\n<|im_start|>user\nWhat is 1+1?<|im_end|>\n<|im_start|>assistant\n\\boxed{2}"
+    assert read(f"\\boxed{{42}}.{turns}") == ("42", "boxed")
+
+
+@pytest.mark.parametrize(
+    "header", ["<|im_start|>assistant\n", "<｜begin▁of▁sentence｜><｜Assistant｜>", "<|begin_of_text|>"]
+)
+def test_an_output_may_open_with_the_header_of_its_own_turn(header):
+    assert read(f"{header}So \\boxed{{42}}.<|im_end|>\n\\boxed{{2}}") == ("42", "boxed")
 
 
 def test_a_word_may_be_the_subject_of_the_last_sentence_unless_it_is_denied():
