@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from tunediff.benchmarks import HESITATIONS, Grader, Problem, Scaling, Task, scaling, scaling_difference, wilson
+from tunediff.benchmarks import HESITATIONS, BudgetCurve, Grader, Problem, Task, scaling, scaling_difference, wilson
 from tunediff.evaluations.conditions import side_by_side
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
@@ -129,7 +129,7 @@ def curve(task: str, role: str, right: Sequence[Sequence[bool]], budgets: Sequen
     return rows
 
 
-def _findings(where: str, measured: Scaling, what: str) -> Iterator[Finding]:
+def _findings(where: str, measured: BudgetCurve, what: str) -> Iterator[Finding]:
     for field, name in NAMES.items():
         estimate = getattr(measured, field)
         if estimate is not None:
