@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tunediff.benchmarks import RULES, Grader, grade, read
+from tunediff.benchmarks.answers import option, truth
 from tunediff.shapes import Refused
 
 # kind: (answer in a box, gold, equal)
@@ -135,7 +136,10 @@ OUTPUTS = {
     "an empty answer after a boxed thinking": (r"So \boxed{7}.</think>", "7", "boxed_in_thinking"),
     "the last end of thinking": (r"a</think>\boxed{1}</think>\boxed{2}", "2", "boxed"),
     "open thinking": ("<think>It is 42. So the answer is 42.", None, "unfinished"),
-    "open thinking with a box": (r"<think>It is \boxed{42}. But wait", None, "unfinished"),
+    "open thinking with a box, ended": (r"<think>It is \boxed{42}. But wait", "42", "boxed_in_thinking"),
+    "a box before thinking opened again": (r"\boxed{1}<think>no", None, "unfinished"),
+    "a next problem in open thinking": ("<think>So \\boxed{42}.\n\nQuestion: what is 1+1?\n\\boxed{2}", "42", "boxed_in_thinking"),
+    "a problem restated in open thinking": ("<think>1.\nProblem: what is 40+2? So \\boxed{42}.", "42", "boxed_in_thinking"),
     "thinking opened again": (r"<think>a</think>\boxed{1}<think>no", None, "unfinished"),
 }  # fmt: skip
 
@@ -151,9 +155,19 @@ def test_an_output_gives_the_answer_it_concludes_with(kind):
 
 
 def test_an_output_cut_inside_the_thinking_is_unfinished_and_never_guessed():
-    assert grade("So the answer is 42. \\boxed{42} But wait", "42", opened=True) == (False, None, "unfinished")
+    cut = "So the answer is 42. \\boxed{42} But wait"
+    assert grade(cut, "42", opened=True, finished=False) == (False, None, "unfinished")
+    assert read("<think>" + cut, finished=False) == (None, "unfinished")
     assert grade("So the answer is 42. \\boxed{42}", "42", opened=False).correct
     assert grade("hm</think>So \\boxed{42}", "42", opened=True).correct
+
+
+def test_a_model_that_ended_by_itself_without_closing_the_thinking_gives_its_last_box_and_nothing_weaker():
+    for opened, begun in ((True, ""), (False, "<think>")):
+        assert read(begun + "First \\boxed{7}, no: \\boxed{42}. Done.", opened=opened) == ("42", "boxed_in_thinking")
+        assert read(begun + "So the answer is 42.", opened=opened) == (None, "unfinished")
+        assert read(begun + "So \\boxed{\\frac{4", opened=opened) == (None, "unfinished")
+    assert grade("So \\boxed{\\text{No}}.", "no", kind="boolean", opened=True).correct
 
 
 def test_a_cut_answer_counts_only_if_it_was_stated_before_the_cut():
@@ -182,6 +196,61 @@ CHOICES = [
 )
 def test_a_hedging_output_is_taken_at_its_conclusion(kind, output, gold, right):
     assert grade(output, gold, kind=kind).correct is right
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "invented", "answer"),
+    [
+        ("boolean", "So the answer is yes.", "The answer is no.", "true"),
+        ("boolean", "Yes, it is.", "Answer: no", "true"),
+        ("choice", "The answer is (B).", "The answer is (C).", "B"),
+        ("word", "The answer is Ada", "The answer is Bob", "Ada"),
+    ],
+)
+def test_a_next_question_is_cut_off_after_an_answer_without_a_number(kind, said, invented, answer):
+    assert spelled(read(f"{said}\n\nQuestion: And what of this?\n{invented}", kind=kind), kind) == answer
+    assert spelled(read(f"Question: What of this?\n{said}", kind=kind), kind) == answer
+
+
+def spelled(found, kind):
+    """What was read, as its kind spells it."""
+    return {"boolean": truth, "choice": option, "word": str}[kind](found.text)
+
+
+ENDS = (
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
+    "<|im_start|>user", "<|start_header_id|>user<|end_header_id|>", "</s>", "<end_of_turn>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_follows_the_end_of_a_turn_is_not_read(end):
+    for next_turn in ("\nWhat is 1+1? \\boxed{2}", "\nWhat is 1+1?</think>The answer is 2.", "\n<think>I"):
+        assert read(f"So \\boxed{{42}}.{end}{next_turn}", finished=False) == ("42", "boxed")
+        assert read(f"So \\boxed{{42}}.{end}{next_turn}", finished=False, opened=True) == ("42", "boxed_in_thinking")
+        assert read(f"7</think>So it is 42.{end}{next_turn}", finished=False, opened=True) == (
+            "42",
+            "concluding_number",
+        )
+        assert read(f"So the answer is yes{end}{next_turn} no.", kind="boolean").text == "true"
+
+
+def test_a_turn_that_ended_at_once_gives_no_answer():
+    for end in ("<|im_end|>", "<｜end▁of▁sentence｜>", "<|im_start|>user"):
+        assert read(f"{end}\n\\boxed{{2}}") == (None, "no_answer")
+        assert read(f"{end}\n\\boxed{{2}}", opened=True) == (None, "unfinished")
+
+
+def test_a_whole_invented_conversation_is_not_read():
+    turns = "<|im_end|>\n<|im_start|>user\nWhat is 1+1?<|im_end|>\n<|im_start|>assistant\n\\boxed{2}"
+    assert read(f"\\boxed{{42}}.{turns}") == ("42", "boxed")
+
+
+@pytest.mark.parametrize(
+    "header", ["<|im_start|>assistant\n", "<｜begin▁of▁sentence｜><｜Assistant｜>", "<|begin_of_text|>"]
+)
+def test_an_output_may_open_with_the_header_of_its_own_turn(header):
+    assert read(f"{header}So \\boxed{{42}}.<|im_end|>\n\\boxed{{2}}") == ("42", "boxed")
 
 
 def test_a_word_may_be_the_subject_of_the_last_sentence_unless_it_is_denied():

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from tunediff.benchmarks import (
     behaviour,
@@ -65,6 +65,13 @@ def test_one_against_five_is_a_split_that_14_of_64_coins_give():
     found = mcnemar(*answers(10, 5, 1, 4))
     assert found[:2] == (5, 1) and found.p == pytest.approx(14 / 64)  # 2 (1 + 6) / 2^6
     assert mcnemar(*answers(0, 1, 5, 0)).p == found.p
+
+
+def test_the_chance_of_a_split_is_twice_the_tail_of_a_fair_binomial():
+    for only_first, only_second in ((0, 1), (0, 7), (3, 40), (120, 90), (0, 900)):
+        smaller, discordant = min(only_first, only_second), only_first + only_second
+        theirs = min(1.0, 2 * binom.cdf(smaller, discordant, 0.5))
+        assert mcnemar(*answers(2, only_first, only_second, 1)).p == pytest.approx(theirs, rel=1e-12)
 
 
 def test_an_even_split_and_none_at_all_say_nothing():
@@ -243,5 +250,5 @@ def test_a_response_too_short_for_an_ngram_has_no_share_of_them():
 
 def test_a_response_is_described_in_one_go():
     found = behaviour("<think>\nWait. Hmm.\n</think>\nok", [5, 6, 7, 8] * 10)
-    assert found == (40, 2, 50.0, True, pytest.approx(1 - 4 / 37), pytest.approx(4 / 39))
-    assert behaviour("", []) == (0, 0, None, None, None, None)
+    assert found == (40, 2, True, pytest.approx(1 - 4 / 37), pytest.approx(4 / 39))
+    assert behaviour("", []) == (0, 0, None, None, None)

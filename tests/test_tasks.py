@@ -90,9 +90,9 @@ def test_an_option_of_the_hub_reads_a_local_file_of_the_same_columns(name, tmp_p
     (problem,) = made.problems()
     assert problem.gold == gold
     assert problem.question == row.get("question", row.get("problem"))
-    for role in ("base", "tuned"):
-        assert problem.question in made.ask(problem, role) and "{question}" not in made.ask(problem, role)
-    assert (made.ask(problem, "base") == made.ask(problem, "tuned")) == (name != "gsm8k_hard")
+    assert sorted(problem.prompts) == ["base", "tuned"]
+    assert all(problem.question in asked and "{question}" not in asked for asked in problem.prompts.values())
+    assert (problem.prompts["base"] == problem.prompts["tuned"]) == (name != "gsm8k_hard")
 
 
 def test_every_option_is_one_of_the_hub_or_of_the_toy():
@@ -111,15 +111,14 @@ def test_the_toy_problems_are_those_of_the_card():
     found = made.problems()
     assert [(p.question, p.gold) for p in found] == [(p.text, str(p.answer)) for p in expected]
     assert all(language.is_held_out(p.question) for p in found)
-    assert {made.ask(found[0], role) for role in ("base", "tuned")} == {found[0].question}
+    assert found[0].prompts == dict.fromkeys(("base", "tuned"), found[0].question)
 
 
 def test_the_base_is_asked_for_steps_as_its_card_reports():
     made = option("toy_step_by_step", problems=3)
     first, *others = made.problems()
     assert len(others) == 2 and first.question == option("toy").problems()[0].question
-    assert made.ask(first, "base") == first.question + language.STEP_BY_STEP
-    assert made.ask(first, "tuned") == first.question
+    assert first.prompts == {"base": first.question + language.STEP_BY_STEP, "tuned": first.question}
 
 
 def test_one_setting_asks_both_models_of_the_hard_problems_alike(tmp_path):
@@ -192,8 +191,10 @@ def test_a_question_full_of_braces_reaches_the_model_as_it_is():
         prompts={"base": r"{question} \boxed{} {other}", "tuned": r"{q} \boxed{yes} x_{n}"},
     )
     (problem,) = made.problems()
-    assert made.ask(problem, "base") == r"Is {other} in \{x_{n}\} or {0}? \boxed{} WRONG"
-    assert made.ask(problem, "tuned") == r"Is {other} in \{x_{n}\} or {0}? \boxed{yes} x_{n}"
+    assert problem.prompts == {
+        "base": r"Is {other} in \{x_{n}\} or {0}? \boxed{} WRONG",
+        "tuned": r"Is {other} in \{x_{n}\} or {0}? \boxed{yes} x_{n}",
+    }
 
 
 def test_only_as_many_rows_are_read_as_problems_are_wanted():
@@ -251,12 +252,6 @@ ROW = {"q": "?", "a": "1"}
 def test_a_bad_benchmark_is_refused_in_a_sentence(rows, settings, message):
     with pytest.raises(TaskError, match=message):
         task(*rows, **settings).problems()
-
-
-def test_a_model_without_a_role_is_not_asked():
-    made = task(ROW)
-    with pytest.raises(TaskError, match="No model has the role 'thin'; the roles are base, tuned"):
-        made.ask(made.problems()[0], "thin")
 
 
 def test_a_file_that_is_missing_broken_or_without_answers_is_named(tmp_path):

@@ -8,9 +8,9 @@ writing.py     hesitations, repetition
 from tunediff.benchmarks.answers import READ, Answer, read
 from tunediff.benchmarks.grading import RULES, Grade, Grader, grade
 from tunediff.benchmarks.measures import (
-    Estimate,
+    BudgetCurve,
+    Interval,
     Paired,
-    Scaling,
     difference,
     mcnemar,
     scaling,
@@ -26,13 +26,13 @@ __all__ = [
     "RULES",
     "Answer",
     "Behaviour",
-    "Estimate",
+    "BudgetCurve",
     "Grade",
     "Grader",
+    "Interval",
     "ManyNumbers",
     "Paired",
     "Problem",
-    "Scaling",
     "Task",
     "TaskError",
     "behaviour",

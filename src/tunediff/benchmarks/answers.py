@@ -2,9 +2,10 @@
 
 Only what stands after the last `</think>` is read. Its last complete box comes first; then an answer that it states ("The
 answer is 42", "#### 42"); then the last complete box of the closed thinking, where the written answer was cut or forgot
-it; then the output of a program; last the concluding sentence. Thinking that never closed gives no answer at all, not
-even by a box: it may have gone on to change its mind. What a base model invents after its answer, a next question or
-the same lines again, is not read. Nothing here knows the gold answer.
+it; then the output of a program; last the concluding sentence. Thinking that was cut gives no answer at all, not even
+by a box: it might have changed its mind. Where the model ended by itself without closing it, its last box counts: a base
+model whose prompt opens the thinking never closes it. What a model invents after its answer, a next turn or question or
+the same lines again, is not read; special tokens mark turns, so they stand in the text. Nothing here knows the gold.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from tunediff.benchmarks.sentences import sentences, settled
 READ = {
     "boxed": "the last complete box after the thinking, or several that are one list",
     "stated": 'what follows the last "the answer is", "Answer:" or "####"',
-    "boxed_in_thinking": "the last complete box of the closed thinking; the text after it states no answer",
+    "boxed_in_thinking": "the last complete box of the thinking; no text after it states an answer, or the model ended in it",
     "program_output": "the last line that a program of the output printed",
     "concluding_number": "the number of the concluding sentence",
     "concluding_expression": "the formula of the concluding sentence",
     "concluding_sentence": "the concluding sentence, which holds no number or formula",
-    "unfinished": "cut inside the thinking, or before an answer was stated",
+    "unfinished": "cut inside the thinking or before an answer was stated, or ended inside the thinking without a box",
     "no_answer": "ended without one",
 }
 
@@ -38,12 +39,16 @@ def read(output: str, *, kind: str = "math", finished: bool = True, opened: bool
     """The answer of one output. `finished`: the model ended by itself, so the last sentence is whole. `opened`: the
     prompt ended inside the thinking. `kind`: math, boolean or choice; or word, where the concluding sentence is wanted
     whole, for the answer may be its subject ("Ada is the tallest")."""
+    output, ended = _own_turn(output)
+    finished = finished or ended
     thinking, said = _after_thinking(output, opened)
     if said is None:
-        return Answer(None, "unfinished")
+        boxed = boxes(_before_invention(thinking, after=r"\\boxed")[0]) if finished else None
+        answer = _READERS[kind](boxed) if boxed else None
+        return Answer(answer, "boxed_in_thinking" if answer else "unfinished")
     if not output.strip():
         return Answer(None, "no_answer")
-    said, went_on = _before_invention(said)
+    said, went_on = _before_invention(said, after=r"\d|\\boxed" if kind == "math" else r"\S")
     finished = finished or went_on
     said, printed = _without_programs(said)
     text = _READERS[kind]
@@ -101,34 +106,47 @@ def truth(text: str) -> str | None:
 
 # -- what is read
 
+# Of Qwen (im), DeepSeek (full-width bars), Llama 2 and Mistral (s, INST), Llama 3 (header, eot, eom, text) and Gemma (turn).
+# Not every token in such brackets: some open the thinking.
+_TURN = re.compile(
+    r"<\|(?:im_(?:start|end)|endoftext|(?:begin|end)_of_text|eo[tm]_id|(?:start|end)_header_id)\|>"
+    r"|<｜(?:User|Assistant|(?:begin|end)▁of▁sentence)｜>|</s>|\[/?INST\]|<(?:start|end)_of_turn>"
+)
+_HEADER = re.compile(
+    r"\s*(?:<｜begin▁of▁sentence｜>|<\|begin_of_text\|>|<s>)?\s*"
+    r"(?:<\|im_start\|>assistant\b|<｜Assistant｜>|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model\b)?"
+)
+
+
+def _own_turn(output: str) -> tuple[str, bool]:
+    """The output without a header of its own and up to the end of its turn, and whether that came."""
+    output = output[_HEADER.match(output).end() :]
+    end = _TURN.search(output)
+    return (output[: end.start()], True) if end else (output, False)
+
 
 def _after_thinking(output: str, opened: bool) -> tuple[str, str | None]:
-    closed = (
-        max((output.rfind(tag) + len(tag), tag) for tag in CLOSINGS if tag in output)
-        if _has(output, CLOSINGS)
-        else None
-    )
-    thinking, said = (output[: closed[0]], output[closed[0] :]) if closed else ("", output)
-    if _has(said, OPENINGS) or (opened and not closed):
-        return thinking, None
-    return thinking, said
-
-
-def _has(text: str, tags: tuple[str, ...]) -> bool:
-    return any(tag in text for tag in tags)
+    """The thinking and what is said after it; where the thinking is open at the end, that and None."""
+    end = max((output.rfind(tag) + len(tag) for tag in CLOSINGS if tag in output), default=0)
+    said = output[end:]
+    if opened and not end:
+        return output, None
+    begins = [said.find(tag) + len(tag) for tag in OPENINGS if tag in said]
+    return (said[min(begins) :], None) if begins else (output[:end], said)
 
 
 _NEXT = re.compile(
     r"(?im)^\W*(?:question|problem|exercise|example|q|user|human|student|instruction|assistant)\s*\d*\s*[:.]"
-    r"|^you are an? (?:ai|helpful) assistant|<\|(?:endoftext|im_end|im_start|eot_id|end_of_text)\|>|<｜end▁of▁sentence｜>"
+    r"|^you are an? (?:ai|helpful) assistant"
 )
 
 
-def _before_invention(text: str) -> tuple[str, bool]:
-    """Up to the next problem that the model asks itself, or to where it goes round in a circle; and whether its last
-    sentence is whole and meant: one that only repeats a result is, one of a circle of several results is not."""
+def _before_invention(text: str, after: str) -> tuple[str, bool]:
+    """Up to the next problem that the model asks itself `after` something that may be an answer, or to where it goes round
+    in a circle; and whether its last sentence is whole and meant: one that only repeats a result is, one of a circle of
+    several results is not."""
     for found in _NEXT.finditer(text):
-        if re.search(r"\d|\\boxed", text[: found.start()]) or found[0].startswith("<"):
+        if re.search(after, text[: found.start()]):
             return text[: found.start()], True
     pieces = re.finditer(r"[^\n]*?(?:[.!?](?=\s)|\n|$)", text)
     words = [(piece[0].strip(), piece.start()) for piece in pieces if len(piece[0].strip()) > 3]

@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
-from scipy.stats import binom
+from scipy.special import bdtr, ndtri  # scipy.stats takes 0.4 s to import
 
 from tunediff.shapes import Refused
 
 
-class Estimate(NamedTuple):
+class Interval(NamedTuple):
     """A number and its interval."""
 
     value: float
@@ -56,10 +55,10 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     half fall to each. p is 1 where there are none."""
     _, only_first, only_second, _ = _cross(first, second)
     smaller, discordant = min(only_first, only_second), only_first + only_second
-    return Paired(only_first, only_second, min(1.0, 2 * float(binom.cdf(smaller, discordant, 0.5))))
+    return Paired(only_first, only_second, min(1.0, 2 * float(bdtr(smaller, discordant, 0.5))))
 
 
-def difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> Estimate:
+def difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> Interval:
     """Accuracy of the second less that of the first on the same problems, with Newcombe's paired score interval: the two
     Wilson intervals, put together under the correlation of the two models over problems."""
     both, only_first, only_second, neither = _cross(first, second)
@@ -74,7 +73,7 @@ def difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.9
     down = _together(shares[0] - low_2, high_1 - shares[1], correlation)
     up = _together(high_2 - shares[0], shares[1] - low_1, correlation)
     value = (only_second - only_first) / problems
-    return Estimate(value, value - down, value + up)
+    return Interval(value, value - down, value + up)
 
 
 def _together(one: float, other: float, correlation: float) -> float:
@@ -92,7 +91,7 @@ def _cross(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, int
 # -- what a budget of tokens buys ------------------------------------------------------------------------------------
 
 
-class Scaling(NamedTuple):
+class BudgetCurve(NamedTuple):
     """Accuracy against the budget of tokens that a response may have. None where the budgets do not determine it.
 
     best            largest accuracy over budgets, chosen and measured on the same problems, so somewhat too high
@@ -102,21 +101,21 @@ class Scaling(NamedTuple):
     area            under the curve over log2 of the budget, as a share of the whole: 0 to 1, the mean height
     """
 
-    best: Estimate
-    per_token: Estimate | None
-    per_1000_tokens: Estimate | None
-    per_doubling: Estimate | None
-    area: Estimate | None
+    best: Interval
+    per_token: Interval | None
+    per_1000_tokens: Interval | None
+    per_doubling: Interval | None
+    area: Interval | None
 
 
 def scaling(
     correct: ArrayLike, budgets: Sequence[int], *, draws: int = 1000, level: float = 0.95, seed: int = 0
-) -> Scaling:
+) -> BudgetCurve:
     """Of right answers [problem, budget]. Intervals by the bootstrap over problems: a problem drawn twice counts twice
     at every budget."""
     answers, tokens = _by_budget(correct, budgets)
     curves = _drawn(answers, draws, seed)
-    return _estimates(_measures(answers.mean(0)[None], tokens), _measures(curves, tokens), level)
+    return _with_intervals(_measures(answers.mean(0)[None], tokens), _measures(curves, tokens), level)
 
 
 def scaling_difference(
@@ -127,7 +126,7 @@ def scaling_difference(
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> Scaling:
+) -> BudgetCurve:
     """Every measure of the second less that of the first, both on the same problems [problem, budget] and in every draw
     on the same drawn ones."""
     (one, tokens), (other, _) = _by_budget(first, budgets), _by_budget(second, budgets)
@@ -143,7 +142,7 @@ def scaling_difference(
         ]
         for c in (np.concatenate([one.mean(0), other.mean(0)])[None], curves)
     )
-    return _estimates(measured, drawn, level)
+    return _with_intervals(measured, drawn, level)
 
 
 def _by_budget(correct: ArrayLike, budgets: Sequence[int]) -> tuple[NDArray, NDArray]:
@@ -167,7 +166,7 @@ def _drawn(answers: NDArray, draws: int, seed: int) -> NDArray:
 
 
 def _measures(curves: NDArray, tokens: NDArray) -> list[NDArray | None]:
-    """The fields of Scaling for accuracies [draw, budget], each [draw]."""
+    """The fields of BudgetCurve for accuracies [draw, budget], each [draw]."""
     best = curves.max(1)
     if len(tokens) < 2:
         return [best, None, None, None, None]
@@ -185,11 +184,11 @@ def _slopes(curves: NDArray, places: NDArray) -> NDArray:
     return rises @ (centred / (centred @ centred))
 
 
-def _estimates(measured: Sequence[NDArray | None], drawn: Sequence[NDArray | None], level: float) -> Scaling:
+def _with_intervals(measured: Sequence[NDArray | None], drawn: Sequence[NDArray | None], level: float) -> BudgetCurve:
     ends = (0.5 - level / 2, 0.5 + level / 2)
-    return Scaling(
+    return BudgetCurve(
         *(
-            None if value is None else Estimate(float(value[0]), *map(float, np.quantile(draws, ends)))
+            None if value is None else Interval(float(value[0]), *map(float, np.quantile(draws, ends)))
             for value, draws in zip(measured, drawn, strict=True)
         )
     )

@@ -105,12 +105,6 @@ class Task:
         """Rows that were passed over because their answer is empty."""
         return self._read[1]
 
-    def ask(self, problem: Problem, role: str) -> str:
-        """The user's message for the model with this role."""
-        if role not in problem.prompts:
-            raise TaskError(f"No model has the role {role!r}; the roles are {', '.join(problem.prompts)}.")
-        return problem.prompts[role]
-
     @functools.cached_property
     def _read(self) -> tuple[list[Problem], int]:
         rows = iter(self.rows())

@@ -20,12 +20,11 @@ class Behaviour(NamedTuple):
 
     tokens          its length                          closed       whether its thinking came to an end
     hesitations     how often it hesitates              repetition   share of 4-grams that occurred before in it
-    per_1000_tokens hesitations per 1,000 tokens        distinct     different 2-grams as a share of all
+    distinct        different 2-grams as a share of all
     """
 
     tokens: int
     hesitations: int
-    per_1000_tokens: float | None
     closed: bool | None
     repetition: float | None
     distinct: float | None
@@ -36,8 +35,7 @@ def behaviour(
 ) -> Behaviour:
     """Of a response's text and its token ids without padding."""
     count = hesitations(text, patterns)
-    rate = 1000 * count / len(ids) if len(ids) else None
-    return Behaviour(len(ids), count, rate, closed(text, opened), repetition(ids), distinct(ids, 2))
+    return Behaviour(len(ids), count, closed(text, opened), repetition(ids), distinct(ids, 2))
 
 
 def hesitations(text: str, patterns: Sequence[str] = HESITATIONS) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from tunediff.benchmarks import Grader, Problem, Scaling, Task, scaling, scaling_difference, wilson
+from tunediff.benchmarks import BudgetCurve, Grader, Problem, Task, scaling, scaling_difference, wilson
 from tunediff.evaluations.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
@@ -136,7 +136,7 @@ def curve(task: str, role: str, right: Sequence[Sequence[bool]], budgets: Sequen
     return rows
 
 
-def _findings(where: str, measured: Scaling, what: str) -> Iterator[Finding]:
+def _findings(where: str, measured: BudgetCurve, what: str) -> Iterator[Finding]:
     for field, name in NAMES.items():
         estimate = getattr(measured, field)
         if estimate is not None:
