@@ -1,13 +1,11 @@
 """The notebooks run from their first cell to the last, on runs that are smaller than those they would train."""
 
-import subprocess
-import sys
-
 import nbclient
 import nbformat
 import pytest
 
 from conftest import ROOT
+from test_study import call
 
 SMALL = ["scale=smoke", "trainer=cpu", "evaluation.fidelity.resamples=20"]
 TRAINED = {
@@ -30,9 +28,7 @@ def test_a_notebook_runs_and_shows_what_it_says(tmp_path, name):
     if TRAINED[name] is not None:
         words = [word for word in TRAINED[name] if "=" in word and not word.startswith(("evaluation", "budget"))]
         assert all(f'"{word}"' in str(notebook) or word.startswith("hydra.") for word in words)
-        command = [sys.executable, ROOT / "train.py", *TRAINED[name], *SMALL]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        call(ROOT / "train.py", *TRAINED[name], *SMALL, cwd=tmp_path)
     shown = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [cell.outputs for cell in shown.cells if cell.cell_type == "code"]
     assert any("image/png" in output.get("data", {}) for cell in outputs for output in cell)

@@ -21,6 +21,7 @@ CLUSTER = [
     "hydra.launcher.gpus_per_node=0",
     "hydra.launcher.mem_gb=null",
     "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.poll_s=0.5",
 ]
 STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none"]
 LONG = ["budget.tokens=100000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.3"]  # 400 steps
@@ -96,11 +97,14 @@ def test_an_array_with_a_requeued_a_preempted_a_cancelled_and_a_failing_member(c
 
     # what became of each, in the folders, in Slurm's own words and in the terminal
     assert folders.state_of(member("0.001"))["state"] == folders.state_of(member("0.003"))["state"] == "finished"
+    failed = member("1.0e+30")
+    ended = {**job, "1.0e+30": folders.state_of(failed)["job"]}  # a folder knows of an end a moment before Slurm does
+    for one in ended.values():
+        until(lambda one=one: job_state(cluster, one)[0] not in ("RUNNING", "COMPLETING"), f"the end of job {one}", 30)
     assert job_state(cluster, job["0.001"])[::2] == ("COMPLETED", "1")
     assert job_state(cluster, job["0.003"])[::2] == ("COMPLETED", "1")
     assert "ended as CANCELLED before the run did" in folders.state_of(member("0.002"))["error"]
-    failed = member("1.0e+30")
-    assert job_state(cluster, folders.state_of(failed)["job"])[:2] == ("FAILED", "1:0")
+    assert job_state(cluster, ended["1.0e+30"])[:2] == ("FAILED", "1:0")
     assert "Traceback" in (failed / "run.log").read_text()
     assert "going on from step" in (member("0.001") / "job.log").read_text()
     assert re.search(r"optimizer.learning_rate=1e.30 +failed +The loss is not finite", said), said

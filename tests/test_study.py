@@ -150,7 +150,7 @@ def test_real_traces_run_to_the_end(byte_pair, data_folder, tmp_path):
 
 
 def big_pair(folder, *, layers):
-    """Two randomly initialised models in the shape of Qwen2.5-0.5B."""
+    """A randomly initialised model in the shape of Qwen2.5-0.5B, and what it is with the first layer's MLP turned round."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -159,36 +159,42 @@ def big_pair(folder, *, layers):
         vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=layers, num_attention_heads=14,
         num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=4096,
     )  # fmt: skip
-    for seed, role in enumerate(("base", "tuned")):
-        torch.manual_seed(seed)
-        Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder / role)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).bfloat16()
+    for role in ("base", "tuned"):
+        model.save_pretrained(folder / role)
         tokenizer.save_pretrained(folder / role)
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight.neg_()
     return folder
 
 
-def study_of_big_pair(folder, data_folder, *, steps, layer):
-    code = "import resource, runpy, sys; sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__'); "
-    code += "print('peak GB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+def study_of_big_pair(folder, data_folder, *, steps, layer, window, most):
+    """Peaks below `most` GB. Of a window of 1 a document is evaluated at a time, of more as many as 2,048 tokens hold."""
+    measured = folder / "measured.py"
+    code = f"import resource, runpy, sys; sys.argv[0] = 'train.py'; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__'); "
+    measured.write_text(code + "print('peak GB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)")
     said = call(
-        "-c", code, *SMALL, "text=traces", "text.tokens_per_batch=1024", "model_pair=local", f"model_pair.base.path={folder / 'base'}",
-        f"model_pair.tuned.path={folder / 'tuned'}", f"layer={layer}", f"budget.tokens={512 * steps}", "optimizer.batch=512",
-        "budget.latents=3584", "budget.buffer=2048", "budget.fit_tokens=1024", "budget.evaluation_tokens=512",
+        measured, *SMALL, "text=traces", "text.tokens_per_batch=1024", f"text.window={window}",
+        "model_pair=local", f"model_pair.base.path={folder / 'base'}", f"model_pair.tuned.path={folder / 'tuned'}",
+        f"layer={layer}", f"budget.tokens={512 * steps}", "optimizer.batch=512", "budget.latents=3584",
+        "budget.buffer=2048", "budget.fit_tokens=1024", "budget.evaluation_tokens=512",
         "evaluation=[fidelity,geometry]", f"hydra.run.dir={folder / 'run'}", TUNEDIFF_DATA=str(data_folder), seconds=2000,
     )  # fmt: skip
     assert findings(folder / "run")["fidelity/explained_variance/tuned"] is not None
     peak = float(re.search(r"peak GB ([\d.]+)", said)[1])
-    assert peak < 12
-    return peak
+    print("peak GB", peak)
+    assert peak < most
 
 
 def test_a_real_width_and_vocabulary_fit_in_memory(tmp_path, data_folder):
-    study_of_big_pair(big_pair(tmp_path, layers=2), data_folder, steps=3, layer=1)
+    study_of_big_pair(big_pair(tmp_path, layers=2), data_folder, steps=3, layer=1, window=1, most=7)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_half_billion_pair_trains_50_steps_within_12_gb(tmp_path, data_folder):
-    print("peak GB", study_of_big_pair(big_pair(tmp_path, layers=24), data_folder, steps=50, layer=12))
+    study_of_big_pair(big_pair(tmp_path, layers=24), data_folder, steps=50, layer=12, window=256, most=12)
 
 
 # -- refusals, as a user meets them ----------------------------------------------------------------------------------

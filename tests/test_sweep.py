@@ -187,6 +187,7 @@ def test_what_was_trained_is_not_trained_again_because_an_evaluation_failed(tmp_
 # -- exact resumption ------------------------------------------------------------------------------------------------
 
 LONG = ["budget.tokens=65536", "optimizer.batch=256", "budget.buffer=2048"]  # 256 steps
+LONG += ["text.window=32", "text.tokens_per_batch=2048"]  # little is read again by one that goes on
 
 
 def killed_at(folder, members, step, monkeypatch, how):
@@ -432,7 +433,7 @@ MEMBERS = [["layer=1", "layer=2"], ["seed=0", "seed=1"]]
 def test_ten_kills_lose_nothing_and_double_nothing(tmp_path, capfd):
     """SIGKILL at random moments of one packed sweep, started again each time; at last the line is typed again."""
     spawn = multiprocessing.get_context("forkserver")
-    spawn.set_forkserver_preload(["tunediff.sweep.work"])
+    spawn.set_forkserver_preload(["tunediff.sweep.work", "pandas", "pyarrow.dataset"])
     launched(tmp_path / "whole", *MEMBERS, words=KILLED)
     folder, draw = tmp_path / "killed", torch.Generator().manual_seed(0)
     members = members_in(folder, [(words, composed(*KILLED, *words)) for words in itertools.product(*MEMBERS)])
@@ -446,6 +447,7 @@ def test_ten_kills_lose_nothing_and_double_nothing(tmp_path, capfd):
         begun = time.monotonic()
         while step_at(group.folder) < target:
             assert process.is_alive() and time.monotonic() - begun < 60, f"it ended before step {target}"
+            time.sleep(0.02)
         time.sleep(0.3 * float(torch.rand((), generator=draw)))
         process.kill()
         process.join()
@@ -491,6 +493,7 @@ def test_ten_kills_of_the_whole_command(tmp_path):
             target = saved + 5 + int(20 * torch.rand((), generator=draw))
             while max(map(step_at, folder.glob("groups/*")), default=0) < target:
                 assert process.poll() is None
+                time.sleep(0.02)
             os.killpg(process.pid, signal.SIGKILL)
         saved = max(map(step_at, folder.glob("groups/*")))
     said = sweep_call(folder, *words)

@@ -58,6 +58,9 @@ class Warm:
 
 
 def wait_for_commands() -> None:
+    import pandas  # noqa: F401  # pyarrow imports these two late
+    import pyarrow.dataset  # noqa: F401
+
     import tunediff.sweep.launch
     import tunediff.sweep.local
     import tunediff.sweep.slurm  # noqa: F401

@@ -32,6 +32,7 @@ def run_groups(
     queued: Mapping[str, str],
     *,
     wait: bool,
+    poll_s: float,
     **settings: Any,
 ) -> None:
     """Submits the groups as one array, and watches their members and those that were queued before."""
@@ -40,7 +41,7 @@ def run_groups(
         jobs |= submit(sweep, groups, **settings)
     print(f"the state of all members, also after this terminal is closed: python compare.py {sweep}", flush=True)
     if wait:
-        watch([member for member in members if member.run.identity in jobs], jobs)
+        watch([member for member in members if member.run.identity in jobs], jobs, seconds=poll_s)
 
 
 def submit(
@@ -162,7 +163,7 @@ def why(job: str) -> str:
     return next((word.partition("=")[2] for word in said.split() if word.startswith("JobState=")), "gone")
 
 
-def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float = 2.0) -> None:
+def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float) -> None:
     """Says every change until all members have ended. A job that is gone without an end is noted in its members."""
     said: dict[str, str] = {}
     missing: dict[str, int] = {}
