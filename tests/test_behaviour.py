@@ -85,6 +85,7 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
     assert len(outputs["response"]) == 100 * len(rows) and set(outputs["condition"]) == set(rows)
     graded = [c for c, n in zip(outputs["correct"], outputs["condition"], strict=True) if n == "zero/delta"]
     assert sum(graded) == without["correct"]
+    assert without["edit"] == "Zero() of latents 0 at tuned.resid_post.3, delta, Everywhere()"
     assert without["change"] == pytest.approx(rows["random_direction/zero/delta/0"]["change"], rel=0.2)
     assert rows["zero/replace"]["reference"] == "reconstruction" and rows["zero/replace"]["p"] > 0.05
 
@@ -103,7 +104,7 @@ def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_n
     assert steered["behaviour_low"] > plain["behaviour_high"]
     assert steered["behaviour_low"] > elsewhere["behaviour_high"]
     assert at["never", "latents", 0.2]["behaviour"] == plain["behaviour"]
-    assert any("changed no token" in note and "Perhaps" in note for note in notes)
+    assert any("touched no position" in note and "Perhaps" in note for note in notes)
     assert findings["steering_sweep/everywhere/peak"].value >= steered["behaviour"]
     assert sum("oversteering dip" in note for note in notes) == 2
 
@@ -155,7 +156,7 @@ def test_an_operation_that_changes_nothing_leaves_every_grade(trained, operation
     assert rows["same/delta"]["p"] == 1.0 and rows["same/delta"]["difference"] == 0.0
     assert rows["same/delta"]["tokens"] == rows["unedited"]["tokens"]
     assert rows["same/delta"]["touched"] == 0.0 and rows["same/delta"]["change"] is None
-    assert any("changed no token of any response" in note for note in notes)
+    assert any("touched no position of any response" in note for note in notes)
 
 
 def test_the_mean_of_an_ablation_is_that_of_the_held_out_text(trained):
@@ -252,6 +253,8 @@ def test_bad_settings_are_refused_before_anything_is_written(trained):
         intervention({}, role="both")
     with pytest.raises(Refused, match="strengths above 0"):
         SteeringSweep(role=TUNED, strengths=[0.0], gates={"everywhere": Everywhere()}, **settings())
+    with pytest.raises(Refused, match=r"behind names \['late'\]; the gates are early"):
+        SteeringSweep(role=TUNED, strengths=[1.0], gates={"early": Everywhere()}, behind=["late"], **settings())
     with pytest.raises(Refused, match="latent_maximum or residual_norm"):
         SteeringSweep(role=TUNED, strengths=[1.0], gates={"a": Everywhere()}, unit="metres", **settings())
 

@@ -321,7 +321,7 @@ def test_a_gate_may_ask_whether_another_latent_is_active(pair, known):
     latent = int(((codes > 0).float().mean(0) - 0.5).abs().argmin())
     expected = (codes[:, latent] > 0).view(values.shape[:2]) & known().real
     assert 3 < expected.sum() < known().real.sum() - 3
-    edit = Edit(AT[TUNED], direction(), Add(1.0), WhileActive(dictionary, latent))
+    edit = Edit(AT[TUNED], direction(), Add(1.0), WhileActive(latent).of(dictionary))
     with torch.no_grad():
         _, (norms,) = pair.run(TUNED, known(), [edit])
     assert torch.equal(norms > 0, expected)
@@ -394,6 +394,8 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(pair, known):
         Edit(AT[TUNED]._replace(layer=0), latents(crosscoder), Zero())
     with pytest.raises(Refused, match="only after the last of them"):
         latents(dictionary_of([AT[TUNED], AT[TUNED]._replace(layer=2)]))
+    with pytest.raises(Refused, match="does not say of which dictionary"):
+        Edit(AT[TUNED], direction(), Zero(), WhileActive(0)).reads  # noqa: B018
     with pytest.raises(Refused, match="choose delta or replace"):
         Edit(AT[TUNED], direction(), Zero(), mode="swap")
     with pytest.raises(Refused, match="mode=replace, which asks for latents"):
@@ -402,7 +404,7 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(pair, known):
         logits(pair, BASE, known(), Edit(AT[TUNED], direction(), Zero()))
     later = dictionary_of([AT[TUNED]._replace(layer=2)])
     with pytest.raises(Refused, match=r"asks for tuned.resid_post.2, which is computed after it"):
-        logits(pair, TUNED, known(), Edit(AT[TUNED], direction(), Zero(), WhileActive(later, 0)))
+        logits(pair, TUNED, known(), Edit(AT[TUNED], direction(), Zero(), Every([WhileActive(0)]).of(later)))
     for place, said in (
         ({"hookpoint": "lora"}, "hookpoint 'lora' is unknown"),
         ({"layer": 7}, "layers 0 to 2"),

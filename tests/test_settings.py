@@ -264,3 +264,13 @@ def test_a_folder_of_ones_own_options_is_found(tmp_path):
     cfg = composed(*line)
     check(cfg, STUDY)
     assert cfg.text.rows.path == "x"
+
+
+def test_a_word_where_an_object_belongs_is_refused_with_the_way_to_name_one():
+    cfg = composed("evaluation=ablation", "evaluation.ablation.chosen_by=null")
+    check(cfg, STUDY)
+    cfg.evaluation.ablation.gate = "thinking"
+    with pytest.raises(
+        Refused, match=r"gate='thinking' is no Gate: name its class, evaluation.ablation.gate._target_="
+    ):
+        check(cfg, STUDY)

@@ -349,6 +349,29 @@ def test_findings_and_tables_of_two_calls_are_joined(tmp_path):
     assert table == {"latent": [0, 1], "norm": [0.1, 0.9], "auroc/x": [0.5, 0.7]}
 
 
+def test_what_an_evaluation_found_before_is_withdrawn_when_it_runs_again(tmp_path):
+    from tunediff.folders import write_findings
+    from tunediff.shapes import Finding
+
+    described = {"identity": "x", "study": {}}
+    write_findings(tmp_path, [Finding("sweep/a", 1.0), Finding("sweep/b", 2.0)], described, by="sweep")
+    write_findings(tmp_path, [Finding("other/a", 3.0)], described, by="other")
+    write_findings(tmp_path, [Finding("sweep/b", 4.0)], described, by="sweep")
+    left = {f["name"]: f["value"] for f in json.loads((tmp_path / "findings.json").read_text())["findings"]}
+    assert left == {"other/a": 3.0, "sweep/b": 4.0}
+
+
+def test_a_finished_run_answers_under_an_edit_in_python(run):
+    import tunediff
+    from tunediff.edits import Thinking, Zero
+
+    loaded = tunediff.load(run[0])
+    question = "Anna has 12 eggs. She buys 7. How many eggs?"
+    edit = loaded.edit([0, 1, 2], Zero(), gate=Thinking(), mode="replace")
+    plain, edited = (loaded.respond([question], edits=edits)[0] for edits in ((), [edit]))
+    assert "boxed{19}" in plain.text and edited.touched[0] > 0 and edited.ids != plain.ids
+
+
 def test_a_note_is_withdrawn_when_its_evaluation_runs_again_and_those_of_others_stay(tmp_path):
     from tunediff.folders import write_findings
     from tunediff.shapes import Finding, Note

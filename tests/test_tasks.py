@@ -228,7 +228,7 @@ ROW = {"q": "?", "a": "1"}
     ("rows", "settings", "message"),
     [
         ([{"question": "?", "gold": "1"}], {"question": "question"}, "no column 'a' for the answer; its columns are question, gold"),
-        ([{"a": "1"}], {}, "Row 0 has no column 'q' for the question; its columns are a. Name the right one with question"),
+        ([{"a": "1"}], {}, "Row 0 has no column 'q' for the question; its columns are a. Name the right one with task.<name>.question="),
         ([{"a": "1"}], {"question": ["q", "p"]}, "no column 'q' or 'p' for the question"),
         ([ROW, {"q": " ", "a": "1"}], {}, "The question of row 1 is empty"),
         ([], {}, "The benchmark is empty"),

@@ -164,23 +164,27 @@ def write_table(folder: Path, table: Table) -> None:
 def write_findings(
     folder: Path, found: Iterable[Finding | Table | Note], described: Mapping[str, Any], *, by: str | None = None
 ) -> dict[str, dict]:
-    """findings.json and tables/*.parquet. Findings and tables of an earlier call stay unless named again; notes of an earlier
-    call stay unless they are `by` the same, and those of nobody always; tables of one name join their columns."""
+    """findings.json and tables/*.parquet. What an earlier call left stays: tables, which join their columns with those of the
+    same name, and findings and notes unless they are `by` the same."""
     path = folder / "findings.json"
     old = read_json(path) or {"findings": [], "notes": []}
-    findings = {finding["name"]: finding for finding in old["findings"]}
-    noted_by = {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
+    found_by, noted_by = old.get("found_by", {}), {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
+    kept = [f for f in old["findings"] if by is None or found_by.get(f["name"]) != by]
+    findings = {finding["name"]: finding for finding in kept}
+    found_by = {name: who for name, who in found_by.items() if name in findings}
     noted_by = {note: who for note, who in noted_by.items() if who is None or who != by}
     tables: dict[str, dict[str, list]] = {}
     for item in found:
         if isinstance(item, Finding):
             findings[item.name] = item._asdict()
+            found_by[item.name] = by
         elif isinstance(item, Table):
             tables[item.name] = {**tables.get(item.name, {}), **item.columns}
         else:
             noted_by[item.text] = by
     for name, columns in tables.items():
         write_table(folder, Table(name, columns))
-    content = {**described, "findings": list(findings.values()), "notes": list(noted_by), "noted_by": noted_by}
+    content = {**described, "findings": list(findings.values()), "notes": list(noted_by)}
+    content |= {"found_by": found_by, "noted_by": noted_by}
     write_atomically(path, json.dumps(content, indent=1))
     return findings

@@ -9,6 +9,7 @@ run.dictionary.encode(rows)
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow
@@ -19,10 +20,14 @@ from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.dictionary import Crosscoder
+from tunediff.edits import Edit, Everywhere, Gate, Latents, Operation
 from tunediff.evaluations import Trained
+from tunediff.evaluations.intervention import written_at
+from tunediff.evaluations.selection import Usual, usual
+from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import ModelPair
 from tunediff.settings import build
-from tunediff.shapes import Finding, Refused
+from tunediff.shapes import TUNED, Finding, Refused
 from tunediff.study import build_dictionary, learns, read_config, streams_of
 from tunediff.text import Text
 
@@ -72,9 +77,44 @@ class Loaded:
             raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
         return pyarrow.parquet.read_table(path)
 
+    def edit(
+        self,
+        latents: Sequence[int],
+        operation: Operation,
+        *,
+        role: str = TUNED,
+        gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
+        mode: str = "delta",
+    ) -> Edit:
+        """An edit of latents in the model with this role, where the dictionary reads it. Strength 1 is a latent's largest
+        activation on the held-out text, and its mean is that over the same text."""
+        trained = self.trained()
+        numbers = torch.tensor(latents)
+        part = Latents(trained.dictionary, numbers, self._usual.maximum[numbers], self._usual.mean[numbers])
+        return Edit(written_at(trained, role), part, operation, gate.of(trained.dictionary), mode)
+
+    def respond(
+        self,
+        questions: Sequence[str],
+        *,
+        role: str = TUNED,
+        edits: Sequence[Edit] = (),
+        decoding: Decoding = Decoding(),  # noqa: B008
+    ) -> list[Response]:
+        """What the model with this role answers, through the chat template, under edits."""
+        self.trained()
+        tokenizer = self.pair.tokenizers[self.pair.entry(role)]
+        asked = ask([(question, question) for question in questions], tokenizer)
+        return generate(self.pair, role, asked, decoding, engine=Batched(), edits=edits, tokenizer=tokenizer)
+
+    @functools.cached_property
+    def _usual(self) -> Usual:
+        return usual(self.trained())
+
     def trained(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Trained:
         """What an evaluation is given, with the models loaded; `tokens` of held-out text, by default the run's budget."""
-        self.pair.load(device)
+        if not self.pair.models or self.pair.device(TUNED) != torch.device(device):
+            self.pair.load(device)
         dictionary = None if self.dictionary is None else self.dictionary.to(device)
         tokens = tokens or self.cfg.budget.evaluation_tokens
         return Trained(self.pair, self.text, dictionary, tokens, folder=self.folder)

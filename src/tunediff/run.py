@@ -138,8 +138,8 @@ def learn(
 
 
 def reevaluate(cfg: DictConfig) -> None:
-    """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; new findings join
-    or replace the old ones."""
+    """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; what
+    an evaluation finds takes the place of what it found before."""
     check(cfg, REEVALUATION)
     with folders.unless_refused(Path(cfg.run)):
         run = Loaded(Path(cfg.run))
@@ -147,7 +147,13 @@ def reevaluate(cfg: DictConfig) -> None:
     device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
         trained = run.trained(device=device, tokens=cfg.tokens)
-        findings = evaluate(evaluations, trained, about(run.cfg, run.pair, run.streams))
+        try:
+            findings = evaluate(evaluations, trained, about(run.cfg, run.pair, run.streams))
+        except KeyboardInterrupt:
+            raise Refused(
+                "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "
+                "the same command goes on with them."
+            ) from None
         say_headline(run.folder, findings)
 
 

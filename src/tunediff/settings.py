@@ -23,6 +23,7 @@ from typing import Any
 
 import hydra
 import pydantic
+import pydantic_core
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -248,6 +249,12 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
         ) from error
     except pydantic.PydanticUserError:
         return  # a type that cannot be checked by value, such as a module
+    except pydantic_core.SchemaError as error:  # a protocol: only an object of some class can have it
+        if value is None and type(None) in typing.get_args(hint):
+            return
+        raise Refused(
+            f"{path}={value!r} is no {_spelled(hint)}: name its class, {path}._target_=..., and its settings with +{path}.<setting>=..."
+        ) from error
 
 
 def _describes_objects(value: Any) -> bool:

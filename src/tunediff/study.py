@@ -240,7 +240,8 @@ def evaluate(evaluations: Mapping[str, Any], trained: Trained, described: Mappin
         found = list(evaluation.run(trained))
         for note in (item.text for item in found if isinstance(item, Note)):
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")
-        findings = write_findings(trained.folder, found, described, by=name)
+        # two of one class may stand under names of their own
+        findings = write_findings(trained.folder, found, described, by=getattr(evaluation, "name", name))
     return findings
 
 

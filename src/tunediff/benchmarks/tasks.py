@@ -50,7 +50,7 @@ class Task:
 
     def __init__(
         self,
-        rows: Callable[[], Iterable[Mapping[str, Any]]],
+        rows: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
         *,
         question: str | Sequence[str],
         answer: str,
@@ -63,6 +63,8 @@ class Task:
         problems: int | None = None,
         file: str | Sequence[str] | None = None,
     ):
+        if rows is None and file is None:
+            raise TaskError("A task has neither rows nor a file: name one of them.")
         self.rows = rows if file is None else functools.partial(read_files, file)
         self.question = [question] if isinstance(question, str) else list(question)
         self.answer, self.id, self.kind, self.tolerance = answer, id, kind, tolerance
@@ -204,7 +206,7 @@ def _column(row: Any, names: Sequence[str], number: int, setting: str) -> Any:
             return row[name]
     raise TaskError(
         f"Row {number} has no column {' or '.join(map(repr, names))} for the {setting}; its columns are "
-        f"{', '.join(map(str, row))}. Name the right one with {setting}."
+        f"{', '.join(map(str, row))}. Name the right one with task.<name>.{setting}=<column>."
     )
 
 

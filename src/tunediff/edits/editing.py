@@ -50,6 +50,12 @@ class Edit:
         self.part.reads(self.at, self.operation.reads_other)
 
     @property
+    def described(self) -> str:
+        """In words: what is written where, and when."""
+        elsewhere = ", in a random direction" if self.along is not None else ""
+        return f"{self.operation} of {self.part.described} at {self.at}, {self.mode}, {self.gate.described}{elsewhere}"
+
+    @property
     def reads(self) -> list[Stream]:
         """Streams that must be known where it is written, beside that place itself."""
         wanted = [*self.part.reads(self.at, self.operation.reads_other), *self.gate.reads]

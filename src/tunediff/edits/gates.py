@@ -6,6 +6,7 @@ A gate names tokens whose hidden vectors are changed. The last token of the prom
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,13 @@ class Gate(Protocol):
     @property
     def reads(self) -> Sequence[Stream]: ...
 
+    @property
+    def described(self) -> str: ...
+
+    def of(self, dictionary: Crosscoder) -> Gate:
+        """The same gate, with latents of this dictionary where it names some without saying whose."""
+        ...
+
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor: ...
 
 
@@ -34,6 +42,13 @@ class OfTokens:
     """A gate that the tokens alone decide."""
 
     reads: Sequence[Stream] = ()
+
+    @property
+    def described(self) -> str:
+        return repr(self)
+
+    def of(self, dictionary: Crosscoder) -> Gate:
+        return self
 
 
 @dataclass(frozen=True)
@@ -112,14 +127,24 @@ class AfterMatch(OfTokens):
 
 @dataclass(frozen=True)
 class WhileActive:
-    """Tokens on which another latent is active above `above`, in the activations' own units."""
+    """Tokens on which another latent is active above `above`, in the activations' own units; of the edited dictionary where
+    none is given."""
 
-    dictionary: Crosscoder
     latent: int
     above: float = 0.0
+    dictionary: Crosscoder | None = None
+
+    @property
+    def described(self) -> str:
+        return f"WhileActive(latent={self.latent}, above={self.above})"
+
+    def of(self, dictionary: Crosscoder) -> Gate:
+        return self if self.dictionary is not None else dataclasses.replace(self, dictionary=dictionary)
 
     @property
     def reads(self) -> Sequence[Stream]:
+        if self.dictionary is None:
+            raise Refused(f"WhileActive(latent={self.latent}) does not say of which dictionary.")
         return self.dictionary.streams
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
@@ -135,6 +160,13 @@ class Every:
     """Tokens that all of several gates name."""
 
     gates: Sequence[Gate]
+
+    @property
+    def described(self) -> str:
+        return " and ".join(gate.described for gate in self.gates)
+
+    def of(self, dictionary: Crosscoder) -> Gate:
+        return dataclasses.replace(self, gates=[gate.of(dictionary) for gate in self.gates])
 
     @property
     def reads(self) -> Sequence[Stream]:

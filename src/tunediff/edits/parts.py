@@ -41,6 +41,9 @@ class Part(Protocol):
     @property
     def needs_moments(self) -> bool: ...
 
+    @property
+    def described(self) -> str: ...
+
     def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
         """What must have been read beside the place that is written; `other`: with what the other model's part asks for."""
         ...
@@ -89,6 +92,7 @@ class Whole(Plain):
 
     scale: Tensor | None = None
     mean: Tensor | None = None
+    described = "the whole hidden vector"
 
     def look(self, at: Stream, place: Place) -> Coordinates:
         own = place.own
@@ -109,6 +113,10 @@ class Directions(Plain):
     rows: Tensor
     scale: Tensor
     mean: Tensor
+
+    @property
+    def described(self) -> str:
+        return f"{len(self.rows)} direction{'s' if len(self.rows) > 1 else ''}"
 
     def look(self, at: Stream, place: Place) -> Coordinates:
         rows = self.rows.to(place.own)
@@ -140,6 +148,11 @@ class Latents(Plain):
                 f"Latents over several layers ({', '.join(map(str, streams))}) are known only after the last of them: "
                 "edit with a dictionary of one layer, or along directions."
             )
+
+    @property
+    def described(self) -> str:
+        named = ", ".join(map(str, self.numbers[:12].tolist()))
+        return f"latents {named}{f' and {len(self.numbers) - 12} more' if len(self.numbers) > 12 else ''}"
 
     def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
         streams = self.dictionary.streams

@@ -82,6 +82,7 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
         "role": condition.role,
         "control": condition.control,
         "reference": condition.reference,
+        "edit": "; ".join(edit.described for edit in condition.edits) or None,
         "problems": len(solved),
         "correct": sum(right),
         "accuracy": sum(right) / len(right),

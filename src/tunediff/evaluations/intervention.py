@@ -100,7 +100,7 @@ class Intervention:
         return self.role if not patched else BASE if self.role == TUNED else TUNED
 
     def conditions(self, trained: Trained, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
-        at = written_at(trained, self.role)
+        at, gate = written_at(trained, self.role), self.gate.of(trained.dictionary)
         other = BASE if self.role == TUNED else TUNED
         made = [
             Condition(UNEDITED, f"{self.role}, unedited", self.role),
@@ -113,19 +113,19 @@ class Intervention:
             made.append(Condition(name, title, self.role, (edit,), control, against, alongside=alongside))
 
         if "replace" in self.modes:
-            splice = Edit(at, self._part(trained, seen, chosen), Keep(), self.gate, mode="replace")
+            splice = Edit(at, self._part(trained, seen, chosen), Keep(), gate, mode="replace")
             add(SPLICED, "reconstruction alone", splice, control=True)
         for name, operation in self.operations.items():
             written = decoder_rows(trained, at, exchanged=operation.reads_other).norm(dim=-1).cpu()
             if operation.reads_other:
                 everything = self._part(trained, seen, range(trained.dictionary.latents))
                 for mode in self.modes:
-                    edit = Edit(at, everything, operation, self.gate, mode=mode)
+                    edit = Edit(at, everything, operation, gate, mode=mode)
                     add(f"all_latents/{name}/{mode}", f"{name}, {mode}: all latents", edit, control=True)
-                whole = Edit(at, Whole(), operation, self.gate)
+                whole = Edit(at, Whole(), operation, gate)
                 add(f"whole/{name}", f"{name}: the whole hidden vector", whole, control=True)
             for mode in self.modes:
-                edit = Edit(at, self._part(trained, seen, chosen), operation, self.gate, mode=mode)
+                edit = Edit(at, self._part(trained, seen, chosen), operation, gate, mode=mode)
                 add(f"{name}/{mode}", f"{name}, {mode}", edit)
                 for draw in range(self.draws):
                     others = alike(seen, written, chosen, seed=self.seed + draw)
@@ -133,14 +133,14 @@ class Intervention:
                     add(
                         f"random_latents/{name}/{mode}/{draw}",
                         f"{name}, {mode}: latents that write as much",
-                        Edit(at, part, operation, self.gate, mode=mode),
+                        Edit(at, part, operation, gate, mode=mode),
                         control=True,
                     )
                     along = random_direction(at, seed=self.seed + draw)
                     add(
                         f"random_direction/{name}/{mode}/{draw}",
                         f"{name}, {mode}: as much in a random direction",
-                        Edit(at, self._part(trained, seen, chosen), operation, self.gate, mode=mode, along=along),
+                        Edit(at, self._part(trained, seen, chosen), operation, gate, mode=mode, along=along),
                         control=True,
                     )
         return made
@@ -202,7 +202,9 @@ def never_touched(
     idle: dict[str, list[str]] = {}
     for (of, key), (condition, solved) in found.items():
         if of == task and condition.edits and not any(sum(s.response.touched) for s in solved):
-            idle.setdefault(repr(condition.edits[0].gate), []).append(key)
+            idle.setdefault(condition.edits[0].gate.described, []).append(key)
     for gate, keys in idle.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        yield Note(f"{name}, {task}: the edit of {keys[0]}{more} changed no token of any response; the gate is {gate}.")
+        yield Note(
+            f"{name}, {task}: the edit of {keys[0]}{more} touched no position of any response; the gate is {gate}."
+        )

@@ -50,6 +50,7 @@ class SteeringSweep:
     """role          the model that is steered
     latents       along whose decoder rows, as in Intervention   chosen_by    how they are chosen where they are None
     strengths     log-spaced, in units of `unit`                 gates        name -> at which tokens
+    behind        names of the gates that are tried; None: all
     unit          latent_maximum: of each latent's largest activation on held-out text; residual_norm: of the mean norm of
                   the hidden vectors there, shared among the latents
     tasks         name -> benchmark; the first is used           problems     at most; null: all
@@ -69,6 +70,7 @@ class SteeringSweep:
         engine: Engine,
         latents: int | Sequence[int] | None = None,
         chosen_by: Selection | None = None,
+        behind: Sequence[str] | None = None,
         unit: str = "latent_maximum",
         problems: int | None = None,
         collapse: float = 3.0,
@@ -76,13 +78,16 @@ class SteeringSweep:
         hesitations: Sequence[str] | None = None,
         seed: int = 0,
     ):
+        unknown = set(behind or ()) - set(gates)
+        if unknown:
+            raise Refused(f"steering_sweep.behind names {sorted(unknown)}; the gates are {', '.join(gates)}.")
         if unit not in UNITS:
             raise Refused(f"steering_sweep.unit={unit}: choose {' or '.join(UNITS)}.")
         if role not in (BASE, TUNED):
             raise Refused(f"steering_sweep.role={role}: choose base or tuned.")
         if not strengths or not gates or any(strength <= 0 for strength in strengths):
             raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
-        self.role, self.strengths, self.gates = role, sorted(strengths), gates
+        self.role, self.strengths, self.gates = role, sorted(strengths), {name: gates[name] for name in behind or gates}
         self.latents, self.chosen_by = latents, chosen_by
         self.tasks, self.decoding, self.engine, self.unit = tasks, decoding, engine, unit
         self.problems, self.collapse, self.repetition = problems, collapse, repetition
@@ -141,7 +146,7 @@ class SteeringSweep:
             for strength in self.strengths:
                 for kind, part in (("latents", steered), ("random_direction", elsewhere)):
                     title = f"{gate}, {kind.replace('_', ' ')}, strength {strength:g}"
-                    edit = Edit(at, part, Add(strength), opens)
+                    edit = Edit(at, part, Add(strength), opens.of(trained.dictionary))
                     is_control = kind != "latents"
                     made.append(
                         Condition(f"{gate}/{kind}/{strength:g}", title, self.role, (edit,), is_control, UNEDITED)

@@ -41,12 +41,14 @@ function conditionsOf({ name, task, columns }) {
   const definitions = { finished: "share of responses that ended by themselves", closed: "share of responses that closed their thinking", repetition: "share of repeated text", touched: "share of responses in which the edit changed at least one token", change: "mean norm of what the edit changed, at the tokens where it did" };
   const facts = Object.keys(definitions).filter((fact) => present(columns, fact));
   heads.push(...facts);
-  const cells = (row) => [element("td", { class: row.control ? "control" : "" }, named(row)), 
+  const cells = (row) => [element("td", { class: row.control ? "control" : "", title: row.edit ?? "" }, named(row)), 
     element("td", { title: `${spelled(row.correct)} of ${spelled(row.problems)} right` }, spelled(row.accuracy), rangeOf(row, "accuracy")), element("td", {}, row.difference === null ? "–" : signed(row.difference), row.difference === null ? null : rangeOf(row, "difference")), 
     several ? element("td", { class: "words" }, row.compared === null ? "" : titles.get(row.compared) ?? row.compared) : null, element("td", {}, spelled(row.p)),
     ...MEASURES.slice(1).map((measure) => element("td", {}, spelled(row[measure.name]), rangeOf(row, measure.name))),
     ...facts.map((fact) => element("td", {}, spelled(row[fact])))];
+  const edited = rows.find((row) => row.edit && !row.control);
   return [element("h3", {}, title, both ? element("span", { class: "legend keys" }, ["base", "tuned"].map((role) => element("span", { style: `border-color:var(--${role})` }, role))) : null),
+    edited ? element("p", { class: "soft" }, `${named(edited)}: ${edited.edit}`) : null,
     whiskers(`${title}: ${spelled(Math.max(...columns.problems))} problems`, drawnRows, MEASURES.filter((measure) => present(columns, measure.name)), { table }),
     folded("The same in numbers", rows.length > LONG, tabled(`${title}, in numbers${only}`, heads.map((head) => (definitions[head] ? said(head, definitions[head]) : head)), rows.map((row) => element("tr", { class: row.control ? "control" : "" }, cells(row))), table))];
 }
