@@ -169,21 +169,22 @@ def write_findings(
     path = folder / "findings.json"
     old = read_json(path) or {"findings": [], "notes": []}
     found_by, noted_by = old.get("found_by", {}), {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
-    kept = [f for f in old["findings"] if by is None or found_by.get(f["name"]) != by]
-    findings = {finding["name"]: finding for finding in kept}
-    found_by = {name: who for name, who in found_by.items() if name in findings}
+    findings = {finding["name"]: finding for finding in old["findings"]}
+    withdrawn = {name for name in findings if by is not None and found_by.get(name) == by}
     noted_by = {note: who for note, who in noted_by.items() if who is None or who != by}
     tables: dict[str, dict[str, list]] = {}
     for item in found:
         if isinstance(item, Finding):
-            findings[item.name] = item._asdict()
-            found_by[item.name] = by
+            findings[item.name], found_by[item.name] = item._asdict(), by
+            withdrawn.discard(item.name)
         elif isinstance(item, Table):
             tables[item.name] = {**tables.get(item.name, {}), **item.columns}
         else:
             noted_by[item.text] = by
     for name, columns in tables.items():
         write_table(folder, Table(name, columns))
+    findings = {name: finding for name, finding in findings.items() if name not in withdrawn}
+    found_by = {name: who for name, who in found_by.items() if name in findings}
     content = {**described, "findings": list(findings.values()), "notes": list(noted_by)}
     content |= {"found_by": found_by, "noted_by": noted_by}
     write_atomically(path, json.dumps(content, indent=1))
