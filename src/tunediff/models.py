@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tunediff.edits import Edit, Sequences, editing, needed
 from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, decoder_layers, reading
-from tunediff.shapes import BASE, DIFFERENCE, ROLES, TUNED, Refused, Stream
+from tunediff.shapes import BASE, DIFFERENCE, OTHER, ROLES, TUNED, Refused, Stream
 from tunediff.text import Batch, compare_tokenizers
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
@@ -134,7 +134,7 @@ class ModelPair:
     @property
     def tokenizers(self) -> tuple:
         """The owner's tokenizer; with by_text also the other's."""
-        other = TUNED if self.owner == BASE else BASE
+        other = OTHER[self.owner]
         mine = self._tokenizers[self.owner]
         return (mine,) if self.align == "strict" else (mine, self._tokenizers[other])
 
@@ -159,7 +159,7 @@ class ModelPair:
     def check_tokens(self, texts: Iterable[str]) -> list[str]:
         """Sentences about differing special tokens. Raises where ordinary text is cut differently or an id of one
         tokenizer lies outside the other model's vocabulary."""
-        owner, other = self._tokenizers[self.owner], self._tokenizers[TUNED if self.owner == BASE else BASE]
+        owner, other = self._tokenizers[self.owner], self._tokenizers[OTHER[self.owner]]
         if self.align == "by_text":
             return []
         found = compare_tokenizers(owner, other, texts)
@@ -329,7 +329,7 @@ class ModelPair:
         points = {Point(stream.hookpoint, stream.layer): stream for stream in others}
         with reading(self.models[role], list(points)) as read, suppress(ForwardStopped):
             self._forward(self.models[role].base_model, known, known.new(ids), real, caches, role)
-        here = {points[point]: value.to(self.device(TUNED if role == BASE else BASE)) for point, value in read.items()}
+        here = {points[point]: value.to(self.device(OTHER[role])) for point, value in read.items()}
         return here, None if alongside is None else known.new(real)
 
     def _forward(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the command line imports this file and stays free of torch
 
 BASE, TUNED = "base", "tuned"
 ROLES = (BASE, TUNED)
+OTHER = {BASE: TUNED, TUNED: BASE}
 DIFFERENCE = "difference"  # tuned - base at the same place, as one stream
 
 # What part of a document a token stands in. "prefix" is the opening sentence of the thinking; "text" is a document

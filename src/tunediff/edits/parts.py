@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tunediff.dictionary import Crosscoder
 from tunediff.edits.operations import Coordinates
-from tunediff.shapes import BASE, DIFFERENCE, TUNED, Refused, Rows, Stream
+from tunediff.shapes import DIFFERENCE, OTHER, TUNED, Refused, Rows, Stream
 
 
 class Place(NamedTuple):
@@ -65,7 +65,7 @@ class Part(Protocol):
 
 def opposite(at: Stream) -> Stream:
     """The same place of the other model."""
-    return at._replace(role=TUNED if at.role == BASE else BASE)
+    return at._replace(role=OTHER[at.role])
 
 
 class Plain:

@@ -24,7 +24,7 @@ from tunediff.evaluations.selection import Selection, Usual, alike, choose, deco
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Decoding, Engine
-from tunediff.shapes import BASE, DIFFERENCE, TUNED, Finding, Note, Refused, Stream, Table
+from tunediff.shapes import BASE, DIFFERENCE, OTHER, TUNED, Finding, Note, Refused, Stream, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"
 
@@ -97,11 +97,11 @@ class Intervention:
     def whose(self) -> str:
         """Which model's own latents are asked for by their count: those that are written, or patched in."""
         patched = all(operation.reads_other for operation in self.operations.values())
-        return self.role if not patched else BASE if self.role == TUNED else TUNED
+        return OTHER[self.role] if patched else self.role
 
     def conditions(self, trained: Trained, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
         at, gate = written_at(trained, self.role), self.gate.of(trained.dictionary)
-        other = BASE if self.role == TUNED else TUNED
+        other = OTHER[self.role]
         made = [
             Condition(UNEDITED, f"{self.role}, unedited", self.role),
             Condition("other", f"{other}, unedited", other, control=True, reference=UNEDITED),
@@ -156,7 +156,7 @@ class Intervention:
         """Where a task asks the two models differently, each also as the other is asked."""
         if not differ:
             return []
-        other = BASE if self.role == TUNED else TUNED
+        other = OTHER[self.role]
         return [
             Condition("same_prompt", f"{self.role}, unedited, asked as {other}", self.role, (), True, UNEDITED, other),
             Condition(

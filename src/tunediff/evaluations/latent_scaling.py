@@ -24,7 +24,7 @@ from torch import Tensor
 from tunediff.dictionary import Crosscoder
 from tunediff.evaluations.geometry import relative_decoder_norm
 from tunediff.evaluations.trained import Trained
-from tunediff.shapes import BASE, TUNED, Finding, Note, Rows, Table
+from tunediff.shapes import BASE, OTHER, TUNED, Finding, Note, Rows, Table
 
 LARGEST_NU_ERROR, LARGEST_NU_RECONSTRUCTION = 0.2, 0.5
 TARGETS = ("activation", "error", "reconstruction")
@@ -90,7 +90,7 @@ class Scaling(NamedTuple):
     alive: Tensor
 
     def _nu(self, target: str) -> Tensor:
-        other = BASE if self.own == TUNED else TUNED
+        other = OTHER[self.own]
         return (self.beta[target, other] / self.beta[target, self.own]).float()
 
     @property

@@ -19,7 +19,7 @@ from tunediff.benchmarks import Behaviour, Grade, Grader, Problem, Task, behavio
 from tunediff.edits import Edit
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Asked, Batched, Decoding, Engine, Response, ask, generate, surprise
-from tunediff.shapes import BASE, TUNED, Note, Refused
+from tunediff.shapes import BASE, OTHER, TUNED, Note, Refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Solver:
         tokenizer, alongside = self.tokenizer(condition.role), None
         whose = condition.asked_as or condition.role
         if condition.alongside:
-            other = BASE if condition.role == TUNED else TUNED
+            other = OTHER[condition.role]
             plain = Condition(f"{other} beside {condition.role}", "", other, asked_as=whose)
             alongside = self.respond(task, problems, plain)
         asked = ask([(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems], tokenizer)
