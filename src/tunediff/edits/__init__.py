@@ -22,9 +22,10 @@ from tunediff.edits.gates import (
 )
 from tunediff.edits.operations import Add, Clamp, Keep, MeanAblate, Operation, Patch, Scale, Zero
 from tunediff.edits.parts import Directions, Latents, Part, Whole, opposite
-from tunediff.edits.sequences import Sequences
+from tunediff.edits.sequences import TAG, Sequences
 
 __all__ = [
+    "TAG",
     "Add",
     "AfterMatch",
     "AfterTokens",

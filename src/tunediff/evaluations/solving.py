@@ -18,7 +18,7 @@ import torch
 from tunediff.benchmarks import Behaviour, Grade, Grader, Problem, Task, behaviour
 from tunediff.edits import Edit
 from tunediff.evaluations.trained import Trained
-from tunediff.generation import Asked, Batched, Decoding, Engine, Response, ask, generate, surprise
+from tunediff.generation import Asked, Decoding, Engine, Response, ask, generate, surprise
 from tunediff.shapes import BASE, OTHER, TUNED, Note, Refused
 
 
@@ -63,12 +63,12 @@ class Solver:
         name: str,
         decoding: Decoding,
         *,
-        engine: Engine | None = None,
+        engine: Engine,
         own_template: bool = False,
         hesitations: Sequence[str] | None = None,
     ):
         self.pair, self.folder, self.name = trained.pair, trained.folder, name
-        self.decoding, self.engine = decoding, engine or Batched()
+        self.decoding, self.engine = decoding, engine
         self.own_template = own_template
         self.hesitations = tuple(trained.pair.hesitations if hesitations is None else hesitations)
 

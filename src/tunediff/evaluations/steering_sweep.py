@@ -158,9 +158,8 @@ class SteeringSweep:
     ) -> Iterator[Finding | Note]:
         curve, where = curves["latents"], f"steering_sweep/{gate}"
         rates, coherent = [hesitation_rate(solved) for solved in curve], self._coherent(plain, curve)
-        usable = [n for n, fine in enumerate(coherent) if fine and torch.isfinite(rates[n].value)]
-        if usable:
-            peak = max(usable, key=lambda n: float(rates[n].value))
+        if usable := from_peak_on(rates, coherent):
+            peak = usable[0]
             ends = hesitation_interval(curve[peak])
             meaning = "largest rate while the text is coherent, hesitations per 1,000 tokens; chosen and measured on the same problems"
             yield Finding(f"{where}/peak", number(rates[peak].value), *ends, meaning)
@@ -191,14 +190,13 @@ def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) ->
         low, high = Estimate(first.value - target.value, first.influence - target.influence).interval(level)
         return bool(low > 0), bool(high < 0)
 
-    usable = [n for n, fine in enumerate(coherent) if fine and torch.isfinite(rates[n].value)]
+    usable = from_peak_on(rates, coherent)
     if not usable:
         return Verdict("underpowered", "no strength leaves the text coherent")
-    peak = max(usable, key=lambda n: float(rates[n].value))
+    peak, *beyond = usable
     top = rates[peak]
     if not surely(top, plain)[0]:
         return Verdict("underpowered", "the behaviour does not rise beyond doubt at any coherent strength")
-    beyond = [n for n in usable if n > peak]
     if not beyond:
         return Verdict("underpowered", "no strength beyond the peak leaves the text coherent, or none was tried")
     fallen = [surely(rates[n], plain, share=0.5) for n in beyond]
@@ -207,6 +205,13 @@ def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) ->
     if all(above for above, _ in fallen):
         return Verdict("absent", "beyond the peak more than half of the rise stays at every coherent strength")
     return Verdict("underpowered", "beyond the peak the intervals leave open whether half of the rise is lost")
+
+
+def from_peak_on(rates: Sequence[Estimate], coherent: Sequence[bool]) -> list[int]:
+    """Places of the largest rate at which the text is coherent, and of all coherent ones beyond it."""
+    usable = [n for n, fine in enumerate(coherent) if fine and torch.isfinite(rates[n].value)]
+    peak = max(usable, key=lambda n: float(rates[n].value), default=0)
+    return [n for n in usable if n >= peak]
 
 
 def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> dict[str, object]:

@@ -7,10 +7,9 @@ from collections.abc import Sequence, Set
 
 import torch
 
+from tunediff.edits import TAG
 from tunediff.generation.responses import END_OF_THINKING, Decoding
 from tunediff.text import encode
-
-TAIL = 8  # tokens that a tag is at most spelled with
 
 
 class Writer:
@@ -43,7 +42,7 @@ class Writer:
         self.ids.append(token)
         if self.decoding.forces:
             self._follow()
-        if any(stop in self._text(self.ids[-TAIL - len(stop) :]) for stop in self.decoding.stop):
+        if any(stop in self._text(self.ids[-TAG - len(stop) :]) for stop in self.decoding.stop):
             self.ids = before_stop(self.ids, self.decoding.stop, self.tokenizer)
             self.finished = self.ended = True
         self.ended |= len(self.ids) == self.decoding.tokens
@@ -54,7 +53,7 @@ class Writer:
             return self.forced.pop(0)
         if not self.thinking:
             return token
-        at_end = token in self.ends or self._text([*self.ids[-TAIL:], token]).rstrip().endswith(END_OF_THINKING)
+        at_end = token in self.ends or self._text([*self.ids[-TAG:], token]).rstrip().endswith(END_OF_THINKING)
         if at_end and self.extended < self.decoding.extensions:
             self.extended += 1
             return self._force(self.decoding.extension)
@@ -68,7 +67,7 @@ class Writer:
         return self.forced.pop(0)
 
     def _follow(self) -> None:
-        tail = self._text(self.ids[-TAIL:])
+        tail = self._text(self.ids[-TAG:])
         self.thinking = END_OF_THINKING not in tail and (self.thinking or "<think>" in tail)
 
     def _text(self, ids: Sequence[int]) -> str:
