@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from browser import Browser
 from fake_endpoint import Endpoint
 from tunediff.evaluations import chat
 from tunediff.models import ModelPair, ModelSource
@@ -80,3 +81,11 @@ def server(monkeypatch):
 def pair(folders) -> ModelPair:
     sources = (ModelSource(str(folders[role]), dtype="float32") for role in ("base", "tuned"))
     return ModelPair(*sources).load()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A real one, for the pages of a test file."""
+    started = Browser(tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()

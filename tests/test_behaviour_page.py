@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM
 from tunediff.report import write_report
 from tunediff.report.behaviour import CHARACTERS, PROBLEMS, behaviour, shortened
 from tunediff.shapes import Refused
@@ -142,13 +142,6 @@ def make_run(folder, content):
     notes = {"notes": [said], "noted_by": {said: "steering_sweep"}} if content else {"notes": []}
     (folder / "findings.json").write_text(json.dumps({**found, **notes}))
     return write_report(folder)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    started = Browser(tmp_path_factory.mktemp("browser"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM
 from tunediff import folders
 from tunediff.evaluations.stability import partners
 from tunediff.report import in_words, members_under, write_comparison, write_report
@@ -78,13 +78,6 @@ def make_run(folder, *, tables=ALL):
     for name in tables:
         pyarrow.parquet.write_table(pyarrow.table(content[name]), folder / "tables" / f"{name}.parquet")
     return write_report(folder)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    started = Browser(tmp_path_factory.mktemp("browser"))
-    yield started
-    started.close()
 
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
