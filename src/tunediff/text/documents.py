@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tunediff.shapes import SEGMENTS
 from tunediff.text.batches import TextBatches
-from tunediff.text.rendering import Span, render
+from tunediff.text.rendering import Rendered, Span, render
 from tunediff.text.rows import TextError
 from tunediff.text.tokenizers import encode
 
@@ -122,9 +122,13 @@ class Text:
             f"row{'s' if count != 1 else ''}. Raise it, give more rows, or choose evaluation=none."
         )
 
+    def rendered(self, row: Mapping[str, Any], tokenizer) -> Rendered:
+        """A row of named_rows() as the string that the models read."""
+        return render(row, tokenizer, self.instruction)
+
     def documents(self, row: Mapping[str, Any], tokenizers: Sequence) -> list[Document]:
         """The row as one sequence, or several when it is longer than the context."""
-        rendered = render(row, tokenizers[0], self.instruction)
+        rendered = self.rendered(row, tokenizers[0])
         encoded = [encode(tokenizer, rendered.text) for tokenizer in tokenizers]
         ends = [[last for _, last in e["offset_mapping"]] for e in encoded]
         starts = [first for first, _ in encoded[0]["offset_mapping"]]
