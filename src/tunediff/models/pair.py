@@ -6,101 +6,20 @@ answers every question about layers, widths and tokens; `load(device)` brings th
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import transformers
 from torch import Tensor, nn
 
 from tunediff.edits import Edit, Sequences, editing, needed
-from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, decoder_layers, reading
-from tunediff.shapes import BASE, DIFFERENCE, OTHER, ROLES, TUNED, Refused, Stream
+from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, reading
+from tunediff.models.source import ModelSource, PairError
+from tunediff.shapes import BASE, DIFFERENCE, OTHER, ROLES, TUNED, Stream
 from tunediff.text import Batch, compare_tokenizers
 
-transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
-
-
 Caches = dict[str, transformers.Cache]  # role -> the keys and values of the columns that were computed
-
-
-class PairError(Refused):
-    """A pair of models that cannot be used as asked; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: a Hub id, a local folder in its format, or pkg://package/folder for shipped weights.
-
-    revision   branch, tag or commit on the Hub
-    dtype      of the weights in memory: float32, bfloat16, float16
-    """
-
-    path: str
-    revision: str | None = None
-    dtype: str = "bfloat16"
-
-    @property
-    def location(self) -> str:
-        if not self.path.startswith("pkg://"):
-            return self.path
-        package, _, folder = self.path.removeprefix("pkg://").partition("/")
-        return str(importlib.resources.files(package) / folder)
-
-    def config(self) -> transformers.PretrainedConfig:
-        return self._get(transformers.AutoConfig)
-
-    def tokenizer(self):
-        """As tokenizer.json says. AutoTokenizer would rebuild a Qwen2 model's tokenizer from its type: with other
-        splitting rules, and one more special token, than the file has."""
-        try:
-            return self._get(transformers.PreTrainedTokenizerFast)
-        except (ValueError, PairError):  # no tokenizer.json: an older format that AutoTokenizer converts
-            return self._get(transformers.AutoTokenizer)
-
-    def weights(self) -> nn.Module:
-        return self._get(
-            transformers.AutoModelForCausalLM, dtype=getattr(torch, self.dtype), use_safetensors=True
-        ).eval()
-
-    def ends(self) -> int | list[int] | None:
-        """The end tokens of generation_config.json, where there is one."""
-        try:
-            found = transformers.GenerationConfig.from_pretrained(self.location, revision=self.revision or "main")
-        except OSError:
-            return None
-        return found.eos_token_id
-
-    def files(self) -> list[tuple[str, int, int]]:
-        """Weight files of a local folder with their size and time, which change when another model takes its place."""
-        found = sorted(Path(self.location).glob("*.safetensors"))
-        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
-
-    @functools.cached_property
-    def size(self) -> tuple[int, int]:
-        """Parameters of the whole model and of one decoder layer, counted without loading a weight."""
-        config = self.config()
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
-        layers = decoder_layers(model)
-        return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in layers[0].parameters())
-
-    def _get(self, kind, **options):
-        try:
-            return kind.from_pretrained(
-                self.location, revision=self.revision or "main", trust_remote_code=False, **options
-            )
-        except OSError as error:
-            raise PairError(
-                f"Cannot load '{self.path}': it is no local folder with a model, and the Hub did not give it "
-                f"(no network, no such id, or no permission). Download it where there is a network, "
-                f"`hf download {self.path} --local-dir <folder>`, and point the pair at the folder: "
-                f"model_pair.base.path=<folder> or model_pair.tuned.path=<folder>."
-            ) from error
 
 
 class ModelPair:
