@@ -406,7 +406,7 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(pair, known):
     with pytest.raises(Refused, match=r"asks for tuned.resid_post.2, which is computed after it"):
         logits(pair, TUNED, known(), Edit(AT[TUNED], direction(), Zero(), Every([WhileActive(0)]).of(later)))
     for place, said in (
-        ({"hookpoint": "lora"}, "hookpoint 'lora' is unknown"),
+        ({"hookpoint": "lora"}, "has no adapters to read"),
         ({"layer": 7}, "layers 0 to 2"),
         ({"width": 33}, "of width 33 has no place in the tuned model of width 32"),
     ):

@@ -19,7 +19,7 @@ FENCES = {
     "omegaconf": {"settings", "study", "loaded", "run", "sweep"},
     "submitit": {"sweep"},
     "transformers": {"models", "text", "toy"},
-    "peft": {"models", "text", "toy"},
+    "peft": {"models", "finetuning", "toy"},
     "lightning": {"training", "activations", "loggers"},
     "wandb": {"loggers"},
     "matplotlib": {"report"},

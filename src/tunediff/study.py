@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import tunediff
 from tunediff import folders
 from tunediff.activations import Source, select
-from tunediff.dictionary import Crosscoder
+from tunediff.dictionary import Crosscoder, latents_of
 from tunediff.evaluations import Trained
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.models import ModelPair
@@ -208,14 +208,14 @@ def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder:
 
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
     """What the page and the tables say of a study; of a dictionary only where there is one."""
-    study = {"model_pair": pair_name(pair), "base": pair.sources["base"].path, "tuned": pair.sources["tuned"].path}
+    study = {"model_pair": pair_name(pair), **{role: pair.sources[role].described for role in ROLES}}
     if learns(cfg):
         study |= {
             "dictionary": dictionary_name(cfg),
             "layer": plain(cfg.layer),
             "streams": ", ".join(map(str, streams)),
             "hookpoint": cfg.dictionary.hookpoint.name,
-            "latents": cfg.dictionary.latents,
+            "latents": latents_of(cfg.dictionary.latents, streams),
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
         }
@@ -223,7 +223,7 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
 
 
 def pair_name(pair: ModelPair) -> str:
-    return " vs ".join(Path(pair.sources[role].path).name for role in ("tuned", "base"))
+    return " vs ".join(pair.sources[role].name for role in ("tuned", "base"))
 
 
 def dictionary_name(cfg: DictConfig) -> str:

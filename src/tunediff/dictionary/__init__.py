@@ -1,7 +1,7 @@
 """Sparse dictionaries: pure modules that know no model and no data."""
 
 from tunediff.dictionary.codes import DenseCodes, SparseCodes
-from tunediff.dictionary.crosscoder import Crosscoder
+from tunediff.dictionary.crosscoder import Crosscoder, latents_of
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
 from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK
@@ -18,4 +18,5 @@ __all__ = [
     "SparseCodes",
     "Sparsity",
     "TopK",
+    "latents_of",
 ]

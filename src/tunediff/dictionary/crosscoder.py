@@ -26,10 +26,20 @@ from tunediff.dictionary.sparsity import Sparsity, strongest
 from tunediff.shapes import Refused, Rows, Stream
 
 
+def latents_of(setting: int | str, streams: Sequence[Stream]) -> int:
+    """How many latents dictionary.latents asks for over these streams."""
+    words = str(setting)
+    number = words.removesuffix("x")
+    if not number.isdecimal() or int(number) < 1:
+        raise Refused(f"dictionary.latents={setting}: give a number from 1, or a multiple of the width such as 8x.")
+    return int(number) * (streams[0].width if words.endswith("x") else 1)
+
+
 class Crosscoder(nn.Module):
     """W_enc [width, latent], b_enc [latent], W_dec [latent, width], b_dec [width]. W_enc lies in memory as its transpose,
     so that what concerns one latent is contiguous in both matrices.
 
+    latents          how many; "8x": so many times the width of a stream
     partition        which latents may touch which model, and which share a decoder; null: all touch all
     decoder_norm     norm of each decoder row of each stream at the start
     shared_start     the same random directions for every stream (needs equal widths); otherwise drawn for each
@@ -54,7 +64,7 @@ class Crosscoder(nn.Module):
         self,
         streams: Sequence[Stream],
         *,
-        latents: int,
+        latents: int | str,
         sparsity: Sparsity,
         normalisation: Callable[[Sequence[int]], Normalisation],
         partition: Partition | None = None,
@@ -71,8 +81,7 @@ class Crosscoder(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if latents < 1:
-            raise Refused(f"dictionary.latents={latents}: a dictionary has at least one latent.")
+        latents = latents_of(latents, streams)
         for name, word, legal in (
             ("encoder_start", encoder_start, ("transpose", "scaled_transpose", "random", "tied")),
             ("code_norm", code_norm, ("sum", "joint", "none")),

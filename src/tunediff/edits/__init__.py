@@ -21,7 +21,7 @@ from tunediff.edits.gates import (
     WhileActive,
 )
 from tunediff.edits.operations import Add, Clamp, Keep, MeanAblate, Operation, Patch, Scale, Zero
-from tunediff.edits.parts import Directions, Latents, Part, Whole, opposite
+from tunediff.edits.parts import Axes, Directions, Latents, Part, Whole, opposite
 from tunediff.edits.sequences import TAG, Sequences
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "AfterMatch",
     "AfterTokens",
     "Answer",
+    "Axes",
     "Clamp",
     "Directions",
     "Edit",

@@ -21,7 +21,7 @@ from tunediff.edits.gates import Everywhere, Gate
 from tunediff.edits.operations import Operation
 from tunediff.edits.parts import Part, Place
 from tunediff.edits.sequences import Sequences
-from tunediff.hookpoints import HOOKPOINTS, Point, writing
+from tunediff.hookpoints import HOOKPOINTS, LORA, Point, writing_pieces
 from tunediff.shapes import Refused, Stream
 
 MODES = ("delta", "replace")
@@ -82,10 +82,28 @@ def needed(edits: Sequence[Edit], role: str) -> list[Stream]:
     for edit in edits:
         if edit.at.role != role:
             raise Refused(f"An edit at {edit.at} cannot be written into the {role} model.")
+        _check_adapters(edit)
         later = [stream for stream in edit.reads if stream.role == role and _order(stream) > _order(edit.at)]
         if later:
             raise Refused(f"An edit at {edit.at} asks for {later[0]}, which is computed after it.")
     return list(dict.fromkeys(stream for edit in edits for stream in edit.reads if stream.role != role))
+
+
+def _check_adapters(edit: Edit) -> None:
+    """Adapters are computed one after another through the whole model: an edit of theirs may not depend on what all of
+    them read."""
+    if edit.at.hookpoint != LORA:
+        if any(stream.hookpoint == LORA for stream in edit.reads):
+            raise Refused(
+                f"An edit at {edit.at} asks for what all adapters read, which is known after the last of them."
+            )
+        return
+    alone = edit.part.by_coordinate and edit.along is None and edit.mode == "delta"
+    if edit.gate.reads or edit.part.needs_moments or not (alone or edit.operation.constant):
+        raise Refused(
+            f"An edit at {edit.at} acts on each adapter as it is computed, so it cannot be {edit.described}: add "
+            "something to them (steering), or change single adapters (part Axes)."
+        )
 
 
 def _order(stream: Stream) -> tuple[int, int]:
@@ -108,26 +126,29 @@ def editing(
     seen = dict(read or {})
     changes: list[Tensor] = [known.new(torch.zeros_like(known.real, dtype=torch.float32))] * len(edits)
 
-    def passing(stream: Stream, value: Tensor) -> Tensor:
+    def passing(stream: Stream, columns: slice, value: Tensor) -> Tensor:
         seen[stream] = value
         for n, edit in enumerate(edits):
             if edit.at == stream:
                 here = edit.named(known, seen)
                 if available is not None and edit.operation.reads_other:
                     here &= available
-                seen[stream], changes[n] = _write(n, edit, known, seen, here)
-        return seen[stream]
+                seen[stream], norms = _write(n, edit, known, seen, here, columns)
+                changes[n] = norms if stream.hookpoint != LORA else torch.hypot(changes[n].to(norms), norms)
+        return seen[stream][..., columns]
 
     with ExitStack() as hooks:
         role = edits[0].at.role if edits else None
         for stream in dict.fromkeys(s for edit in edits for s in (*edit.reads, edit.at) if s.role == role):
             point = Point(stream.hookpoint, stream.layer)
-            hooks.enter_context(writing(model, point, functools.partial(passing, stream)))
+            hooks.enter_context(writing_pieces(model, point, functools.partial(passing, stream)))
         yield changes
 
 
-def _write(n: int, edit: Edit, known: Sequences, seen: Mapping[Stream, Tensor], named: Tensor) -> tuple[Tensor, Tensor]:
-    """What stands there after the edit, and the norm of the change."""
+def _write(
+    n: int, edit: Edit, known: Sequences, seen: Mapping[Stream, Tensor], named: Tensor, columns: slice
+) -> tuple[Tensor, Tensor]:
+    """What stands there after the edit, and the norm of the change of these columns."""
     value = seen[edit.at]
     norms = torch.zeros_like(named, dtype=torch.float32)
 
@@ -145,7 +166,7 @@ def _write(n: int, edit: Edit, known: Sequences, seen: Mapping[Stream, Tensor], 
         return value, norms
     before, changed = value[named], value.clone()
     changed[named] = edit.written(place(named, moments)).to(value)
-    norms[named] = (changed[named] - before).detach().float().norm(dim=-1)
+    norms[named] = (changed[named] - before)[:, columns].detach().float().norm(dim=-1)
     return changed, norms
 
 

@@ -26,9 +26,11 @@ class Coordinates(NamedTuple):
 
 
 class Operation(Protocol):
-    """reads_other: whether the other model must have been read at the same place."""
+    """reads_other   whether the other model must have been read at the same place
+    constant      whether what is added depends on nothing that was read"""
 
     reads_other: bool
+    constant: bool
 
     def change(self, part: Coordinates) -> Tensor:
         """[token, width], what is added to the hidden vectors."""
@@ -38,7 +40,7 @@ class Operation(Protocol):
 class OfValues:
     """An operation on the values of one model."""
 
-    reads_other = False
+    reads_other = constant = False
 
     def change(self, part: Coordinates) -> Tensor:
         return part.written(self.new(part) - part.values)
@@ -60,6 +62,7 @@ class Add(OfValues):
     """value + strength * scale: steering."""
 
     strength: float
+    constant = True
 
     def change(self, part: Coordinates) -> Tensor:  # the same for every token, without rounding by its value
         return part.written((self.strength * part.scale).expand_as(part.values))
@@ -105,7 +108,7 @@ class MeanAblate(OfValues):
 class Patch:
     """The other model's: on the same tokens, or at the same place of its own response."""
 
-    reads_other = True
+    reads_other, constant = True, False
 
     def change(self, part: Coordinates) -> Tensor:
         return part.exchange()

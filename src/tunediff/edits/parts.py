@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tunediff.dictionary import Crosscoder
 from tunediff.edits.operations import Coordinates
+from tunediff.hookpoints import LORA
 from tunediff.shapes import DIFFERENCE, OTHER, TUNED, Refused, Rows, Stream
 
 
@@ -34,9 +35,11 @@ class Place(NamedTuple):
 
 class Part(Protocol):
     """skips_special   special tokens are left as they are: a dictionary is usually trained without them
-    needs_moments   of each sequence, for a dictionary that normalises by them"""
+    needs_moments   of each sequence, for a dictionary that normalises by them
+    by_coordinate   each coordinate of the hidden vector is changed by its own value alone"""
 
     skips_special: bool
+    by_coordinate: bool
 
     @property
     def needs_moments(self) -> bool: ...
@@ -68,10 +71,16 @@ def opposite(at: Stream) -> Stream:
     return at._replace(role=OTHER[at.role])
 
 
+def listed(numbers: Tensor) -> str:
+    """The first of them, and how many more."""
+    more = f" and {len(numbers) - 12} more" if len(numbers) > 12 else ""
+    return ", ".join(map(str, numbers[:12].tolist())) + more
+
+
 class Plain:
     """A part that needs no dictionary."""
 
-    skips_special = needs_moments = False
+    skips_special = needs_moments = by_coordinate = False
 
     def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
         return [opposite(at)] if other else []
@@ -93,6 +102,7 @@ class Whole(Plain):
     scale: Tensor | None = None
     mean: Tensor | None = None
     described = "the whole hidden vector"
+    by_coordinate = True
 
     def look(self, at: Stream, place: Place) -> Coordinates:
         own = place.own
@@ -103,6 +113,33 @@ class Whole(Plain):
         nothing = own.new_zeros(own.shape[-1])
         scale, mean = (nothing if t is None else t.to(own) for t in (self.scale, self.mean))
         return Coordinates(own, scale, mean, lambda change: change, exchange)
+
+
+@dataclass(frozen=True)
+class Axes(Plain):
+    """Some coordinates of the hidden vector, such as single neurons or adapters; `numbers` [n], `scale`, `mean` [n]."""
+
+    numbers: Tensor
+    scale: Tensor
+    mean: Tensor
+    by_coordinate = True
+
+    @property
+    def described(self) -> str:
+        return f"coordinates {listed(self.numbers)}"
+
+    def look(self, at: Stream, place: Place) -> Coordinates:
+        own, numbers = place.own, self.numbers.to(place.own.device)
+
+        def written(change: Tensor) -> Tensor:
+            whole = torch.zeros_like(own)
+            whole[:, numbers] = change.to(own)
+            return whole
+
+        def exchange() -> Tensor:
+            return written((place.read[opposite(at)].to(own) - own)[:, numbers])
+
+        return Coordinates(own[:, numbers], self.scale.to(own), self.mean.to(own), written, exchange)
 
 
 @dataclass(frozen=True)
@@ -151,8 +188,7 @@ class Latents(Plain):
 
     @property
     def described(self) -> str:
-        named = ", ".join(map(str, self.numbers[:12].tolist()))
-        return f"latents {named}{f' and {len(self.numbers) - 12} more' if len(self.numbers) > 12 else ''}"
+        return f"latents {listed(self.numbers)}"
 
     def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
         streams = self.dictionary.streams
@@ -184,7 +220,10 @@ class Latents(Plain):
         return values if len(streams) == 1 else self.dictionary.part(values, at.role)
 
     def look(self, at: Stream, place: Place) -> Coordinates:
-        encoded = self.dictionary.encode(self._rows(at, place))[:, self.numbers].to(torch.float32)
+        if at.hookpoint == LORA:  # its latents are known after the last adapter; what is added asks for none of them
+            encoded = place.own.new_zeros(len(place.own), len(self.numbers), dtype=torch.float32)
+        else:
+            encoded = self.dictionary.encode(self._rows(at, place))[:, self.numbers].to(torch.float32)
 
         def written(change: Tensor) -> Tensor:
             return self._part(at, self.dictionary.written(change, self.numbers, place.moments)).to(place.own)

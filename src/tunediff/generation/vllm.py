@@ -40,6 +40,8 @@ class VLLM:
             import vllm
         except ImportError as error:
             raise Refused('engine=tunediff.generation.VLLM needs vLLM: pip install "tunediff[vllm]".') from error
+        if pair.sources[role].adapter is not None:
+            raise Refused("vLLM is given whole models: merge the adapter into a folder of its own, or use Batched.")
         source, ends = pair.sources[role], pair.ends(role) | {tokenizer.eos_token_id}
         model = vllm.LLM(
             source.location, revision=source.revision, dtype=source.dtype, gpu_memory_utilization=self.share

@@ -14,11 +14,13 @@ import transformers
 from torch import Tensor, nn
 
 from tunediff.edits import Edit, Sequences, editing, needed
-from tunediff.hookpoints import ForwardStopped, Point, check_hookpoint, reading
-from tunediff.models.source import ModelSource, PairError
+from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading
+from tunediff.models.adapter import PairError
+from tunediff.models.source import ModelSource
 from tunediff.shapes import BASE, DIFFERENCE, OTHER, ROLES, TUNED, Stream
 from tunediff.text import Batch, compare_tokenizers
 
+ALL_LAYERS = "all"
 Caches = dict[str, transformers.Cache]  # role -> the keys and values of the columns that were computed
 
 
@@ -103,26 +105,30 @@ class ModelPair:
     def streams(
         self,
         hookpoint: str,
-        layer: int | float | Sequence[int | float],
+        layer: int | float | str | Sequence[int | float],
         *,
         reads: str = "both",
         equal_widths: bool = True,
     ) -> list[Stream]:
         """The places a dictionary reads: every layer asked for, of both models (base, then tuned), of one, or of their
-        difference. An integer counts from 0, a fraction below 1 is a relative depth (0.5 is half of each model)."""
+        difference. An integer counts from 0, a fraction below 1 is a relative depth (0.5 is half of each model), "all" is
+        every layer. The hookpoint lora is one place for all adapters of a model, named by the last layer that has one."""
         check_hookpoint(hookpoint)
         if reads not in ("both", *ROLES, DIFFERENCE):
             raise PairError(f"dictionary.reads='{reads}': choose both, base, tuned or difference.")
+        if hookpoint == LORA:
+            return [self._adapters(reads, layer)]
+        roles = [reads] if reads in ROLES else ROLES
+        if layer == ALL_LAYERS:
+            layer = list(range(self.depth(roles[-1])))
         layers = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
-        if reads in ROLES:
-            return [
-                Stream(reads, hookpoint, self._layer(reads, one), self.configs[reads].hidden_size) for one in layers
-            ]
         found = [
-            Stream(role, hookpoint, self._layer(role, one), self.configs[role].hidden_size)
+            Stream(role, hookpoint, self._layer(role, one), self.width(role, hookpoint))
             for one in layers
-            for role in ROLES
+            for role in roles
         ]
+        if reads in ROLES:
+            return found
         widths = {stream.role: stream.width for stream in found}
         if equal_widths and len(set(widths.values())) > 1:
             raise PairError(
@@ -137,10 +143,38 @@ class ModelPair:
             return [tuned._replace(role=DIFFERENCE) for _, tuned in pairs]
         return found
 
+    def _adapters(self, reads: str, layer: int | float | str | Sequence) -> Stream:
+        if reads not in ROLES:
+            raise PairError(f"dictionary.reads={reads}: only one of the models has adapters, so read tuned.")
+        adapters = self.sources[reads].adapters
+        if not adapters:
+            source = self.sources[reads]
+            why = (
+                "its adapter is merged: set merged=false"
+                if source.merged
+                else "choose model_pair=toy_lora, or one made by finetune.py recipe=lora_rank1"
+            )
+            raise PairError(f"The {reads} model {source.path} has no adapters to read; {why}.")
+        last = adapters[-1].layer
+        if layer not in (ALL_LAYERS, last):
+            raise PairError(
+                f"layer={layer}: the hookpoint lora reads the adapters of all layers side by side. Leave layer out, or give "
+                "layer=all; adapters in some layers only are a matter of training (recipe.part.layers)."
+            )
+        return Stream(reads, LORA, last, adapters[-1].columns.stop)
+
+    def width(self, role: str, hookpoint: str) -> int:
+        """Of a hidden vector at a hookpoint of one layer."""
+        config = self.configs[role]
+        if hookpoint != "mlp_neurons":
+            return config.hidden_size
+        inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+        return inner or 4 * config.hidden_size  # GPT-2 where it does not say
+
     def _layer(self, role: str, layer: int | float) -> int:
         depth = self.depth(role)
         if isinstance(layer, bool) or not isinstance(layer, int | float):
-            raise PairError(f"layer={layer!r} is not a number: give 0 to {depth - 1}, or a fraction such as 0.5.")
+            raise PairError(f"layer={layer!r} is not a number: give 0 to {depth - 1}, a fraction such as 0.5, or all.")
         if isinstance(layer, float) and not layer.is_integer():
             if not 0 < layer < 1:
                 raise PairError(f"layer={layer}: a fraction is a relative depth between 0 and 1.")
@@ -152,13 +186,20 @@ class ModelPair:
         return int(layer)
 
     def load(self, device: torch.device | str = "cpu") -> ModelPair:
-        """Brings the weights of both models; the same source is loaded once."""
-        for role, source in self.sources.items():
-            if role == TUNED and source == self.sources[BASE]:
-                self.models[role] = self.models[BASE]
-            else:
-                self.models[role] = source.weights().to(device).requires_grad_(False)
+        """Brings the weights of both models. The same source is loaded once, and an adapter on the base's own weights
+        stands beside them: they are in memory once."""
+        self.models[BASE] = self.sources[BASE].weights().to(device)
+        if self.sources[TUNED] == self.sources[BASE]:
+            self.models[TUNED] = self.models[BASE]
+        else:
+            under = self.models[BASE] if self.shares_weights(TUNED) else None
+            self.models[TUNED] = self.sources[TUNED].weights(under).to(device)
         return self
+
+    def shares_weights(self, role: str) -> bool:
+        """Whether the model takes no memory of its own beside the base, but for an adapter."""
+        base, tuned = self.sources[BASE], self.sources[TUNED]
+        return role == TUNED and not tuned.merged and tuned.without_adapter == base
 
     def device(self, role: str) -> torch.device:
         role = TUNED if role == DIFFERENCE else role

@@ -1,25 +1,21 @@
-"""Where a model comes from: a Hub id, a local folder, or weights that ship; its configuration and tokenizer, and only
-then its weights. Only safetensors and JSON are read, and no code that came with a model is run."""
+"""Where a model comes from: a Hub id, a local folder, or weights that ship, with or without an adapter on them; its
+configuration and tokenizer, and only then its weights. Only safetensors and JSON are read, and no code that came with a
+model is run."""
 
 from __future__ import annotations
 
 import functools
-import importlib.resources
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import transformers
 from torch import nn
 
-from tunediff.hookpoints import decoder_layers
-from tunediff.shapes import Refused
+from tunediff.hookpoints import Adapter, decoder_layers
+from tunediff.models.adapter import PairError, adapted, located, shapes, twin
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
-
-
-class PairError(Refused):
-    """A pair of models that cannot be used as asked; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +24,34 @@ class ModelSource:
 
     revision   branch, tag or commit on the Hub
     dtype      of the weights in memory: float32, bfloat16, float16
+    adapter    low-rank adapters on these weights, in PEFT's format: again a Hub id or a folder
+    merged     true: added to the weights; false: beside them, where they can be read (hookpoint lora)
     """
 
     path: str
     revision: str | None = None
     dtype: str = "bfloat16"
+    adapter: str | None = None
+    merged: bool = False
 
     @property
     def location(self) -> str:
-        if not self.path.startswith("pkg://"):
+        return located(self.path)
+
+    @property
+    def name(self) -> str:
+        """The last part of where it comes from."""
+        return Path(self.adapter or self.path).name
+
+    @property
+    def described(self) -> str:
+        if self.adapter is None:
             return self.path
-        package, _, folder = self.path.removeprefix("pkg://").partition("/")
-        return str(importlib.resources.files(package) / folder)
+        return f"{self.path} with {self.adapter}{', merged' if self.merged else ''}"
+
+    @property
+    def without_adapter(self) -> ModelSource:
+        return replace(self, adapter=None, merged=False)
 
     def config(self) -> transformers.PretrainedConfig:
         return self._get(transformers.AutoConfig)
@@ -52,10 +64,21 @@ class ModelSource:
         except (ValueError, PairError):  # no tokenizer.json: an older format that AutoTokenizer converts
             return self._get(transformers.AutoTokenizer)
 
-    def weights(self) -> nn.Module:
-        return self._get(
-            transformers.AutoModelForCausalLM, dtype=getattr(torch, self.dtype), use_safetensors=True
-        ).eval()
+    @functools.cached_property
+    def adapters(self) -> list[Adapter]:
+        """Those that can be read, from the adapter's files alone; none without an adapter or with a merged one."""
+        return [] if self.adapter is None or self.merged else shapes(located(self.adapter))
+
+    def weights(self, under: nn.Module | None = None) -> nn.Module:
+        """The model. `under` is the same one without the adapter, if it is in memory: its weights are used and left as
+        they are, with the adapter beside them."""
+        if under is None:
+            model = self._get(transformers.AutoModelForCausalLM, dtype=getattr(torch, self.dtype), use_safetensors=True)
+        else:
+            model = twin(under)
+        if self.adapter is not None:
+            model = adapted(model, located(self.adapter), merged=self.merged)
+        return model.eval().requires_grad_(False)
 
     def ends(self) -> int | list[int] | None:
         """The end tokens of generation_config.json, where there is one."""
@@ -67,7 +90,8 @@ class ModelSource:
 
     def files(self) -> list[tuple[str, int, int]]:
         """Weight files of a local folder with their size and time, which change when another model takes its place."""
-        found = sorted(Path(self.location).glob("*.safetensors"))
+        places = [self.location, *([] if self.adapter is None else [located(self.adapter)])]
+        found = [path for place in places for path in sorted(Path(place).glob("*.safetensors"))]
         return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
 
     @functools.cached_property

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from tunediff.dictionary import latents_of
 from tunediff.models import ModelPair
 from tunediff.settings import build
 from tunediff.study import Run, learns
@@ -41,7 +42,8 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
     for role in dict.fromkeys(role for stream in streams for role in stream.models):
         (total, one_layer), config = pair.sources[role].size, pair.configs[role]
         value = torch.empty(0, dtype=getattr(torch, pair.sources[role].dtype)).element_size()
-        memory += value * (total + 6 * block * (config.hidden_size + config.intermediate_size))
+        held = 0 if pair.shares_weights(role) else total
+        memory += value * (held + 6 * block * (config.hidden_size + config.intermediate_size))
         layers = 1 + max(stream.layer for stream in streams if role in stream.models)
         flops += 2 * tokens * layers * one_layer
     if not learns(cfg):
@@ -52,7 +54,8 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
     memory += buffer
     disk = 2.0 * buffer + activations.disk(tokens, width)  # a checkpoint is written before the last is removed
     for run in runs:
-        latents, mine = run.cfg.dictionary.latents, sum(stream.width for stream in run.streams)
+        latents = latents_of(run.cfg.dictionary.latents, run.streams)
+        mine = sum(stream.width for stream in run.streams)
         parameters = 2 * latents * mine
         memory += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
         disk += 4 * parameters * (1 + 2 * 3)
