@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from conftest import ROOT
 from tunediff.run import make_trainer
 from tunediff.schedules import Length
-from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, within
+from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
 from tunediff.study import STUDY, build_dictionary, evaluations_of, learns
 from tunediff.training import Member
@@ -62,6 +62,22 @@ def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option, t
         "trainer=fp16",
     ) else None
     assert len(identity(cfg)) == 12
+
+
+def test_a_file_anywhere_is_an_option_of_its_group(tmp_path, monkeypatch):
+    place = tmp_path / "a run, 3=x"
+    place.mkdir()
+    (place / "pair.yaml").write_text((CONF / "model_pair" / "toy_self.yaml").read_text())
+    given = with_files([f"model_pair={place}/pair.yaml", "seed=1", "text.rows.path=a.yaml"], CONF)
+    assert given[1:] == ["seed=1", "text.rows.path=a.yaml"]
+    check_command_line(given[:2], CONF, "train")
+    assert composed(*given[:2]).model_pair == composed("model_pair=toy_self").model_pair
+    monkeypatch.chdir(place)
+    (swept,) = with_files(["model_pair=toy,pair.yaml"], CONF)
+    check_command_line([swept], CONF, "train")
+    assert composed(f"model_pair={swept.partition(',')[2]}").model_pair == composed("model_pair=toy_self").model_pair
+    with pytest.raises(Refused, match="missing.yaml: there is no such file"):
+        with_files(["model_pair=missing.yaml"], CONF)
 
 
 def refused(*arguments, verb="train"):

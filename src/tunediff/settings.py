@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import re
 import sys
 import typing
@@ -43,6 +44,7 @@ IMMATERIAL = (
     "launcher",
     "dry_run",
     "checkpoint_every",
+    "memory_gb",
     "optimized_metric",
     "task",  # counts where an evaluation names it, as ${task}
 )
@@ -61,6 +63,7 @@ def verb(name: str) -> Callable:
         @functools.wraps(story)
         def main() -> None:
             try:
+                sys.argv[1:] = with_files(sys.argv[1:], folder)
                 check_command_line(sys.argv[1:], folder, name)
             except Refused as refusal:
                 sys.exit(f"error: {refusal}")
@@ -82,6 +85,31 @@ def _told(story: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     return told
 
 
+def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
+    """model_pair=<a folder>/pair.yaml -> the same as an option of the group, wherever the file lies: Hydra finds it by its
+    place relative to the group. Raises Refused for a file that is not there."""
+
+    def placed(group: str, value: str) -> str:
+        value = value.strip().strip("'\"")
+        if not value.endswith(".yaml"):
+            return value
+        file = Path(value).expanduser().resolve()
+        if not file.is_file():
+            raise Refused(f"{group}={value}: there is no such file.")
+        return "'" + os.path.relpath(file.with_suffix(""), (folder / group).resolve()).replace("'", "\\'") + "'"
+
+    placed_arguments = []
+    for argument in arguments:
+        group, given, value = argument.partition("=")
+        if given and value.strip("'\"]").endswith(".yaml") and (folder / group).is_dir():
+            inside = value.removeprefix("[").removesuffix("]")
+            whole = Path(inside.strip("'\"")).expanduser().is_file()  # a name with a comma is no list
+            words = ",".join(placed(group, one) for one in ([inside] if whole else inside.split(",")))
+            argument = f"{group}=[{words}]" if inside != value else f"{group}={words}"
+        placed_arguments.append(argument)
+    return placed_arguments
+
+
 def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:
     """Raises Refused, naming the nearest legal words, for a key or an option that does not exist, and for a key of
     conf/<name>.yaml that was left open (???) and is not given."""
@@ -101,7 +129,7 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
         for override in chosen:
             options = {path.stem for path in (folder / override.key_or_group).glob("*.yaml")}
             for option in _option_names(override):
-                if option not in options:
+                if option not in options and not (folder / override.key_or_group / f"{option}.yaml").is_file():
                     raise Refused(f"{override.key_or_group}={option}: {_nearest(option, options, 'options')}")
     plain = [o.input_line for o in chosen if not o.is_sweep_override()]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):

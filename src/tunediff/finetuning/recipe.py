@@ -1,0 +1,48 @@
+"""What a fine-tune is, but for the model and the text: which part of the model learns, by which loss, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import transformers
+
+from tunediff.finetuning.estimate import Estimate, memory
+from tunediff.finetuning.trainable import Trainable
+from tunediff.objectives import Imitation
+from tunediff.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """part, objective   what learns, and from which loss
+    examples, held_out   the first so many rows are learned, and measured; None: all, of a text that has an end
+    block      tokens of a sequence            packing      several examples in a sequence, none seeing another
+    batch      sequences a step, over all processes         micro_batch   of them in one forward pass
+    """
+
+    part: Trainable
+    objective: Imitation
+    block: int
+    epochs: int
+    batch: int
+    micro_batch: int
+    learning_rate: float
+    learning_rate_schedule: Schedule
+    betas: Sequence[float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    gradient_checkpointing: bool = True
+    packing: bool = False
+    examples: int | None = None
+    held_out: int | None = None
+
+    def memory(
+        self, config: transformers.PretrainedConfig, dtype: str, *, precision: str, processes: int, sharded: bool
+    ) -> Estimate:
+        """Of each device, before a weight is loaded."""
+        return memory(
+            self.part, config, dtype, block=self.block, micro_batch=self.micro_batch, precision=precision,
+            gradient_checkpointing=self.gradient_checkpointing, chunk=self.objective.chunk, processes=processes,
+            sharded=sharded,
+        )  # fmt: skip

@@ -1,0 +1,342 @@
+"""The story of a fine-tune: a model learns a text by a recipe, and the folder it leaves is a pair.
+
+config.yaml  identity.json  state.json  checkpoints/  tables/training.parquet  run.log
+model/       the tuned model in transformers' format, or its adapter in PEFT's; README.md is its card
+pair.yaml    base and tuned: python train.py model_pair=<run folder>/pair.yaml
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import DictConfig
+
+import tunediff
+from tunediff import folders, processes
+from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Recipe, Shards, load_state
+from tunediff.models import ModelSource
+from tunediff.run import make_trainer, processes_of
+from tunediff.schedules import Length, steps_of
+from tunediff.settings import build, check, identity, material, within
+from tunediff.shapes import Refused, Table
+from tunediff.study import write_config
+from tunediff.text import Batches, Examples, Text, examples, packed
+from tunediff.training import Pulse, TokenProgress, latest_checkpoint
+
+log = logging.getLogger(__name__)
+
+FINE_TUNE = (
+    "model text recipe trainer logger seed trust checkpoint_every evaluate_every sweep dry_run memory_gb".split()
+)
+GB = 1e9
+
+
+def finetune(cfg: DictConfig, folder: Path) -> None:
+    """A fine-tune in its folder. One that is finished there is left as it is; one that was interrupted goes on."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # one process speaks for all
+    with folders.unless_refused(folder):
+        check(cfg, FINE_TUNE)
+        source, recipe = build(cfg.model), build(cfg.recipe)
+        if source.adapter is not None and not source.merged:
+            raise Refused(
+                f"model.adapter={source.adapter}: what learns further is a whole model; set model.merged=true."
+            )
+        fits(cfg, source, recipe)
+        if folders.is_finished(folder, identity(cfg)):
+            print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
+            return
+        text: Text = build(cfg.text)
+        learned, held_out = examples_of(cfg, source, recipe, text)
+        if cfg.dry_run:
+            return
+        if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            start_processes(cfg, folder)
+            return
+        if processes_of(cfg) > 1 or int(os.environ.get("RANK", 0)) == 0:
+            folders.make_folder(folder)
+        if int(os.environ.get("RANK", 0)) > 0:
+            learn(cfg, folder, source, recipe, learned, held_out)
+            return
+        with folders.held(folder, "The fine-tune"):
+            begin(cfg, folder)
+            try:
+                learn(cfg, folder, source, recipe, learned, held_out)
+            except Exception as error:
+                folders.say(folder, state=folders.FAILED, error=str(error) or type(error).__name__)
+                raise
+
+
+# -- before a weight is loaded ---------------------------------------------------------------------------------------
+
+
+def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
+    """Says what a fine-tune takes of each device; a dry run refuses what no device has."""
+    sharded = cfg.trainer.get("strategy", {}).get("_target_", "").endswith(Shards.__name__)
+    count, precision = processes_of(cfg), str(cfg.trainer.precision)
+    estimate = recipe.memory(
+        source.config().get_text_config(), source.dtype, precision=precision, processes=count, sharded=sharded
+    )
+    learning = recipe.part.parameters(source.config().get_text_config())
+    available = device_memory(cfg)
+    if cfg.dry_run:
+        print(
+            f"{learning:,} parameters learn\nmemory of each of {count} devices{', sharded' * sharded}:\n{estimate.table()}"
+        )
+    if available is None or estimate.total <= available:
+        return
+    sentence = (
+        f"It is estimated at {estimate.total / GB:.1f} GB on each device, and a device has {available / GB:.1f} GB. Share it "
+        f"out (trainer=fsdp trainer.devices=<more>), or take less: recipe.block={recipe.block}, "
+        f"recipe.micro_batch={recipe.micro_batch}, recipe.objective.chunk={recipe.objective.chunk}, "
+        "recipe.gradient_checkpointing=true, an adapter in place of all weights (recipe=lora)."
+    )
+    if cfg.dry_run:
+        raise Refused(sentence)
+    log.warning("note: %s", sentence)
+
+
+def device_memory(cfg: DictConfig) -> float | None:
+    """Bytes of one device, as given or as found here; None where it cannot be told: a GPU is asked for and none is here."""
+    if cfg.memory_gb is not None:
+        return cfg.memory_gb * GB
+    if cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    if cfg.trainer.accelerator in ("gpu", "cuda"):
+        return None
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
+    """What is learned, and what is only measured."""
+    text.check(evaluated=recipe.held_out != 0)
+    tokenizer = source.tokenizer()
+    learned = examples(text, tokenizer, block=recipe.block, limit=recipe.examples)
+    log.info("%s", learned.report())
+    print(learned.report()) if cfg.dry_run else None
+    if recipe.held_out == 0:
+        return learned, None
+    return learned, examples(text, tokenizer, held_out=True, block=recipe.block, limit=recipe.held_out)
+
+
+def start_processes(cfg: DictConfig, folder: Path) -> None:
+    """The same command once for each device of this machine, by torchrun, until all have ended. For several machines, start
+    torchrun yourself with this command, and name hydra.run.dir."""
+    if cfg.trainer.get("num_nodes", 1) > 1:
+        raise Refused(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: start it on each machine with torchrun --nnodes=... "
+            f"--nproc-per-node={cfg.trainer.devices} finetune.py ... hydra.run.dir=<one folder for all>."
+        )
+    words = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.trainer.devices}", sys.argv[0]]
+    process = subprocess.Popen([sys.executable, *torchrun, *words, f"hydra.run.dir='{folder}'"])
+    try:
+        status = process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGTERM)  # they save and end
+        process.wait()
+        raise
+    if not folders.is_finished(folder, identity(cfg)):
+        said = folders.state_of(folder).get("error", f"its processes ended with status {status}")
+        raise Refused(f"The fine-tune did not end well: {said}")
+
+
+# -- the steps -------------------------------------------------------------------------------------------------------
+
+
+def begin(cfg: DictConfig, folder: Path) -> None:
+    before = folders.state_of(folder)
+    if before.get("identity") not in (None, identity(cfg)) and latest_checkpoint(folder / "checkpoints") is not None:
+        raise Refused(
+            f"{folder} holds another fine-tune that is not finished. Choose another hydra.run.dir, or remove it."
+        )
+    write_config(cfg, folder)
+    folders.say(folder, identity=identity(cfg), state=folders.RUNNING, error=None, started=folders.clock())
+
+
+def learn(
+    cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, held_out: Examples | None
+) -> None:
+    checkpoints = folder / "checkpoints"
+    trainer = make_trainer(cfg, checkpoints)
+    place = {"rank": trainer.global_rank, "world": trainer.world_size}
+
+    def batches(some: Examples, *, epochs: int) -> Batches:
+        sequences = packed(some, recipe.block) if recipe.packing else some
+        return Batches(
+            sequences, batch=recipe.batch, micro_batch=recipe.micro_batch, epochs=epochs, seed=cfg.seed, **place
+        )
+
+    steps = batches(learned, epochs=recipe.epochs)
+    stands_for = f"{identity(cfg)} {learned.digest}"
+    saved = latest_checkpoint(checkpoints)
+    state = None if saved is None else load_state(saved, digest=stands_for)
+    if state is not None:
+        log.info("going on from step %s of %s", f"{state['step']:,}", f"{len(steps):,}")
+    with within(folder):
+        loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
+    for logger in loggers:
+        open_logger(logger, cfg, [] if state is None else state["history"])
+    model = recipe.part.prepare(source.weights(), cfg.seed)
+    module = FineTuning(
+        model,
+        recipe.objective,
+        steps,
+        learning_rate=recipe.learning_rate,
+        learning_rate_schedule=recipe.learning_rate_schedule,
+        betas=tuple(recipe.betas),
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        seed=cfg.seed,
+        loggers=loggers,
+        evaluate=None if held_out is None else batches(held_out, epochs=1),
+        evaluate_every=interval(cfg.evaluate_every, steps),
+        state=state,
+    )
+    if module.step < module.steps:
+        trainer.callbacks += [
+            TokenProgress(steps.tokens),
+            FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for),
+            Pulse(functools.partial(beat, folder, module), seconds=min(10.0, cfg.checkpoint_every)),
+        ]
+        trainer.fit(module)
+    recipe.part.save(model, folder / "model", base_path=placed(source.path))
+    if processes.count() > 1:
+        torch.distributed.barrier()
+    if trainer.global_rank == 0:
+        write_down(cfg, folder, source, recipe, learned, module.history)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        for logger in loggers:
+            logger.finalize("success")
+        folders.say(folder, state=folders.FINISHED, step=module.steps, steps=module.steps)
+        log.info("%s\npair: python train.py model_pair=%s", line_of(module.history), folder / "pair.yaml")
+    if processes.count() > 1:
+        torch.distributed.destroy_process_group()
+
+
+def open_logger(logger: Any, cfg: DictConfig, history: Sequence[dict]) -> None:
+    """A logger that starts from nothing is told what happened before a resumption."""
+    logger.log_hyperparams(material(cfg))
+    for record in history if getattr(logger, "starts_anew", False) else ():
+        values = {name: value for name, value in record.items() if name != "step" and value is not None}
+        logger.log_metrics(values, step=record["step"])
+
+
+def interval(every: float | str | None, steps: Batches) -> int:
+    """Steps between two looks at the held-out loss."""
+    length = Length(len(steps), steps.tokens_of_a_step)
+    return max(1, round(steps_of("evaluate_every", 1 if every is None else every, length)))
+
+
+def beat(folder: Path, module: FineTuning, step: int) -> None:
+    if module.history:
+        folders.write_table(folder, curves(module.history))
+    folders.say(folder, state=folders.RUNNING, step=step, steps=module.steps)
+
+
+def curves(history: Sequence[dict]) -> Table:
+    return Table("training", {name: [record.get(name) for record in history] for name in history[-1]})
+
+
+# -- what it leaves --------------------------------------------------------------------------------------------------
+
+
+def write_down(
+    cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, history: Sequence[dict]
+) -> None:
+    """Curves, tokenizer, card, and the pair."""
+    source.tokenizer().save_pretrained(folder / "model")
+    folders.write_table(folder, curves(history))
+    folders.write_atomically(folder / "model" / "README.md", card(cfg, source, recipe, learned, history))
+    folders.write_atomically(
+        folder / "pair.yaml", pair_of(source, folder / "model", adapter=isinstance(recipe.part, Lora))
+    )
+
+
+def pair_of(source: ModelSource, made: Path, *, adapter: bool) -> str:
+    """The option of model_pair that names the model and what became of it."""
+    base = {"_target_": "tunediff.models.ModelSource", "path": placed(source.path), "revision": source.revision}
+    base |= {"dtype": source.dtype}
+    if source.adapter is not None:
+        base |= {"adapter": placed(source.adapter), "merged": True}
+    own = {"path": str(made.resolve()), "revision": None}
+    if adapter:
+        own = {"adapter": str(made.resolve()), "merged": False}
+    pair = {"_target_": "tunediff.models.ModelPair", "base": base, "tuned": {**base, **own}}
+    pair |= {"tokenizer": "base", "align": "strict"}
+    says = "# Choose it for the model that was fine-tuned here, beside the model it began from.\n"
+    return says + yaml.safe_dump(pair, sort_keys=False)
+
+
+def placed(path: str) -> str:
+    """A local folder by its whole name; a Hub id or shipped weights as they are."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def losses(history: Sequence[dict]) -> dict[str, float]:
+    """The training loss over the last twentieth of the steps, and the held-out loss before and after."""
+    taken = [record["loss"] for record in history if record["loss"] is not None]
+    held_out = [record["held_out_loss"] for record in history if record["held_out_loss"] is not None]
+    last = taken[-max(1, len(taken) // 20) :]
+    found = {"training": sum(last) / len(last)}
+    return found | ({"held out, before": held_out[0], "held out": held_out[-1]} if held_out else {})
+
+
+def line_of(history: Sequence[dict]) -> str:
+    return "nats a learned token: " + ", ".join(f"{name} {value:.4f}" for name, value in losses(history).items())
+
+
+CARD = """---
+base_model: {base}
+library_name: {library}
+---
+# {title}
+
+Made by `finetune.py` of tunediff {version} from `{base}`{revision}: {part}.
+
+| loss, nats a learned token | |
+|---|---|
+{losses}
+
+Learned: {report} (SHA-256 of their ids and of what of them is learned: `{digest}`). {steps:,} steps of {batch} sequences.
+The training loss is the mean over the last twentieth of the steps.
+
+The settings in full, of which `{identity}` is the identity:
+
+```json
+{settings}
+```
+"""
+
+
+def card(cfg: DictConfig, source: ModelSource, recipe: Recipe, learned: Examples, history: Sequence[dict]) -> str:
+    """README.md of the model: recipe, data, losses."""
+    adapter = isinstance(recipe.part, Lora)
+    return CARD.format(
+        base=source.path,
+        library="peft" if adapter else "transformers",
+        title=f"{Path(source.path).name}, {'with an adapter' if adapter else 'fine-tuned'}",
+        version=tunediff.__version__,
+        revision=f" at {source.revision}" if source.revision else "",
+        part=str(recipe.part),
+        losses="\n".join(f"| {name} | {value:.4f} |" for name, value in losses(history).items()),
+        report=learned.report(),
+        digest=learned.digest,
+        steps=1 + max(record["step"] for record in history if record["loss"] is not None),
+        batch=recipe.batch,
+        identity=identity(cfg),
+        settings=json.dumps(material(cfg), indent=1),
+    )
