@@ -159,6 +159,8 @@ def test_a_format_without_both_fields_in_order_is_refused(wrong):
         Text(lambda: iter([ROW]), thinking_format=wrong)
     with pytest.raises(TextError, match="is no format string"):
         Text(lambda: iter([ROW]), thinking_format="{thinking}{answer")
+    with pytest.raises(TextError, match="a backslash and an n, where a line break is meant"):
+        Text(lambda: iter([ROW]), thinking_format=r"<think>\n{thinking}\n</think>{answer}")
 
 
 @pytest.mark.parametrize("name", ["r1", "s1", "openthoughts"])
@@ -191,6 +193,14 @@ def test_the_system_message_stands_before_the_problem_and_shifts_no_label(tokeni
     (at,) = [first for first, _, label in found.labels if label == "task"]
     assert found.text[:at].endswith("Please add: ") and found.text[at:].startswith("add")
     assert text.rendered(row, tokenizer).text.startswith(render_prompt("Please add: add", tokenizer, text.system))
+
+
+def test_a_template_that_trims_what_it_is_given_shifts_no_label(tokenizer, monkeypatch):
+    trimming = tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
+    monkeypatch.setattr(tokenizer, "chat_template", trimming)
+    row = {**ROW, "prompt": "  add 2\n", "spans": [("prompt", 2, 5, "task")]}
+    for system in (None, "", " You add. "):
+        assert labelled(render(row, tokenizer, system=system))["task"] == "add"
 
 
 def test_a_model_is_asked_behind_the_same_system_message(tokenizer):

@@ -49,6 +49,11 @@ class Layout(NamedTuple):
 @functools.cache
 def layout(thinking_format: str) -> Layout:
     """The parts of a format string; raises TextError for one that does not have {thinking} and then {answer}, each once."""
+    if "\\n" in thinking_format:
+        raise TextError(
+            f"text.thinking_format={thinking_format!r} has a backslash and an n, where a line break is meant: in bash, "
+            "$'text.thinking_format=\"...\"' makes one of it."
+        )
     try:
         parts = list(string.Formatter().parse(thinking_format))
     except ValueError as error:
@@ -100,8 +105,7 @@ def render(
     whole = prompt + opening + thinking
     if answer is not None:
         whole += between + answer + ending + (tokenizer.eos_token or "")
-    asked = prompt.find(question, prompt.find(system) + len(system) if system else 0)
-    starts = {"prompt": asked + len(instruction)}
+    starts = {"prompt": _begin(question, prompt, system) + len(instruction)}
     segments: list[Span] = [(0, len(prompt), "prompt")]
     labels: list[Span] = []
     if answer is not None:
@@ -173,6 +177,13 @@ def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
             else f"Name another column with text.fields.{name}=<column>, or write strings into the file."
         )
         raise TextError(f"A row has {found} where its {name} is read from, and one string belongs there. {way}")
+
+
+def _begin(question: str, prompt: str, system: str | None) -> int:
+    """Where the question begins in the prompt, behind the system message; some templates trim both."""
+    said = (system or "").strip()
+    asked = question.strip()
+    return prompt.find(asked, prompt.find(said) + len(said)) - question.find(asked)
 
 
 def _already_open(prompt: str, opening: str) -> int:
