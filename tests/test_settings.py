@@ -21,6 +21,7 @@ PENALISED = {"l1_schedule": ["dictionary=l1_crosscoder"]}
 GIVEN = {
     "model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"],
     "evaluation=autointerp": ["evaluation.autointerp.model=m"],
+    **{f"text={name}_files": ["text.rows.path=x"] for name in ("s1k", "openthoughts", "openr1_math")},
 }
 
 

@@ -101,10 +101,10 @@ class Loaded:
         edits: Sequence[Edit] = (),
         decoding: Decoding = Decoding(),  # noqa: B008
     ) -> list[Response]:
-        """What the model with this role answers, through the chat template, under edits."""
+        """What the model with this role answers, through the chat template and behind the text's system message, under edits."""
         self.trained()
         tokenizer = self.pair.tokenizers[self.pair.entry(role)]
-        asked = ask([(question, question) for question in questions], tokenizer)
+        asked = ask([(question, question) for question in questions], tokenizer, self.text.system)
         return generate(self.pair, role, asked, decoding, engine=Batched(), edits=edits, tokenizer=tokenizer)
 
     @functools.cached_property

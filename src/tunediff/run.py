@@ -57,8 +57,8 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     cfg = runs[0].cfg
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
-    notes = pair.check_tokens(text.samples())
     text.check(evaluated=any(run.cfg.evaluation for run in runs))
+    notes = pair.check_tokens(text.samples())
     for run in runs:
         with run.on_its_own():
             run.build(pair)

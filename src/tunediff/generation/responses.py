@@ -102,10 +102,11 @@ class Engine(Protocol):
         ...
 
 
-def ask(questions: Sequence[tuple[str, str]], tokenizer) -> list[Asked]:
-    """(name, question) -> prompts through the chat template."""
+def ask(questions: Sequence[tuple[str, str]], tokenizer, system: str | None = None) -> list[Asked]:
+    """(name, question) -> prompts through the chat template, each behind the same system message where there is one."""
     return [
-        Asked(name, list(encode(tokenizer, render_prompt(text, tokenizer))["input_ids"])) for name, text in questions
+        Asked(name, list(encode(tokenizer, render_prompt(text, tokenizer, system))["input_ids"]))
+        for name, text in questions
     ]
 
 

@@ -76,8 +76,8 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
             key = digest([plain(cfg.model_pair), plain(cfg.text), bool(cfg.evaluation)])
             if key not in built:
                 built[key], text = build(cfg.model_pair), build(cfg.text)
-                built[key].check_tokens(text.samples())
                 text.check(evaluated=bool(cfg.evaluation))
+                built[key].check_tokens(text.samples())
             run.build(built[key])
             run.member = None  # its weights are made where it is trained
         except Refused as refusal:

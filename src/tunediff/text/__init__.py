@@ -1,6 +1,6 @@
 """Rows -> rendered text -> token ids, segments and labels -> padded batches for the two models.
 
-    rows.py -> rendering.py -> documents.py -> batches.py          tokenizers.py compares those of a pair
+    rows.py -> preparing.py -> rendering.py -> documents.py -> batches.py          tokenizers.py compares those of a pair
 
 A row is a dictionary of strings: a problem with its response, or plain text. Nothing here knows a model or an
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
@@ -8,6 +8,7 @@ activation. Segments follow the character ranges of the rendered text, so they h
 
 from tunediff.text.batches import Batch, TextBatches, collate, padded_groups
 from tunediff.text.documents import Document, Text
+from tunediff.text.preparing import each_generation, first_exchange, in_s1_form
 from tunediff.text.rendering import Rendered, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
 from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode, spelling
@@ -22,7 +23,10 @@ __all__ = [
     "TextError",
     "collate",
     "compare_tokenizers",
+    "each_generation",
     "encode",
+    "first_exchange",
+    "in_s1_form",
     "padded_groups",
     "read_files",
     "read_hub",

@@ -8,13 +8,23 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tunediff.shapes import SEGMENTS
+from tunediff.shapes import SEGMENTS, THINKING_FORMAT
 from tunediff.text.batches import TextBatches
-from tunediff.text.rendering import Rendered, Span, render
+from tunediff.text.rendering import Rendered, Span, layout, refuse_all_but_strings, render
 from tunediff.text.rows import TextError
 from tunediff.text.tokenizers import encode
 
 LOOKED_AT = 10_000  # rows that are read to see whether a text can be used; it may have no end
+
+# names of which a row needs one: where one of those behind the colon is there, the column of the first may be missing
+INSTEAD = {
+    "prompt": {"text"},
+    "text": {"prompt"},
+    "thinking": {"response", "text"},
+    "answer": {"response", "text"},
+    "response": {"thinking", "answer", "text"},
+}
+LABELS = {"spans", "pieces"}
 
 
 class Document(NamedTuple):
@@ -38,8 +48,12 @@ class Text:
     """The documents of a study, in batches, from a position that can be saved.
 
     rows         a function without arguments that gives the rows anew; an endless one is fine
-    fields       our name -> the data set's column: prompt, thinking, answer, response, text; and for labels
-                 spans (field, first character, one past the last, label), pieces {label, text} of the thinking in order
+    fields       our name -> the data set's column: prompt, thinking, answer, response, text, conversation; and for labels
+                 spans (field, first character, one past the last, label), pieces {label, text} of the thinking in order.
+                 Without any, the columns have our names already; with some, only these are read
+    prepare      steps by name, each from rows under our names to such rows: one a generation, a conversation's first turns
+    instruction  put directly in front of every prompt      system   a system message, through the chat template
+    thinking_format   how a response is laid out: a format string with {thinking} and {answer}
     context      tokens of one sequence; a longer row is cut into several, none is dropped
     held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
     segments     segments whose tokens are kept; None keeps all
@@ -52,7 +66,10 @@ class Text:
         rows: Callable[[], Iterable[Mapping[str, Any]]],
         *,
         fields: Mapping[str, str] | None = None,
+        prepare: Mapping[str, Callable[[Iterable[Mapping[str, Any]]], Iterable[Mapping[str, Any]]]] | None = None,
         instruction: str = "",
+        system: str | None = None,
+        thinking_format: str = THINKING_FORMAT,
         context: int = 1024,
         held_out: float | Callable[[str], bool] = 0.05,
         segments: Sequence[str] | None = None,
@@ -67,7 +84,9 @@ class Text:
             raise TextError(f"text.segments has {sorted(unknown)}; the segments are {list(SEGMENTS)}.")
         if context < 2:
             raise TextError(f"text.context={context}: a sequence needs at least 2 tokens.")
-        self.rows, self.fields, self.instruction = rows, dict(fields or {}), instruction
+        layout(thinking_format)
+        self.rows, self.fields, self.prepare = rows, dict(fields or {}), dict(prepare or {})
+        self.instruction, self.system, self.thinking_format = instruction, system, thinking_format
         if isinstance(held_out, functools.partial):  # Hydra's own kind checks its target again at every row
             held_out = functools.partial(held_out.func, *held_out.args, **held_out.keywords)
         self.context, self.held_out, self.segments = context, held_out, segments
@@ -76,13 +95,20 @@ class Text:
 
     def named_rows(self, *, held_out: bool) -> Iterator[dict[str, Any]]:
         """Rows of one side of the split, under our names of the columns; each with its number in the data as `index`."""
-        for index, row in enumerate(self.rows()):
-            named = self._named(row)
+        for index, named in enumerate(self._prepared(self.rows())):
             if self._is_held_out(_key(named)) == held_out:
                 yield {**named, "index": index}
 
+    def _prepared(self, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        rows = map(self._named, rows)
+        for step in self.prepare.values():
+            rows = step(rows)
+        return rows
+
     def _named(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return {**row, **{ours: row.get(theirs) for ours, theirs in self.fields.items()}}
+        # what the data calls an answer need not be what we mean by it
+        hidden = dict.fromkeys(INSTEAD.keys() & row.keys()) if self.fields else {}
+        return {**row, **hidden, **{ours: row.get(theirs) for ours, theirs in self.fields.items()}}
 
     def _is_held_out(self, key: str) -> bool:
         if callable(self.held_out):
@@ -93,28 +119,45 @@ class Text:
         """The first rows as text, without template and special tokens; for comparing tokenizers."""
         texts = []
         for row in itertools.islice(self.named_rows(held_out=False), count):
-            texts += [str(row[name])[:2000] for name in ("text", "prompt", "thinking", "answer") if row.get(name)]
+            texts += [
+                str(row[name])[:2000] for name in ("text", "prompt", "response", "thinking", "answer") if row.get(name)
+            ]
         if not texts:
             raise TextError("The text has no rows to train on: it is empty, or text.held_out takes them all.")
         return texts
 
     def check(self, *, evaluated: bool) -> None:
-        """Raises TextError, before anything is trained, where no row has the column that thinking is read from, or where no
-        row is left to evaluate on. Reads as many rows as that takes, and at most the first LOOKED_AT."""
-        column, columns, count = self.fields.get("thinking"), set(), 0
-        thinks, held = column is None, not evaluated
-        for row in itertools.islice(self.rows(), LOOKED_AT):
-            named, count = self._named(row), count + 1
-            columns |= row.keys()
-            thinks = thinks or column in row or any(named.get(name) for name in ("response", "text"))
+        """Raises TextError, before anything is trained, where no row has a column that is to be read, where something else
+        than a string stands in one, or where no row is left to evaluate on. Reads as many rows as that takes, and at most
+        the first LOOKED_AT."""
+        columns, seen, count, held = set(), set(), 0, not evaluated
+
+        def looked_at() -> Iterator[Mapping[str, Any]]:
+            for row in itertools.islice(self.rows(), LOOKED_AT):
+                columns.update(row)
+                yield row
+
+        for named in itertools.islice(self._prepared(looked_at()), LOOKED_AT):
+            refuse_all_but_strings(named)
+            count += 1
+            seen.update(name for name in INSTEAD if named.get(name))
             held = held or self._is_held_out(_key(named))
-            if thinks and held:
+            if held and not self._missing(columns, seen):
                 return
-        if not thinks:
+        if not columns:
+            raise TextError("The text has no rows to train on: it is empty.")
+        if not count:
+            raise TextError(f"The text has no rows to train on: {', '.join(self.prepare)} of text.prepare leaves none.")
+        for ours in self._missing(columns, seen):
+            way = f"Name the column with text.fields.{ours}=<column>"
+            if "response" in INSTEAD.get(ours, ()):
+                way += (
+                    ", that of whole responses with +text.fields.response=<column>, or say that there is no "
+                    f"{ours} with ~text.fields.{ours}"
+                )
             raise TextError(
-                f"No row of the text has the column '{column}' that thinking is read from: there are only "
-                f"{', '.join(sorted(columns))}. Name the column with text.fields.thinking=<column>, that of whole responses "
-                "with +text.fields.response=<column>, or say that there is no thinking with ~text.fields.thinking."
+                f"No row of the text has the column '{self.fields[ours]}' that its {ours} is read from: there are only "
+                f"{', '.join(sorted(columns))}. {way}."
             )
         said = "" if callable(self.held_out) else f"={self.held_out}"
         raise TextError(
@@ -122,9 +165,17 @@ class Text:
             f"row{'s' if count != 1 else ''}. Raise it, give more rows, or choose evaluation=none."
         )
 
+    def _missing(self, columns: set[str], seen: set[str]) -> list[str]:
+        """Our names of columns that no row has, and that nothing else takes the place of."""
+        return [
+            ours
+            for ours, column in self.fields.items()
+            if column not in columns and ours not in LABELS and not seen & INSTEAD.get(ours, set())
+        ]
+
     def rendered(self, row: Mapping[str, Any], tokenizer) -> Rendered:
         """A row of named_rows() as the string that the models read."""
-        return render(row, tokenizer, self.instruction)
+        return render(row, tokenizer, self.instruction, system=self.system, thinking_format=self.thinking_format)
 
     def documents(self, row: Mapping[str, Any], tokenizers: Sequence) -> list[Document]:
         """The row as one sequence, or several when it is longer than the context."""
