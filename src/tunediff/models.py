@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -232,14 +232,28 @@ class ModelPair:
             )
         return int(layer)
 
-    def load(self, device: torch.device | str = "cpu") -> ModelPair:
-        """Brings the weights of both models; the same source is loaded once."""
-        for role, source in self.sources.items():
-            if role == TUNED and source == self.sources[BASE]:
+    def load(self, device: torch.device | str = "cpu", *, roles: Sequence[str] = ROLES) -> ModelPair:
+        """Brings the weights of both models, or of one; the same source is loaded once."""
+        for role in roles:
+            source = self.sources[role]
+            if role == TUNED and BASE in roles and source == self.sources[BASE]:
                 self.models[role] = self.models[BASE]
             else:
                 self.models[role] = source.weights().to(device).requires_grad_(False)
         return self
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside, the weights wait in the memory of the host, so that another model has room on their devices."""
+        devices = {role: self.device(role) for role in self.models}
+        try:
+            for model in self.models.values():
+                model.to("cpu")
+            torch.cuda.empty_cache()  # for engines with an allocator of their own
+            yield
+        finally:
+            for role, device in devices.items():
+                self.models[role].to(device)
 
     def device(self, role: str) -> torch.device:
         role = TUNED if role == DIFFERENCE else role
