@@ -245,7 +245,7 @@ def test_weights_that_are_set_aside_wait_on_the_host_and_come_back_even_after_an
     assert visited[2:] == [(BASE, "cuda:0"), (TUNED, "cuda:1")]
 
 
-def test_an_evaluation_that_goes_on_asks_only_what_is_missing_and_another_full_model_alone(trio, tmp_path):
+def test_an_evaluation_that_goes_on_asks_only_what_is_missing(trio, tmp_path):
     log = []
     whole = measured(trio, log=log, folder=tmp_path)
     assert [(who, count) for who, count, _ in log] == [("full", 100), ("base", 100), ("adapter", 100)]
@@ -256,9 +256,9 @@ def test_an_evaluation_that_goes_on_asks_only_what_is_missing_and_another_full_m
     assert measured(trio, log=log, folder=tmp_path) == whole
     assert [(who, count) for who, count, _ in log] == [("full", 30)]
     log.clear()
-    findings = measured(trio, log=log, folder=tmp_path, full="adapter")[0]
+    findings, _, notes = measured(trio, log=log, folder=tmp_path, full="adapter")
     assert log == []  # the adapter's own responses are kept
-    assert findings["recovery/eggs/recovered"].value == 1
+    assert findings["recovery/eggs/recovered"].value == 1 and "is the pair's tuned model itself" in notes[0]
     assert all(json.loads(line)["key"] for line in file.read_text().splitlines())
 
 
@@ -271,7 +271,7 @@ def test_a_full_model_that_is_nowhere_or_reads_other_tokens_is_refused_before_an
         measured(trio, resamples=10)
     other = ModelSource(str(save_model(tmp_path / "full", build_tokenizer("Anna has no eggs. " * 50), seed=5)))
     log = []
-    with pytest.raises(Refused, match="tokenize"):
+    with pytest.raises(Refused, match=r"is no fully fine-tuned model of .* tokenize"):
         measured({**trio, "full": other}, log=log)
     assert log == []
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from tunediff.benchmarks import Problem, Recovered, Task, recovery, wilson
+from tunediff.benchmarks import Interval, Problem, Recovered, Task, recovery, wilson
 from tunediff.evaluations.conditions import mean, mostly_cut, side_by_side
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
@@ -62,18 +62,13 @@ class Recovery:
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         pair = trained.pair
-        full = dataclasses.replace(self.full, dtype=pair.sources[TUNED].dtype)  # else rounding is a difference
-        second = ModelPair(
-            pair.sources[BASE], full, tokenizer=pair.owner, align=pair.align, hesitations=pair.hesitations
-        )
         problems: dict[str, list[Problem]] = {}
         for name, task in self.tasks.items():
             problems[name], notes = problems_of(task, name, self.problems)
             yield from notes
-        asked = [problem.question for some in problems.values() for problem in some]
-        yield from (Note(f"recovery, base and {self.full.path}: {said}") for said in second.check_tokens(asked))
-
-        found = self._solved(dataclasses.replace(trained, pair=second), problems, pair)
+        second, notes = self._second(pair, [problem.question for some in problems.values() for problem in some])
+        yield from notes
+        found = self._solved(trained, second, problems)
         by_task = {name: [found[name, who][1] for who in WHO] for name in self.tasks}
         yield from mostly_cut("recovery", found)
         yield from side_by_side("recovery", found)[1]
@@ -87,26 +82,44 @@ class Recovery:
                 rows.append(_row(name, measure, means, measured, self.tasks[name].prompts[BASE]))
         yield Table("recovery", {key: [row[key] for row in rows] for key in rows[0]})
 
+    def _second(self, pair: ModelPair, texts: Sequence[str]) -> tuple[ModelPair, list[Note]]:
+        """The base with the full model in the tuned one's place, no weights yet. Raises Refused where they read different
+        tokens, of which lengths are counted."""
+        full = dataclasses.replace(self.full, dtype=pair.sources[TUNED].dtype)  # else rounding would be a difference
+        second = ModelPair(
+            pair.sources[BASE], full, tokenizer=pair.owner, align=pair.align, hesitations=pair.hesitations
+        )
+        try:
+            notes = [f"recovery, base and {full.path}: {said}" for said in second.check_tokens(texts)]
+        except PairError as error:
+            raise Refused(
+                f"{full.path} is no fully fine-tuned model of {pair.sources[BASE].path} (evaluation.recovery.full.path names "
+                f"it): {error}"
+            ) from error
+        if full == pair.sources[TUNED]:
+            notes.append(
+                f"recovery: {full.path} is the pair's tuned model itself and recovers all; evaluation.recovery.full.path=... "
+                "names another."
+            )
+        return second, [Note(said) for said in notes]
+
     def _solved(
-        self, second: Trained, problems: Mapping[str, Sequence[Problem]], pair: ModelPair
+        self, trained: Trained, second: ModelPair, problems: Mapping[str, Sequence[Problem]]
     ) -> dict[tuple[str, str], tuple[Condition, list[Solved]]]:
         """By task and model. The full model comes first, so that one that cannot be used is refused before the others have
         written for hours; while it is there the pair waits, and the base is not brought a second time."""
         full = Condition(FULL, "full fine-tuning", TUNED, reference=BASE)
         base, adapter = Condition(BASE, "base", BASE), Condition(ADAPTER, "adapter", TUNED, reference=BASE)
-        device, found = pair.device(TUNED), {}
-        with pair.set_aside():
-            second.pair.load(device, roles=[TUNED])
+        device = trained.pair.device(TUNED)
+        with trained.pair.set_aside():
+            second.load(device, roles=[TUNED])
             try:
-                found |= self._answers(second, problems, [full])
+                theirs = self._answers(dataclasses.replace(trained, pair=second), problems, [full])
             finally:
-                second.pair.models.clear()
-        found |= self._answers(dataclasses.replace(second, pair=pair), problems, [base, adapter])
-        # who wrote them: to the pair that ran it, the full model was the tuned one
-        found = {
-            (task, who): (dataclasses.replace(condition, role=FULL) if who == FULL else condition, solved)
-            for (task, who), (condition, solved) in found.items()
-        }
+                second.models.clear()
+        # in its own pair it stood in the tuned model's place; from here on it stands beside it
+        theirs = {key: (dataclasses.replace(full, role=FULL), solved) for key, (_, solved) in theirs.items()}
+        found = theirs | self._answers(trained, problems, [base, adapter])
         return {(task, who): found[task, who] for task in problems for who in WHO}
 
     def _answers(
@@ -138,14 +151,14 @@ def told(task: str, measure: str, means: Sequence[float], measured: Recovered, h
     """The share as a finding; a note in its place where nothing was there to recover."""
     spelled = "{:.1%}".format if measure == ACCURACY else "{:.4g}".format
     base, adapter, full = map(spelled, means)
-    what = MEASURES[measure]
+    what, share = MEASURES[measure], _share(measure, measured)
     if measured.share is None:
         return Note(
             f"recovery, {task}: the {what} of base ({base}) and full ({full}) are not told apart: in {measured.gone:,} of "
             f"{measured.draws:,} resamples their difference is none or the other way, so that there is no share of it that the "
             f"adapter ({adapter}) could recover. Take more problems, or ask the base otherwise ({how})."
         )
-    if measure == ACCURACY and measured.change < 0:
+    if share is None:
         return Note(
             f"recovery, {task}: full ({full}) solves fewer problems than base ({base}), in {measured.draws - measured.gone:,} "
             f"of {measured.draws:,} resamples; there is no gain that the adapter ({adapter}) could recover ({how})."
@@ -156,7 +169,12 @@ def told(task: str, measure: str, means: Sequence[float], measured: Recovered, h
         f"problems, {measured.draws:,} resamples{beyond}; {how}"
     )
     where = f"recovery/{task}" if measure == ACCURACY else f"recovery/{task}/{measure}"
-    return Finding(f"{where}/recovered", *measured.share, meaning)
+    return Finding(f"{where}/recovered", *share, meaning)
+
+
+def _share(measure: str, measured: Recovered) -> Interval | None:
+    """Lengths and hesitations may change either way; of accuracy only a gain can be recovered."""
+    return None if measure == ACCURACY and measured.change < 0 else measured.share
 
 
 def _accuracies(task: str, answers: Sequence[Sequence[Solved]], how: str) -> Iterator[Finding]:
@@ -172,9 +190,7 @@ def _value(measure: str, solved: Solved) -> float:
 
 
 def _row(task: str, measure: str, means: Sequence[float], measured: Recovered, prompt: str) -> dict[str, object]:
-    share = measured.share or (None, None, None)
-    if measure == ACCURACY and measured.change < 0:
-        share = (None, None, None)
+    share = _share(measure, measured) or (None, None, None)
     ends = dict(zip(("recovered", "recovered_low", "recovered_high"), share, strict=True))
     return {
         "task": task,
