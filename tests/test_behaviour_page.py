@@ -115,6 +115,11 @@ def tables():
             "model": [m for m, _, _, _ in heads], "layer": [la for _, la, _, _ in heads], "head": [h for _, _, h, _ in heads],
             "group": [g for _, _, _, g in heads], **around("mass", mass, 0.01), "relative": [10 * m for m in mass],
         },
+        "recovery": {
+            "task": ["gsm8k"] * 2, "measure": ["accuracy", "hesitations a response"], "base": [0.2, 1.0], "adapter": [0.56, 1.5],
+            "full": [0.8, 1.1], "recovered": [0.6, None], "recovered_low": [0.5, None], "recovered_high": [0.71, None],
+            "gone": [0, 700], "resamples": [2000, 2000], "base_asked": [f"{{question}} {HOSTILE}"] * 2,
+        },
         "kl_patching": {
             "condition": [c for c, _ in patched], "place": [p for _, p in patched], "latents": [{"base": 0}.get(c, 32) for c, _ in patched],
             "tokens": [5000] * 12, "documents": [40] * 12,
@@ -269,6 +274,17 @@ def test_every_conditions_numbers_stand_on_the_page_and_in_its_csv(page):
         assert float(shown[7]) == given["tokens"][n] and float(shown[8]) == pytest.approx(given["perplexity"][n])
         dots = [dot for dot in found["dots"] if dot.startswith(title + ":")]
         assert len(dots) == 4 and any(f"tokens a response {given['tokens'][n]:.0f} (" in dot for dot in dots)
+
+
+@in_browser
+def test_a_share_stands_with_its_interval_and_how_the_base_was_asked_and_a_dash_where_nothing_was_to_recover(page):
+    script = """
+      const shares = [...document.querySelectorAll('#to-what-the-adapter-recovers tbody tr')];
+      return shares.map((row) => [...row.cells].map((cell) => cell.textContent)).concat([[shares[1].querySelector('abbr').title]]);"""
+    told, untold, (why,) = page.run(script)
+    asked = f"{{question}} {HOSTILE}"
+    assert told == ["accuracy", "gsm8k", "0.200", "0.560", "0.800", "0.6000.500 to 0.710", asked]
+    assert untold == ["hesitations a response", "gsm8k", "1", "1.500", "1.100", "–", asked] and "700 of 2,000" in why
 
 
 MARKED = "const marked = (tag) => [...document.querySelectorAll(`#outputs ${tag}`)].map((node) => node.textContent);"

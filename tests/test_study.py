@@ -285,6 +285,7 @@ SHORTENED = {  # words that make a command short
     ],
     "evaluation=steering_sweep": ["evaluation.steering_sweep.strengths=[1]", "task.toy.problems=4"],
     "evaluation=[kl_patching": ["tokens=4000"],
+    "evaluation=recovery": ["evaluation.recovery.problems=4"],
     "task=gsm8k": ["evaluation.benchmark.decoding.tokens=64", "evaluation.benchmark.budgets=[]"],
 }
 

@@ -2,7 +2,8 @@
 benchmark; the units of chance are problems.
 
 Wilson 1927 (JASA 22:209) for one accuracy; McNemar 1947 (Psychometrika 12:153), exact, and Newcombe 1998 (Statistics in
-Medicine 17:2635, method 10) for two models on the same problems; the percentile bootstrap of Efron 1979 for curves.
+Medicine 17:2635, method 10) for two models on the same problems; the percentile bootstrap of Efron 1979 for curves and
+for what an adapter recovers.
 """
 
 from __future__ import annotations
@@ -32,6 +33,19 @@ class Paired(NamedTuple):
     only_first: int
     only_second: int
     p: float
+
+
+class Recovered(NamedTuple):
+    """What an adapter recovers of a change: 0 where it is the base, 1 where it is the fully tuned model.
+
+    share    of the change, with its interval; None where the change itself cannot be told from none
+    change   mean of full less base         gone   of `draws`, those in which it was none or went the other way
+    """
+
+    share: Interval | None
+    change: float
+    gone: int
+    draws: int
 
 
 # -- accuracy --------------------------------------------------------------------------------------------------------
@@ -86,6 +100,42 @@ def _cross(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, int
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise Refused(f"Answers to {a.shape} and {b.shape} problems cannot be paired: give both models the same ones.")
     return int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())
+
+
+# -- what an adapter recovers ---------------------------------------------------------------------------------------
+
+
+def recovery(
+    base: ArrayLike, adapter: ArrayLike, full: ArrayLike, *, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> Recovered:
+    """(adapter - base) / (full - base) of the means of values [problem], all three on the same problems and in every draw
+    on the same drawn ones; the order of the problems changes nothing.
+
+    The percentile bootstrap, since answers are right or wrong and lengths are skewed, where Fieller's interval takes both
+    differences for normal. A draw in which the change is gone has no ratio and stands beyond both ends, so that the
+    interval is bounded while these are fewer than each tail: as Fieller's is while the change differs from none."""
+    values = [np.asarray(each, np.float64) for each in (base, adapter, full)]
+    shapes = [each.shape for each in values]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not values[0].size:
+        raise Refused(f"Values of shapes {shapes} cannot be paired: give one a problem, of the same problems.")
+    if not np.isfinite(values).all():
+        raise Refused("Some values are not finite: leave the problem out for all three models.")
+    tail = (1 - level) / 2
+    if tail * (draws - 1) < 1:
+        raise Refused(
+            f"draws={draws} leave none beyond the ends of a {level:.0%} interval: at least {round(1 / tail) + 1}."
+        )
+    below, part, whole = np.stack(values)[:, np.lexsort(values)]
+    changes = np.stack([part - below, whole - below], 1)
+    mean, drawn = changes.mean(0), _drawn(changes, draws, seed)
+    kept = drawn[:, 1] * mean[1] > 0
+    gone = int(draws - kept.sum())
+    if gone > int(tail * (draws - 1)):
+        return Recovered(None, float(mean[1]), gone, draws)
+    ratios = np.sort(drawn[kept, 0] / drawn[kept, 1])
+    place = int(tail * (draws - 1)) - gone  # of the end among those that have a ratio, counted from either side
+    share = Interval(float(mean[0] / mean[1]), float(ratios[place]), float(ratios[-1 - place]))
+    return Recovered(share, float(mean[1]), gone, draws)
 
 
 # -- what a budget of tokens buys ------------------------------------------------------------------------------------
@@ -157,7 +207,7 @@ def _by_budget(correct: ArrayLike, budgets: Sequence[int]) -> tuple[NDArray, NDA
 
 
 def _drawn(answers: NDArray, draws: int, seed: int) -> NDArray:
-    """Accuracies [draw, budget] of as many problems, drawn with replacement."""
+    """Means [draw, column] of `answers` [problem, column] over as many problems, drawn with replacement."""
     problems = len(answers)
     chosen = np.random.default_rng(seed).integers(0, problems, (draws, problems), dtype=np.int32)
     places = chosen + problems * np.arange(draws)[:, None]

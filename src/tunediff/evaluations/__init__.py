@@ -14,6 +14,7 @@ from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_s
 from tunediff.evaluations.layer_divergence import LayerDivergence
 from tunediff.evaluations.logit_effect import LogitEffect
 from tunediff.evaluations.probing import Probing
+from tunediff.evaluations.recovery import Recovery
 from tunediff.evaluations.segments import Segments
 from tunediff.evaluations.selection import Telling
 from tunediff.evaluations.steering_sweep import SteeringSweep
@@ -37,6 +38,7 @@ __all__ = [
     "LogitEffect",
     "Probing",
     "Reading",
+    "Recovery",
     "Scaling",
     "Score",
     "Segments",

@@ -6,8 +6,8 @@ answers every question about layers, widths and tokens; `load(device)` brings th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 import transformers
@@ -185,21 +185,35 @@ class ModelPair:
             )
         return int(layer)
 
-    def load(self, device: torch.device | str = "cpu") -> ModelPair:
-        """Brings the weights of both models. The same source is loaded once, and an adapter on the base's own weights
-        stands beside them: they are in memory once."""
-        self.models[BASE] = self.sources[BASE].weights().to(device)
-        if self.sources[TUNED] == self.sources[BASE]:
-            self.models[TUNED] = self.models[BASE]
-        else:
-            under = self.models[BASE] if self.shares_weights(TUNED) else None
-            self.models[TUNED] = self.sources[TUNED].weights(under).to(device)
+    def load(self, device: torch.device | str = "cpu", *, roles: Sequence[str] = ROLES) -> ModelPair:
+        """Brings the weights of both models, or of one. The same source is loaded once, and an adapter on the base's own
+        weights stands beside them: they are in memory once."""
+        for role in roles:
+            shared = self.models.get(BASE) if role == TUNED and BASE in roles else None
+            if shared is not None and self.sources[TUNED] == self.sources[BASE]:
+                self.models[role] = shared
+            else:
+                under = shared if self.shares_weights(role) else None
+                self.models[role] = self.sources[role].weights(under).to(device)
         return self
 
     def shares_weights(self, role: str) -> bool:
         """Whether the model takes no memory of its own beside the base, but for an adapter."""
         base, tuned = self.sources[BASE], self.sources[TUNED]
         return role == TUNED and not tuned.merged and tuned.without_adapter == base
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside, the weights wait in the memory of the host, so that another model has room on their devices."""
+        devices = {role: self.device(role) for role in self.models}
+        try:
+            for model in self.models.values():
+                model.to("cpu")
+            torch.cuda.empty_cache()  # for engines with an allocator of their own
+            yield
+        finally:
+            for role, device in devices.items():
+                self.models[role].to(device)
 
     def device(self, role: str) -> torch.device:
         role = TUNED if role == DIFFERENCE else role

@@ -12,7 +12,7 @@ const rangeOf = (row, name) => (row[`${name}_low`] === null || row[`${name}_low`
 // a table with its caption and its CSV
 function tabled(title, heads, rows, taken) {
   return figure(title, element("div", { class: "wide" }, element("table", { class: "measured" },
-    element("thead", {}, element("tr", {}, heads.map((head) => element("th", ["against", "verdict"].includes(head) ? { class: "words" } : {}, head)))), element("tbody", {}, rows))), { make: null, rows: taken, kind: "broad" });
+    element("thead", {}, element("tr", {}, heads.map((head) => element("th", ["against", "verdict", "the base was asked"].includes(head) ? { class: "words" } : {}, head)))), element("tbody", {}, rows))), { make: null, rows: taken, kind: "broad" });
 }
 
 const whole = (columns, hidden = []) => () => { const names = Object.keys(columns).filter((name) => !hidden.includes(name)); return [names, columns[names[0]].map((_, n) => names.map((name) => columns[name][n]))]; };
@@ -47,7 +47,7 @@ function conditionsOf({ name, task, columns }) {
     ...MEASURES.slice(1).map((measure) => element("td", {}, spelled(row[measure.name]), rangeOf(row, measure.name))),
     ...facts.map((fact) => element("td", {}, spelled(row[fact])))];
   const edited = rows.find((row) => row.edit && !row.control);
-  return [element("h3", {}, title, both ? element("span", { class: "legend keys" }, ["base", "tuned"].map((role) => element("span", { style: `border-color:var(--${role})` }, role))) : null),
+  return [element("h3", {}, title, both ? element("span", { class: "legend keys" }, ["base", "tuned", "full"].filter((role) => columns.role.includes(role)).map((role) => element("span", { style: `border-color:var(--${role})` }, role))) : null),
     edited ? element("p", { class: "soft" }, `${named(edited)}: ${edited.edit}`) : null,
     whiskers(`${title}: ${spelled(Math.max(...columns.problems))} problems`, drawnRows, MEASURES.filter((measure) => present(columns, measure.name)), { table }),
     folded("The same in numbers", rows.length > LONG, tabled(`${title}, in numbers${only}`, heads.map((head) => (definitions[head] ? said(head, definitions[head]) : head)), rows.map((row) => element("tr", { class: row.control ? "control" : "" }, cells(row))), table))];
@@ -90,6 +90,18 @@ const legendOf = (entries) => element("p", { class: "legend keys" }, entries.map
 function marks(budgets) {
   const tried = distinct(budgets).sort((a, b) => b - a), every = Math.ceil(tried.length / 6);
   return tried.filter((_, n) => n % every === 0).map(Math.log2);
+}
+
+// -- recovery ------------------------------------------------------------------------------------------------------
+
+function recovered(columns) {
+  if (!columns) return null;
+  const rows = rowsOf(columns), who = ["base", "adapter", "full"];
+  const share = (row) => (row.recovered === null ? [said("–", `base and full are not told apart, or full is worse: ${spelled(row.gone)} of ${spelled(row.resamples)} resamples are without a gain`)] : [spelled(row.recovered), rangeOf(row, "recovered")]);
+  return section("What the adapter recovers",
+    element("p", { class: "soft" }, "(adapter - base) / (full - base): 0 is the base, 1 the fully fine-tuned model. It depends on how the base was asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover."),
+    tabled("Share of what full fine-tuning changed", ["of", "on", ...who, "recovered", "the base was asked"], rows.map((row) => element("tr", {},
+      element("td", {}, row.measure), element("td", {}, row.task), who.map((one) => element("td", {}, spelled(row[one]))), element("td", {}, share(row)), element("td", { class: "words" }, row.base_asked))), whole(columns)));
 }
 
 // -- steering ------------------------------------------------------------------------------------------------------
@@ -214,7 +226,7 @@ function patched(columns) {
 async function behaviour() {
   const found = DATA.behaviour;
   if (!found) return [];
-  return [conditions(found.conditions), outputs(found.outputs), budgets(found.scaling), steering(found.steering), patched(found.kl), found.sinks ? sinks(await unpacked("sinks")) : null].filter(Boolean);
+  return [recovered(found.recovered), conditions(found.conditions), outputs(found.outputs), budgets(found.scaling), steering(found.steering), patched(found.kl), found.sinks ? sinks(await unpacked("sinks")) : null].filter(Boolean);
 }
 
 // a line of links to every section of the page
