@@ -1,6 +1,7 @@
 """Rows -> rendered text -> token ids, segments and labels -> padded batches for the two models.
 
     rows.py -> rendering.py -> documents.py -> batches.py          tokenizers.py compares those of a pair
+                            -> examples.py     what a model learns from, for fine-tuning
 
 A row is a dictionary of strings: a problem with its response, or plain text. Nothing here knows a model or an
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
@@ -8,6 +9,7 @@ activation. Segments follow the character ranges of the rendered text, so they h
 
 from tunediff.text.batches import Batch, TextBatches, collate, padded_groups
 from tunediff.text.documents import Document, Text
+from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
 from tunediff.text.rendering import Rendered, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
 from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode, spelling
@@ -15,14 +17,21 @@ from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode, spel
 __all__ = [
     "Agreement",
     "Batch",
+    "Batches",
     "Document",
+    "Example",
+    "Examples",
+    "MicroBatch",
     "Rendered",
+    "Step",
     "Text",
     "TextBatches",
     "TextError",
     "collate",
     "compare_tokenizers",
     "encode",
+    "examples",
+    "packed",
     "padded_groups",
     "read_files",
     "read_hub",
