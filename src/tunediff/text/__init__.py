@@ -1,6 +1,7 @@
 """Rows -> rendered text -> token ids, segments and labels -> padded batches for the two models.
 
     rows.py -> preparing.py -> rendering.py -> documents.py -> batches.py          tokenizers.py compares those of a pair
+                                         -> examples.py     what a model learns from, for fine-tuning
 
 A row is a dictionary of strings: a problem with its response, or plain text. Nothing here knows a model or an
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
@@ -8,6 +9,7 @@ activation. Segments follow the character ranges of the rendered text, so they h
 
 from tunediff.text.batches import Batch, TextBatches, collate, padded_groups
 from tunediff.text.documents import Document, Text
+from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
 from tunediff.text.preparing import each_generation, first_exchange, in_s1_form
 from tunediff.text.rendering import Rendered, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
@@ -16,8 +18,13 @@ from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode, spel
 __all__ = [
     "Agreement",
     "Batch",
+    "Batches",
     "Document",
+    "Example",
+    "Examples",
+    "MicroBatch",
     "Rendered",
+    "Step",
     "Text",
     "TextBatches",
     "TextError",
@@ -27,6 +34,8 @@ __all__ = [
     "encode",
     "first_exchange",
     "in_s1_form",
+    "examples",
+    "packed",
     "padded_groups",
     "read_files",
     "read_hub",

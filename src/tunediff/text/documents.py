@@ -200,7 +200,7 @@ class Text:
                 if all(a <= i < b and i - a >= self.drop_first for i, (a, b) in zip(pair, bounds, strict=True))
                 and all(e["input_ids"][i] not in s for i, e, s in zip(pair, encoded, special, strict=True))
             ]
-            spans = _spans_at([starts[p[0]] for p in kept], rendered.segments)
+            spans = spans_at([starts[p[0]] for p in kept], rendered.segments)
             if self.segments is not None:
                 chosen = [n for n, span in enumerate(spans) if span[2] in self.segments]
                 kept, spans = [kept[n] for n in chosen], [spans[n] for n in chosen]
@@ -238,7 +238,7 @@ def _common_ends(ends: Sequence[list[int]]) -> list[tuple[int, int]]:
     return [(i, second[end]) for i, end in enumerate(ends[0]) if end in second]
 
 
-def _spans_at(characters: Sequence[int], spans: Sequence[Span]) -> list[Span]:
+def spans_at(characters: Sequence[int], spans: Sequence[Span]) -> list[Span]:
     """The span that each character stands in; the spans cover the text in order."""
     found, n = [], 0
     for character in characters:

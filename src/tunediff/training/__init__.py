@@ -5,8 +5,15 @@ fit.py          the Lightning module                        progress.py     what
 resampling.py   dead latents begin anew
 """
 
-from tunediff.training.checkpoints import Checkpoints, latest_checkpoint, load_checkpoint, members_of
-from tunediff.training.fit import DictionaryTraining, Replicas, process_environment
+from tunediff.training.checkpoints import (
+    Checkpoints,
+    Saving,
+    latest_checkpoint,
+    load_checkpoint,
+    members_of,
+    write_state,
+)
+from tunediff.training.fit import DictionaryTraining, Replicas, process_environment, sum_gradients
 from tunediff.training.member import Member
 from tunediff.training.progress import Pulse, TokenProgress
 from tunediff.training.resampling import Resampling
@@ -18,9 +25,12 @@ __all__ = [
     "Pulse",
     "Replicas",
     "Resampling",
+    "Saving",
     "TokenProgress",
     "latest_checkpoint",
     "load_checkpoint",
     "members_of",
     "process_environment",
+    "sum_gradients",
+    "write_state",
 ]

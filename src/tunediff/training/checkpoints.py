@@ -51,8 +51,8 @@ def load_checkpoint(path: Path, *, rank: int, world: int) -> tuple[dict[str, Any
     return state, torch.load(stream, map_location="cpu", weights_only=True)
 
 
-class Checkpoints(Callback):
-    """Saves every `seconds`, at the last step, and when a signal says that the process must go.
+class Saving(Callback):
+    """Abstract. Saves every `seconds`, at the last step, and when a signal says that the process must go.
 
     SIGUSR2 is how submitit tells of a time limit or preemption: its own handler, which requeues the job, is called once
     everything is saved. SIGTERM and SIGINT end the process after saving. The signal is only noted when it comes and
@@ -61,8 +61,8 @@ class Checkpoints(Callback):
 
     SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, folder: Path, stream: ShuffledRows, *, seconds: float):
-        self.folder, self.stream, self.seconds = folder, stream, seconds
+    def __init__(self, folder: Path, *, seconds: float):
+        self.folder, self.seconds = folder, seconds
         self.asked: int | None = None
         self.before: dict[int, Any] = {}
 
@@ -110,23 +110,40 @@ class Checkpoints(Callback):
         path = self.folder / f"step-{module.step:07d}.ckpt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            position = self.stream.state_dict(rows=module.step < module.steps)  # at the end no row is needed any more
-            _write(path.with_name(f"{path.stem}.stream-{processes.rank()}.ckpt"), position)
-            if processes.count() > 1:
-                torch.distributed.barrier()
+            self.write(path, module)
             if processes.rank() == 0:
-                readers = [member.name for member in module.members]
-                state = {**module.training_state(), "processes": processes.count(), "readers": readers}
-                write_atomically(path.with_suffix(".json"), json.dumps(list(state["members"])))
-                _write(path, state)
                 for old in self.folder.glob("step-*"):
                     if not old.name.startswith(path.stem):
                         old.unlink(missing_ok=True)
         except OSError as error:
             log.warning("No checkpoint at step %s: %s", module.step, error)
 
+    def write(self, path: Path, module) -> None:
+        """Called in every process. The file at `path` is written last, by the first process."""
+        raise NotImplementedError
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+
+class Checkpoints(Saving):
+    """Of a group of dictionaries and of the stream that they read."""
+
+    def __init__(self, folder: Path, stream: ShuffledRows, *, seconds: float):
+        super().__init__(folder, seconds=seconds)
+        self.stream = stream
+
+    def write(self, path: Path, module) -> None:
+        position = self.stream.state_dict(rows=module.step < module.steps)  # at the end no row is needed any more
+        write_state(path.with_name(f"{path.stem}.stream-{processes.rank()}.ckpt"), position)
+        if processes.count() > 1:
+            torch.distributed.barrier()
+        if processes.rank() == 0:
+            readers = [member.name for member in module.members]
+            state = {**module.training_state(), "processes": processes.count(), "readers": readers}
+            write_atomically(path.with_suffix(".json"), json.dumps(list(state["members"])))
+            write_state(path, state)
+
+
+def write_state(path: Path, content: dict[str, Any]) -> None:
+    """Under a temporary name, flushed, then renamed: a reader never sees half of it."""
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:
         torch.save(content, file)

@@ -96,6 +96,17 @@ class DictionaryTraining(L.LightningModule):
     def steps(self) -> int:
         return self.length.steps
 
+    def tokens_in(self, batch: Drawn) -> int:
+        return len(batch)
+
+    def words(self) -> str:
+        """How it goes, for who looks at the terminal."""
+        going = [member for member in self.members if member.error is None and member.history]
+        if not going or len(self.members) > 1:
+            return f"{len(going)} dictionaries" if going else ""
+        last = going[0].history[-1]
+        return f"explained variance {last['explained_variance/pooled']:.3f}, L0 {last['l0']:.1f}"
+
     def configure_optimizers(self):
         optimizers = [
             torch.optim.Adam(m.dictionary.parameters(), lr=m.learning_rate, betas=m.betas, fused=True)

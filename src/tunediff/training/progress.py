@@ -1,4 +1,4 @@
-"""What is said while dictionaries train: a bar in tokens for the terminal, a pulse for whoever looks from elsewhere."""
+"""What is said during training: a bar in tokens for the terminal, a pulse for whoever looks from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class TokenProgress(Callback):
-    """A bar in tokens, with tokens a second and the time left."""
+    """A bar in tokens, with tokens a second and the time left. The module says how many a batch has, and how it goes."""
 
     def __init__(self, tokens: int):
         self.total, self.bar = tokens, None
@@ -25,12 +25,9 @@ class TokenProgress(Callback):
         )  # fmt: skip
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
-        self.bar.update(len(batch))
-        going = [member for member in module.members if member.error is None and member.history]
-        if going and batch_index % 50 == 0:
-            last = going[0].history[-1]
-            words = f"explained variance {last['explained_variance/pooled']:.3f}, L0 {last['l0']:.1f}"
-            self.bar.set_postfix_str(words if len(module.members) == 1 else f"{len(going)} dictionaries")
+        self.bar.update(module.tokens_in(batch))
+        if batch_index % 50 == 0:
+            self.bar.set_postfix_str(module.words())
 
     def on_train_end(self, trainer, module) -> None:
         self.bar.close()

@@ -1,0 +1,47 @@
+"""A fine-tune stopped at any step -> the same fine-tune, gone on from there to the same bits.
+
+    step-0000120.ckpt   step, curves, what learns and its moments, each whole, whichever way they lay on the devices
+
+Examples and dropout follow from the number of the step, so there is nothing else to keep, and a run may go on with
+another number of processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunediff import processes
+from tunediff.shapes import Refused
+from tunediff.training import Saving, write_state
+
+
+class FineTuningCheckpoints(Saving):
+    """`digest`: of whatever decides the steps to come besides the weights (examples, settings); one that differs is
+    refused when a run goes on."""
+
+    def __init__(self, folder: Path, *, seconds: float, digest: str):
+        super().__init__(folder, seconds=seconds)
+        self.digest = digest
+
+    def write(self, path: Path, module) -> None:
+        state = module.training_state()  # gathers what is sharded: every process takes part
+        try:
+            if processes.rank() == 0:
+                write_state(path, {**state, "digest": self.digest})
+        finally:
+            if processes.count() > 1:  # one that left now could take the writing process with it
+                torch.distributed.barrier()
+
+
+def load_state(path: Path, *, digest: str) -> dict[str, Any]:
+    """What FineTuning(state=...) goes on from. The weights stay on disk until they are read."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if state["digest"] != digest:
+        raise Refused(
+            f"{path} belongs to a fine-tune of other examples or settings. Choose another folder, or remove "
+            f"{path.parent} to begin anew."
+        )
+    return state

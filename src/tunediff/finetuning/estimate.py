@@ -1,0 +1,98 @@
+"""Shapes and settings of a fine-tune -> the memory it takes of each device, item by item, before a weight is loaded.
+
+Counted for a decoder layer of the Llama and Qwen kind as transformers computes it, with an attention that keeps no
+matrix of weights (flash or memory-efficient). What the allocator wastes is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from tunediff.finetuning.trainable import Trainable, skeleton
+from tunediff.hookpoints import decoder_layers
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on each device, by what they are for."""
+
+    items: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.items.values())
+
+    def table(self) -> str:
+        lines = [f"{name:<44} {size / GB:>9.2f} GB" for name, size in {**self.items, "total": self.total}.items()]
+        return "\n".join(lines)
+
+
+def memory(
+    part: Trainable,
+    config: transformers.PretrainedConfig,
+    dtype: str,
+    *,
+    block: int,
+    micro_batch: int,
+    precision: str,
+    gradient_checkpointing: bool,
+    chunk: int,
+    processes: int = 1,
+    sharded: bool = False,
+) -> Estimate:
+    """`dtype` is that in which the model is loaded; what learns is float32."""
+    config = config.get_text_config()
+    model = skeleton(config)
+    layers = decoder_layers(model)
+    trained, frozen = part.parameters(config), part.frozen(config)
+    everything = sum(p.numel() for p in model.parameters())
+    in_layer = sum(p.numel() for p in layers[0].parameters())
+    loaded = torch.finfo(getattr(torch, dtype)).bits / 8 if frozen else 4.0  # bytes of a weight in memory
+    product = 2.0 if precision == "bf16-mixed" else loaded  # and of a factor of a matrix product
+    share = processes if sharded else 1
+    width, vocabulary, tokens = config.hidden_size, config.vocab_size, block * micro_batch
+    kept, working = layer_activations(config, residual=loaded, product=product, adapter=frozen > 0)
+    copies = in_layer * product if product != loaded else 0.0  # autocast's, kept with what the backward pass needs
+    held = len(layers) * tokens * (width * loaded if gradient_checkpointing else kept)
+    logits = min(chunk, tokens) * vocabulary * (12 + 2 * product)  # as given, in float32, log-softmax, both gradients
+    head = vocabulary * width * (product if product != loaded else 0.0)
+    items = {
+        "frozen weights": frozen * loaded / share,
+        "trained weights, float32": trained * 4.0 / share,
+        "their gradients": trained * 4.0 / share,
+        "Adam's moments": trained * 8.0 / share,
+        f"activations kept, {'checkpointed' if gradient_checkpointing else 'whole'}": held
+        + (0 if gradient_checkpointing else len(layers) * copies),
+        "one layer at work": tokens * ((kept if gradient_checkpointing else 0) + working) + copies,
+        f"logits of {min(chunk, tokens):,} tokens": logits + head,
+    }
+    if (
+        sharded and processes > 1
+    ):  # the next layer is gathered while one is at work; gradients whole before they are cut
+        outside = everything - in_layer * len(layers)
+        items["gathered: two layers, embeddings and head"] = (2 * in_layer + outside) * (
+            loaded + (0 if frozen else 4.0)
+        )
+    return Estimate(items)
+
+
+def layer_activations(config, *, residual: float, product: float, adapter: bool) -> tuple[float, float]:
+    """Bytes a token that one layer's backward pass needs, and that it holds at once besides. Sizes of an element:
+    `residual` of the stream between layers, `product` of what a matrix product reads and gives."""
+    width, inner = config.hidden_size, config.intermediate_size
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    norms = 2 * width * ((4.0 if residual < 4 else 0.0) + 4.0 + residual)  # float32 inside, whatever comes in
+    casts = 5 * width * (product if product != residual else 0.0)  # the inputs of q, k, v, gate and up
+    attention = (2 * queries + 2 * keys + 2 * queries + queries) * product  # rotated, repeated for all heads, output
+    mlp = 4 * inner * product  # gate, its activation, up, their product
+    kept = norms + casts + attention + mlp + 2 * width * residual
+    if adapter:  # each reads its input once more and adds to its output
+        kept += (5 * width + queries + inner) * product
+    working = (2 * inner + 2 * width) * product + 2 * width * residual
+    return kept, working

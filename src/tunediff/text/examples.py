@@ -1,0 +1,250 @@
+"""Rows of a text -> examples to learn from: token ids, which of them are learned, and the micro-batches of every step.
+
+Learned is what the model would write: no token that begins in the prompt, and of the rest those of text.segments. A row
+longer than the block is cut there, as s1 does (arXiv 2501.19393), not split: its remainder has lost the question. Which
+examples a step holds depends on its number and the seed alone. Knows no model and no loss.
+"""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tunediff.text.documents import Text, spans_at
+from tunediff.text.rows import TextError
+from tunediff.text.tokenizers import encode
+
+IGNORED = -100  # the label of a position that teaches nothing, as torch's cross-entropy has it
+
+
+class Example(NamedTuple):
+    """One sequence. `learned[i]`: token i is to be predicted from those before it, so the first never is. `begins`: where
+    the documents of a packed sequence begin."""
+
+    ids: list[int]
+    learned: list[bool]
+    begins: tuple[int, ...] = (0,)
+
+
+class Examples(Sequence[Example]):
+    """What examples() found. whole + cut are in it; the beheaded are not, for nothing learned was left of them."""
+
+    def __init__(
+        self, kept: Sequence[Example], *, block: int, whole: int, cut: int, beheaded: int, without_answer: int
+    ):
+        self.kept, self.block = list(kept), block
+        self.whole, self.cut, self.beheaded, self.without_answer = whole, cut, beheaded, without_answer
+        self.tokens = sum(len(example.ids) for example in self.kept)
+        self.learned_tokens = sum(sum(example.learned) for example in self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index):
+        return self.kept[index]
+
+    @property
+    def digest(self) -> str:
+        """Of every id and flag in order."""
+        total = hashlib.sha256()
+        for example in self.kept:
+            total.update(array.array("q", [len(example.ids), *example.ids]).tobytes())
+            total.update(bytes(example.learned))
+        return total.hexdigest()
+
+    def report(self) -> str:
+        """One sentence for the user."""
+        said = f"{len(self):,} examples, {self.learned_tokens:,} of their {self.tokens:,} tokens learned"
+        if self.cut:
+            said += f", {self.cut:,} cut at {self.block:,} tokens"
+            said += f", of which {self.without_answer:,} lose their whole answer" if self.without_answer else ""
+        return said + (f"; {self.beheaded:,} more left out: nothing to learn within the block" * bool(self.beheaded))
+
+
+def examples(text: Text, tokenizer, *, held_out: bool = False, block: int, limit: int | None = None) -> Examples:
+    """One example a row, of one side of the split, in the order of the data. `limit` takes the first so many rows of that
+    side; a text without end needs one."""
+    kept: list[Example] = []
+    cut = beheaded = without_answer = rows = 0
+    answers, shortest = False, math.inf
+    for row in itertools.islice(text.named_rows(held_out=held_out), limit):
+        rows += 1
+        _check_thinking(text, row)
+        rendered = text.rendered(row, tokenizer)
+        encoded = encode(tokenizer, rendered.text)
+        starts = [first for first, _ in encoded["offset_mapping"]]
+        segments = [name for _, _, name in spans_at(starts, rendered.segments)]
+        wanted = [name != "prompt" and (text.segments is None or name in text.segments) for name in segments]
+        wanted[:1] = [False] * len(wanted[:1])  # nothing stands before it
+        shortest = min(shortest, len(starts))
+        answers = answers or "answer" in segments
+        example = Example(list(encoded["input_ids"][:block]), wanted[:block])
+        if not any(example.learned):
+            beheaded += 1
+            continue
+        kept.append(example)
+        if len(starts) > block:
+            cut += 1
+            without_answer += "answer" in segments[block:] and "answer" not in segments[:block]
+    if not rows:
+        side = "held out: raise text.held_out" if held_out else "to learn from: the text is empty or all of it held out"
+        raise TextError(f"The text has no rows {side}.")
+    if answers and shortest > block:
+        raise TextError(
+            f"Every one of the {rows:,} examples is longer than block={block:,} tokens (the shortest has {shortest:,}), so "
+            f"all would lose their end and the model would never learn to stop. Raise block to {shortest:,} or more."
+        )
+    if not kept:
+        raise TextError(
+            f"None of {rows:,} rows has a token to learn within block={block:,}. Raise block, or name other text.segments."
+        )
+    whole = len(kept) - cut
+    return Examples(kept, block=block, whole=whole, cut=cut, beheaded=beheaded, without_answer=without_answer)
+
+
+def _check_thinking(text: Text, row) -> None:
+    column = text.fields.get("thinking")
+    if column is not None and not any(row.get(name) for name in ("thinking", "response", "text")):
+        raise TextError(
+            f"Row {row['index']:,} has no thinking: its column '{column}' is {'empty' if column in row else 'missing'}. "
+            "Learning from it would teach answers without thinking: remove such rows, name another column with "
+            "text.fields.thinking=<column>, or say that there is no thinking with ~text.fields.thinking."
+        )
+
+
+def packed(examples: Sequence[Example], block: int) -> list[Example]:
+    """Examples laid one after another into sequences of at most `block` tokens: the longest first, each where it fits
+    first (first-fit decreasing). Which ones share a sequence is the same in every epoch."""
+    room: list[int] = []
+    places: list[list[int]] = []
+    for number in sorted(range(len(examples)), key=lambda n: -len(examples[n].ids)):
+        length = len(examples[number].ids)
+        if length > block:
+            raise TextError(f"An example of {length:,} tokens does not fit into block={block:,}.")
+        fits = next((n for n, left in enumerate(room) if left >= length), None)
+        if fits is None:
+            fits = len(room)
+            room.append(block)
+            places.append([])
+        room[fits] -= length
+        places[fits].append(number)
+    sequences = []
+    for numbers in places:
+        members = [examples[n] for n in sorted(numbers)]
+        ends = list(itertools.accumulate(len(member.ids) for member in members))
+        ids = [token for member in members for token in member.ids]
+        sequences.append(Example(ids, [flag for m in members for flag in m.learned], (0, *ends[:-1])))
+    return sequences
+
+
+class MicroBatch(NamedTuple):
+    """Sequences of one forward pass, padded on the right.
+
+    ids, positions   [sequence, position]; positions begin anew at each document of a packed sequence
+    labels           [sequence, position] the next token where it is learned, else IGNORED
+
+    No mask is needed: attention is causal, so nothing looks at the padding; and where transformers is given positions
+    that begin anew, and no mask, no document attends to the one before it (masking_utils.find_packed_sequence_indices).
+    """
+
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+
+
+class Step(NamedTuple):
+    """This process's part of one optimizer step; `learned` and `tokens` are those of all processes together."""
+
+    micro_batches: list[MicroBatch]
+    learned: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Batches(Sequence[Step]):
+    """Epochs of shuffled sequences, in steps of `batch` sequences over all processes. batches[n] is step n, whichever were
+    asked for before: a position is the number of a step.
+
+    batch         sequences of a step; the last step of an epoch holds what is left, so no example is dropped
+    micro_batch   sequences of one forward pass
+    rank, world   the micro-batches of a step are dealt out to the processes in turn. All get equally many, as their
+                  collectives ask: where they do not come out even, one that teaches nothing is added
+    """
+
+    sequences: Sequence[Example]
+    batch: int
+    micro_batch: int
+    epochs: int = 1
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "micro_batch", "epochs"):
+            if getattr(self, name) < 1:
+                raise TextError(f"{name}={getattr(self, name)}: give a number from 1.")
+
+    @property
+    def steps_of_an_epoch(self) -> int:
+        return -(-len(self.sequences) // self.batch)
+
+    @property
+    def tokens_of_a_step(self) -> int:
+        """On average, for schedules whose spans are given in tokens."""
+        return round(self.tokens / len(self))
+
+    @property
+    def tokens(self) -> int:
+        """Of all epochs, padding not counted."""
+        return self.epochs * sum(len(sequence.ids) for sequence in self.sequences)
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_of_an_epoch
+
+    def __getitem__(self, step: int) -> Step:
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        numbers = self.numbers(step)
+        cut = [numbers[n : n + self.micro_batch] for n in range(0, len(numbers), self.micro_batch)]
+        cut += [[]] * (-len(cut) % self.world)
+        chosen = [self.sequences[n] for n in numbers]
+        return Step(
+            [collated([self.sequences[n] for n in group]) for group in cut[self.rank :: self.world]],
+            sum(sum(sequence.learned) for sequence in chosen),
+            sum(len(sequence.ids) for sequence in chosen),
+        )
+
+    def numbers(self, step: int) -> list[int]:
+        """Which sequences a step holds."""
+        epoch, place = divmod(step, self.steps_of_an_epoch)
+        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+        order = torch.randperm(len(self.sequences), generator=generator)
+        return order[place * self.batch : (place + 1) * self.batch].tolist()
+
+    def since(self, step: int) -> Iterator[Step]:
+        """The steps from this one on."""
+        return (self[n] for n in range(step, len(self)))
+
+
+def collated(sequences: Sequence[Example]) -> MicroBatch:
+    """Without a sequence: one token that teaches nothing."""
+    length = max((len(sequence.ids) for sequence in sequences), default=1)
+    shape = (max(len(sequences), 1), length)
+    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
+    positions = torch.arange(length).repeat(shape[0], 1)
+    for n, sequence in enumerate(sequences):
+        end = len(sequence.ids)
+        ids[n, :end] = torch.tensor(sequence.ids)
+        learned = torch.tensor(sequence.learned[1:], dtype=torch.bool)
+        labels[n, : end - 1] = torch.where(learned, ids[n, 1:end], IGNORED)
+        for begin in sequence.begins:
+            positions[n, begin:] = torch.arange(length - begin)
+    return MicroBatch(ids, positions, labels)

@@ -1,0 +1,478 @@
+"""Fine-tuning: the loss, what learns, and that neither packing, cutting, processes nor a kill change what is learned."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+
+import lightning
+import peft
+import pytest
+import safetensors.torch
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Shards, Whole, load_state, memory
+from tunediff.models import ModelSource
+from tunediff.objectives import Imitation
+from tunediff.schedules import WarmupCosine
+from tunediff.shapes import Refused
+from tunediff.text import Batches, Example, Text, examples, packed
+from tunediff.text.examples import IGNORED, collated
+from tunediff.toy import language
+from tunediff.training import Replicas, latest_checkpoint, process_environment
+
+WORDS = 40
+
+
+def model_of(seed=0, *, layers=2, tied=True, kind=Qwen2Config):
+    torch.manual_seed(seed)
+    config = kind(
+        vocab_size=WORDS, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, max_position_embeddings=64, tie_word_embeddings=tied,
+    )  # fmt: skip
+    return (Gemma2ForCausalLM if kind is Gemma2Config else Qwen2ForCausalLM)(config)
+
+
+def sequences(count, seed=0):
+    """Examples of 4 to 12 tokens whose first three are a prompt; each token follows from the one before."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for length in torch.randint(4, 13, (count,), generator=generator).tolist():
+        first = int(torch.randint(0, WORDS, (), generator=generator))
+        ids = [(first + 7 * n) % WORDS for n in range(length)]
+        made.append(Example(ids, [n > 2 for n in range(length)]))
+    return made
+
+
+def batches_of(count=22, **settings):
+    return Batches(sequences(count), **{"batch": 4, "micro_batch": 2, "epochs": 2, "seed": 3, **settings})
+
+
+def trainer_of(**settings):
+    return lightning.Trainer(**{
+        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, **settings,
+    })  # fmt: skip
+
+
+def tuned(part=None, batches=None, *, model=None, callbacks=(), trainer=None, **settings):
+    """A finished fine-tune of the small model."""
+    model = (part or Whole()).prepare(model or model_of(), seed=5)
+    settings = {"learning_rate": 1e-2, "learning_rate_schedule": WarmupCosine(0.1), "seed": 7, **settings}
+    module = FineTuning(model, Imitation(chunk=5), batches or batches_of(), **settings)
+    trainer_of(callbacks=list(callbacks), **(trainer or {})).fit(module)
+    return module
+
+
+def learned_weights(module):
+    return {name: p.detach().clone() for name, p in module.model.named_parameters() if p.requires_grad}
+
+
+def assert_equal(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if tolerance:
+            assert torch.allclose(value, other[name], **tolerance), name
+        else:
+            assert torch.equal(value, other[name]), name
+
+
+def losses(module):
+    return [record["loss"] for record in module.history if record["loss"] is not None]
+
+
+# -- the loss --------------------------------------------------------------------------------------------------------
+
+
+def gradients(model, micro_batches, *, chunk):
+    model.zero_grad()
+    sums = [Imitation(chunk).loss_sum(model, one) for one in micro_batches]
+    total = sum(total for total, _ in sums)
+    total.backward()
+    return total.item(), sum(int(n) for _, n in sums), grads(model)
+
+
+def grads(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", [Qwen2Config, Gemma2Config])
+def test_the_loss_is_the_cross_entropy_of_the_models_own_logits(kind):
+    """Also where the logits are capped."""
+    model = model_of(kind=kind)
+    batch = collated(sequences(6))
+    mask = torch.stack([torch.arange(batch.ids.shape[1]) < len(s.ids) for s in sequences(6)]).long()
+    for chunk in (1, 7, 4096):
+        total, count, found = gradients(model, [batch], chunk=chunk)
+        model.zero_grad()
+        logits = model(batch.ids, attention_mask=mask).logits
+        plain = cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        plain.backward()
+        assert total == pytest.approx(plain.item(), rel=1e-5) and count == int((batch.labels != IGNORED).sum())
+        assert_equal(found, grads(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_examples_teach_what_each_teaches_alone(attention):
+    model, given = model_of(), sequences(9)
+    model.set_attn_implementation(attention)
+    alone = gradients(model, [collated([one]) for one in given], chunk=5)
+    blocks = packed(given, 24)
+    assert len(blocks) < 5
+    for together in ([collated(blocks)], [collated([block]) for block in blocks], [collated(given)]):
+        total, count, found = gradients(model, together, chunk=5)
+        assert total == pytest.approx(alone[0], rel=1e-5) and count == alone[1]
+        assert_equal(found, alone[2], atol=1e-4, rtol=1e-4)
+
+
+def test_a_micro_batch_without_learned_tokens_moves_nothing_but_reaches_every_weight():
+    model = model_of()
+    total, count, found = gradients(model, [collated([])], chunk=5)
+    assert total == 0.0 and count == 0 and all(not value.any() for value in found.values())
+
+
+def test_no_more_than_a_chunk_of_logits_is_held():
+    seen = []
+    model = model_of()
+    model.lm_head.register_forward_hook(lambda _, __, out: seen.append(len(out)))
+    total, count = Imitation(chunk=8).loss_sum(model, collated(sequences(9)))
+    forward = list(seen)
+    total.backward()
+    assert count > 24 and sum(forward) == count and max(seen) == 8 and len(seen) == 2 * len(forward)
+
+
+def test_models_whose_logits_are_scaled_after_the_head_are_refused():
+    model = model_of()
+    model.config.logits_scaling = 8.0
+    with pytest.raises(Refused, match="Qwen2ForCausalLM scales its logits .*'logits_scaling': 8.0"):
+        FineTuning(model, Imitation(), batches_of(), learning_rate=1e-3, learning_rate_schedule=WarmupCosine())
+    with pytest.raises(Refused, match="chunk=0"):
+        Imitation(0)
+
+
+# -- what learns -----------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_one_adapter_of_qwen_32b_has_8_million_parameters():
+    config = Qwen2Config(
+        hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40, num_key_value_heads=8,
+        vocab_size=152064, tie_word_embeddings=False,
+    )  # fmt: skip
+    assert Lora().parameters(config) == 8_388_608 and Whole().parameters(config) == 32_763_876_352
+    share = Lora().parameters(config) / Whole().parameters(config)
+    assert round(100 * share, 4) == 0.0256  # per cent
+    settings = {"block": 20_000, "micro_batch": 1, "precision": "bf16-mixed", "chunk": 1024}
+    settings["gradient_checkpointing"] = True
+    one = memory(Lora(), config, "bfloat16", **settings)
+    assert one.items["frozen weights"] == pytest.approx(65.5e9, rel=1e-3) and 75e9 < one.total < 110e9
+    eight = memory(Lora(), config, "bfloat16", **settings, processes=8, sharded=True)
+    assert eight.items["frozen weights"] == one.items["frozen weights"] / 8
+    assert eight.items["gathered: two layers, embeddings and head"] == pytest.approx(5.06e9, rel=1e-2)
+    assert 30e9 < eight.total < 60e9 and f"{eight.total / 1e9:.2f} GB" in eight.table().splitlines()[-1]
+    whole = memory(Whole(), config, "bfloat16", **settings, processes=16, sharded=True)
+    states = sum(size for name, size in whole.items.items() if "weights" in name or "grad" in name or "Adam" in name)
+    assert states == pytest.approx(16 * 32.76e9 / 16, rel=1e-3)
+
+
+@pytest.mark.parametrize("part", [Whole(), Lora(rank=2), Lora(modules=("q_proj", "down_proj"), layers=(1,))])
+def test_parameters_are_counted_as_they_will_learn(part):
+    model = part.prepare(model_of(), seed=0)
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in learning.values()) == part.parameters(model_of().config)
+    assert {p.dtype for p in learning.values()} == {torch.float32}
+    if part == Lora(modules=("q_proj", "down_proj"), layers=(1,)):
+        places = {name.partition(".lora_")[0] for name in learning}
+        assert places == {"model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"}
+
+
+def test_targets_that_do_not_exist_are_refused_with_those_that_do():
+    with pytest.raises(Refused, match="no linear map c_attn in its layers; there are down_proj, gate_proj, k_proj"):
+        Lora(modules=("q_proj", "c_attn")).prepare(model_of(), seed=0)
+    with pytest.raises(Refused, match=r"layers \[2\]: the model has layers 0 to 1"):
+        Lora(layers=(0, 2)).prepare(model_of(), seed=0)
+    with pytest.raises(Refused, match="rank=0"):
+        Lora(rank=0).parameters(model_of().config)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT 0.21 with transformers 5.23
+def test_an_adapter_is_written_as_peft_reads_it(tmp_path):
+    """Rank-stabilised: alpha / sqrt(rank)."""
+    folder = tmp_path / "base"
+    model_of().save_pretrained(folder)
+    source = ModelSource(str(folder), dtype="bfloat16")
+    part = Lora(rank=4, alpha=8.0, layers=(1,))
+    module = tuned(part, model=source.weights().train(), gradient_checkpointing=False)
+    part.save(module.model, tmp_path / "adapter", str(folder))
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(folder) and settings["r"] == 4 and settings["use_rslora"]
+    read = peft.PeftModel.from_pretrained(source.weights(), tmp_path / "adapter")
+    ids = torch.arange(12)[None]
+    model = module.model.eval()
+    assert torch.equal(read(ids).logits, model(ids).logits)
+    assert not torch.allclose(model(ids).logits, source.weights()(ids).logits, atol=1e-2)
+    adapted = read.base_model.model.model.layers[1].mlp.up_proj
+    assert adapted.scaling["default"] == 8.0 / math.sqrt(4)
+    frozen = {name: p for name, p in model.named_parameters() if "lora_" not in name}
+    assert {p.dtype for p in frozen.values()} == {torch.bfloat16}
+    for name, value in source.weights().named_parameters():
+        kept = frozen.get(name, frozen.get(name.replace("proj.", "proj.base_layer.")))
+        assert torch.equal(kept, value), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_whole_model_is_written_in_its_dtype_and_read_back(tmp_path, tied):
+    module = tuned(Whole(dtype="bfloat16"), model=model_of(tied=tied))
+    Whole(dtype="bfloat16").save(module.model, tmp_path / "tuned")
+    Whole(dtype="bfloat16").save(module.model, tmp_path / "tuned")  # in place of the one before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tuned"]
+    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["dtype"] == "bfloat16"
+    read = ModelSource(str(tmp_path / "tuned"), dtype="bfloat16").weights()
+    stored = safetensors.torch.load_file(tmp_path / "tuned" / "model.safetensors")
+    assert ("lm_head.weight" in stored) != tied
+    for name, value in read.state_dict().items():
+        assert torch.equal(value, module.model.state_dict()[name].bfloat16()), name
+
+
+# -- a step ----------------------------------------------------------------------------------------------------------
+
+
+def test_how_a_step_is_cut_and_checkpointed_changes_nothing():
+    whole = tuned(Whole(), batches_of(micro_batch=4), gradient_checkpointing=False)
+    assert len(losses(whole)) == 12 and losses(whole)[-1] < 0.85 * losses(whole)[0]
+    for micro_batch, checkpointing in ((1, True), (3, False)):
+        other = tuned(Whole(), batches_of(micro_batch=micro_batch), gradient_checkpointing=checkpointing)
+        assert losses(other) == pytest.approx(losses(whole), rel=1e-4)
+        assert_equal(learned_weights(other), learned_weights(whole), atol=1e-4)
+
+
+def test_a_step_is_adamw_on_the_mean_over_its_learned_tokens():
+    """Decay of matrices alone, clipping by the whole norm, learning rate by the schedule."""
+    settings = {"weight_decay": 0.3, "clip_norm": 0.5, "betas": (0.8, 0.9)}
+    batches = batches_of(8, epochs=1)
+    module = tuned(Whole(), batches, **settings)
+    model, schedule = model_of(), WarmupCosine(0.1)
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == big], "weight_decay": 0.3 * big} for big in (1, 0)
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.9))
+    for step in range(len(batches)):
+        batch = collated([batches.sequences[n] for n in batches.numbers(step)])
+        loss = cross_entropy(model(batch.ids).logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * schedule(step, module.length)
+        optimizer.step()
+        record = module.history[step]
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-4) and record["step"] == step
+        assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-3) and norm > 0.5
+        assert record["learning_rate"] == group["lr"]
+    assert record["tokens"] == batches.tokens
+    assert_equal(learned_weights(module), dict(model.named_parameters()), atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_held_out_loss_is_taken_before_an_update_and_after_the_last(precision):
+    held_out = Batches(sequences(10, seed=9), batch=4, micro_batch=4)
+    logged = []
+
+    class Logger:
+        def log_metrics(self, metrics, step):
+            logged.append((step, metrics))
+
+    module = tuned(
+        evaluate=held_out, evaluate_every=5, log_every=4, loggers=[Logger()], trainer={"precision": precision}
+    )
+    taken = {record["step"]: record["held_out_loss"] for record in module.history}
+    assert [step for step, loss in taken.items() if loss is not None] == [0, 5, 10, 12]
+    assert list(taken) == [0, 4, 5, 8, 10, 11, 12] and module.history[-1]["loss"] is None
+    assert [step for step, _ in logged] == list(taken)
+    assert logged[1][1].keys() == {"tokens", "loss", "learning_rate", "grad_norm"}
+
+    def loss_of(model):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            sums = [Imitation().loss_sum(model.eval(), m) for step in held_out for m in step.micro_batches]
+        return float(sum(nats for nats, _ in sums) / sum(count for _, count in sums))
+
+    assert taken[0] == pytest.approx(loss_of(model_of()), rel=1e-6)
+    assert taken[12] == pytest.approx(loss_of(module.model), rel=1e-6) and taken[12] < 0.9 * taken[0]
+
+
+def test_mixed_precision_keeps_what_learns_in_float32_and_learns_the_same():
+    full, mixed = tuned(), tuned(trainer={"precision": "bf16-mixed"})
+    assert {p.dtype for p in mixed.model.parameters()} == {torch.float32}
+    assert losses(mixed) == pytest.approx(losses(full), rel=0.02) and losses(mixed) != losses(full)
+    with pytest.raises(Refused, match="precision=bf16-true: fine-tuning knows 32-true, bf16-mixed"):
+        tuned(trainer={"precision": "bf16-true"})
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_weights_before_it():
+    model = model_of()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(
+        Refused, match="The loss is nan and its gradient's norm nan at step 0 of 12. Lower learning_rate"
+    ):
+        tuned(model=model)
+    assert_equal(dict(model.named_parameters()), before)
+
+
+# -- resuming --------------------------------------------------------------------------------------------------------
+
+
+class Killed(lightning.Callback):
+    def __init__(self, step, how):
+        self.step, self.how = step, how
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if module.step == self.step:
+            self.how()
+
+
+def out_of_power():
+    raise ArithmeticError("out of power")
+
+
+@pytest.mark.parametrize("part", [Whole(), Lora(rank=2, dropout=0.3)])
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, part, step):
+    held_out = Batches(sequences(6, seed=9), batch=4, micro_batch=4)
+    whole = tuned(part, evaluate=held_out, evaluate_every=4)
+    saving = FineTuningCheckpoints(tmp_path, seconds=0.0, digest="d")
+    with pytest.raises(ArithmeticError):
+        tuned(part, evaluate=held_out, evaluate_every=4, callbacks=[saving, Killed(step, out_of_power)])
+    assert [path.name for path in tmp_path.iterdir()] == [f"step-{step:07d}.ckpt"]
+    with pytest.raises(Refused, match="other examples or settings"):
+        load_state(latest_checkpoint(tmp_path), digest="e")
+    state = load_state(latest_checkpoint(tmp_path), digest="d")
+    again = tuned(part, evaluate=held_out, evaluate_every=4, state=state)
+    assert_equal(learned_weights(again), learned_weights(whole))
+    assert again.history == whole.history
+
+
+def test_a_signal_saves_at_the_end_of_the_step(tmp_path):
+    saving = FineTuningCheckpoints(tmp_path, seconds=1e9, digest="d")
+    with pytest.raises(SystemExit):
+        tuned(callbacks=[saving, Killed(5, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    again = tuned(state=load_state(latest_checkpoint(tmp_path), digest="d"))
+    assert again.history == tuned().history and latest_checkpoint(tmp_path).stem == "step-0000006"
+
+
+# -- two processes ---------------------------------------------------------------------------------------------------
+
+SHARED = {
+    "whole": lambda: (Whole(), model_of()),
+    "untied": lambda: (Whole(), model_of(tied=False)),
+    "adapter": lambda: (Lora(rank=2), model_of().bfloat16()),
+}
+STRATEGIES = {"replicas": Replicas, "shards": Shards}
+
+
+def shared_settings(world=1, rank=0):
+    """7 sequences a step cut into ones: the processes get unequal parts."""
+    held_out = Batches(sequences(5, seed=9), batch=5, micro_batch=1, rank=rank, world=world)
+    return {
+        "batches": batches_of(14, batch=7, micro_batch=1, epochs=3, rank=rank, world=world),
+        "evaluate": held_out,
+        "evaluate_every": 2,
+    }
+
+
+def share(rank, port, folder):
+    """One of two processes; the first keeps what came out. One fine-tune goes on from what a single process left."""
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    found = {}
+    for strategy, kind in STRATEGIES.items():
+        for name, made in SHARED.items():
+            part, model = made()
+            place = folder / f"{strategy}-{name}"
+            callbacks = [FineTuningCheckpoints(place, seconds=1e9, digest="d")]
+            trainer = {"strategy": kind(), "devices": 2, "plugins": [process_environment(expected=2)]}
+            module = tuned(
+                part, model=model, callbacks=callbacks, trainer=trainer, **shared_settings(world=2, rank=rank)
+            )
+            part.save(module.model, place / "saved", "base")
+            found[strategy, name] = module.history
+    part, model = SHARED["untied"]()
+    state = load_state(latest_checkpoint(folder / "left"), digest="d")
+    trainer = {"strategy": Shards(), "devices": 2, "plugins": [process_environment(expected=2)]}
+    module = tuned(part, model=model, state=state, trainer=trainer, **shared_settings(world=2, rank=rank))
+    part.save(module.model, folder / "shards-left" / "saved")
+    found["shards", "left"] = module.history
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_learns_replicated_and_sharded(tmp_path):
+    part, model = SHARED["untied"]()
+    saving = FineTuningCheckpoints(tmp_path / "left", seconds=0.0, digest="d")
+    with pytest.raises(ArithmeticError):
+        tuned(part, model=model, callbacks=[saving, Killed(3, out_of_power)], **shared_settings())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tunediff.finetuning", "transformers.models.qwen2.modeling_qwen2"])
+    started = [context.Process(target=share, args=(rank, port, tmp_path)) for rank in (0, 1)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, 0]
+    found = torch.load(tmp_path / "found.pt")
+    for name, made in SHARED.items():
+        part, model = made()
+        one = tuned(part, model=model, **shared_settings())
+        part.save(one.model, tmp_path / name, "base")
+        (file,) = (tmp_path / name).glob("*.safetensors")
+        for strategy in STRATEGIES:
+            place = tmp_path / f"{strategy}-{name}"
+            noise = 1e-2 if name == "adapter" else 1e-3  # what is frozen reckons in bfloat16
+            same_curves(found[strategy, name], one.history, rel=noise)
+            state, mine = load_state(latest_checkpoint(place), digest="d"), learned_weights(one)
+            assert_equal({key: state["weights"][key] for key in mine}, mine, atol=noise / 10)
+            written = safetensors.torch.load_file(place / "saved" / file.name)
+            assert_equal(written, safetensors.torch.load_file(file), atol=noise / 10, rtol=1e-2)  # bfloat16 has 8 bits
+        if name == "untied":
+            same_curves(found["shards", "left"], one.history, rel=1e-3)
+            written = safetensors.torch.load_file(tmp_path / "shards-left" / "saved" / file.name)
+            assert_equal(written, safetensors.torch.load_file(file), atol=1e-4, rtol=1e-2)
+
+
+def same_curves(one, other, *, rel):
+    for a, b in zip(one, other, strict=True):
+        assert [name for name in a if a[name] is None] == [name for name in b if b[name] is None]
+        numbers = {name: value for name, value in b.items() if value is not None}
+        assert {name: a[name] for name in numbers} == pytest.approx(numbers, rel=rel)
+
+
+# -- the embedded pair -----------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_base_learns_to_think_from_traces():
+    source = ModelSource("pkg://tunediff/toy/weights/base", dtype="float32")
+    text = Text(lambda: language.mixture(1, {"trace": 1.0}), held_out=language.is_held_out)
+    found = examples(text, source.tokenizer(), block=256, limit=48)
+    held_out = examples(text, source.tokenizer(), block=256, limit=16, held_out=True)
+    module = tuned(
+        Lora(rank=1),
+        Batches(packed(found, 256), batch=4, micro_batch=2, epochs=2),
+        model=source.weights(),
+        evaluate=Batches(held_out, batch=8, micro_batch=8),
+        evaluate_every=1000,
+        learning_rate=1e-2,
+    )
+    before, after = (r["held_out_loss"] for r in (module.history[0], module.history[-1]))
+    assert found.whole == 48 and after < 0.8 * before
