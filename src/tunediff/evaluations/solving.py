@@ -68,7 +68,7 @@ class Solver:
         hesitations: Sequence[str] | None = None,
     ):
         self.pair, self.folder, self.name = trained.pair, trained.folder, name
-        self.decoding, self.engine = decoding, engine
+        self.decoding, self.engine, self.system = decoding, engine, trained.text.system
         self.own_template = own_template
         self.hesitations = tuple(trained.pair.hesitations if hesitations is None else hesitations)
 
@@ -83,7 +83,7 @@ class Solver:
             other = OTHER[condition.role]
             plain = Condition(f"{other} beside {condition.role}", "", other, asked_as=whose)
             alongside = self.respond(task, problems, plain)
-        asked = ask([(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems], tokenizer)
+        asked = ask([(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems], tokenizer, self.system)
         kept = Kept(self.folder, self.name, task, self._stands_for(condition))
         found = {place: kept.read(one) for place, one in enumerate(asked)}
         missing = [place for place, response in found.items() if response is None]
@@ -132,7 +132,7 @@ class Solver:
     ) -> list[Solved]:
         """How the responses are written, and how probable they are without edits."""
         tokenizer, whose = self.tokenizer(condition.role), condition.asked_as or condition.role
-        prompts = ask([(problem.id, problem.prompts[whose]) for problem in problems], tokenizer)
+        prompts = ask([(problem.id, problem.prompts[whose]) for problem in problems], tokenizer, self.system)
         nats = surprise(self.pair, condition.role, prompts, responses, tokenizer=tokenizer)
         wrote = [behaviour(r.text, r.ids, patterns=self.hesitations, opened=r.opened) for r in responses]
         return [Solved(*parts) for parts in zip(problems, responses, grades, wrote, nats, strict=True)]

@@ -26,7 +26,7 @@ from tunediff.evaluations.intervals import Estimate, ratio
 from tunediff.evaluations.trained import Trained
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Table
-from tunediff.text import Text, compare_tokenizers, padded_groups, render
+from tunediff.text import Text, compare_tokenizers, padded_groups
 from tunediff.text.tokenizers import encode
 
 SHARED = "shared"  # in place of the role of a tokenizer, where both models have the same
@@ -153,7 +153,7 @@ def _pieces(trained: Trained, tokenizers: Sequence) -> list[list[Piece]]:
 
 def responses(row: Mapping[str, Any], tokenizers: Sequence, text: Text) -> list[Piece] | None:
     """The row's response under each tokenizer, the same characters of it; nothing where a prompt fills the context."""
-    written = [_written(row, tokenizer, text.instruction) for tokenizer in tokenizers]
+    written = [_written(row, tokenizer, text) for tokenizer in tokenizers]
     length = min(end - start for _, start, end in written)  # some templates write the opening think tag themselves
     encoded, ends, limit = [], [], length
     for tokenizer, (whole, _, end) in zip(tokenizers, written, strict=True):
@@ -177,12 +177,12 @@ def responses(row: Mapping[str, Any], tokenizers: Sequence, text: Text) -> list[
     return pieces
 
 
-def _written(row: Mapping[str, Any], tokenizer, instruction: str) -> tuple[str, int, int]:
+def _written(row: Mapping[str, Any], tokenizer, text: Text) -> tuple[str, int, int]:
     """The row as the models read it, and where its response begins and ends."""
-    whole, segments, _ = render(row, tokenizer, instruction)
+    whole, segments, _ = text.rendered(row, tokenizer)
     if segments[0][2] == "text":
         return whole, len(whole) - len(row["text"]), len(whole)
-    return whole, segments[0][1], len(whole) - len(tokenizer.eos_token or "")
+    return whole, segments[0][1], len(whole.removesuffix(tokenizer.eos_token or ""))
 
 
 @torch.no_grad()
