@@ -8,18 +8,23 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import ROOT
+from tunediff.finetuning import Recipe
+from tunediff.models import ModelSource
 from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
 from tunediff.study import STUDY, build_dictionary, evaluations_of, learns
 from tunediff.training import Member
+from tunediff.tuning import FINE_TUNE
 
 CONF = ROOT / "conf"
 STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]
 PENALISED = {"l1_schedule": ["dictionary=l1_crosscoder"]}
 GIVEN = {
     "model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"],
+    "model_pair=qwen32b_lora": ["model_pair.tuned.adapter=a"],
+    "model=local": ["model.path=a"],
     "evaluation=autointerp": ["evaluation.autointerp.model=m"],
     **{f"text={name}_files": ["text.rows.path=x"] for name in ("s1k", "openthoughts", "openr1_math")},
 }
@@ -30,6 +35,9 @@ def composed(*overrides, name="train"):
         return hydra.compose(name, list(overrides))
 
 
+OF_FINE_TUNES = ("model", "recipe")
+
+
 def options():
     for path in sorted(CONF.rglob("*.yaml")):
         if path.parent != CONF and path.parent.name != "defaults":
@@ -37,11 +45,32 @@ def options():
 
 
 @pytest.mark.parametrize("option", list(options()))
-def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option, tmp_path):
+def test_every_option_opens_with_when_to_choose_it(option):
     group, _, name = option.partition("=")
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
     first = next(line for line in lines if not line.startswith("# @package"))
     assert first.startswith("# Choose it ") and len(first) > 40
+
+
+@pytest.mark.parametrize(
+    "option", [o for o in options() if o.partition("=")[0] in (*OF_FINE_TUNES, "text", "trainer", "logger")]
+)
+def test_every_option_of_a_fine_tune_composes_and_builds(option, tmp_path):
+    cfg = composed(option, *GIVEN.get(option, []), name="finetune")
+    with within(tmp_path):
+        check(cfg, FINE_TUNE)
+        for node in (cfg.logger or {}).values():
+            build(node)
+    assert list(tmp_path.iterdir()) == []
+    recipe, source = build(cfg.recipe), build(cfg.model)
+    assert isinstance(recipe, Recipe) and isinstance(source, ModelSource) and len(identity(cfg)) == 12
+    recipe.learning_rate_schedule.check(Length(100, 8))
+    build(cfg.text)
+
+
+@pytest.mark.parametrize("option", [o for o in options() if o.partition("=")[0] not in OF_FINE_TUNES])
+def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
+    group, _, name = option.partition("=")
     cfg = composed(option, *GIVEN.get(option, []), *PENALISED.get(group, []))
     with within(tmp_path):
         check(cfg, STUDY)
@@ -61,6 +90,7 @@ def test_every_option_opens_with_when_to_choose_it_composes_and_builds(option, t
     build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option not in (
         "trainer=bf16",
         "trainer=fp16",
+        "trainer=fsdp",
     ) else None
     assert len(identity(cfg)) == 12
 
@@ -265,9 +295,10 @@ def test_every_dictionary_is_told_of_in_the_readme():
 
 
 def test_every_group_is_named_in_the_contents_page():
-    contents = (CONF / "train.yaml").read_text()
+    contents, of_fine_tunes = ((CONF / f"{verb}.yaml").read_text() for verb in ("train", "finetune"))
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert all(f"- {group}:" in contents for group in groups - {"hydra"}) and "hydra/launcher: local" in contents
+    assert all(f"- {group}:" in contents for group in groups - {"hydra", *OF_FINE_TUNES})
+    assert all(f"- {group}:" in of_fine_tunes for group in OF_FINE_TUNES) and "hydra/launcher: local" in contents
     assert not any(Path(CONF / "layer").exists() for _ in itertools.repeat(None, 1))
 
 
