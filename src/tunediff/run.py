@@ -64,6 +64,10 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
             run.build(pair)
     runs = going(runs)
     trainer = make_trainer(cfg, checkpoints)
+    if getattr(trainer.strategy, "shares_out_layers", False):
+        raise Refused(
+            "trainer=fsdp shares out the layers of a model that learns; dictionaries are trained with trainer=ddp."
+        )
     device = trainer.strategy.root_device
     pair.load(device)
     left_out: dict[str, str] = {}

@@ -40,6 +40,8 @@ class Shards(ModelParallelStrategy):
     """Every process holds a part of each layer's weights, gradients and moments, and gathers a layer when it is its turn.
     Lightning's strategy with all processes along its data-parallel axis, however many there are."""
 
+    shares_out_layers = True
+
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1)
 
