@@ -141,7 +141,12 @@ def editing(
         role = edits[0].at.role if edits else None
         for stream in dict.fromkeys(s for edit in edits for s in (*edit.reads, edit.at) if s.role == role):
             point = Point(stream.hookpoint, stream.layer)
-            hooks.enter_context(writing_pieces(model, point, functools.partial(passing, stream)))
+            here = [edit.part for edit in edits if edit.at == stream]
+
+            def touches(columns: slice, parts=here) -> bool:
+                return any(part.touches(columns) for part in parts)
+
+            hooks.enter_context(writing_pieces(model, point, functools.partial(passing, stream), touches=touches))
         yield changes
 
 

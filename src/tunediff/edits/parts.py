@@ -61,6 +61,10 @@ class Part(Protocol):
         """[token] bool: which tokens may be touched at all."""
         ...
 
+    def touches(self, columns: slice) -> bool:
+        """Whether it lies in these coordinates of the hidden vector at all."""
+        ...
+
     def moments(self, at: Stream, place: Place) -> Tensor:
         """[stream, 2]: mean and standard deviation of the tokens of one sequence."""
         ...
@@ -94,6 +98,9 @@ class Plain:
     def moments(self, at: Stream, place: Place) -> Tensor:
         raise NotImplementedError
 
+    def touches(self, columns: slice) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class Whole(Plain):
@@ -123,6 +130,9 @@ class Axes(Plain):
     scale: Tensor
     mean: Tensor
     by_coordinate = True
+
+    def touches(self, columns: slice) -> bool:
+        return bool(((self.numbers >= columns.start) & (self.numbers < columns.stop)).any())
 
     @property
     def described(self) -> str:

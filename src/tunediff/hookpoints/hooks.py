@@ -61,15 +61,21 @@ def writing(model: nn.Module, point: Point, change: Callable[[Tensor], Tensor]) 
 
 
 @contextmanager
-def writing_pieces(model: nn.Module, point: Point, change: Callable[[slice, Tensor], Tensor]) -> Iterator[None]:
+def writing_pieces(
+    model: nn.Module,
+    point: Point,
+    change: Callable[[slice, Tensor], Tensor],
+    *,
+    touches: Callable[[slice], bool] = lambda _: True,
+) -> Iterator[None]:
     """As writing(...): change(columns, value) -> those columns of the new value. The columns are all but at lora, where
-    each adapter's come at its own time and the value holds zeros elsewhere."""
+    each adapter's come at its own time and the value holds zeros elsewhere; those that are not touched stay unhooked."""
     handles = []
     try:
         if point.hookpoint == LORA:
             every = _adapters(model)
             width = every[-1].adapter.columns.stop
-            for one in every:
+            for one in (one for one in every if touches(one.adapter.columns)):
                 handles.append(_hook(one.down, False, functools.partial(_one_of, one, width, change)))
         else:
             handles.append(_hook(*module_of(model, point), functools.partial(change, slice(None))))
