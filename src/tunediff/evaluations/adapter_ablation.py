@@ -25,19 +25,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.benchmarks import Problem, Task, difference, mcnemar
+from tunediff.benchmarks import Task
+from tunediff.evaluations.adapter_behaviour import against_none, pairs_base, without_types
 from tunediff.evaluations.adapter_costs import MEASURES, Costs, Removed, costs
-from tunediff.evaluations.adapter_groups import BY, RANDOM, Group, groups_of, random_groups, removal
-from tunediff.evaluations.conditions import Of, mostly_cut, side_by_side
+from tunediff.evaluations.adapter_groups import BY, RANDOM, Group, groups_of, random_groups
+from tunediff.evaluations.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.fidelity import bootstrap
 from tunediff.evaluations.intervention import never_touched
-from tunediff.evaluations.solving import Condition, Solver, problems_of
+from tunediff.evaluations.solving import Solver, problems_of
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Decoding, Engine
 from tunediff.hookpoints import LORA, Adapter
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Stream, Table
 
-NAME, FULL, NONE = "adapter_ablation", "full", "without_all"
+NAME = "adapter_ablation"
 SUMS = ("tokens", *MEASURES, "ce_full", "ce_base", "kl_random")
 
 RATIOS: dict[str, tuple[str, Callable]] = {
@@ -139,7 +140,7 @@ class AdapterAblation:
         """The full adapter, none of it, and then every group."""
         groups = groups_of(adapters, self.by)
         drawn = random_groups(len(adapters), (len(group.members) for group in groups), self.random, seed=self.seed)
-        whole = [Group("whole", FULL, frozenset()), Group("whole", BASE, frozenset(range(len(adapters))))]
+        whole = [Group("whole", "full", frozenset()), Group("whole", BASE, frozenset(range(len(adapters))))]
         modes = (False, True) if self.only else (False,)
         return [
             *(Ablation(group) for group in whole),
@@ -205,7 +206,8 @@ class AdapterAblation:
         for name, task in self.tasks.items():
             problems, notes = problems_of(task, name, self.problems)
             yield from notes
-            conditions = [*self.conditions(at, adapters), *_pairs_base(trained, problems)]
+            conditions = without_types(at, adapters, draws=self.random, seed=self.seed)
+            conditions += pairs_base(trained, problems)
             for condition, solved in solver.solve(name, task, problems, conditions):
                 found[name, condition.name] = (condition, solved)
             yield from never_touched(NAME, name, found)
@@ -213,46 +215,7 @@ class AdapterAblation:
         findings, tables = side_by_side(NAME, found)
         yield from findings
         yield from tables
-        yield from against_none(found)
-
-    def conditions(self, at: Stream, adapters: Sequence[Adapter]) -> list[Condition]:
-        """The full adapter, none of it, and without each type; leaving one of two types out leaves the other alone."""
-
-        def without(name: str, title: str, members: Removed, control: bool = False) -> Condition:
-            edits = (removal(at, adapters, members),)
-            return Condition(name, title, TUNED, edits, control, FULL)
-
-        made = [Condition(FULL, "all adapters", TUNED)]
-        made.append(without(NONE, "without any adapter", frozenset(range(len(adapters)))))
-        types = groups_of(adapters, ["type"])
-        for group in types if len(types) > 1 else ():
-            left = " and ".join(other.name for other in types if other != group)
-            made.append(without(f"without_{group.name}", f"without {group.name}: {left} alone", group.members))
-            size = len(group.members)
-            for drawn in random_groups(len(adapters), [size], self.random, seed=self.seed):
-                title = f"without {size} random adapters of {len(adapters)}"
-                made.append(without(f"random/without_{group.name}/{drawn.draw}", title, drawn.members, control=True))
-        return made
-
-
-def _pairs_base(trained: Trained, problems: Sequence[Problem]) -> list[Condition]:
-    """The pair's base asked in its own way, where that is another question than the adapted model's, or other weights."""
-    differ = any(len(set(problem.prompts.values())) > 1 for problem in problems)
-    if not differ and trained.pair.shares_weights(TUNED):
-        return []
-    return [Condition(BASE, "base, asked in its own way", BASE, control=True, reference=FULL)]
-
-
-def against_none(found: Of) -> Iterator[Finding]:
-    """Each condition without some adapters against the model without any: whether what is left still helps."""
-    for (task, name), (condition, solved) in found.items():
-        if condition.reference != FULL or condition.control or name == NONE:
-            continue
-        before, right = ([one.grade.correct for one in some] for some in (found[task, NONE][1], solved))
-        paired, where = difference(before, right), f"{NAME}/{task}/{name}"
-        meaning = f"accuracy less that of {NONE}, on the same problems, Newcombe's paired interval"
-        yield Finding(f"{where}/difference_from_none", paired.value, paired.low, paired.high, meaning)
-        yield Finding(f"{where}/p_from_none", mcnemar(before, right).p, meaning=f"McNemar's exact test against {NONE}")
+        yield from against_none(NAME, found)
 
 
 def table(measured: Mapping[Ablation, Measured]) -> Table:
