@@ -1,5 +1,6 @@
-"""A model's adapters -> groups of them: those of a layer, of a module, of a type (attention, mlp), of a layer and type; and
-for each size as many drawn at random. Knows neither the model nor what is done with a group."""
+"""A model's adapters -> groups of them: those of a layer, of a module, of a type (attention, mlp), of a layer and type; for
+each size as many drawn at random; and the edit under which a model runs without a group (arXiv 2511.06739). Knows the names
+of adapters and their columns, and no model."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ function patched(columns) {
 const LOST = [{ name: "kl_full_ablated", word: "KL(full || ablated)", log: true }, { name: "kl_ablated_full", word: "KL(ablated || full)", log: true }, { name: "excess", word: "excess cross-entropy, nats a token" }, { name: "share", word: "share of the gain lost" }];
 
 function adapters(columns) {
-  if (!columns) return null;
+  if (!columns?.by.some((by) => by !== "whole")) return null;
   const rows = rowsOf(columns), kinds = distinct(columns.by).filter((by) => by !== "whole" && by !== "random"), measures = LOST.filter((measure) => present(columns, measure.name)), holder = element("div");
   const by = element("select", { "aria-label": "adapters by" }, kinds.map((kind) => element("option", { value: kind }, kind === "layer_type" ? "layer and type" : kind)));
   const mode = element("select", { "aria-label": "adapters that are" }, [["", "left out"], ...(columns.only.includes(true) ? [["only", "all that is left"]] : [])].map(([value, word]) => element("option", { value }, word)));
