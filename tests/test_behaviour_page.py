@@ -96,6 +96,17 @@ def tables():
     patched = [(c, p) for p in ("all", "hesitation") for c in ("base", "all", "tuned", "best", "random_0", "random_1")]
     kl = [0.5, 0.11, 0.0, 0.21, 0.46, 0.44, 0.9, 0.2, 0.0, 0.3, 0.85, 0.97]
 
+    cut = [("full", "whole", False, None, 0), ("base", "whole", False, None, 28)]  # group, by, only, draw, adapters
+    cut += [
+        one
+        for only in (False, True)
+        for one in (
+            *(("0", "layer", only, None, 7), ("1", "layer", only, None, 7), ("up_proj", "module", only, None, 4)),
+            *((str(size), "random", only, draw, size) for size in (4, 7) for draw in (0, 1)),
+        )
+    ]
+    lost = [0.0, 0.9, *(0.011 * n for n in range(1, 15))]
+
     def around(name, values, by):
         return {name: values, f"{name}_low": [v - by for v in values], f"{name}_high": [v + by for v in values]}
 
@@ -124,6 +135,11 @@ def tables():
             "condition": [c for c, _ in patched], "place": [p for _, p in patched], "latents": [{"base": 0}.get(c, 32) for c, _ in patched],
             "tokens": [5000] * 12, "documents": [40] * 12,
             **around("kl", kl, 0.03), **around("closed", [1 - v / (0.5 if n < 6 else 0.9) for n, v in enumerate(kl)], 0.03),
+        },
+        "adapter_ablation": {
+            "group": [g for g, *_ in cut], "by": [b for _, b, *_ in cut], "only": [o for _, _, o, _, _ in cut], "draw": [d for *_, d, _ in cut], "adapters": [n for *_, n in cut],
+            **around("kl_full_ablated", lost, 0.004), **around("kl_ablated_full", [2 * v for v in lost], 0.004), **around("excess", [v - 0.05 for v in lost], 0.01),
+            "share": [None] * len(cut),
         },
     }  # fmt: skip
 
@@ -241,7 +257,15 @@ def test_each_table_has_its_section_and_the_contents_lead_there(page):
       return links.map((link) => [link.textContent, document.querySelector(`${link.getAttribute('href')} h2`).textContent]);"""
     links = page.run(script)
     assert all(link == title for link, title in links)
-    for title in ("Behaviour", "Example outputs", "Accuracy against", "Steering", "Attention sinks", "patched models"):
+    for title in (
+        "Behaviour",
+        "Example outputs",
+        "Accuracy against",
+        "Steering",
+        "Attention sinks",
+        "patched models",
+        "each adapter carries",
+    ):
         assert sum(title in link for link, _ in links) == 1, title
 
 
@@ -436,6 +460,27 @@ def test_bars_of_kl_patching_are_those_of_the_chosen_tokens(page):
             )
             (value,) = (float(found.group(2)) for found in map(named.match, bars) if found)
             assert value == pytest.approx(given["kl"][n], abs=6e-4)
+
+
+@in_browser
+def test_dots_of_adapters_are_those_of_the_chosen_groups_beside_random_ones_of_their_size(page):
+    script = """
+      const dots = () => [...document.querySelectorAll('#to-what-each-adapter-carries g title')].map((title) => title.textContent);
+      const before = dots(); set('adapters by', 'module'); set('adapters that are', 'only'); return [before, dots()];"""
+    left_out, alone = page.run(script)
+    given = tables()["adapter_ablation"]
+    names = ["layer 0, 7 adapters", "layer 1, 7 adapters", "7 random adapters, draw 1", "7 random adapters, draw 2"]
+    expected = {
+        "left_out": [*zip(names, (2, 3, 7, 8), strict=True), ("all, which leaves the base", 1)],
+        "alone": [("up_proj, 4 adapters", 11), ("4 random adapters, draw 1", 12), ("4 random adapters, draw 2", 13)],
+    }
+    expected["alone"].append(("all, which leaves the base", 1))
+    for dots, which in ((left_out, "left_out"), (alone, "alone")):
+        assert len(dots) == 3 * len(expected[which])  # no panel for a share that nobody could give
+        for dot, (name, n) in zip(dots, expected[which], strict=False):
+            assert dot.startswith(f"{name}: KL(full || ablated) ")
+            value = float(re.search(r"ablated\) ([\d.]+) \(", dot).group(1))
+            assert value == pytest.approx(given["kl_full_ablated"][n], abs=6e-4)
 
 
 @in_browser

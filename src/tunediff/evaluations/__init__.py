@@ -1,5 +1,6 @@
 """One question a file: a trained dictionary, or the pair alone -> findings."""
 
+from tunediff.evaluations.adapter_ablation import AdapterAblation
 from tunediff.evaluations.attention_sinks import AttentionSinks
 from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.benchmark import Benchmark
@@ -23,6 +24,7 @@ from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
 
 __all__ = [
+    "AdapterAblation",
     "AttentionSinks",
     "Autointerp",
     "Benchmark",

@@ -16,7 +16,7 @@ sinks are left untouched by every splice and ablation. Intervals: 95 %, bootstra
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -209,8 +209,10 @@ def _spread_out(values: Tensor, scored: Tensor) -> Tensor:
     return whole
 
 
-def bootstrap(stacked: Tensor, ratio: Callable, resamples: int) -> tuple[float | None, float | None]:
-    """95 % interval of a ratio of sums over documents [document, SUMS]; nothing for fewer than two documents."""
+def bootstrap(
+    stacked: Tensor, ratio: Callable, resamples: int, names: Sequence[str] = SUMS
+) -> tuple[float | None, float | None]:
+    """95 % interval of a ratio of sums over documents [document, names]; nothing for fewer than two documents."""
     if len(stacked) < 2:
         return None, None
     generator = torch.Generator().manual_seed(0)
@@ -218,7 +220,7 @@ def bootstrap(stacked: Tensor, ratio: Callable, resamples: int) -> tuple[float |
     weights = torch.zeros(resamples, len(stacked), dtype=torch.float64).scatter_add_(
         1, drawn, torch.ones_like(drawn, dtype=torch.float64)
     )
-    values = ratio(dict(zip(SUMS, (weights @ stacked).T, strict=True)))
+    values = ratio(dict(zip(names, (weights @ stacked).T, strict=True)))
     values = values[torch.isfinite(values)]
     if len(values) < resamples / 2:
         return None, None

@@ -161,17 +161,12 @@ class Kept:
     def __init__(self, folder: Path | None, name: str, task: str, stands_for: str):
         self.path = None if folder is None else folder / "outputs" / f"{name}-{task}-{stands_for}.jsonl"
         self.known: dict[str, Response] = {}
-        if self.path is not None and self.path.exists():
-            text = self.path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # the last line of a process that was killed
-                self.path.write_text(whole, encoding="utf-8")
-            for line in whole.splitlines():
-                entry = json.loads(line)
-                key = entry.pop("key")
-                self.known[key] = Response(
-                    **{**entry, "touched": tuple(entry["touched"]), "change": tuple(entry["change"])}
-                )
+        for line in whole_lines(self.path) if self.path is not None else []:
+            entry = json.loads(line)
+            key = entry.pop("key")
+            self.known[key] = Response(
+                **{**entry, "touched": tuple(entry["touched"]), "change": tuple(entry["change"])}
+            )
 
     def read(self, asked: Asked) -> Response | None:
         return self.known.get(digest([asked.name, asked.ids]))
@@ -182,6 +177,17 @@ class Kept:
         self.path.parent.mkdir(exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"key": digest([asked.name, asked.ids]), **response._asdict()}) + "\n")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Of a file that is written line by line; what a process that was killed left of its last line is taken off."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return whole.splitlines()
 
 
 def digest(parts: Any) -> str:

@@ -221,12 +221,34 @@ function patched(columns) {
     element("div", { class: "filters" }, element("label", { class: "soft" }, "tokens of ", place)), holder);
 }
 
+// -- adapters --------------------------------------------------------------------------------------------------------
+
+const LOST = [{ name: "kl_full_ablated", word: "KL(full || ablated)", log: true }, { name: "kl_ablated_full", word: "KL(ablated || full)", log: true }, { name: "excess", word: "excess cross-entropy, nats a token" }, { name: "share", word: "share of the gain lost" }];
+function adapters(columns) {
+  if (!columns?.by.some((by) => by !== "whole")) return null;
+  const rows = rowsOf(columns), kinds = distinct(columns.by).filter((by) => by !== "whole" && by !== "random"), measures = LOST.filter((measure) => present(columns, measure.name)), holder = element("div");
+  const by = element("select", { "aria-label": "adapters by" }, kinds.map((kind) => element("option", { value: kind }, kind === "layer_type" ? "layer and type" : kind)));
+  const mode = element("select", { "aria-label": "adapters that are" }, [["", "left out"], ...(columns.only.includes(true) ? [["only", "all that is left"]] : [])].map(([value, word]) => element("option", { value }, word)));
+  const label = (row) => ({ random: `${row.group} random adapters, draw ${row.draw + 1}`, whole: "all, which leaves the base" }[row.by] ?? `${row.by === "layer" ? "layer " : ""}${row.group}, ${row.adapters} adapter${row.adapters > 1 ? "s" : ""}`);
+  const draw = () => {
+    const only = mode.value === "only", mine = rows.filter((row) => row.by === by.value && row.only === only), sizes = new Set(mine.map((row) => row.adapters)), names = Object.keys(columns);
+    const shown = [...mine, ...rows.filter((row) => row.by === "random" && row.only === only && sizes.has(row.adapters)), ...rows.filter((row) => row.by === "whole" && row.adapters > 0)];
+    holder.replaceChildren(whiskers(`Adapters by ${wordOf(by.value)}, ${only ? "alone" : "left out"}`, shown.map((row, n) => ({ of: row, label: label(row), control: row.by === "random", first: shown[n - 1]?.by !== row.by, ruled: false, colour: "var(--tuned)" })), measures,
+      { table: () => [names, shown.map((row) => names.map((name) => row[name]))] }));
+  };
+  for (const one of [by, mode]) one.addEventListener("change", draw);
+  draw();
+  return section("What each adapter carries",
+    element("p", { class: "soft" }, "The tuned model on held-out text without some of its adapters, or with those alone. Rings: as many adapters drawn at random, without which a cost says little. In the last row all are left out. Whiskers are 95 % intervals; costs do not add up."),
+    element("div", { class: "filters" }, element("label", { class: "soft" }, "adapters by ", by), element("label", { class: "soft" }, "that are ", mode)), holder);
+}
+
 // -- the sections, where their tables are ------------------------------------------------------------------------------
 
 async function behaviour() {
   const found = DATA.behaviour;
   if (!found) return [];
-  return [recovered(found.recovered), conditions(found.conditions), outputs(found.outputs), budgets(found.scaling), steering(found.steering), patched(found.kl), found.sinks ? sinks(await unpacked("sinks")) : null].filter(Boolean);
+  return [recovered(found.recovered), conditions(found.conditions), outputs(found.outputs), budgets(found.scaling), steering(found.steering), patched(found.kl), adapters(found.adapters), found.sinks ? sinks(await unpacked("sinks")) : null].filter(Boolean);
 }
 
 // a line of links to every section of the page

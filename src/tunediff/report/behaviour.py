@@ -19,7 +19,13 @@ from tunediff.shapes import Refused
 PROBLEMS = 40  # of a task, whose outputs the page carries
 CHARACTERS = 20_000  # of a response: as many words as two responses are compared by
 CONDITIONS, OUTPUTS = "_conditions", "_outputs"
-CURVES = {"benchmark_scaling": "scaling", "steering_sweep": "steering", "kl_patching": "kl", "recovery": "recovered"}
+CURVES = {
+    "benchmark_scaling": "scaling",
+    "steering_sweep": "steering",
+    "kl_patching": "kl",
+    "adapter_ablation": "adapters",
+    "recovery": "recovered",
+}
 SINKS = "attention_sinks"
 OF_A_HEAD = ("model", "layer", "head", "group", "mass", "mass_low", "mass_high", "relative", "times")
 
