@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -97,6 +96,8 @@ class FineTuning(L.LightningModule):
             enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers 5.23 and later
             (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.state = state
+        if state is not None:
+            model.load_state_dict(state["weights"], strict=False)  # of what is frozen it has nothing
         self.step = 0 if state is None else state["step"]
         self.tokens = 0 if state is None else state["tokens"]
         self.history: list[dict[str, float | None]] = [] if state is None else [dict(r) for r in state["history"]]
@@ -151,7 +152,6 @@ class FineTuning(L.LightningModule):
     def on_train_start(self) -> None:
         if self.state is not None:
             options = StateDictOptions(full_state_dict=True, strict=False)  # strict would miss what is frozen
-            set_model_state_dict(self.model, self.state["weights"], options=options)
             optimizer = self.optimizers().optimizer
             set_optimizer_state_dict(self.model, optimizer, self.state["optimizer"], options=options)
             self.state = None
@@ -226,7 +226,7 @@ class FineTuning(L.LightningModule):
             learned += step.learned
         self.model.train()
         if self.sharded:
-            self.surprise.reshard()  # or the next forward pass would find the weights of this one
+            self.surprise.reshard()  # otherwise done by a backward pass, and none follows
         return float(processes.summed(nats)) / learned
 
     def record(self, **taken: float | None) -> None:
