@@ -363,6 +363,11 @@ def test_mixed_precision_keeps_what_learns_in_float32_and_learns_the_same():
         tuned(trainer={"precision": "bf16-true"})
 
 
+def test_batches_of_another_number_of_processes_are_refused():
+    with pytest.raises(Refused, match="those of process 1 of 2, and this is process 0 of 1"):
+        tuned(batches=batches_of(rank=1, world=2))
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_weights_before_it():
     model = model_of()
     with torch.no_grad():

@@ -125,10 +125,8 @@ class FineTuning(L.LightningModule):
             raise Refused(f"trainer.precision={self.trainer.precision}: fine-tuning knows {', '.join(PRECISIONS)}.")
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.surprise, FSDPModule):
             mesh = self.device_mesh["data_parallel"]
-            for module in (
-                *decoder_layers(self.model),
-                self.surprise,
-            ):  # last what is in no layer: embeddings, norm, head
+            layers = decoder_layers(self.model)
+            for module in (*layers, self.surprise):  # the last takes what is in no layer: embeddings, norm, head
                 fully_shard(module, mesh=mesh)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
                 module.set_gradient_divide_factor(1.0)
@@ -150,6 +148,12 @@ class FineTuning(L.LightningModule):
         return self.batches.since(self.step)
 
     def on_train_start(self) -> None:
+        for batches in (self.batches, self.held_out):
+            if batches is not None and (batches.rank, batches.world) != (processes.rank(), processes.count()):
+                raise Refused(
+                    f"The batches are those of process {batches.rank} of {batches.world}, and this is process "
+                    f"{processes.rank()} of {processes.count()}: make them with the trainer's global_rank and world_size."
+                )
         if self.state is not None:
             options = StateDictOptions(full_state_dict=True, strict=False)  # strict would miss what is frozen
             optimizer = self.optimizers().optimizer
