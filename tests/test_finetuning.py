@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import weakref
 
 import lightning
 import peft
@@ -13,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Shards, Whole, load_state, memory
@@ -23,7 +26,7 @@ from tunediff.shapes import Refused
 from tunediff.text import Batches, Example, Text, examples, packed
 from tunediff.text.examples import IGNORED, collated
 from tunediff.toy import language
-from tunediff.training import Replicas, latest_checkpoint, process_environment
+from tunediff.training import Pulse, Replicas, TokenProgress, latest_checkpoint, process_environment
 
 WORDS = 40
 
@@ -168,7 +171,7 @@ def test_a_rank_one_adapter_of_qwen_32b_has_8_million_parameters():
     settings = {"block": 20_000, "micro_batch": 1, "precision": "bf16-mixed", "chunk": 1024}
     settings["gradient_checkpointing"] = True
     one = memory(Lora(), config, "bfloat16", **settings)
-    assert one.items["frozen weights"] == pytest.approx(65.5e9, rel=1e-3) and 75e9 < one.total < 110e9
+    assert one.items["frozen weights"] == pytest.approx(65.5e9, rel=1e-3) and 75e9 < one.total < 100e9
     eight = memory(Lora(), config, "bfloat16", **settings, processes=8, sharded=True)
     assert eight.items["frozen weights"] == one.items["frozen weights"] / 8
     assert eight.items["gathered: two layers, embeddings and head"] == pytest.approx(5.06e9, rel=1e-2)
@@ -176,6 +179,55 @@ def test_a_rank_one_adapter_of_qwen_32b_has_8_million_parameters():
     whole = memory(Whole(), config, "bfloat16", **settings, processes=16, sharded=True)
     states = sum(size for name, size in whole.items.items() if "weights" in name or "grad" in name or "Adam" in name)
     assert states == pytest.approx(16 * 32.76e9 / 16, rel=1e-3)
+
+
+class Held(TorchDispatchMode):
+    """Bytes of all tensors that live, now and at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.now, self.most = {}, 0, 0
+
+    def see(self, tensor):
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        if place and place not in self.sizes:
+            self.sizes[place] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.forget, place)
+
+    def forget(self, place):
+        self.now -= self.sizes.pop(place)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(given):
+            if isinstance(tensor, torch.Tensor):
+                self.see(tensor)
+        return given
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("part", "dtype"), [(Whole(), "float32"), (Lora(), "bfloat16"), (Lora(), "float32")])
+def test_the_estimate_is_what_two_steps_hold_at_most(part, dtype, precision, checkpointing):
+    config = Qwen2Config(
+        hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=500, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = part.prepare(Qwen2ForCausalLM(config).to(getattr(torch, dtype)), seed=0)
+    batches = Batches([Example([1] * 256, [False] + [True] * 255)] * 4, batch=2, micro_batch=2)
+    settings = {"learning_rate": 1e-3, "learning_rate_schedule": WarmupCosine()}
+    module = FineTuning(model, Imitation(64), batches, gradient_checkpointing=checkpointing, **settings)
+    held = Held()
+    for parameter in model.parameters():
+        held.see(parameter)
+    with held:
+        trainer_of(precision=precision).fit(module)
+    settings = {"block": 256, "micro_batch": 2, "precision": precision, "chunk": 64}
+    found = memory(part, config, dtype, **settings, gradient_checkpointing=checkpointing)
+    assert 0.95 < found.total / held.most < 1.6, found.table()
 
 
 @pytest.mark.parametrize("part", [Whole(), Lora(rank=2), Lora(modules=("q_proj", "down_proj"), layers=(1,))])
@@ -311,6 +363,11 @@ def test_mixed_precision_keeps_what_learns_in_float32_and_learns_the_same():
         tuned(trainer={"precision": "bf16-true"})
 
 
+def test_batches_of_another_number_of_processes_are_refused():
+    with pytest.raises(Refused, match="those of process 1 of 2, and this is process 0 of 1"):
+        tuned(batches=batches_of(rank=1, world=2))
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_weights_before_it():
     model = model_of()
     with torch.no_grad():
@@ -360,28 +417,47 @@ def test_a_signal_saves_at_the_end_of_the_step(tmp_path):
     saving = FineTuningCheckpoints(tmp_path, seconds=1e9, digest="d")
     with pytest.raises(SystemExit):
         tuned(callbacks=[saving, Killed(5, lambda: os.kill(os.getpid(), signal.SIGTERM))])
-    again = tuned(state=load_state(latest_checkpoint(tmp_path), digest="d"))
-    assert again.history == tuned().history and latest_checkpoint(tmp_path).stem == "step-0000006"
+    assert latest_checkpoint(tmp_path).stem == "step-0000006"
+    saving = FineTuningCheckpoints(tmp_path, seconds=1e9, digest="d")
+    again = tuned(callbacks=[saving], state=load_state(latest_checkpoint(tmp_path), digest="d"))
+    assert again.history == tuned().history
+    state = load_state(latest_checkpoint(tmp_path), digest="d")  # of the end: nothing is left to fit
+    settings = {"learning_rate": 1e-2, "learning_rate_schedule": WarmupCosine(0.1)}
+    module = FineTuning(Whole().prepare(model_of(), 0), Imitation(), batches_of(), **settings, state=state)
+    assert module.step == module.steps and module.history == again.history
+    assert_equal(learned_weights(module), learned_weights(again))
 
 
 # -- two processes ---------------------------------------------------------------------------------------------------
 
-SHARED = {
-    "whole": lambda: (Whole(), model_of()),
-    "untied": lambda: (Whole(), model_of(tied=False)),
-    "adapter": lambda: (Lora(rank=2), model_of().bfloat16()),
+SHARED = {  # part, model, precision
+    "whole": lambda: (Whole(), model_of(), "32-true"),
+    "adapter": lambda: (Lora(rank=2), model_of(tied=False).bfloat16(), "bf16-mixed"),
 }
 STRATEGIES = {"replicas": Replicas, "shards": Shards}
 
 
-def shared_settings(world=1, rank=0):
-    """7 sequences a step cut into ones: the processes get unequal parts."""
-    held_out = Batches(sequences(5, seed=9), batch=5, micro_batch=1, rank=rank, world=world)
-    return {
-        "batches": batches_of(14, batch=7, micro_batch=1, epochs=3, rank=rank, world=world),
-        "evaluate": held_out,
-        "evaluate_every": 2,
-    }
+def shared(name, folder, *, strategy=None, world=1, rank=0, callbacks=(), **settings):
+    """A fine-tune with 5 sequences a step, cut into ones: two processes get unequal parts. It is saved under `folder`."""
+    part, model, precision = SHARED[name]()
+    trainer = {"precision": precision, "devices": world}
+    if world > 1:
+        trainer |= {"strategy": STRATEGIES[strategy](), "plugins": [process_environment(expected=world)]}
+    held_out = Batches(sequences(3, seed=9), batch=3, micro_batch=1, rank=rank, world=world)
+    batches = batches_of(10, batch=5, micro_batch=1, rank=rank, world=world)
+    callbacks = [FineTuningCheckpoints(folder, seconds=1e9, digest="d"), *callbacks]
+    module = tuned(
+        part,
+        batches,
+        model=model,
+        trainer=trainer,
+        callbacks=callbacks,
+        evaluate=held_out,
+        evaluate_every=2,
+        **settings,
+    )
+    part.save(module.model, folder / "saved", "base")
+    return module
 
 
 def share(rank, port, folder):
@@ -391,35 +467,24 @@ def share(rank, port, folder):
         "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
-    found = {}
-    for strategy, kind in STRATEGIES.items():
-        for name, made in SHARED.items():
-            part, model = made()
-            place = folder / f"{strategy}-{name}"
-            callbacks = [FineTuningCheckpoints(place, seconds=1e9, digest="d")]
-            trainer = {"strategy": kind(), "devices": 2, "plugins": [process_environment(expected=2)]}
-            module = tuned(
-                part, model=model, callbacks=callbacks, trainer=trainer, **shared_settings(world=2, rank=rank)
-            )
-            part.save(module.model, place / "saved", "base")
-            found[strategy, name] = module.history
-    part, model = SHARED["untied"]()
+    settings = {"world": 2, "rank": rank}
+    found = {
+        f"{strategy}-{name}": shared(name, folder / f"{strategy}-{name}", strategy=strategy, **settings).history
+        for strategy in STRATEGIES
+        for name in SHARED
+    }
     state = load_state(latest_checkpoint(folder / "left"), digest="d")
-    trainer = {"strategy": Shards(), "devices": 2, "plugins": [process_environment(expected=2)]}
-    module = tuned(part, model=model, state=state, trainer=trainer, **shared_settings(world=2, rank=rank))
-    part.save(module.model, folder / "shards-left" / "saved")
-    found["shards", "left"] = module.history
+    left = shared("whole", folder / "shards-left", strategy="shards", state=state, **settings)
     if rank == 0:
-        torch.save(found, folder / "found.pt")
+        torch.save({**found, "shards-left": left.history}, folder / "found.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_learn_what_one_learns_replicated_and_sharded(tmp_path):
-    part, model = SHARED["untied"]()
-    saving = FineTuningCheckpoints(tmp_path / "left", seconds=0.0, digest="d")
-    with pytest.raises(ArithmeticError):
-        tuned(part, model=model, callbacks=[saving, Killed(3, out_of_power)], **shared_settings())
+    left = Killed(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        shared("whole", tmp_path / "left", callbacks=[left])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -432,23 +497,17 @@ def test_two_processes_learn_what_one_learns_replicated_and_sharded(tmp_path):
         process.join(120)
     assert [process.exitcode for process in started] == [0, 0]
     found = torch.load(tmp_path / "found.pt")
-    for name, made in SHARED.items():
-        part, model = made()
-        one = tuned(part, model=model, **shared_settings())
-        part.save(one.model, tmp_path / name, "base")
-        (file,) = (tmp_path / name).glob("*.safetensors")
-        for strategy in STRATEGIES:
-            place = tmp_path / f"{strategy}-{name}"
-            noise = 1e-2 if name == "adapter" else 1e-3  # what is frozen reckons in bfloat16
-            same_curves(found[strategy, name], one.history, rel=noise)
-            state, mine = load_state(latest_checkpoint(place), digest="d"), learned_weights(one)
-            assert_equal({key: state["weights"][key] for key in mine}, mine, atol=noise / 10)
-            written = safetensors.torch.load_file(place / "saved" / file.name)
-            assert_equal(written, safetensors.torch.load_file(file), atol=noise / 10, rtol=1e-2)  # bfloat16 has 8 bits
-        if name == "untied":
-            same_curves(found["shards", "left"], one.history, rel=1e-3)
-            written = safetensors.torch.load_file(tmp_path / "shards-left" / "saved" / file.name)
-            assert_equal(written, safetensors.torch.load_file(file), atol=1e-4, rtol=1e-2)
+    alone = {name: shared(name, tmp_path / name) for name in SHARED}
+    assert len(found) == 5
+    for run, history in found.items():
+        name = run.partition("-")[2].replace("left", "whole")
+        noise = 1e-2 if name == "adapter" else 1e-3  # bfloat16 has 8 bits
+        same_curves(history, alone[name].history, rel=noise)
+        state, mine = load_state(latest_checkpoint(tmp_path / run), digest="d"), learned_weights(alone[name])
+        assert_equal({key: state["weights"][key] for key in mine}, mine, atol=noise / 10)
+        (file,) = (tmp_path / name / "saved").glob("*.safetensors")
+        written = safetensors.torch.load_file(tmp_path / run / "saved" / file.name)
+        assert_equal(written, safetensors.torch.load_file(file), atol=noise / 10, rtol=1e-2)
 
 
 def same_curves(one, other, *, rel):
@@ -461,14 +520,16 @@ def same_curves(one, other, *, rel):
 # -- the embedded pair -----------------------------------------------------------------------------------------------
 
 
-def test_the_embedded_base_learns_to_think_from_traces():
+def test_the_embedded_base_learns_to_think_from_traces(capfd):
     source = ModelSource("pkg://tunediff/toy/weights/base", dtype="float32")
     text = Text(lambda: language.mixture(1, {"trace": 1.0}), held_out=language.is_held_out)
     found = examples(text, source.tokenizer(), block=256, limit=48)
     held_out = examples(text, source.tokenizer(), block=256, limit=16, held_out=True)
+    batches, beats = Batches(packed(found, 256), batch=4, micro_batch=2, epochs=2), []
     module = tuned(
         Lora(rank=1),
-        Batches(packed(found, 256), batch=4, micro_batch=2, epochs=2),
+        batches,
+        callbacks=[TokenProgress(batches.tokens), Pulse(beats.append, seconds=0.0)],
         model=source.weights(),
         evaluate=Batches(held_out, batch=8, micro_batch=8),
         evaluate_every=1000,
@@ -476,3 +537,6 @@ def test_the_embedded_base_learns_to_think_from_traces():
     )
     before, after = (r["held_out_loss"] for r in (module.history[0], module.history[-1]))
     assert found.whole == 48 and after < 0.8 * before
+    assert beats == list(range(len(batches) + 1))
+    said = capfd.readouterr().err
+    assert f"{batches.tokens / 1000:.1f}k/{batches.tokens / 1000:.1f}k" in said and "loss" in said

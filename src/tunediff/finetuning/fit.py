@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -99,6 +98,8 @@ class FineTuning(L.LightningModule):
             enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers 5.23 and later
             (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.state = state
+        if state is not None:
+            model.load_state_dict(state["weights"], strict=False)  # of what is frozen it has nothing
         self.step = 0 if state is None else state["step"]
         self.tokens = 0 if state is None else state["tokens"]
         self.history: list[dict[str, float | None]] = [] if state is None else [dict(r) for r in state["history"]]
@@ -126,10 +127,8 @@ class FineTuning(L.LightningModule):
             raise Refused(f"trainer.precision={self.trainer.precision}: fine-tuning knows {', '.join(PRECISIONS)}.")
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.surprise, FSDPModule):
             mesh = self.device_mesh["data_parallel"]
-            for module in (
-                *decoder_layers(self.model),
-                self.surprise,
-            ):  # last what is in no layer: embeddings, norm, head
+            layers = decoder_layers(self.model)
+            for module in (*layers, self.surprise):  # the last takes what is in no layer: embeddings, norm, head
                 fully_shard(module, mesh=mesh)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
                 module.set_gradient_divide_factor(1.0)
@@ -151,9 +150,14 @@ class FineTuning(L.LightningModule):
         return self.batches.since(self.step)
 
     def on_train_start(self) -> None:
+        for batches in (self.batches, self.held_out):
+            if batches is not None and (batches.rank, batches.world) != (processes.rank(), processes.count()):
+                raise Refused(
+                    f"The batches are those of process {batches.rank} of {batches.world}, and this is process "
+                    f"{processes.rank()} of {processes.count()}: make them with the trainer's global_rank and world_size."
+                )
         if self.state is not None:
             options = StateDictOptions(full_state_dict=True, strict=False)  # strict would miss what is frozen
-            set_model_state_dict(self.model, self.state["weights"], options=options)
             optimizer = self.optimizers().optimizer
             set_optimizer_state_dict(self.model, optimizer, self.state["optimizer"], options=options)
             self.state = None
@@ -228,7 +232,7 @@ class FineTuning(L.LightningModule):
             learned += step.learned
         self.model.train()
         if self.sharded:
-            self.surprise.reshard()  # or the next forward pass would find the weights of this one
+            self.surprise.reshard()  # otherwise done by a backward pass, and none follows
         return float(processes.summed(nats)) / learned
 
     def record(self, **taken: float | None) -> None:

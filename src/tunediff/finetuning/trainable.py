@@ -6,6 +6,7 @@ adapters: Hu et al. 2021, arXiv 2106.09685; rank-stabilised scale: Kalajdzievski
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import warnings
@@ -29,9 +30,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @dataclass(frozen=True)
 class Whole:
-    """Every weight learns, in float32, and is written as `dtype`. With r weights of 4 bytes it takes 16 r bytes: the
-    weights, their gradients and both moments of Adam. Where the head shares the embedding's matrix it still does
-    afterwards. Seeds nothing: fine-tuning begins at the weights it is given."""
+    """Every weight learns, in float32, and is written as `dtype`: 16 bytes a weight with its gradient and both moments of
+    Adam. It begins at the weights it is given, so a seed changes nothing. Where the head shares the embedding's matrix it
+    still does afterwards. What a low-rank adapter is held against (Hu et al. 2021, arXiv 2106.09685)."""
 
     dtype: str = "bfloat16"
 
@@ -127,7 +128,7 @@ class Lora:
         config names `base_path`. Every process calls it, the first writes."""
         weights = trained_weights(model)
         if processes.rank() == 0:
-            settings = model.peft_config["default"]
+            settings = copy.copy(model.peft_config["default"])
             settings.base_model_name_or_path, settings.inference_mode = base_path, True
             settings.target_modules = sorted(self.modules)  # a set has another order in every process
 
