@@ -44,7 +44,7 @@ def test_only_the_named_segments_are_learned(tokenizer):
 
 
 def test_plain_text_is_learned_whole_but_for_its_first_token(tokenizer):
-    (example,) = examples(text_of([{"text": "Seven is a number."}]), tokenizer, block=64)
+    (example,) = examples(text_of([{"text": "Seven is a number."}], fields={}), tokenizer, block=64)
     assert example.learned == [False] + [True] * (len(example.ids) - 1)
 
 

@@ -131,11 +131,11 @@ def test_a_fine_tune_that_was_killed_goes_on_to_the_same_bits(full, tmp_path):
     assert curve(folder) == curve(place)
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
-def test_two_processes_make_the_model_of_one(full, trainer, tmp_path):
+def test_two_processes_make_the_model_of_one(full, tmp_path):
+    """Sharded; replicated ones are in test_finetuning.py."""
     folder, _ = full
     words = [word for word in TINY if not word.startswith("trainer")]
-    words += [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.precision=32-true", "recipe.micro_batch=8"]
+    words += ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "recipe.micro_batch=8"]
     call("finetune.py", *words, f"hydra.run.dir={tmp_path}/made")
     one, other = (
         safetensors.torch.load_file(path / "model" / "model.safetensors") for path in (folder, tmp_path / "made")
