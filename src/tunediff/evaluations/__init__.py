@@ -13,6 +13,7 @@ from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
 from tunediff.evaluations.layer_divergence import LayerDivergence
 from tunediff.evaluations.logit_effect import LogitEffect
+from tunediff.evaluations.polarity_examples import PolarityExamples
 from tunediff.evaluations.probing import Probing
 from tunediff.evaluations.segments import Segments
 from tunediff.evaluations.selection import Telling
@@ -35,6 +36,7 @@ __all__ = [
     "LatentScaling",
     "LayerDivergence",
     "LogitEffect",
+    "PolarityExamples",
     "Probing",
     "Reading",
     "Scaling",
