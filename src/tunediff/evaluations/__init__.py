@@ -7,6 +7,7 @@ from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
 from tunediff.evaluations.intervention import Intervention
+from tunediff.evaluations.judge import Judge
 from tunediff.evaluations.kl_patching import KLPatching
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
@@ -21,6 +22,7 @@ from tunediff.evaluations.steering_sweep import SteeringSweep
 from tunediff.evaluations.tokenizers import Tokenizers
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
+from tunediff.evaluations.unit_comparison import UnitComparison
 
 __all__ = [
     "AttentionSinks",
@@ -30,6 +32,7 @@ __all__ = [
     "Fidelity",
     "Geometry",
     "Intervention",
+    "Judge",
     "KLPatching",
     "LabelAlignment",
     "LatentCache",
@@ -46,6 +49,7 @@ __all__ = [
     "Telling",
     "Tokenizers",
     "Trained",
+    "UnitComparison",
     "latent_scaling",
     "score",
 ]

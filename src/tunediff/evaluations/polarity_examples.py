@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from tunediff.evaluations.adapter_units import adapter_units
 from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.geometry import firing
 from tunediff.evaluations.trained import Trained
+from tunediff.evaluations.units import adapter_units, columns_of
 from tunediff.shapes import Finding, Table
 
 
@@ -33,17 +33,7 @@ class PolarityExamples:
         polarities, units = adapter_units(trained.pair)
         reading = dataclasses.replace(trained, dictionary=polarities)
         fires = firing(reading)
-        yield Table(
-            "adapter_units",
-            {
-                "unit": list(range(len(units))),
-                "adapter": [unit.place for unit in units],
-                "direction": [unit.number for unit in units],
-                "polarity": [unit.polarity for unit in units],
-                "writes": polarities.code_norms().tolist(),
-                **fires,
-            },
-        )
+        yield Table("adapter_units", columns_of(units) | {"writes": polarities.code_norms().tolist(), **fires})
         for table in self.examples.run(reading):
             named = {"unit" if name == "latent" else name: values for name, values in table.columns.items()}
             yield Table("adapter_examples", named)
