@@ -115,7 +115,8 @@ def test_a_units_scaled_activation_is_what_its_direction_adds_to_its_module(fold
     for row in rows_of(tables["adapter_examples"]):
         alone = torch.zeros(3)
         alone[units["direction"][row["unit"]]] = row["activation"]
-        assert row["scaled_activation"] == pytest.approx(float(parts.contribution(alone).norm()), rel=1e-4)
+        added = pytest.approx(float(parts.contribution(alone).norm()), rel=1e-4)
+        assert row["scaled_activation"] == added == units["max_written"][row["unit"]]
 
 
 def test_a_pair_without_adapters_is_refused_with_the_way_out(pair):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import torch
+
 from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.geometry import firing
 from tunediff.evaluations.trained import Trained
@@ -33,7 +35,8 @@ class PolarityExamples:
         polarities, units = adapter_units(trained.pair)
         reading = dataclasses.replace(trained, dictionary=polarities)
         fires = firing(reading)
-        yield Table("adapter_units", columns_of(units) | {"writes": polarities.code_norms().tolist(), **fires})
+        written = torch.tensor(fires["max_activation"]) * polarities.code_norms().cpu()
+        yield Table("adapter_units", columns_of(units) | fires | {"max_written": written.tolist()})
         for table in self.examples.run(reading):
             named = {"unit" if name == "latent" else name: values for name, values in table.columns.items()}
             yield Table("adapter_examples", named)
