@@ -43,7 +43,7 @@ class Unit(NamedTuple):
 class Kind(NamedTuple):
     """Units of one kind: latents `numbers` of the dictionary that `reads` has, and what they are on the held-out tokens.
 
-    scores   over the tokens of the batches side by side      alive   [unit] bool: active on one of them at least
+    scores   over the tokens of the batches side by side      alive   [unit] bool: active on one that counts
     """
 
     name: str
@@ -116,18 +116,18 @@ def kinds_of(trained: Trained, *, seed: int) -> tuple[list[Kind], HeldOut]:
         batches.append(read.batch)
         blocks.append(read.latents.T.cpu())
     values, last = torch.cat(blocks, dim=1), len(directions)
+    latents, admitted = None, torch.ones(values.shape[1], dtype=torch.bool)
+    if trained.dictionary is not None:
+        latents, admitted = _latents(trained)
+    alive = (values > 0)[:, admitted].any(1)
     kinds = [
-        Kind(name, what, reading, numbers, units, DenseScores(values[numbers]), (values[numbers] > 0).any(1))
+        Kind(name, what, reading, numbers, units, DenseScores(values[numbers]), alive[numbers])
         for name, what, numbers, units in (
             ("adapters", "adapter directions, either polarity", range(last), directions),
             ("neurons", "MLP neurons of the same layers, either polarity", range(last, len(values)), neurons),
         )
     ]
-    admitted = torch.ones(values.shape[1], dtype=torch.bool)
-    if trained.dictionary is not None:
-        latents, admitted = _latents(trained)
-        kinds.append(latents)
-    return kinds, HeldOut(batches, admitted)
+    return [*kinds, *([] if latents is None else [latents])], HeldOut(batches, admitted)
 
 
 def both(place: str, numbers: Sequence[int]) -> Iterator[Unit]:
