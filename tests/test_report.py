@@ -375,3 +375,57 @@ def test_stability_is_a_metric_of_runs_that_differ_by_seed_alone(tmp_path):
     assert "stability/all" not in members["c"]["metrics"]
     said = in_words(list(members.values()))
     assert "stable tuned-only" in said.splitlines()[0] and "0.6" in said
+
+
+# -- directions of adapters --------------------------------------------------------------------------------------------
+
+
+UNITS = {
+    "adapter_units": {
+        "unit": [0, 1, 2, 3], "adapter": ["0.q_proj"] * 2 + ["1.up_proj"] * 2, "direction": [0] * 4, "polarity": ["+", "-"] * 2,
+        "firing_rate": [0.5, 0.4, 0.6, 0.0], "max_activation": [2.0, 1.0, 3.0, 0.0], "max_written": [1.0, 4.0, 2.0, 0.0],
+    },
+    "adapter_examples": {
+        "unit": [1], "kind": ["strongest"], "rank": [0], "quantile": [None], "document": [1], "place": [3], "position": [1], "activation": [1.0],
+        "scaled_activation": [4.0], "tokens": [[" yes", HOSTILE]], "activations": [[0.0, 1.0]], "segments": [["answer"] * 2],
+    },
+}  # fmt: skip
+
+
+def with_units(folder, *, tables=ALL):
+    make_run(folder, tables=tables)
+    for name, columns in UNITS.items():
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / "tables" / f"{name}.parquet")
+    return write_report(folder)
+
+
+@in_browser
+def test_directions_of_adapters_are_read_as_latents_are_and_a_button_or_an_address_leads_to_either(tmp_path, browser):
+    page = browser.open(with_units(tmp_path / "run"))
+    units = "[...document.querySelectorAll('tr.latent')].map((row) => [...row.cells].slice(0, 3).map((cell) => cell.textContent).join(' '))"
+    press = "[...document.querySelectorAll('.filters button')].find((one) => one.textContent === '{}').click();"
+    assert page.run("return rows();").startswith("39 38 37")
+    assert page.run(f"{press.format('Adapter directions')} return {units};") == [
+        "1 0.q_proj -",
+        "2 1.up_proj +",
+        "0 0.q_proj +",
+    ]
+    said = page.run(
+        "key('j'); await wait(() => panel() && !panel().hidden); return [panel().innerText, location.hash];"
+    )
+    assert "0.q_proj -" in said[0] and " yes" in said[0] and HOSTILE in said[0] and said[1] == "#unit-1"
+    assert page.run("return document.querySelectorAll('#panel').length;") == 1
+    assert page.run(f"{press.format('Latents')} return [rows().split(' ')[0], panel().hidden];") == ["39", True]
+    page.run("location.hash = '#unit-2'; await wait(() => panel() && panel().innerText.includes('1.up_proj +'));")
+    page.run("location.hash = '#latent-8'; await wait(() => panel().innerText.includes('Latent 8'));")
+    page = browser.open(tmp_path / "run" / "report.html", "#unit&sort=max_activation")
+    assert page.run(f"await wait(() => {units}[0][0] === '2'); return {units};")[0] == "2 1.up_proj +"
+    assert page.run("return document.querySelector('.count').textContent;") == "3 of 3 units that fire"
+
+
+@in_browser
+def test_directions_of_adapters_are_shown_where_there_is_no_table_of_latents(tmp_path, browser):
+    page = browser.open(with_units(tmp_path / "run", tables=()), "#unit-1")
+    assert (
+        page.run("await wait(() => !panel().hidden); return panel().querySelector('h2').textContent;") == "0.q_proj -"
+    )

@@ -4,10 +4,12 @@ from tunediff.dictionary.codes import DenseCodes, SparseCodes
 from tunediff.dictionary.crosscoder import Crosscoder, latents_of
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
+from tunediff.dictionary.polarities import SIGNS, Polarities
 from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK
 
 __all__ = [
     "L1",
+    "SIGNS",
     "BatchTopK",
     "Crosscoder",
     "DenseCodes",
@@ -15,6 +17,7 @@ __all__ = [
     "Linear",
     "Normalisation",
     "Partition",
+    "Polarities",
     "SparseCodes",
     "Sparsity",
     "TopK",

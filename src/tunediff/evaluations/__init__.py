@@ -8,12 +8,14 @@ from tunediff.evaluations.examples import Examples
 from tunediff.evaluations.fidelity import Fidelity
 from tunediff.evaluations.geometry import Geometry
 from tunediff.evaluations.intervention import Intervention
+from tunediff.evaluations.judge import Judge
 from tunediff.evaluations.kl_patching import KLPatching
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
 from tunediff.evaluations.layer_divergence import LayerDivergence
 from tunediff.evaluations.logit_effect import LogitEffect
+from tunediff.evaluations.polarity_examples import PolarityExamples
 from tunediff.evaluations.probing import Probing
 from tunediff.evaluations.recovery import Recovery
 from tunediff.evaluations.segments import Segments
@@ -22,6 +24,7 @@ from tunediff.evaluations.steering_sweep import SteeringSweep
 from tunediff.evaluations.tokenizers import Tokenizers
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.evaluations.truth import Score, score
+from tunediff.evaluations.unit_comparison import UnitComparison
 
 __all__ = [
     "AdapterAblation",
@@ -32,12 +35,14 @@ __all__ = [
     "Fidelity",
     "Geometry",
     "Intervention",
+    "Judge",
     "KLPatching",
     "LabelAlignment",
     "LatentCache",
     "LatentScaling",
     "LayerDivergence",
     "LogitEffect",
+    "PolarityExamples",
     "Probing",
     "Reading",
     "Recovery",
@@ -48,6 +53,7 @@ __all__ = [
     "Telling",
     "Tokenizers",
     "Trained",
+    "UnitComparison",
     "latent_scaling",
     "score",
 ]

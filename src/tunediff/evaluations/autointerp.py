@@ -15,13 +15,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
-from tunediff.evaluations.chat import Chat
+from tunediff.evaluations.chat import Chat, each
 from tunediff.evaluations.chosen import chosen_latents
 from tunediff.evaluations.examination import (
     DETECTION,
@@ -124,7 +122,8 @@ class Autointerp:
             yield Note("autointerp was not measured: no latent has enough held-out examples.")
             return
         self._announce(subjects)
-        examined, failure = self._examine(subjects)
+        done, failure = each(self._examine_one, subjects, at_once=self.at_once, title="autointerp", unit="latent")
+        examined = list(done.values())
         if failure is not None and not examined:
             raise failure
         if failure is not None:
@@ -180,28 +179,6 @@ class Autointerp:
             "autointerp: %s latents, %s calls of %s at %s, about %s prompt tokens (characters / 4)%s; answers come on top",
             *(f"{len(subjects):,}", f"{calls:,}", self.chat.model, self.chat.endpoint, f"{tokens:,}", price),
         )
-
-    def _examine(self, subjects: Sequence[Subject]) -> tuple[list[Examined], Refused | None]:
-        """Latents in the order of their subjects. After a call that failed for good no further latent is begun."""
-        done: dict[int, Examined] = {}
-        failure = None
-        pool = ThreadPoolExecutor(self.at_once)
-        try:
-            under_way = [pool.submit(self._examine_one, subject) for subject in subjects]
-            for future in tqdm(
-                as_completed(under_way), total=len(subjects), desc="autointerp", unit="latent", leave=False, delay=2
-            ):
-                if future.cancelled():
-                    continue
-                try:
-                    done[future.result().latent] = future.result()
-                except Refused as refusal:
-                    failure = failure or refusal
-                    for waiting in under_way:
-                        waiting.cancel()
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return [done[subject.latent] for subject in subjects if subject.latent in done], failure
 
     def _examine_one(self, subject: Subject) -> Examined:
         explanation = explanation_in(self.chat.ask(EXPLAIN, subject.passages))

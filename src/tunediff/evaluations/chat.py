@@ -13,9 +13,16 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+from tqdm import tqdm
+
 from tunediff.shapes import Refused
+
+Item, Answer = TypeVar("Item"), TypeVar("Answer")
 
 PAUSE = 1.0  # seconds before the second try; twice as long before each further one
 LONGEST_PAUSE = 60.0
@@ -28,6 +35,30 @@ class Busy(Exception):
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
         self.wait = wait
+
+
+def each(
+    ask: Callable[[Item], Answer], items: Sequence[Item], *, at_once: int, title: str, unit: str
+) -> tuple[dict[int, Answer], Refused | None]:
+    """Number of an item -> its answer, in the items' order. After a call that failed for good no further item is begun, and
+    its refusal is returned with what was answered."""
+    done: dict[int, Answer] = {}
+    failure = None
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        under_way = {pool.submit(ask, item): n for n, item in enumerate(items)}
+        for future in tqdm(as_completed(under_way), total=len(items), desc=title, unit=unit, leave=False, delay=2):
+            if future.cancelled():
+                continue
+            try:
+                done[under_way[future]] = future.result()
+            except Refused as refusal:
+                failure = failure or refusal
+                for waiting in under_way:
+                    waiting.cancel()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return dict(sorted(done.items())), failure
 
 
 class Chat:

@@ -83,7 +83,7 @@ class Examples:
 
     def _chosen(self, trained: Trained, numbers: list[int]) -> dict[int, list[tuple[int, int, int, float | None, int]]]:
         """Batch number -> (place among the numbers, index into KINDS, rank, quantile, token of the batch) of its examples."""
-        device, latents = trained.dictionary.W_dec.device, len(numbers)
+        device, latents = trained.dictionary.code_norms().device, len(numbers)
         generator = torch.Generator().manual_seed(0)
         strongest = Best(self.strongest, latents, device)
         firing, anything = Best(SAMPLED * self.quantiles, latents, device), Best(self.random, latents, device)

@@ -41,3 +41,12 @@ def ratio(sums: Tensor, counts: Tensor) -> Estimate:
     total = counts.sum(0)
     value = sums.sum(0) / total
     return Estimate(value, (sums - value * counts) / total)
+
+
+def mean_of(values: Tensor) -> tuple[float | None, float | None, float | None]:
+    """Mean of independent values [n] with its 95 % interval; None for what so few do not give."""
+    if not len(values):
+        return None, None, None
+    estimate = ratio(values.double(), torch.ones(len(values), dtype=torch.float64))
+    bounds = (None if bound.isnan() else float(bound) for bound in estimate.interval(0.95))
+    return float(estimate.value), *bounds

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.separation import ActiveScores, auroc, delong_interval, rule_auroc
+from tunediff.evaluations.separation import ActiveScores, DenseScores, auroc, delong_interval, rule_auroc
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.shapes import Finding, Note, Table
 from tunediff.text import Batch
@@ -75,7 +75,7 @@ class LabelAlignment:
         how = f"latent chosen on {int(select.sum())} tokens, tested on {int(test.sum())} of other documents"
         yield Finding(f"{where}/auroc", float(tested[best]), low, high, f"AUROC of the best latent; {how}")
         yield Finding(f"{where}/latent", best, meaning="number of that latent")
-        null = self._null(first, second, truth[select], truth[test])
+        null = null_of(first, second, truth[select], truth[test], self.shuffles)
         for name, value, word in (("mean", null.mean(), "mean"), ("p95", null.quantile(0.95), "95 % quantile")):
             yield Finding(f"{where}/null_{name}", float(value), meaning=f"the same with shuffled labels, {word}")
         found = {name: rule_auroc(values, truth, select, test) for name, values in rules.items()}
@@ -92,17 +92,24 @@ class LabelAlignment:
         columns[f"lift/{self.label}"] = (precision / share).tolist()
         yield Table("latents", columns)
 
-    def _null(self, first: ActiveScores, second: ActiveScores, chosen_on: Tensor, tested_on: Tensor) -> Tensor:
-        """AUROC on one half of the latent that is best for shuffled labels of the other."""
-        generator = torch.Generator().manual_seed(0)
-        found, columns = [], {}
-        for _ in range(self.shuffles):
-            shuffled, other = (t[torch.randperm(len(t), generator=generator)] for t in (chosen_on, tested_on))
-            best = int(first.auroc(shuffled).argmax())
-            if best not in columns:
-                columns[best] = second.column(best)
-            found.append(auroc(columns[best][None], other)[0])
-        return torch.stack(found)
+
+def null_of(
+    first: ActiveScores | DenseScores,
+    second: ActiveScores | DenseScores,
+    chosen_on: Tensor,
+    tested_on: Tensor,
+    shuffles: int,
+) -> Tensor:
+    """[shuffle]: AUROC on one half of the latent that is best for shuffled labels of the other."""
+    generator = torch.Generator().manual_seed(0)
+    found, columns = [], {}
+    for _ in range(shuffles):
+        shuffled, other = (t[torch.randperm(len(t), generator=generator)] for t in (chosen_on, tested_on))
+        best = int(first.auroc(shuffled).argmax())
+        if best not in columns:
+            columns[best] = second.column(best)
+        found.append(auroc(columns[best][None], other)[0])
+    return torch.stack(found)
 
 
 def at_label(
@@ -114,11 +121,14 @@ def at_label(
         labels = reading.batch.labels
         if label in labels and (at is None or at in labels):
             here = reading.admitted.cpu() & (labels[at] if at else torch.ones_like(labels[label]))
-            if first:
-                goes_on = torch.zeros_like(here)
-                goes_on[1:] = labels[label][:-1] & (reading.batch.sequence[1:] == reading.batch.sequence[:-1])
-                here &= ~(labels[label] & goes_on)
-            yield reading, here
+            yield reading, here & ~later(reading.batch, label) if first else here
+
+
+def later(batch: Batch, label: str) -> Tensor:
+    """[token] bool: in a labelled stretch, and not its first token."""
+    labelled, goes_on = batch.labels[label], torch.zeros_like(batch.labels[label])
+    goes_on[1:] = labelled[:-1] & (batch.sequence[1:] == batch.sequence[:-1])
+    return labelled & goes_on
 
 
 def gathered(looked_at: list[tuple[Batch, Tensor]], label: str) -> Labelled | None:

@@ -5,6 +5,7 @@ Knows no model and no text. Of latents only the active values are kept, so that 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -98,6 +99,29 @@ class ActiveScores:
         return whole - torch.cat([totals.new_zeros(1), totals[:-1]])[self.group_latent]
 
 
+class DenseScores:
+    """Scores [column, token] of which many are not zero, ranked once and asked for many labels, shuffled ones too."""
+
+    def __init__(self, values: Tensor):
+        self.values = values
+
+    def of_tokens(self, chosen: Tensor) -> DenseScores:
+        """The same of some tokens, [token] bool."""
+        return DenseScores(self.values[:, chosen])
+
+    def column(self, number: int) -> Tensor:
+        """[token] of one column."""
+        return self.values[number]
+
+    def auroc(self, truth: Tensor) -> Tensor:
+        """[column]"""
+        return _auroc_of(self._ranks, truth)
+
+    @functools.cached_property
+    def _ranks(self) -> Tensor:
+        return torch.cat([average_ranks(some).double() for some in self.values.split(64)])
+
+
 def average_ranks(values: Tensor) -> Tensor:
     """[column, token] -> ranks from 1, ties at their mean."""
     values = values.contiguous()
@@ -109,9 +133,12 @@ def average_ranks(values: Tensor) -> Tensor:
 
 def auroc(scores: Tensor, truth: Tensor) -> Tensor:
     """[column]: AUROC of dense scores [column, token]."""
+    return _auroc_of(average_ranks(scores).double(), truth)
+
+
+def _auroc_of(ranks: Tensor, truth: Tensor) -> Tensor:
     labelled, rest = truth.sum(), (~truth).sum()
-    total = average_ranks(scores).double() @ truth.double()
-    return ((total - labelled * (labelled + 1) / 2) / (labelled * rest)).float()
+    return ((ranks @ truth.double() - labelled * (labelled + 1) / 2) / (labelled * rest)).float()
 
 
 def rule_auroc(values: Tensor, truth: Tensor, select: Tensor, test: Tensor) -> tuple[float, float]:

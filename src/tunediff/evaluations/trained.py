@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.activations import harvest
-from tunediff.dictionary import Crosscoder
+from tunediff.dictionary import Crosscoder, Polarities
 from tunediff.models import ModelPair
 from tunediff.shapes import Rows
 from tunediff.text import Batch, Text
@@ -47,7 +47,7 @@ class Trained:
 
     pair: ModelPair
     text: Text
-    dictionary: Crosscoder | None
+    dictionary: Crosscoder | Polarities | None
     tokens: int
     tokens_per_batch: int = 2048
     folder: Path | None = None

@@ -1,4 +1,5 @@
-// The latents: filters, a table that draws only the rows in sight, and the panel of one latent.
+// The latents, or other units that are read as latents are: filters, a table that draws only the rows in sight, and the
+// panel of one.
 
 async function unpack(name) {
   const node = document.getElementById(`packed-${name}`);
@@ -45,18 +46,44 @@ const wordOf = (label) => label.replaceAll("_", " ");
 const KINDS = [["", "all kinds"], ["tuned_only", "tuned-only"], ["tuned_only!", "tuned-only, confirmed"], ["base_only", "base-only"],
   ["base_only!", "base-only, confirmed"], ["shared", "shared"], ["other", "in between"]];
 
-function explorer(columns) {
+// what can be read so, under the noun that its addresses begin with
+const READABLE = {
+  latent: { title: "Latents", many: "alive latents", evaluation: "examples", named: (columns, i) => `Latent ${columns.latent[i]}` },
+  unit: { title: "Adapter directions", many: "units that fire", evaluation: "polarity_examples",
+    named: (columns, i) => `${columns.adapter[i]}${columns.direction.some(Boolean) ? ` ${columns.direction[i]}` : ""} ${columns.polarity[i]}` },
+};
+
+// a section for one of them at a time, columns by noun, with a picker where there are several
+function explorers(found) {
+  const nouns = Object.keys(found), asked = () => nouns.find((noun) => new RegExp(`^#${noun}\\b`).test(location.hash));
+  let shown, node, leave;
+  function show(noun) {
+    leave?.abort();
+    leave = new AbortController();
+    const picks = nouns.map((other) => element("button", { type: "button", "aria-pressed": String(other === noun), onclick: () => { history.replaceState(null, "", `#${other}`); show(other); } }, READABLE[other].title));
+    const made = explorer(found[noun], { noun, ...READABLE[noun], ...DATA.explored[noun] }, leave.signal, picks.length > 1 ? element("div", { class: "filters" }, picks) : null);
+    if (node) made.id = node.id;
+    node?.replaceWith(made);
+    [shown, node] = [noun, made];
+  }
+  show(asked() ?? nouns[0]);
+  addEventListener("hashchange", () => { if (asked() && asked() !== shown) show(asked()); });
+  return node;
+}
+
+function explorer(columns, read, signal, picks) {
   const labels = Object.keys(columns).filter((name) => name.startsWith("auroc/")).map((name) => name.slice(6));
   const segments = Object.keys(columns).filter((name) => /^firing_rate\/[a-z]+$/.test(name)).map((name) => name.slice(12));
-  const every = columns.latent.map((_, i) => i).filter((i) => alive(columns, i));
+  const every = columns.latent.map((_, i) => i).filter((i) => alive(columns, i)), { noun } = read;
   const index = new Map(columns.latent.map((latent, i) => [latent, i]));
-  const state = { ask: "", kind: "", segment: "", label: "", above: "", rate: "", sort: ["relative_decoder_norm", "firing_rate", `auroc/${labels[0]}`, "latent"].find((name) => columns[name]), up: "" };
+  const state = { ask: "", kind: "", segment: "", label: "", above: "", rate: "", sort: ["relative_decoder_norm", "max_written", "firing_rate", `auroc/${labels[0]}`, "latent"].find((name) => columns[name]), up: "" };
   let shown = every, chosen = null, words = null, points = null;
 
-  const heads = [["latent", "latent", "4.2rem"], ["relative_decoder_norm", "relative norm", "10.6rem"], ["kind", "kind", "13.2rem"], ["fires_on", "fires on", "9rem"],
+  const texts = ["adapter", "polarity", "kind", "fires_on", "most in"];
+  const heads = [["latent", noun, "4.2rem"], ["adapter", "adapter", "8rem"], ["polarity", "sign", "4rem"], ["direction", "direction", "5.2rem"], ["relative_decoder_norm", "relative norm", "10.6rem"], ["kind", "kind", "13.2rem"], ["fires_on", "fires on", "9rem"],
     ["nu_error", "ν error", "4.6rem"], ["nu_reconstruction", "ν reconstr.", "5.6rem"], ["firing_rate", "firing rate", "5.6rem"],
-    ["most in", "most in", "5.6rem"], ["decoder_cosine", "cosine", "4.6rem"], ["max_activation", "largest", "4.8rem"],
-    ...labels.map((name) => [`auroc/${name}`, `AUROC ${wordOf(name)}`, "6.4rem"])].filter(([name]) => columns[name] || (name === "most in" && segments.length > 1));
+    ["most in", "most in", "5.6rem"], ["decoder_cosine", "cosine", "4.6rem"], ["max_activation", "largest", "4.8rem"], ["max_written", "writes at most", "5.6rem"],
+    ...labels.map((name) => [`auroc/${name}`, `AUROC ${wordOf(name)}`, "6.4rem"])].filter(([name]) => (name === "direction" ? columns.direction?.some(Boolean) : columns[name]) || (name === "most in" && segments.length > 1));
 
   // the segment on whose tokens it fires most often
   const mostIn = (i) => segments.reduce((best, name) => (columns[`firing_rate/${name}`][i] > columns[`firing_rate/${best}`][i] ? name : best));
@@ -89,7 +116,7 @@ function explorer(columns) {
       const [p, q] = [value(a), value(b)];
       return typeof p === "string" ? sign * p.localeCompare(q) : sign * ((p ?? -Infinity) - (q ?? -Infinity)) || columns.latent[a] - columns.latent[b];
     });
-    count.textContent = `${shown.length.toLocaleString("en-US")} of ${every.length.toLocaleString("en-US")} alive latents`;
+    count.textContent = `${shown.length.toLocaleString("en-US")} of ${every.length.toLocaleString("en-US")} ${read.many}`;
     if (!keep) scroll.scrollTop = 0;
     fill();
     points?.draw();
@@ -105,23 +132,24 @@ function explorer(columns) {
   function cell(name, i) {
     if (name === "fires_on") return element("td", { class: "words tokens" }, columns.fires_on[i].map((token) => element("span", {}, visible(token))));
     if (name === "most in") return element("td", { class: "words" }, mostIn(i));
+    if (name === "adapter" || name === "polarity") return element("td", { class: "words" }, columns[name][i]);
     const value = columns[name][i];
-    if (name === "latent") return element("td", {}, element("a", { href: `#latent-${value}`, tabindex: -1 }, String(value)));
+    if (name === "latent") return element("td", {}, element("a", { href: `#${noun}-${value}`, tabindex: -1 }, String(value)));
     if (name === "relative_decoder_norm") return element("td", {}, element("span", { class: "bar" }, element("i", { style: `left:${value * 90 - 1}px` })), spelled(value));
-    if (name === "kind") return element("td", { class: columns.kind[i].replace("_only", "") }, natureOf(columns, i));
+    if (name === "kind") return element("td", { class: "words " + columns.kind[i].replace("_only", "") }, natureOf(columns, i));
     return element("td", {}, spelled(value));
   }
 
   function fill() {
-    head.replaceChildren(...heads.map(([name, word]) => element("th", name === state.sort ? { "aria-sort": state.up ? "ascending" : "descending" } : {},
+    head.replaceChildren(...heads.map(([name, word]) => element("th", { class: texts.includes(name) ? "words" : null, "aria-sort": name !== state.sort ? null : state.up ? "ascending" : "descending" },
       element("button", { type: "button", onclick: () => { state.up = name === state.sort && !state.up ? "1" : ""; state.sort = name; refresh(); note(); } }, word))));
     const high = scroll.clientHeight || 420, first = Math.max(0, Math.floor(scroll.scrollTop / ROW) - 6), last = Math.min(shown.length, first + Math.ceil(high / ROW) + 12);
     const room = (rows) => element("tr", { class: "room", style: `height:${rows * ROW}px` });
     body.replaceChildren(room(first), ...shown.slice(first, last).map((i) => {
       const latent = columns.latent[i];
-      return element("tr", { class: i === chosen ? "latent open" : "latent", id: `latent-${latent}`, onclick: () => go(i) }, heads.map(([name]) => cell(name, i)));
+      return element("tr", { class: i === chosen ? "latent open" : "latent", id: `${noun}-${latent}`, onclick: () => go(i) }, heads.map(([name]) => cell(name, i)));
     }), room(shown.length - last));
-    if (!shown.length) body.append(element("tr", {}, element("td", { colspan: heads.length, class: "words" }, "No alive latent matches.")));
+    if (!shown.length) body.append(element("tr", {}, element("td", { colspan: heads.length, class: "words" }, `None of the ${read.many} matches.`)));
   }
   scroll.addEventListener("scroll", () => requestAnimationFrame(fill));
 
@@ -130,7 +158,7 @@ function explorer(columns) {
   const inputs = {};
   const picker = (name, options, word) => (inputs[name] = element("select", { "aria-label": word }, options.map(([value, said]) => element("option", { value }, said))));
   const number = (name, word, step) => (inputs[name] = element("input", { type: "number", "aria-label": word, placeholder: word, min: 0, step }));
-  inputs.ask = element("input", { type: "search", placeholder: "number, or words it fires on or writes   /", "aria-label": "search latents" });
+  inputs.ask = element("input", { type: "search", placeholder: "number, or words it fires on or writes   /", "aria-label": `search ${noun}s` });
   const controls = element("div", { class: "filters" }, inputs.ask,
     columns.kind ? picker("kind", KINDS.filter(([value]) => columns.confirmed || !value.endsWith("!")), "kind") : null,
     segments.length > 1 ? picker("segment", [["", "fires anywhere"], ...segments.map((name) => [name, `most often in ${name}`])], "segment") : null,
@@ -144,12 +172,12 @@ function explorer(columns) {
       if (name === "label" && input.value && !state.above) inputs.above.value = state.above = "0.8";
       refresh();
       note();
-      if (name === "ask" && !words && input.value.trim()) { words = await unpacked("words"); refresh(); }
+      if (name === "ask" && !words && input.value.trim()) { words = await unpacked(`${read.prefix}words`); refresh(); }
     });
 
   function saveTable() {
     const names = Object.keys(columns);
-    save("latents.csv", "text/csv", csv(names, shown.map((i) => names.map((name) => columns[name][i]))));
+    save(`${noun}s.csv`, "text/csv", csv(names, shown.map((i) => names.map((name) => columns[name][i]))));
   }
 
   // -- the address: #latent-7&kind=shared&sort=firing_rate -----------------------------------------------------------
@@ -157,25 +185,25 @@ function explorer(columns) {
   const plain = { ...state };
   function note() {
     const parts = Object.entries(state).filter(([name, value]) => value !== plain[name]).map(([name, value]) => `${name}=${encodeURIComponent(value)}`);
-    const whole = [...(chosen === null ? [] : [`latent-${columns.latent[chosen]}`]), ...parts].join("&");
+    const whole = [...(chosen !== null ? [`${noun}-${columns.latent[chosen]}`] : picks && parts.length ? [noun] : []), ...parts].join("&");
     history.replaceState(null, "", whole ? `#${whole}` : location.pathname + location.search);
   }
 
   async function obey() {
-    const parts = location.hash.slice(1).split("&").filter(Boolean), latent = parts[0]?.match(/^latent-(\d+)$/);
+    const parts = location.hash.slice(1).split("&").filter(Boolean), latent = parts[0]?.match(new RegExp(`^${noun}(?:-(\\d+))?$`));
     for (const part of parts.slice(latent ? 1 : 0)) {
       const [[name, value]] = new URLSearchParams(part);
       if (Object.hasOwn(plain, name) && !(name === "sort" && !heads.some(([head]) => head === value))) state[name] = value;
     }
     for (const [name, input] of Object.entries(inputs)) input.value = state[name];
-    if (state.ask && !words) words = await unpacked("words");
+    if (state.ask && !words) words = await unpacked(`${read.prefix}words`);
     refresh({ keep: true });
-    if (latent && index.has(Number(latent[1]))) await go(index.get(Number(latent[1])), { quietly: true });
+    if (latent?.[1] && index.has(Number(latent[1]))) await go(index.get(Number(latent[1])), { quietly: true });
   }
 
   // -- one latent ---------------------------------------------------------------------------------------------------
 
-  const panel = element("aside", { id: "panel", hidden: "", "aria-label": "latent", tabindex: -1 });
+  const panel = element("aside", { id: "panel", hidden: "", "aria-label": noun, tabindex: -1 });
 
   async function go(i, { quietly = false } = {}) {
     chosen = i;
@@ -183,9 +211,9 @@ function explorer(columns) {
     const place = shown.indexOf(i);
     if (place >= 0 && (place * ROW < scroll.scrollTop || (place + 2) * ROW > scroll.scrollTop + scroll.clientHeight)) scroll.scrollTop = Math.max(0, place * ROW - 120);
     fill();
-    const latent = columns.latent[i], chunk = await unpacked(`details-${Math.floor(i / DATA.chunk)}`), vocabulary = await unpacked("vocabulary");
-    if (chosen !== i) return;
-    panel.replaceChildren(...latentPanel(columns, i, chunk?.[latent] ?? {}, vocabulary ?? [], { labels, close, step }).filter(Boolean));
+    const latent = columns.latent[i], chunk = await unpacked(`${read.prefix}details-${Math.floor(i / DATA.chunk)}`), vocabulary = await unpacked(`${read.prefix}vocabulary`);
+    if (chosen !== i || signal.aborted) return;
+    panel.replaceChildren(...latentPanel(columns, i, chunk?.[latent] ?? {}, vocabulary ?? [], { labels, read, close, step }).filter(Boolean));
     panel.hidden = false;
     panel.scrollTop = 0;
     document.body.classList.add("reading");
@@ -215,8 +243,9 @@ function explorer(columns) {
     if (event.key === "/") { event.preventDefault(); inputs.ask.focus(); inputs.ask.scrollIntoView({ block: "center" }); }
     if (event.key === "j" || (event.key === "ArrowRight" && chosen !== null)) step(1);
     if (event.key === "k" || (event.key === "ArrowLeft" && chosen !== null)) step(-1);
-  });
-  addEventListener("hashchange", obey);
+  }, { signal });
+  addEventListener("hashchange", obey, { signal });
+  signal.addEventListener("abort", () => { panel.remove(); document.body.classList.remove("reading"); });
 
   // -- every latent as a point --------------------------------------------------------------------------------------
 
@@ -233,9 +262,10 @@ function explorer(columns) {
     });
   }
 
-  const left = DATA.tables.includes("examples") ? "" : " The evaluation “examples” was not run.";
-  const node = section("Latents",
-    element("p", { class: "soft" }, `Click a row or a point to read a latent.${left} Keys: / searches, Enter opens the first, j and k go on and back, Esc closes.`),
+  const left = read.tables.includes("examples") ? "" : ` The evaluation “${read.evaluation}” was not run.`;
+  const what = noun === "unit" ? " Positive and negative values of an adapter's direction, A x, are units of their own; “writes at most” is the norm that the largest adds to the output of its module." : "";
+  const node = section(read.title, picks,
+    element("p", { class: "soft" }, `Click a row${points ? " or a point" : ""} to read a ${noun}.${what}${left} Keys: / searches, Enter opens the first, j and k go on and back, Esc closes.`),
     points?.node, element("p", { class: "keys legend" }, ["tuned-only", "base-only", "shared or in between"].map((word, n) =>
       points ? element("span", { style: `border-color:var(--${["tuned", "base", "shared"][n]})` }, word) : null),
       points && columns.confirmed ? element("small", {}, "A ring: latent scaling does not confirm it.") : null),
@@ -249,24 +279,24 @@ function explorer(columns) {
 
 // -- what is shown of one latent -----------------------------------------------------------------------------------------
 
-function latentPanel(columns, i, detail, vocabulary, { labels, close, step }) {
+function latentPanel(columns, i, detail, vocabulary, { labels, read, close, step }) {
   const latent = columns.latent[i], number = (name) => columns[name]?.[i], shown = rowsOf(detail.examples);
-  const rates = DATA.places.map((place) => detail.segments?.[`rate/${place}`]?.[0]);
+  const rates = read.places.map((place) => detail.segments?.[`rate/${place}`]?.[0]);
   const button = (word, title, act) => element("button", { type: "button", title, onclick: act }, word);
   const facts = [["relative decoder norm", number("relative_decoder_norm")], ["decoder cosine", number("decoder_cosine")], ["norm in base", number("norm_base")],
     ["norm in tuned", number("norm_tuned")], ["ν error", number("nu_error")], ["ν reconstruction", number("nu_reconstruction")], ["firing rate", number("firing_rate")],
-    ["mean when active", number("mean_activation")], ["largest", number("max_activation")],
+    ["mean when active", number("mean_activation")], ["largest", number("max_activation")], ["writes at most", number("max_written")],
     ...labels.map((label) => [`AUROC ${wordOf(label)}`, number(`auroc/${label}`)])].filter(([, value]) => value !== undefined);
   const relative = number("relative_decoder_norm");
   return [
-    element("header", {}, element("h2", {}, `Latent ${latent}`), element("span", { class: `nature ${number("kind")?.replace("_only", "") ?? ""}` }, natureOf(columns, i)),
+    element("header", {}, element("h2", {}, read.named(columns, i)), element("span", { class: `nature ${number("kind")?.replace("_only", "") ?? ""}` }, natureOf(columns, i)),
       element("nav", {}, button("‹", "previous (k)", () => step(-1)), button("›", "next (j)", () => step(1)),
-        shown ? button("CSV", "save its examples", () => saveExamples(latent, shown, vocabulary)) : null, button("×", "close (Esc)", close))),
+        shown ? button("CSV", "save its examples", () => saveExamples(`${read.noun}-${latent}`, shown, vocabulary)) : null, button("×", "close (Esc)", close))),
     relative === undefined ? null : element("div", { class: "norms" }, element("span", { class: "base" }, "base"), element("span", { class: "bar long" }, element("i", { style: `left:calc(${100 * relative}% - 1px)` })), element("span", { class: "tuned" }, "tuned")),
     scalingWords(columns, i),
     element("dl", { class: "facts" }, facts.map(([word, value]) => element("div", {}, element("dt", {}, word), element("dd", {}, spelled(value))))),
-    detail.segments ? bars(`Firing rate of latent ${latent}, by place (thinking in tenths)`, DATA.places, rates, DATA.places.map((place) => `var(--${place.split("/")[0]})`), "firing_rate") : null,
-    effects(rowsOf(detail.logit_effect)), neighbourLinks(rowsOf(detail.neighbours)), ...examples(shown, vocabulary),
+    detail.segments ? bars(`Firing rate of latent ${latent}, by place (thinking in tenths)`, read.places, rates, read.places.map((place) => `var(--${place.split("/")[0]})`), "firing_rate") : null,
+    effects(rowsOf(detail.logit_effect)), neighbourLinks(rowsOf(detail.neighbours)), ...examples(shown, vocabulary, read),
   ];
 }
 
@@ -297,27 +327,27 @@ const visible = (token) => token.replaceAll("\n", "↵").replace(/^ /, "␣");
 const SEGMENT_NAMES = ["prompt", "prefix", "thinking", "answer", "text"];
 const EXAMPLE_KINDS = { strongest: "Strongest", quantile: "Over its range", random: "Documents at random" };
 
-function examples(rows, vocabulary) {
-  if (!rows) return DATA.tables.includes("examples") ? [element("p", {}, "It fired on none of the held-out tokens read for examples.")] : [element("p", { class: "soft" }, "The evaluation “examples” was not run.")];
+function examples(rows, vocabulary, read) {
+  if (!rows) return read.tables.includes("examples") ? [element("p", {}, "It fired on none of the held-out tokens read for examples.")] : [element("p", { class: "soft" }, `The evaluation “${read.evaluation}” was not run.`)];
   const top = Math.max(...rows.map((row) => row.largest));
   const kinds = [...new Set(rows.map((row) => row.kind ?? "strongest"))];
-  return [element("p", { class: "legend" }, SEGMENT_NAMES.filter((name) => rows.some((row) => row.s.includes(DATA.segments.indexOf(name)))).map((name) => element("span", { class: `s-${name}` }, name))),
+  return [element("p", { class: "legend" }, SEGMENT_NAMES.filter((name) => rows.some((row) => row.s.includes(read.segments.indexOf(name)))).map((name) => element("span", { class: `s-${name}` }, name))),
     ...kinds.flatMap((kind) => [element("h3", {}, EXAMPLE_KINDS[kind] ?? kind),
-      ...rows.filter((row) => (row.kind ?? "strongest") === kind).map((row) => example(row, vocabulary, top))])];
+      ...rows.filter((row) => (row.kind ?? "strongest") === kind).map((row) => example(row, vocabulary, top, read.segments))])];
 }
 
-function example(row, vocabulary, top) {
+function example(row, vocabulary, top, segments) {
   const where = `document ${row.document}${row.place === undefined ? "" : `, token ${row.place}`}${row.quantile === null || row.quantile === undefined ? "" : `, stronger than ${spelled(100 * row.quantile)} % of the documents it fires in`}`;
   return element("div", { class: "example" }, element("small", { title: where }, row.quantile === null || row.quantile === undefined ? spelled(row.activation) : `${spelled(row.activation)} · ${Math.round(100 * row.quantile)} %`),
     element("div", { title: where }, row.t.map((token, n) => {
       const value = (row.a[n] / DATA.shares) * row.largest, heat = Math.min(1, Math.abs(value) / top);
-      return element("span", { class: `s-${DATA.segments[row.s[n]]}${n === row.position && value !== 0 ? " peak" : ""}`, title: value !== 0 ? spelled(value) : null,
+      return element("span", { class: `s-${segments[row.s[n]]}${n === row.position && value !== 0 ? " peak" : ""}`, title: value !== 0 ? spelled(value) : null,
         style: heat > 0 ? `background:rgba(var(--heat),${(0.12 + 0.6 * heat).toFixed(2)})` : null }, vocabulary[token].replaceAll("\n", "↵"));
     })));
 }
 
-function saveExamples(latent, rows, vocabulary) {
+function saveExamples(name, rows, vocabulary) {
   const text = (row) => row.t.map((token) => vocabulary[token]).join("");
-  save(`latent-${latent}.csv`, "text/csv", csv(["latent", "kind", "rank", "document", "place", "activation", "peak", "text"],
-    rows.map((row) => [latent, row.kind, row.rank, row.document, row.place, row.activation, vocabulary[row.t[row.position]], text(row)])));
+  save(`${name}.csv`, "text/csv", csv(["latent", "kind", "rank", "document", "place", "activation", "peak", "text"],
+    rows.map((row) => [name.split("-")[1], row.kind, row.rank, row.document, row.place, row.activation, vocabulary[row.t[row.position]], text(row)])));
 }

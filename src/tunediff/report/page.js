@@ -3,6 +3,8 @@
 const FOUND = new Map(DATA.findings.map((finding) => [finding.name, finding]));
 const ROLES = ["base", "tuned", "difference"].filter((role) => FOUND.has(`fidelity/explained_variance/${role}`));
 
+const KINDS_OF_UNITS = [["adapters", "adapters"], ["neurons", "MLP neurons"], ["latents", "latents"]];
+
 const valueOf = (name) => (FOUND.has(name) ? FOUND.get(name).value : undefined);
 const interval = (finding) => (finding && finding.low !== null ? `${spelled(finding.low, finding.value)} to ${spelled(finding.high, finding.value)}` : "");
 const defined = (word, name) => element("abbr", { title: FOUND.get(name)?.meaning ?? "" }, word);
@@ -33,6 +35,8 @@ function headline() {
     card("Largest distance of the models", [["layer_divergence/l2/largest", "L2"], ["layer_divergence/l2/largest_layer", "at layer"]]),
     card("Smallest cosine of the models", [["layer_divergence/cosine/smallest", "cosine"], ["layer_divergence/cosine/smallest_layer", "at layer"]]),
     card("Bits a byte of responses", ["base", "tuned"].map((role) => [`tokenizers/bits_per_byte/${role}/shared`, role, role])),
+    card("Share of units that tell a label", KINDS_OF_UNITS.map(([kind, word]) => [`unit_comparison/${kind}/telling`, word])),
+    card("Share judged monosemantic", KINDS_OF_UNITS.map(([kind, word]) => [`unit_comparison/${kind}/judged/monosemantic`, word])),
     card("Exclusive after latent scaling", [["latent_scaling/count/base_only", "base-only", "base"], ["latent_scaling/count/tuned_only", "tuned-only", "tuned"]]));
 }
 
@@ -185,13 +189,14 @@ function opening() {
 }
 
 async function show() {
-  const columns = await unpacked("latents"), dictionary = DATA.study.dictionary !== undefined || columns;
+  const columns = await unpacked("latents"), units = await unpacked("unit-latents"), dictionary = DATA.study.dictionary !== undefined || columns;
+  const readable = columns || units ? explorers({ ...(columns ? { latent: columns } : {}), ...(units ? { unit: units } : {}) }) : null;
   const missing = columns ? null : section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents."));
   const behaves = await behaviour(), page = document.getElementById("page");
   page.replaceChildren(...[
     opening(), headline(), labels(columns),
     DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
-    ...behaves, layers(), ...(dictionary ? [geometry(columns), columns ? explorer(columns) : missing, segmentTable(), curves()] : []), everything(), study(),
+    ...behaves, layers(), ...(dictionary ? [geometry(columns), missing, readable, segmentTable(), curves()] : [readable]), everything(), study(),
   ].filter(Boolean));
   if (behaves.length) {
     page.querySelector("header").after(contents([...page.querySelectorAll(":scope > section")]));

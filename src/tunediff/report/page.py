@@ -14,9 +14,9 @@ import importlib.resources
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import pyarrow
@@ -32,13 +32,27 @@ SHARES = 9999  # activations are kept as whole numbers of the largest one of the
 RUN_SCRIPTS = ("base.js", "plots.js", "intervals.js", "latents.js", "outputs.js", "behaviour.js", "page.js")
 
 
+class Explored(NamedTuple):
+    """Units that the page lets read one by one: their table, what is shown of one and the table it is kept in, and how
+    their packed parts begin."""
+
+    table: str
+    details: dict[str, str]
+    prefix: str
+
+
+# by the column that numbers them
+EXPLORED = {
+    "latent": Explored(
+        "latents", {name: name for name in ("examples", "segments", "neighbours", "logit_effect")}, prefix=""
+    ),
+    "unit": Explored("adapter_units", {"examples": "adapter_examples"}, prefix="unit-"),
+}
+
+
 def write_report(folder: Path) -> Path:
     """Writes folder/report.html atomically and returns its path. A missing table leaves its part out, in words."""
     found = json.loads((folder / "findings.json").read_text())
-    latents = read_table(folder, "latents")
-    if latents:  # an evaluation alone may bring its own column and no other
-        latents.setdefault("latent", list(range(len(next(iter(latents.values()))))))
-    details = Details(folder, latents["latent"] if latents else [])
     payload = {
         **found,
         "folder": folder.name,
@@ -46,18 +60,25 @@ def write_report(folder: Path) -> Path:
         "layers": read_table(folder, "layers"),
         "chunk": CHUNK,
         "shares": SHARES,
-        "places": details.places,
-        "segments": details.segment_names,
-        "tables": details.present,
+        "explored": {},
     }
     packed = {}
-    if latents:
-        packed = {
-            "latents": _finite({**latents, **details.peaks()}),
-            "words": details.words(),
-            "vocabulary": details.vocabulary,
+    for noun, explored in EXPLORED.items():
+        latents = read_table(folder, explored.table)
+        if not latents:
+            continue
+        # an evaluation alone may bring its own column and no other
+        latents["latent"] = latents.pop(noun, list(range(len(next(iter(latents.values()))))))
+        details = Details(folder, latents["latent"], explored.details, noun)
+        payload["explored"][noun] = {
+            "prefix": explored.prefix,
+            "places": details.places,
+            "segments": details.segment_names,
+            "tables": details.present,
         }
-        packed |= {f"details-{n}": chunk for n, chunk in details.chunks()}
+        parts = {"latents": _finite({**latents, **details.peaks()}), "words": details.words()}
+        parts |= {"vocabulary": details.vocabulary, **{f"details-{n}": chunk for n, chunk in details.chunks()}}
+        packed |= {explored.prefix + name: part for name, part in parts.items()}
     paths = [path for path in sorted((folder / "tables").glob("*.parquet")) if tells_behaviour(path.stem)]
     behaves, written = behaviour({path.stem: pyarrow.parquet.read_table(path) for path in paths})
     if behaves:
@@ -100,13 +121,14 @@ class Details:
     """What the page shows of one latent, by chunks of latents: examples, segments, neighbours, logit effects. Each is
     columns, so that a hundred thousand examples are written in seconds."""
 
-    def __init__(self, folder: Path, latents: list[int]):
+    def __init__(self, folder: Path, latents: list[int], tables: Mapping[str, str], noun: str):
         self.latents = latents
         self.tables: dict[str, pyarrow.Table] = {}
-        for name in ("examples", "segments", "neighbours", "logit_effect"):
-            path = folder / "tables" / f"{name}.parquet"
+        for name, kept_in in tables.items():
+            path = folder / "tables" / f"{kept_in}.parquet"
             if path.exists():
                 table = pyarrow.parquet.read_table(path)
+                table = table.rename_columns(["latent" if c == noun else c for c in table.column_names])
                 order = numpy.argsort(table["latent"].to_numpy(), kind="stable")
                 self.tables[name] = table.take(order)
         self.present = list(self.tables)
