@@ -201,7 +201,8 @@ Two Qwen2-architecture models of {parameters:,} parameters (4 layers, width 96, 
 language of word problems. `base` was trained from random weights on problems with direct answers, worked steps with
 slips that are never noticed, equations and plain sentences. `tuned` is `base` with all weights fine-tuned on reasoning
 traces that make mistakes on hard steps, say "Wait" and correct them. For learning, testing and offline work; they know
-nothing but this language.
+nothing but this language. `lora` is a rank-1 adapter for `base`, made from fresh traces by `python finetune.py
+recipe=lora_rank1_toy`; its own card is beside it.
 
 Measured on {problems} held-out problems, greedy, with the shipped bfloat16 weights; 95 % Wilson intervals.
 
