@@ -64,6 +64,8 @@ def test_an_adapter_is_one_that_peft_loads(adapter):
         before = base(ids).logits
         loaded = peft.PeftModel.from_pretrained(base, folder / "model")
         assert not torch.allclose(loaded(ids).logits, before, atol=1e-3)
+    kept = safetensors.torch.load_file(folder / "model" / "adapter_model.safetensors")
+    assert len(kept) == 4 * 7 * 2 and all(".lora_A." in name or ".lora_B." in name for name in kept)  # the head is tied
     assert {p.numel() for n, p in loaded.named_parameters() if "lora_A" in n and "down_proj" in n} == {256}
     config = json.loads((folder / "model" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (1, 16, True)

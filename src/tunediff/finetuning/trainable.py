@@ -153,7 +153,9 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """What learns, whole and on the CPU, by name: in the first process, whichever way it lies in the others. Every
     process calls it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return {name: weight.contiguous() for name, weight in get_model_state_dict(model, options=options).items()}
+    weights = get_model_state_dict(model, options=options)  # with a frozen head too, where it is the embedding's matrix
+    learned = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    return {name: weight.contiguous() for name, weight in weights.items() if name in learned}
 
 
 def _replaced(folder: Path, write) -> None:
