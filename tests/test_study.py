@@ -285,16 +285,37 @@ SHORTENED = {  # words that make a command short
     ],
     "evaluation=steering_sweep": ["evaluation.steering_sweep.strengths=[1]", "task.toy.problems=4"],
     "evaluation=[kl_patching": ["tokens=4000"],
-    "evaluation=recovery": ["evaluation.recovery.problems=4"],
+    "[recovery,adapter_ablation]": [
+        "evaluation.recovery.problems=4",
+        "evaluation.adapter_ablation.problems=4",
+        "tokens=600",
+    ],
+    "[polarity_examples,unit_comparison]": ["tokens=4000"],
+    "adam_warmup_short": ["optimizer.learning_rate_schedule.warmup=0.1"],
     "task=gsm8k": ["evaluation.benchmark.decoding.tokens=64", "evaluation.benchmark.budgets=[]"],
 }
 
 
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    call("finetune.py", "recipe=lora_rank1_toy", "recipe.examples=32", "recipe.held_out=0", f"hydra.run.dir={folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters") / "run"
+    words = ["model_pair=toy_lora", "dictionary=lora_sae", "evaluation=none", f"hydra.run.dir={folder}"]
+    call("train.py", *SMALL, *words)
+    return folder
+
+
 @pytest.mark.parametrize("command", list(readme_commands()))
-def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, server, tmp_path):
+def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data_folder, server, tmp_path):
     folder, _ = run
     base, tuned = byte_pair
-    needs_hub = "r1_vs_qwen" in command or "deepscaler" in command
+    needs_hub = any(name in command for name in ("r1_vs_qwen", "deepscaler", "model=qwen"))
     evaluation = "[fidelity]" if "optuna" in command else "none"  # a sweeper needs its metric
     given = {
         **dict.fromkeys(("<run folder, absolute>", "<run folder>", "<run>", "<sweep>"), str(folder)),
@@ -307,6 +328,9 @@ def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, 
         "n_trials=20": "n_trials=2",
         "n_jobs=4": "n_jobs=2",
     }
+    for name, made in (("<fine-tune>", "fine_tuned"), ("<adapter run>", "adapter_run")):
+        if name in command:  # made for those that ask for one
+            given[name] = str(request.getfixturevalue(made))
     for name, value in given.items():
         command = command.replace(name, value)
     words = shlex.split(command)[1:]
@@ -317,6 +341,9 @@ def test_every_command_of_the_readme_runs(command, run, byte_pair, data_folder, 
         small += [] if "--config-path" in words or "experiment=" in command else [f"evaluation={evaluation}"]
         words = [w for w in words if not w.startswith(("scale=", "trainer="))]
         words += [*small, f"{place}={tmp_path}"]
+    if words[0] == "finetune.py":
+        words = [w for w in words if not w.startswith(("trainer", "memory_gb"))]
+        words += ["recipe.examples=32", "recipe.held_out=8", "trainer=cpu", f"hydra.run.dir={tmp_path}"]
     said = call(*words, good=not needs_hub, HF_HUB_OFFLINE="1")
     assert not needs_hub or re.search(r"error: (\S+: )?Cannot load", said), said
 

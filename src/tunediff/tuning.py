@@ -125,7 +125,6 @@ def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text
     tokenizer = source.tokenizer()
     learned = examples(text, tokenizer, block=recipe.block, limit=recipe.examples)
     log.info("%s", learned.report())
-    print(learned.report()) if cfg.dry_run else None
     if recipe.held_out == 0:
         return learned, None
     return learned, examples(text, tokenizer, held_out=True, block=recipe.block, limit=recipe.held_out)
