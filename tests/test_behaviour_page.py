@@ -478,8 +478,8 @@ def test_dots_of_adapters_are_those_of_the_chosen_groups_beside_random_ones_of_t
     for dots, which in ((left_out, "left_out"), (alone, "alone")):
         assert len(dots) == 3 * len(expected[which])  # no panel for a share that nobody could give
         for dot, (name, n) in zip(dots, expected[which], strict=False):
-            assert dot.startswith(f"{name}: KL(full || ablated) ")
-            value = float(re.search(r"ablated\) ([\d.]+) \(", dot).group(1))
+            assert dot.startswith(f"{name}: KL(full || ablated), nats ")
+            value = float(re.search(r"nats ([\d.]+) \(", dot).group(1))
             assert value == pytest.approx(given["kl_full_ablated"][n], abs=6e-4)
 
 

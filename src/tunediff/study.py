@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tunediff.activations import Source, select
 from tunediff.dictionary import Crosscoder, latents_of
 from tunediff.evaluations import Trained
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
+from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
 from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
@@ -212,7 +213,7 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
     if learns(cfg):
         study |= {
             "dictionary": dictionary_name(cfg),
-            "layer": plain(cfg.layer),
+            "layer": "all" if cfg.dictionary.hookpoint.name == LORA else spelled(stream.layer for stream in streams),
             "streams": ", ".join(map(str, streams)),
             "hookpoint": cfg.dictionary.hookpoint.name,
             "latents": latents_of(cfg.dictionary.latents, streams),
@@ -220,6 +221,11 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
             "seed": cfg.seed,
         }
     return {"identity": identity(cfg), "study": {**study, "version": tunediff.__version__}}
+
+
+def spelled(layers: Iterable[int]) -> str:
+    """Numbers of layers, as they were counted out of a fraction or of all."""
+    return ", ".join(map(str, sorted(set(layers))))
 
 
 def pair_name(pair: ModelPair) -> str:

@@ -223,7 +223,7 @@ function patched(columns) {
 
 // -- adapters --------------------------------------------------------------------------------------------------------
 
-const LOST = [{ name: "kl_full_ablated", word: "KL(full || ablated)", log: true }, { name: "kl_ablated_full", word: "KL(ablated || full)", log: true }, { name: "excess", word: "excess cross-entropy, nats a token" }, { name: "share", word: "share of the gain lost" }];
+const LOST = [{ name: "kl_full_ablated", word: "KL(full || ablated), nats", log: true }, { name: "kl_ablated_full", word: "KL(ablated || full), nats", log: true }, { name: "excess", word: "excess CE, nats a token" }, { name: "share", word: "share of the gain lost" }];
 function adapters(columns) {
   if (!columns?.by.some((by) => by !== "whole")) return null;
   const rows = rowsOf(columns), kinds = distinct(columns.by).filter((by) => by !== "whole" && by !== "random"), measures = LOST.filter((measure) => present(columns, measure.name)), holder = element("div");

@@ -183,7 +183,7 @@ function study() {
 
 function opening() {
   const { dictionary, latents, hookpoint, layer, tokens } = DATA.study, many = (value) => value.toLocaleString("en-US");
-  const parts = [dictionary ? `${dictionary}, ${many(latents)} latents on ${hookpoint}, layer ${layer}` : null, dictionary && tokens ? `${many(tokens)} tokens` : null].filter(Boolean);
+  const parts = [dictionary ? `${dictionary}, ${many(latents)} latents on ${hookpoint}, ${layer === "all" ? "all layers" : `layer ${layer}`}` : null, dictionary && tokens ? `${many(tokens)} tokens` : null].filter(Boolean);
   return element("header", {}, element("h1", {}, "What fine-tuning changed: ", DATA.study.model_pair ?? ""),
     element("div", { class: "soft" }, parts.length ? `${parts.join(", ")} · study ` : "study ", element("code", {}, DATA.identity ?? "")));
 }
