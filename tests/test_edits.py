@@ -297,6 +297,16 @@ def test_a_prompt_may_open_the_thinking_itself(tokenizer):
     assert tokenizer.decode(known.ids[0, Thinking()(known, {})[0]]) == "12+7=19.\n</think>"
 
 
+def test_the_marks_of_s1_bound_its_thinking(tokenizer):
+    prompt, response = (
+        ids(tokenizer, QUESTION),
+        ids(tokenizer, "<|im_start|>think\n12+7=19.\n<|im_start|>answer\nAnswer: 19"),
+    )
+    known = Sequences.of_responses(tokenizer, [prompt], [response])
+    thinking, answer = (tokenizer.decode(known.ids[0, gate(known, {})[0]]) for gate in (Thinking(), Answer()))
+    assert thinking.endswith("\n12+7=19.\n<|im_start|>answer") and answer.endswith("\nAnswer: 19")
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_a_gate_names_the_same_tokens_when_they_come_one_by_one(tokenizer, known, name):
     gate, whole = GATES[name][0], known()

@@ -12,9 +12,11 @@ import torch
 from test_edits import dictionary_of, direction, latents
 from tunediff.edits import Add, AfterMatch, Edit, Keep, Patch, Response, Scale, Sequences, Thinking, Whole, Zero
 from tunediff.generation import VLLM, Batched, Decoding, ask, generate, next_tokens
+from tunediff.generation.writer import Writer
 from tunediff.hookpoints import Point, reading
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Refused
+from tunediff.text import encode
 from tunediff.toy.build import held_out_problems
 
 ROLES = (BASE, TUNED)
@@ -148,6 +150,19 @@ def test_thinking_is_ended_by_its_budget_and_an_answer_follows(toy, asked):
         assert len(toy.tokenizers[0](thinking)["input_ids"]) == 8
     right = sum(f"boxed{{{p.answer}}}" in one.text for one, p in zip(cut, held_out_problems(64, 0), strict=True))
     assert right < 40  # it had no time to compute
+
+
+def test_a_budget_ends_thinking_in_the_layout_that_it_was_begun_in(tokenizer):
+    decoding = Decoding(tokens=200, think_at_most=40, conclusion="Answer: 7")
+    for begun, ended in (
+        ("<think>\n", "\n</think>\n\nAnswer: 7"),
+        ("<|im_start|>think\n", "\n<|im_start|>answer\nAnswer: 7"),
+    ):
+        writer = Writer("x", decoding, tokenizer, {tokenizer.eos_token_id}, thinking=None)
+        for token in encode(tokenizer, begun + "12+7=19. " * 30)["input_ids"]:
+            writer.take(token)
+        text = tokenizer.decode(writer.ids)
+        assert text.startswith(begun) and ended in text and text.partition(ended)[0].count("=") in range(2, 12)
 
 
 def test_thinking_is_extended_by_wait_in_place_of_its_end(toy, asked):

@@ -1,6 +1,6 @@
 """A model's output -> the answer that it gives, as text, and the rule that read it. Pure text, no algebra.
 
-Only what stands after the last `</think>` is read. Its last complete box comes first; then an answer that it states ("The
+Only what stands after the last end of thinking (`</think>`, or the mark of s1 or OpenThoughts) is read. Its last complete box comes first; then an answer that it states ("The
 answer is 42", "#### 42"); then the last complete box of the closed thinking, where the written answer was cut or forgot
 it; then the output of a program; last the concluding sentence. Thinking that was cut gives no answer at all, not even
 by a box: it might have changed its mind. Where the model ended by itself without closing it, its last box counts: a base
@@ -14,6 +14,7 @@ import re
 from typing import NamedTuple
 
 from tunediff.benchmarks.sentences import sentences, settled
+from tunediff.text import CLOSINGS, OPENINGS
 
 READ = {
     "boxed": "the last complete box after the thinking, or several that are one list",
@@ -26,8 +27,6 @@ READ = {
     "unfinished": "cut inside the thinking or before an answer was stated, or ended inside the thinking without a box",
     "no_answer": "ended without one",
 }
-
-OPENINGS, CLOSINGS = ("<think>", "<|begin_of_thought|>"), ("</think>", "<|end_of_thought|>")
 
 
 class Answer(NamedTuple):
@@ -109,7 +108,7 @@ def truth(text: str) -> str | None:
 # Of Qwen (im), DeepSeek (full-width bars), Llama 2 and Mistral (s, INST), Llama 3 (header, eot, eom, text) and Gemma (turn).
 # Not every token in such brackets: some open the thinking.
 _TURN = re.compile(
-    r"<\|(?:im_(?:start|end)|endoftext|(?:begin|end)_of_text|eo[tm]_id|(?:start|end)_header_id)\|>"
+    r"<\|im_start\|>(?!(?:think|answer)\b)|<\|(?:im_end|endoftext|(?:begin|end)_of_text|eo[tm]_id|(?:start|end)_header_id)\|>"
     r"|<｜(?:User|Assistant|(?:begin|end)▁of▁sentence)｜>|</s>|\[/?INST\]|<(?:start|end)_of_turn>"
 )
 _HEADER = re.compile(

@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tunediff.shapes import THINKING_FORMAT, Refused
+from tunediff.shapes import Refused
+from tunediff.text import CLOSINGS, OPENINGS
 
 HESITATIONS = ("wait", "hmm+")  # regular expressions of whole words
-OPENING, CLOSING = (part.strip() for part in THINKING_FORMAT.split("{answer}")[0].split("{thinking}"))
 
 
 class Behaviour(NamedTuple):
@@ -55,7 +55,7 @@ def _words(patterns: tuple[str, ...]) -> re.Pattern:
 def closed(text: str, opened: bool) -> bool | None:
     """Whether the thinking was closed after it last began; `opened` says that the prompt began it. A closing tag alone
     says so as well. None without thinking."""
-    began, ended = text.rfind(OPENING), text.rfind(CLOSING)
+    began, ended = (max(map(text.rfind, marks)) for marks in (OPENINGS, CLOSINGS))
     if began < 0 and ended < 0 and not opened:
         return None
     return ended > began

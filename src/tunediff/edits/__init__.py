@@ -22,7 +22,7 @@ from tunediff.edits.gates import (
 )
 from tunediff.edits.operations import Add, Clamp, Keep, MeanAblate, Operation, Patch, Scale, Zero
 from tunediff.edits.parts import Axes, Directions, Latents, Part, Whole, opposite
-from tunediff.edits.sequences import TAG, Sequences
+from tunediff.edits.sequences import TAG, Sequences, thinking_opened
 
 __all__ = [
     "TAG",
@@ -54,4 +54,5 @@ __all__ = [
     "editing",
     "needed",
     "opposite",
+    "thinking_opened",
 ]

@@ -18,6 +18,7 @@ from torch import Tensor
 from tunediff.dictionary import Crosscoder
 from tunediff.edits.sequences import Sequences
 from tunediff.shapes import Refused, Rows, Stream
+from tunediff.text import CLOSINGS, OPENINGS
 
 WITHIN = 256  # tokens of a response that a regular expression is looked for in
 
@@ -78,11 +79,11 @@ class Response(OfTokens):
 @dataclass(frozen=True)
 class Thinking(OfTokens):
     """The response from the token that completes <think>, or from its start where the prompt ended so, up to and with
-    </think>."""
+    </think>; or the marks of s1 and OpenThoughts."""
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
-        opened = known.opened[:, None] | known.after("<think>", itself=True)
-        return known.new(known.response) & opened & ~known.after("</think>", itself=False)
+        opened = known.opened[:, None] | known.after(OPENINGS, itself=True)
+        return known.new(known.response) & opened & ~known.after(CLOSINGS, itself=False)
 
 
 @dataclass(frozen=True)

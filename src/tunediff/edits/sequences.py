@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tunediff.text import LAYOUTS, Layout
+
 NEVER = 2**62  # a column that no response has
-TAG = 8  # tokens that a tag is at most spelled with
+TAG = 24  # tokens that a tag is at most spelled with
 
 
 class Sequences:
@@ -28,7 +30,7 @@ class Sequences:
         self.ids, self.real, self.response = ids, real.bool(), response.bool()
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)), device=ids.device)
         asked = [row[known & ~given].tolist() for row, known, given in zip(ids, self.real, self.response, strict=True)]
-        self.opened = torch.tensor([_opens_thinking(tokenizer, row) for row in asked], device=ids.device)
+        self.opened = torch.tensor([thinking_opened(tokenizer, row) is not None for row in asked], device=ids.device)
         self.moments: dict[int, Tensor] = {}
         # of each row: the columns of its response, the ids there, and by pattern the column of its match, or how many
         # tokens were searched in vain
@@ -108,9 +110,9 @@ class Sequences:
         has matched once has matched."""
         return (self._columns() >= self._found(pattern, first=within)) & self.new(self.response)
 
-    def after(self, tag: str, *, itself: bool) -> Tensor:
-        """Whether a tag stands in the response before a token; `itself`: or ends with it."""
-        found = self._found(re.escape(tag), last=TAG)
+    def after(self, tags: Sequence[str], *, itself: bool) -> Tensor:
+        """Whether one of the tags stands in the response before a token; `itself`: or ends with it."""
+        found = self._found("|".join(map(re.escape, tags)), last=TAG)
         return (self._columns() >= found + (not itself)) & self.new(self.response)
 
     def _columns(self) -> Tensor:
@@ -133,5 +135,7 @@ class Sequences:
         return torch.tensor(found, device=self.ids.device)[:, None]
 
 
-def _opens_thinking(tokenizer, prompt: Sequence[int]) -> bool:
-    return tokenizer.decode(prompt[-TAG:]).rstrip().endswith("<think>")
+def thinking_opened(tokenizer, prompt: Sequence[int]) -> Layout | None:
+    """The layout of the thinking that a prompt opens itself; None where it leaves that to the model."""
+    text = tokenizer.decode(prompt[-TAG:]).rstrip()
+    return next((parts for parts in LAYOUTS if text.endswith(parts.opening.strip())), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunediff.edits import Edit, Sequences
+from tunediff.edits import Edit, Sequences, thinking_opened
 from tunediff.generation.responses import Asked, Decoding, Response
 from tunediff.generation.writer import Writer
 from tunediff.models import ModelPair
@@ -44,8 +44,8 @@ class Batched:
                 )
             ends = pair.ends(role) | {tokenizer.eos_token_id}
             writers = [
-                Writer(asked[place].name, decoding, tokenizer, ends, thinking=opened)
-                for place, opened in zip(places, known.opened.tolist(), strict=True)
+                Writer(one.name, decoding, tokenizer, ends, thinking=thinking_opened(tokenizer, one.ids))
+                for one in (asked[place] for place in places)
             ]
             yield from zip(places, respond_together(pair, role, known, writers, edits, others), strict=True)
 

@@ -18,9 +18,7 @@ from tqdm import tqdm
 from tunediff.edits import Edit, Sequences
 from tunediff.models import ModelPair
 from tunediff.shapes import Refused
-from tunediff.text import encode, padded_groups, render_prompt
-
-END_OF_THINKING = "</think>"
+from tunediff.text import CLOSINGS, encode, padded_groups, render_prompt
 
 
 class Asked(NamedTuple):
@@ -130,9 +128,9 @@ def generate(
     Raises Refused for a budget that the model's context does not hold, and for a tokenizer that spells the end of thinking
     in pieces where it is to be replaced."""
     tokenizer = tokenizer or pair.tokenizers[0]
-    if decoding.extensions and len(encode(tokenizer, END_OF_THINKING)["input_ids"]) > 1:
+    if decoding.extensions and len(encode(tokenizer, CLOSINGS[0])["input_ids"]) > 1:
         raise Refused(
-            f"This tokenizer spells {END_OF_THINKING} in pieces, of which the first stand before the last is known: "
+            f"This tokenizer spells {CLOSINGS[0]} in pieces, of which the first stand before the last is known: "
             "decoding.extensions needs one that has it as a token, such as the tuned model's (model_pair.tokenizer=tuned)."
         )
     context = pair.configs[role].max_position_embeddings

@@ -8,14 +8,15 @@ from collections.abc import Sequence, Set
 import torch
 
 from tunediff.edits import TAG
-from tunediff.generation.responses import END_OF_THINKING, Decoding
-from tunediff.text import encode
+from tunediff.generation.responses import Decoding
+from tunediff.text import LAYOUTS, Layout, encode
 
 
 class Writer:
-    """name   of the prompt, for the seed       ends   tokens that end a response       thinking   whether it has begun to"""
+    """name     of the prompt, for the seed       ends   tokens that end a response
+    thinking   the layout of the thinking that its prompt began; None: it has not begun"""
 
-    def __init__(self, name: str, decoding: Decoding, tokenizer, ends: Set[int], *, thinking: bool):
+    def __init__(self, name: str, decoding: Decoding, tokenizer, ends: Set[int], *, thinking: Layout | None):
         self.decoding, self.tokenizer, self.ends, self.thinking = decoding, tokenizer, ends, thinking
         self.ids: list[int] = []
         self.finished = self.ended = False
@@ -51,15 +52,15 @@ class Writer:
     def _instead_of(self, token: int) -> int:
         if self.forced:
             return self.forced.pop(0)
-        if not self.thinking:
+        if self.thinking is None:
             return token
-        at_end = token in self.ends or self._text([*self.ids[-TAG:], token]).rstrip().endswith(END_OF_THINKING)
+        at_end = token in self.ends or self._text([*self.ids[-TAG:], token]).rstrip().endswith(self.thinking.closing)
         if at_end and self.extended < self.decoding.extensions:
             self.extended += 1
             return self._force(self.decoding.extension)
         limit = self.decoding.think_at_most
         if not at_end and limit is not None and len(self.ids) >= limit:
-            return self._force(f"\n{END_OF_THINKING}\n\n{self.decoding.conclusion}")
+            return self._force(self.thinking.between + self.decoding.conclusion)
         return token
 
     def _force(self, text: str) -> int:
@@ -68,7 +69,8 @@ class Writer:
 
     def _follow(self) -> None:
         tail = self._text(self.ids[-TAG:])
-        self.thinking = END_OF_THINKING not in tail and (self.thinking or "<think>" in tail)
+        begun = next((parts for parts in LAYOUTS if parts.opening.strip() in tail), self.thinking)
+        self.thinking = None if begun is None or begun.closing in tail else begun
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)

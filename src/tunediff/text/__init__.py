@@ -11,11 +11,15 @@ from tunediff.text.batches import Batch, TextBatches, collate, padded_groups
 from tunediff.text.documents import Document, Text
 from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
 from tunediff.text.preparing import each_generation, first_exchange, in_s1_form
-from tunediff.text.rendering import Rendered, render, render_prompt
+from tunediff.text.rendering import CLOSINGS, LAYOUTS, OPENINGS, Layout, Rendered, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
 from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode, spelling
 
 __all__ = [
+    "CLOSINGS",
+    "LAYOUTS",
+    "Layout",
+    "OPENINGS",
     "Agreement",
     "Batch",
     "Batches",

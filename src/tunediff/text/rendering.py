@@ -20,7 +20,8 @@ from tunediff.text.rows import TextError
 Span = tuple[int, int, str]  # first character, one past the last, name
 SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
 
-# OpenThoughts-114k (arXiv 2506.04178) and the OpenThinker models
+# s1 (arXiv 2501.19393), and OpenThoughts-114k (arXiv 2506.04178) with the OpenThinker models
+S1_FORMAT = "<|im_start|>think\n{thinking}\n<|im_start|>answer\n{answer}"
 OPEN_THOUGHTS_FORMAT = "<|begin_of_thought|>\n\n{thinking}\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{answer}\n\n<|end_of_solution|>"
 
 
@@ -70,6 +71,12 @@ def layout(thinking_format: str) -> Layout:
             f"each once, such as {THINKING_FORMAT!r}; a brace that is meant as one is written twice."
         )
     return Layout(*literal)
+
+
+LAYOUTS = tuple(map(layout, (THINKING_FORMAT, OPEN_THOUGHTS_FORMAT, S1_FORMAT)))
+# marks that models are known to write around their thinking
+OPENINGS = tuple(parts.opening.strip() for parts in LAYOUTS)
+CLOSINGS = tuple(parts.closing for parts in LAYOUTS)
 
 
 def render(
@@ -150,7 +157,7 @@ def split_response(response: str, own: Layout) -> tuple[str, str | None]:
     """Thinking and answer of a response in a layout of its own, R1's or that of OpenThoughts. No thinking where nothing
     marks it; no answer where the thinking was opened and never closed."""
     response = response.strip()
-    for parts in (own, layout(THINKING_FORMAT), layout(OPEN_THOUGHTS_FORMAT)):
+    for parts in (own, *LAYOUTS):
         opening, closing = parts.opening.strip(), parts.closing
         thinking, closed, answer = response.partition(closing) if closing else (response, "", "")
         if closed:
