@@ -125,17 +125,22 @@ def packed(examples: Sequence[Example], block: int) -> list[Example]:
     first (first-fit decreasing). Which ones share a sequence is the same in every epoch."""
     room: list[int] = []
     places: list[list[int]] = []
+    roomy: list[int] = []  # blocks into which the shortest example still goes
+    shortest = min((len(example.ids) for example in examples), default=0)
     for number in sorted(range(len(examples)), key=lambda n: -len(examples[n].ids)):
         length = len(examples[number].ids)
         if length > block:
             raise TextError(f"An example of {length:,} tokens does not fit into block={block:,}.")
-        fits = next((n for n, left in enumerate(room) if left >= length), None)
+        fits = next((n for n in roomy if room[n] >= length), None)
         if fits is None:
             fits = len(room)
             room.append(block)
             places.append([])
+            roomy.append(fits)
         room[fits] -= length
         places[fits].append(number)
+        if room[fits] < shortest:
+            roomy.remove(fits)
     sequences = []
     for numbers in places:
         members = [examples[n] for n in sorted(numbers)]
