@@ -111,6 +111,13 @@ def test_a_full_fine_tune_is_a_pair_too(full, tmp_path):
     assert "reading base.resid_post.3, tuned.resid_post.3" in call("train.py", *words)
 
 
+def test_a_fine_tune_is_not_taken_for_a_study(full):
+    folder, _ = full
+    for words in (["evaluate.py", f"run={folder}"], ["compare.py", folder]):
+        said = call(*words, good=False)
+        assert "is a fine-tune, not a study" in said or f"No run under {folder}" in said
+
+
 def test_the_same_line_again_finds_it_finished(full):
     folder, _ = full
     made = (folder / "model" / "model.safetensors").stat().st_mtime_ns
