@@ -1,5 +1,6 @@
 """A pair over one set of weights with an adapter on and off, and what its adapters read."""
 
+import dataclasses
 import json
 
 import peft
@@ -203,6 +204,11 @@ def test_writing_the_readings_back_changes_nothing(adapted):
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias='all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),  # PEFT would rewrite the base's own weights
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"peft_type": "NONE_SUCH"}, "none that PEFT"),
     ],
 )
 def test_an_adapter_that_is_more_than_low_rank_products_is_refused(folders, adapter, tmp_path, change, words):
@@ -212,6 +218,31 @@ def test_an_adapter_that_is_more_than_low_rank_products_is_refused(folders, adap
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(PairError, match=words):
         pair_of(folders, tmp_path).load()
+
+
+def test_an_adapter_of_the_hub_is_read_at_its_revision_and_never_from_a_pickle(folders, adapter, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, name, *, revision):
+        asked.append((repository, name, revision))
+        if not (adapter / name).exists() or revision == "old":
+            raise FileNotFoundError(name)
+        return str(adapter / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    base = ModelSource(str(folders["base"]), dtype="float32")
+    theirs = dataclasses.replace(base, adapter="someone/adapter", adapter_revision="abc")
+    assert len(ModelPair(base, theirs).streams(LORA, "all", reads="tuned")) == 1
+    assert ModelPair(base, theirs).load().shares_weights("tuned")
+    assert set(asked) == {
+        ("someone/adapter", f"adapter_{file}", "abc") for file in ("config.json", "model.safetensors")
+    }
+    with pytest.raises(PairError, match="Cannot load the adapter 'someone/adapter' at old"):
+        dataclasses.replace(theirs, adapter_revision="old").weights()
+    for file in adapter.iterdir():
+        (tmp_path / file.name.replace("safetensors", "bin")).write_bytes(file.read_bytes())
+    with pytest.raises(PairError, match="only safetensors are read"):
+        dataclasses.replace(base, adapter=str(tmp_path)).weights()
 
 
 def test_what_is_wrong_with_an_adapter_is_said(folders, adapter, adapted, tmp_path):

@@ -1,6 +1,7 @@
 """Rows -> examples to learn from: what is learned, what is lost to the block, and which examples a step holds."""
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -123,6 +124,13 @@ def test_packed_sequences_hold_every_example_once_and_waste_little():
     assert sorted(pieces) == sorted((tuple(e.ids), tuple(e.learned)) for e in given)
     with pytest.raises(TextError, match="An example of 9 tokens does not fit into block=8"):
         packed(given, 8)
+
+
+def test_packing_many_examples_takes_no_time_that_grows_with_their_square():
+    begun = time.process_time()
+    sequences = packed([Example([1] * (9 + n % 13), [True] * (9 + n % 13)) for n in range(40_000)], 64)
+    assert time.process_time() - begun < 3
+    assert sum(len(sequence.begins) for sequence in sequences) == 40_000
 
 
 def test_a_label_is_the_next_token_and_positions_begin_anew_with_each_document():

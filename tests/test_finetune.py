@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import hydra
 import peft
 import pyarrow.parquet
 import pytest
@@ -17,7 +18,11 @@ import yaml
 
 from conftest import ROOT
 from test_study import call, findings
+from tunediff import tuning
+from tunediff.models import ModelSource
+from tunediff.shapes import Refused
 from tunediff.toy import language
+from tunediff.tuning import pair_of
 
 TINY = ["recipe.examples=96", "recipe.held_out=8", "trainer=cpu"]
 
@@ -104,6 +109,13 @@ def test_a_full_fine_tune_is_a_pair_too(full, tmp_path):
         f"hydra.run.dir={tmp_path}",
     ]
     assert "reading base.resid_post.3, tuned.resid_post.3" in call("train.py", *words)
+
+
+def test_a_fine_tune_is_not_taken_for_a_study(full):
+    folder, _ = full
+    for words in (["evaluate.py", f"run={folder}"], ["compare.py", folder]):
+        said = call(*words, good=False)
+        assert "is a fine-tune, not a study" in said or f"No run under {folder}" in said
 
 
 def test_the_same_line_again_finds_it_finished(full):
@@ -203,12 +215,23 @@ def test_a_dry_run_says_what_each_gpu_would_hold_and_refuses_what_cannot_fit(qwe
         (["recipe.learning_rate=fast"], "recipe.learning_rate='fast' is not of type float"),
         (["trainer.precision=16-mixed"], "precision"),
         (["+model.adapter=pkg://tunediff.toy/weights/lora"], "set model.merged=true"),
+        (
+            ["recipe=lora_rank1_toy", "+model.adapter=pkg://tunediff.toy/weights/lora", "+model.merged=true"],
+            "Merge it into a folder of its own",
+        ),
+        (["+trainer.strategy=ddp"], "trainer.strategy=ddp"),
+        (["recipe.learning_rate_schedule.warmup='1000 steps'"], "longer than the run"),
+        (
+            ["trainer.devices=2", "recipe.learning_rate_schedule.warmup='1000 steps'"],
+            "did not end well: warmup=1000 steps is longer than the run",
+        ),
         (["text=s1k_files"], "text.rows.path is not set"),
     ],
 )
 def test_a_mistake_is_answered_before_anything_is_trained(words, message, tmp_path):
     said = call("finetune.py", *TINY, *words, f"hydra.run.dir={tmp_path}/run", good=False)
-    assert message in said and "Traceback" not in said
+    assert message in said
+    assert "Traceback" not in said or "torch/distributed/run.py" in said  # torchrun's own, about who ended
     assert not list(tmp_path.iterdir())
 
 
@@ -239,6 +262,51 @@ def test_how_many_were_cut_is_said(records, tmp_path):
     assert re.search(r"20 examples, .* learned, \d+ cut at 130 tokens, of which \d+ lose their whole answer", said), (
         said
     )
+
+
+def test_a_fine_tune_of_merged_weights_is_not_given_the_adapter_again(adapter, tmp_path):
+    source = ModelSource(
+        "pkg://tunediff.toy/weights/base", dtype="float32", adapter=str(adapter[0] / "model"), merged=True
+    )
+    pair = yaml.safe_load(pair_of(source, tmp_path, adapter=False))
+    assert pair["base"]["adapter"] == str(adapter[0] / "model") and pair["base"]["merged"]
+    assert pair["tuned"] == {
+        "_target_": "tunediff.models.ModelSource", "path": str(tmp_path), "revision": None, "dtype": "float32"
+    }  # fmt: skip
+
+
+class Sound:
+    """A logger that keeps how it ended, and can be told to fail there."""
+
+    ends: list[str] = []
+    fails = False
+
+    def log_hyperparams(self, params):
+        pass
+
+    def log_metrics(self, metrics, step):
+        pass
+
+    def finalize(self, status):
+        self.ends.append(status)
+        if self.fails:
+            raise OSError("no network")
+
+
+def test_a_logger_hears_of_a_failure_and_one_that_fails_costs_no_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(Sound, "ends", [])
+    words = [*TINY, "trust=[test_finetune]", "+logger={sound:{_target_:test_finetune.Sound}}"]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        bad = hydra.compose("finetune", [*words, "recipe.learning_rate=1e30"])
+        good = hydra.compose("finetune", [*words, "recipe.examples=32"])
+    with pytest.raises(Refused, match="not finite|loss is"):
+        tuning.finetune(bad, tmp_path / "bad")
+    assert Sound.ends == ["failed"]
+    monkeypatch.setattr(Sound, "fails", True)
+    with pytest.raises(OSError, match="no network"):
+        tuning.finetune(good, tmp_path / "good")
+    assert json.loads((tmp_path / "good" / "state.json").read_text())["state"] == "failed"
+    assert list((tmp_path / "good" / "checkpoints").glob("*.ckpt"))  # so that it goes on from its last step
 
 
 def test_the_pair_names_whole_places_and_ids(full, adapter):

@@ -24,6 +24,7 @@ PENALISED = {"l1_schedule": ["dictionary=l1_crosscoder"]}
 GIVEN = {
     "model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"],
     "model_pair=qwen32b_lora": ["model_pair.tuned.adapter=a"],
+    "experiment=rank1_lora": ["model_pair.tuned.adapter=a"],
     "model=local": ["model.path=a"],
     "evaluation=autointerp": ["evaluation.autointerp.model=m"],
     **{f"text={name}_files": ["text.rows.path=x"] for name in ("s1k", "openthoughts", "openr1_math")},

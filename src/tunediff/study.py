@@ -261,8 +261,12 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> DictConfig:
-    """The config of a run, checked as one that was typed."""
+    """The config of a run, checked as one that was typed. Raises Refused for a fine-tune, which is no study."""
     cfg = OmegaConf.load(folder / "config.yaml")
+    if "recipe" in cfg:
+        raise Refused(
+            f"{folder} is a fine-tune, not a study: python train.py model_pair={folder / 'pair.yaml'} makes one."
+        )
     del cfg["hydra"]
     with within(folder):
         check(cfg, STUDY)

@@ -15,7 +15,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,11 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
     """A fine-tune in its folder. One that is finished there is left as it is; one that was interrupted goes on."""
     if int(os.environ.get("RANK", 0)) > 0:
         logging.getLogger().setLevel(logging.WARNING)  # one process speaks for all
-    with folders.unless_refused(folder):
+    # whoever started torchrun cleans up, after having read why: one process must not, while others still write
+    with nullcontext() if "TORCHELASTIC_RUN_ID" in os.environ else folders.unless_refused(folder):
         check(cfg, FINE_TUNE)
         source, recipe = build(cfg.model), build(cfg.recipe)
-        if source.adapter is not None and not source.merged:
-            raise Refused(
-                f"model.adapter={source.adapter}: what learns further is a whole model; set model.merged=true."
-            )
+        check_adapter(source, recipe)
         fits(cfg, source, recipe)
         if folders.is_finished(folder, identity(cfg)):
             print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
@@ -82,9 +81,23 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
 # -- before a weight is loaded ---------------------------------------------------------------------------------------
 
 
+def check_adapter(source: ModelSource, recipe: Recipe) -> None:
+    """Raises Refused for a model with an adapter whose fine-tune pair.yaml could not name."""
+    if source.adapter is not None and isinstance(recipe.part, Lora):
+        raise Refused(
+            f"model.adapter={source.adapter}: a second adapter is read on the first one's base alone. Merge it into a folder "
+            "of its own with PEFT, and give that folder as model.path; or learn all weights (recipe=sft_s1k)."
+        )
+    if source.adapter is not None and not source.merged:
+        raise Refused(f"model.adapter={source.adapter}: what learns further is a whole model; set model.merged=true.")
+
+
 def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
     """Says what a fine-tune takes of each device; a dry run refuses what no device has."""
-    sharded = cfg.trainer.get("strategy", {}).get("_target_", "").endswith(Shards.__name__)
+    strategy = cfg.trainer.get("strategy") or {}
+    if isinstance(strategy, str):
+        raise Refused(f"trainer.strategy={strategy}: choose trainer=ddp or trainer=fsdp, which bring their own.")
+    sharded = strategy.get("_target_", "").endswith(Shards.__name__)
     count, precision = processes_of(cfg), str(cfg.trainer.precision)
     estimate = recipe.memory(
         source.config().get_text_config(), source.dtype, precision=precision, processes=count, sharded=sharded
@@ -148,7 +161,7 @@ def start_processes(cfg: DictConfig, folder: Path) -> None:
         process.wait()
         raise
     if not folders.is_finished(folder, identity(cfg)):
-        said = folders.state_of(folder).get("error", f"its processes ended with status {status}")
+        said = folders.state_of(folder).get("error") or f"its processes ended with status {status}"
         raise Refused(f"The fine-tune did not end well: {said}")
 
 
@@ -186,44 +199,56 @@ def learn(
         log.info("going on from step %s of %s", f"{state['step']:,}", f"{len(steps):,}")
     with within(folder):
         loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
-    for logger in loggers:
-        open_logger(logger, cfg, [] if state is None else state["history"])
-    model = recipe.part.prepare(source.weights(), cfg.seed)
-    module = FineTuning(
-        model,
-        recipe.objective,
-        steps,
-        learning_rate=recipe.learning_rate,
-        learning_rate_schedule=recipe.learning_rate_schedule,
-        betas=tuple(recipe.betas),
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        seed=cfg.seed,
-        loggers=loggers,
-        evaluate=None if held_out is None else batches(held_out, epochs=1),
-        evaluate_every=interval(cfg.evaluate_every, steps),
-        state=state,
-    )
-    if module.step < module.steps:
-        trainer.callbacks += [
-            TokenProgress(steps.tokens),
-            FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for),
-            Pulse(functools.partial(beat, folder, module), seconds=min(10.0, cfg.checkpoint_every)),
-        ]
-        trainer.fit(module)
-    recipe.part.save(model, folder / "model", base_path=placed(source.path))
-    if processes.count() > 1:
-        torch.distributed.barrier()
-    if trainer.global_rank == 0:
-        write_down(cfg, folder, source, recipe, learned, module.history)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    with told_of_failure(loggers):
         for logger in loggers:
-            logger.finalize("success")
-        folders.say(folder, state=folders.FINISHED, step=module.steps, steps=module.steps)
-        log.info("%s\npair: python train.py model_pair=%s", line_of(module.history), folder / "pair.yaml")
+            open_logger(logger, cfg, [] if state is None else state["history"])
+        model = recipe.part.prepare(source.weights(), cfg.seed)
+        module = FineTuning(
+            model,
+            recipe.objective,
+            steps,
+            learning_rate=recipe.learning_rate,
+            learning_rate_schedule=recipe.learning_rate_schedule,
+            betas=tuple(recipe.betas),
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+            gradient_checkpointing=recipe.gradient_checkpointing,
+            seed=cfg.seed,
+            loggers=loggers,
+            evaluate=None if held_out is None else batches(held_out, epochs=1),
+            evaluate_every=interval(cfg.evaluate_every, steps),
+            state=state,
+        )
+        if module.step < module.steps:
+            trainer.callbacks += [
+                TokenProgress(steps.tokens),
+                FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for),
+                Pulse(functools.partial(beat, folder, module), seconds=min(10.0, cfg.checkpoint_every)),
+            ]
+            trainer.fit(module)
+        if processes.count() > 1 or trainer.global_rank == 0:  # without a step to take, no process knows of the others
+            recipe.part.save(model, folder / "model", base_path=placed(source.path))
+        if processes.count() > 1:
+            torch.distributed.barrier()
+        if trainer.global_rank == 0:
+            write_down(cfg, folder, source, recipe, learned, module.history)
+            for logger in loggers:
+                logger.finalize("success")
+            folders.say(folder, state=folders.FINISHED, step=module.steps, steps=module.steps)
+            shutil.rmtree(checkpoints, ignore_errors=True)  # last: what fails before can go on from them
+            log.info("%s\npair: python train.py model_pair=%s", line_of(module.history), folder / "pair.yaml")
     if processes.count() > 1:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def told_of_failure(loggers: Sequence[Any]) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        for logger in loggers:
+            logger.finalize("failed")
+        raise
 
 
 def open_logger(logger: Any, cfg: DictConfig, history: Sequence[dict]) -> None:
@@ -269,12 +294,13 @@ def pair_of(source: ModelSource, made: Path, *, adapter: bool) -> str:
     """The option of model_pair that names the model and what became of it."""
     base = {"_target_": "tunediff.models.ModelSource", "path": placed(source.path), "revision": source.revision}
     base |= {"dtype": source.dtype}
-    if source.adapter is not None:
-        base |= {"adapter": placed(source.adapter), "merged": True}
-    own = {"path": str(made.resolve()), "revision": None}
     if adapter:
-        own = {"adapter": str(made.resolve()), "merged": False}
-    pair = {"_target_": "tunediff.models.ModelPair", "base": base, "tuned": {**base, **own}}
+        tuned = {**base, "adapter": str(made.resolve()), "merged": False}
+    else:  # what was merged into the base is in its weights already
+        tuned = {**base, "path": str(made.resolve()), "revision": None}
+    if source.adapter is not None:
+        base |= {"adapter": placed(source.adapter), "adapter_revision": source.adapter_revision, "merged": True}
+    pair = {"_target_": "tunediff.models.ModelPair", "base": base, "tuned": tuned}
     pair |= {"tokenizer": "base", "align": "strict"}
     says = "# Choose it for the model that was fine-tuned here, beside the model it began from.\n"
     return says + yaml.safe_dump(pair, sort_keys=False)

@@ -88,7 +88,7 @@ class Telling:
         if min(int(truth.sum()), int((~truth).sum())) < FEWEST:
             raise Refused(
                 f"The held-out text has too few tokens with and without the label '{self.label}' to choose latents by: "
-                "give their numbers instead, such as evaluation.ablation.latents=[3,17], or raise tokens."
+                "give their numbers instead, latents=[3,17] of the evaluation, or raise tokens."
             )
         order = scores.auroc(truth).masked_fill(~seen.alive, -1.0).argsort(descending=True, stable=True)
         return order[: self.count].tolist()

@@ -24,7 +24,19 @@ from tunediff.shapes import Refused
 # PEFT 0.21 with transformers 5 asks for a property under its old name: nothing a user can act on
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# settings of PEFT's LoRA by which an adapter is, or asks for, something else than B A beside a module
+MORE = (
+    "use_dora modules_to_save trainable_token_indices lora_bias layer_replication target_parameters megatron_config "
+    "alora_invocation_tokens use_qalora use_bdlora arrow_config kasa_config monteclora_config"
+).split()
+STARTS = (
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # others (pissa, olora, ...) begin by changing the base's weights
 KEY = re.compile(r"\.(\d+)\.(?:.*\.)?(\w+)\.lora_A\.weight$")
 
 
@@ -40,44 +52,58 @@ def located(path: str) -> str:
     return str(importlib.resources.files(package) / folder)
 
 
-def shapes(place: str) -> list[Adapter]:
-    """The adapters of a folder or Hub id in their order, from the header of its weights. Raises PairError for what is no
-    plain LoRA."""
-    check(place)
-    file = Path(place) / WEIGHTS
-    if not file.exists():
-        file = Path(_fetched(place, WEIGHTS))
-    with safetensors.safe_open(file, framework="pt") as content:
+def brought(place: str, revision: str | None = None) -> Path:
+    """The folder of an adapter, local or from the Hub: its configuration and its safetensors, and nothing else of it."""
+    if Path(place).is_dir():
+        if not (Path(place) / CONFIG).is_file():
+            raise PairError(f"The folder {place} holds no adapter: it has no {CONFIG}.")
+        if not (Path(place) / WEIGHTS).is_file():
+            raise PairError(f"The folder {place} has no {WEIGHTS}: only safetensors are read.")
+        return Path(place)
+    try:
+        files = [huggingface_hub.hf_hub_download(place, name, revision=revision) for name in (CONFIG, WEIGHTS)]
+    except (ValueError, OSError) as error:
+        raise PairError(
+            f"Cannot load the adapter '{place}'{f' at {revision}' if revision else ''}: it is no local folder with {CONFIG}, "
+            f"and the Hub did not give it and its {WEIGHTS} (no network, no such id or revision, or no permission). Download "
+            "it where there is a network and name the folder."
+        ) from error
+    return Path(files[-1]).parent
+
+
+def shapes(folder: Path) -> list[Adapter]:
+    """The adapters of a folder in their order, from the header of its weights. Raises PairError for what is no plain
+    LoRA."""
+    check(folder)
+    with safetensors.safe_open(folder / WEIGHTS, framework="pt") as content:
         keys = [key for key in content.keys() if ".lora_A." in key]  # noqa: SIM118 (no mapping)
         found = {key: content.get_slice(key).get_shape()[0] for key in keys}
     ranks = {}
     for key, rank in found.items():
         parts = KEY.search(key)
         if parts is None:
-            raise PairError(f"The adapter {place} changes {key}, which is in no decoder layer: it cannot be read.")
+            raise PairError(f"The adapter {folder} changes {key}, which is in no decoder layer: it cannot be read.")
         ranks[int(parts[1]), parts[2]] = rank
     return in_order(ranks)
 
 
-def check(place: str) -> peft.PeftConfig:
-    """adapter_config.json of a folder or Hub id. Raises PairError where the difference between adapter on and off would be
-    more than scale * B A x of its modules."""
+def check(folder: Path) -> peft.PeftConfig:
+    """Its configuration. Raises PairError where the difference between adapter on and off would be more than
+    scale * B A x of its modules, or the base would not stay what it is."""
     try:
-        config = peft.PeftConfig.from_pretrained(place)
-    except (ValueError, OSError) as error:
-        raise PairError(
-            f"Cannot load the adapter '{place}': it is no local folder with adapter_config.json, and the Hub did not give it "
-            "(no network, no such id, or no permission). Download it where there is a network and name the folder."
-        ) from error
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise PairError(f"The {CONFIG} of {folder} is none that PEFT {peft.__version__} knows: {error}.") from error
     if config.peft_type != peft.PeftType.LORA:
-        raise PairError(f"The adapter {place} is of type {config.peft_type}; LoRA adapters are read.")
-    extra = {name: getattr(config, name, None) for name in ("use_dora", "modules_to_save", "trainable_token_indices")}
+        raise PairError(f"The adapter {folder} is of type {config.peft_type}; LoRA adapters are read.")
+    extra = {name: getattr(config, name, None) for name in MORE}
     extra["bias"] = None if config.bias == "none" else config.bias
+    extra["init_lora_weights"] = None if config.init_lora_weights in STARTS else config.init_lora_weights
     given = {name: value for name, value in extra.items() if value}
     if given:
         name, value = next(iter(given.items()))
         raise PairError(
-            f"The adapter {place} has {name}={value!r}, so it changes more than its low-rank products. Merge it into a "
+            f"The adapter {folder} has {name}={value!r}, so it changes more than its low-rank products. Merge it into a "
             "folder of its own with PEFT, and give that folder as the tuned model."
         )
     return config
@@ -89,31 +115,22 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def adapted(model: nn.Module, place: str, *, merged: bool) -> nn.Module:
-    """The model with the adapter of a folder or Hub id on it, beside the weights or merged into them. Raises PairError for
-    an adapter that belongs to another model."""
-    config = check(place)
-    if not (Path(place) / WEIGHTS).exists() and Path(place).is_dir():
-        raise PairError(f"The folder {place} has no {WEIGHTS}: only safetensors are read.")
+def adapted(model: nn.Module, folder: Path, *, merged: bool) -> nn.Module:
+    """The model with the adapter of a folder on it, beside the weights or merged into them. Raises PairError for an
+    adapter that belongs to another model."""
+    config = check(folder)
     device = next(model.parameters()).device
     try:
-        whole = peft.PeftModel.from_pretrained(model, place, config=config, torch_device=str(device))
+        whole = peft.PeftModel.from_pretrained(model, str(folder), config=config, torch_device=str(device))
     except (RuntimeError, ValueError) as error:
-        raise PairError(f"The adapter {place} does not fit the model: {str(error).splitlines()[0]}") from error
+        raise PairError(f"The adapter {folder} does not fit the model: {str(error).splitlines()[0]}") from error
     if merged:
         return whole.merge_and_unload(safe_merge=True)
     inside = whole.get_base_model()
-    expected, found = shapes(place), [parts.adapter for parts in adapters_of(inside)]
+    expected, found = shapes(folder), [parts.adapter for parts in adapters_of(inside)]
     if expected != found:
         raise PairError(
-            f"The adapter {place} has {len(expected)} modules, of which the model took {len(found)}: it was made for another "
+            f"The adapter {folder} has {len(expected)} modules, of which the model took {len(found)}: it was made for another "
             f"model ({config.base_model_name_or_path}), or changes modules outside the {len(decoder_layers(inside))} layers."
         )
     return inside
-
-
-def _fetched(place: str, name: str) -> str:
-    try:
-        return huggingface_hub.hf_hub_download(place, name)
-    except OSError as error:
-        raise PairError(f"Cannot load {name} of the adapter '{place}': {error}") from error

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from tunediff.hookpoints import Adapter, decoder_layers
-from tunediff.models.adapter import PairError, adapted, located, shapes, twin
+from tunediff.models.adapter import PairError, adapted, brought, located, shapes, twin
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
 
@@ -26,6 +26,7 @@ class ModelSource:
     dtype      of the weights in memory: float32, bfloat16, float16
     adapter    low-rank adapters on these weights, in PEFT's format: again a Hub id or a folder
     merged     true: added to the weights; false: beside them, where they can be read (hookpoint lora)
+    adapter_revision   branch, tag or commit of the adapter on the Hub
     """
 
     path: str
@@ -33,6 +34,7 @@ class ModelSource:
     dtype: str = "bfloat16"
     adapter: str | None = None
     merged: bool = False
+    adapter_revision: str | None = None
 
     @property
     def location(self) -> str:
@@ -51,7 +53,7 @@ class ModelSource:
 
     @property
     def without_adapter(self) -> ModelSource:
-        return replace(self, adapter=None, merged=False)
+        return replace(self, adapter=None, merged=False, adapter_revision=None)
 
     def config(self) -> transformers.PretrainedConfig:
         return self._get(transformers.AutoConfig)
@@ -67,7 +69,7 @@ class ModelSource:
     @functools.cached_property
     def adapters(self) -> list[Adapter]:
         """Those that can be read, from the adapter's files alone; none without an adapter or with a merged one."""
-        return [] if self.adapter is None or self.merged else shapes(located(self.adapter))
+        return [] if self.adapter is None or self.merged else shapes(self._adapter())
 
     def weights(self, under: nn.Module | None = None) -> nn.Module:
         """The model. `under` is the same one without the adapter, if it is in memory: its weights are used and left as
@@ -77,8 +79,11 @@ class ModelSource:
         else:
             model = twin(under)
         if self.adapter is not None:
-            model = adapted(model, located(self.adapter), merged=self.merged)
+            model = adapted(model, self._adapter(), merged=self.merged)
         return model.eval().requires_grad_(False)
+
+    def _adapter(self) -> Path:
+        return brought(located(self.adapter), self.adapter_revision)
 
     def ends(self) -> int | list[int] | None:
         """The end tokens of generation_config.json, where there is one."""

@@ -43,8 +43,9 @@ FIRST = (
 
 
 def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One record a run: its folder, keys, state, findings and curves. Raises Refused where there is none."""
-    runs = sorted({path.parent for place in places for path in Path(place).rglob("identity.json")})
+    """One record a study: its folder, keys, state, findings and curves. Raises Refused where there is none."""
+    found = {path for place in places for path in Path(place).rglob("identity.json")}
+    runs = sorted(path.parent for path in found if not _is_fine_tune(path))
     if not runs:
         if not places:
             raise Refused("Name run or sweep folders: python compare.py <run or sweep> ...")
@@ -54,6 +55,11 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
         member["keys"] = keys
     add_stability(members)
     return sorted(members, key=lambda member: [_order(value) for value in member["keys"].values()])
+
+
+def _is_fine_tune(identity: Path) -> bool:
+    """Whose settings have a recipe, and which has no findings."""
+    return "recipe" in folders.read_json(identity).get("settings", {})
 
 
 def _order(value: Any) -> tuple:

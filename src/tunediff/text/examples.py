@@ -8,6 +8,7 @@ examples a step holds depends on its number and the seed alone. Knows no model a
 from __future__ import annotations
 
 import array
+import bisect
 import hashlib
 import itertools
 import math
@@ -121,26 +122,20 @@ def _check_thinking(text: Text, row) -> None:
 
 
 def packed(examples: Sequence[Example], block: int) -> list[Example]:
-    """Examples laid one after another into sequences of at most `block` tokens: the longest first, each where it fits
-    first (first-fit decreasing). Which ones share a sequence is the same in every epoch."""
-    room: list[int] = []
+    """Examples laid one after another into sequences of at most `block` tokens: the longest first, each where it leaves
+    least room (best-fit decreasing). Which ones share a sequence is the same in every epoch."""
+    room: list[tuple[int, int]] = []  # tokens that a sequence has left, and its number; sorted
     places: list[list[int]] = []
-    roomy: list[int] = []  # blocks into which the shortest example still goes
-    shortest = min((len(example.ids) for example in examples), default=0)
     for number in sorted(range(len(examples)), key=lambda n: -len(examples[n].ids)):
         length = len(examples[number].ids)
         if length > block:
             raise TextError(f"An example of {length:,} tokens does not fit into block={block:,}.")
-        fits = next((n for n in roomy if room[n] >= length), None)
-        if fits is None:
-            fits = len(room)
-            room.append(block)
+        tightest = bisect.bisect_left(room, (length, 0))
+        left, place = room.pop(tightest) if tightest < len(room) else (block, len(places))
+        if place == len(places):
             places.append([])
-            roomy.append(fits)
-        room[fits] -= length
-        places[fits].append(number)
-        if room[fits] < shortest:
-            roomy.remove(fits)
+        places[place].append(number)
+        bisect.insort(room, (left - length, place))
     sequences = []
     for numbers in places:
         members = [examples[n] for n in sorted(numbers)]
