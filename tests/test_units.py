@@ -205,7 +205,7 @@ def test_latents_of_the_studys_dictionary_stand_beside_and_are_found(planted, wo
     dictionary = identity_dictionary(planted.streams("lora", "all", reads="tuned"))
     findings, tables, notes = compared(planted, dictionary)
     (row,) = rows_of(tables["unit_labels"], kind="latents", label="user")
-    assert row["place"] == "tuned.lora.2" and row["polarity"] == "" and not notes
+    assert row["place"] == "tuned.lora" and row["polarity"] == "" and not notes
     # its latents are the coordinates and then their opposites; q_proj is the fourth adapter
     assert row["number"] == 3
     (other,) = rows_of(tables["unit_labels"], kind="adapters", label="user")

@@ -58,7 +58,10 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
     text.check(evaluated=any(run.cfg.evaluation for run in runs))
-    notes = pair.check_tokens(text.samples())
+    notes = [
+        *pair.check_tokens(text.samples()),
+        *(said for source in pair.sources.values() for said in source.remarks()),
+    ]
     for run in runs:
         with run.on_its_own():
             run.build(pair)

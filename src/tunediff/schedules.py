@@ -39,7 +39,8 @@ def steps_of(name: str, span: Span, length: Length) -> float:
     steps = number if words[1] == "steps" else number / length.batch
     if steps > length.steps:
         raise Refused(
-            f"{name}={span} is longer than the run, which has {length.steps:,} steps of {length.batch:,} tokens."
+            f"{name}={span} is longer than the run, which has {length.steps:,} steps of {length.batch:,} tokens. "
+            "Make it shorter, or the run longer."
         )
     return steps
 

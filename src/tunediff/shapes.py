@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the command line imports this file and stays free of torch
 BASE, TUNED = "base", "tuned"
 ROLES = (BASE, TUNED)
 OTHER = {BASE: TUNED, TUNED: BASE}
+LORA = "lora"  # the hookpoint of all low-rank adapters of a model, whatever their layers
 DIFFERENCE = "difference"  # tuned - base at the same place, as one stream
 
 # What part of a document a token stands in. "prefix" is the opening sentence of the thinking; "text" is a document
@@ -41,7 +42,9 @@ class Stream(NamedTuple):
     width: int
 
     def __str__(self) -> str:
-        return f"{self.role}.{self.hookpoint}.{self.layer}"
+        return (
+            f"{self.role}.{self.hookpoint}" if self.hookpoint == LORA else f"{self.role}.{self.hookpoint}.{self.layer}"
+        )
 
     @property
     def models(self) -> tuple[str, ...]:

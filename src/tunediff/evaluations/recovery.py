@@ -79,7 +79,7 @@ class Recovery:
             for measure in MEASURES:
                 means, measured = self._measured(measure, answers)
                 yield told(name, measure, means, measured, how)
-                rows.append(_row(name, measure, means, measured, self.tasks[name].prompts[BASE]))
+                rows.append(_row(name, measure, means, measured, self.tasks[name].prompts[BASE], self.full.path))
         yield Table("recovery", {key: [row[key] for row in rows] for key in rows[0]})
 
     def _second(self, pair: ModelPair, texts: Sequence[str]) -> tuple[ModelPair, list[Note]]:
@@ -189,7 +189,9 @@ def _value(measure: str, solved: Solved) -> float:
     return float(solved.grade.correct if measure == ACCURACY else getattr(solved.behaviour, measure))
 
 
-def _row(task: str, measure: str, means: Sequence[float], measured: Recovered, prompt: str) -> dict[str, object]:
+def _row(
+    task: str, measure: str, means: Sequence[float], measured: Recovered, prompt: str, full: str
+) -> dict[str, object]:
     share = _share(measure, measured) or (None, None, None)
     ends = dict(zip(("recovered", "recovered_low", "recovered_high"), share, strict=True))
     return {
@@ -200,4 +202,5 @@ def _row(task: str, measure: str, means: Sequence[float], measured: Recovered, p
         "gone": measured.gone,
         "resamples": measured.draws,
         "base_asked": prompt,
+        "full_model": full,
     }

@@ -109,6 +109,11 @@ def choose(
             raise Refused("Name the latents, latents=[3,17], or say how they are chosen, chosen_by._target_=...")
         return chosen_by.choose(trained, seen)
     if not isinstance(latents, int):
+        silent = [latent for latent in latents if 0 <= latent < len(seen.alive) and not seen.alive[latent]]
+        if silent:
+            raise Refused(
+                f"latents names {silent}, which fire on no held-out token: there is nothing to change by them."
+            )
         return chosen_latents(trained, latents, seen.alive, setting="latents")
     if set(trained.roles) != {BASE, TUNED}:
         raise Refused(f"latents={latents} takes those most {whose}'s own of two models: give numbers, latents=[3,17].")

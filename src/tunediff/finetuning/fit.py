@@ -112,6 +112,9 @@ class FineTuning(L.LightningModule):
     def steps(self) -> int:
         return self.length.steps
 
+    def tokens_done(self) -> int:
+        return self.tokens
+
     def tokens_in(self, batch: Step) -> int:
         return batch.tokens
 

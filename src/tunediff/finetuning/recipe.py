@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from tunediff.finetuning.estimate import Estimate, memory
 from tunediff.finetuning.trainable import Trainable
 from tunediff.objectives import Imitation
 from tunediff.schedules import Schedule
+from tunediff.shapes import Refused
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class Recipe:
     packing: bool = False
     examples: int | None = None
     held_out: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise Refused(f"recipe.{name}={getattr(self, name)}: give a number from 0.")
+        for name in ("block", "epochs", "batch", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise Refused(f"recipe.{name}={getattr(self, name)}: give a number from 1.")
 
     def memory(
         self, config: transformers.PretrainedConfig, dtype: str, *, precision: str, processes: int, sharded: bool

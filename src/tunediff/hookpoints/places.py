@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from tunediff.shapes import Refused
+from tunediff.shapes import LORA, Refused
 
-LORA = "lora"
 # in the order a layer computes them; adapters stand in all of its modules
 HOOKPOINTS = ("resid_pre", "attn_out", "mlp_in", "mlp_neurons", "mlp_out", "resid_post", LORA)
 ATTENTION_NAMES = ("self_attn", "attn", "attention")

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from tunediff.hookpoints import Adapter, decoder_layers
-from tunediff.models.adapter import PairError, adapted, brought, located, shapes, twin
+from tunediff.models.adapter import PairError, adapted, brought, check, located, shapes, twin
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
 
@@ -42,8 +42,16 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """The last part of where it comes from."""
-        return Path(self.adapter or self.path).name
+        """The last part of where it comes from; of a fine-tune's folder, whose model is `model`, that folder's."""
+        place = Path(self.adapter or self.path)
+        return place.parent.name if place.name == "model" and place.parent.name else place.name
+
+    def remarks(self) -> list[str]:
+        """Sentences about what is allowed and may not be meant."""
+        made_on = None if self.adapter is None else check(self._adapter()).base_model_name_or_path
+        if made_on is None or Path(located(made_on)).name == Path(self.location).name:
+            return []
+        return [f"The adapter {self.adapter} was made on {made_on}, and stands on {self.path}."]
 
     @property
     def described(self) -> str:
@@ -62,9 +70,14 @@ class ModelSource:
         """As tokenizer.json says. AutoTokenizer would rebuild a Qwen2 model's tokenizer from its type: with other
         splitting rules, and one more special token, than the file has."""
         try:
-            return self._get(transformers.PreTrainedTokenizerFast)
+            found = self._get(transformers.PreTrainedTokenizerFast)
         except (ValueError, PairError):  # no tokenizer.json: an older format that AutoTokenizer converts
-            return self._get(transformers.AutoTokenizer)
+            found = self._get(transformers.AutoTokenizer)
+        if len(found) < 2:  # transformers makes an empty one of a folder that has none
+            raise PairError(
+                f"{self.path} has no tokenizer: put tokenizer.json and tokenizer_config.json beside its model."
+            )
+        return found
 
     @functools.cached_property
     def adapters(self) -> list[Adapter]:
@@ -109,6 +122,9 @@ class ModelSource:
         return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in layers[0].parameters())
 
     def _get(self, kind, **options):
+        place = Path(self.location).expanduser()
+        if self.path.startswith((".", "/", "~")) and not place.is_dir():  # no Hub id begins so
+            raise PairError(f"Cannot load '{self.path}': there is no folder {place.absolute()}.")
         try:
             return kind.from_pretrained(
                 self.location, revision=self.revision or "main", trust_remote_code=False, **options
@@ -117,6 +133,6 @@ class ModelSource:
             raise PairError(
                 f"Cannot load '{self.path}': it is no local folder with a model, and the Hub did not give it "
                 f"(no network, no such id, or no permission). Download it where there is a network, "
-                f"`hf download {self.path} --local-dir <folder>`, and point the pair at the folder: "
-                f"model_pair.base.path=<folder> or model_pair.tuned.path=<folder>."
+                f"`hf download {self.path} --local-dir <folder>`, and name the folder: model_pair.base.path=<folder>, "
+                f"model_pair.tuned.path=<folder>, or of a fine-tune model.path=<folder>."
             ) from error

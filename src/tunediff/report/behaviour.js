@@ -99,8 +99,8 @@ function recovered(columns) {
   const rows = rowsOf(columns), who = ["base", "adapter", "full"];
   const share = (row) => (row.recovered === null ? [said("–", `base and full are not told apart, or full is worse: ${spelled(row.gone)} of ${spelled(row.resamples)} resamples are without a gain`)] : [spelled(row.recovered), rangeOf(row, "recovered")]);
   return section("What the adapter recovers",
-    element("p", { class: "soft" }, "(adapter - base) / (full - base): 0 is the base, 1 the fully fine-tuned model. It depends on how the base was asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover."),
-    tabled("Share of what full fine-tuning changed", ["of", "on", ...who, "recovered", "the base was asked"], rows.map((row) => element("tr", {},
+    element("p", { class: "soft" }, `(adapter - base) / (full - base): 0 is the base, 1 the fully fine-tuned model${rows[0].full_model ? `, ${rows[0].full_model}` : ""}. It depends on how the base was asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover.`),
+    tabled("Share of what full fine-tuning changed", ["share of", "task", ...who, "recovered", "the base was asked"], rows.map((row) => element("tr", {},
       element("td", {}, row.measure), element("td", {}, row.task), who.map((one) => element("td", {}, spelled(row[one]))), element("td", {}, share(row)), element("td", { class: "words" }, row.base_asked))), whole(columns)));
 }
 
@@ -239,7 +239,7 @@ function adapters(columns) {
   for (const one of [by, mode]) one.addEventListener("change", draw);
   draw();
   return section("What each adapter carries",
-    element("p", { class: "soft" }, "The tuned model on held-out text without some of its adapters, or with those alone. Rings: as many adapters drawn at random, without which a cost says little. In the last row all are left out. Whiskers are 95 % intervals; costs do not add up."),
+    element("p", { class: "soft" }, "The tuned model on held-out text without some of its adapters, or with those alone; full is the model with all of them. Rings: as many adapters drawn at random, without which a cost says little. In the last row all are left out. Whiskers are 95 % intervals; costs do not add up."),
     element("div", { class: "filters" }, element("label", { class: "soft" }, "adapters by ", by), element("label", { class: "soft" }, "that are ", mode)), holder);
 }
 

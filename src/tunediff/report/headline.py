@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tunediff.shapes import ROLES
+
 
 class Words(NamedTuple):
     """How a finding is called at the head of a column, and in a line of which `tuned` may follow `base`; None where it is
@@ -46,11 +48,15 @@ HEADLINE = {
 
 def line_of(findings: Mapping[str, Mapping[str, Any]]) -> str:
     """The line of a run: its findings by name, those that have a value."""
-    return ", ".join(
-        f"{words.line} {findings[name]['value']:.4g}"
-        for name, words in HEADLINE.items()
-        if words.line and findings.get(name, {}).get("value") is not None
-    )
+    said, before = [], ""
+    for name, words in HEADLINE.items():
+        if words.line and findings.get(name, {}).get("value") is not None:
+            measure = name.rpartition("/")[0]
+            short = measure == before or words.line not in ROLES  # what is measured stands before the first model
+            what = words.line if short else f"{measure.rpartition('/')[2].replace('_', ' ')} {words.line}"
+            said.append(f"{what} {findings[name]['value']:.4g}")
+            before = measure
+    return ", ".join(said)
 
 
 def columns_of(members: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -91,7 +91,7 @@ function segmentTable() {
     .filter(([, , place]) => FOUND.has(`fidelity/explained_variance/${place}`));
   if (!rows.length) return section("Fidelity", element("p", {}, "The evaluation “fidelity” was not run."));
   return section("Fidelity by model and segment",
-    element("p", { class: "soft" }, "The reconstruction of the pair is written back into each model alone; cross-entropy in nats a token. Hover a heading for its definition, a number for its interval."),
+    element("p", { class: "soft" }, "The reconstruction is written back into each model alone; cross-entropy in nats a token. Hover a heading for its definition, a number for its interval."),
     element("div", { class: "wide" }, element("table", {},
       element("thead", {}, element("tr", {}, element("th", {}, "model"), element("th", {}, "segment"),
         metrics.map(([metric, word]) => element("th", {}, defined(word, `fidelity/${metric}/${rows[0][2]}`))))),

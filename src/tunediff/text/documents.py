@@ -53,7 +53,7 @@ class Text:
                  Without any, the columns have our names already; with some, only these are read
     prepare      steps by name, each from rows under our names to such rows: one a generation, a conversation's first turns
     instruction  put directly in front of every prompt      system   a system message, through the chat template
-    thinking_format   how a response is laid out: a format string with {thinking} and {answer}
+    thinking_format   how a response is laid out: a format string with {thinking} and {answer}; None: R1's way
     context      tokens of one sequence; a longer row is cut into several, none is dropped
     held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
     segments     segments whose tokens are kept; None keeps all
@@ -69,7 +69,7 @@ class Text:
         prepare: Mapping[str, Callable[[Iterable[Mapping[str, Any]]], Iterable[Mapping[str, Any]]]] | None = None,
         instruction: str = "",
         system: str | None = None,
-        thinking_format: str = THINKING_FORMAT,
+        thinking_format: str | None = THINKING_FORMAT,
         context: int = 1024,
         held_out: float | Callable[[str], bool] = 0.05,
         segments: Sequence[str] | None = None,
@@ -84,6 +84,7 @@ class Text:
             raise TextError(f"text.segments has {sorted(unknown)}; the segments are {list(SEGMENTS)}.")
         if context < 2:
             raise TextError(f"text.context={context}: a sequence needs at least 2 tokens.")
+        thinking_format = thinking_format or THINKING_FORMAT
         layout(thinking_format)
         self.rows, self.fields, self.prepare = rows, dict(fields or {}), dict(prepare or {})
         self.instruction, self.system, self.thinking_format = instruction, system, thinking_format

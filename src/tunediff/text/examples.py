@@ -78,7 +78,7 @@ def examples(text: Text, tokenizer, *, held_out: bool = False, block: int, limit
     answers, shortest = False, math.inf
     for row in itertools.islice(text.named_rows(held_out=held_out), limit):
         rows += 1
-        _check_thinking(text, row)
+        _check_whole(text, row)
         rendered = text.rendered(row, tokenizer)
         encoded = encode(tokenizer, rendered.text)
         starts = [first for first, _ in encoded["offset_mapping"]]
@@ -111,14 +111,18 @@ def examples(text: Text, tokenizer, *, held_out: bool = False, block: int, limit
     return Examples(kept, block=block, whole=whole, cut=cut, beheaded=beheaded, without_answer=without_answer)
 
 
-def _check_thinking(text: Text, row) -> None:
-    column = text.fields.get("thinking")
-    if column is not None and not any(row.get(name) for name in ("thinking", "response", "text")):
-        raise TextError(
-            f"Row {row['index']:,} has no thinking: its column '{column}' is {'empty' if column in row else 'missing'}. "
-            "Learning from it would teach answers without thinking: remove such rows, name another column with "
-            "text.fields.thinking=<column>, or say that there is no thinking with ~text.fields.thinking."
-        )
+def _check_whole(text: Text, row) -> None:
+    """Raises TextError for a row that lacks its thinking or its answer."""
+    if any(row.get(name) for name in ("response", "text")):
+        return
+    for name, taught in (("thinking", "answers without thinking"), ("answer", "to stop after thinking")):
+        column = text.fields.get(name)
+        if column is not None and not row.get(name):
+            raise TextError(
+                f"Row {row['index']:,} (counted from 0) has no {name}: its column '{column}' is "
+                f"{'empty' if column in row else 'missing'}. Learning from it would teach {taught}: remove such rows, name "
+                f"another column with text.fields.{name}=<column>, or say that there is none with ~text.fields.{name}."
+            )
 
 
 def packed(examples: Sequence[Example], block: int) -> list[Example]:

@@ -96,6 +96,9 @@ class DictionaryTraining(L.LightningModule):
     def steps(self) -> int:
         return self.length.steps
 
+    def tokens_done(self) -> int:
+        return self.step * self.length.batch
+
     def tokens_in(self, batch: Drawn) -> int:
         return len(batch)
 

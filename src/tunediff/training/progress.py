@@ -17,7 +17,7 @@ class TokenProgress(Callback):
         self.total, self.bar = tokens, None
 
     def on_train_start(self, trainer, module) -> None:
-        done = self.total * module.step // module.steps
+        done = module.tokens_done()
         often = 0.5 if sys.stderr.isatty() else 20.0  # a log file needs fewer lines
         self.bar = tqdm(
             total=self.total, initial=done, unit="tok", unit_scale=True, desc="training", mininterval=often,
@@ -26,7 +26,7 @@ class TokenProgress(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         self.bar.update(module.tokens_in(batch))
-        if batch_index % 50 == 0:
+        if batch_index % 50 == 0 or module.step == module.steps:
             self.bar.set_postfix_str(module.words())
 
     def on_train_end(self, trainer, module) -> None:
