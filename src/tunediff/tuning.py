@@ -153,13 +153,17 @@ def start_processes(cfg: DictConfig, folder: Path) -> None:
         )
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.trainer.devices}", sys.argv[0]]
-    process = subprocess.Popen([sys.executable, *torchrun, *words, f"hydra.run.dir='{folder}'"])
+    place = str(folder).replace("'", "\\'")
+    process = subprocess.Popen([sys.executable, *torchrun, *words, f"hydra.run.dir='{place}'"])
+    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))  # they save and end
     try:
         status = process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGTERM)  # they save and end
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
         process.wait()
-        raise
+        raise Refused("stopped. The same command with this hydra.run.dir goes on from the last step.") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if not folders.is_finished(folder, identity(cfg)):
         said = folders.state_of(folder).get("error") or f"its processes ended with status {status}"
         raise Refused(f"The fine-tune did not end well: {said}")
