@@ -79,10 +79,10 @@ def test_the_digest_sees_ids_flags_and_order(tokenizer):
 
 def test_what_cannot_be_learned_from_is_refused(tokenizer):
     empty = [ROWS[0], {**ROWS[1], "thinking": ""}]
-    with pytest.raises(TextError, match="Row 1 has no thinking: its column 'thinking' is empty"):
+    with pytest.raises(TextError, match="Row 1 .counted from 0. has no thinking: its column 'thinking' is empty"):
         examples(text_of(empty), tokenizer, block=256)
     missing = [{"prompt": "What?", "answer": "7"}]
-    with pytest.raises(TextError, match="Row 0 has no thinking: its column 'trace' is missing"):
+    with pytest.raises(TextError, match="Row 0 .counted from 0. has no thinking: its column 'trace' is missing"):
         examples(text_of(missing, fields={"thinking": "trace"}), tokenizer, block=256)
     assert len(examples(text_of(missing, fields={}), tokenizer, block=256)) == 1
     shortest = min(len(e.ids) for e in examples(text_of(ROWS), tokenizer, block=256))

@@ -247,7 +247,7 @@ def test_records_without_thinking_are_refused_by_their_number(records, tmp_path)
         "recipe.block=512",
     ]
     said = call("finetune.py", "trainer=cpu", *words, f"hydra.run.dir={tmp_path}/run", good=False)
-    assert "error: Row 3 has no thinking: its column 'deepseek_thinking_trajectory' is empty" in said
+    assert "error: Row 3 (counted from 0) has no thinking: its column 'deepseek_thinking_trajectory' is empty" in said
 
 
 def test_how_many_were_cut_is_said(records, tmp_path):

@@ -8,7 +8,6 @@ pair.yaml    base and tuned: python train.py model_pair=<run folder>/pair.yaml
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import shutil
@@ -21,19 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig
 
-import tunediff
 from tunediff import folders, processes
 from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Recipe, Shards, load_state
+from tunediff.finetuning.card import card, line_of, pair_of, placed
 from tunediff.models import ModelSource
 from tunediff.run import make_trainer, processes_of
 from tunediff.schedules import Length, steps_of
 from tunediff.settings import build, check, identity, material, within
-from tunediff.shapes import Refused, Table
+from tunediff.shapes import Refused, Table, flat
 from tunediff.study import write_config
-from tunediff.text import Batches, Examples, Text, examples, packed
+from tunediff.text import Batches, Examples, Text, TextError, examples, packed
 from tunediff.training import Pulse, TokenProgress, latest_checkpoint
 
 log = logging.getLogger(__name__)
@@ -73,6 +71,10 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
             begin(cfg, folder)
             try:
                 learn(cfg, folder, source, recipe, learned, held_out)
+            except SystemExit:  # a signal, answered once everything was saved
+                folders.say(folder, state=folders.INTERRUPTED)
+                log.info("the same command with hydra.run.dir=%s goes on from the last step", folder)
+                raise
             except Exception as error:
                 folders.say(folder, state=folders.FAILED, error=str(error) or type(error).__name__)
                 raise
@@ -110,11 +112,15 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
         )
     if available is None or estimate.total <= available:
         return
+    largest = max(estimate.items, key=estimate.items.get)
+    less = [] if recipe.gradient_checkpointing else ["recipe.gradient_checkpointing=true"]
+    less += [f"a recipe.micro_batch below {recipe.micro_batch}"] if recipe.micro_batch > 1 else []
+    less += [f"a recipe.block below {recipe.block:,}", f"a recipe.objective.chunk below {recipe.objective.chunk:,}"]
+    less += [] if isinstance(recipe.part, Lora) else ["an adapter in place of all weights (recipe=lora)"]
     sentence = (
-        f"It is estimated at {estimate.total / GB:.1f} GB on each device, and a device has {available / GB:.1f} GB. Share it "
-        f"out (trainer=fsdp trainer.devices=<more>), or take less: recipe.block={recipe.block}, "
-        f"recipe.micro_batch={recipe.micro_batch}, recipe.objective.chunk={recipe.objective.chunk}, "
-        "recipe.gradient_checkpointing=true, an adapter in place of all weights (recipe=lora)."
+        f"It is estimated at {estimate.total / GB:.1f} GB on each device, and a device has {available / GB:.1f} GB; the "
+        f"largest part are the {largest}, {estimate.items[largest] / GB:.1f} GB. Share the model out "
+        f"(trainer=fsdp trainer.devices=<more than {count}>), or take less: {', '.join(less)}."
     )
     if cfg.dry_run:
         raise Refused(sentence)
@@ -134,13 +140,16 @@ def device_memory(cfg: DictConfig) -> float | None:
 
 def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
     """What is learned, and what is only measured."""
-    text.check(evaluated=recipe.held_out != 0)
+    text.check(evaluated=False)
     tokenizer = source.tokenizer()
     learned = examples(text, tokenizer, block=recipe.block, limit=recipe.examples)
     log.info("%s", learned.report())
     if recipe.held_out == 0:
         return learned, None
-    return learned, examples(text, tokenizer, held_out=True, block=recipe.block, limit=recipe.held_out)
+    try:
+        return learned, examples(text, tokenizer, held_out=True, block=recipe.block, limit=recipe.held_out)
+    except TextError as error:
+        raise Refused(f"{error} Without a held-out loss: recipe.held_out=0.") from error
 
 
 def start_processes(cfg: DictConfig, folder: Path) -> None:
@@ -173,10 +182,14 @@ def start_processes(cfg: DictConfig, folder: Path) -> None:
 
 
 def begin(cfg: DictConfig, folder: Path) -> None:
-    before = folders.state_of(folder)
-    if before.get("identity") not in (None, identity(cfg)) and latest_checkpoint(folder / "checkpoints") is not None:
+    """Raises Refused for a folder that holds another fine-tune, finished or not, naming the settings that differ."""
+    if folders.state_of(folder).get("identity") not in (None, identity(cfg)):
+        before, now = (
+            flat(s) for s in (folders.read_json(folder / "identity.json").get("settings", {}), material(cfg))
+        )
+        changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         raise Refused(
-            f"{folder} holds another fine-tune that is not finished. Choose another hydra.run.dir, or remove it."
+            f"{folder} holds another fine-tune, with other {', '.join(changed)}. Choose another hydra.run.dir, or remove it."
         )
     write_config(cfg, folder)
     folders.say(folder, identity=identity(cfg), state=folders.RUNNING, error=None, started=folders.clock())
@@ -279,93 +292,14 @@ def curves(history: Sequence[dict]) -> Table:
     return Table("training", {name: [record.get(name) for record in history] for name in history[-1]})
 
 
-# -- what it leaves --------------------------------------------------------------------------------------------------
-
-
 def write_down(
     cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, history: Sequence[dict]
 ) -> None:
     """Curves, tokenizer, card, and the pair."""
     source.tokenizer().save_pretrained(folder / "model")
     folders.write_table(folder, curves(history))
-    folders.write_atomically(folder / "model" / "README.md", card(cfg, source, recipe, learned, history))
+    said = card(source, recipe, learned, history, settings=material(cfg), identity=identity(cfg))
+    folders.write_atomically(folder / "model" / "README.md", said)
     folders.write_atomically(
         folder / "pair.yaml", pair_of(source, folder / "model", adapter=isinstance(recipe.part, Lora))
-    )
-
-
-def pair_of(source: ModelSource, made: Path, *, adapter: bool) -> str:
-    """The option of model_pair that names the model and what became of it."""
-    base = {"_target_": "tunediff.models.ModelSource", "path": placed(source.path), "revision": source.revision}
-    base |= {"dtype": source.dtype}
-    if adapter:
-        tuned = {**base, "adapter": str(made.resolve()), "merged": False}
-    else:  # what was merged into the base is in its weights already
-        tuned = {**base, "path": str(made.resolve()), "revision": None}
-    if source.adapter is not None:
-        base |= {"adapter": placed(source.adapter), "adapter_revision": source.adapter_revision, "merged": True}
-    pair = {"_target_": "tunediff.models.ModelPair", "base": base, "tuned": tuned}
-    pair |= {"tokenizer": "base", "align": "strict"}
-    says = "# Choose it for the model that was fine-tuned here, beside the model it began from.\n"
-    return says + yaml.safe_dump(pair, sort_keys=False)
-
-
-def placed(path: str) -> str:
-    """A local folder by its whole name; a Hub id or shipped weights as they are."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
-
-
-def losses(history: Sequence[dict]) -> dict[str, float]:
-    """The training loss over the last twentieth of the steps, and the held-out loss before and after."""
-    taken = [record["loss"] for record in history if record["loss"] is not None]
-    held_out = [record["held_out_loss"] for record in history if record["held_out_loss"] is not None]
-    last = taken[-max(1, len(taken) // 20) :]
-    found = {"training": sum(last) / len(last)}
-    return found | ({"held out, before": held_out[0], "held out": held_out[-1]} if held_out else {})
-
-
-def line_of(history: Sequence[dict]) -> str:
-    return "nats a learned token: " + ", ".join(f"{name} {value:.4f}" for name, value in losses(history).items())
-
-
-CARD = """---
-base_model: {base}
-library_name: {library}
----
-# {title}
-
-Made by `finetune.py` of tunediff {version} from `{base}`{revision}: {part}.
-
-| loss, nats a learned token | |
-|---|---|
-{losses}
-
-Learned: {report} (SHA-256 of their ids and of what of them is learned: `{digest}`). {steps:,} steps of {batch} sequences.
-The training loss is the mean over the last twentieth of the steps.
-
-The settings in full, of which `{identity}` is the identity:
-
-```json
-{settings}
-```
-"""
-
-
-def card(cfg: DictConfig, source: ModelSource, recipe: Recipe, learned: Examples, history: Sequence[dict]) -> str:
-    """README.md of the model: recipe, data, losses."""
-    adapter = isinstance(recipe.part, Lora)
-    return CARD.format(
-        base=source.path,
-        library="peft" if adapter else "transformers",
-        title=f"{Path(source.path).name}, {'with an adapter' if adapter else 'fine-tuned'}",
-        version=tunediff.__version__,
-        revision=f" at {source.revision}" if source.revision else "",
-        part=str(recipe.part),
-        losses="\n".join(f"| {name} | {value:.4f} |" for name, value in losses(history).items()),
-        report=learned.report(),
-        digest=learned.digest,
-        steps=1 + max(record["step"] for record in history if record["loss"] is not None),
-        batch=recipe.batch,
-        identity=identity(cfg),
-        settings=json.dumps(material(cfg), indent=1),
     )

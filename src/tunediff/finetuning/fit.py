@@ -99,7 +99,11 @@ class FineTuning(L.LightningModule):
             (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.state = state
         if state is not None:
-            model.load_state_dict(state["weights"], strict=False)  # of what is frozen it has nothing
+            unknown = model.load_state_dict(state["weights"], strict=False).unexpected_keys  # what is frozen is missing
+            if unknown:
+                raise Refused(
+                    f"The checkpoint has weights that the model does not know, such as {unknown[0]}: begin anew."
+                )
         self.step = 0 if state is None else state["step"]
         self.tokens = 0 if state is None else state["tokens"]
         self.history: list[dict[str, float | None]] = [] if state is None else [dict(r) for r in state["history"]]

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from tunediff.text.documents import Text, spans_at
 from tunediff.text.rows import TextError
@@ -76,7 +77,9 @@ def examples(text: Text, tokenizer, *, held_out: bool = False, block: int, limit
     kept: list[Example] = []
     cut = beheaded = without_answer = rows = 0
     answers, shortest = False, math.inf
-    for row in itertools.islice(text.named_rows(held_out=held_out), limit):
+    source = itertools.islice(text.named_rows(held_out=held_out), limit)
+    # a text without end shows itself by a bar without one
+    for row in tqdm(source, desc="reading examples", unit="row", total=limit, leave=False, delay=5):
         rows += 1
         _check_whole(text, row)
         rendered = text.rendered(row, tokenizer)
