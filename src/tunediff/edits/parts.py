@@ -75,10 +75,10 @@ def opposite(at: Stream) -> Stream:
     return at._replace(role=OTHER[at.role])
 
 
-def listed(numbers: Tensor) -> str:
+def listed(words: Sequence[object]) -> str:
     """The first of them, and how many more."""
-    more = f" and {len(numbers) - 12} more" if len(numbers) > 12 else ""
-    return ", ".join(map(str, numbers[:12].tolist())) + more
+    more = f" and {len(words) - 12} more" if len(words) > 12 else ""
+    return ", ".join(map(str, words[:12])) + more
 
 
 class Plain:
@@ -124,11 +124,13 @@ class Whole(Plain):
 
 @dataclass(frozen=True)
 class Axes(Plain):
-    """Some coordinates of the hidden vector, such as single neurons or adapters; `numbers` [n], `scale`, `mean` [n]."""
+    """Some coordinates of the hidden vector, such as single neurons or adapters; `numbers` [n], `scale`, `mean` [n], and
+    their `names` where they have any."""
 
     numbers: Tensor
     scale: Tensor
     mean: Tensor
+    names: tuple[str, ...] = ()
     by_coordinate = True
 
     def touches(self, columns: slice) -> bool:
@@ -136,7 +138,7 @@ class Axes(Plain):
 
     @property
     def described(self) -> str:
-        return f"coordinates {listed(self.numbers)}"
+        return f"{listed(self.names)}" if self.names else f"coordinates {listed(self.numbers.tolist())}"
 
     def look(self, at: Stream, place: Place) -> Coordinates:
         own, numbers = place.own, self.numbers.to(place.own.device)
@@ -198,7 +200,7 @@ class Latents(Plain):
 
     @property
     def described(self) -> str:
-        return f"latents {listed(self.numbers)}"
+        return f"latents {listed(self.numbers.tolist())}"
 
     def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
         streams = self.dictionary.streams

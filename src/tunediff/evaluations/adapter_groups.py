@@ -61,5 +61,7 @@ def columns_of(adapters: Sequence[Adapter], members: Iterable[int]) -> torch.Ten
 
 def removal(at: Stream, adapters: Sequence[Adapter], members: Iterable[int]) -> Edit:
     """The edit under which the model runs without these adapters."""
+    members = sorted(members)
     numbers = columns_of(adapters, members)
-    return Edit(at, Axes(numbers, torch.ones(len(numbers)), torch.zeros(len(numbers))), Zero())
+    names = tuple(f"adapter {adapters[member]}" for member in members)
+    return Edit(at, Axes(numbers, torch.ones(len(numbers)), torch.zeros(len(numbers)), names), Zero())

@@ -77,7 +77,6 @@ class FineTuning(L.LightningModule):
         seed: int = 0,
         gradient_checkpointing: bool = True,
         loggers: Sequence[Any] = (),
-        log_every: int = 1,
         evaluate: Batches | None = None,
         evaluate_every: int = 100,
         state: Mapping[str, Any] | None = None,
@@ -91,7 +90,7 @@ class FineTuning(L.LightningModule):
         learning_rate_schedule.check(self.length)
         self.learning_rate, self.learning_rate_schedule = learning_rate, learning_rate_schedule
         self.betas, self.weight_decay, self.clip_norm = tuple(betas), weight_decay, clip_norm
-        self.own_loggers, self.log_every = list(loggers), log_every
+        self.own_loggers = list(loggers)
         self.held_out, self.evaluate_every = evaluate, evaluate_every
         model.train()
         if gradient_checkpointing:
@@ -215,8 +214,7 @@ class FineTuning(L.LightningModule):
             group["lr"] = rate
         optimizer.step()
         self.tokens += batch.tokens
-        if held_out is not None or self.step % self.log_every == 0 or self.step == self.steps - 1:
-            self.record(loss=loss, learning_rate=rate, grad_norm=size, held_out_loss=held_out)
+        self.record(loss=loss, learning_rate=rate, grad_norm=size, held_out_loss=held_out)
         self.step += 1
         if self.step == self.steps and self.held_out:
             self.record(held_out_loss=self.held_out_loss())
