@@ -221,9 +221,10 @@ def test_a_dry_run_says_what_each_gpu_would_hold_and_refuses_what_cannot_fit(qwe
         ),
         (["+trainer.strategy=ddp"], "trainer.strategy=ddp"),
         (["recipe.learning_rate_schedule.warmup='1000 steps'"], "longer than the run"),
-        (
+        pytest.param(
             ["trainer.devices=2", "recipe.learning_rate_schedule.warmup='1000 steps'"],
             "did not end well: warmup=1000 steps is longer than the run",
+            marks=pytest.mark.slow,
         ),
         (["text=s1k_files"], "text.rows.path is not set"),
     ],

@@ -288,6 +288,8 @@ SHORTENED = {  # words that make a command short
     "[recovery,adapter_ablation]": [
         "evaluation.recovery.problems=4",
         "evaluation.adapter_ablation.problems=4",
+        "evaluation.adapter_ablation.by=[type]",
+        "evaluation.adapter_ablation.random=1",
         "tokens=600",
     ],
     "[polarity_examples,unit_comparison]": ["tokens=4000"],

@@ -84,7 +84,7 @@ class Text:
             raise TextError(f"text.segments has {sorted(unknown)}; the segments are {list(SEGMENTS)}.")
         if context < 2:
             raise TextError(f"text.context={context}: a sequence needs at least 2 tokens.")
-        thinking_format = thinking_format or THINKING_FORMAT
+        thinking_format = THINKING_FORMAT if thinking_format is None else thinking_format
         layout(thinking_format)
         self.rows, self.fields, self.prepare = rows, dict(fields or {}), dict(prepare or {})
         self.instruction, self.system, self.thinking_format = instruction, system, thinking_format
