@@ -15,7 +15,7 @@ demo: .venv/.ready
 test: .venv/.ready
 	bash tests/install_system.sh
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxschedchunk 2
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

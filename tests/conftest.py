@@ -20,6 +20,12 @@ from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+LONG = ("test_slurm", "test_sweep", "test_study", "test_notebooks", "test_finetune")
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests come first, so that no worker is left with one of them while the others have nothing to do."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")

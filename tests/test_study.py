@@ -187,6 +187,7 @@ def study_of_big_pair(folder, data_folder, *, steps, layer, window, most):
     assert peak < most
 
 
+@pytest.mark.slow
 def test_a_real_width_and_vocabulary_fit_in_memory(tmp_path, data_folder):
     study_of_big_pair(big_pair(tmp_path, layers=2), data_folder, steps=3, layer=1, window=1, most=7)
 
@@ -342,6 +343,7 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
         small = [] if "--config-path" in words else ["trainer=cpu", "scale=smoke"]
         small += [] if "--config-path" in words or "experiment=" in command else [f"evaluation={evaluation}"]
         words = [w for w in words if not w.startswith(("scale=", "trainer="))]
+        small += ["budget.tokens=2048"] if "-m" in words and "experiment=" not in command else []
         words += [*small, f"{place}={tmp_path}"]
     if words[0] == "finetune.py":
         words = [w for w in words if not w.startswith(("trainer", "memory_gb"))]
