@@ -2,8 +2,6 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-# of the tests: one more than there are cores, since those of Slurm and of killed processes mostly wait
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 # a CPU machine: make demo TORCH_INDEX=<an index of CPU builds of torch>
 PIP_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
@@ -15,7 +13,7 @@ demo: .venv/.ready
 test: .venv/.ready
 	bash tests/install_system.sh
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxschedchunk 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxschedchunk 2
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
