@@ -27,6 +27,9 @@ STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none"]
 LONG = ["budget.tokens=100000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.3"]  # 400 steps
 
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm on this machine
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     if not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
