@@ -27,7 +27,7 @@ STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none"]
 LONG = ["budget.tokens=100000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.3"]  # 400 steps
 
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm on this machine
+pytestmark = pytest.mark.xdist_group("slurm")  # one cluster is started for all of them
 
 
 @pytest.fixture(scope="session")
