@@ -14,7 +14,7 @@ import torch
 from browser import CHROMIUM
 from tunediff import folders
 from tunediff.evaluations.stability import partners
-from tunediff.report import in_words, members_under, write_comparison, write_report
+from tunediff.report import in_words, line_of, members_under, write_comparison, write_report
 from tunediff.shapes import Table
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
@@ -429,3 +429,14 @@ def test_directions_of_adapters_are_shown_where_there_is_no_table_of_latents(tmp
     assert (
         page.run("await wait(() => !panel().hidden); return panel().querySelector('h2').textContent;") == "0.q_proj -"
     )
+
+
+def test_the_line_of_a_run_names_a_measure_once_and_never_leaves_it_out():
+    def line(*names):
+        return line_of({name: {"value": 0.5} for name in names})
+
+    variance, recovered = "fidelity/explained_variance", "fidelity/ce_recovered"
+    assert line(f"{variance}/base", f"{variance}/tuned") == "explained variance base 0.5, tuned 0.5"
+    assert line(f"{variance}/tuned", f"{recovered}/tuned") == "explained variance tuned 0.5, CE recovered tuned 0.5"
+    bits = [f"tokenizers/bits_per_byte/{role}/shared" for role in ("base", "tuned")]
+    assert line(*bits) == "bits per byte base 0.5, tuned 0.5"

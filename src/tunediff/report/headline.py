@@ -22,9 +22,9 @@ class Words(NamedTuple):
 HEADLINE = {
     "fidelity/explained_variance/pooled": Words("EV", None),
     "fidelity/explained_variance/base": Words("EV base", "explained variance base"),
-    "fidelity/explained_variance/tuned": Words("EV tuned", "tuned"),
+    "fidelity/explained_variance/tuned": Words("EV tuned", "explained variance tuned"),
     "fidelity/ce_recovered/base": Words("CE rec. base", "CE recovered base"),
-    "fidelity/ce_recovered/tuned": Words("CE rec. tuned", "tuned"),
+    "fidelity/ce_recovered/tuned": Words("CE rec. tuned", "CE recovered tuned"),
     "fidelity/l0/mean": Words("L0", "L0"),
     "fidelity/dead_fraction": Words("dead", "dead"),
     "geometry/count/base_only": Words("base-only", "base-only"),
@@ -37,7 +37,7 @@ HEADLINE = {
     "layer_divergence/cosine/smallest": Words(None, "smallest cosine"),
     "layer_divergence/cosine/smallest_layer": Words(None, "at layer"),
     "tokenizers/bits_per_byte/base/shared": Words(None, "bits per byte base"),
-    "tokenizers/bits_per_byte/tuned/shared": Words(None, "tuned"),
+    "tokenizers/bits_per_byte/tuned/shared": Words(None, "bits per byte tuned"),
     "tokenizers/difference/pair": Words("bits a byte apart", "bits per byte, tuned tokenizer less base"),
     "stability/all": Words("stable", None),
     "stability/shared": Words("stable shared", None),
@@ -47,14 +47,13 @@ HEADLINE = {
 
 
 def line_of(findings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The line of a run: its findings by name, those that have a value."""
+    """The line of a run: its findings by name, those that have a value. What both models have is named once."""
     said, before = [], ""
     for name, words in HEADLINE.items():
         if words.line and findings.get(name, {}).get("value") is not None:
-            measure = name.rpartition("/")[0]
-            short = measure == before or words.line not in ROLES  # what is measured stands before the first model
-            what = words.line if short else f"{measure.rpartition('/')[2].replace('_', ' ')} {words.line}"
-            said.append(f"{what} {findings[name]['value']:.4g}")
+            measure, _, model = words.line.rpartition(" ")
+            named = model if model in ROLES and measure == before else words.line
+            said.append(f"{named} {findings[name]['value']:.4g}")
             before = measure
     return ", ".join(said)
 
