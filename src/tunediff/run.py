@@ -231,7 +231,7 @@ def beat(runs: Sequence[Run], step: int) -> None:
     for run in runs:
         if run.member.error is None:
             if run.member.history:
-                folders.write_table(run.folder, Table("training", curves_of(run.member)))
+                folders.write_table(run.folder, Table("training", curves_of(run.member.history)))
             last = run.member.history[-1] if run.member.history else {}
             folders.say(
                 run.folder,

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,8 @@ class Run:
         return None if self.member is None else self.member.error
 
     def open_loggers(self) -> None:
-        """A logger that starts from nothing is told what happened before a resumption."""
-        history = [] if self.member is None else self.member.history
         for logger in self.loggers:
-            logger.log_hyperparams(material(self.cfg))
-            if getattr(logger, "starts_anew", False):
-                for record in history:
-                    logger.log_metrics({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+            open_logger(logger, self.cfg, [] if self.member is None else self.member.history)
 
     def fit(self, rows: Rows, source: Source) -> None:
         """The statistics of its own streams, from a sample of all."""
@@ -126,7 +121,7 @@ class Run:
         else:
             dictionary = self.member.dictionary.to(device).eval().requires_grad_(False)
             dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
-            found.append(Table("training", curves_of(self.member)))
+            found.append(Table("training", curves_of(self.member.history)))
         described = about(self.cfg, pair, self.streams)
         write_findings(self.folder, found, described, by="study")
         trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens, folder=self.folder)
@@ -164,8 +159,17 @@ class Run:
 # -- its parts -------------------------------------------------------------------------------------------------------
 
 
-def curves_of(member: Member) -> dict[str, list]:
-    return {key: [record.get(key) for record in member.history] for key in member.history[-1]}
+def open_logger(logger: Any, cfg: DictConfig, history: Sequence[Mapping[str, float | None]]) -> None:
+    """It learns all settings; one that starts from nothing is told what happened before a resumption."""
+    logger.log_hyperparams(material(cfg))
+    for record in history if getattr(logger, "starts_anew", False) else ():
+        values = {name: value for name, value in record.items() if name != "step" and value is not None}
+        logger.log_metrics(values, step=record["step"])
+
+
+def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
+    """Columns of the table `training`: what the last record has, of every record."""
+    return {key: [record.get(key) for record in history] for key in history[-1]}
 
 
 def learns(cfg: DictConfig) -> bool:
@@ -213,7 +217,9 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
     if learns(cfg):
         study |= {
             "dictionary": dictionary_name(cfg),
-            "layer": "all" if cfg.dictionary.hookpoint.name == LORA else spelled(stream.layer for stream in streams),
+            "layer": "all"
+            if cfg.dictionary.hookpoint.name == LORA
+            else spelled(sorted({stream.layer for stream in streams})),
             "streams": ", ".join(map(str, streams)),
             "hookpoint": cfg.dictionary.hookpoint.name,
             "latents": latents_of(cfg.dictionary.latents, streams),
@@ -223,9 +229,11 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
     return {"identity": identity(cfg), "study": {**study, "version": tunediff.__version__}}
 
 
-def spelled(layers: Iterable[int]) -> str:
-    """Numbers of layers, as they were counted out of a fraction or of all."""
-    return ", ".join(map(str, sorted(set(layers))))
+def spelled(layers: Sequence[int]) -> str:
+    """1,3 as they are; four or more in a row as 0-27."""
+    if len(layers) > 3 and layers[-1] - layers[0] == len(layers) - 1:
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))
 
 
 def pair_name(pair: ModelPair) -> str:

@@ -30,7 +30,7 @@ from tunediff.run import make_trainer, processes_of
 from tunediff.schedules import Length, steps_of
 from tunediff.settings import build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
-from tunediff.study import write_config
+from tunediff.study import curves_of, open_logger, write_config
 from tunediff.text import Batches, Examples, Text, TextError, examples, packed
 from tunediff.training import Pulse, TokenProgress, latest_checkpoint
 
@@ -44,7 +44,8 @@ GB = 1e9
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
     """A fine-tune in its folder. One that is finished there is left as it is; one that was interrupted goes on."""
-    if int(os.environ.get("RANK", 0)) > 0:
+    rank = int(os.environ.get("RANK", 0))
+    if rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # one process speaks for all
     # whoever started torchrun cleans up, after having read why: one process must not, while others still write
     with nullcontext() if "TORCHELASTIC_RUN_ID" in os.environ else folders.unless_refused(folder):
@@ -62,9 +63,8 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
             start_processes(cfg, folder)
             return
-        if processes_of(cfg) > 1 or int(os.environ.get("RANK", 0)) == 0:
-            folders.make_folder(folder)
-        if int(os.environ.get("RANK", 0)) > 0:
+        folders.make_folder(folder)
+        if rank > 0:
             learn(cfg, folder, source, recipe, learned, held_out)
             return
         with folders.held(folder, "The fine-tune"):
@@ -268,14 +268,6 @@ def told_of_failure(loggers: Sequence[Any]) -> Iterator[None]:
         raise
 
 
-def open_logger(logger: Any, cfg: DictConfig, history: Sequence[dict]) -> None:
-    """A logger that starts from nothing is told what happened before a resumption."""
-    logger.log_hyperparams(material(cfg))
-    for record in history if getattr(logger, "starts_anew", False) else ():
-        values = {name: value for name, value in record.items() if name != "step" and value is not None}
-        logger.log_metrics(values, step=record["step"])
-
-
 def interval(every: float | str | None, steps: Batches) -> int:
     """Steps between two looks at the held-out loss."""
     length = Length(len(steps), steps.tokens_of_a_step)
@@ -284,12 +276,8 @@ def interval(every: float | str | None, steps: Batches) -> int:
 
 def beat(folder: Path, module: FineTuning, step: int) -> None:
     if module.history:
-        folders.write_table(folder, curves(module.history))
+        folders.write_table(folder, Table("training", curves_of(module.history)))
     folders.say(folder, state=folders.RUNNING, step=step, steps=module.steps)
-
-
-def curves(history: Sequence[dict]) -> Table:
-    return Table("training", {name: [record.get(name) for record in history] for name in history[-1]})
 
 
 def write_down(
@@ -297,7 +285,7 @@ def write_down(
 ) -> None:
     """Curves, tokenizer, card, and the pair."""
     source.tokenizer().save_pretrained(folder / "model")
-    folders.write_table(folder, curves(history))
+    folders.write_table(folder, Table("training", curves_of(history)))
     said = card(source, recipe, learned, history, settings=material(cfg), identity=identity(cfg))
     folders.write_atomically(folder / "model" / "README.md", said)
     folders.write_atomically(

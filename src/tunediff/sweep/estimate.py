@@ -19,7 +19,7 @@ import torch
 from tunediff.dictionary import latents_of
 from tunediff.models import ModelPair
 from tunediff.settings import build
-from tunediff.study import Run, learns
+from tunediff.study import Run, learns, spelled
 
 GB = 1e9
 
@@ -109,13 +109,6 @@ def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: torch.device 
     if device:
         said += f"\ntime: FLOP model of training at {rate_of(device) / 1e9:,.0f} GFLOP/s, one product measured on this {device.type}"
     return said
-
-
-def spelled(layers: Sequence[int]) -> str:
-    """1,3 as they are; four or more in a row as 0-27."""
-    if len(layers) > 3 and layers[-1] - layers[0] == len(layers) - 1:
-        return f"{layers[0]}-{layers[-1]}"
-    return ",".join(map(str, layers))
 
 
 def duration(seconds: float) -> str:
