@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # the command line imports this file and stays free of torch
 BASE, TUNED = "base", "tuned"
 ROLES = (BASE, TUNED)
 OTHER = {BASE: TUNED, TUNED: BASE}
+# What may stand beside a pair (arXiv 2602.20904): the tuned model with the base's MLPs, and that with transcoder adapters.
+HYBRID, ADAPTER = "hybrid", "adapter"
 LORA = "lora"  # the hookpoint of all low-rank adapters of a model, whatever their layers
+TRANSCODER = "transcoder"  # the hookpoint of the latents of one layer's transcoder adapter
 DIFFERENCE = "difference"  # tuned - base at the same place, as one stream
 
 # What part of a document a token stands in. "prefix" is the opening sentence of the thinking; "text" is a document

@@ -6,6 +6,7 @@ from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
 from tunediff.dictionary.polarities import SIGNS, Polarities
 from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK
+from tunediff.dictionary.transcoder_adapter import Pass, Transcoder, TranscoderAdapter
 
 __all__ = [
     "L1",
@@ -17,9 +18,12 @@ __all__ = [
     "Linear",
     "Normalisation",
     "Partition",
+    "Pass",
     "Polarities",
     "SparseCodes",
     "Sparsity",
     "TopK",
+    "Transcoder",
+    "TranscoderAdapter",
     "latents_of",
 ]

@@ -35,7 +35,24 @@ def latents_of(setting: int | str, streams: Sequence[Stream]) -> int:
     return int(number) * (streams[0].width if words.endswith("x") else 1)
 
 
-class Crosscoder(nn.Module):
+class Kept(nn.Module):
+    """A dictionary that has a folder of its own: weights.safetensors and config.json."""
+
+    streams: list[Stream]
+
+    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """`config` is what built this dictionary, kept for rebuilding it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        partial = folder / "weights.partial"
+        safetensors.torch.save_file(state, partial)
+        os.replace(partial, folder / "weights.safetensors")
+        described = {**config, "streams": [list(s) for s in self.streams]}
+        (folder / "config.partial").write_text(json.dumps(described, indent=1))
+        os.replace(folder / "config.partial", folder / "config.json")
+
+
+class Crosscoder(Kept):
     """W_enc [width, latent], b_enc [latent], W_dec [latent, width], b_dec [width]. W_enc lies in memory as its transpose,
     so that what concerns one latent is contiguous in both matrices.
 
@@ -284,19 +301,6 @@ class Crosscoder(nn.Module):
         self.unit.div_(torch.stack([r[0] for r in ratio.split(self.widths)]))
         old.mean.copy_(mean)
         old.scale.copy_(scale)
-
-    # -- the folder a dictionary is kept in --------------------------------------------------------------------------
-
-    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """weights.safetensors and config.json; `config` is what built this dictionary, kept for rebuilding it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        partial = folder / "weights.partial"
-        safetensors.torch.save_file(state, partial)
-        os.replace(partial, folder / "weights.safetensors")
-        described = {**config, "streams": [list(s) for s in self.streams]}
-        (folder / "config.partial").write_text(json.dumps(described, indent=1))
-        os.replace(folder / "config.partial", folder / "config.json")
 
 
 def geometric_median(points: Tensor, *, steps: int = 30) -> Tensor:

@@ -23,6 +23,7 @@ from tunediff.edits.gates import (
 from tunediff.edits.operations import Add, Clamp, Keep, MeanAblate, Operation, Patch, Scale, Zero
 from tunediff.edits.parts import Axes, Directions, Latents, Part, Whole, opposite
 from tunediff.edits.sequences import TAG, Sequences, thinking_opened
+from tunediff.edits.transcoders import transcoder_edits
 
 __all__ = [
     "TAG",
@@ -55,4 +56,5 @@ __all__ = [
     "needed",
     "opposite",
     "thinking_opened",
+    "transcoder_edits",
 ]

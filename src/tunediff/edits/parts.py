@@ -71,7 +71,11 @@ class Part(Protocol):
 
 
 def opposite(at: Stream) -> Stream:
-    """The same place of the other model."""
+    """The same place of the other model. Raises Refused for a model beside the pair, which has no other."""
+    if at.role not in OTHER:
+        raise Refused(
+            f"An edit at {at} asks for the other model's hidden vectors, and the {at.role} model has no other."
+        )
     return at._replace(role=OTHER[at.role])
 
 

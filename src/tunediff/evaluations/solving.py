@@ -19,7 +19,7 @@ from tunediff.benchmarks import Behaviour, Grade, Grader, Problem, Task, behavio
 from tunediff.edits import Edit
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Asked, Decoding, Engine, Response, ask, generate, surprise
-from tunediff.shapes import BASE, OTHER, TUNED, Note, Refused
+from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Note, Refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +142,9 @@ class Solver:
         sources = [self.pair.sources[role] for role in (BASE, TUNED)]
         named = [condition.role, *(f"{source} {source.files()}" for source in sources), repr(self.decoding)]
         named.append(type(self.engine).__name__)
+        if condition.role not in (BASE, TUNED):  # it stands beside them, with an adapter or without
+            beside = [self.pair.adapter_on, self.pair.adapter] if condition.role == ADAPTER else []
+            named.append(digest(beside))
         named += [str(self.own_template), str(condition.asked_as), str(condition.alongside)]
         return digest([*named, *condition.edits])
 

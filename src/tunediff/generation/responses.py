@@ -138,7 +138,7 @@ def generate(
     if longest + decoding.tokens > context:
         raise Refused(
             f"A prompt of {longest} tokens and decoding.tokens={decoding.tokens} are more than the {context} that "
-            f"{pair.sources[role].path} can read: set decoding.tokens to at most {max(context - longest, 0)}."
+            f"{pair.source(role).path} can read: set decoding.tokens to at most {max(context - longest, 0)}."
         )
     found: list[Response | None] = [None] * len(asked)
     with tqdm(total=len(asked), desc=title, unit="response", leave=False, delay=2) as bar:

@@ -40,8 +40,10 @@ class VLLM:
             import vllm
         except ImportError as error:
             raise Refused('engine=tunediff.generation.VLLM needs vLLM: pip install "tunediff[vllm]".') from error
-        if pair.sources[role].adapter is not None:
-            raise Refused("vLLM is given whole models: merge the adapter into a folder of its own, or use Batched.")
+        if role not in pair.sources or pair.sources[role].adapter is not None:
+            raise Refused(
+                "vLLM is given whole models: merge a low-rank adapter into a folder of its own, or choose Batched."
+            )
         source, ends = pair.sources[role], pair.ends(role) | {tokenizer.eos_token_id}
         model = vllm.LLM(
             source.location, revision=source.revision, dtype=source.dtype, gpu_memory_utilization=self.share

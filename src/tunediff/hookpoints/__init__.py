@@ -12,7 +12,7 @@ Hooks live inside a `with` and are gone afterwards, also when the body raises.
 
 from tunediff.hookpoints.adapters import Adapter, adapters_of, in_order
 from tunediff.hookpoints.hooks import ForwardStopped, attending, reading, writing, writing_pieces
-from tunediff.hookpoints.places import HOOKPOINTS, LORA, Point, check_hookpoint, decoder_layers
+from tunediff.hookpoints.places import HOOKPOINTS, LORA, Point, check_hookpoint, decoder_layers, mlp_of, transcoder_of
 
 __all__ = [
     "HOOKPOINTS",
@@ -25,7 +25,9 @@ __all__ = [
     "check_hookpoint",
     "decoder_layers",
     "in_order",
+    "mlp_of",
     "reading",
+    "transcoder_of",
     "writing",
     "writing_pieces",
 ]

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from tunediff.shapes import LORA, Refused
+from tunediff.shapes import LORA, TRANSCODER, Refused
 
 # in the order a layer computes them; adapters stand in all of its modules
-HOOKPOINTS = ("resid_pre", "attn_out", "mlp_in", "mlp_neurons", "mlp_out", "resid_post", LORA)
+HOOKPOINTS = ("resid_pre", "attn_out", "mlp_in", "mlp_neurons", TRANSCODER, "mlp_out", "resid_post", LORA)
 ATTENTION_NAMES = ("self_attn", "attn", "attention")
 LAST_PROJECTIONS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2")
 
@@ -44,8 +44,22 @@ def module_of(model: nn.Module, point: Point) -> tuple[nn.Module, bool]:
     if point.hookpoint in ("mlp_in", "mlp_out"):
         return layer.mlp, point.hookpoint == "mlp_in"
     if point.hookpoint == "mlp_neurons":
-        return _first(layer.mlp, LAST_PROJECTIONS, "last projection of the MLP"), True
+        return _first(mlp_of(layer), LAST_PROJECTIONS, "last projection of the MLP"), True
+    if point.hookpoint == TRANSCODER:
+        return transcoder_of(layer).kept, False
     return _first(layer, ATTENTION_NAMES, "attention"), False
+
+
+def mlp_of(layer: nn.Module) -> nn.Module:
+    """The MLP of a decoder layer, without the adapter that may stand beside it."""
+    return layer.mlp.mlp if hasattr(layer.mlp, TRANSCODER) else layer.mlp
+
+
+def transcoder_of(layer: nn.Module) -> nn.Module:
+    """The adapter beside the MLP of a decoder layer. Raises Refused where none stands there."""
+    if not hasattr(layer.mlp, TRANSCODER):
+        raise Refused("No transcoder adapter stands beside the MLPs of this model: read the role adapter.")
+    return layer.mlp.transcoder
 
 
 def _first(module: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:

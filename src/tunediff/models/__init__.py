@@ -1,11 +1,13 @@
 """Two causal language models side by side.
 
 source.py   where a model comes from      adapter.py   low-rank adapters on the weights of another
-pair.py     the two, read together and run under edits
+pair.py     the two, read together        hybrid.py    the tuned one with the base's MLPs, with transcoder adapters
+            and run under edits                        beside them or without
 """
 
 from tunediff.models.adapter import PairError
+from tunediff.models.hybrid import replaceable, replacing
 from tunediff.models.pair import ModelPair
 from tunediff.models.source import ModelSource
 
-__all__ = ["ModelPair", "ModelSource", "PairError"]
+__all__ = ["ModelPair", "ModelSource", "PairError", "replaceable", "replacing"]

@@ -6,6 +6,7 @@ answers every question about layers, widths and tokens; `load(device)` brings th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -13,14 +14,20 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
 from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading
 from tunediff.models.adapter import PairError
+from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.source import ModelSource
-from tunediff.shapes import BASE, DIFFERENCE, OTHER, ROLES, TUNED, Stream
+from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
 from tunediff.text import Batch, compare_tokenizers
 
 ALL_LAYERS = "all"
+BESIDE = (
+    HYBRID,
+    ADAPTER,
+)  # roles of models that may stand beside a pair; configuration and tokenizer are the tuned one's
 Caches = dict[str, transformers.Cache]  # role -> the keys and values of the columns that were computed
 
 
@@ -51,6 +58,10 @@ class ModelPair:
         self.owner, self.align, self.hesitations = tokenizer, align, tuple(hesitations)
         self._tokenizers = {role: source.tokenizer() for role, source in self.sources.items()}
         self.models: dict[str, nn.Module] = {}
+        self.adapter: TranscoderAdapter | None = None  # of the models that stand beside, and what it stands in
+        self.adapter_on = HYBRID
+        for role in BESIDE:
+            self.configs[role], self._tokenizers[role] = self.configs[TUNED], self._tokenizers[TUNED]
 
     @property
     def tokenizers(self) -> tuple:
@@ -69,13 +80,17 @@ class ModelPair:
 
     def ends(self, role: str) -> set[int]:
         """Tokens with which a model may end a response: instruction models often have several."""
-        given = [self.sources[role].ends(), self.configs[role].eos_token_id, self._tokenizers[role].eos_token_id]
+        given = [self.source(role).ends(), self.configs[role].eos_token_id, self._tokenizers[role].eos_token_id]
         every = (one if isinstance(one, list) else [one] for one in given)
         return {token for tokens in every for token in tokens if token is not None}
 
     def entry(self, role: str) -> int:
         """Which of a batch's ids belong to this model."""
-        return 0 if self.align == "strict" or role == self.owner else 1
+        return 0 if self.align == "strict" or (TUNED if role in BESIDE else role) == self.owner else 1
+
+    def source(self, role: str) -> ModelSource:
+        """Where a model comes from; of one that stands beside the pair, where its attention, norms and embeddings do."""
+        return self.sources[TUNED if role in BESIDE else role]
 
     def check_tokens(self, texts: Iterable[str]) -> list[str]:
         """Sentences about differing special tokens. Raises where ordinary text is cut differently or an id of one
@@ -114,11 +129,12 @@ class ModelPair:
         difference. An integer counts from 0, a fraction below 1 is a relative depth (0.5 is half of each model), "all" is
         every layer. The hookpoint lora is one place for all adapters of a model, named by the last layer that has one."""
         check_hookpoint(hookpoint)
-        if reads not in ("both", *ROLES, DIFFERENCE):
-            raise PairError(f"dictionary.reads='{reads}': choose both, base, tuned or difference.")
+        if reads not in ("both", *ROLES, DIFFERENCE, *BESIDE):
+            raise PairError(f"dictionary.reads='{reads}': choose both, base, tuned, difference, hybrid or adapter.")
         if hookpoint == LORA:
             return [self._adapters(reads, layer)]
-        roles = [reads] if reads in ROLES else ROLES
+        single = reads in (*ROLES, *BESIDE)
+        roles = [reads] if single else ROLES
         if layer == ALL_LAYERS:
             layer = list(range(self.depth(roles[-1])))
         layers = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
@@ -127,7 +143,7 @@ class ModelPair:
             for one in layers
             for role in roles
         ]
-        if reads in ROLES:
+        if single:
             return found
         widths = {stream.role: stream.width for stream in found}
         if equal_widths and len(set(widths.values())) > 1:
@@ -165,6 +181,8 @@ class ModelPair:
 
     def width(self, role: str, hookpoint: str) -> int:
         """Of a hidden vector at a hookpoint of one layer."""
+        if hookpoint == TRANSCODER:
+            return self._adapter_of(role).latents_per_layer
         config = self.configs[role]
         if hookpoint != "mlp_neurons":
             return config.hidden_size
@@ -181,7 +199,7 @@ class ModelPair:
             return int(layer * depth)
         if not 0 <= layer < depth:
             raise PairError(
-                f"layer={layer} is out of range: the {role} model {self.sources[role].path} has layers 0 to {depth - 1}."
+                f"layer={layer} is out of range: the {role} model {self.source(role).path} has layers 0 to {depth - 1}."
             )
         return int(layer)
 
@@ -196,6 +214,30 @@ class ModelPair:
                 under = shared if self.shares_weights(role) else None
                 self.models[role] = self.sources[role].weights(under).to(device)
         return self
+
+    def stand_beside(self, adapter: TranscoderAdapter, *, on: str = HYBRID) -> None:
+        """The hybrid, and a model with this adapter beside its MLPs, as models with the roles hybrid and adapter: everything
+        that takes a role takes these. `on` is what the adapter stands in: the hybrid, or the tuned model itself. Weights are
+        in memory once. Raises PairError for an adapter that was trained on another pair."""
+        if self.align != "strict":
+            raise PairError(
+                "model_pair.align=by_text: a transcoder adapter needs two models that read the same tokens."
+            )
+        self.models[HYBRID] = hybrid(self.models[TUNED], self.models[BASE])
+        self.models[ADAPTER] = adapted(self.models[on], adapter)
+        self.adapter, self.adapter_on = adapter, on
+
+    def with_adapter(self, adapter: TranscoderAdapter, *, on: str = HYBRID) -> ModelPair:
+        """Another pair over the same weights, with another adapter beside it."""
+        other = copy.copy(self)
+        other.models = dict(self.models)
+        other.stand_beside(adapter, on=on)
+        return other
+
+    def _adapter_of(self, role: str) -> TranscoderAdapter:
+        if role == ADAPTER and self.adapter is not None:
+            return self.adapter
+        raise PairError(f"The {role} model has no transcoder adapters: dictionary=transcoder_adapter trains them.")
 
     def shares_weights(self, role: str) -> bool:
         """Whether the model takes no memory of its own beside the base, but for an adapter."""
@@ -285,7 +327,7 @@ class ModelPair:
 
     def new_caches(self) -> Caches:
         """Nothing has been computed yet, in either model."""
-        return {role: transformers.DynamicCache(config=self.configs[role]) for role in ROLES}
+        return {role: transformers.DynamicCache(config=self.configs[role]) for role in self.models}
 
     @torch.no_grad()
     def _read_alongside(

@@ -1,0 +1,213 @@
+"""What fine-tuning changed in the MLPs, as sparse latents beside each of them (arXiv 2602.20904):
+
+    T(x) = sparsity(x W_enc + b_enc) W_dec + b_dec        x: what enters the MLP; T(x) is added to what leaves it
+
+One transcoder a layer. Together they are a dictionary whose latents are those of all layers side by side, so that whatever
+reads a dictionary reads them. Pure modules that know no model and no data.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tunediff.dictionary.codes import DenseCodes
+from tunediff.dictionary.crosscoder import Kept, latents_of
+from tunediff.dictionary.normalisation import Normalisation
+from tunediff.dictionary.sparsity import Sparsity
+from tunediff.shapes import Refused, Rows, Stream
+
+
+@dataclass
+class Pass:
+    """One forward pass in training: what every transcoder is told, and what the last one said.
+
+    settings     scheduled values of the step (l1, k)
+    real         [batch, position] bool: tokens that count; padding has no latents
+    """
+
+    settings: Mapping[str, float]
+    real: Tensor
+
+
+@dataclass
+class Seen:
+    """Of one transcoder in one pass: sparsity terms, each with its coefficient; active latents a token; which fired."""
+
+    penalties: dict[str, Tensor]
+    l0: Tensor
+    fired: Tensor
+
+
+class Transcoder(nn.Module):
+    """W_enc [width, latent], b_enc [latent], W_dec [latent, width], b_dec [width] or None. Encoders begin uniform in
+    +-1/sqrt(width), all else at zero, so that an untrained one adds nothing (arXiv 2602.20904, appendix A).
+
+    A decoder that begins at zero gives its latents no weight: those that TopK and BatchTopK keep are chosen by activation
+    alone. Penalties weigh a latent by the norm of its decoder row.
+    """
+
+    def __init__(self, width: int, latents: int, *, sparsity: Sparsity, bias: bool, generator: torch.Generator):
+        super().__init__()
+        self.W_enc = nn.Parameter((2 * torch.rand(width, latents, generator=generator) - 1) / width**0.5)
+        self.b_enc = nn.Parameter(torch.zeros(latents))
+        self.W_dec = nn.Parameter(torch.zeros(latents, width))
+        self.b_dec = nn.Parameter(torch.zeros(width)) if bias else None
+        self.sparsity = sparsity
+        self.kept = nn.Identity()  # the hookpoint `transcoder`: latents on their way to the decoder
+        self.training_pass: Pass | None = None
+        self.seen: Seen | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width], in the precision of the weights and returned in that of x."""
+        latents = self.encode(x) if self.training_pass is None else self._learn(x, self.training_pass)
+        return self.decode(self.kept(latents)).to(x.dtype)
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """[..., latent] before sparsity."""
+        return x.to(self.W_enc.dtype) @ self.W_enc + self.b_enc
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[..., latent]; of each token alone."""
+        return self.sparsity(self.pre_activations(x), self._scores())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        written = latents.to(self.W_dec.dtype) @ self.W_dec
+        return written if self.b_dec is None else written + self.b_dec
+
+    def _learn(self, x: Tensor, given: Pass) -> Tensor:
+        """The latents of a training batch [batch, position, width]; selection may look at all of it."""
+        real = given.real.flatten()
+        pre = self.pre_activations(x).float().flatten(0, 1)[real]
+        kept = pre if self.sparsity.keeps_pre else None
+        codes = DenseCodes(self.sparsity.select(pre, self._scores(), given.settings), kept)
+        norms = self.W_dec.norm(dim=-1)
+        penalties = self.sparsity.penalties(codes, norms, 1.0, given.settings)
+        self.seen = Seen(penalties, codes.l0(), codes.fired())
+        whole = codes.latents.new_zeros(len(real), codes.latents.shape[1])
+        return whole.index_put((real.nonzero()[:, 0],), codes.latents).unflatten(0, x.shape[:-1])
+
+    def _scores(self) -> Tensor:
+        return torch.ones_like(self.b_enc)
+
+
+class TranscoderAdapter(Kept):
+    """One Transcoder a stream: streams are `mlp_in` of the adapted model, one a layer. Latent n of layer l has the number
+    l * latents_per_layer + n.
+
+    latents        of each layer; "8x": so many times the width
+    sparsity       each layer has its own, made from this one
+    decoder_bias   whether each transcoder may add a constant
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        *,
+        latents: int | str,
+        sparsity: Sparsity,
+        decoder_bias: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.streams = [Stream(*stream) for stream in streams]
+        self.widths = [stream.width for stream in self.streams]
+        if [stream.layer for stream in self.streams] != list(range(len(self.streams))):
+            raise Refused(
+                "A transcoder adapter stands beside the MLP of every layer, and is trained with all of them: leave layer out."
+            )
+        self.latents_per_layer = latents_of(latents, self.streams)
+        generator = torch.Generator().manual_seed(seed)
+        made = []
+        for width in self.widths:
+            own = copy.deepcopy(sparsity)
+            own.prepare(self.latents_per_layer)
+            made.append(Transcoder(width, self.latents_per_layer, sparsity=own, bias=decoder_bias, generator=generator))
+        self.layers = nn.ModuleList(made)
+        self.normalisation = Normalisation(self.widths, kind="none", sink_multiple=None)
+
+    @property
+    def latents(self) -> int:
+        """Of all layers."""
+        return len(self.layers) * self.latents_per_layer
+
+    @property
+    def sparsity(self) -> Sparsity:
+        """Its kind and settings; of the first layer."""
+        return self.layers[0].sparsity
+
+    @property
+    def partition(self) -> None:
+        return None
+
+    def place_of(self, number: int) -> tuple[int, int]:
+        """Layer, and number within it."""
+        return divmod(number, self.latents_per_layer)
+
+    def by_layer(self, numbers: Sequence[int]) -> dict[int, list[int]]:
+        """Layer -> numbers within it, of latents counted over all layers; in rising order, each once."""
+        found: dict[int, list[int]] = {}
+        for number in sorted(set(numbers)):
+            layer, within = self.place_of(number)
+            found.setdefault(layer, []).append(within)
+        return found
+
+    def encode(self, rows: Rows) -> Tensor:
+        """[token, width] of all layers side by side -> [token, latent] of all layers side by side."""
+        pieces = rows.values.split(self.widths, dim=-1)
+        return torch.cat([one.encode(x) for one, x in zip(self.layers, pieces, strict=True)], dim=-1)
+
+    def decode(self, latents: Tensor, moments: Tensor | None = None) -> Tensor:
+        """[token, width]: what each layer's transcoder adds to its MLP's output, side by side."""
+        pieces = latents.split(self.latents_per_layer, dim=-1)
+        return torch.cat([one.decode(f) for one, f in zip(self.layers, pieces, strict=True)], dim=-1)
+
+    @property
+    def W_dec(self) -> Tensor:
+        """[latent, width] of all layers, one below the other."""
+        return torch.cat([one.W_dec for one in self.layers])
+
+    def decoder_norms(self) -> Tensor:
+        """[1, latent]: there is one model to write into."""
+        return torch.cat([one.W_dec.norm(dim=-1) for one in self.layers])[None]
+
+    def code_norms(self) -> Tensor:
+        """[latent]"""
+        return self.decoder_norms()[0]
+
+    def part(self, values: Tensor, role: str) -> Tensor:
+        """The columns [..., width] of the role's streams, side by side: all, or none."""
+        return values if self.streams[0].role == role else values[..., :0]
+
+    # -- parts of it: what its latents do in a model is asked by leaving some out --------------------------------------
+
+    def only(self, numbers: Sequence[int], *, scale: float = 1.0, bias: bool = True) -> TranscoderAdapter:
+        """A copy in which these latents alone write, each `scale` times what it would, and decoder biases write or not.
+        The others still compete where a sparsity selects, so that these fire where they did."""
+        chosen = torch.zeros(self.latents, dtype=torch.bool)
+        chosen[list(numbers)] = True
+        return self._with(chosen, scale, bias)
+
+    def without(self, numbers: Sequence[int]) -> TranscoderAdapter:
+        """A copy in which these latents write nothing."""
+        chosen = torch.ones(self.latents, dtype=torch.bool)
+        chosen[list(numbers)] = False
+        return self._with(chosen, 1.0, True)
+
+    @torch.no_grad()
+    def _with(self, chosen: Tensor, scale: float, bias: bool) -> TranscoderAdapter:
+        made = copy.deepcopy(self)
+        for one, some in zip(made.layers, chosen.split(self.latents_per_layer), strict=True):
+            one.W_dec.mul_(scale * some.to(one.W_dec)[:, None])
+            if one.b_dec is not None and not bias:
+                one.b_dec.zero_()
+        return made
+
+    def settle(self) -> None:
+        """After a training step: thresholds follow."""
+        for one in self.layers:
+            one.sparsity.settle()
