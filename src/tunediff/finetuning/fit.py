@@ -1,7 +1,8 @@
-"""The Lightning module: a causal language model learns to write what the examples hold, one optimizer step a batch.
+"""The Lightning module: a causal language model, or what stands beside its MLPs, learns from whole sequences, one optimizer
+step a batch.
 
-The loss of a step is the mean over the learned tokens of all its micro-batches in all processes, so neither how a step is
-cut nor how many share it changes what is learned. Replicated, each process holds the model and gradients are summed once
+The loss of a step is a mean over the tokens of all its micro-batches in all processes, so neither how a step is cut nor
+how many share it changes what is learned. Replicated, each process holds the model and gradients are summed once
 a step; sharded, each holds a part of every layer (FSDP2: fully_shard, arXiv 2304.11277) and every backward pass sums.
 """
 
@@ -25,13 +26,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from tunediff import processes
 from tunediff.finetuning.trainable import trained_weights
 from tunediff.hookpoints import decoder_layers
-from tunediff.objectives import Imitation
+from tunediff.objectives import Distillation, Imitation, Part
 from tunediff.schedules import Length, Schedule
 from tunediff.shapes import Refused
 from tunediff.text import Batches, MicroBatch, Step
 from tunediff.training import sum_gradients
 
 PRECISIONS = ("32-true", "bf16-mixed")
+HELD_OUT = object()  # what a pass is asked when it only measures
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -52,7 +54,7 @@ class Shards(ModelParallelStrategy):
 class FineTuning(L.LightningModule):
     """Trains what of `model` requires a gradient, for len(batches) steps.
 
-    model, objective   what learns (Whole or Lora prepared it), and by which loss
+    model, objective   what learns, and by which loss: imitation of a text, or distillation into adapters
     learning_rate      times learning_rate_schedule(step, length)
     weight_decay       of matrices; biases and norms have none, as in transformers' Trainer
     clip_norm          largest norm of the whole gradient; None: as it is
@@ -66,7 +68,7 @@ class FineTuning(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        objective: Imitation,
+        objective: Imitation | Distillation,
         batches: Batches,
         *,
         learning_rate: float,
@@ -84,7 +86,8 @@ class FineTuning(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         objective.check(model)
-        self.surprise = Surprise(model, objective)
+        self.learning = Learning(model, objective)
+        self.objective = objective
         self.batches, self.seed = batches, seed
         self.length = Length(len(batches), batches.tokens_of_a_step)
         learning_rate_schedule.check(self.length)
@@ -99,6 +102,8 @@ class FineTuning(L.LightningModule):
         self.state = state
         if state is not None:
             unknown = model.load_state_dict(state["weights"], strict=False).unexpected_keys  # what is frozen is missing
+            for name, kept in objective.state(model).items():
+                kept.copy_(state["kept"][name])
             if unknown:
                 raise Refused(
                     f"The checkpoint has weights that the model does not know, such as {unknown[0]}: begin anew."
@@ -109,7 +114,7 @@ class FineTuning(L.LightningModule):
 
     @property
     def model(self) -> nn.Module:
-        return self.surprise.model
+        return self.learning.model
 
     @property
     def steps(self) -> int:
@@ -131,17 +136,17 @@ class FineTuning(L.LightningModule):
     def configure_model(self) -> None:
         if self.trainer.precision not in PRECISIONS:
             raise Refused(f"trainer.precision={self.trainer.precision}: fine-tuning knows {', '.join(PRECISIONS)}.")
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.surprise, FSDPModule):
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.learning, FSDPModule):
             mesh = self.device_mesh["data_parallel"]
             layers = decoder_layers(self.model)
-            for module in (*layers, self.surprise):  # the last takes what is in no layer: embeddings, norm, head
+            for module in (*layers, self.learning):  # the last takes what is in no layer: embeddings, norm, head
                 fully_shard(module, mesh=mesh)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
                 module.set_gradient_divide_factor(1.0)
 
     @property
     def sharded(self) -> bool:
-        return isinstance(self.surprise, FSDPModule)
+        return isinstance(self.learning, FSDPModule)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
@@ -182,6 +187,7 @@ class FineTuning(L.LightningModule):
             "history": self.history,
             "weights": weights,
             "optimizer": optimizer,
+            "kept": {name: kept.cpu() for name, kept in self.objective.state(self.model).items()},
         }
 
     # -- a step ----------------------------------------------------------------------------------------------------------
@@ -191,17 +197,20 @@ class FineTuning(L.LightningModule):
         torch.manual_seed(hash((self.seed, self.step, processes.rank())) % 2**63)
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        nats = torch.zeros((), device=self.device)
+        terms, told = self.objective.terms(self.step, self.length, self.seed), {}
         for micro_batch in batch.micro_batches:
-            total, _ = self.loss_sum(micro_batch)
-            self.manual_backward(total / batch.learned)
-            nats += total.detach()
+            for term in terms:
+                part = self.part(micro_batch, term, batch)
+                self.manual_backward(part.loss)
+                for name, value in part.told.items():
+                    told[name] = told.get(name, 0.0) + value
         learned = [p for p in self.parameters() if p.requires_grad]
         if processes.count() > 1 and not self.sharded:
             sum_gradients(learned)
         norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
         norm = norm.full_tensor() if self.sharded else norm
-        loss, size = float(processes.summed(nats)) / batch.learned, float(norm)
+        told = dict(zip(told, processes.summed(torch.stack(list(told.values()))).tolist(), strict=True))
+        loss, size = told["loss"], float(norm)
         if not math.isfinite(loss) or not math.isfinite(size):
             raise Refused(
                 f"The loss is {loss:.4g} and its gradient's norm {size:.4g} at step {self.step} of {self.steps}. Lower "
@@ -213,36 +222,37 @@ class FineTuning(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
+        self.objective.settle(self.model)
         self.tokens += batch.tokens
-        self.record(loss=loss, learning_rate=rate, grad_norm=size, held_out_loss=held_out)
+        self.record(**told, learning_rate=rate, grad_norm=size, held_out_loss=held_out)
         self.step += 1
         if self.step == self.steps and self.held_out:
             self.record(held_out_loss=self.held_out_loss())
 
-    def loss_sum(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def part(self, micro_batch: MicroBatch, term: Any, of: Step) -> Part | Tensor:
         """In the trainer's precision. Autocast keeps no copy of a weight: it would go stale with the step, and hold in one
         piece what is sharded."""
         mixed = self.trainer.precision == "bf16-mixed"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed, cache_enabled=False):
-            return self.surprise(micro_batch)
+            return self.learning(micro_batch, term, of)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Nats per learned token of the held-out batches, without dropout."""
         self.model.eval()
-        nats, learned = torch.zeros((), device=self.device), 0
+        nats, learned = torch.zeros((), device=self.device), sum(step.learned for step in self.held_out)
         for step in self.held_out:
             for micro_batch in step.micro_batches:
-                nats += self.loss_sum(MicroBatch(*(tensor.to(self.device) for tensor in micro_batch)))[0]
-            learned += step.learned
+                here = MicroBatch(*(tensor.to(self.device) for tensor in micro_batch))
+                nats += self.part(here, HELD_OUT, step) * step.learned
         self.model.train()
         if self.sharded:
-            self.surprise.reshard()  # otherwise done by a backward pass, and none follows
+            self.learning.reshard()  # otherwise done by a backward pass, and none follows
         return float(processes.summed(nats)) / learned
 
     def record(self, **taken: float | None) -> None:
         """One line of the curves: a step, before its update; the last, after all steps, has a held-out loss alone."""
-        names = ("loss", "learning_rate", "grad_norm", "held_out_loss")
+        names = (*self.objective.measures, "learning_rate", "grad_norm", "held_out_loss")
         record = {"step": self.step, "tokens": self.tokens, **{name: taken.get(name) for name in names}}
         self.history.append(record)
         said = {name: value for name, value in record.items() if name != "step" and value is not None}
@@ -250,12 +260,14 @@ class FineTuning(L.LightningModule):
             logger.log_metrics(said, step=self.step)
 
 
-class Surprise(nn.Module):
+class Learning(nn.Module):
     """The objective of a model as one module, so that sharding sees embeddings and head in one forward pass."""
 
-    def __init__(self, model: nn.Module, objective: Imitation):
+    def __init__(self, model: nn.Module, objective: Imitation | Distillation):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        return self.objective.loss_sum(self.model, micro_batch)
+    def forward(self, micro_batch: MicroBatch, term: Any, of: Step) -> Part | Tensor:
+        if term is HELD_OUT:
+            return self.objective.held_out(self.model, micro_batch, of)
+        return self.objective.part(self.model, micro_batch, term, of)

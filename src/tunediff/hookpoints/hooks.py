@@ -19,14 +19,17 @@ class ForwardStopped(Exception):
 
 
 @contextmanager
-def reading(model: nn.Module, points: Sequence[Point], *, stop: bool = True) -> Iterator[dict[Point, Tensor]]:
+def reading(
+    model: nn.Module, points: Sequence[Point], *, stop: bool = True, detach: bool = True
+) -> Iterator[dict[Point, Tensor]]:
     """Inside, a forward pass fills the dictionary with [batch, position, width] of every point. With `stop` it ends at
-    the last of them by raising ForwardStopped: no later layer and no LM head is computed."""
+    the last of them by raising ForwardStopped: no later layer and no LM head is computed. Without `detach` a loss can be
+    taken of what was read."""
     read: dict[Point, Tensor] = {}
     handles = []
 
     def keep(point: Point, value: Tensor) -> None:
-        read[point] = value.detach()
+        read[point] = value.detach() if detach else value
         if stop and len(read) == len(set(points)):
             raise ForwardStopped
 

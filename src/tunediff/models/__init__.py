@@ -6,8 +6,8 @@ pair.py     the two, read together        hybrid.py    the tuned one with the ba
 """
 
 from tunediff.models.adapter import PairError
-from tunediff.models.hybrid import replaceable, replacing
+from tunediff.models.hybrid import choose, replaceable, replacing
 from tunediff.models.pair import ModelPair
 from tunediff.models.source import ModelSource
 
-__all__ = ["ModelPair", "ModelSource", "PairError", "replaceable", "replacing"]
+__all__ = ["ModelPair", "ModelSource", "PairError", "choose", "replaceable", "replacing"]

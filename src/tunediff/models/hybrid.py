@@ -79,17 +79,20 @@ def replaceable(tuned: nn.Module, base: nn.Module, adapter: TranscoderAdapter) -
     return made
 
 
+def choose(model: nn.Module, choices: Sequence[str]) -> None:
+    """From here on each layer of a replaceable model computes its MLP as the choice for it says: tuned, hybrid or adapter."""
+    for layer, choice in zip(decoder_layers(model), choices, strict=True):
+        layer.mlp.choice = choice
+
+
 @contextmanager
 def replacing(model: nn.Module, choices: Sequence[str]) -> Iterator[None]:
-    """Inside, each layer of a replaceable model computes its MLP as the choice for it says: tuned, hybrid or adapter."""
-    layers = decoder_layers(model)
-    for layer, choice in zip(layers, choices, strict=True):
-        layer.mlp.choice = choice
+    """Inside, `choose`; afterwards the adapter everywhere."""
+    choose(model, choices)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.mlp.choice = ADAPTER
+        choose(model, [ADAPTER] * len(choices))
 
 
 def _beside(model: nn.Module, adapter: TranscoderAdapter) -> list[nn.Module]:

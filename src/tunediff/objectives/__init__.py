@@ -1,6 +1,12 @@
-"""What training minimises: a batch -> losses."""
+"""What training minimises: a batch -> losses.
 
+reconstruction.py   of activations, by a dictionary        distillation.py   of the tuned model, by adapters
+imitation.py        of a text, by a model
+"""
+
+from tunediff.objectives.distillation import Distillation
 from tunediff.objectives.imitation import Imitation
+from tunediff.objectives.part import Part
 from tunediff.objectives.reconstruction import Losses, Reconstruction
 
-__all__ = ["Imitation", "Losses", "Reconstruction"]
+__all__ = ["Distillation", "Imitation", "Losses", "Part", "Reconstruction"]

@@ -7,32 +7,49 @@ chunk of them at a time, and its logits are computed again in the backward pass:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from tunediff.objectives.heads import cap_of, check_chunk, check_head, logits_of
+from tunediff.objectives.part import Part
+from tunediff.schedules import Length
 from tunediff.shapes import Refused
-from tunediff.text.examples import IGNORED, MicroBatch
-
-SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")  # Cohere, Granite, Falcon-H1 scale after the head
+from tunediff.text.examples import IGNORED, MicroBatch, Step
 
 
 class Imitation:
     """chunk   learned tokens whose logits are held at once"""
 
+    measures = ("loss",)
+
     def __init__(self, chunk: int = 4096):
-        if chunk < 1:
-            raise Refused(f"objective.chunk={chunk}: give a number of tokens from 1.")
-        self.chunk = chunk
+        self.chunk = check_chunk(chunk)
 
     def check(self, model: nn.Module) -> None:
-        """Raises Refused for a model whose logits are more than its head's output and a soft cap (Gemma 2)."""
-        config = model.config.get_text_config()
-        found = {name: getattr(config, name) for name in SCALES if getattr(config, name, None) not in (None, 1.0)}
-        if model.get_output_embeddings() is None or found:
-            why = f"scales its logits ({found})" if found else "has no output embeddings"
-            raise Refused(f"{type(model).__name__} {why}, which fine-tuning does not follow: choose another model.")
+        """Raises Refused for a model whose head is not followed."""
+        check_head(model)
+
+    def terms(self, step: int, length: Length, seed: int) -> Sequence[None]:
+        """What a micro-batch is run for, each with a backward pass of its own: there is one loss."""
+        return [None]
+
+    def part(self, model: nn.Module, micro_batch: MicroBatch, term: None, of: Step) -> Part:
+        nats = self.loss_sum(model, micro_batch)[0] / of.learned
+        return Part(nats, {"loss": nats.detach()})
+
+    def held_out(self, model: nn.Module, micro_batch: MicroBatch, of: Step) -> Tensor:
+        return self.part(model, micro_batch, None, of).loss
+
+    def settle(self, model: nn.Module) -> None:
+        """Nothing is kept of a step."""
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What it keeps from step to step, besides what learns."""
+        return {}
 
     def loss_sum(self, model: nn.Module, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Nats summed over the learned tokens, and how many they are. Depends on all weights, also with no such token."""
@@ -44,7 +61,7 @@ class Imitation:
         learned = (labels.flatten() != IGNORED).nonzero()[:, 0]
         hidden, targets = output.last_hidden_state.flatten(0, 1)[learned], labels.flatten()[learned]
         head = model.get_output_embeddings()
-        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        cap = cap_of(model)
         total = torch.zeros((), device=ids.device)
         for some, wanted in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True):
             total = total + checkpoint(_nats, head, some, wanted, cap, use_reentrant=False)
@@ -52,7 +69,4 @@ class Imitation:
 
 
 def _nats(head: nn.Module, hidden: Tensor, targets: Tensor, cap: float | None) -> Tensor:
-    logits = head(hidden).float()
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return cross_entropy(logits, targets, reduction="sum")
+    return cross_entropy(logits_of(head, hidden, cap), targets, reduction="sum")

@@ -71,11 +71,20 @@ class Examples(Sequence[Example]):
         return said + (f"; {self.beheaded:,} more left out: nothing to learn within the block" * bool(self.beheaded))
 
 
-def examples(text: Text, tokenizer, *, held_out: bool = False, block: int, limit: int | None = None) -> Examples:
+def examples(
+    text: Text,
+    tokenizer,
+    *,
+    held_out: bool = False,
+    block: int,
+    limit: int | None = None,
+    tokens: int | None = None,
+    everything: bool = False,
+) -> Examples:
     """One example a row, of one side of the split, in the order of the data. `limit` takes the first so many rows of that
-    side; a text without end needs one."""
+    side, `tokens` rows until so many are reached; a text without end needs one of them. `everything` learns prompts too."""
     kept: list[Example] = []
-    cut = beheaded = without_answer = rows = 0
+    cut = beheaded = without_answer = rows = read = 0
     answers, shortest = False, math.inf
     source = itertools.islice(text.named_rows(held_out=held_out), limit)
     # a text without end shows itself by a bar without one
@@ -86,7 +95,9 @@ def examples(text: Text, tokenizer, *, held_out: bool = False, block: int, limit
         encoded = encode(tokenizer, rendered.text)
         starts = [first for first, _ in encoded["offset_mapping"]]
         segments = [name for _, _, name in spans_at(starts, rendered.segments)]
-        wanted = [name != "prompt" and (text.segments is None or name in text.segments) for name in segments]
+        wanted = [
+            everything or name != "prompt" and (text.segments is None or name in text.segments) for name in segments
+        ]
         wanted[:1] = [False] * len(wanted[:1])  # nothing stands before it
         shortest = min(shortest, len(starts))
         answers = answers or "answer" in segments
@@ -95,9 +106,12 @@ def examples(text: Text, tokenizer, *, held_out: bool = False, block: int, limit
             beheaded += 1
             continue
         kept.append(example)
+        read += len(example.ids)
         if len(starts) > block:
             cut += 1
             without_answer += "answer" in segments[block:] and "answer" not in segments[:block]
+        if tokens is not None and read >= tokens:
+            break
     if not rows:
         side = "held out: raise text.held_out" if held_out else "to learn from: the text is empty or all of it held out"
         raise TextError(f"The text has no rows {side}.")

@@ -1,0 +1,248 @@
+"""A model whose MLPs are replaced by the base's with adapters, and the tuned model -> how far the first is from the second
+(arXiv 2602.20904, section 3 and appendix A):
+
+    adapt   KL(tuned || adapted)                                    next tokens, at every token of the sequence
+  + nmse    mean over residual points of sum (h' - h)^2 / sum h^2   embeddings and what leaves each layer, over tokens
+  + bridge  KL(tuned || adapted below layer k, tuned from there) + KL(tuned || tuned below k, adapted from there)
+  + the sparsity's own penalty, summed over layers
+
+The models share all but their MLPs, so that any mixture of layers is one ordinary forward pass, whatever the architecture.
+KL is taken in float32, over a chunk of tokens at a time, and its logits are computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
+from torch.utils.checkpoint import checkpoint
+
+from tunediff.dictionary import Pass, Transcoder, TranscoderAdapter
+from tunediff.hookpoints import Point, decoder_layers, reading
+from tunediff.models import choose
+from tunediff.objectives.heads import cap_of, check_chunk, check_head, logits_of
+from tunediff.objectives.part import Part
+from tunediff.schedules import Constant, Length, Schedule
+from tunediff.shapes import ADAPTER, TUNED, Refused
+from tunediff.text.examples import IGNORED, MicroBatch, Step
+
+WHOLE, RESIDUALS, BELOW, ABOVE = "adapter", "residuals", "adapter_first", "tuned_first"
+
+
+class Term(NamedTuple):
+    """One forward pass: `choices` of each layer, and of what it is asked. `settings` are the step's scheduled values."""
+
+    name: str
+    choices: tuple[str, ...]
+    kl: float = 0.0
+    nmse: float = 0.0
+    settings: Mapping[str, float] | None = None  # the pass whose latents are penalised
+
+
+class Target(NamedTuple):
+    """Of the tuned model: last hidden vectors [batch, position, width], and residual points where they are asked for."""
+
+    of: Tensor
+    hidden: Tensor
+    residuals: list[Tensor]
+
+
+class Distillation:
+    """adapt, bridge, nmse   weights of the terms; bridge that of each direction (the paper's 1; the published code's 2)
+    cutoffs      how many k a step draws; their bridging terms are averaged
+    lowest_cutoff   of the k that are drawn evenly up to the number of layers: the paper's 1, the code's 0. Mixtures that
+                 are the tuned model itself are left out: nothing is learned from them
+    separately   KL and NMSE of the adapted model each in a pass of their own, as the code has it; false: in one pass, which
+                 is the same and faster, and holds the residual points of both models at once
+    chunk        tokens whose logits are held at once
+    """
+
+    measures = ("loss", "kl", "nmse", "kl_adapter_first", "kl_tuned_first", "penalty", "l0")
+
+    def __init__(
+        self,
+        *,
+        adapt: float = 1.0,
+        bridge: float = 1.0,
+        nmse: float = 1.0,
+        cutoffs: int = 1,
+        lowest_cutoff: int = 1,
+        separately: bool = False,
+        chunk: int = 4096,
+    ):
+        for name, weight in (("adapt", adapt), ("bridge", bridge), ("nmse", nmse)):
+            if weight < 0:
+                raise Refused(f"dictionary.objective.{name}={weight}: a weight is not negative.")
+        if adapt == nmse == 0:
+            raise Refused("dictionary.objective.adapt=0 and nmse=0: one of them must teach the whole adapter.")
+        if cutoffs < 0 or lowest_cutoff not in (0, 1):
+            raise Refused(
+                f"dictionary.objective.cutoffs={cutoffs}, lowest_cutoff={lowest_cutoff}: give a number from 0, and 0 or 1."
+            )
+        self.adapt, self.bridge, self.nmse = adapt, bridge, nmse
+        self.cutoffs, self.lowest_cutoff, self.separately = cutoffs, lowest_cutoff, separately
+        self.chunk = check_chunk(chunk)
+        self.adapter: TranscoderAdapter | None = None
+        self.l1_schedule: Schedule = Constant()
+        self._target: Target | None = None
+
+    def teach(self, adapter: TranscoderAdapter, l1_schedule: Schedule) -> Distillation:
+        """What learns, and the factor of its penalty over the run."""
+        if self.cutoffs > len(adapter.layers):
+            raise Refused(
+                f"dictionary.objective.cutoffs={self.cutoffs}: the models have {len(adapter.layers)} layers to cut at."
+            )
+        if not adapter.sparsity.has_penalty and l1_schedule != Constant():
+            raise Refused(
+                f"l1_schedule is {l1_schedule}, but {type(adapter.sparsity).__name__} has no penalty to schedule: leave "
+                "l1_schedule out, or choose dictionary/sparsity=l1."
+            )
+        self.adapter, self.l1_schedule = adapter, l1_schedule
+        return self
+
+    def check(self, model: nn.Module) -> None:
+        """Raises Refused for a model whose head is not followed."""
+        check_head(model)
+
+    # -- a step ----------------------------------------------------------------------------------------------------------
+
+    def terms(self, step: int, length: Length, seed: int) -> Sequence[Term]:
+        """The passes of a step, each with a backward pass of its own, so that no two hold memory at once."""
+        layers = len(self.adapter.layers)
+        settings = {"l1": self.l1_schedule(step, length), **self.adapter.sparsity.scheduled(step, length)}
+        everywhere = (ADAPTER,) * layers
+        if self.separately and self.nmse > 0 and self.adapt > 0:
+            found = [
+                Term(WHOLE, everywhere, kl=self.adapt, settings=settings),
+                Term(RESIDUALS, everywhere, nmse=self.nmse, settings=settings),
+            ]
+        else:
+            found = [Term(WHOLE, everywhere, kl=self.adapt, nmse=self.nmse, settings=settings)]
+        generator = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
+        order = self.lowest_cutoff + torch.randperm(layers + 1 - self.lowest_cutoff, generator=generator)
+        for cutoff in sorted(order[: self.cutoffs].tolist()) if self.bridge > 0 and self.cutoffs else ():
+            below, above = (ADAPTER,) * cutoff, (TUNED,) * (layers - cutoff)
+            for name, choices in ((BELOW, below + above), (ABOVE, (TUNED,) * cutoff + (ADAPTER,) * len(above))):
+                if ADAPTER in choices:
+                    found.append(Term(name, choices, kl=self.bridge / self.cutoffs, settings=settings))
+        return found
+
+    def part(self, model: nn.Module, micro_batch: MicroBatch, term: Term, of: Step) -> Part:
+        """One pass of a replaceable model, in training."""
+        real = real_tokens(micro_batch)
+        share = real.sum() / of.tokens  # of the step's tokens, over which means are taken
+        target = self._target_of(model, micro_batch)
+        learning = transcoders(model)
+        for transcoder in learning:
+            transcoder.training_pass = Pass(term.settings, real)
+        try:
+            hidden, residuals = self._run(model, micro_batch, term.choices, term.nmse > 0)
+        finally:
+            if not torch.is_grad_enabled():
+                forget(learning)
+        told: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=real.device)
+        if term.kl > 0:
+            kl = self.kl_sum(model, micro_batch, hidden, target.hidden) / of.learned
+            told["kl" if term.name == WHOLE else f"kl_{term.name}"] = kl.detach()
+            loss = loss + term.kl * kl
+        if term.nmse > 0:
+            nmse = torch.stack([self.nmse_of(*pair, real) for pair in zip(residuals, target.residuals, strict=True)])
+            told["nmse"] = nmse.mean().detach() * share
+            loss = loss + term.nmse * nmse.mean() * share
+        if term.name == WHOLE:
+            seen = [transcoder.seen for transcoder in learning]
+            penalty = sum((sum(one.penalties.values()) for one in seen), torch.zeros((), device=real.device))
+            told["penalty"] = torch.as_tensor(penalty).detach() * share
+            told["l0"] = torch.stack([one.l0 for one in seen]).mean() * share
+            loss = loss + penalty * share
+        told["loss"] = loss.detach()
+        return Part(loss, told)
+
+    def held_out(self, model: nn.Module, micro_batch: MicroBatch, of: Step) -> Tensor:
+        """KL(tuned || adapted), with latents as they are outside training."""
+        self._target = None
+        forget(transcoders(model))
+        target = self._target_of(model, micro_batch)
+        hidden, _ = self._run(model, micro_batch, (ADAPTER,) * len(self.adapter.layers), False)
+        self._target = None
+        return self.kl_sum(model, micro_batch, hidden, target.hidden) / of.learned
+
+    def settle(self, model: nn.Module) -> None:
+        """After an optimizer step: thresholds follow, and nothing of the step is kept."""
+        self._target = None
+        learning = transcoders(model)
+        for transcoder in learning:
+            transcoder.sparsity.settle()
+        forget(learning)
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """Thresholds and what else a sparsity keeps from step to step, by layer."""
+        kept = ((n, one.sparsity.named_buffers()) for n, one in enumerate(transcoders(model)))
+        return {f"{n}.{name}": buffer for n, buffers in kept for name, buffer in buffers}
+
+    # -- its terms -------------------------------------------------------------------------------------------------------
+
+    def kl_sum(self, model: nn.Module, micro_batch: MicroBatch, hidden: Tensor, target: Tensor) -> Tensor:
+        """Sum over tokens that have a next one of KL(tuned || model), in nats."""
+        asked = (micro_batch.labels.flatten() != IGNORED).nonzero()[:, 0]
+        mine, theirs = hidden.flatten(0, 1)[asked], target.flatten(0, 1)[asked]
+        head, cap = model.get_output_embeddings(), cap_of(model)
+        total = torch.zeros((), device=hidden.device)
+        for some, wanted in zip(mine.split(self.chunk), theirs.split(self.chunk), strict=True):
+            total = total + checkpoint(divergence, head, some, wanted, cap, use_reentrant=False)
+        return total
+
+    def nmse_of(self, mine: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
+        """sum (h' - h)^2 / sum h^2 over the real tokens of a micro-batch, in float32."""
+        mine, theirs = mine[real].float(), theirs[real].float()
+        return (mine - theirs).square().sum() / theirs.square().sum().clamp(min=1e-8)
+
+    def _target_of(self, model: nn.Module, micro_batch: MicroBatch) -> Target:
+        """Of the tuned model; once for all terms of a micro-batch."""
+        if self._target is None or self._target.of is not micro_batch.ids:
+            choices = (TUNED,) * len(self.adapter.layers)
+            with torch.no_grad():
+                self._target = Target(micro_batch.ids, *self._run(model, micro_batch, choices, self.nmse > 0))
+        return self._target
+
+    def _run(
+        self, model: nn.Module, micro_batch: MicroBatch, choices: Sequence[str], residuals: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Last hidden vectors and, where asked for, what enters the first layer and leaves each. The choices stand until
+        the next pass: checkpointed layers run again in the backward pass."""
+        choose(model, choices)
+        count = len(choices)
+        points = [Point("resid_pre", 0), *(Point("resid_post", n) for n in range(count))] if residuals else []
+        with reading(model, points, stop=False, detach=False) as read:
+            ids, positions, _ = micro_batch
+            hidden = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+        return hidden, [read[point] for point in points]
+
+
+def divergence(head: nn.Module, hidden: Tensor, target: Tensor, cap: float | None) -> Tensor:
+    """Sum over tokens of KL(target || hidden) of the next tokens that the head makes of them."""
+    with torch.no_grad():
+        wanted = log_softmax(logits_of(head, target, cap), dim=-1)
+    return kl_div(log_softmax(logits_of(head, hidden, cap), dim=-1), wanted, reduction="sum", log_target=True)
+
+
+def real_tokens(micro_batch: MicroBatch) -> Tensor:
+    """[batch, position] bool: what is not padding. Of a sequence whose every token is learned, those that have a next one
+    and the last."""
+    labelled = micro_batch.labels != IGNORED
+    real = labelled.clone()
+    real[:, 1:] |= labelled[:, :-1]
+    return real
+
+
+def transcoders(model: nn.Module) -> list[Transcoder]:
+    return [layer.mlp.adapted.transcoder for layer in decoder_layers(model)]
+
+
+def forget(learning: Iterator[Transcoder] | Sequence[Transcoder]) -> None:
+    for transcoder in learning:
+        transcoder.training_pass = transcoder.seen = None
