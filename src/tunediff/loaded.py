@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff import folders
-from tunediff.dictionary import Crosscoder
+from tunediff.dictionary import Crosscoder, TranscoderAdapter
 from tunediff.edits import Edit, Everywhere, Gate, Latents, Operation
 from tunediff.evaluations import Trained
 from tunediff.evaluations.intervention import written_at
@@ -28,7 +28,7 @@ from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import ModelPair
 from tunediff.settings import build
 from tunediff.shapes import TUNED, Finding, Refused
-from tunediff.study import build_dictionary, learns, read_config, streams_of
+from tunediff.study import build_dictionary, learns, read_config, streams_of, trained_of
 from tunediff.text import Text
 
 
@@ -56,7 +56,7 @@ class Loaded:
         return f"Loaded({self.folder}: {len(self.findings)} findings; tables {tables})"
 
     @functools.cached_property
-    def dictionary(self) -> Crosscoder | None:
+    def dictionary(self) -> Crosscoder | TranscoderAdapter | None:
         """With frozen weights; None where the study measured the pair alone."""
         if not learns(self.cfg):
             return None
@@ -117,4 +117,4 @@ class Loaded:
             self.pair.load(device)
         dictionary = None if self.dictionary is None else self.dictionary.to(device)
         tokens = tokens or self.cfg.budget.evaluation_tokens
-        return Trained(self.pair, self.text, dictionary, tokens, folder=self.folder)
+        return trained_of(self.pair, self.text, dictionary, tokens, self.folder)

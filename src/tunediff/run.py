@@ -18,10 +18,12 @@ from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.activations import ShuffledRows, Source, Wanted, take
+from tunediff.finetuning import FineTuningCheckpoints, load_state
 from tunediff.folders import RUNNING
 from tunediff.loaded import Loaded
 from tunediff.models import ModelPair
 from tunediff.report import in_words, members_under, write_comparison
+from tunediff.schedules import Length
 from tunediff.settings import build, check, digest, material
 from tunediff.shapes import Refused, Stream, Table
 from tunediff.study import (
@@ -32,6 +34,7 @@ from tunediff.study import (
     evaluations_of,
     learns,
     say_headline,
+    shares_stream,
 )
 from tunediff.text import Text
 from tunediff.training import (
@@ -67,14 +70,18 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
             run.build(pair)
     runs = going(runs)
     trainer = make_trainer(cfg, checkpoints)
-    if getattr(trainer.strategy, "shares_out_layers", False):
+    inside, shards = learns(cfg) and not shares_stream(cfg), getattr(trainer.strategy, "shares_out_layers", False)
+    if shards and not inside:
         raise Refused(
-            "trainer=fsdp shares out the layers of a model that learns; dictionaries are trained with trainer=ddp."
+            "trainer=fsdp shares out the layers of models that a dictionary stands in; others are trained with trainer=ddp."
         )
     device = trainer.strategy.root_device
-    pair.load(device)
+    pair.load("cpu" if shards else device)
     left_out: dict[str, str] = {}
-    if learns(cfg):
+    if inside:
+        adapt(runs[0], pair, text, trainer, checkpoints, resume_from=resume_from)
+        pair.to(device)
+    elif learns(cfg):
         runs, left_out = learn(runs, pair, text, trainer, checkpoints, resume_from=resume_from)
     if trainer.global_rank > 0:
         return
@@ -142,6 +149,36 @@ def learn(
         if world > 1:
             torch.distributed.destroy_process_group()
     return runs, {run.identity: stream.left_out(n) for n, run in enumerate(runs)}
+
+
+def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None) -> None:
+    """An adapter learns inside the models, from whole sequences."""
+    cfg, member, rank, world = run.cfg, run.member, trainer.global_rank, trainer.world_size
+    learned, held_out = member.sequences.read(text, pair.tokenizers[0], cfg.budget.tokens)
+    log.info("%s; %s", described([run]), learned.report())
+    place = {"rank": rank, "world": world}
+    steps = member.sequences.batches(learned, tokens=cfg.budget.tokens, seed=text.seed, **place)
+    run.length = Length(len(steps), steps.tokens_of_a_step)
+    saved = latest_checkpoint(checkpoints) or resume_from
+    stands_for = f"{run.identity} {learned.digest}"
+    state = None if saved is None else load_state(saved, digest=stands_for)
+    if state is not None:
+        log.info("going on from step %s of %s", f"{state['step']:,}", f"{run.steps:,}")
+    if rank > 0:  # one process speaks for all
+        run.loggers = []
+    measured = None if held_out is None else member.sequences.batches(held_out, **place)
+    module = member.module(pair, steps, held_out=measured, loggers=run.loggers, state=state, seed=cfg.seed)
+    run.open_loggers()
+    if module.step < module.steps:
+        trainer.callbacks += [
+            TokenProgress(steps.tokens),
+            FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for, name=run.identity),
+            Pulse(functools.partial(beat, [run]), seconds=min(10.0, cfg.checkpoint_every)),
+        ]
+        trainer.fit(module)
+        member.bring_back(module.model)
+        if world > 1:
+            torch.distributed.destroy_process_group()
 
 
 def reevaluate(cfg: DictConfig) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -58,6 +59,15 @@ class Schedule:
         for field in fields(self):
             if field.type == "Span":
                 steps_of(field.name, getattr(self, field.name), length)
+
+
+def check_schedules(schedules: Mapping[str, Schedule], length: Length) -> None:
+    """Raises Refused, with its name, where one does not fit the run."""
+    for name, schedule in schedules.items():
+        try:
+            schedule.check(length)
+        except Refused as refusal:
+            raise Refused(f"{name}: {refusal}") from None
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 
 import tunediff
 from tunediff import folders
-from tunediff.activations import Source, select
-from tunediff.dictionary import Crosscoder, latents_of
+from tunediff.activations import Sequences, Source, select
+from tunediff.dictionary import Crosscoder, TranscoderAdapter, latents_of
 from tunediff.evaluations import Trained
+from tunediff.finetuning import AdapterMember
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
 from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
-from tunediff.shapes import ROLES, Note, Refused, Rows, Stream, Table
+from tunediff.shapes import ADAPTER, ROLES, Note, Refused, Rows, Stream, Table
 from tunediff.text import Text
 from tunediff.training import Member
 
@@ -45,7 +46,8 @@ class Run:
     def __init__(self, cfg: DictConfig, folder: Path):
         self.cfg, self.folder = cfg, folder
         self.identity = identity(cfg)
-        self.member: Member | None = None
+        self.member: Member | AdapterMember | None = None
+        self.length: Length | None = None
         self.loggers: list[Any] = []
         self.error: Exception | None = None
         self.value: float | None = None
@@ -68,6 +70,9 @@ class Run:
 
     def _build_member(self) -> None:
         cfg = self.cfg
+        if not shares_stream(cfg):
+            self._build_adapter()
+            return
         self.length = Length(cfg.budget.tokens // cfg.optimizer.batch, cfg.optimizer.batch)
         if self.length.steps < 1:
             raise Refused(
@@ -87,10 +92,25 @@ class Run:
         )
         self.member.check(self.length)
 
+    def _build_adapter(self) -> None:
+        """Its steps are known once the text was read."""
+        cfg = self.cfg
+        self.member = AdapterMember(
+            name=self.identity,
+            dictionary=build_dictionary(cfg.dictionary, self.streams),
+            objective=build(cfg.dictionary.objective),
+            sequences=build(cfg.activations),
+            l1_schedule=build(cfg.l1_schedule),
+            learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
+            learning_rate=cfg.optimizer.learning_rate,
+            betas=tuple(cfg.optimizer.betas),
+            clip_norm=cfg.optimizer.clip_norm,
+        )
+
     @property
     def steps(self) -> int | None:
-        """Of its dictionary; None where none is trained."""
-        return None if self.member is None else self.length.steps
+        """Of its dictionary; None where none is trained, or how many is not known yet."""
+        return None if self.length is None else self.length.steps
 
     @property
     def dropped(self) -> Exception | None:
@@ -124,7 +144,7 @@ class Run:
             found.append(Table("training", curves_of(self.member.history)))
         described = about(self.cfg, pair, self.streams)
         write_findings(self.folder, found, described, by="study")
-        trained = Trained(pair, text, dictionary, self.cfg.budget.evaluation_tokens, folder=self.folder)
+        trained = trained_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)
         findings = evaluate(self.evaluations, trained, described)
         for logger in self.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
@@ -205,10 +225,37 @@ def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
     return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
 
 
-def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder:
+def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder | TranscoderAdapter:
     """The dictionary of a config, over these streams; the settings that the study reads stand beside its own."""
     settings = {key: node[key] for key in node if key not in READ_BY_STUDY["dictionary"]}
     return build(settings)(streams)
+
+
+def shares_stream(cfg: DictConfig) -> bool:
+    """Whether its dictionary is one of those that learn from the same activations side by side, or stands inside the models
+    and changes them. Raises Refused where dictionary and activations do not agree on that."""
+    inside = cfg.dictionary._target_.rpartition(".")[2] == TranscoderAdapter.__name__
+    sequences = isinstance(build(cfg.activations), Sequences)
+    if inside and not sequences:
+        raise Refused(
+            "A transcoder adapter learns inside the models: leave activations and optimizer out, or choose "
+            "activations=sequences and optimizer=adam_cosine."
+        )
+    if sequences and not inside:
+        raise Refused(
+            f"activations=sequences is for dictionary=transcoder_adapter; {cfg.dictionary._target_} learns from shuffled "
+            "activations: choose activations=live or stored."
+        )
+    return not inside
+
+
+def trained_of(
+    pair: ModelPair, text: Text, dictionary: Crosscoder | TranscoderAdapter | None, tokens: int, folder: Path
+) -> Trained:
+    """What evaluations are given; beside the loaded pair stands what an adapter makes of it."""
+    if isinstance(dictionary, TranscoderAdapter):
+        pair.stand_beside(dictionary)
+    return Trained(pair, text, dictionary, tokens, folder=folder)
 
 
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
@@ -222,7 +269,8 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
             else spelled(sorted({stream.layer for stream in streams})),
             "streams": ", ".join(map(str, streams)),
             "hookpoint": cfg.dictionary.hookpoint.name,
-            "latents": latents_of(cfg.dictionary.latents, streams),
+            "latents": latents_of(cfg.dictionary.latents, streams)
+            * (len(streams) if cfg.dictionary.reads == ADAPTER else 1),
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
         }
@@ -242,6 +290,8 @@ def pair_name(pair: ModelPair) -> str:
 
 def dictionary_name(cfg: DictConfig) -> str:
     kind = cfg.dictionary.sparsity._target_.rpartition(".")[2]
+    if cfg.dictionary.reads == ADAPTER:
+        return f"{kind} transcoder adapter"
     return f"{kind} crosscoder" if cfg.dictionary.reads == "both" else f"{kind} SAE on {cfg.dictionary.reads}"
 
 

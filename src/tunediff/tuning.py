@@ -23,11 +23,10 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
-from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Recipe, Shards, load_state
+from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Recipe, Shards, interval, load_state
 from tunediff.finetuning.card import card, line_of, pair_of, placed
 from tunediff.models import ModelSource
 from tunediff.run import make_trainer, processes_of
-from tunediff.schedules import Length, steps_of
 from tunediff.settings import build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
 from tunediff.study import curves_of, open_logger, write_config
@@ -233,13 +232,13 @@ def learn(
             seed=cfg.seed,
             loggers=loggers,
             evaluate=None if held_out is None else batches(held_out, epochs=1),
-            evaluate_every=interval(cfg.evaluate_every, steps),
+            evaluate_every=interval("evaluate_every", 1 if cfg.evaluate_every is None else cfg.evaluate_every, steps),
             state=state,
         )
         if module.step < module.steps:
             trainer.callbacks += [
                 TokenProgress(steps.tokens),
-                FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for),
+                FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for, name=identity(cfg)),
                 Pulse(functools.partial(beat, folder, module), seconds=min(10.0, cfg.checkpoint_every)),
             ]
             trainer.fit(module)
@@ -266,12 +265,6 @@ def told_of_failure(loggers: Sequence[Any]) -> Iterator[None]:
         for logger in loggers:
             logger.finalize("failed")
         raise
-
-
-def interval(every: float | str | None, steps: Batches) -> int:
-    """Steps between two looks at the held-out loss."""
-    length = Length(len(steps), steps.tokens_of_a_step)
-    return max(1, round(steps_of("evaluate_every", 1 if every is None else every, length)))
 
 
 def beat(folder: Path, module: FineTuning, step: int) -> None:

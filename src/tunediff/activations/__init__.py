@@ -4,11 +4,12 @@
 
 Both sources give the same rows in the same order, so a dictionary does not know which one it reads. Every position
 can be saved and taken up again: state_dict() now, load_state_dict() later, same batches. Nothing here knows a
-dictionary, a loss or a step.
+dictionary, a loss or a step. sequences.py is for dictionaries that stand inside the models and learn from whole texts.
 """
 
 from tunediff.activations.live import ActivationError, Live, LiveRows, Source, Wanted, harvest
 from tunediff.activations.planted import Planted, PlantedRows
+from tunediff.activations.sequences import Sequences
 from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, select, take
 from tunediff.activations.stored import Stored, StoredRows, store
 
@@ -20,6 +21,7 @@ __all__ = [
     "Planted",
     "PlantedRows",
     "Reader",
+    "Sequences",
     "ShuffledRows",
     "Source",
     "Stored",

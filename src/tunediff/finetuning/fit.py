@@ -27,7 +27,7 @@ from tunediff import processes
 from tunediff.finetuning.trainable import trained_weights
 from tunediff.hookpoints import decoder_layers
 from tunediff.objectives import Distillation, Imitation, Part
-from tunediff.schedules import Length, Schedule
+from tunediff.schedules import Length, Schedule, steps_of
 from tunediff.shapes import Refused
 from tunediff.text import Batches, MicroBatch, Step
 from tunediff.training import sum_gradients
@@ -258,6 +258,11 @@ class FineTuning(L.LightningModule):
         said = {name: value for name, value in record.items() if name != "step" and value is not None}
         for logger in self.own_loggers:
             logger.log_metrics(said, step=self.step)
+
+
+def interval(name: str, every: float | str, batches: Batches) -> int:
+    """Steps between two looks at the held-out loss, of a setting that is a fraction of the run, steps or tokens."""
+    return max(1, round(steps_of(name, every, Length(len(batches), batches.tokens_of_a_step))))
 
 
 class Learning(nn.Module):

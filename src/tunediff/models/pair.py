@@ -215,6 +215,12 @@ class ModelPair:
                 self.models[role] = self.sources[role].weights(under).to(device)
         return self
 
+    def to(self, device: torch.device | str) -> ModelPair:
+        """The loaded models go there."""
+        for model in self.models.values():
+            model.to(device)
+        return self
+
     def stand_beside(self, adapter: TranscoderAdapter, *, on: str = HYBRID) -> None:
         """The hybrid, and a model with this adapter beside its MLPs, as models with the roles hybrid and adapter: everything
         that takes a role takes these. `on` is what the adapter stands in: the hybrid, or the tuned model itself. Weights are

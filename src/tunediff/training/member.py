@@ -10,7 +10,7 @@ from torch import Tensor
 from tunediff.activations import Reader
 from tunediff.dictionary import Crosscoder
 from tunediff.objectives import Reconstruction
-from tunediff.schedules import Constant, Length, Schedule
+from tunediff.schedules import Constant, Length, Schedule, check_schedules
 from tunediff.shapes import Refused
 from tunediff.training.resampling import Resampling
 
@@ -53,11 +53,7 @@ class Member:
 
     def check(self, length: Length) -> None:
         """Raises Refused where a schedule does not fit the run."""
-        for name, schedule in self.schedules().items():
-            try:
-                schedule.check(length)
-            except Refused as refusal:
-                raise Refused(f"{name}: {refusal}") from None
+        check_schedules(self.schedules(), length)
 
     def schedules(self) -> dict[str, Schedule]:
         """All of them, under their names in the config."""

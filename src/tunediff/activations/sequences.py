@@ -1,0 +1,46 @@
+"""A text -> whole sequences to learn from, for dictionaries that stand inside the models: transcoder adapters change what
+every later layer reads, so that there are no activations to shuffle. Knows no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunediff.shapes import Refused
+from tunediff.text import Batches, Examples, Text, examples
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """batch         sequences of a step, over all processes        micro_batch   of them in one forward pass
+    held_out      rows on which the loss is followed; 0: none      evaluate_every   a fraction of the run, or steps
+    gradient_checkpointing   layers are computed again in the backward pass: less memory, a third more time
+    """
+
+    batch: int = 1
+    micro_batch: int = 1
+    held_out: int = 100
+    evaluate_every: float | str = 0.05
+    gradient_checkpointing: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("micro_batch", 1), ("held_out", 0)):
+            if getattr(self, name) < least:
+                raise Refused(f"activations.{name}={getattr(self, name)}: give a number from {least}.")
+
+    def read(self, text: Text, tokenizer, tokens: int) -> tuple[Examples, Examples | None]:
+        """Rows to learn from until there are so many tokens, prompts among them, each cut at text.context; and the held-out
+        ones."""
+        learned = examples(text, tokenizer, block=text.context, tokens=tokens, everything=True)
+        if not self.held_out:
+            return learned, None
+        held_out = examples(text, tokenizer, held_out=True, block=text.context, limit=self.held_out, everything=True)
+        return learned, held_out
+
+    def batches(
+        self, some: Examples, *, tokens: int | None = None, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> Batches:
+        """Steps over these sequences, in as many epochs as come nearest to so many tokens; None: one."""
+        epochs = 1 if tokens is None else max(1, round(tokens / some.tokens))
+        return Batches(
+            some, batch=self.batch, micro_batch=self.micro_batch, epochs=epochs, seed=seed, rank=rank, world=world
+        )
