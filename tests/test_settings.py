@@ -8,13 +8,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import ROOT
-from tunediff.finetuning import Recipe
+from tunediff.finetuning import AdapterMember, Recipe
 from tunediff.models import ModelSource
 from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
-from tunediff.study import STUDY, build_dictionary, evaluations_of, learns
+from tunediff.study import STUDY, build_dictionary, evaluations_of, learns, shares_stream
 from tunediff.training import Member
 from tunediff.tuning import FINE_TUNE
 
@@ -27,6 +27,10 @@ GIVEN = {
     "experiment=rank1_lora": ["model_pair.tuned.adapter=a"],
     "model=local": ["model.path=a"],
     "evaluation=autointerp": ["evaluation.autointerp.model=m"],
+    "activations=sequences": ["dictionary=transcoder_adapter"],
+    "optimizer=adam_cosine": ["dictionary=transcoder_adapter"],
+    "dictionary/objective=distillation": ["dictionary=transcoder_adapter"],
+    "dictionary/objective=distillation_code": ["dictionary=transcoder_adapter"],
     **{f"text={name}_files": ["text.rows.path=x"] for name in ("s1k", "openthoughts", "openr1_math")},
 }
 
@@ -81,12 +85,14 @@ def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
     build(cfg.text)
     if learns(cfg):
         streams = [stream for stream in STREAMS if cfg.dictionary.reads in ("both", stream.role)] or STREAMS[1:]
-        made = build_dictionary(cfg.dictionary, streams)
-        objective = build(cfg.dictionary.objective)
-        build(cfg.activations)
-        Member("m", made, objective, build(cfg.l1_schedule), build(cfg.optimizer.learning_rate_schedule)).check(
-            Length(9999, 64)
-        )
+        objective, activations = build(cfg.dictionary.objective), build(cfg.activations)
+        schedules = build(cfg.l1_schedule), build(cfg.optimizer.learning_rate_schedule)
+        if shares_stream(cfg):
+            member = Member("m", build_dictionary(cfg.dictionary, streams), objective, *schedules)
+        else:
+            made = build_dictionary(cfg.dictionary, [Stream("adapter", "mlp_in", n, 16) for n in range(3)])
+            member = AdapterMember("m", made, objective, activations, *schedules, 1e-3, (0.9, 0.999), 1.0)
+        member.check(Length(9999, 64))
     evaluations_of(cfg.get("evaluation"), learns=learns(cfg))
     build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option not in (
         "trainer=bf16",

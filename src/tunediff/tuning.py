@@ -238,7 +238,7 @@ def learn(
         if module.step < module.steps:
             trainer.callbacks += [
                 TokenProgress(steps.tokens),
-                FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for, name=identity(cfg)),
+                FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for),
                 Pulse(functools.partial(beat, folder, module), seconds=min(10.0, cfg.checkpoint_every)),
             ]
             trainer.fit(module)

@@ -84,7 +84,69 @@ def memory(
     return Estimate(items)
 
 
-def layer_activations(config, *, residual: float, product: float, adapter: bool) -> tuple[float, float]:
+def adapter_memory(
+    base: transformers.PretrainedConfig,
+    tuned: transformers.PretrainedConfig,
+    dtype: str,
+    *,
+    latents: int,
+    block: int,
+    micro_batch: int,
+    precision: str,
+    gradient_checkpointing: bool,
+    chunk: int,
+    residuals: bool,
+) -> Estimate:
+    """Of one device that holds a pair and trains a transcoder adapter with `latents` a layer beside it. `residuals`: the
+    error of the residual stream is learned from, so that the tuned model's is held meanwhile."""
+    model = skeleton(tuned)
+    layers, width, tokens = len(decoder_layers(model)), tuned.hidden_size, block * micro_batch
+    frozen = sum(p.numel() for config in (base, tuned) for p in skeleton(config).parameters())
+    learned = adapter_parameters(tuned, latents)
+    loaded = torch.finfo(getattr(torch, dtype)).bits / 8
+    product = 2.0 if precision == "bf16-mixed" else loaded
+    kept, working = layer_activations(tuned, residual=loaded, product=product, adapter=False, frozen=True)
+    kept += latents * (4.0 + 4.0 + 1.0) + width * 4.0  # latents before and after sparsity, which are active; the input
+    working += latents * 5 * 4.0  # pre-activations, latents without and with padding, and gradients of both
+    working += 3 * tuned.intermediate_size * product + 4 * width * loaded  # gradients inside the MLP; hidden vectors of KL
+    if gradient_checkpointing:
+        held, layer = layers * tokens * width * loaded, tokens * (kept + working)
+    else:
+        held, layer = layers * tokens * kept, tokens * working
+    some = min(chunk, tokens)
+    logits = some * tuned.vocab_size * (24 + 4 * product)  # both models': as given, in float32, log-softmax; gradients
+    items = {
+        "frozen weights of both models": frozen * loaded,
+        "adapter, float32": learned * 4.0,
+        "its gradient": learned * 4.0,
+        "Adam's moments": learned * 8.0,
+        f"activations kept, {'checkpointed' if gradient_checkpointing else 'whole'}": held,
+        "the tuned model's residual stream": (layers + 1) * tokens * width * loaded * residuals,
+        f"at work: one layer, or logits of {some:,} tokens": max(layer, logits),
+    }
+    return Estimate(items)
+
+
+def adapter_parameters(config: transformers.PretrainedConfig, latents: int) -> int:
+    """Encoders, decoders and both biases of all layers."""
+    width = config.hidden_size
+    return config.num_hidden_layers * (latents * (2 * width + 1) + width)
+
+
+def adapter_operations(
+    parameters: int, learned: int, *, tokens: int, passes: int, cutoffs: int, gradient_checkpointing: bool
+) -> float:
+    """Floating-point operations of distillation: the tuned model once, the adapted one in each of `passes`, and for each
+    cutoff two mixtures, of which the second learns in half of its layers on average. Frozen weights have no gradient."""
+    forward, backward = 2.0 * parameters, 2.0 * parameters
+    every = passes + 2 * cutoffs
+    frozen = forward * (1 + every * (2 if gradient_checkpointing else 1)) + backward * (passes + 1.5 * cutoffs)
+    return tokens * (frozen + 6.0 * learned * (passes + cutoffs))
+
+
+def layer_activations(
+    config, *, residual: float, product: float, adapter: bool, frozen: bool = False
+) -> tuple[float, float]:
     """Bytes a token that one layer's backward pass needs, and that it holds at once besides. Sizes of an element:
     `residual` of the stream between layers, `product` of what a matrix product reads and gives."""
     width, inner = config.hidden_size, config.intermediate_size
@@ -95,6 +157,8 @@ def layer_activations(config, *, residual: float, product: float, adapter: bool)
     attention = (2 * queries + 2 * keys + 2 * queries + queries) * product  # rotated, repeated for all heads, output
     mlp = 4 * inner * product  # gate, its activation, up, their product
     kept = norms + casts + attention + mlp + 2 * width * residual
+    if frozen:  # no matrix learns, so that what it reads is not kept
+        kept -= casts + (queries + inner) * product + 2 * width * residual
     if adapter and not residual == product == 4:  # each reads its input in a precision of its own
         kept += (5 * width + queries + inner) * product
     working = (2 * inner + 2 * width) * product + 2 * width * residual

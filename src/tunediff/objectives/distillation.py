@@ -2,7 +2,8 @@
 (arXiv 2602.20904, section 3 and appendix A):
 
     adapt   KL(tuned || adapted)                                    next tokens, at every token of the sequence
-  + nmse    mean over residual points of sum (h' - h)^2 / sum h^2   embeddings and what leaves each layer, over tokens
+  + nmse    mean over residual points of sum (h' - h)^2 / sum h^2   embeddings and what leaves each layer, over the tokens
+                                                                    of a micro-batch
   + bridge  KL(tuned || adapted below layer k, tuned from there) + KL(tuned || tuned below k, adapted from there)
   + the sparsity's own penalty, summed over layers
 
@@ -17,7 +18,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from tunediff.dictionary import Pass, Transcoder, TranscoderAdapter
@@ -150,7 +150,8 @@ class Distillation:
             told["kl" if term.name == WHOLE else f"kl_{term.name}"] = kl.detach()
             loss = loss + term.kl * kl
         if term.nmse > 0:
-            nmse = torch.stack([self.nmse_of(*pair, real) for pair in zip(residuals, target.residuals, strict=True)])
+            points = zip(residuals, target.residuals, strict=True)
+            nmse = torch.stack([checkpoint(error_of, *pair, real, use_reentrant=False) for pair in points])
             told["nmse"] = nmse.mean().detach() * share
             loss = loss + term.nmse * nmse.mean() * share
         if term.name == WHOLE:
@@ -196,11 +197,6 @@ class Distillation:
             total = total + checkpoint(divergence, head, some, wanted, cap, use_reentrant=False)
         return total
 
-    def nmse_of(self, mine: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
-        """sum (h' - h)^2 / sum h^2 over the real tokens of a micro-batch, in float32."""
-        mine, theirs = mine[real].float(), theirs[real].float()
-        return (mine - theirs).square().sum() / theirs.square().sum().clamp(min=1e-8)
-
     def _target_of(self, model: nn.Module, micro_batch: MicroBatch) -> Target:
         """Of the tuned model; once for all terms of a micro-batch."""
         if self._target is None or self._target.of is not micro_batch.ids:
@@ -223,11 +219,26 @@ class Distillation:
         return hidden, [read[point] for point in points]
 
 
+def error_of(mine: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
+    """sum (h' - h)^2 / sum h^2 over the real tokens of a micro-batch, in float32: computed again in the backward pass, which
+    else would hold the differences of all residual points."""
+    mine, theirs = mine[real].float(), theirs[real].float()
+    return (mine - theirs).square().sum() / theirs.square().sum().clamp(min=1e-8)
+
+
 def divergence(head: nn.Module, hidden: Tensor, target: Tensor, cap: float | None) -> Tensor:
-    """Sum over tokens of KL(target || hidden) of the next tokens that the head makes of them."""
+    """Sum over tokens of KL(target || hidden) of the next tokens that the head makes of them:
+
+        sum_v p_v (a_v - b_v) + logsumexp(b) - logsumexp(a)     a: target's logits, p = softmax(a); b: the model's
+
+    so that value and gradient, softmax(b) - p, are exactly zero where the logits are the same: an optimizer that divides by
+    the size of the gradient would follow what rounding leaves."""
     with torch.no_grad():
-        wanted = log_softmax(logits_of(head, target, cap), dim=-1)
-    return kl_div(log_softmax(logits_of(head, hidden, cap), dim=-1), wanted, reduction="sum", log_target=True)
+        wanted = logits_of(head, target, cap)
+        total = wanted.logsumexp(dim=-1, keepdim=True)
+        p = (wanted - total).exp()
+    mine = logits_of(head, hidden, cap)
+    return (p * (wanted - mine)).sum() + (mine.logsumexp(dim=-1, keepdim=True) - total).sum()
 
 
 def real_tokens(micro_batch: MicroBatch) -> Tensor:

@@ -15,11 +15,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from omegaconf import DictConfig
 
 from tunediff.dictionary import latents_of
+from tunediff.finetuning import Estimate
+from tunediff.finetuning.estimate import adapter_memory, adapter_operations, adapter_parameters
 from tunediff.models import ModelPair
 from tunediff.settings import build
-from tunediff.study import Run, learns, spelled
+from tunediff.shapes import BASE, TUNED
+from tunediff.study import Run, learns, shares_stream, spelled
 
 GB = 1e9
 
@@ -34,6 +38,8 @@ class Cost(NamedTuple):
 
 def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
     cfg = runs[0].cfg
+    if learns(cfg) and not shares_stream(cfg):
+        return adapter_cost(cfg, pair)
     streams = dict.fromkeys(stream for run in runs for stream in run.streams)
     width = sum(stream.width for stream in streams)
     tokens = cfg.budget.tokens + cfg.budget.fit_tokens if learns(cfg) else cfg.budget.evaluation_tokens
@@ -62,6 +68,38 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
         products = 1 if build(run.cfg.dictionary.sparsity).few else 5
         flops += 2 * products * run.cfg.budget.tokens * latents * mine
     return Cost(memory, disk, flops)
+
+
+def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
+    """Of an adapter that learns inside the models; it has a process for itself."""
+    latents = latents_of(cfg.dictionary.latents, pair.streams("mlp_in", 0, reads=TUNED))
+    learned = adapter_parameters(pair.configs[TUNED], latents)
+    objective, sequences = cfg.dictionary.objective, cfg.activations
+    flops = adapter_operations(
+        pair.sources[TUNED].size[0],
+        learned,
+        tokens=cfg.budget.tokens,
+        passes=2 if objective.separately else 1,
+        cutoffs=objective.cutoffs if objective.bridge else 0,
+        gradient_checkpointing=sequences.gradient_checkpointing,
+    )
+    return Cost(adapter_items(cfg, pair).total, 4.0 * learned * (1 + 2 * 3), flops)
+
+
+def adapter_items(cfg: DictConfig, pair: ModelPair) -> Estimate:
+    """What its memory is for."""
+    return adapter_memory(
+        pair.configs[BASE],
+        pair.configs[TUNED],
+        pair.sources[TUNED].dtype,
+        latents=latents_of(cfg.dictionary.latents, pair.streams("mlp_in", 0, reads=TUNED)),
+        block=cfg.text.context,
+        micro_batch=cfg.activations.micro_batch,
+        precision=str(cfg.trainer.precision),
+        gradient_checkpointing=cfg.activations.gradient_checkpointing,
+        chunk=cfg.dictionary.objective.chunk,
+        residuals=cfg.dictionary.objective.nmse > 0,
+    )
 
 
 def device_of(run: Run) -> torch.device:
