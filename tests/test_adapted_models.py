@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 
-import hydra
 import pytest
 import safetensors.torch
 import torch
@@ -15,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from transformers import Qwen2ForCausalLM
 
+import tunediff
 from conftest import ROOT, save_model
 from test_adapters import save_adapter
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TranscoderAdapter
@@ -24,9 +24,8 @@ from tunediff.hookpoints import decoder_layers
 from tunediff.models import AdaptedSource, ModelPair, ModelSource, PairError, pair_of_adapter, save_adapted
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.transcoder_files import TranscoderFiles
-from tunediff.settings import build, check
+from tunediff.settings import build
 from tunediff.shapes import ADAPTER, Refused
-from tunediff.study import STUDY
 from tunediff.tuning import check_adapter
 
 LAYERS, WIDTH, LATENTS = 3, 32, 8
@@ -449,13 +448,42 @@ def test_latents_that_are_not_relus_are_refused(pair, tmp_path, kind):
     assert not (tmp_path / "out").exists()
 
 
+def finished_run(folder, pair, folders, **dictionary):
+    """A run folder with as much of a config as loading it takes."""
+    nodes = {
+        role: {"_target_": "tunediff.models.ModelSource", "path": str(folders[role])} for role in ("base", "tuned")
+    }
+    nodes = {role: node | {"dtype": "float32"} for role, node in nodes.items()}
+    given = {"reads": ADAPTER, "hookpoint": {"name": "mlp_in", "equal_widths": True}, **dictionary}
+    rows = {"_target_": "tunediff.toy.language.rows", "_partial_": True, "seed": 0, "kind": "trace"}
+    config = {"model_pair": {"_target_": "tunediff.models.ModelPair", **nodes}, "dictionary": given, "layer": "all"}
+    config |= {"text": {"_target_": "tunediff.text.Text", "rows": rows}, "budget": {"evaluation_tokens": 9}}
+    config |= {"l1_schedule": {}, "optimizer": {}, "activations": {}, "hydra": {}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return tunediff.load(folder)
+
+
+def test_a_run_saves_its_adapted_model(pair, folders, tmp_path):
+    adapter = run_folder(pair, tmp_path)
+    node = {"_target_": "tunediff.dictionary.TranscoderAdapter", "_partial_": True, "latents": LATENTS}
+    run = finished_run(tmp_path, pair, folders, **node, sparsity=SPARSITIES["l1"][1])
+    pair.stand_beside(adapter)
+    assert torch.equal(logits(source(run.save_adapted(tmp_path / "out")).weights()), logits(pair.models[ADAPTER]))
+
+
+def test_a_run_of_another_dictionary_has_no_adapted_model_to_save(pair, folders, tmp_path):
+    run_folder(pair, tmp_path)
+    run = finished_run(tmp_path, pair, folders)
+    run.dictionary = None
+    with pytest.raises(Refused, match="trained no transcoder adapters"):
+        run.save_adapted(tmp_path / "out")
+
+
 # -- the published pair ----------------------------------------------------------------------------------------------
 
 
 def test_the_published_adapters_are_a_pair_over_one_set_of_weights():
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        cfg = hydra.compose("train", ["model_pair=adapter_vs_r1"])
-    check(cfg, STUDY)
-    base, tuned = build(cfg.model_pair.base), build(cfg.model_pair.tuned)
+    node = OmegaConf.load(ROOT / "conf" / "model_pair" / "adapter_vs_r1.yaml")
+    base, tuned = build(node.base), build(node.tuned)
     assert isinstance(tuned, AdaptedSource) and tuned.backbone == base == tuned.without_adapter
     assert tuned.mlps.path == "Qwen/Qwen2.5-Math-7B" and tuned.name.endswith("l0-1.4")
