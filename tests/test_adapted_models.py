@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -207,7 +208,10 @@ def test_the_latents_of_a_tuned_model_are_read_and_edited_at_their_hookpoint(ada
         adapted_pair.adapter_of("base")
 
 
-def test_the_pair_of_a_run_is_an_option_of_model_pair(pair, folders, tmp_path):
+def test_the_pair_of_a_run_is_an_option_of_model_pair(pair, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = yaml.safe_load(pair_of_adapter(pair, Path("run")))["tuned"]["transcoders"]
+    assert named == str(tmp_path / "run" / "dictionary")  # whatever folder it is read from, and before it is written
     adapter = run_folder(pair, tmp_path / "run")
     pair.stand_beside(adapter)
     (tmp_path / "run" / "pair.yaml").write_text(pair_of_adapter(pair, tmp_path / "run"))

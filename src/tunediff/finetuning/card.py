@@ -20,9 +20,9 @@ Record = Mapping[str, float | None]  # one line of the curves
 def pair_of(source: ModelSource, made: Path, *, adapter: bool) -> str:
     """The option of model_pair that names the model and what became of it."""
     if adapter:
-        tuned = replace(source, adapter=str(made), merged=False)
+        tuned = replace(source, adapter=str(made.resolve()), merged=False)
     else:  # what was merged into the base is in its weights already
-        tuned = ModelSource(path=str(made), dtype=source.dtype)
+        tuned = ModelSource(path=str(made.resolve()), dtype=source.dtype)
     says = "for the model that was fine-tuned here, beside the model it began from."
     return option(says, source, tuned, tokenizer="base", align="strict")
 

@@ -29,7 +29,7 @@ def pair_of_adapter(pair: ModelPair, folder: Path) -> str:
     tuned, base = pair.sources[TUNED], pair.sources[BASE]
     backbone = {field.name: getattr(tuned, field.name) for field in fields(ModelSource)}
     made = AdaptedSource(
-        **backbone, mlps=base if pair.adapter_on == HYBRID else tuned, transcoders=str(Path(folder) / "dictionary")
+        **backbone, mlps=base if pair.adapter_on == HYBRID else tuned, transcoders=str(folder.resolve() / "dictionary")
     )
     says = "for the tuned model of this run beside the base's MLPs in it with the transcoder adapters trained here."
     return option(says, tuned, made, tokenizer=BASE, align="strict", hesitations=list(pair.hesitations))
