@@ -8,9 +8,11 @@ from functools import partial
 import pytest
 import torch
 
+from test_adapted_models import logits, made_adapter
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation, TopK
+from tunediff.models import ModelSource, save_adapted
 from tunediff.objectives import Reconstruction
-from tunediff.shapes import Rows, Stream
+from tunediff.shapes import ADAPTER, Rows, Stream
 
 WIDTH, LATENTS, K = 24, 60, 5
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -133,6 +135,20 @@ def test_batchtopk_is_that_of_sae_lens(sparse):
         dictionary.W_dec.mul_(torch.linspace(0.5, 2.0, LATENTS)[:, None])
     loss, gradients = sae_lens_loss(peer, dictionary)
     agree(dictionary, (ours(dictionary), loss), gradients)
+
+
+@pytest.mark.parametrize(("bias", "shard"), [(True, "50GB"), (False, "60KB")])
+def test_an_adapted_model_is_that_of_transcoder_adapters(pair, tmp_path, bias, shard):
+    why = "github.com/nathanhu0/transcoder-adapters is no package: put a checkout of it on PYTHONPATH"
+    module = pytest.importorskip("models.qwen2_transcoder", reason=why, exc_type=ImportError)
+    theirs = module.Qwen2ForCausalLMWithTranscoder
+    pair.stand_beside(made_adapter(pair, L1(0.1), bias=bias))
+    mine = logits(pair.models[ADAPTER])
+    save_adapted(pair.models[ADAPTER], tmp_path / "ours", shard=shard)
+    loaded = theirs.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    assert torch.equal(logits(loaded), mine)
+    loaded.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    assert torch.equal(logits(ModelSource(str(tmp_path / "theirs"), dtype="float32").weights()), mine)
 
 
 def test_topk_is_that_of_sparsify():

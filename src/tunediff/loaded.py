@@ -25,9 +25,9 @@ from tunediff.evaluations import Trained
 from tunediff.evaluations.intervention import written_at
 from tunediff.evaluations.selection import Usual, usual
 from tunediff.generation import Batched, Decoding, Response, ask, generate
-from tunediff.models import ModelPair
+from tunediff.models import ModelPair, save_adapted
 from tunediff.settings import build
-from tunediff.shapes import TUNED, Finding, Refused
+from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
 from tunediff.study import build_dictionary, learns, read_config, streams_of, trained_of
 from tunediff.text import Text
 
@@ -106,6 +106,17 @@ class Loaded:
         tokenizer = self.pair.tokenizers[self.pair.entry(role)]
         asked = ask([(question, question) for question in questions], tokenizer, self.text.system)
         return generate(self.pair, role, asked, decoding, engine=Batched(), edits=edits, tokenizer=tokenizer)
+
+    def save_adapted(self, folder: str | Path) -> Path:
+        """The model with this run's transcoder adapters beside its MLPs, as a checkpoint in the format of the adapters'
+        authors (arXiv 2602.20904), which model_pair.tuned.path takes. Raises Refused for another dictionary, and for
+        latents that are not ReLU's."""
+        if not isinstance(self.dictionary, TranscoderAdapter):
+            raise Refused(f"{self.folder} trained no transcoder adapters: dictionary=transcoder_adapter does.")
+        pair = self.trained().pair
+        if pair.adapter is None:
+            pair = pair.with_adapter(self.dictionary)
+        return save_adapted(pair.models[ADAPTER], folder, pair.tokenizer_of(ADAPTER))
 
     @functools.cached_property
     def _usual(self) -> Usual:

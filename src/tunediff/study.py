@@ -25,7 +25,7 @@ from tunediff.evaluations import Trained
 from tunediff.finetuning import AdapterMember
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.hookpoints import LORA
-from tunediff.models import ModelPair
+from tunediff.models import ModelPair, pair_of_adapter
 from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
@@ -141,6 +141,8 @@ class Run:
         else:
             dictionary = self.member.dictionary.to(device).eval().requires_grad_(False)
             dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
+            if isinstance(dictionary, TranscoderAdapter):
+                write_atomically(self.folder / "pair.yaml", pair_of_adapter(pair, self.folder))
             found.append(Table("training", curves_of(self.member.history)))
         described = about(self.cfg, pair, self.streams)
         write_findings(self.folder, found, described, by="study")

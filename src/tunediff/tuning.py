@@ -24,8 +24,8 @@ from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Recipe, Shards, interval, load_state
-from tunediff.finetuning.card import card, line_of, pair_of, placed
-from tunediff.models import ModelSource
+from tunediff.finetuning.card import card, line_of, pair_of
+from tunediff.models import ModelSource, placed
 from tunediff.run import make_trainer, processes_of
 from tunediff.settings import build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
@@ -83,7 +83,10 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
 
 
 def check_adapter(source: ModelSource, recipe: Recipe) -> None:
-    """Raises Refused for a model with an adapter whose fine-tune pair.yaml could not name."""
+    """Raises Refused for a model with an adapter whose fine-tune pair.yaml could not name, or that transformers could not
+    save."""
+    if source.beside is not None:
+        raise Refused(f"model.path={source.path} has transcoder adapters, beside which nothing is fine-tuned here.")
     if source.adapter is not None and isinstance(recipe.part, Lora):
         raise Refused(
             f"model.adapter={source.adapter}: a second adapter is read on the first one's base alone. Merge it into a folder "

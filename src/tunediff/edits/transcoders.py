@@ -23,14 +23,16 @@ def transcoder_edits(
     scale: Tensor,
     mean: Tensor,
     gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
+    role: str = ADAPTER,
 ) -> tuple[Edit, ...]:
-    """In the adapted model, where each latent is on its way to its decoder. `scale`, `mean` [latent] of all layers."""
+    """In the adapted model, where each latent is on its way to its decoder; `role` is that model's. `scale`, `mean` [latent]
+    of all layers."""
     made = []
     for layer, within in adapter.by_layer(numbers).items():
         first = layer * adapter.latents_per_layer
         names = tuple(f"{layer}.{n}" for n in within)
         chosen = torch.tensor(within)
-        at = Stream(ADAPTER, TRANSCODER, layer, adapter.latents_per_layer)
+        at = Stream(role, TRANSCODER, layer, adapter.latents_per_layer)
         part = Axes(chosen, scale[first + chosen], mean[first + chosen], names)
         made.append(Edit(at, part, operation, gate))
     return tuple(made)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 import tunediff
 from tunediff.finetuning.recipe import Recipe
 from tunediff.finetuning.trainable import Lora
-from tunediff.models import ModelSource
+from tunediff.models import ModelSource, option
 from tunediff.text import Examples
 
 Record = Mapping[str, float | None]  # one line of the curves
@@ -20,23 +19,12 @@ Record = Mapping[str, float | None]  # one line of the curves
 
 def pair_of(source: ModelSource, made: Path, *, adapter: bool) -> str:
     """The option of model_pair that names the model and what became of it."""
-    base = {"_target_": "tunediff.models.ModelSource", "path": placed(source.path), "revision": source.revision}
-    base |= {"dtype": source.dtype}
     if adapter:
-        tuned = {**base, "adapter": str(made.resolve()), "merged": False}
+        tuned = replace(source, adapter=str(made.resolve()), merged=False)
     else:  # what was merged into the base is in its weights already
-        tuned = {**base, "path": str(made.resolve()), "revision": None}
-    if source.adapter is not None:
-        base |= {"adapter": placed(source.adapter), "adapter_revision": source.adapter_revision, "merged": True}
-    pair = {"_target_": "tunediff.models.ModelPair", "base": base, "tuned": tuned}
-    pair |= {"tokenizer": "base", "align": "strict"}
-    says = "# Choose it for the model that was fine-tuned here, beside the model it began from.\n"
-    return says + yaml.safe_dump(pair, sort_keys=False)
-
-
-def placed(path: str) -> str:
-    """A local folder by its whole name; a Hub id or shipped weights as they are."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
+        tuned = ModelSource(path=str(made.resolve()), dtype=source.dtype)
+    says = "for the model that was fine-tuned here, beside the model it began from."
+    return option(says, source, tuned, tokenizer="base", align="strict")
 
 
 def losses(history: Sequence[Record]) -> dict[str, float]:

@@ -40,11 +40,13 @@ class VLLM:
             import vllm
         except ImportError as error:
             raise Refused('engine=tunediff.generation.VLLM needs vLLM: pip install "tunediff[vllm]".') from error
-        if role not in pair.sources or pair.sources[role].adapter is not None:
+        source = pair.sources.get(role)
+        if source is None or source.adapter is not None or source.beside is not None:
             raise Refused(
-                "vLLM is given whole models: merge a low-rank adapter into a folder of its own, or choose Batched."
+                "vLLM is given whole models of architectures it has: merge a low-rank adapter into a folder of its own; a model "
+                "with transcoder adapters needs engine._target_=tunediff.generation.Batched."
             )
-        source, ends = pair.sources[role], pair.ends(role) | {tokenizer.eos_token_id}
+        ends = pair.ends(role) | {tokenizer.eos_token_id}
         model = vllm.LLM(
             source.location, revision=source.revision, dtype=source.dtype, gpu_memory_utilization=self.share
         )

@@ -1,13 +1,30 @@
 """Two causal language models side by side.
 
-source.py   where a model comes from      adapter.py   low-rank adapters on the weights of another
-pair.py     the two, read together        hybrid.py    the tuned one with the base's MLPs, with transcoder adapters
-            and run under edits                        beside them or without
+source.py    where a model comes from     adapter.py            low-rank adapters on the weights of another
+pair.py      the two, read together       hybrid.py             the tuned one with the base's MLPs, with transcoder
+             and run under edits                                adapters beside them or without
+option.py    the two, as pair.yaml        adapted_source.py     where such a model comes from
+                                          transcoder_files.py   its adapters, ours and in the authors' format
 """
 
+from tunediff.models.adapted_source import AdaptedSource
 from tunediff.models.adapter import PairError
 from tunediff.models.hybrid import choose, replaceable, replacing
+from tunediff.models.option import option, pair_of_adapter, placed
 from tunediff.models.pair import ModelPair
 from tunediff.models.source import ModelSource
+from tunediff.models.transcoder_files import save_adapted
 
-__all__ = ["ModelPair", "ModelSource", "PairError", "choose", "replaceable", "replacing"]
+__all__ = [
+    "AdaptedSource",
+    "ModelPair",
+    "ModelSource",
+    "PairError",
+    "choose",
+    "option",
+    "pair_of_adapter",
+    "placed",
+    "replaceable",
+    "replacing",
+    "save_adapted",
+]

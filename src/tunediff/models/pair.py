@@ -18,7 +18,7 @@ from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
 from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading
 from tunediff.models.adapter import PairError
-from tunediff.models.hybrid import adapted, hybrid
+from tunediff.models.hybrid import adapted, adapter_in, hybrid
 from tunediff.models.source import ModelSource
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
 from tunediff.text import Batch, compare_tokenizers
@@ -182,7 +182,7 @@ class ModelPair:
     def width(self, role: str, hookpoint: str) -> int:
         """Of a hidden vector at a hookpoint of one layer."""
         if hookpoint == TRANSCODER:
-            return self._adapter_of(role).latents_per_layer
+            return self._latents_of(role)
         config = self.configs[role]
         if hookpoint != "mlp_neurons":
             return config.hidden_size
@@ -240,15 +240,23 @@ class ModelPair:
         other.stand_beside(adapter, on=on)
         return other
 
-    def _adapter_of(self, role: str) -> TranscoderAdapter:
+    def adapter_of(self, role: str) -> TranscoderAdapter:
+        """The transcoder adapter beside the MLPs of a model, over its tensors; of a loaded pair. Raises PairError where
+        none stands there."""
+        self._latents_of(role)
+        return self.adapter if role == ADAPTER else adapter_in(self.models[role], role)
+
+    def _latents_of(self, role: str) -> int:
         if role == ADAPTER and self.adapter is not None:
-            return self.adapter
+            return self.adapter.latents_per_layer
+        if role in ROLES and self.sources[role].beside is not None:
+            return self.sources[role].beside.latents
         raise PairError(f"The {role} model has no transcoder adapters: dictionary=transcoder_adapter trains them.")
 
     def shares_weights(self, role: str) -> bool:
-        """Whether the model takes no memory of its own beside the base, but for an adapter."""
-        base, tuned = self.sources[BASE], self.sources[TUNED]
-        return role == TUNED and not tuned.merged and tuned.without_adapter == base
+        """Whether the model takes no memory of its own beside the base, but for what is added to it: an adapter, or the
+        MLPs of another model with one."""
+        return role == TUNED and self.sources[TUNED].without_adapter == self.sources[BASE]
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:

@@ -1,10 +1,12 @@
 """Where a model comes from: a Hub id, a local folder, or weights that ship, with or without an adapter on them; its
 configuration and tokenizer, and only then its weights. Only safetensors and JSON are read, and no code that came with a
-model is run."""
+model is run: the transcoder adapters of a checkpoint in their authors' format stand beside its MLPs as our own modules."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from torch import nn
 
 from tunediff.hookpoints import Adapter, decoder_layers
 from tunediff.models.adapter import PairError, adapted, brought, check, located, shapes, twin
+from tunediff.models.hybrid import adapted as with_transcoders
+from tunediff.models.transcoder_files import KEY, TranscoderFiles, published
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
 
@@ -61,7 +65,8 @@ class ModelSource:
 
     @property
     def without_adapter(self) -> ModelSource:
-        return replace(self, adapter=None, merged=False, adapter_revision=None)
+        """The model on whose weights this one stands, and which it leaves as it is; a merged adapter changes them."""
+        return self if self.merged else replace(self, adapter=None, adapter_revision=None)
 
     def config(self) -> transformers.PretrainedConfig:
         return self._get(transformers.AutoConfig)
@@ -84,16 +89,41 @@ class ModelSource:
         """Those that can be read, from the adapter's files alone; none without an adapter or with a merged one."""
         return [] if self.adapter is None or self.merged else shapes(self._adapter())
 
+    @functools.cached_property
+    def beside(self) -> TranscoderFiles | None:
+        """The transcoder adapters beside its MLPs: those of a checkpoint in their authors' format."""
+        return TranscoderFiles(self.path, self.revision) if published(self.config().to_dict()) else None
+
     def weights(self, under: nn.Module | None = None) -> nn.Module:
         """The model. `under` is the same one without the adapter, if it is in memory: its weights are used and left as
         they are, with the adapter beside them."""
-        if under is None:
-            model = self._get(transformers.AutoModelForCausalLM, dtype=getattr(torch, self.dtype), use_safetensors=True)
-        else:
+        if self.adapter is not None and self.beside is not None:
+            raise PairError(
+                f"{self.path} has transcoder adapters, and no low-rank one is put on them: leave adapter={self.adapter} out."
+            )
+        if under is not None:
             model = twin(under)
+        elif self.beside is not None:
+            model = with_transcoders(self._around(), self.beside.read().to(getattr(torch, self.dtype)))
+        else:
+            model = self._whole()
         if self.adapter is not None:
             model = adapted(model, self._adapter(), merged=self.merged)
         return model.eval().requires_grad_(False)
+
+    def _whole(self, **options):
+        kind, dtype = transformers.AutoModelForCausalLM, getattr(torch, self.dtype)
+        return self._get(kind, dtype=dtype, use_safetensors=True, **options)
+
+    def _around(self) -> nn.Module:
+        """The model without the transcoder adapters in its files, which transformers has no place for."""
+        with _silent():
+            model, found = self._whole(output_loading_info=True)
+        unknown = [key for key in sorted(found["unexpected_keys"]) if not KEY.search(key)]
+        for words, keys in (("has no", sorted(found["missing_keys"])), ("has an unknown tensor", unknown)):
+            if keys:
+                raise PairError(f"{self.path} {words} {keys[0]}: its files are not whole, or not of one model.")
+        return model
 
     def _adapter(self) -> Path:
         return brought(located(self.adapter), self.adapter_revision)
@@ -109,17 +139,28 @@ class ModelSource:
     def files(self) -> list[tuple[str, int, int]]:
         """Weight files of a local folder with their size and time, which change when another model takes its place."""
         places = [self.location, *([] if self.adapter is None else [located(self.adapter)])]
+        places += [] if self.beside is None or self.beside.folder in places else [self.beside.folder]
         found = [path for place in places for path in sorted(Path(place).glob("*.safetensors"))]
         return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
         """Parameters of the whole model and of one decoder layer, counted without loading a weight."""
-        config = self.config()
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
+        model = self.empty()
         layers = decoder_layers(model)
-        return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in layers[0].parameters())
+        more = 0 if self.beside is None else self.beside.parameters
+        whole, layer = (sum(p.numel() for p in one.parameters()) for one in (model, layers[0]))
+        return whole + len(layers) * more, layer + more
+
+    @property
+    def added(self) -> int:
+        """Parameters beside those of the model it stands on; the few of low-rank adapters are not counted."""
+        return 0
+
+    def empty(self) -> nn.Module:
+        """The model without its weights, and without adapters."""
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(self.config())
 
     def _get(self, kind, **options):
         place = Path(self.location).expanduser()
@@ -136,3 +177,14 @@ class ModelSource:
                 f"`hf download {self.path} --local-dir <folder>`, and name the folder: model_pair.base.path=<folder>, "
                 f"model_pair.tuned.path=<folder>, or of a fine-tune model.path=<folder>."
             ) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, transformers reports nothing: who loads looks at what was found."""
+    said = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(said)

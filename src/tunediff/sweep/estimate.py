@@ -48,7 +48,7 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
     for role in dict.fromkeys(role for stream in streams for role in stream.models):
         (total, one_layer), config = pair.sources[role].size, pair.configs[role]
         value = torch.empty(0, dtype=getattr(torch, pair.sources[role].dtype)).element_size()
-        held = 0 if pair.shares_weights(role) else total
+        held = pair.sources[role].added if pair.shares_weights(role) else total
         memory += value * (held + 6 * block * (config.hidden_size + config.intermediate_size))
         layers = 1 + max(stream.layer for stream in streams if role in stream.models)
         flops += 2 * tokens * layers * one_layer

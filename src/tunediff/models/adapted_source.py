@@ -1,0 +1,99 @@
+"""Where an adapted model comes from: a tuned model, the MLPs of its base, and transcoder adapters beside them (arXiv
+2602.20904). As the tuned model of a pair whose base is that same tuned model, it takes the memory of the MLPs and the
+adapters alone."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from tunediff.hookpoints import Adapter, decoder_layers
+from tunediff.models.adapter import PairError, located
+from tunediff.models.hybrid import adapted, hybrid
+from tunediff.models.source import ModelSource
+from tunediff.models.transcoder_files import TranscoderFiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedSource(ModelSource):
+    """What a ModelSource has says where attention, norms, embeddings, head and tokenizer come from; dtype is that of all.
+
+    mlps          where the MLPs come from
+    transcoders   a run folder that trained dictionary=transcoder_adapter, or a checkpoint in the authors' format, as a
+                  folder or Hub id, of which the transcoders alone are read
+    transcoders_revision   branch, tag or commit on the Hub
+    """
+
+    mlps: ModelSource
+    transcoders: str
+    transcoders_revision: str | None = None
+
+    @property
+    def backbone(self) -> ModelSource:
+        """The tuned model."""
+        return ModelSource(**{field.name: getattr(self, field.name) for field in fields(ModelSource)})
+
+    @property
+    def without_adapter(self) -> ModelSource:
+        return self.backbone
+
+    @property
+    def name(self) -> str:
+        place = Path(self.transcoders)
+        return place.parent.name if place.name == "dictionary" and place.parent.name else place.name
+
+    @property
+    def described(self) -> str:
+        return f"{self.backbone.described} with the MLPs of {self.mlps.described} and the transcoders of {self.transcoders}"
+
+    def remarks(self) -> list[str]:
+        found = [*super().remarks(), *self.mlps.remarks()]
+        config = Path(self.beside.folder).parent / "config.yaml"  # of the run, where it is one
+        if self.beside.published or not config.is_file():
+            return found
+        trained = yaml.safe_load(config.read_text(encoding="utf-8"))["model_pair"]
+        made = (trained["tuned"]["path"], trained["base"]["path"])
+        if [Path(located(path)).name for path in made] == [Path(one.location).name for one in (self, self.mlps)]:
+            return found
+        return [
+            *found,
+            f"The transcoders of {self.transcoders} were trained on {made[0]} with the MLPs of {made[1]}, and stand on "
+            f"{self.path} with those of {self.mlps.path}.",
+        ]
+
+    @functools.cached_property
+    def beside(self) -> TranscoderFiles:
+        return TranscoderFiles(self.transcoders, self.transcoders_revision)
+
+    @functools.cached_property
+    def adapters(self) -> list[Adapter]:
+        """None: low-rank adapters of the tuned model are part of its attention here."""
+        return []
+
+    def weights(self, under: nn.Module | None = None) -> nn.Module:
+        """The model. `under` is the tuned model, if it is in memory: its weights are used and left as they are. Of the
+        model the MLPs come from, nothing else is kept."""
+        model = self.backbone.weights() if under is None else under
+        if self.mlps == self.backbone:
+            donor = model
+        elif self.mlps.beside is not None:
+            raise PairError(
+                f"The MLPs of {self.mlps.path} have transcoder adapters beside them: name the base they were trained on."
+            )
+        else:
+            donor = replace(self.mlps, dtype=self.dtype).weights()
+        transcoders = self.beside.read().to(getattr(torch, self.dtype))
+        return adapted(hybrid(model, donor), transcoders).eval().requires_grad_(False)
+
+    def files(self) -> list[tuple[str, int, int]]:
+        return [*super().files(), *self.mlps.files()]
+
+    @functools.cached_property
+    def added(self) -> int:
+        layer = decoder_layers(self.mlps.empty())[0].mlp
+        return len(self.beside.streams) * (sum(p.numel() for p in layer.parameters()) + self.beside.parameters)
