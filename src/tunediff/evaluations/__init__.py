@@ -18,6 +18,7 @@ from tunediff.evaluations.logit_effect import LogitEffect
 from tunediff.evaluations.polarity_examples import PolarityExamples
 from tunediff.evaluations.probing import Probing
 from tunediff.evaluations.recovery import Recovery
+from tunediff.evaluations.replacement import Replacement
 from tunediff.evaluations.segments import Segments
 from tunediff.evaluations.selection import Telling
 from tunediff.evaluations.steering_sweep import SteeringSweep
@@ -46,6 +47,7 @@ __all__ = [
     "Probing",
     "Reading",
     "Recovery",
+    "Replacement",
     "Scaling",
     "Score",
     "Segments",
