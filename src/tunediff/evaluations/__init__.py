@@ -1,6 +1,7 @@
 """One question a file: a trained dictionary, or the pair alone -> findings."""
 
 from tunediff.evaluations.adapter_ablation import AdapterAblation
+from tunediff.evaluations.adapter_recovery import AdapterRecovery
 from tunediff.evaluations.attention_sinks import AttentionSinks
 from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.benchmark import Benchmark
@@ -29,6 +30,7 @@ from tunediff.evaluations.unit_comparison import UnitComparison
 
 __all__ = [
     "AdapterAblation",
+    "AdapterRecovery",
     "AttentionSinks",
     "Autointerp",
     "Benchmark",
