@@ -14,6 +14,7 @@ from tunediff.evaluations.kl_patching import KLPatching
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
+from tunediff.evaluations.latent_sets import LatentSets
 from tunediff.evaluations.layer_divergence import LayerDivergence
 from tunediff.evaluations.logit_effect import LogitEffect
 from tunediff.evaluations.polarity_examples import PolarityExamples
@@ -43,6 +44,7 @@ __all__ = [
     "LabelAlignment",
     "LatentCache",
     "LatentScaling",
+    "LatentSets",
     "LayerDivergence",
     "LogitEffect",
     "PolarityExamples",
