@@ -2,6 +2,7 @@
 
 import functools
 
+import pyarrow
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from test_replacement import LATENTS, TEXT, random, untrained
 from tunediff.evaluations import LatentSets, Telling, Trained, solving
 from tunediff.evaluations.selection import choose, usual
 from tunediff.generation import Batched, Decoding
+from tunediff.report.behaviour import behaviour
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused
 from tunediff.text import Text
 from tunediff.toy import language
@@ -78,6 +80,15 @@ def test_the_planted_latent_is_needed_is_enough_and_negated_silences_the_tuned_m
     assert tables["latent_sets_latents"]["latent"] == [SAYS_IT] and tables["latent_sets_latents"]["layer"] == [2]
     assert tables["latent_sets_latents"]["within"] == [5] and tables["latent_sets_latents"]["mean"] == [4.0]
     assert all("cut by the budget" in note for note in notes)
+
+
+def test_the_page_puts_each_control_below_the_set_it_belongs_to(trained):
+    tables = asked(trained)[1]
+    block = behaviour({name: pyarrow.table(columns) for name, columns in tables.items()})[0]["conditions"][0]["columns"]
+    under = {key: above for key, above in zip(block["key"], block["under"], strict=True) if above is not None}
+    ways = {f"random/{way}/1/0": way for way in ("necessity", "sufficiency", "negation")}
+    assert under == {**ways, "empty/sufficiency": "sufficiency"}
+    assert block["title"][block["key"].index("random/necessity/1/0")] == "adapter without random latents (1)"
 
 
 def test_responses_are_as_probable_as_the_model_finds_them_that_was_changed(trained):

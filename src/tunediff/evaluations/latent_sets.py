@@ -53,7 +53,9 @@ class Question:
 
     @property
     def condition(self) -> Condition:
-        what = {CHOSEN: "the set", RANDOM: f"{len(self.numbers):,} random latents", EMPTY: "decoder biases"}[self.which]
+        what = {CHOSEN: "the set", RANDOM: f"random latents ({len(self.numbers):,})", EMPTY: "decoder biases"}[
+            self.which
+        ]
         against = COMPARED_WITH[self.asked]
         title = TITLES[self.asked].format(what)
         return Condition(self.name, title, ADAPTER, control=self.which != CHOSEN, reference=against, asked_as=TUNED)
