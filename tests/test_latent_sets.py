@@ -150,9 +150,11 @@ def test_a_set_may_be_chosen_by_the_label_that_it_tells(trained):
         choose(fresh, usual(fresh), 3, None, whose=ADAPTER)
 
 
-def test_another_dictionary_and_sizes_below_one_are_refused(trained):
+def test_another_dictionary_an_empty_set_and_sizes_below_one_are_refused(trained):
     crosscoder = identity_dictionary(trained.pair.streams("mlp_in", 1))
     with pytest.raises(Refused, match="evaluation=latent_sets asks about models with a transcoder adapter"):
         asked(Trained(trained.pair, TEXT, crosscoder, 100))
     with pytest.raises(Refused, match=r"control_sizes=\[0\]: each is a multiple"):
         asked(trained, control_sizes=[0])
+    with pytest.raises(Refused, match="no latent is chosen"):
+        asked(trained, latents=[])

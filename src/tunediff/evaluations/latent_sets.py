@@ -97,6 +97,10 @@ class LatentSets:
         adapter = trained.adapter(NAME)
         seen = usual(trained)
         chosen = choose(trained, seen, self.latents, self.chosen_by, whose=ADAPTER)
+        if not chosen:
+            raise Refused(
+                f"{NAME}: no latent is chosen, so that there is no set to ask about: give numbers, latents=[3,17]."
+            )
         questions, notes = self.questions(adapter, seen, chosen)
         yield from (Note(f"{NAME}: {said}") for said in notes)
         places = [adapter.place_of(latent) for latent in chosen]
