@@ -1,6 +1,7 @@
 """One question a file: a trained dictionary, or the pair alone -> findings."""
 
 from tunediff.evaluations.adapter_ablation import AdapterAblation
+from tunediff.evaluations.adapter_recovery import AdapterRecovery
 from tunediff.evaluations.attention_sinks import AttentionSinks
 from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.benchmark import Benchmark
@@ -13,11 +14,13 @@ from tunediff.evaluations.kl_patching import KLPatching
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
+from tunediff.evaluations.latent_sets import LatentSets
 from tunediff.evaluations.layer_divergence import LayerDivergence
 from tunediff.evaluations.logit_effect import LogitEffect
 from tunediff.evaluations.polarity_examples import PolarityExamples
 from tunediff.evaluations.probing import Probing
 from tunediff.evaluations.recovery import Recovery
+from tunediff.evaluations.replacement import Replacement
 from tunediff.evaluations.segments import Segments
 from tunediff.evaluations.selection import Telling
 from tunediff.evaluations.steering_sweep import SteeringSweep
@@ -28,6 +31,7 @@ from tunediff.evaluations.unit_comparison import UnitComparison
 
 __all__ = [
     "AdapterAblation",
+    "AdapterRecovery",
     "AttentionSinks",
     "Autointerp",
     "Benchmark",
@@ -40,12 +44,14 @@ __all__ = [
     "LabelAlignment",
     "LatentCache",
     "LatentScaling",
+    "LatentSets",
     "LayerDivergence",
     "LogitEffect",
     "PolarityExamples",
     "Probing",
     "Reading",
     "Recovery",
+    "Replacement",
     "Scaling",
     "Score",
     "Segments",

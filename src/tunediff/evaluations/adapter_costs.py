@@ -13,7 +13,7 @@ measurement goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from tunediff.evaluations.solving import digest, whole_lines
 from tunediff.evaluations.trained import Trained
 from tunediff.hookpoints import Adapter, Point, writing_pieces
+from tunediff.models import ModelPair
 from tunediff.shapes import BASE, TUNED, Stream
 from tunediff.text import Batch
 
@@ -53,8 +54,7 @@ def costs(trained: Trained, at: Stream, adapters: Sequence[Adapter], removed: Se
             if documents is None:
                 documents = _of_batch(trained, at, adapters, removed, batch)
                 kept.write(batch, documents)
-            for document, part in documents.items():
-                found[document] = found[document] + part if document in found else part
+            merge(found, documents)
             bar.update(len(batch.token))
     stacked = torch.stack(list(found.values()))
     return Costs(stacked[:, 0], stacked[:, 1:].unflatten(1, (len(removed), len(MEASURES))))
@@ -66,11 +66,7 @@ def _of_batch(
 ) -> dict[int, Tensor]:
     """Document -> its scored tokens, and then each set's MEASURES, in one row."""
     pair = trained.pair
-    entry, places = pair.entry(TUNED), pair.places(TUNED, batch)
-    ids = batch.ids[entry].flatten()
-    scored = batch.places[entry] % batch.ids[entry].shape[1] > 0  # nothing stands before a first token
-    before = places[scored.to(places.device)] - 1
-    targets = ids[batch.places[entry][scored]].to(places.device)
+    before, targets, documents = predicted(pair, TUNED, batch)
 
     def logits(without: Removed) -> Tensor:
         with cut(trained, at, adapters, without) if without else nullcontext():
@@ -79,8 +75,7 @@ def _of_batch(
     full = logits(frozenset())
     columns = [torch.ones(len(targets), 1, dtype=torch.float64)]
     columns += [compared(full, logits(without) if without else full, targets).cpu().double() for without in removed]
-    rows, documents = torch.cat(columns, dim=1), batch.document[scored]
-    return {document: rows[documents == document].sum(0) for document in documents.unique().tolist()}
+    return by_document(torch.cat(columns, dim=1), documents)
 
 
 def cut(trained: Trained, at: Stream, adapters: Sequence[Adapter], without: Removed):
@@ -93,6 +88,38 @@ def cut(trained: Trained, at: Stream, adapters: Sequence[Adapter], without: Remo
         return value[..., columns].masked_fill(gone[columns], 0.0)
 
     return writing_pieces(trained.pair.models[TUNED], Point(at.hookpoint, at.layer), zeroed)
+
+
+class Predicted(NamedTuple):
+    """The kept tokens that something stands before.
+
+    before   [token] places among batch x position of what they are predicted from      targets   [token] their ids
+    documents   [token]
+    """
+
+    before: Tensor
+    targets: Tensor
+    documents: Tensor
+
+
+def predicted(pair: ModelPair, role: str, batch: Batch) -> Predicted:
+    """As one model reads them, where that model is."""
+    entry, places = pair.entry(role), pair.places(role, batch)
+    ids = batch.ids[entry].flatten()
+    scored = batch.places[entry] % batch.ids[entry].shape[1] > 0
+    before = places[scored.to(places.device)] - 1
+    return Predicted(before, ids[batch.places[entry][scored]].to(places.device), batch.document[scored])
+
+
+def by_document(rows: Tensor, documents: Tensor) -> dict[int, Tensor]:
+    """Sums [column] of the rows [token, column] of each document."""
+    return {document: rows[documents == document].sum(0) for document in documents.unique().tolist()}
+
+
+def merge(found: dict[int, Tensor], more: Mapping[int, Tensor]) -> None:
+    """Adds the sums of documents, of which one may go on in the next batch."""
+    for document, part in more.items():
+        found[document] = found[document] + part if document in found else part
 
 
 def compared(full: Tensor, ablated: Tensor, targets: Tensor) -> Tensor:

@@ -51,16 +51,20 @@ def rate(numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) ->
     return ratio(factor * torch.tensor(numbers, dtype=torch.float64), torch.tensor(per, dtype=torch.float64))
 
 
-def hesitation_rate(solved: Sequence[Solved]) -> Estimate:
-    return rate([s.behaviour.hesitations for s in solved], [s.behaviour.tokens for s in solved], 1000.0)
+def hesitation_rate(solved: Sequence[Solved], *, a_response: bool = False) -> Estimate:
+    """Per 1,000 tokens, or a response."""
+    numbers = [s.behaviour.hesitations for s in solved]
+    if a_response:
+        return rate(numbers, [1.0] * len(solved))
+    return rate(numbers, [s.behaviour.tokens for s in solved], 1000.0)
 
 
-def hesitation_interval(solved: Sequence[Solved]) -> tuple[float | None, float | None]:
+def hesitation_interval(solved: Sequence[Solved], *, a_response: bool = False) -> tuple[float | None, float | None]:
     """95 %. Between problems that all have none nothing varies, which would make the clustered interval empty."""
-    tokens = sum(s.behaviour.tokens for s in solved)
-    if tokens and not any(s.behaviour.hesitations for s in solved):
-        return 0.0, 1000 * NO_EVENT / tokens
-    low, high = hesitation_rate(solved).interval(0.95)
+    seen = len(solved) if a_response else sum(s.behaviour.tokens for s in solved) / 1000
+    if seen and not any(s.behaviour.hesitations for s in solved):
+        return 0.0, NO_EVENT / seen
+    low, high = hesitation_rate(solved, a_response=a_response).interval(0.95)
     return number(low.clamp(min=0)), number(high)
 
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from tunediff.benchmarks import Interval, Problem, Recovered, Task, recovery, wilson
-from tunediff.evaluations.conditions import mean, mostly_cut, side_by_side
+from tunediff.benchmarks import Problem, Task, wilson
+from tunediff.evaluations.conditions import mostly_cut, side_by_side
+from tunediff.evaluations.shares import ACCURACY, MEASURES, Change, Share, check_resamples, columns, share, told
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
 from tunediff.generation import Decoding, Engine
 from tunediff.models import ModelPair, ModelSource, PairError
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import ADAPTER, BASE, TUNED, Finding, Note, Refused, Table
 
-ADAPTER, FULL = "adapter", "full"
+FULL = "full"
 WHO = (BASE, ADAPTER, FULL)
-ACCURACY = "accuracy"
-MEASURES = {ACCURACY: "accuracy", "tokens": "tokens a response", "hesitations": "hesitations a response"}
-FEWEST = 100  # resamples: two or three beyond each end of the interval
+CHANGE = Change("recovery", *WHO, otherwise=", or ask the base otherwise")
 
 
 class Recovery:
@@ -48,8 +47,7 @@ class Recovery:
         resamples: int = 2000,
         hesitations: Sequence[str] | None = None,
     ):
-        if resamples < FEWEST:
-            raise Refused(f"recovery.resamples={resamples} say little about an interval's ends: at least {FEWEST}.")
+        check_resamples("recovery", resamples)
         try:
             full.config()
         except PairError as error:
@@ -77,9 +75,10 @@ class Recovery:
             how = self._how(name, len(problems[name]))
             yield from _accuracies(name, answers, how)
             for measure in MEASURES:
-                means, measured = self._measured(measure, answers)
-                yield told(name, measure, means, measured, how)
-                rows.append(_row(name, measure, means, measured, self.tasks[name].prompts[BASE], self.full.path))
+                measured = share(measure, answers, self.resamples)
+                where = f"recovery/{name}" if measure == ACCURACY else f"recovery/{name}/{measure}"
+                yield told(CHANGE, name, measured, where=f"{where}/recovered", how=how)
+                rows.append(_row(name, measured, self.tasks[name].prompts[BASE], self.full.path))
         yield Table("recovery", {key: [row[key] for row in rows] for key in rows[0]})
 
     def _second(self, pair: ModelPair, texts: Sequence[str]) -> tuple[ModelPair, list[Note]]:
@@ -134,10 +133,6 @@ class Recovery:
             for condition, solved in solver.solve(name, self.tasks[name], some, conditions)
         }
 
-    def _measured(self, measure: str, answers: Sequence[Sequence[Solved]]) -> tuple[list[float], Recovered]:
-        values = [[_value(measure, solved) for solved in of_one] for of_one in answers]
-        return [mean(each) for each in values], recovery(*values, draws=self.resamples)
-
     def _how(self, name: str, count: int) -> str:
         """What every number depends on."""
         prompts = self.tasks[name].prompts
@@ -145,36 +140,6 @@ class Recovery:
             f"{count} problems; the base was asked {prompts[BASE]!r}, adapter and full {prompts[TUNED]!r}; "
             f"full is {self.full.path}"
         )
-
-
-def told(task: str, measure: str, means: Sequence[float], measured: Recovered, how: str) -> Finding | Note:
-    """The share as a finding; a note in its place where nothing was there to recover."""
-    spelled = "{:.1%}".format if measure == ACCURACY else "{:.4g}".format
-    base, adapter, full = map(spelled, means)
-    what, share = MEASURES[measure], _share(measure, measured)
-    if measured.share is None:
-        return Note(
-            f"recovery, {task}: the {what} of base ({base}) and full ({full}) are not told apart: in {measured.gone:,} of "
-            f"{measured.draws:,} resamples their difference is none or the other way, so that there is no share of it that the "
-            f"adapter ({adapter}) could recover. Take more problems, or ask the base otherwise ({how})."
-        )
-    if share is None:
-        return Note(
-            f"recovery, {task}: full ({full}) solves fewer problems than base ({base}), in {measured.draws - measured.gone:,} "
-            f"of {measured.draws:,} resamples; there is no gain that the adapter ({adapter}) could recover ({how})."
-        )
-    beyond = f", of which {measured.gone:,} without a difference stand beyond both ends" if measured.gone else ""
-    meaning = (
-        f"(adapter - base) / (full - base) of {what}: base {base}, adapter {adapter}, full {full}; paired bootstrap over "
-        f"problems, {measured.draws:,} resamples{beyond}; {how}"
-    )
-    where = f"recovery/{task}" if measure == ACCURACY else f"recovery/{task}/{measure}"
-    return Finding(f"{where}/recovered", *share, meaning)
-
-
-def _share(measure: str, measured: Recovered) -> Interval | None:
-    """Lengths and hesitations may change either way; of accuracy only a gain can be recovered."""
-    return None if measure == ACCURACY and measured.change < 0 else measured.share
 
 
 def _accuracies(task: str, answers: Sequence[Sequence[Solved]], how: str) -> Iterator[Finding]:
@@ -185,22 +150,14 @@ def _accuracies(task: str, answers: Sequence[Sequence[Solved]], how: str) -> Ite
         yield Finding(f"recovery/{task}/{ACCURACY}/{who}", right / len(solved), *ends, meaning)
 
 
-def _value(measure: str, solved: Solved) -> float:
-    return float(solved.grade.correct if measure == ACCURACY else getattr(solved.behaviour, measure))
-
-
-def _row(
-    task: str, measure: str, means: Sequence[float], measured: Recovered, prompt: str, full: str
-) -> dict[str, object]:
-    share = _share(measure, measured) or (None, None, None)
-    ends = dict(zip(("recovered", "recovered_low", "recovered_high"), share, strict=True))
+def _row(task: str, found: Share, prompt: str, full: str) -> dict[str, object]:
     return {
         "task": task,
-        "measure": MEASURES[measure],
-        **dict(zip(WHO, means, strict=True)),
-        **ends,
-        "gone": measured.gone,
-        "resamples": measured.draws,
+        "measure": MEASURES[found.measure],
+        **dict(zip(WHO, found.means, strict=True)),
+        **columns("recovered", found),
+        "gone": found.recovered.gone,
+        "resamples": found.recovered.draws,
         "base_asked": prompt,
         "full_model": full,
     }

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.activations import harvest
-from tunediff.dictionary import Crosscoder, Polarities
+from tunediff.dictionary import Crosscoder, Polarities, TranscoderAdapter
 from tunediff.models import ModelPair
-from tunediff.shapes import Rows
+from tunediff.shapes import Refused, Rows
 from tunediff.text import Batch, Text
 
 KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
@@ -47,7 +47,7 @@ class Trained:
 
     pair: ModelPair
     text: Text
-    dictionary: Crosscoder | Polarities | None
+    dictionary: Crosscoder | Polarities | TranscoderAdapter | None
     tokens: int
     tokens_per_batch: int = 2048
     folder: Path | None = None
@@ -105,3 +105,12 @@ class Trained:
     @property
     def roles(self) -> list[str]:
         return list(dict.fromkeys(stream.role for stream in self.dictionary.streams))
+
+    def adapter(self, evaluation: str) -> TranscoderAdapter:
+        """The dictionary, which stands beside the pair's MLPs. Raises Refused for one that cannot."""
+        if not isinstance(self.dictionary, TranscoderAdapter):
+            raise Refused(
+                f"evaluation={evaluation} asks about models with a transcoder adapter, and the dictionary of this run is a "
+                f"{type(self.dictionary).__name__}: train one with dictionary=transcoder_adapter."
+            )
+        return self.dictionary
