@@ -7,12 +7,12 @@ import transformers as hf
 from conftest import save_model
 from tunediff.hookpoints import HOOKPOINTS, LORA, ForwardStopped, Point, decoder_layers, reading, writing
 from tunediff.models import ModelPair, ModelSource, PairError
-from tunediff.shapes import Refused
+from tunediff.shapes import TRANSCODER, Refused
 from tunediff.text import Text
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
 
-OF_LAYERS = [hookpoint for hookpoint in HOOKPOINTS if hookpoint != LORA]
+OF_LAYERS = [name for name in HOOKPOINTS if name not in (LORA, TRANSCODER)]  # adapters are added to a model
 SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 GROUPED = {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 FAMILIES = {
@@ -136,7 +136,7 @@ def test_one_model_or_the_difference_can_be_read_alone(pair, folders):
     for stream, value in zip(apart, pair.read(batch, apart), strict=True):
         base, tuned = (values[stream._replace(role=role)] for role in ("base", "tuned"))
         assert torch.equal(value, tuned - base) and str(stream).startswith("difference.")
-    with pytest.raises(Refused, match="dictionary.reads='all': choose both, base, tuned or difference"):
+    with pytest.raises(Refused, match="dictionary.reads='all': choose both, base, tuned, difference"):
         pair.streams("resid_post", 1, reads="all")
     unlike = ModelPair(*(ModelSource(str(folders[name]), dtype="float32") for name in ("base", "wide")))
     assert unlike.streams("resid_post", 3, reads="tuned")[0].width == 48

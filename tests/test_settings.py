@@ -14,7 +14,7 @@ from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
-from tunediff.study import STUDY, build_dictionary, evaluations_of, learns, shares_stream
+from tunediff.study import STUDY, build_dictionary, evaluations_of, inside, learns, shares_stream
 from tunediff.training import Member
 from tunediff.tuning import FINE_TUNE
 
@@ -93,7 +93,7 @@ def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
             made = build_dictionary(cfg.dictionary, [Stream("adapter", "mlp_in", n, 16) for n in range(3)])
             member = AdapterMember("m", made, objective, activations, *schedules, 1e-3, (0.9, 0.999), 1.0)
         member.check(Length(9999, 64))
-    evaluations_of(cfg.get("evaluation"), learns=learns(cfg))
+    evaluations_of(cfg.get("evaluation"), learns=learns(cfg), inside=inside(cfg))
     build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option not in (
         "trainer=bf16",
         "trainer=fp16",

@@ -407,7 +407,7 @@ def test_the_estimate_is_what_two_steps_hold_at_most(dtype, precision, checkpoin
         config, config, dtype, latents=128, block=256, micro_batch=2, precision=precision,
         gradient_checkpointing=checkpointing, chunk=64, residuals=True,
     )  # fmt: skip
-    assert 0.95 < found.total / held.most < 1.6, found.table()
+    assert 0.95 < found.total / held.most < 1.7, found.table()
 
 
 def test_a_pair_holds_what_stands_beside_it(folders):

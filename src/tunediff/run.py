@@ -32,9 +32,9 @@ from tunediff.study import (
     curves_of,
     evaluate,
     evaluations_of,
+    inside,
     learns,
     say_headline,
-    shares_stream,
 )
 from tunediff.text import Text
 from tunediff.training import (
@@ -70,15 +70,15 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
             run.build(pair)
     runs = going(runs)
     trainer = make_trainer(cfg, checkpoints)
-    inside, shards = learns(cfg) and not shares_stream(cfg), getattr(trainer.strategy, "shares_out_layers", False)
-    if shards and not inside:
+    shards = getattr(trainer.strategy, "shares_out_layers", False)
+    if shards and not inside(cfg):
         raise Refused(
             "trainer=fsdp shares out the layers of models that a dictionary stands in; others are trained with trainer=ddp."
         )
     device = trainer.strategy.root_device
     pair.load("cpu" if shards else device)
     left_out: dict[str, str] = {}
-    if inside:
+    if inside(cfg):
         adapt(runs[0], pair, text, trainer, checkpoints, resume_from=resume_from)
         pair.to(device)
     elif learns(cfg):
@@ -187,7 +187,7 @@ def reevaluate(cfg: DictConfig) -> None:
     check(cfg, REEVALUATION)
     with folders.unless_refused(Path(cfg.run)):
         run = Loaded(Path(cfg.run))
-    evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg))
+    evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
         trained = run.trained(device=device, tokens=cfg.tokens)

@@ -61,7 +61,7 @@ class Run:
     def build(self, pair: ModelPair) -> None:
         """Everything that can be wrong is asked before weights are loaded."""
         cfg = self.cfg
-        self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg))
+        self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
         self.streams = streams_of(cfg, pair)
         with within(self.folder):
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
@@ -206,8 +206,9 @@ def learns(cfg: DictConfig) -> bool:
     return bool(given)
 
 
-def evaluations_of(nodes: DictConfig | None, *, learns: bool) -> dict[str, Any]:
-    """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none."""
+def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Any]:
+    """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none, or about another
+    kind: one that stands `inside` the models reconstructs nothing, and the others replace nothing."""
     built = {name: build(node) for name, node in (nodes or {}).items()}
     for name, evaluation in built.items():
         if not learns and getattr(evaluation, "needs_dictionary", True):
@@ -215,6 +216,13 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool) -> dict[str, Any]:
                 f"evaluation={name} needs a dictionary, and this study trains none: leave it out, as in "
                 "evaluation=[layer_divergence,tokenizers], or leave out the experiment that takes the dictionary away."
             )
+        if inside and getattr(evaluation, "needs_reconstruction", False):
+            raise Refused(
+                f"evaluation={name} measures what a dictionary reconstructs, and a transcoder adapter reconstructs nothing: "
+                "choose evaluation=replacement."
+            )
+        if learns and not inside and getattr(evaluation, "needs_adapter", False):
+            raise Refused(f"evaluation={name} asks about a transcoder adapter: choose dictionary=transcoder_adapter.")
     return built
 
 
@@ -231,6 +239,11 @@ def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder | Tr
     """The dictionary of a config, over these streams; the settings that the study reads stand beside its own."""
     settings = {key: node[key] for key in node if key not in READ_BY_STUDY["dictionary"]}
     return build(settings)(streams)
+
+
+def inside(cfg: DictConfig) -> bool:
+    """Whether a study trains a dictionary that stands inside the models."""
+    return learns(cfg) and not shares_stream(cfg)
 
 
 def shares_stream(cfg: DictConfig) -> bool:

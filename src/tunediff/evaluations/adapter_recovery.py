@@ -39,6 +39,8 @@ class AdapterRecovery:
     hesitations   words that count as one, as regular expressions; None: the pair's own
     """
 
+    needs_adapter = True
+
     def __init__(
         self,
         *,

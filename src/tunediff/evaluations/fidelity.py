@@ -49,6 +49,8 @@ MEANINGS = {
 class Fidelity:
     """resamples   draws of the bootstrap over documents"""
 
+    needs_reconstruction = True
+
     def __init__(self, *, resamples: int = 1000):
         self.resamples = resamples
 

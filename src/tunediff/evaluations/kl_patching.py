@@ -51,6 +51,8 @@ class KLPatching:
     level       of the intervals, over documents
     """
 
+    needs_reconstruction = True
+
     def __init__(
         self,
         *,

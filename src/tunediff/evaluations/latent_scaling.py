@@ -36,6 +36,8 @@ class LatentScaling:
     largest_nu_error, largest_nu_reconstruction   up to these the call is confirmed (the paper's section 3.3)
     """
 
+    needs_reconstruction = True
+
     def __init__(
         self,
         *,

@@ -69,6 +69,8 @@ class LatentSets:
     hesitations    words that count as one, as regular expressions; None: the pair's own
     """
 
+    needs_adapter = True
+
     def __init__(
         self,
         *,

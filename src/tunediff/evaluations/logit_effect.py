@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.fidelity import model_of
 from tunediff.evaluations.trained import Trained
 from tunediff.shapes import Note, Table
@@ -32,17 +33,14 @@ class LogitEffect:
 
     @torch.no_grad()
     def run(self, trained: Trained) -> Iterator[Table | Note]:
-        dictionary, columns = trained.dictionary, defaultdict(list)
-        rows = dictionary.W_dec / dictionary.normalisation.scale
+        columns = defaultdict(list)
         for role in trained.roles:
-            highest = max(trained.streams_of(role), key=lambda n: dictionary.streams[n].layer)
-            hookpoint = dictionary.streams[highest].hookpoint
+            hookpoint, directions = written_rows(trained, role)
             if hookpoint not in WRITTEN:
                 yield Note(f"Logit effects were not taken: values at {hookpoint} are not added to the residual stream.")
                 return
             model, tokenizer = model_of(role), trained.pair.tokenizers[trained.pair.entry(model_of(role))]
             unembedding = gained_unembedding(trained.pair.models[model])
-            directions = rows.split(dictionary.widths, dim=-1)[highest]
             units = torch.nn.functional.normalize(directions, dim=-1).to(unembedding)
             spelled = spelling(tokenizer)
             known = min(len(unembedding), len(tokenizer))  # the rest pads the matrix
@@ -61,6 +59,17 @@ class LogitEffect:
                         columns["role"] += [role] * len(numbers)
                         columns["sign"] += [sign] * len(numbers)
         yield Table("logit_effect", dict(columns))
+
+
+def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
+    """The hookpoint at which latents write into a model, and their decoder rows there [latent, width]: of a transcoder
+    adapter each latent's own, of a dictionary over several layers those of the highest."""
+    dictionary = trained.dictionary
+    if isinstance(dictionary, TranscoderAdapter):
+        return "mlp_out", dictionary.W_dec
+    highest = max(trained.streams_of(role), key=lambda n: dictionary.streams[n].layer)
+    rows = dictionary.W_dec / dictionary.normalisation.scale
+    return dictionary.streams[highest].hookpoint, rows.split(dictionary.widths, dim=-1)[highest]
 
 
 def gained_unembedding(model: torch.nn.Module) -> Tensor:

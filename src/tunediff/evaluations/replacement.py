@@ -62,6 +62,8 @@ class Measured(NamedTuple):
 class Replacement:
     """Passes over the held-out text: 4 a layer."""
 
+    needs_adapter = True
+
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         adapter = trained.adapter(NAME)
         depth = len(adapter.layers)

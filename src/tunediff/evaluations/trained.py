@@ -2,7 +2,8 @@
 
 An evaluation is a class with settings in __init__ and one verb, run(trained), which yields Findings, Tables and Notes.
 It changes nothing of what it is given: no counter, no threshold, no random state. A class that asks about the pair
-alone says `needs_dictionary = False`; all others are refused in a study that trains none.
+alone says `needs_dictionary = False`; all others are refused in a study that trains none. One that asks about what a
+dictionary reconstructs says `needs_reconstruction = True`, one that asks about a transcoder adapter `needs_adapter = True`.
 """
 
 from __future__ import annotations

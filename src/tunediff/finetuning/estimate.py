@@ -108,9 +108,9 @@ def adapter_memory(
     kept, working = layer_activations(tuned, residual=loaded, product=product, adapter=False, frozen=True)
     kept += latents * (4.0 + 4.0 + 1.0) + width * 4.0  # latents before and after sparsity, which are active; the input
     working += latents * 5 * 4.0  # pre-activations, latents without and with padding, and gradients of both
-    working += 2 * tuned.intermediate_size * product + 4 * width * loaded  # gradients inside the MLP; hidden vectors of KL
     if gradient_checkpointing:
-        held, layer = layers * tokens * width * loaded, tokens * (kept + working)
+        again = 4 * tuned.intermediate_size * product + 4 * width * loaded  # inside the MLP; hidden vectors of KL
+        held, layer = layers * tokens * width * loaded, tokens * (kept + working + again)
     else:
         held, layer = layers * tokens * kept, tokens * working
     some = min(chunk, tokens)

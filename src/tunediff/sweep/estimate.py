@@ -23,7 +23,7 @@ from tunediff.finetuning.estimate import adapter_memory, adapter_operations, ada
 from tunediff.models import ModelPair
 from tunediff.settings import build
 from tunediff.shapes import BASE, TUNED
-from tunediff.study import Run, learns, shares_stream, spelled
+from tunediff.study import Run, inside, learns, spelled
 
 GB = 1e9
 
@@ -38,7 +38,7 @@ class Cost(NamedTuple):
 
 def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
     cfg = runs[0].cfg
-    if learns(cfg) and not shares_stream(cfg):
+    if inside(cfg):
         return adapter_cost(cfg, pair)
     streams = dict.fromkeys(stream for run in runs for stream in run.streams)
     width = sum(stream.width for stream in streams)

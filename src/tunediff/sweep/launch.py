@@ -19,7 +19,7 @@ from tunediff.models import ModelPair
 from tunediff.run import processes_of, train
 from tunediff.settings import build, check, plain
 from tunediff.shapes import Refused
-from tunediff.study import STUDY, Run, learns, shares_stream
+from tunediff.study import STUDY, Run, inside
 from tunediff.sweep import local, slurm
 from tunediff.sweep.estimate import GB, adapter_items, columns, cost_of, device_of, memory_of, table
 from tunediff.sweep.plan import Group, Member, forget_checkpoints, groups_of, look, members_in
@@ -39,7 +39,7 @@ def _study(cfg: DictConfig, folder: Path) -> float | None:
         run = Run(cfg, folder)
         pair: ModelPair = build(cfg.model_pair)
         run.build(pair)
-        if learns(cfg) and not shares_stream(cfg):
+        if inside(cfg):
             print(f"memory of one device:\n{adapter_items(cfg, pair).table()}")
         print(table([([run], cost_of([run], pair))], device=device_of(run)))
         return None

@@ -14,7 +14,7 @@ from tunediff import folders
 from tunediff.models import ModelPair
 from tunediff.settings import build, check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
-from tunediff.study import STUDY, Run, learns, shares_stream
+from tunediff.study import STUDY, Run, inside
 from tunediff.training import latest_checkpoint, members_of
 
 NEAR = 3  # settings by which a run may differ and still be called nearly the same
@@ -148,7 +148,7 @@ def groups_of(
     together: dict[tuple, list[Member]] = {}
     for member in members:
         saved = next((path for path, names in checkpoints if member.run.identity in names), None)
-        alone = not pack or (learns(member.run.cfg) and not shares_stream(member.run.cfg))
+        alone = not pack or inside(member.run.cfg)
         key = (saved, stream_key(member.run.cfg), member.run.identity if alone else None)
         together.setdefault(key, []).append(member)
     groups = []
