@@ -2,6 +2,7 @@
 
 from tunediff.evaluations.adapter_ablation import AdapterAblation
 from tunediff.evaluations.attention_sinks import AttentionSinks
+from tunediff.evaluations.attribution_graphs import AttributionGraphs
 from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.benchmark import Benchmark
 from tunediff.evaluations.examples import Examples
@@ -29,6 +30,7 @@ from tunediff.evaluations.unit_comparison import UnitComparison
 __all__ = [
     "AdapterAblation",
     "AttentionSinks",
+    "AttributionGraphs",
     "Autointerp",
     "Benchmark",
     "Examples",
