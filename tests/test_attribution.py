@@ -217,6 +217,7 @@ class Broken(Exception):
 def test_everything_is_as_it_was_after_an_exception(qwen):
     model, _ = qwen
     own, asked = model.config._attn_implementation, [p.requires_grad for p in model.parameters()]
+    assert not any(asked)
     with torch.no_grad():
         said = model(IDS[None]).logits
     with pytest.raises(Broken), linearised(model):
@@ -313,6 +314,17 @@ def test_a_latent_whose_way_in_is_pruned_goes_and_so_do_those_that_it_alone_led_
     pruned = prune(edges, torch.ones(1), nodes=0.7, links=0.75)
     assert pruned.latents.tolist() == [True, False, False]
     assert pruned.edges.nonzero().tolist() == [[0, 3], [3, 0]]
+
+
+def test_a_latent_whose_ways_out_are_pruned_goes_with_its_way_in():
+    many = 50
+    edges = torch.zeros(1 + many + 1, 1 + many + 1)
+    edges[0, -1] = 1.0  # latent 0 comes from the position
+    edges[1:-1, 0] = 1.0  # all others from latent 0, and the logit from all of them
+    edges[-1, 1:-1] = 1.0
+    assert prune(edges, torch.ones(1), nodes=1.0, links=1.0).edges.sum() == 1 + 2 * many
+    pruned = prune(edges, torch.ones(1), nodes=1.0, links=0.3)
+    assert not pruned.edges.any() and not pruned.latents.any()
 
 
 def test_influence_over_prompts_is_the_mean_of_shares_so_that_no_long_prompt_outweighs_another():
