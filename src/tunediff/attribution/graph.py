@@ -7,9 +7,9 @@ Targets are latents, by their pre-activation, and logits less the mean of all lo
 the first layer at each position. Both are exact, so that there are no error nodes: the base's MLP is part of the edges, as
 in RelP (arXiv 2602.20904; linearised.py has the rules).
 
-# Differs from the paper's code: it sets out from a latent's encoder row in the residual stream before its layer, past that
-# layer's attention and norm, so that its edges into latents are those of another function. These are gradients of the
-# pre-activation itself, and sum to it.
+# Differs from the paper's code: it sets out from a latent's encoder row in the residual stream before its layer, and leaves
+# out that layer's attention and norm, so that its edges into latents are those of another function and do not sum to them.
+# These are gradients of the pre-activation itself. Edges into logits are the same.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class AttributionGraphs:
             self._write(trained, graph, pruned, slug, spelled)
             _add_graph(tables["graphs"], slug, prompt, graph, pruned, spelled)
             if number < self.drawn:
-                _add_nodes(tables["nodes"], slug, graph, pruned, spelled)
+                _add_nodes(tables["nodes"], slug, graph, pruned, spelled, len(adapter.layers))
                 _add_edges(tables["edges"], slug, graph, pruned)
             influences.append((graph.number, pruned.influence[: len(graph.number)]))
             kept_in.update(graph.number[pruned.latents].unique().tolist())
@@ -218,12 +218,12 @@ def _add_graph(
 
 
 def _add_nodes(
-    columns: dict[str, list], slug: str, graph: Graph, pruned: Pruned, spelled: Callable[[int], str]
+    columns: dict[str, list], slug: str, graph: Graph, pruned: Pruned, spelled: Callable[[int], str], depth: int
 ) -> None:
-    """A node's number is its place among the graph's latents, positions and logits."""
+    """A node's number is its place among the graph's latents, positions and logits; embeddings stand in layer -1, logits
+    above the last. Of a logit, activation is its distance from the mean of all, and influence its probability."""
     latents, positions = len(graph.number), len(graph.ids)
     words = [spelled(token) for token in graph.ids.tolist()]
-    last = int(graph.layer.max()) + 1 if latents else 0
     rows = []
     for n in pruned.latents.nonzero()[:, 0].tolist():
         place = int(graph.position[n])
@@ -234,7 +234,7 @@ def _add_nodes(
         rows.append((latents + place, "embedding", -1, place, word, *found))
     for n, token in enumerate(graph.logits.tolist()):
         found = (-1, float(graph.value[latents + n]), float(graph.probability[n]))
-        rows.append((latents + positions + n, "logit", last, positions - 1, spelled(token), *found))
+        rows.append((latents + positions + n, "logit", depth, positions - 1, spelled(token), *found))
     names = ("node", "kind", "layer", "position", "token", "latent", "activation", "influence")
     for row in rows:
         columns["graph"].append(slug)
