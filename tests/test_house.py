@@ -11,14 +11,14 @@ SOURCE = ROOT / "src" / "tunediff"
 FLOORS = {
     "shapes": 0, "schedules": 0, "processes": 0, "text": 1, "dictionary": 1, "folders": 1, "hookpoints": 1,
     "edits": 2, "benchmarks": 2, "toy": 3, "models": 3, "activations": 4, "generation": 4, "objectives": 5, "evaluations": 5,
-    "training": 6, "loggers": 6, "report": 6,
+    "attribution": 4, "training": 6, "loggers": 6, "report": 6,
     "finetuning": 7, "settings": 7, "study": 8, "loaded": 9, "run": 10, "sweep": 11, "tuning": 11,
 }  # fmt: skip
 FENCES = {
     "hydra": {"settings", "sweep"},
     "omegaconf": {"settings", "study", "loaded", "run", "sweep", "tuning"},
     "submitit": {"sweep"},
-    "transformers": {"models", "text", "toy", "finetuning"},
+    "transformers": {"models", "text", "toy", "finetuning", "attribution"},
     "peft": {"models", "finetuning"},
     "lightning": {"training", "activations", "loggers", "finetuning"},
     "wandb": {"loggers"},

@@ -3,12 +3,16 @@
 Runs where they are installed (pip install -e ".[test,peers]"); a torchvision that does not fit torch breaks their imports.
 """
 
+import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from test_adapted_models import logits, made_adapter
+from test_attribution import IDS, adapted_model
+from tunediff.attribution import attribute, prune, write_graph
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation, TopK
 from tunediff.models import ModelSource, save_adapted
 from tunediff.objectives import Reconstruction
@@ -169,3 +173,43 @@ def test_topk_is_that_of_sparsify():
     factor = len(rows) / (rows - rows.mean(0)).square().sum()  # theirs is the share of the batch's variance
     gradients = (peer.encoder.weight.grad.T, peer.W_dec.grad, peer.encoder.bias.grad, peer.b_dec.grad)
     agree(dictionary, (ours(dictionary, factor=factor), loss.detach()), gradients)
+
+
+def test_a_graph_is_pruned_as_by_circuit_tracer_and_its_file_is_read_by_it(tmp_path):
+    why = "circuit-tracer is not installed: pip install --no-deps circuit-tracer (it asks for an older transformers)"
+    theirs = pytest.importorskip("circuit_tracer.graph", reason=why, exc_type=ImportError)
+    from circuit_tracer.frontend.graph_models import Link, Metadata, Model, Node
+
+    graph = attribute(*adapted_model("qwen2", sparsity=L1(0.0)), IDS, drop_first=True)
+    pruned = prune(graph.edges, graph.probability, nodes=0.6, links=0.9)
+    latents, logits = len(graph.number), len(graph.logits)
+    square = torch.zeros(latents + len(IDS) + logits, latents + len(IDS) + logits)
+    square[:latents, :-logits], square[-logits:, :-logits] = graph.edges.split([latents, logits])
+    peer = SimpleNamespace(
+        input_tokens=IDS,
+        logit_targets=graph.logits,
+        selected_features=graph.number,
+        adjacency_matrix=square,
+        logit_probabilities=graph.probability,
+    )
+    nodes, edges, cumulative = theirs.prune_graph(peer, 0.6, 0.9)
+    assert 0 < int(pruned.latents.sum()) < latents and torch.equal(nodes[:latents], pruned.latents)
+    assert torch.equal(torch.cat([edges[:latents], edges[-logits:]])[:, :-logits], pruned.edges)
+    assert torch.allclose(cumulative[:-logits], pruned.cumulative, atol=1e-5)
+
+    path = write_graph(tmp_path, graph, pruned, slug="a", spelled=str, depth=3, scan="run", node_threshold=0.6)
+    read = Model.model_validate_json(path.read_text())
+    assert len([Link.model_validate(link) for link in read.links]) == int(pruned.edges.sum())
+    listed = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
+    assert [Metadata.model_validate(one) for one in listed] == [read.metadata]
+    assert [made_by(Node, node) for node in read.nodes] == read.nodes
+
+
+def made_by(kind, node):
+    """The node as circuit-tracer's own functions make it."""
+    first, second, place = node.node_id.split("_")
+    if node.feature_type == "embedding":
+        return kind.token_node(int(place), int(second), node.influence)
+    if node.feature_type == "logit":
+        return kind.logit_node(len(IDS) - 1, int(second), second, 3, node.is_target_logit, node.token_prob)
+    return kind.feature_node(int(first), int(place), int(second), node.influence, node.activation)

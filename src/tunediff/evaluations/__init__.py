@@ -3,6 +3,7 @@
 from tunediff.evaluations.adapter_ablation import AdapterAblation
 from tunediff.evaluations.adapter_recovery import AdapterRecovery
 from tunediff.evaluations.attention_sinks import AttentionSinks
+from tunediff.evaluations.attribution_graphs import AttributionGraphs
 from tunediff.evaluations.autointerp import Autointerp
 from tunediff.evaluations.benchmark import Benchmark
 from tunediff.evaluations.examples import Examples
@@ -33,6 +34,7 @@ __all__ = [
     "AdapterAblation",
     "AdapterRecovery",
     "AttentionSinks",
+    "AttributionGraphs",
     "Autointerp",
     "Benchmark",
     "Examples",
