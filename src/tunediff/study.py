@@ -22,6 +22,7 @@ from tunediff import folders
 from tunediff.activations import Source, select
 from tunediff.dictionary import Crosscoder, latents_of
 from tunediff.evaluations import Trained
+from tunediff.evaluations.columns import checked
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
@@ -193,6 +194,8 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool) -> dict[str, Any]:
                 f"evaluation={name} needs a dictionary, and this study trains none: leave it out, as in "
                 "evaluation=[layer_divergence,tokenizers], or leave out the experiment that takes the dictionary away."
             )
+        if isinstance(latents := getattr(evaluation, "latents", None), str):
+            checked(latents)  # before hours of training, not after them
     return built
 
 
