@@ -122,12 +122,14 @@ class Loaded:
         self,
         questions: Sequence[str],
         *,
-        role: str = TUNED,
+        role: str | None = None,
         edits: Sequence[Edit] = (),
         decoding: Decoding = Decoding(),  # noqa: B008
     ) -> list[Response]:
-        """What the model with this role answers, through the chat template and behind the text's system message, under edits."""
+        """What the model with this role answers, through the chat template and behind the text's system message, under edits;
+        by default the model that these are written into, without any the tuned one."""
         self.trained()
+        role = role or (edits[0].at.role if edits else TUNED)
         tokenizer = self.pair.tokenizers[self.pair.entry(role)]
         asked = ask([(question, question) for question in questions], tokenizer, self.text.system)
         return generate(self.pair, role, asked, decoding, engine=Batched(), edits=edits, tokenizer=tokenizer)

@@ -114,7 +114,7 @@ class Intervention:
 
     def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
         beside = role == ADAPTER
-        modes = self.modes or (("delta",) if beside else MODES)
+        modes = (("delta",) if beside else MODES) if self.modes is None else self.modes
         other, asked_as = CONTRAST[role], TUNED if beside else None
         made = [
             Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as),

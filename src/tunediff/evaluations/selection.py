@@ -1,4 +1,4 @@
-"""Which latents an intervention acts on, what they usually do, and which others serve as their control."""
+"""Which latents an intervention acts on, and which others serve as their control."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tunediff.evaluations.columns import chosen_by_expression
 from tunediff.evaluations.geometry import relative_decoder_norm
 from tunediff.evaluations.label_alignment import aurocs
 from tunediff.evaluations.trained import Trained
-from tunediff.evaluations.usual import Usual
-from tunediff.evaluations.usual import usual as usual
+from tunediff.evaluations.usual import Usual, usual
 from tunediff.shapes import BASE, TUNED, Refused, Stream
+
+__all__ = ["Selection", "Telling", "Usual", "alike", "choose", "decoder_rows", "usual"]
 
 ALIKE = 20  # latents that write about as much, of which one is drawn
 

@@ -1,4 +1,8 @@
-"""Held-out text -> what each latent usually does there: how strong it is, how often it fires."""
+"""Held-out text -> what each latent usually does there: how strong it is, and how often it fires.
+
+What edits take for strength 1 and for a mean, what their controls are drawn by, and which latents live at all. Knows
+nothing of which latents are asked for.
+"""
 
 from __future__ import annotations
 
