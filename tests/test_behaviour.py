@@ -13,9 +13,11 @@ from tunediff.edits import AfterMatch, Everywhere, Keep, MeanAblate, Patch, Scal
 from tunediff.evaluations import Benchmark, Intervention, SteeringSweep, Telling
 from tunediff.evaluations.benchmark import cut
 from tunediff.evaluations.conditions import rate
-from tunediff.evaluations.selection import Usual, alike, choose, decoder_rows, usual
+from tunediff.evaluations.latent_edits import latent_edits
+from tunediff.evaluations.selection import alike, choose, decoder_rows
 from tunediff.evaluations.solving import Kept
 from tunediff.evaluations.steering_sweep import dip
+from tunediff.evaluations.usual import Usual, usual
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
@@ -160,7 +162,7 @@ def test_an_operation_that_changes_nothing_leaves_every_grade(trained, operation
 
 
 def test_the_mean_of_an_ablation_is_that_of_the_held_out_text(trained):
-    part = intervention({"mean": MeanAblate()})._part(trained, usual(trained), [0, 3])
+    part = latent_edits(trained, TUNED, [0, 3], MeanAblate(), seen=usual(trained))[0].part
     values = torch.cat([reading.latents[reading.admitted][:, [0, 3]] for reading in trained.readings("means")])
     assert torch.allclose(part.mean, values.mean(0), atol=1e-5)
     assert torch.allclose(part.scale, values.amax(0))

@@ -27,6 +27,10 @@ GIVEN = {
     "experiment=rank1_lora": ["model_pair.tuned.adapter=a"],
     "model=local": ["model.path=a"],
     "evaluation=autointerp": ["evaluation.autointerp.model=m"],
+    **{
+        f"evaluation={name}": ["dictionary=transcoder_adapter"]
+        for name in ("replacement", "adapter_recovery", "latent_sets", "attribution_graphs")
+    },
     "activations=sequences": ["dictionary=transcoder_adapter"],
     "optimizer=adam_cosine": ["dictionary=transcoder_adapter"],
     "dictionary/objective=distillation": ["dictionary=transcoder_adapter"],

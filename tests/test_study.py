@@ -284,6 +284,11 @@ SHORTENED = {  # words that make a command short
         "task.toy.problems=4",
         "tokens=20000",  # enough of them with the label that latents are chosen by
     ],
+    "latents='top(": [
+        *(f"evaluation.ablation.{word}" for word in ("draws=1", "modes=[delta]", "decoding.tokens=64")),
+        "task.toy.problems=4",
+        "tokens=20000",
+    ],
     "evaluation=steering_sweep": ["evaluation.steering_sweep.strengths=[1]", "task.toy.problems=4"],
     "evaluation=[kl_patching": ["tokens=4000"],
     "[recovery,adapter_ablation]": [
@@ -402,6 +407,9 @@ def test_a_finished_run_answers_under_an_edit_in_python(run):
     edit = loaded.edit([0, 1, 2], Zero(), gate=Thinking(), mode="replace")
     plain, edited = (loaded.respond([question], edits=edits)[0] for edits in ((), [edit]))
     assert "boxed{19}" in plain.text and edited.touched[0] > 0 and edited.ids != plain.ids
+    assert len(loaded.latents("bottom(3, number)")) == 3
+    (same,) = loaded.edits("number < 3", Zero(), gate=Thinking(), mode="replace")
+    assert same.described == edit.described and loaded.edit(loaded.latents("number < 3"), Zero()).mode == "delta"
 
 
 def test_a_note_is_withdrawn_when_its_evaluation_runs_again_and_those_of_others_stay(tmp_path):

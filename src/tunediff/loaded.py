@@ -20,10 +20,11 @@ from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.dictionary import Crosscoder, TranscoderAdapter
-from tunediff.edits import Edit, Everywhere, Gate, Latents, Operation
+from tunediff.edits import Edit, Everywhere, Gate, Operation
 from tunediff.evaluations import Trained
-from tunediff.evaluations.intervention import written_at
-from tunediff.evaluations.selection import Usual, usual
+from tunediff.evaluations.latent_edits import latent_edits, role_of
+from tunediff.evaluations.selection import choose
+from tunediff.evaluations.usual import Usual, usual
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import ModelPair, save_adapted
 from tunediff.settings import build
@@ -77,32 +78,58 @@ class Loaded:
             raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
         return pyarrow.parquet.read_table(path)
 
-    def edit(
+    def latents(self, which: int | str | Sequence[int], *, role: str | None = None) -> list[int]:
+        """Their numbers: those that an expression chooses, such as "top(20, auroc.hesitation) and rate < .1", or so many of
+        those most the role's own; as evaluations take them."""
+        trained = self.trained()
+        role = role_of(trained, role, setting="latents")
+        return choose(trained, self._usual, which, None, whose=role)
+
+    def edits(
         self,
-        latents: Sequence[int],
+        latents: int | str | Sequence[int],
         operation: Operation,
         *,
-        role: str = TUNED,
+        role: str | None = None,
         gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
         mode: str = "delta",
-    ) -> Edit:
-        """An edit of latents in the model with this role, where the dictionary reads it. Strength 1 is a latent's largest
-        activation on the held-out text, and its mean is that over the same text."""
+    ) -> tuple[Edit, ...]:
+        """Edits of latents in the model with this role, where the dictionary reads it: one, or one for each layer of a
+        transcoder adapter that has some of them. Strength 1 is a latent's largest activation on the held-out text, and its
+        mean is that over the same text."""
         trained = self.trained()
-        numbers = torch.tensor(latents)
-        part = Latents(trained.dictionary, numbers, self._usual.maximum[numbers], self._usual.mean[numbers])
-        return Edit(written_at(trained, role), part, operation, gate.of(trained.dictionary), mode)
+        role = role_of(trained, role, setting="edits")
+        numbers = self.latents(latents, role=role)
+        return latent_edits(trained, role, numbers, operation, seen=self._usual, gate=gate, mode=mode)
+
+    def edit(
+        self,
+        latents: int | str | Sequence[int],
+        operation: Operation,
+        *,
+        role: str | None = None,
+        gate: Gate = Everywhere(),  # noqa: B008
+        mode: str = "delta",
+    ) -> Edit:
+        """The one edit that `edits` makes of them. Raises Refused where there are several."""
+        made = self.edits(latents, operation, role=role, gate=gate, mode=mode)
+        if len(made) > 1:
+            places = ", ".join(str(edit.at) for edit in made)
+            raise Refused(f"These latents are written at {places}, each by an edit of its own: take run.edits(...).")
+        return made[0]
 
     def respond(
         self,
         questions: Sequence[str],
         *,
-        role: str = TUNED,
+        role: str | None = None,
         edits: Sequence[Edit] = (),
         decoding: Decoding = Decoding(),  # noqa: B008
     ) -> list[Response]:
-        """What the model with this role answers, through the chat template and behind the text's system message, under edits."""
+        """What the model with this role answers, through the chat template and behind the text's system message, under edits;
+        by default the model that these are written into, without any the tuned one."""
         self.trained()
+        role = role or (edits[0].at.role if edits else TUNED)
         tokenizer = self.pair.tokenizers[self.pair.entry(role)]
         asked = ask([(question, question) for question in questions], tokenizer, self.text.system)
         return generate(self.pair, role, asked, decoding, engine=Batched(), edits=edits, tokenizer=tokenizer)

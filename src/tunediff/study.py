@@ -22,6 +22,7 @@ from tunediff import folders
 from tunediff.activations import Sequences, Source, select
 from tunediff.dictionary import Crosscoder, TranscoderAdapter, latents_of
 from tunediff.evaluations import Trained
+from tunediff.evaluations.columns import checked
 from tunediff.finetuning import AdapterMember
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.hookpoints import LORA
@@ -223,6 +224,8 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
             )
         if learns and not inside and getattr(evaluation, "needs_adapter", False):
             raise Refused(f"evaluation={name} asks about a transcoder adapter: choose dictionary=transcoder_adapter.")
+        if isinstance(latents := getattr(evaluation, "latents", None), str):
+            checked(latents)  # before hours of training, not after them
     return built
 
 

@@ -53,6 +53,8 @@ class AttributionGraphs:
     batch       targets whose gradients are taken at once
     """
 
+    needs_adapter = True
+
     def __init__(
         self,
         *,

@@ -38,7 +38,6 @@ from tunediff.evaluations.examination import (
     verdicts_in,
 )
 from tunediff.evaluations.examples import Examples
-from tunediff.evaluations.geometry import firing
 from tunediff.evaluations.trained import Trained
 from tunediff.shapes import Finding, Note, Refused, Table
 
@@ -61,7 +60,7 @@ class Examined(NamedTuple):
 
 class Autointerp:
     """endpoint         address of an OpenAI-compatible interface            model   its name there
-    latents          their numbers; or how many: those alive that belong most to one model
+    latents          their numbers; an expression that chooses them; or how many: those alive that belong most to one model
     examples         of a latent: half of them explain, up to as many are held back
     texts_per_call   texts that are judged by one answer
     key_variable     environment variable that holds the key; null: none is sent
@@ -70,14 +69,15 @@ class Autointerp:
     timeout          seconds for one answer                              retries   when the endpoint is busy
     answer_tokens    the longest answer, thoughts included
 
-    Raises Refused before a model is loaded where calls could be more than `most_calls`, or address or key are none."""
+    Raises Refused before a model is loaded where calls could be more than `most_calls`, or address or key are none; before
+    anything is asked where an expression chooses so many."""
 
     def __init__(
         self,
         *,
         endpoint: str,
         model: str,
-        latents: int | Sequence[int] = 20,
+        latents: int | str | Sequence[int] = 20,
         examples: int = 20,
         texts_per_call: int = 5,
         key_variable: str | None = None,
@@ -90,14 +90,6 @@ class Autointerp:
     ):
         if examples < FEWEST or texts_per_call < 1:
             raise Refused(f"{SETTING} needs examples={FEWEST} or more and texts_per_call=1 or more.")
-        half = examples // 2
-        each = 1 + math.ceil(2 * half / texts_per_call) + 2 * math.ceil(half / texts_per_call)
-        count = latents if isinstance(latents, int) else len(latents)
-        if count * each > most_calls:
-            raise Refused(
-                f"{SETTING} would call {model} up to {count * each:,} times ({count:,} latents, {each} calls each), more "
-                f"than {SETTING}.most_calls={most_calls:,}. Ask about fewer {SETTING}.latents, or allow more calls."
-            )
         self.chat = Chat(
             endpoint,
             model,
@@ -108,7 +100,19 @@ class Autointerp:
             answer_tokens=answer_tokens,
         )
         self.latents, self.examples, self.texts_per_call = latents, examples, texts_per_call
-        self.price, self.at_once = price_per_million_tokens, at_once
+        self.price, self.at_once, self.most_calls = price_per_million_tokens, at_once, most_calls
+        if not isinstance(latents, str):  # how many an expression chooses is known once the text was read
+            self._allow(latents if isinstance(latents, int) else len(latents))
+
+    def _allow(self, count: int) -> None:
+        """Raises Refused where so many latents could take more calls than are allowed."""
+        half, at_most = self.examples // 2, self.most_calls
+        each = 1 + math.ceil(2 * half / self.texts_per_call) + 2 * math.ceil(half / self.texts_per_call)
+        if count * each > at_most:
+            raise Refused(
+                f"{SETTING} would call {self.chat.model} up to {count * each:,} times ({count:,} latents, {each} calls "
+                f"each), more than {SETTING}.most_calls={at_most:,}. Ask about fewer {SETTING}.latents, or allow more calls."
+            )
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         """Raises Refused where the endpoint gives no answer at all; once it has answered, what is known is reported."""
@@ -164,8 +168,8 @@ class Autointerp:
     def _subjects(self, trained: Trained) -> tuple[list[Subject], list[int]]:
         """What will be asked, and the latents that were wanted but have too few examples."""
         half = self.examples // 2
-        alive = torch.tensor(firing(trained)["firing_rate"]) > 0
-        chosen = chosen_latents(trained, self.latents, alive, setting=f"{SETTING}.latents")
+        chosen = chosen_latents(trained, self.latents, setting=f"{SETTING}.latents")
+        self._allow(len(chosen))
         windows = windows_of(trained, chosen, strongest=self.examples, silent=half)
         made = [examined_on(latent, windows[latent], half, self.texts_per_call) for latent in chosen]
         passed_over = [latent for latent, subject in zip(chosen, made, strict=True) if subject is None]

@@ -112,9 +112,9 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
     columns["finished"] = mean([s.response.finished for s in solved])
     columns["closed"] = mean([s.behaviour.closed for s in solved])
     columns["repetition"] = mean([s.behaviour.repetition for s in solved])
-    changed = [(sum(s.response.touched), s.response.change) for s in solved if sum(s.response.touched)]
+    changed = [pair for s in solved for pair in zip(s.response.touched, s.response.change, strict=True) if pair[0]]
     columns["change"] = (
-        sum(t * c[0] for t, c in changed) / sum(t for t, _ in changed) if changed and condition.edits else None
+        sum(tokens * norm for tokens, norm in changed) / sum(tokens for tokens, _ in changed) if changed else None
     )
     columns["touched"] = mean([sum(s.response.touched) > 0 for s in solved]) if condition.edits else None
     return columns

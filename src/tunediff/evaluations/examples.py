@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tunediff.evaluations.chosen import chosen_latents
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.shapes import SEGMENTS, Table
 from tunediff.text import spelling
@@ -29,7 +30,8 @@ SAMPLED = 4  # documents sampled for each quantile shown
 class Examples:
     """strongest, quantiles, random   examples of each kind kept for every latent
     before, after   tokens shown on each side of the peak
-    latents         their numbers; null: all
+    latents         their numbers; an expression that chooses them; or how many: those alive that belong most to one model;
+                    null: all
     """
 
     def __init__(
@@ -40,13 +42,15 @@ class Examples:
         random: int = 2,
         before: int = 20,
         after: int = 10,
-        latents: Sequence[int] | None = None,
+        latents: int | str | Sequence[int] | None = None,
     ):
         self.strongest, self.quantiles, self.random = strongest, quantiles, random
         self.before, self.after, self.latents = before, after, latents
 
     def run(self, trained: Trained) -> Iterator[Table]:
-        numbers = list(range(trained.dictionary.latents)) if self.latents is None else list(self.latents)
+        numbers = list(range(trained.dictionary.latents))
+        if self.latents is not None:
+            numbers = chosen_latents(trained, self.latents, setting="evaluation.examples.latents")
         wanted = self._chosen(trained, numbers)
         norms = trained.dictionary.code_norms().tolist()
         columns: dict[str, list] = defaultdict(list)

@@ -2,9 +2,10 @@
 numbers say nothing.
 
     unedited            the model as it is                            other, same_prompt   the other model; another's prompt
+                        (beside a model with transcoder adapters: the hybrid that they stand in)
     reconstruction      the splice alone: what mode replace costs before any latent is touched
     random_latents      the same operation on latents that write as much where the edit is
-    random_direction    a change of the same size at the same tokens, in a random direction
+    random_direction    a change of the same size at the same tokens, in a random direction; of a dictionary of one layer
     all_latents, whole  of a patch: what every latent, and the whole hidden vector, would bring
 
 With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an accuracy of 0 % for latents scaled by 1.5 as well as by 0.5; without the second row it cannot be
@@ -16,24 +17,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from tunediff.benchmarks import Task
-from tunediff.edits import Edit, Everywhere, Gate, Keep, Latents, Operation, Whole
+from tunediff.edits import Edit, Everywhere, Gate, Keep, Operation, Whole
+from tunediff.edits.editing import MODES
 from tunediff.evaluations.conditions import mostly_cut, side_by_side
-from tunediff.evaluations.selection import Selection, Usual, alike, choose, decoder_rows, usual
+from tunediff.evaluations.latent_edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
+from tunediff.evaluations.selection import Selection, alike, choose, decoder_rows
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
+from tunediff.evaluations.usual import Usual, usual
 from tunediff.generation import Decoding, Engine
-from tunediff.shapes import BASE, DIFFERENCE, OTHER, TUNED, Finding, Note, Refused, Stream, Table
+from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"
 
 
 class Intervention:
-    """name          of its findings and tables                      role         the model that is written
-    latents       their numbers, or how many of those that belong most to one model; None: as `chosen_by` chooses
+    """name          of its findings and tables
+    role          the model that is written: base, tuned or adapter; None: the dictionary's, tuned where it reads both
+    latents       their numbers, an expression that chooses them, or how many of those that belong most to one model; None:
+                  as `chosen_by` chooses
     operations    name -> what becomes of them
-    modes         delta keeps the reconstruction error, replace does not; one or both
+    modes         delta keeps the reconstruction error, replace does not; one or both; None: both where there is a
+                  reconstruction, which a transcoder adapter has not
     gate          at which tokens                                 own_response   patches take what stood at the same place of
                                                                               the other model's own response, not the same tokens
     tasks         name -> benchmark                               problems     of each at most; null: all
@@ -45,14 +53,14 @@ class Intervention:
         self,
         *,
         name: str,
-        role: str,
         operations: Mapping[str, Operation],
         tasks: Mapping[str, Task],
         decoding: Decoding,
         engine: Engine,
+        role: str | None = None,
         gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
-        modes: Sequence[str] = ("delta", "replace"),
-        latents: int | Sequence[int] | None = None,
+        modes: Sequence[str] | None = None,
+        latents: int | str | Sequence[int] | None = None,
         chosen_by: Selection | None = None,
         own_response: bool = False,
         problems: int | None = None,
@@ -60,19 +68,24 @@ class Intervention:
         hesitations: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        if role not in (BASE, TUNED):
-            raise Refused(f"{name}.role={role}: choose base or tuned.")
+        check_role(role, setting=name)
         self.name, self.role, self.operations = name, role, operations
         self.latents, self.chosen_by = latents, chosen_by
         self.tasks, self.decoding, self.engine, self.gate = tasks, decoding, engine, gate
-        self.modes, self.own_response, self.problems = tuple(modes), own_response, problems
+        self.modes, self.own_response, self.problems = modes, own_response, problems
         self.draws, self.hesitations, self.seed = draws, hesitations, seed
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        role = role_of(trained, self.role, setting=self.name)
         seen = usual(trained)
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=self.whose)
-        conditions = self.conditions(trained, seen, chosen)
-        yield Note(f"{self.name}: latents {', '.join(map(str, chosen))}, written into the {self.role} model")
+        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=self._whose(role))
+        conditions = self.conditions(trained, role, seen, chosen)
+        yield Note(f"{self.name}: latents {', '.join(map(str, chosen))}, written into the {role} model")
+        if role == ADAPTER and self.draws:
+            yield Note(
+                f"{self.name}: latents of a transcoder adapter write at several layers, for which there is no control in a "
+                "random direction: the others that write as much are the control."
+            )
         if trained.dictionary.normalisation.needs_moments:
             yield Note(
                 f"{self.name}: the dictionary normalises each sequence by its own moments, of which edits know those of the "
@@ -84,7 +97,8 @@ class Intervention:
         for name, task in self.tasks.items():
             problems, notes = problems_of(task, name, self.problems)
             yield from notes
-            asked = [*conditions, *self._other_prompt(any(len(set(p.prompts.values())) > 1 for p in problems))]
+            differ = any(len(set(p.prompts.values())) > 1 for p in problems)
+            asked = [*conditions, *(other_prompt(role) if differ and role != ADAPTER else [])]
             for condition, solved in solver.solve(name, task, problems, asked):
                 found[name, condition.name] = (condition, solved)
             yield from never_touched(self.name, name, found)
@@ -93,96 +107,68 @@ class Intervention:
         yield from findings
         yield from tables
 
-    @property
-    def whose(self) -> str:
+    def _whose(self, role: str) -> str:
         """Which model's own latents are asked for by their count: those that are written, or patched in."""
         patched = all(operation.reads_other for operation in self.operations.values())
-        return OTHER[self.role] if patched else self.role
+        return CONTRAST[role] if patched else role
 
-    def conditions(self, trained: Trained, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
-        at, gate = written_at(trained, self.role), self.gate.of(trained.dictionary)
-        other = OTHER[self.role]
+    def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
+        beside = role == ADAPTER
+        modes = (("delta",) if beside else MODES) if self.modes is None else self.modes
+        other, asked_as = CONTRAST[role], TUNED if beside else None
         made = [
-            Condition(UNEDITED, f"{self.role}, unedited", self.role),
-            Condition("other", f"{other}, unedited", other, control=True, reference=UNEDITED),
+            Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as),
+            Condition("other", f"{other}, unedited", other, control=True, reference=UNEDITED, asked_as=asked_as),
         ]
 
-        def add(name: str, title: str, edit: Edit, control: bool = False) -> None:
-            against = UNEDITED if edit.mode == "delta" or name == SPLICED else SPLICED
-            alongside = self.own_response and edit.operation.reads_other
-            made.append(Condition(name, title, self.role, (edit,), control, against, alongside=alongside))
+        def add(name: str, title: str, edits: tuple[Edit, ...], control: bool = False) -> None:
+            against = UNEDITED if edits[0].mode == "delta" or name == SPLICED else SPLICED
+            alongside = self.own_response and edits[0].operation.reads_other
+            made.append(Condition(name, title, role, edits, control, against, asked_as, alongside))
 
-        if "replace" in self.modes:
-            splice = Edit(at, self._part(trained, seen, chosen), Keep(), gate, mode="replace")
-            add(SPLICED, "reconstruction alone", splice, control=True)
+        def edits(numbers: Sequence[int], operation: Operation, mode: str, along: Tensor | None = None):
+            return latent_edits(trained, role, numbers, operation, seen=seen, gate=self.gate, mode=mode, along=along)
+
+        if "replace" in modes:
+            add(SPLICED, "reconstruction alone", edits(chosen, Keep(), "replace"), control=True)
         for name, operation in self.operations.items():
-            written = decoder_rows(trained, at, exchanged=operation.reads_other).norm(dim=-1).cpu()
             if operation.reads_other:
-                everything = self._part(trained, seen, range(trained.dictionary.latents))
-                for mode in self.modes:
-                    edit = Edit(at, everything, operation, gate, mode=mode)
-                    add(f"all_latents/{name}/{mode}", f"{name}, {mode}: all latents", edit, control=True)
-                whole = Edit(at, Whole(), operation, gate)
-                add(f"whole/{name}", f"{name}: the whole hidden vector", whole, control=True)
-            for mode in self.modes:
-                edit = Edit(at, self._part(trained, seen, chosen), operation, gate, mode=mode)
-                add(f"{name}/{mode}", f"{name}, {mode}", edit)
+                for mode in modes:
+                    everything = edits(range(trained.dictionary.latents), operation, mode)
+                    add(f"all_latents/{name}/{mode}", f"{name}, {mode}: all latents", everything, control=True)
+                gate = self.gate.of(trained.dictionary)
+                whole = Edit(written_at(trained, role), Whole(), operation, gate)
+                add(f"whole/{name}", f"{name}: the whole hidden vector", (whole,), control=True)
+            at = None if beside else written_at(trained, role)
+            written = decoder_rows(trained, at, exchanged=operation.reads_other).norm(dim=-1).cpu()
+            for mode in modes:
+                add(f"{name}/{mode}", f"{name}, {mode}", edits(chosen, operation, mode))
                 for draw in range(self.draws):
-                    others = alike(seen, written, chosen, seed=self.seed + draw)
-                    part = self._part(trained, seen, others)
                     add(
                         f"random_latents/{name}/{mode}/{draw}",
                         f"{name}, {mode}: latents that write as much",
-                        Edit(at, part, operation, gate, mode=mode),
+                        edits(alike(seen, written, chosen, seed=self.seed + draw), operation, mode),
                         control=True,
                     )
+                    if at is None:
+                        continue
                     along = random_direction(at, seed=self.seed + draw)
                     add(
                         f"random_direction/{name}/{mode}/{draw}",
                         f"{name}, {mode}: as much in a random direction",
-                        Edit(at, self._part(trained, seen, chosen), operation, gate, mode=mode, along=along),
+                        edits(chosen, operation, mode, along),
                         control=True,
                     )
         return made
 
-    def _part(self, trained: Trained, seen: Usual, chosen: Sequence[int]) -> Latents:
-        numbers = torch.tensor(chosen)
-        device = trained.pair.device(self.role)
-        return Latents(
-            trained.dictionary, numbers.to(device), seen.maximum[numbers].to(device), seen.mean[numbers].to(device)
-        )
 
-    def _other_prompt(self, differ: bool) -> list[Condition]:
-        """Where a task asks the two models differently, each also as the other is asked."""
-        if not differ:
-            return []
-        other = OTHER[self.role]
-        return [
-            Condition("same_prompt", f"{self.role}, unedited, asked as {other}", self.role, (), True, UNEDITED, other),
-            Condition(
-                "other_same_prompt", f"{other}, unedited, asked as {self.role}", other, (), True, UNEDITED, self.role
-            ),
-        ]
-
-
-def written_at(trained: Trained, role: str) -> Stream:
-    """Where the dictionary's latents of a model are written. Raises Refused where there is no such place."""
-    streams = trained.dictionary.streams
-    own = [stream for stream in streams if stream.role == role]
-    if not own and streams[0].role == DIFFERENCE and role == TUNED:
-        own = [streams[0]._replace(role=TUNED)]
-    if not own and len(streams) == 1 and streams[0].role != DIFFERENCE:  # an SAE of one model reads the other as well
-        own = [streams[0]._replace(role=role)]
-    if len(own) != 1:
-        raise Refused(
-            f"Latents of a dictionary that reads {', '.join(map(str, streams))} cannot be written into the {role} model: "
-            "that takes one layer of it."
-        )
-    return own[0]
-
-
-def random_direction(at: Stream, *, seed: int) -> torch.Tensor:
-    return torch.randn(at.width, generator=torch.Generator().manual_seed(seed))
+def other_prompt(role: str) -> list[Condition]:
+    """For a task that asks the two models differently: each also as the other is asked."""
+    other = OTHER[role]
+    return [
+        Condition("same_prompt", f"{role}, unedited, asked as {other}", role, (), True, UNEDITED, other),
+        Condition("other_same_prompt", f"{other}, unedited, asked as {role}", other, (), True, UNEDITED, role),
+    ]
 
 
 def latents_table(seen: Usual, chosen: Sequence[int]) -> dict[str, list]:

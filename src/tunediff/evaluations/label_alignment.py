@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tunediff.evaluations.separation import ActiveScores, DenseScores, auroc, delong_interval, rule_auroc
 from tunediff.evaluations.trained import Reading, Trained
-from tunediff.shapes import Finding, Note, Table
+from tunediff.shapes import Finding, Note, Refused, Table
 from tunediff.text import Batch
 
 FEWEST = 10  # labelled and unlabelled tokens in each half, below which nothing is measured
@@ -91,6 +91,26 @@ class LabelAlignment:
         columns[f"average_precision/{self.label}"] = precision.tolist()
         columns[f"lift/{self.label}"] = (precision / share).tolist()
         yield Table("latents", columns)
+
+
+def aurocs(trained: Trained, label: str, at: str | None = None, *, first: bool = False) -> Tensor:
+    """[latent]: how well each tells the label over all held-out tokens; `at` and `first` as in LabelAlignment. Raises
+    Refused where there are too few tokens of either kind."""
+    truths: list[Tensor] = []
+
+    def blocks() -> Iterator[Tensor]:
+        for reading, here in at_label(trained, label, at, f"latents for {label}", first=first):
+            truths.append(reading.batch.labels[label][here])
+            yield reading.latents.cpu()[here]
+
+    scores = ActiveScores.of(blocks(), trained.dictionary.latents)
+    truth = torch.cat(truths) if truths else torch.zeros(0, dtype=torch.bool)
+    if min(int(truth.sum()), int((~truth).sum())) < FEWEST:
+        raise Refused(
+            f"The held-out text has too few tokens with and without the label '{label}' to choose latents by: "
+            "give their numbers instead, latents=[3,17] of the evaluation, or raise tokens."
+        )
+    return scores.auroc(truth)
 
 
 def null_of(

@@ -25,7 +25,6 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from tunediff.evaluations.chosen import chosen_latents
-from tunediff.evaluations.geometry import firing
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.folders import make_folder, write_atomically
 from tunediff.shapes import Note, Refused
@@ -35,22 +34,19 @@ SMALLEST = 1e-5  # what Delphi counts as active
 
 
 class LatentCache:
-    """latents   their numbers; or how many: those that are alive and belong most to one model
+    """latents   their numbers; an expression that chooses them; or how many: those alive that belong most to one model
     files     how many ranges the latents are split into
     context   tokens of a row; a multiple of Delphi's example_ctx_len
     """
 
-    def __init__(self, *, latents: int | Sequence[int] = 512, files: int = 5, context: int = 256):
+    def __init__(self, *, latents: int | str | Sequence[int] = 512, files: int = 5, context: int = 256):
         self.latents, self.files, self.context = latents, files, context
 
     def run(self, trained: Trained) -> Iterator[Note]:
         """Raises Refused where there is no run folder to write to, or less text than one row."""
         if trained.folder is None:
             raise Refused(f"{SETTING} writes files: it needs a run folder, Trained(..., folder=<folder>).")
-        alive = torch.zeros(0)
-        if isinstance(self.latents, int):
-            alive = torch.tensor(firing(trained)["firing_rate"]) > 0
-        chosen = chosen_latents(trained, self.latents, alive, setting=f"{SETTING}.latents")
+        chosen = chosen_latents(trained, self.latents, setting=f"{SETTING}.latents")
         tokens, locations, activations = self._read(trained, torch.tensor(sorted(chosen), dtype=torch.long))
         if not len(tokens):
             raise Refused(f"{SETTING}.context={self.context}: the held-out text is shorter than one row of it.")

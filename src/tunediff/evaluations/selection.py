@@ -1,63 +1,27 @@
-"""Which latents an intervention acts on, what they usually do, and which others serve as their control."""
+"""Which latents an intervention acts on, and which others serve as their control."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import opposite
 from tunediff.evaluations.chosen import chosen_latents
+from tunediff.evaluations.columns import chosen_by_expression
 from tunediff.evaluations.geometry import relative_decoder_norm
-from tunediff.evaluations.label_alignment import FEWEST, at_label
-from tunediff.evaluations.separation import ActiveScores
+from tunediff.evaluations.label_alignment import aurocs
 from tunediff.evaluations.trained import Trained
+from tunediff.evaluations.usual import Usual, usual
 from tunediff.shapes import BASE, TUNED, Refused, Stream
 
+__all__ = ["Selection", "Telling", "Usual", "alike", "choose", "decoder_rows", "usual"]
+
 ALIKE = 20  # latents that write about as much, of which one is drawn
-
-
-class Usual(NamedTuple):
-    """What latents do on held-out text, on the tokens that a dictionary admits; `norms` by role.
-
-    maximum, mean   [latent] of the activations, the mean over all tokens        rate   [latent] share of tokens where active
-    norms           role -> mean norm of its hidden vectors
-    """
-
-    maximum: Tensor
-    mean: Tensor
-    rate: Tensor
-    norms: dict[str, float]
-
-    @property
-    def alive(self) -> Tensor:
-        return self.rate > 0
-
-
-def usual(trained: Trained) -> Usual:
-    """In one pass over the held-out text."""
-    count = trained.dictionary.latents
-    maximum, total, active, tokens = torch.zeros(count), torch.zeros(count).double(), torch.zeros(count).double(), 0
-    norms = dict.fromkeys(trained.roles, 0.0)
-    for reading in trained.readings("what latents usually do"):
-        latents = reading.latents.cpu()
-        maximum = torch.maximum(maximum, latents.amax(0))
-        total += latents.double().sum(0)
-        active += (latents != 0).double().sum(0)
-        admitted = reading.admitted.cpu()
-        tokens += int(admitted.sum())
-        for role in norms:
-            norms[role] += float(trained.part(reading.rows.values, role).cpu()[admitted].norm(dim=-1).double().sum())
-    per_token = max(tokens, 1)
-    return Usual(
-        maximum,
-        (total / per_token).float(),
-        (active / per_token).float(),
-        {role: value / per_token for role, value in norms.items()},
-    )
 
 
 class Selection(Protocol):
@@ -76,38 +40,27 @@ class Telling:
     first: bool = False
 
     def choose(self, trained: Trained, seen: Usual) -> list[int]:
-        truths: list[Tensor] = []
-
-        def blocks():
-            for reading, here in at_label(trained, self.label, self.at, f"latents for {self.label}", first=self.first):
-                truths.append(reading.batch.labels[self.label][here])
-                yield reading.latents.cpu()[here]
-
-        scores = ActiveScores.of(blocks(), trained.dictionary.latents)
-        truth = torch.cat(truths) if truths else torch.zeros(0, dtype=torch.bool)
-        if min(int(truth.sum()), int((~truth).sum())) < FEWEST:
-            raise Refused(
-                f"The held-out text has too few tokens with and without the label '{self.label}' to choose latents by: "
-                "give their numbers instead, latents=[3,17] of the evaluation, or raise tokens."
-            )
-        order = scores.auroc(truth).masked_fill(~seen.alive, -1.0).argsort(descending=True, stable=True)
+        scores = aurocs(trained, self.label, self.at, first=self.first)
+        order = scores.masked_fill(~seen.alive, -1.0).argsort(descending=True, stable=True)
         return order[: self.count].tolist()
 
 
 def choose(
     trained: Trained,
     seen: Usual,
-    latents: int | Sequence[int] | None,
+    latents: int | str | Sequence[int] | None,
     chosen_by: Selection | None,
     *,
     whose: str,
 ) -> list[int]:
-    """Latents by their numbers; or how many of those alive that are most `whose` own by relative decoder norm; None: as
-    `chosen_by` chooses. Raises Refused where that cannot be."""
+    """Latents by their numbers; or those that an expression chooses; or how many of those alive that are most `whose` own by
+    relative decoder norm; None: as `chosen_by` chooses. Raises Refused where that cannot be."""
     if latents is None:
         if chosen_by is None:
             raise Refused("Name the latents, latents=[3,17], or say how they are chosen, chosen_by._target_=...")
         return chosen_by.choose(trained, seen)
+    if isinstance(latents, str):
+        return chosen_by_expression(trained, latents, seen)
     if not isinstance(latents, int):
         silent = [latent for latent in latents if 0 <= latent < len(seen.alive) and not seen.alive[latent]]
         if silent:
@@ -116,7 +69,10 @@ def choose(
             )
         return chosen_latents(trained, latents, seen.alive, setting="latents")
     if set(trained.roles) != {BASE, TUNED}:
-        raise Refused(f"latents={latents} takes those most {whose}'s own of two models: give numbers, latents=[3,17].")
+        raise Refused(
+            f"latents={latents} takes those most {whose}'s own of two models: give numbers, latents=[3,17], or an "
+            f"expression, latents='top({latents}, norm)'."
+        )
     relative = relative_decoder_norm(trained)
     own = (relative if whose == TUNED else 1 - relative).masked_fill(~seen.alive, -1.0)
     return own.argsort(descending=True, stable=True)[: min(latents, int(seen.alive.sum()))].tolist()
@@ -139,10 +95,13 @@ def alike(seen: Usual, written: Tensor, chosen: Sequence[int], *, seed: int) -> 
     return drawn
 
 
-def decoder_rows(trained: Trained, at: Stream, *, exchanged: bool = False) -> Tensor:
+def decoder_rows(trained: Trained, at: Stream | None, *, exchanged: bool = False) -> Tensor:
     """[latent, width] in the model's own units, what one unit of each latent writes at a place; `exchanged`: what taking
-    the other model's row instead of one's own changes there. Under sequence_zscore as if the deviation were 1."""
+    the other model's row instead of one's own changes there. Under sequence_zscore as if the deviation were 1. Latents of
+    a transcoder adapter write each at its own layer, whatever the place."""
     dictionary = trained.dictionary
+    if isinstance(dictionary, TranscoderAdapter):
+        return dictionary.W_dec
     rows = (
         dictionary.W_dec
         if dictionary.normalisation.needs_moments

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from tunediff.benchmarks import Task, wilson
-from tunediff.edits import Add, Directions, Edit, Gate
+from tunediff.edits import Add, Edit, Gate
 from tunediff.evaluations.conditions import (
     hesitation_interval,
     hesitation_rate,
@@ -31,12 +31,15 @@ from tunediff.evaluations.conditions import (
     surprise_rate,
 )
 from tunediff.evaluations.intervals import Estimate
-from tunediff.evaluations.intervention import UNEDITED, never_touched, random_direction, written_at
-from tunediff.evaluations.selection import Selection, Usual, choose, decoder_rows, usual
+from tunediff.evaluations.intervention import UNEDITED, never_touched
+from tunediff.evaluations.latent_edits import check_role, role_of
+from tunediff.evaluations.selection import Selection, choose
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
+from tunediff.evaluations.steering_parts import steering_parts
 from tunediff.evaluations.trained import Trained
+from tunediff.evaluations.usual import Usual, usual
 from tunediff.generation import Decoding, Engine
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused, Table
 
 UNITS = ("latent_maximum", "residual_norm")
 
@@ -47,12 +50,12 @@ class Verdict(NamedTuple):
 
 
 class SteeringSweep:
-    """role          the model that is steered
+    """role          the model that is steered, as in Intervention
     latents       along whose decoder rows, as in Intervention   chosen_by    how they are chosen where they are None
     strengths     log-spaced, in units of `unit`                 gates        name -> at which tokens
     behind        names of the gates that are tried; None: all
     unit          latent_maximum: of each latent's largest activation on held-out text; residual_norm: of the mean norm of
-                  the hidden vectors there, shared among the latents
+                  the hidden vectors there, shared among the latents; not for a transcoder adapter's
     tasks         name -> benchmark; the first is used           problems     at most; null: all
     collapse      times the unsteered perplexity above which a text counts as broken down
     repetition    share of repeated 4-grams above which it does
@@ -62,13 +65,13 @@ class SteeringSweep:
     def __init__(
         self,
         *,
-        role: str,
         strengths: Sequence[float],
         gates: Mapping[str, Gate],
         tasks: Mapping[str, Task],
         decoding: Decoding,
         engine: Engine,
-        latents: int | Sequence[int] | None = None,
+        role: str | None = None,
+        latents: int | str | Sequence[int] | None = None,
         chosen_by: Selection | None = None,
         behind: Sequence[str] | None = None,
         unit: str = "latent_maximum",
@@ -83,8 +86,7 @@ class SteeringSweep:
             raise Refused(f"steering_sweep.behind names {sorted(unknown)}; the gates are {', '.join(gates)}.")
         if unit not in UNITS:
             raise Refused(f"steering_sweep.unit={unit}: choose {' or '.join(UNITS)}.")
-        if role not in (BASE, TUNED):
-            raise Refused(f"steering_sweep.role={role}: choose base or tuned.")
+        check_role(role, setting="steering_sweep")
         if not strengths or not gates or any(strength <= 0 for strength in strengths):
             raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
         self.role, self.strengths, self.gates = role, sorted(strengths), {name: gates[name] for name in behind or gates}
@@ -94,14 +96,15 @@ class SteeringSweep:
         self.hesitations, self.seed = hesitations, seed
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        role = role_of(trained, self.role, setting="steering_sweep")
         seen = usual(trained)
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=self.role)
-        yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {self.role} model")
+        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=role)
+        yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {role} model")
         name, task = next(iter(self.tasks.items()))
         problems, notes = problems_of(task, name, self.problems)
         yield from notes
         solver = Solver(trained, "steering_sweep", self.decoding, engine=self.engine, hesitations=self.hesitations)
-        conditions = self.conditions(trained, seen, chosen)
+        conditions = self.conditions(trained, role, seen, chosen)
         found = {
             (name, condition.name): (condition, solved)
             for condition, solved in solver.solve(name, task, problems, conditions)
@@ -120,37 +123,18 @@ class SteeringSweep:
             yield from self._findings(gate, plain, curves)
         yield Table("steering_sweep", {key: [row[key] for row in rows] for key in rows[0]})
 
-    def conditions(self, trained: Trained, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
-        at = written_at(trained, self.role)
-        numbers = torch.tensor(chosen)
-        if trained.dictionary.normalisation.needs_moments:
-            raise Refused(
-                "steering_sweep: what a latent of this dictionary writes depends on each sequence (normalisation "
-                "sequence_zscore), so that it has no one direction: use evaluation=scaling."
-            )
-        rows = decoder_rows(trained, at)[numbers]
-        scale = seen.maximum[numbers].to(rows)
-        if self.unit == "residual_norm":
-            if self.role not in seen.norms:
-                raise Refused(
-                    f"steering_sweep.unit=residual_norm: the dictionary reads {', '.join(seen.norms)}, not the hidden vectors "
-                    f"of the {self.role} model that are written: choose latent_maximum."
-                )
-            scale = seen.norms[self.role] / (rows.norm(dim=-1) * len(chosen))
-        steered = Directions(rows, scale, torch.zeros_like(scale))
-        size = float((scale[:, None] * rows).sum(0).norm())  # of the whole change at strength 1
-        along = torch.nn.functional.normalize(random_direction(at, seed=self.seed), dim=-1)[None].to(rows)
-        elsewhere = Directions(along, torch.full_like(along[:, 0], size), torch.zeros_like(along[:, 0]))
-        made = [Condition(UNEDITED, f"{self.role}, unedited", self.role)]
+    def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
+        parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
+        asked_as = TUNED if role == ADAPTER else None
+        made = [Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as)]
         for gate, opens in self.gates.items():
             for strength in self.strengths:
-                for kind, part in (("latents", steered), ("random_direction", elsewhere)):
+                for kind, places in parts.items():
                     title = f"{gate}, {kind.replace('_', ' ')}, strength {strength:g}"
-                    edit = Edit(at, part, Add(strength), opens.of(trained.dictionary))
-                    is_control = kind != "latents"
-                    made.append(
-                        Condition(f"{gate}/{kind}/{strength:g}", title, self.role, (edit,), is_control, UNEDITED)
-                    )
+                    behind = opens.of(trained.dictionary)
+                    edits = tuple(Edit(at, part, Add(strength), behind) for at, part in places)
+                    is_control, name = kind != "latents", f"{gate}/{kind}/{strength:g}"
+                    made.append(Condition(name, title, role, edits, is_control, UNEDITED, asked_as))
         return made
 
     def _findings(
