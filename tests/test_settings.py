@@ -295,6 +295,8 @@ def test_every_option_of_dictionary_says_only_how_it_differs():
     """What an option sets is not what it would have been anyway, so that a reader sees the method and nothing else."""
     given = OmegaConf.to_container(OmegaConf.load(CONF / "dictionary" / "defaults" / "crosscoder.yaml"))
     for path in (CONF / "dictionary").glob("*.yaml"):
+        if "defaults/crosscoder@_here_" not in path.read_text():  # another class, with settings of its own
+            continue
         for key, value in OmegaConf.load(path).items():
             assert key not in given or given[key] != value, f"{path.name}: {key}"
 
