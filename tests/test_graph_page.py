@@ -11,6 +11,7 @@ import pytest
 from browser import CHROMIUM
 from tunediff.report import line_of, write_report
 from tunediff.report.graphs import MOST_EDGES, MOST_NODES, graphs
+from tunediff.report.headline import columns_of
 from tunediff.shapes import Refused
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
@@ -234,15 +235,16 @@ def test_an_edge_of_a_node_that_is_not_there_is_refused():
         graphs(a_graph(SMALL, [(17, 2, 0.25)]))
 
 
-def test_graphs_alone_or_influence_alone_are_enough_for_a_page(tmp_path, browser):
+def test_without_tables_there_is_nothing_to_draw():
     assert graphs({}) == ({}, {})
-    for n, names in enumerate((("graphs", "graph_nodes", "graph_edges"), ("graph_influence",))):
-        some = {name: values for name, values in tables().items() if name in names}
-        if CHROMIUM is not None:
-            found = browser.open(make_run(tmp_path / str(n), some)).run(
-                "return [document.querySelectorAll('.graph-entry').length, document.querySelectorAll('#influence tbody tr a').length]"
-            )
-            assert found == [8 * (n == 0), 0]
+
+
+@in_browser
+@pytest.mark.parametrize("names", [("graphs", "graph_nodes", "graph_edges"), ("graph_influence",)])
+def test_graphs_alone_or_influence_alone_are_enough_for_a_page(tmp_path, browser, content, names):
+    shown = browser.open(make_run(tmp_path / "run", {name: content[name] for name in names}))
+    script = "return [document.querySelectorAll('.graph-entry').length, document.querySelectorAll('#influence tbody tr').length, document.querySelectorAll('#influence a').length]"
+    assert shown.run(script) == ([8, 0, 0] if "graphs" in names else [0, 200, 0])
 
 
 def test_eight_graphs_of_three_hundred_nodes_stay_small(report):
@@ -250,10 +252,12 @@ def test_eight_graphs_of_three_hundred_nodes_stay_small(report):
     assert len(sizes) == 8 and sum(sizes) < 300_000
 
 
-def test_the_line_of_a_run_leads_with_what_its_adapter_recovers(report):
+def test_a_run_is_told_first_by_what_its_adapter_recovers_of_each_task(report):
     findings = json.loads((report.parent / "findings.json").read_text())["findings"]
     line = line_of({finding["name"]: finding for finding in findings})
     assert line.startswith("KL recovered 0.962, accuracy recovered on gsm8k 0.84, ") and "L0 a layer 7.75" in line
+    metrics = {f"adapter_recovery/{name}/recovered_of_hybrid": [0.5] for name in ("aime24/accuracy", "aime24/tokens", "gsm8k/accuracy")}  # fmt: skip
+    assert list(columns_of([{"metrics": metrics}]).values()) == ["accuracy rec., aime24", "accuracy rec., gsm8k"]
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------

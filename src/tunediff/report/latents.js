@@ -283,9 +283,9 @@ function latentPanel(columns, i, detail, vocabulary, { labels, read, close, step
   const latent = columns.latent[i], number = (name) => columns[name]?.[i], shown = rowsOf(detail.examples);
   const rates = read.places.map((place) => detail.segments?.[`rate/${place}`]?.[0]);
   const button = (word, title, act) => element("button", { type: "button", title, onclick: act }, word);
-  const facts = [["relative decoder norm", number("relative_decoder_norm")], ["decoder cosine", number("decoder_cosine")], ["norm in base", number("norm_base")],
+  const facts = [["layer", number("layer")], ["relative decoder norm", number("relative_decoder_norm")], ["decoder cosine", number("decoder_cosine")], ["norm in base", number("norm_base")],
     ["norm in tuned", number("norm_tuned")], ["ν error", number("nu_error")], ["ν reconstruction", number("nu_reconstruction")], ["firing rate", number("firing_rate")],
-    ["mean when active", number("mean_activation")], ["largest", number("max_activation")], ["layer", number("layer")], ["writes at most", number("max_written")],
+    ["mean when active", number("mean_activation")], ["largest", number("max_activation")], ["writes at most", number("max_written")],
     ...labels.map((label) => [`AUROC ${wordOf(label)}`, number(`auroc/${label}`)])].filter(([, value]) => value !== undefined);
   const relative = number("relative_decoder_norm");
   return [

@@ -53,7 +53,7 @@ function shapeOf(graph, n, { x, y }) {
 
 // the drawing of one graph; `draw` changes what of it is lit
 function drawing(graph, title, room, { nameOf, onhover, onpick, onkey }) {
-  const at = laidOut(graph, room), svg = drawn("svg", { viewBox: `0 0 ${at.wide} ${at.high}`, style: `width:${at.wide}px`, class: "attribution", role: "group", tabindex: 0, "aria-label": `${title}: arrow keys go from node to node, Enter reads one` });
+  const at = laidOut(graph, room), svg = drawn("svg", { viewBox: `0 0 ${at.wide} ${at.high}`, style: `width:${at.wide}px`, class: "attribution", role: "group", tabindex: 0, "aria-label": `${title}: arrow keys go from node to node, Escape leaves` });
   const edges = drawn("g", { fill: "none" }), nodes = drawn("g"), labels = drawn("g", { class: "layers" }), shapes = [];
   for (const { y, high } of at.rows.values()) svg.append(drawn("line", { class: "axis", x1: GUTTER, x2: at.wide, y1: y + high, y2: y + high }));
   for (const { x, wide, token } of at.columns.values()) {

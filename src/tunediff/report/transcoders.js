@@ -14,7 +14,7 @@ function replaced({ replacement, nmse, layers }) {
   return section("Replacing MLPs layer by layer",
     element("p", { class: "soft" }, "The model is cut at a layer: on one side of the cut the MLPs are those of base with the adapter beside them (hybrid: with nothing beside them), on the other the tuned ones. KL is that of the next token, KL(tuned || cut), in nats a token. Bands are 95 % intervals; where all layers are tuned the KL is 0, which a logarithmic axis does not show."),
     legendOf([...Object.entries(WITH).map(([role, word]) => [word, colourOfRole(role)]), ...(replacement && present(replacement, "lm_loss") ? [["dashed: tuned layers first", "var(--soft)", true]] : [])]),
-    element("div", { class: "grid four" }, plots));
+    element("div", { class: "grid" }, plots));
 }
 
 // a line for the adapter and one for the hybrid; `floor` keeps the ends of intervals on a logarithmic axis
@@ -32,7 +32,7 @@ function divergence(direction, rows, names) {
 }
 
 function losses(rows, columns) {
-  const lines = Object.keys(FIRST).flatMap((direction) => linesOf(rows.filter((row) => row.direction === direction), "lm_loss", { dashed: direction === "tuned_first" }));
+  const lines = Object.keys(FIRST).flatMap((direction) => linesOf(rows.filter((row) => row.direction === direction), "lm_loss", { dashed: direction === "tuned_first" })).map((line) => ({ ...line, lows: null, highs: null })); // four bands would hide each other
   return bands("Loss of the next token, nats", lines, "layers before the cut", { place: (cutoff) => `cut after ${cutoff} layers`, rows: whole(columns) });
 }
 
