@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.trained import Trained
 from tunediff.shapes import BASE, SEGMENTS, TUNED, Finding, Note, Table
 
@@ -43,6 +44,8 @@ class Geometry:
         columns = firing(trained)
         alive = torch.tensor(columns["firing_rate"]) > 0
         columns["latent"] = list(range(trained.dictionary.latents))
+        if isinstance(trained.dictionary, TranscoderAdapter):
+            columns["layer"] = [trained.dictionary.place_of(latent)[0] for latent in columns["latent"]]
         if set(trained.roles) == {BASE, TUNED}:
             base, tuned = (role_norms(trained, role) for role in (BASE, TUNED))
             relative = relative_decoder_norm(trained)
