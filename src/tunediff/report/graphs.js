@@ -17,7 +17,7 @@ function attributionGraphs(latents, influence) {
   const search = element("input", { type: "search", "aria-label": "search nodes", placeholder: "latent number, layer 2, or a token" }), count = element("small");
   const slider = element("input", { type: "range", "aria-label": "edges by weight", min: 0, max: EDGES_AT_MOST, value: EDGES_AT_FIRST }), drawnEdges = element("output", { class: "soft" });
   const entries = list.graph.map((name, n) => element("button", { type: "button", class: "graph-entry", title: `${name}: ${list.prompt[n]}`, onclick: () => open(n) },
-    element("span", { class: "ending" }, element("span", {}, visible(list.prompt[n].slice(-160)))), element("b", {}, visible(list.target[n])), element("small", {}, spelled(list.probability[n]))));
+    element("span", { class: "ending" }, element("span", {}, visible(list.prompt[n].slice(-240)))), element("b", {}, visible(list.target[n])), element("small", {}, spelled(list.probability[n]))));
 
   async function open(n) {
     const mine = (asked += 1);

@@ -29,7 +29,7 @@ function laidOut(graph, room) {
   let x = GUTTER, y = 6;
   positions.forEach((position, n) => { columns.set(position, { x, wide: wanted[n] + spare, token: tokens.get(position) ?? "" }); x += wanted[n] + spare; });
   for (const layer of layers) {
-    const high = isLogit(layer) ? 54 : Math.max(least, deep.get(layer) * PITCH + 8);
+    const high = isLogit(layer) ? 54 : Math.max(least, deep.get(layer) * PITCH + (stack > 1 ? 8 : 4));
     rows.set(layer, { y, high });
     y += high;
   }
