@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunediff.activations import LiveRows, take
-from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation
+from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation, TranscoderAdapter
 from tunediff.evaluations import (
     Examples,
     Fidelity,
@@ -225,6 +225,16 @@ def test_unequal_widths_have_norms_but_no_cosine(folders):
     findings, tables, notes = run(Geometry(), pair, dictionary)
     assert "different widths" in notes[0] and set(tables["latents"]["decoder_cosine"]) == {None}
     assert not any("cosine" in name for name in findings)
+
+
+def test_latents_of_a_transcoder_adapter_are_listed_with_their_layers(folders):
+    pair = ModelPair(*(ModelSource(str(folders[role]), dtype="float32") for role in ("base", "tuned"))).load()
+    adapter = TranscoderAdapter(pair.streams("mlp_in", "all", reads="adapter"), latents=8, sparsity=L1(0.0))
+    pair.stand_beside(adapter.eval())
+    _, tables, _ = run(Geometry(), pair, adapter, tokens=300)
+    depth = pair.depth("tuned")
+    assert tables["latents"]["layer"] == [layer for layer in range(depth) for _ in range(8)]
+    assert tables["latents"]["latent"] == list(range(8 * depth)) and "relative_decoder_norm" not in tables["latents"]
 
 
 def test_firing_rates_by_segment_are_those_of_the_latents(pair):

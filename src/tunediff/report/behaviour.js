@@ -47,7 +47,7 @@ function conditionsOf({ name, task, columns }) {
     ...MEASURES.slice(1).map((measure) => element("td", {}, spelled(row[measure.name]), rangeOf(row, measure.name))),
     ...facts.map((fact) => element("td", {}, spelled(row[fact])))];
   const edited = rows.find((row) => row.edit && !row.control);
-  return [element("h3", {}, title, both ? element("span", { class: "legend keys" }, ["base", "tuned", "full"].filter((role) => columns.role.includes(role)).map((role) => element("span", { style: `border-color:var(--${role})` }, role))) : null),
+  return [element("h3", {}, title, both ? element("span", { class: "legend keys" }, ["base", "hybrid", "adapter", "tuned", "full"].filter((role) => columns.role.includes(role)).map((role) => element("span", { style: `border-color:var(--${role})` }, role))) : null),
     edited ? element("p", { class: "soft" }, `${named(edited)}: ${edited.edit}`) : null,
     whiskers(`${title}: ${spelled(Math.max(...columns.problems))} problems`, drawnRows, MEASURES.filter((measure) => present(columns, measure.name)), { table }),
     folded("The same in numbers", rows.length > LONG, tabled(`${title}, in numbers${only}`, heads.map((head) => (definitions[head] ? said(head, definitions[head]) : head)), rows.map((row) => element("tr", { class: row.control ? "control" : "" }, cells(row))), table))];
@@ -94,14 +94,17 @@ function marks(budgets) {
 
 // -- recovery ------------------------------------------------------------------------------------------------------
 
-function recovered(columns) {
-  if (!columns) return null;
+function recovered(columns, four) {
+  if (!columns && !four) return null;
+  return section("What the adapter recovers", four ? fourModels(four) : null, columns ? ofFull(columns) : null);
+}
+
+function ofFull(columns) {
   const rows = rowsOf(columns), who = ["base", "adapter", "full"];
   const share = (row) => (row.recovered === null ? [said("–", `base and full are not told apart, or full is worse: ${spelled(row.gone)} of ${spelled(row.resamples)} resamples are without a gain`)] : [spelled(row.recovered), rangeOf(row, "recovered")]);
-  return section("What the adapter recovers",
-    element("p", { class: "soft" }, `(adapter - base) / (full - base): 0 is the base, 1 the fully fine-tuned model${rows[0].full_model ? `, ${rows[0].full_model}` : ""}. It depends on how the base was asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover.`),
+  return [element("p", { class: "soft" }, `(adapter - base) / (full - base): 0 is the base, 1 the fully fine-tuned model${rows[0].full_model ? `, ${rows[0].full_model}` : ""}. It depends on how the base was asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover.`),
     tabled("Share of what full fine-tuning changed", ["share of", "task", ...who, "recovered", "the base was asked"], rows.map((row) => element("tr", {},
-      element("td", {}, row.measure), element("td", {}, row.task), who.map((one) => element("td", {}, spelled(row[one]))), element("td", {}, share(row)), element("td", { class: "words" }, row.base_asked))), whole(columns)));
+      element("td", {}, row.measure), element("td", {}, row.task), who.map((one) => element("td", {}, spelled(row[one]))), element("td", {}, share(row)), element("td", { class: "words" }, row.base_asked))), whole(columns))];
 }
 
 // -- steering ------------------------------------------------------------------------------------------------------
@@ -248,7 +251,7 @@ function adapters(columns) {
 async function behaviour() {
   const found = DATA.behaviour;
   if (!found) return [];
-  return [recovered(found.recovered), conditions(found.conditions), outputs(found.outputs), budgets(found.scaling), steering(found.steering), patched(found.kl), adapters(found.adapters), found.sinks ? sinks(await unpacked("sinks")) : null].filter(Boolean);
+  return [recovered(found.recovered, found.adapter_recovered), ...transcoders(found), conditions(found.conditions), outputs(found.outputs), budgets(found.scaling), steering(found.steering), patched(found.kl), adapters(found.adapters), found.sinks ? sinks(await unpacked("sinks")) : null].filter(Boolean);
 }
 
 // a line of links to every section of the page

@@ -25,6 +25,11 @@ CURVES = {
     "kl_patching": "kl",
     "adapter_ablation": "adapters",
     "recovery": "recovered",
+    "adapter_recovery": "adapter_recovered",
+    "partial_replacement": "replacement",
+    "residual_nmse": "nmse",
+    "adapter_layers": "layers",
+    "latent_sets": "sets",
 }
 SINKS = "attention_sinks"
 OF_A_HEAD = ("model", "layer", "head", "group", "mass", "mass_low", "mass_high", "relative", "times")

@@ -5,7 +5,7 @@ Knows names and words only; what a number means stands in its finding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tunediff.shapes import ROLES
@@ -19,7 +19,15 @@ class Words(NamedTuple):
     line: str | None
 
 
+TASK = "{task}"  # stands for any one
 HEADLINE = {
+    "replacement/kl_recovered": Words("KL rec.", "KL recovered"),
+    f"adapter_recovery/{TASK}/accuracy/recovered_of_hybrid": Words(
+        f"accuracy rec., {TASK}", f"accuracy recovered on {TASK}"
+    ),
+    "replacement/kl/adapter": Words("KL adapter", "KL of the adapter"),
+    "replacement/l0": Words("L0 a layer", "L0 a layer"),
+    "replacement/dead_fraction": Words("never fired", "never fired"),
     "fidelity/explained_variance/pooled": Words("EV", None),
     "fidelity/explained_variance/base": Words("EV base", "explained variance base"),
     "fidelity/explained_variance/tuned": Words("EV tuned", "explained variance tuned"),
@@ -49,8 +57,8 @@ HEADLINE = {
 def line_of(findings: Mapping[str, Mapping[str, Any]]) -> str:
     """The line of a run: its findings by name, those that have a value. What both models have is named once."""
     said, before = [], ""
-    for name, words in HEADLINE.items():
-        if words.line and findings.get(name, {}).get("value") is not None:
+    for name, words in _told([name for name, finding in findings.items() if finding.get("value") is not None]):
+        if words.line:
             measure, _, model = words.line.rpartition(" ")
             named = model if model in ROLES and measure == before else words.line
             said.append(f"{named} {findings[name]['value']:.4g}")
@@ -60,12 +68,19 @@ def line_of(findings: Mapping[str, Mapping[str, Any]]) -> str:
 
 def columns_of(members: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The columns that somebody has, without the pooled explained variance where all have that of both models."""
-    found = {
-        name: words.column
-        for name, words in HEADLINE.items()
-        if words.column and any(name in member["metrics"] for member in members)
-    }
+    names = list(dict.fromkeys(name for member in members for name in member["metrics"]))
+    found = {name: words.column for name, words in _told(names) if words.column}
     pooled, *each = (f"fidelity/explained_variance/{place}" for place in ("pooled", "base", "tuned"))
     if all(name in member["metrics"] for name in each for member in members if pooled in member["metrics"]):
         found.pop(pooled, None)
     return found
+
+
+def _told(names: Sequence[str]) -> Iterator[tuple[str, Words]]:
+    """Those of the names that the headline has words for, in its order."""
+    for pattern, words in HEADLINE.items():
+        before, some, after = pattern.partition(TASK)
+        for name in names:
+            task = name[len(before) : len(name) - len(after)]
+            if name == pattern or (some and name == f"{before}{task}{after}" and "/" not in task):
+                yield name, Words(*(part and part.replace(TASK, task) for part in words))

@@ -29,14 +29,14 @@ function colourOf(columns, i) {
 // columns of equal length -> one object a row; windows of examples are cut out of the whole
 function rowsOf(columns) {
   if (!columns) return null;
-  const { t, a, s, length, ...plain } = columns, names = Object.keys(plain);
-  const rows = plain[names[0]].map((_, n) => Object.fromEntries(names.map((name) => [name, plain[name][n]])));
-  if (!length) return rows;
+  const cut = (some) => { const names = Object.keys(some); return some[names[0]].map((_, n) => Object.fromEntries(names.map((name) => [name, some[name][n]]))); };
+  if (!columns.t) return cut(columns);
+  const { t, a, s, length, ...plain } = columns;
   let from = 0;
-  return rows.map((row, n) => {
-    const to = from + length[n], cut = { ...row, t: t.slice(from, to), a: a.slice(from, to), s: s.slice(from, to) };
+  return cut(plain).map((row, n) => {
+    const to = from + length[n], windowed = { ...row, t: t.slice(from, to), a: a.slice(from, to), s: s.slice(from, to) };
     from = to;
-    return cut;
+    return windowed;
   });
 }
 
@@ -80,7 +80,7 @@ function explorer(columns, read, signal, picks) {
   let shown = every, chosen = null, words = null, points = null;
 
   const texts = ["adapter", "polarity", "kind", "fires_on", "most in"];
-  const heads = [["latent", noun, "4.2rem"], ["adapter", "adapter", "8rem"], ["polarity", "sign", "4rem"], ["direction", "direction", "5.2rem"], ["relative_decoder_norm", "relative norm", "10.6rem"], ["kind", "kind", "13.2rem"], ["fires_on", "fires on", "9rem"],
+  const heads = [["latent", noun, "4.2rem"], ["layer", "layer", "4rem"], ["adapter", "adapter", "8rem"], ["polarity", "sign", "4rem"], ["direction", "direction", "5.2rem"], ["relative_decoder_norm", "relative norm", "10.6rem"], ["kind", "kind", "13.2rem"], ["fires_on", "fires on", "9rem"],
     ["nu_error", "ν error", "4.6rem"], ["nu_reconstruction", "ν reconstr.", "5.6rem"], ["firing_rate", "firing rate", "5.6rem"],
     ["most in", "most in", "5.6rem"], ["decoder_cosine", "cosine", "4.6rem"], ["max_activation", "largest", "4.8rem"], ["max_written", "writes at most", "5.6rem"],
     ...labels.map((name) => [`auroc/${name}`, `AUROC ${wordOf(name)}`, "6.4rem"])].filter(([name]) => (name === "direction" ? columns.direction?.some(Boolean) : columns[name]) || (name === "most in" && segments.length > 1));
@@ -283,7 +283,7 @@ function latentPanel(columns, i, detail, vocabulary, { labels, read, close, step
   const latent = columns.latent[i], number = (name) => columns[name]?.[i], shown = rowsOf(detail.examples);
   const rates = read.places.map((place) => detail.segments?.[`rate/${place}`]?.[0]);
   const button = (word, title, act) => element("button", { type: "button", title, onclick: act }, word);
-  const facts = [["relative decoder norm", number("relative_decoder_norm")], ["decoder cosine", number("decoder_cosine")], ["norm in base", number("norm_base")],
+  const facts = [["layer", number("layer")], ["relative decoder norm", number("relative_decoder_norm")], ["decoder cosine", number("decoder_cosine")], ["norm in base", number("norm_base")],
     ["norm in tuned", number("norm_tuned")], ["ν error", number("nu_error")], ["ν reconstruction", number("nu_reconstruction")], ["firing rate", number("firing_rate")],
     ["mean when active", number("mean_activation")], ["largest", number("max_activation")], ["writes at most", number("max_written")],
     ...labels.map((label) => [`AUROC ${wordOf(label)}`, number(`auroc/${label}`)])].filter(([, value]) => value !== undefined);

@@ -29,6 +29,7 @@ function headline() {
     card("KL recovered", both("kl_recovered")),
     card("Excess CE", both("excess_ce")),
     card("L0, active latents a token", [["fidelity/l0/mean", "mean"], ["fidelity/l0/p10", "10 %"], ["fidelity/l0/p90", "90 %"]]),
+    ...adapterCards(),
     card("Dead fraction", [["fidelity/dead_fraction", "of all latents"]]),
     card("Alive latents by decoder norm", [["geometry/count/base_only", "base-only", "base"], ["geometry/count/shared", "shared"],
       ["geometry/count/tuned_only", "tuned-only", "tuned"], ["geometry/count/other", "in between"]]),
@@ -38,6 +39,14 @@ function headline() {
     card("Share of units that tell a label", KINDS_OF_UNITS.map(([kind, word]) => [`unit_comparison/${kind}/telling`, word])),
     card("Share judged monosemantic", KINDS_OF_UNITS.map(([kind, word]) => [`unit_comparison/${kind}/judged/monosemantic`, word])),
     card("Exclusive after latent scaling", [["latent_scaling/count/base_only", "base-only", "base"], ["latent_scaling/count/tuned_only", "tuned-only", "tuned"]]));
+}
+
+// what is said first of a transcoder adapter: how near it brings the hybrid to the tuned model, and at what sparsity
+function adapterCards() {
+  const both = (measure) => ["adapter", "hybrid"].map((role) => [`replacement/${measure}/${role}`, role, role]), of = (name) => name.split("/")[1];
+  return [card("KL recovered by the adapter", [["replacement/kl_recovered", "of the hybrid's KL"]]), card("KL from the tuned model", both("kl")), card("Residual stream, squared error", both("nmse")),
+    ...[...FOUND.keys()].filter((name) => /^adapter_recovery\/[^/]+\/accuracy\/recovered_of_hybrid$/.test(name)).map((name) => card(`Accuracy recovered, ${of(name)}`, [[name, "of the hybrid's gap"]])),
+    card("L0 a layer", [["replacement/l0", "active latents a token"]]), card("Never fired", [["replacement/dead_fraction", "of all latents"]])];
 }
 
 // one line a label: where its best latent lies between chance and perfect, and what lies beside it
@@ -192,11 +201,12 @@ async function show() {
   const columns = await unpacked("latents"), units = await unpacked("unit-latents"), dictionary = DATA.study.dictionary !== undefined || columns;
   const readable = columns || units ? explorers({ ...(columns ? { latent: columns } : {}), ...(units ? { unit: units } : {}) }) : null;
   const missing = columns ? null : section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents."));
-  const behaves = await behaviour(), page = document.getElementById("page");
+  const traced = DATA.graphs ? [attributionGraphs(columns, DATA.graphs.influence ? await unpacked("graph-influence") : null)] : [];
+  const behaves = [...await behaviour(), ...traced], page = document.getElementById("page"), beside = /^adapter\b/.test(DATA.study.streams ?? ""); // a transcoder adapter rebuilds no stream of either model
   page.replaceChildren(...[
     opening(), headline(), labels(columns),
     DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
-    ...behaves, layers(), ...(dictionary ? [geometry(columns), missing, readable, segmentTable(), curves()] : [readable]), everything(), study(),
+    ...behaves, layers(), ...(dictionary ? [beside ? null : geometry(columns), missing, readable, beside ? null : segmentTable(), curves()] : [readable]), everything(), study(),
   ].filter(Boolean));
   if (behaves.length) {
     page.querySelector("header").after(contents([...page.querySelectorAll(":scope > section")]));

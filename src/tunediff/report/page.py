@@ -25,11 +25,23 @@ import pyarrow.parquet
 
 from tunediff.folders import write_atomically
 from tunediff.report.behaviour import behaviour, tells_behaviour
+from tunediff.report.graphs import graphs, tells_graphs
 
 CURVE_POINTS = 300
 CHUNK = 200  # latents whose details are packed together
 SHARES = 9999  # activations are kept as whole numbers of the largest one of their example
-RUN_SCRIPTS = ("base.js", "plots.js", "intervals.js", "latents.js", "outputs.js", "behaviour.js", "page.js")
+RUN_SCRIPTS = (
+    "base.js",
+    "plots.js",
+    "intervals.js",
+    "latents.js",
+    "outputs.js",
+    "behaviour.js",
+    "transcoders.js",
+    "layered.js",
+    "graphs.js",
+    "page.js",
+)
 
 
 class Explored(NamedTuple):
@@ -79,11 +91,12 @@ def write_report(folder: Path) -> Path:
         parts = {"latents": _finite({**latents, **details.peaks()}), "words": details.words()}
         parts |= {"vocabulary": details.vocabulary, **{f"details-{n}": chunk for n, chunk in details.chunks()}}
         packed |= {explored.prefix + name: part for name, part in parts.items()}
-    paths = [path for path in sorted((folder / "tables").glob("*.parquet")) if tells_behaviour(path.stem)]
-    behaves, written = behaviour({path.stem: pyarrow.parquet.read_table(path) for path in paths})
-    if behaves:
-        payload["behaviour"] = behaves
-        packed |= {name: _finite(value) for name, value in written.items()}
+    for part, tells, told in (("behaviour", tells_behaviour, behaviour), ("graphs", tells_graphs, graphs)):
+        paths = [path for path in sorted((folder / "tables").glob("*.parquet")) if tells(path.stem)]
+        shown, written = told({path.stem: pyarrow.parquet.read_table(path) for path in paths})
+        if shown:
+            payload[part] = shown
+            packed |= {name: _finite(value) for name, value in written.items()}
     title = f"tunediff: {found['study'].get('model_pair', '')}"
     write_atomically(folder / "report.html", assemble(payload, title=title, scripts=RUN_SCRIPTS, packed=packed))
     return folder / "report.html"
