@@ -300,6 +300,15 @@ SHORTENED = {  # words that make a command short
     ],
     "[polarity_examples,unit_comparison]": ["tokens=4000"],
     "adam_warmup_short": ["optimizer.learning_rate_schedule.warmup=0.1"],
+    "adapter_recovery": ["evaluation.adapter_recovery.problems=4", "evaluation.adapter_recovery.decoding.tokens=48"],
+    "attribution_graphs": ["evaluation.attribution_graphs.count=2", "evaluation.attribution_graphs.most_latents=40"],
+    "latent_sets": [
+        "evaluation.latent_sets.problems=4",
+        "evaluation.latent_sets.draws=1",
+        "evaluation.latent_sets.control_sizes=[1]",
+        "evaluation.latent_sets.decoding.tokens=48",
+    ],
+    "train.py dictionary=transcoder_adapter": ["activations.held_out=4", "activations.evaluate_every=1.0"],
     "task=gsm8k": ["evaluation.benchmark.decoding.tokens=64", "evaluation.benchmark.budgets=[]"],
 }
 
@@ -319,11 +328,23 @@ def adapter_run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def transcoder_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transcoders") / "run"
+    words = ["dictionary=transcoder_adapter", "activations.held_out=0", "evaluation=replacement", "dictionary.latents=32"]
+    said = call("train.py", *SMALL, *words, f"hydra.run.dir={folder}")
+    assert "KL recovered" in said and findings(folder)["replacement/kl/adapter"] > 0
+    assert {"dictionary/weights.safetensors", "pair.yaml", "tables/partial_replacement.parquet"} <= {
+        str(path.relative_to(folder)) for path in folder.rglob("*")
+    }
+    return folder
+
+
 @pytest.mark.parametrize("command", list(readme_commands()))
 def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data_folder, server, tmp_path):
     folder, _ = run
     base, tuned = byte_pair
-    needs_hub = any(name in command for name in ("r1_vs_qwen", "deepscaler", "model=qwen"))
+    needs_hub = any(name in command for name in ("r1_vs_qwen", "deepscaler", "model=qwen", "adapters_r1"))
     evaluation = "[fidelity]" if "optuna" in command else "none"  # a sweeper needs its metric
     given = {
         **dict.fromkeys(("<run folder, absolute>", "<run folder>", "<run>", "<sweep>"), str(folder)),
@@ -336,7 +357,7 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
         "n_trials=20": "n_trials=2",
         "n_jobs=4": "n_jobs=2",
     }
-    for name, made in (("<fine-tune>", "fine_tuned"), ("<adapter run>", "adapter_run")):
+    for name, made in (("<fine-tune>", "fine_tuned"), ("<adapter run>", "adapter_run"), ("<transcoder run>", "transcoder_run")):
         if name in command:  # made for those that ask for one
             given[name] = str(request.getfixturevalue(made))
     for name, value in given.items():
