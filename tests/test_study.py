@@ -331,7 +331,12 @@ def adapter_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def transcoder_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transcoders") / "run"
-    words = ["dictionary=transcoder_adapter", "activations.held_out=0", "evaluation=replacement", "dictionary.latents=32"]
+    words = [
+        "dictionary=transcoder_adapter",
+        "activations.held_out=0",
+        "evaluation=replacement",
+        "dictionary.latents=32",
+    ]
     said = call("train.py", *SMALL, *words, f"hydra.run.dir={folder}")
     assert "KL recovered" in said and findings(folder)["replacement/kl/adapter"] > 0
     assert {"dictionary/weights.safetensors", "pair.yaml", "tables/partial_replacement.parquet"} <= {
@@ -357,7 +362,11 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
         "n_trials=20": "n_trials=2",
         "n_jobs=4": "n_jobs=2",
     }
-    for name, made in (("<fine-tune>", "fine_tuned"), ("<adapter run>", "adapter_run"), ("<transcoder run>", "transcoder_run")):
+    for name, made in (
+        ("<fine-tune>", "fine_tuned"),
+        ("<adapter run>", "adapter_run"),
+        ("<transcoder run>", "transcoder_run"),
+    ):
         if name in command:  # made for those that ask for one
             given[name] = str(request.getfixturevalue(made))
     for name, value in given.items():

@@ -4,14 +4,17 @@ is learned."""
 import copy
 import multiprocessing
 import os
+import re
 import socket
 
+import hydra
 import lightning
 import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from conftest import ROOT
 from test_finetuning import Held, assert_equal, sequences, trainer_of
 from tunediff.activations import Sequences
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TopK, TranscoderAdapter
@@ -24,6 +27,7 @@ from tunediff.objectives import Distillation
 from tunediff.objectives.distillation import real_tokens
 from tunediff.schedules import Constant, Length, Warmup, WarmupCosine
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused, Rows, Stream
+from tunediff.sweep.launch import study
 from tunediff.text import Batches, Example
 from tunediff.text.examples import collated
 from tunediff.training import Replicas, latest_checkpoint, process_environment
@@ -434,3 +438,45 @@ def test_padding_is_told_from_tokens():
     lengths = [len(one.ids) for one in sequences(5)]
     learned = [Example(one.ids, [n > 0 for n in range(len(one.ids))]) for one in sequences(5)]
     assert real_tokens(collated(learned)).sum(1).tolist() == lengths
+
+
+@pytest.mark.parametrize(("name", "width", "inner", "heads"), [("7b", 3584, 18944, 28), ("1_5b", 1536, 8960, 12)])
+def test_the_papers_studies_hold_its_values_and_say_what_they_take(
+    name, width, inner, heads, tmp_path, tokenizer, capsys
+):
+    """From configurations alone: a dry run reads no weight."""
+    config = Qwen2Config(
+        vocab_size=152_064, hidden_size=width, intermediate_size=inner, num_hidden_layers=28, num_attention_heads=heads,
+        num_key_value_heads=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = [
+        f"experiment=adapters_r1_{name}",
+        "model_pair=local",
+        "text=toy",
+        "dry_run=true",
+        "trainer.accelerator=cpu",
+    ]
+    words += [
+        f"model_pair.{role}.{key}" for role in ("base", "tuned") for key in (f"path={tmp_path}/model", "dtype=bfloat16")
+    ]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        cfg = hydra.compose("train", words)
+    dictionary, objective = cfg.dictionary, cfg.dictionary.objective
+    assert (dictionary.latents, dictionary.sparsity.coefficient, cfg.optimizer.learning_rate) == (8192, 1e-3, 8e-4)
+    assert [objective[key] for key in ("adapt", "bridge", "nmse", "cutoffs", "lowest_cutoff")] == [1, 1, 1, 1, 1]
+    assert (cfg.activations.batch, cfg.optimizer.clip_norm, cfg.optimizer.learning_rate_schedule.warmup) == (
+        1,
+        1.0,
+        0.05,
+    )
+    assert cfg.text.context == {"7b": 10_000, "1_5b": 4000}[name] and dictionary.decoder_bias
+    study(cfg, tmp_path / "run")
+    said = capsys.readouterr().out
+    learned = adapter_parameters(config, 8192)
+    assert learned == 28 * (8192 * (2 * width + 1) + width)
+    assert re.search(rf"adapter, float32 +{4 * learned / 1e9:.2f} GB", said)
+    total = float(said.split("total")[1].split("GB")[0])
+    assert {"7b": 60, "1_5b": 20}[name] < total < {"7b": 80, "1_5b": 40}[name] and "time, at least" in said
+    assert not (tmp_path / "run").exists()

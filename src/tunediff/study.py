@@ -59,20 +59,21 @@ class Run:
         write_config(self.cfg, self.folder)
         folders.say(self.folder, identity=self.identity, state=folders.WAITING, error=None, value=None)
 
-    def build(self, pair: ModelPair) -> None:
-        """Everything that can be wrong is asked before weights are loaded."""
+    def build(self, pair: ModelPair, *, weights: bool = True) -> None:
+        """Everything that can be wrong is asked before weights are loaded. Without `weights` an adapter, which may be as large
+        as a model, has none: for a look at what would run."""
         cfg = self.cfg
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
         self.streams = streams_of(cfg, pair)
         with within(self.folder):
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
         if learns(cfg):
-            self._build_member()
+            self._build_member(weights)
 
-    def _build_member(self) -> None:
+    def _build_member(self, weights: bool) -> None:
         cfg = self.cfg
         if not shares_stream(cfg):
-            self._build_adapter()
+            self._build_adapter(weights)
             return
         self.length = Length(cfg.budget.tokens // cfg.optimizer.batch, cfg.optimizer.batch)
         if self.length.steps < 1:
@@ -93,12 +94,14 @@ class Run:
         )
         self.member.check(self.length)
 
-    def _build_adapter(self) -> None:
+    def _build_adapter(self, weights: bool) -> None:
         """Its steps are known once the text was read."""
         cfg = self.cfg
+        with contextlib.nullcontext() if weights else torch.device("meta"):
+            dictionary = build_dictionary(cfg.dictionary, self.streams)
         self.member = AdapterMember(
             name=self.identity,
-            dictionary=build_dictionary(cfg.dictionary, self.streams),
+            dictionary=dictionary,
             objective=build(cfg.dictionary.objective),
             sequences=build(cfg.activations),
             l1_schedule=build(cfg.l1_schedule),

@@ -53,7 +53,9 @@ class Transcoder(nn.Module):
 
     def __init__(self, width: int, latents: int, *, sparsity: Sparsity, bias: bool, generator: torch.Generator):
         super().__init__()
-        self.W_enc = nn.Parameter((2 * torch.rand(width, latents, generator=generator) - 1) / width**0.5)
+        self.W_enc = nn.Parameter(torch.empty(width, latents))
+        if not self.W_enc.is_meta:  # only its shape is asked for
+            nn.init.uniform_(self.W_enc, -(width**-0.5), width**-0.5, generator=generator)
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.W_dec = nn.Parameter(torch.zeros(latents, width))
         self.b_dec = nn.Parameter(torch.zeros(width)) if bias else None

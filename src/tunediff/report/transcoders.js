@@ -41,7 +41,7 @@ function errors(columns) {
   return bands("Residual stream, squared error", lines, "after so many layers", { place: (point) => `after ${point} layers`, rows: whole(columns) });
 }
 
-const OF_A_LAYER = { l0: "L0, active latents a token", decoder_norm: "Mean norm of decoder rows", dead_fraction: "Latents that never fired, share" };
+const OF_A_LAYER = { l0: "L0, active latents a token", decoder_norm: "Median norm of decoder rows", dead_fraction: "Latents that never fired, share" };
 const byLayer = (columns) => Object.entries(OF_A_LAYER).filter(([name]) => columns[name]?.some(Boolean)).map(([name, title]) =>
   bands(title, [{ word: title, colour: colourOfRole("adapter"), xs: columns.layer, values: columns[name] }], "layer", { place: (layer) => `layer ${layer}`, rows: whole(columns) }));
 

@@ -38,7 +38,7 @@ def _study(cfg: DictConfig, folder: Path) -> float | None:
     if cfg.dry_run:
         run = Run(cfg, folder)
         pair: ModelPair = build(cfg.model_pair)
-        run.build(pair)
+        run.build(pair, weights=False)
         if inside(cfg):
             print(f"memory of one device:\n{adapter_items(cfg, pair).table()}")
         print(table([([run], cost_of([run], pair))], device=device_of(run)))

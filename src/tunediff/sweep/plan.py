@@ -78,7 +78,7 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
                 built[key], text = build(cfg.model_pair), build(cfg.text)
                 text.check(evaluated=bool(cfg.evaluation))
                 built[key].check_tokens(text.samples())
-            run.build(built[key])
+            run.build(built[key], weights=False)
             run.member = None  # its weights are made where it is trained
         except Refused as refusal:
             raise Refused(f"{' '.join(own)}: {refusal}" if own else str(refusal)) from refusal
