@@ -27,6 +27,10 @@ QUESTIONS = ["Anna has 12 eggs. She buys 7. How many eggs?", "Ben has 3 apples."
 
 @pytest.fixture
 def trained(pair, tokenizer):
+    return standing_beside(pair, tokenizer)
+
+
+def standing_beside(pair, tokenizer):
     """Random transcoders beside the MLPs of tiny models, in the last of them a latent that only ever says one word."""
     streams = pair.streams("mlp_in", "all", reads=ADAPTER)
     adapter = TranscoderAdapter(streams, latents=EACH, sparsity=L1(coefficient=0.0))

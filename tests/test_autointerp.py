@@ -19,7 +19,7 @@ from tunediff.evaluations.examination import (
     Window,
     balanced_accuracy,
     examined_on,
-    explanation_in,
+    sentence_in,
     verdicts_in,
 )
 from tunediff.shapes import Finding, Note, Refused, Table
@@ -130,8 +130,9 @@ def test_balanced_accuracy_weighs_both_truths_alike():
 
 
 def test_answers_are_read_as_asked_for_or_not_at_all():
-    assert explanation_in("Explanation: first\n**Explanation:** the word *so*\n") == "the word *so"
-    assert explanation_in("Explanation:\nnumbers.") == "numbers." and explanation_in("It is about numbers.") is None
+    assert sentence_in("Explanation: first\n**Explanation:** the word *so*\n", "explanation") == "the word *so"
+    assert sentence_in("Explanation:\nnumbers.", "explanation") == "numbers."
+    assert sentence_in("It is about numbers.", "explanation") is None
     assert verdicts_in("For 1 and 2: [1, 0]\n```[0,1]```", 2) == [False, True]
     for answer in ("0, 1", "[0, 1, 1]", "[0, 2]", "[yes, no]", "[]", "[01]", ""):
         assert verdicts_in(answer, 2) is None

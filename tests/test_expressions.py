@@ -228,7 +228,16 @@ def test_looks_and_edits_take_the_same_expression(trained):
         list(Examples(latents=[6]).run(trained))
 
 
-TAKE_LATENTS = ("ablation", "scaling", "patching", "steering_sweep", "examples", "latent_cache", "autointerp")
+TAKE_LATENTS = (
+    "ablation",
+    "scaling",
+    "patching",
+    "steering_sweep",
+    "examples",
+    "latent_cache",
+    "autointerp",
+    "latent_classes",
+)
 
 
 def test_a_command_line_takes_an_expression_in_quotes():

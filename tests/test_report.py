@@ -424,6 +424,26 @@ def test_directions_of_adapters_are_read_as_latents_are_and_a_button_or_an_addre
 
 
 @in_browser
+def test_the_classes_of_latents_stand_beside_them_where_some_were_sorted(tmp_path, browser):
+    make_run(tmp_path / "run")
+    sorted_ones = {
+        "latent": [8, 7, 5],
+        "layer": [1, 1, 1],
+        "class": ["domain", "reasoning", None],
+        "domain": ["code", None, None],
+        "mechanism": ["input_simple", "output", None],
+        "reason": [HOSTILE, "a doubt", None],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(sorted_ones), tmp_path / "run" / "tables" / "latent_classes.parquet")
+    page = browser.open(write_report(tmp_path / "run"), "#latent-8&sort=class")
+    page.run("await wait(() => panel() && !panel().hidden);")
+    assert page.run("return rows();").startswith("7 8")  # the last in the alphabet first, those without a class last
+    said = page.run("return [panel().innerText, document.querySelector('#latent-7').innerText];")
+    assert "sorts it under domain, code, acting by input, simple: " + HOSTILE in said[0]
+    assert "reasoning" in said[1] and "output" in said[1]
+
+
+@in_browser
 def test_directions_of_adapters_are_shown_where_there_is_no_table_of_latents(tmp_path, browser):
     page = browser.open(with_units(tmp_path / "run", tables=()), "#unit-1")
     assert (

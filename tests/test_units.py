@@ -9,8 +9,8 @@ from test_adapters import pair_of, save_adapter
 from test_evaluations import identity_dictionary, toy_text
 from tunediff.dictionary import Polarities
 from tunediff.evaluations import Judge, PolarityExamples, Trained, UnitComparison
-from tunediff.evaluations.judge import verdict_in
 from tunediff.evaluations.separation import ActiveScores, DenseScores
+from tunediff.evaluations.unit_classes import verdict_in
 from tunediff.evaluations.units import Kind, Unit, matched_neurons
 from tunediff.hookpoints import adapters_of
 from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
@@ -142,7 +142,7 @@ def worded(monkeypatch):
 
 
 def compared(pair, dictionary=None, tokens=4000, judge=None, **settings):
-    settings = {"shuffles": 5, "draws": 5, **settings}
+    settings = {"shuffles": 5, "draws": 5, "judged": 4, **settings}
     return measured(UnitComparison(judge=judge or Judge(), **settings), pair, dictionary, tokens)
 
 
@@ -253,7 +253,7 @@ def test_dense_scores_are_those_that_active_ones_are():
 
 
 def judging(server, **settings):
-    return Judge(**{"endpoint": server.endpoint, "model": "rule", "units": 4, "examples": 6, **settings})
+    return Judge(**{"endpoint": server.endpoint, "model": "rule", "examples": 6, **settings})
 
 
 def by_marks(asked):
@@ -306,11 +306,11 @@ def test_an_endpoint_that_fails_leaves_what_was_measured_before(server, planted,
 
 def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_read(server):
     with pytest.raises(Refused, match=r"up to 12 times \(4 units of each of 3 kinds\), more than .*most_calls=11"):
-        judging(server, most_calls=11)
+        UnitComparison(judge=judging(server, most_calls=11), judged=4)
     with pytest.raises(Refused, match="unit_comparison.judge.model=<...>"):
-        judging(server, model=None)
+        UnitComparison(judge=judging(server, model=None))
     with pytest.raises(Refused, match="examples=4 or more"):
-        judging(server, examples=3)
+        UnitComparison(judge=judging(server, examples=3))
 
 
 def test_a_verdict_is_read_as_asked_for_or_not_at_all():

@@ -14,6 +14,7 @@ from tunediff.evaluations.judge import Judge
 from tunediff.evaluations.kl_patching import KLPatching
 from tunediff.evaluations.label_alignment import LabelAlignment
 from tunediff.evaluations.latent_cache import LatentCache
+from tunediff.evaluations.latent_classes import LatentClasses
 from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
 from tunediff.evaluations.latent_sets import LatentSets
 from tunediff.evaluations.layer_divergence import LayerDivergence
@@ -45,6 +46,7 @@ __all__ = [
     "KLPatching",
     "LabelAlignment",
     "LatentCache",
+    "LatentClasses",
     "LatentScaling",
     "LatentSets",
     "LayerDivergence",

@@ -34,7 +34,7 @@ from tunediff.evaluations.examination import (
     Window,
     balanced_accuracy,
     examined_on,
-    explanation_in,
+    sentence_in,
     verdicts_in,
 )
 from tunediff.evaluations.examples import Examples
@@ -106,13 +106,10 @@ class Autointerp:
 
     def _allow(self, count: int) -> None:
         """Raises Refused where so many latents could take more calls than are allowed."""
-        half, at_most = self.examples // 2, self.most_calls
+        half = self.examples // 2
         each = 1 + math.ceil(2 * half / self.texts_per_call) + 2 * math.ceil(half / self.texts_per_call)
-        if count * each > at_most:
-            raise Refused(
-                f"{SETTING} would call {self.chat.model} up to {count * each:,} times ({count:,} latents, {each} calls "
-                f"each), more than {SETTING}.most_calls={at_most:,}. Ask about fewer {SETTING}.latents, or allow more calls."
-            )
+        counted = f"{count:,} latents, {each} calls each"
+        self.chat.allow(count * each, self.most_calls, counted=counted, fewer=f"{SETTING}.latents")
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         """Raises Refused where the endpoint gives no answer at all; once it has answered, what is known is reported."""
@@ -185,7 +182,7 @@ class Autointerp:
         )
 
     def _examine_one(self, subject: Subject) -> Examined:
-        explanation = explanation_in(self.chat.ask(EXPLAIN, subject.passages))
+        explanation = sentence_in(self.chat.ask(EXPLAIN, subject.passages), "explanation")
         if explanation is None:
             return Examined(subject.latent, None, dict.fromkeys(TESTS), calls=1, unread=1)
         scores, unread = {}, 0

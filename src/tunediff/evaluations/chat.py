@@ -94,6 +94,15 @@ class Chat:
         self.timeout, self.retries, self.answer_tokens = timeout, retries, answer_tokens
         self._key()
 
+    def allow(self, calls: int, most: int, *, counted: str, fewer: str) -> None:
+        """Raises Refused where calls could be more than `most`: what they were counted from, and the setting that asks for
+        fewer."""
+        if calls > most:
+            raise Refused(
+                f"{self.setting} would call {self.model} up to {calls:,} times ({counted}), more than "
+                f"{self.setting}.most_calls={most:,}. Ask about fewer {fewer}, or allow more calls."
+            )
+
     def ask(self, system: str, question: str) -> str:
         """The answer, without what a reasoning model thought first; "" where it said nothing. May be called from
         several threads. Raises Refused when there is none: the endpoint, why, and the setting to look at."""

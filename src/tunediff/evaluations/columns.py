@@ -17,7 +17,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import TranscoderAdapter
+from tunediff.dictionary import Crosscoder, TranscoderAdapter
 from tunediff.evaluations.expressions import Expression, Path, nearest
 from tunediff.evaluations.geometry import decoder_cosine, relative_decoder_norm
 from tunediff.evaluations.label_alignment import aurocs
@@ -45,6 +45,14 @@ def checked(text: str) -> Expression:
     return Expression(text, tuple(OWN))
 
 
+def layers_of(dictionary: Crosscoder | TranscoderAdapter) -> Tensor | None:
+    """[latent]: where each stands; None where each reads several layers."""
+    layers = sorted({stream.layer for stream in dictionary.streams})
+    if isinstance(dictionary, TranscoderAdapter):
+        return torch.tensor(layers).repeat_interleave(dictionary.latents_per_layer)
+    return torch.full((dictionary.latents,), layers[0]) if len(layers) == 1 else None
+
+
 def _of_both(trained: Trained, name: str) -> None:
     if set(trained.roles) != {BASE, TUNED}:
         raise Refused(f"{name} compares two models, and this dictionary reads {', '.join(trained.roles)} only.")
@@ -68,13 +76,11 @@ def _norm(trained: Trained, seen: Usual) -> Tensor:
 
 
 def _layer(trained: Trained, seen: Usual) -> Tensor:
-    dictionary = trained.dictionary
-    layers = sorted({stream.layer for stream in dictionary.streams})
-    if isinstance(dictionary, TranscoderAdapter):
-        return torch.tensor(layers).repeat_interleave(dictionary.latents_per_layer)
-    if len(layers) > 1:
-        raise Refused(f"layer: each latent of this dictionary reads all of its layers, {', '.join(map(str, layers))}.")
-    return torch.full((dictionary.latents,), layers[0])
+    layers = layers_of(trained.dictionary)
+    if layers is None:
+        read = sorted({stream.layer for stream in trained.dictionary.streams})
+        raise Refused(f"layer: each latent of this dictionary reads all of its layers, {', '.join(map(str, read))}.")
+    return layers
 
 
 def _influence(trained: Trained, seen: Usual) -> Tensor:

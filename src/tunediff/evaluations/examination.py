@@ -146,10 +146,17 @@ def passages(windows: Sequence[Window]) -> str:
     return "\n\n".join(parts)
 
 
-def explanation_in(answer: str) -> str | None:
-    """What follows "Explanation:" on the last line that has it."""
-    found = re.findall(r"^\W*explanation\W*:[\s*_]*(\S.*?)[\s*_]*$", answer, flags=re.IGNORECASE | re.MULTILINE)
+def sentence_in(answer: str, name: str) -> str | None:
+    """What follows "<name>:" on the last line that has it."""
+    found = re.findall(rf"^\W*{name}\W*:[\s*_]*(\S.*?)[\s*_]*$", answer, flags=re.IGNORECASE | re.MULTILINE)
     return found[-1] if found else None
+
+
+def choice_in(answer: str, name: str, choices: Sequence[str]) -> str | None:
+    """Which of the choices stands, alone, on the last line that begins with the name."""
+    found = re.findall(rf"^\W*{name}\b\W*(.*?)\W*$", answer, flags=re.IGNORECASE | re.MULTILINE)
+    said = found[-1].strip("_").lower() if found else None
+    return said if said in choices else None
 
 
 def verdicts_in(answer: str, count: int) -> list[bool] | None:

@@ -10,7 +10,7 @@ over several layers the highest is taken.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,26 +39,36 @@ class LogitEffect:
             if hookpoint not in WRITTEN:
                 yield Note(f"Logit effects were not taken: values at {hookpoint} are not added to the residual stream.")
                 return
-            model, tokenizer = model_of(role), trained.pair.tokenizers[trained.pair.entry(model_of(role))]
-            unembedding = gained_unembedding(trained.pair.models[model])
-            units = torch.nn.functional.normalize(directions, dim=-1).to(unembedding)
-            spelled = spelling(tokenizer)
-            known = min(len(unembedding), len(tokenizer))  # the rest pads the matrix
-            for first in range(0, len(units), 256):
-                effect = (units[first : first + 256] @ unembedding[:known].T).float()
-                effect -= effect.mean(-1, keepdim=True)
-                for sign in (1, -1):
-                    best = (sign * effect).topk(min(self.tokens, known), dim=-1)
-                    for latent, (values, numbers) in enumerate(
-                        zip(best.values.tolist(), best.indices.tolist(), strict=True), start=first
-                    ):
-                        columns["latent"] += [latent] * len(numbers)
-                        columns["rank"] += range(len(numbers))
-                        columns["token"] += map(spelled, numbers)
-                        columns["effect"] += [sign * value for value in values]
-                        columns["role"] += [role] * len(numbers)
-                        columns["sign"] += [sign] * len(numbers)
+            for latent, sign, tokens, effects in strongest_effects(trained, role, directions, tokens=self.tokens):
+                columns["latent"] += [latent] * len(tokens)
+                columns["rank"] += range(len(tokens))
+                columns["token"] += tokens
+                columns["effect"] += effects
+                columns["role"] += [role] * len(tokens)
+                columns["sign"] += [sign] * len(tokens)
         yield Table("logit_effect", dict(columns))
+
+
+@torch.no_grad()
+def strongest_effects(
+    trained: Trained, role: str, directions: Tensor, *, tokens: int, signs: Sequence[int] = (1, -1)
+) -> Iterator[tuple[int, int, list[str], list[float]]]:
+    """Number of a direction [direction, width] in a model, sign, and the tokens it moves most that way, strongest first, with
+    their effects."""
+    model, tokenizer = model_of(role), trained.pair.tokenizers[trained.pair.entry(model_of(role))]
+    unembedding = gained_unembedding(trained.pair.models[model])
+    units = torch.nn.functional.normalize(directions, dim=-1).to(unembedding)
+    spelled = spelling(tokenizer)
+    known = min(len(unembedding), len(tokenizer))  # the rest pads the matrix
+    for first in range(0, len(units), 256):
+        effect = (units[first : first + 256] @ unembedding[:known].T).float()
+        effect -= effect.mean(-1, keepdim=True)
+        for sign in signs:
+            best = (sign * effect).topk(min(tokens, known), dim=-1)
+            for n, (values, numbers) in enumerate(
+                zip(best.values.tolist(), best.indices.tolist(), strict=True), start=first
+            ):
+                yield n, sign, list(map(spelled, numbers)), [sign * value for value in values]
 
 
 def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:

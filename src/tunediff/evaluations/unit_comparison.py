@@ -4,7 +4,7 @@ The kinds of units, and what "matched" means of the neurons, stand in units.py. 
 
 labels   AUROC of every unit for every label of the text. The best unit of a kind is chosen on one half of the documents and
          tested on the other, beside shuffled labels; each unit is tested on the label that it tells best on the first half
-judge    a language model sorts units by their strongest examples (judge.py), where an endpoint is given
+judge    a language model sorts units by their strongest examples (unit_classes.py), where an endpoint is given
 
 The kinds differ in how many units they have, and the best of more is better by choice alone. So the best is also taken among
 as many random living units of each kind as the smallest has, averaged over draws. They differ in density too: a sparse
@@ -26,8 +26,12 @@ from tunediff.evaluations.judge import Judge
 from tunediff.evaluations.label_alignment import FEWEST, Labelled, later, null_of
 from tunediff.evaluations.separation import ActiveScores, delong_interval
 from tunediff.evaluations.trained import Trained
+from tunediff.evaluations.unit_classes import sort_units
 from tunediff.evaluations.units import HeldOut, Kind, columns_of, kinds_of
-from tunediff.shapes import Finding, Note, Table
+from tunediff.shapes import Finding, Note, Refused, Table
+
+SETTING = "evaluation.unit_comparison"
+KINDS = 3  # adapters, neurons, latents
 
 
 class UnitComparison:
@@ -36,9 +40,11 @@ class UnitComparison:
     shuffles   draws of the null
     draws      of equal numbers of units
     judge      who sorts units into classes; without an endpoint nobody is asked
+    judged     units of each kind, drawn among the living
     seed       of the neurons, the draws, and the units that are judged
 
-    Raises Refused for a pair without adapters."""
+    Raises Refused before a model is loaded where the judge cannot be asked or could be asked too often; later for a pair
+    without adapters."""
 
     needs_dictionary = False
 
@@ -46,14 +52,21 @@ class UnitComparison:
         self,
         *,
         judge: Judge,
+        judged: int = 50,
         first: bool = True,
         above: float = 0.9,
         shuffles: int = 100,
         draws: int = 100,
         seed: int = 0,
     ):
-        self.judge, self.first, self.above = judge, first, above
+        self.judge, self.judged, self.first, self.above = judge, judged, first, above
         self.shuffles, self.draws, self.seed = shuffles, draws, seed
+        self.chat = judge.chat(f"{SETTING}.judge")
+        if self.chat is not None:
+            if judged < 1:
+                raise Refused(f"{SETTING} needs judged=1 or more.")
+            counted = f"{judged:,} units of each of {KINDS} kinds"
+            self.chat.allow(KINDS * judged, judge.most_calls, counted=counted, fewer=f"{SETTING}.judged")
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         kinds, held_out = kinds_of(trained, seed=self.seed)
@@ -65,7 +78,8 @@ class UnitComparison:
             meaning = "of these, units that fire on no held-out token; shares and draws leave them out"
             yield Finding(f"unit_comparison/{kind.name}/silent", silent, meaning=meaning)
         yield from self._labels(kinds, held_out)
-        yield from self.judge.sort(kinds, seed=self.seed)
+        if self.chat is not None:
+            yield from sort_units(self.judge, self.chat, kinds, units=self.judged, seed=self.seed)
 
     def _labels(self, kinds: Sequence[Kind], held_out: HeldOut) -> Iterator[Finding | Table | Note]:
         half = torch.cat([batch.document for batch in held_out.batches]) % 2

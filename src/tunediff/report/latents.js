@@ -21,6 +21,10 @@ function natureOf(columns, i) {
   return KIND_WORDS[kind] + (sure === true ? ", confirmed" : sure === false ? ", not confirmed" : "");
 }
 
+// what a judge said of a latent; nothing for one that was not shown to it, or where its answer could not be read
+const classOf = (columns, i) => [columns.class?.[i], columns.domain?.[i]].filter(Boolean).join(", ");
+const mechanismOf = (columns, i) => columns.mechanism?.[i]?.replace("_", ", ") ?? "";
+
 function colourOf(columns, i) {
   const kind = columns.kind?.[i];
   return kind === "tuned_only" ? "var(--tuned)" : kind === "base_only" ? "var(--base)" : "var(--shared)";
@@ -79,8 +83,8 @@ function explorer(columns, read, signal, picks) {
   const state = { ask: "", kind: "", segment: "", label: "", above: "", rate: "", sort: ["relative_decoder_norm", "max_written", "firing_rate", `auroc/${labels[0]}`, "latent"].find((name) => columns[name]), up: "" };
   let shown = every, chosen = null, words = null, points = null;
 
-  const texts = ["adapter", "polarity", "kind", "fires_on", "most in"];
-  const heads = [["latent", noun, "4.2rem"], ["layer", "layer", "4rem"], ["adapter", "adapter", "8rem"], ["polarity", "sign", "4rem"], ["direction", "direction", "5.2rem"], ["relative_decoder_norm", "relative norm", "10.6rem"], ["kind", "kind", "13.2rem"], ["fires_on", "fires on", "9rem"],
+  const texts = ["adapter", "polarity", "kind", "fires_on", "most in", "class", "mechanism"];
+  const heads = [["latent", noun, "4.2rem"], ["layer", "layer", "4rem"], ["adapter", "adapter", "8rem"], ["polarity", "sign", "4rem"], ["direction", "direction", "5.2rem"], ["relative_decoder_norm", "relative norm", "10.6rem"], ["kind", "kind", "13.2rem"], ["fires_on", "fires on", "9rem"], ["class", "sorted under", "11rem"], ["mechanism", "acts by", "8rem"],
     ["nu_error", "ν error", "4.6rem"], ["nu_reconstruction", "ν reconstr.", "5.6rem"], ["firing_rate", "firing rate", "5.6rem"],
     ["most in", "most in", "5.6rem"], ["decoder_cosine", "cosine", "4.6rem"], ["max_activation", "largest", "4.8rem"], ["max_written", "writes at most", "5.6rem"],
     ...labels.map((name) => [`auroc/${name}`, `AUROC ${wordOf(name)}`, "6.4rem"])].filter(([name]) => (name === "direction" ? columns.direction?.some(Boolean) : columns[name]) || (name === "most in" && segments.length > 1));
@@ -111,7 +115,7 @@ function explorer(columns, read, signal, picks) {
 
   function refresh({ keep = false } = {}) {
     const asked = matching(), name = state.sort, sign = state.up ? 1 : -1;
-    const value = name === "kind" ? (i) => natureOf(columns, i) : name === "most in" ? mostIn : name === "fires_on" ? (i) => columns.fires_on[i].join(" ") : (i) => columns[name][i];
+    const value = name === "kind" ? (i) => natureOf(columns, i) : name === "most in" ? mostIn : name === "fires_on" ? (i) => columns.fires_on[i].join(" ") : name === "class" ? (i) => classOf(columns, i) : name === "mechanism" ? (i) => mechanismOf(columns, i) : (i) => columns[name][i];
     shown = every.filter((i) => passes(i) && asked(i)).sort((a, b) => {
       const [p, q] = [value(a), value(b)];
       return typeof p === "string" ? sign * p.localeCompare(q) : sign * ((p ?? -Infinity) - (q ?? -Infinity)) || columns.latent[a] - columns.latent[b];
@@ -133,6 +137,8 @@ function explorer(columns, read, signal, picks) {
     if (name === "fires_on") return element("td", { class: "words tokens" }, columns.fires_on[i].map((token) => element("span", {}, visible(token))));
     if (name === "most in") return element("td", { class: "words" }, mostIn(i));
     if (name === "adapter" || name === "polarity") return element("td", { class: "words" }, columns[name][i]);
+    if (name === "class") return element("td", { class: "words", title: columns.reason[i] }, classOf(columns, i));
+    if (name === "mechanism") return element("td", { class: "words" }, mechanismOf(columns, i));
     const value = columns[name][i];
     if (name === "latent") return element("td", {}, element("a", { href: `#${noun}-${value}`, tabindex: -1 }, String(value)));
     if (name === "relative_decoder_norm") return element("td", {}, element("span", { class: "bar" }, element("i", { style: `left:${value * 90 - 1}px` })), spelled(value));
@@ -293,7 +299,7 @@ function latentPanel(columns, i, detail, vocabulary, { labels, read, close, step
       element("nav", {}, button("‹", "previous (k)", () => step(-1)), button("›", "next (j)", () => step(1)),
         shown ? button("CSV", "save its examples", () => saveExamples(`${read.noun}-${latent}`, shown, vocabulary)) : null, button("×", "close (Esc)", close))),
     relative === undefined ? null : element("div", { class: "norms" }, element("span", { class: "base" }, "base"), element("span", { class: "bar long" }, element("i", { style: `left:calc(${100 * relative}% - 1px)` })), element("span", { class: "tuned" }, "tuned")),
-    scalingWords(columns, i),
+    scalingWords(columns, i), sortedWords(columns, i),
     element("dl", { class: "facts" }, facts.map(([word, value]) => element("div", {}, element("dt", {}, word), element("dd", {}, spelled(value))))),
     detail.segments ? bars(`Firing rate of latent ${latent}, by place (thinking in tenths)`, read.places, rates, read.places.map((place) => `var(--${place.split("/")[0]})`), "firing_rate") : null,
     effects(rowsOf(detail.logit_effect)), neighbourLinks(rowsOf(detail.neighbours)), ...examples(shown, vocabulary, read),
@@ -307,6 +313,11 @@ function scalingWords(columns, i) {
   const first = error >= 0.2 ? `what the dictionary leaves of ${other} still holds this direction (ν error ${spelled(error)})` : `nothing of it is left in ${other}'s error (ν error ${spelled(error)})`;
   const second = restored >= 0.5 ? `other latents write it into ${other} (ν reconstruction ${spelled(restored)})` : `no other latent writes it into ${other} (ν reconstruction ${spelled(restored)})`;
   return element("p", { class: "soft" }, `Latent scaling, taken as a latent of ${own}: ${first}; ${second}.`);
+}
+
+function sortedWords(columns, i) {
+  const sorted = classOf(columns, i), acts = mechanismOf(columns, i), reason = columns.reason?.[i];
+  return sorted ? element("p", { class: "soft" }, `A language model sorts it under ${sorted}${acts ? `, acting by ${acts}` : ""}${reason ? `: ${reason}` : "."}`) : null;
 }
 
 function effects(rows) {

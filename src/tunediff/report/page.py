@@ -14,7 +14,7 @@ import importlib.resources
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,20 +45,24 @@ RUN_SCRIPTS = (
 
 
 class Explored(NamedTuple):
-    """Units that the page lets read one by one: their table, what is shown of one and the table it is kept in, and how
-    their packed parts begin."""
+    """Units that the page lets read one by one: their table, what is shown of one and the table it is kept in, how their
+    packed parts begin, and columns of another table that has a row for some of them."""
 
     table: str
     details: dict[str, str]
     prefix: str
+    of_some: dict[str, tuple[str, ...]]
 
 
 # by the column that numbers them
 EXPLORED = {
     "latent": Explored(
-        "latents", {name: name for name in ("examples", "segments", "neighbours", "logit_effect")}, prefix=""
+        "latents",
+        {name: name for name in ("examples", "segments", "neighbours", "logit_effect")},
+        prefix="",
+        of_some={"latent_classes": ("class", "domain", "mechanism", "reason")},
     ),
-    "unit": Explored("adapter_units", {"examples": "adapter_examples"}, prefix="unit-"),
+    "unit": Explored("adapter_units", {"examples": "adapter_examples"}, prefix="unit-", of_some={}),
 }
 
 
@@ -81,6 +85,8 @@ def write_report(folder: Path) -> Path:
             continue
         # an evaluation alone may bring its own column and no other
         latents["latent"] = latents.pop(noun, list(range(len(next(iter(latents.values()))))))
+        for table, names in explored.of_some.items():
+            latents |= _placed(read_table(folder, table), noun, names, latents["latent"])
         details = Details(folder, latents["latent"], explored.details, noun)
         payload["explored"][noun] = {
             "prefix": explored.prefix,
@@ -240,6 +246,14 @@ class Details:
 def read_table(folder: Path, name: str) -> dict[str, list] | None:
     path = folder / "tables" / f"{name}.parquet"
     return pyarrow.parquet.read_table(path).to_pydict() if path.exists() else None
+
+
+def _placed(columns: dict[str, list] | None, noun: str, names: Sequence[str], units: list[int]) -> dict[str, list]:
+    """These columns in the order of the units, null for those that have no row; none where there is no table."""
+    if columns is None:
+        return {}
+    rows = {unit: n for n, unit in enumerate(columns[noun])}
+    return {name: [columns[name][rows[unit]] if unit in rows else None for unit in units] for name in names}
 
 
 def thinned(columns: dict[str, list] | None, points: int = CURVE_POINTS) -> dict[str, list] | None:
