@@ -284,7 +284,7 @@ SHORTENED = {  # words that make a command short
         "task.toy.problems=4",
         "tokens=20000",  # enough of them with the label that latents are chosen by
     ],
-    "latents='top(": [
+    "ablation.latents='top(": [
         *(f"evaluation.ablation.{word}" for word in ("draws=1", "modes=[delta]", "decoding.tokens=64")),
         "task.toy.problems=4",
         "tokens=20000",
