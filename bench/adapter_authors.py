@@ -46,13 +46,13 @@ def epoch(
     tuned: torch.nn.Module,
     batches: Batches,
     cutoffs: Sequence[int],
-    clock,
+    gauge,
     *,
     coefficient: float,
     bridge: float,
     learning_rate: float,
 ) -> list[dict[str, float | None]]:
-    """Their train_epoch, with what it counts and logs at every step; a cutoff a step. clock.begin() and clock.end() lie
+    """Their train_epoch, with what it counts and logs at every step; a cutoff a step. gauge.begin() and gauge.end() lie
     around each step. The penalty is given with its coefficient, the other terms without their weights."""
     from training import config as settings
     from training import train
@@ -72,9 +72,9 @@ def epoch(
             for n, cutoff in enumerate(cutoffs):
                 chosen.bridging.sampling = [cutoff]
                 ids = batches[n].micro_batches[0].ids
-                clock.begin()
+                gauge.begin()
                 yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-                clock.end()
+                gauge.end()
 
     step = train.train_step_bridging
 

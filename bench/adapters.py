@@ -10,6 +10,7 @@ same weights, tokens and cutoffs, in the precision of the models; what each of i
 
 import argparse
 import functools
+import gc
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import sys
 import time
 import warnings
 import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -94,40 +96,12 @@ SHAPES = {
 }
 
 
-class Clock:
-    """Seconds of each step: of the processor on a CPU, of the wall on a GPU."""
-
-    def __init__(self, device: str):
-        self.device, self.times = device, []
-
-    def now(self) -> float:
-        if self.device == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def begin(self) -> None:
-        self.begun = self.now()
-
-    def end(self) -> None:
-        self.times.append(self.now() - self.begun)
-
-
 class Living(TorchDispatchMode):
-    """Bytes of all tensors that live, now and at most."""
+    """Bytes of all tensors that were made while it was on and live, now and at most."""
 
     def __init__(self):
         super().__init__()
         self.sizes, self.now, self.most = {}, 0, 0
-
-    def count(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        if place and place not in self.sizes:
-            self.sizes[place] = size
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self.release, place)
 
     def release(self, place: int) -> None:
         self.now -= self.sizes.pop(place)
@@ -135,26 +109,56 @@ class Living(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = function(*args, **(kwargs or {}))
         for tensor in tree_iter(given):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor)
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            place = storage.data_ptr()
+            if place and place not in self.sizes:
+                self.sizes[place] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.release, place)
         return given
 
 
-# -- contestants: (shape, steps, clock, what counts tensors or None) -> the terms of every step, unweighted but for L1
+class Gauge:
+    """Seconds of each step, of the processor on a CPU and of the wall on a GPU; the largest memory since `start`, which on a
+    CPU takes `living`: counting, where nothing is timed."""
+
+    def __init__(self, device: str, living: Living | None):
+        self.on_gpu, self.living, self.times = device == "cuda", living, []
+
+    def start(self) -> None:
+        """All stands, nothing ran."""
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        elif self.living is not None:
+            self.living.most = self.living.now
+
+    def begin(self) -> None:
+        self.begun = self.now()
+
+    def end(self) -> None:
+        self.times.append(self.now() - self.begun)
+
+    def now(self) -> float:
+        if not self.on_gpu:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @property
+    def most(self) -> int | None:
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated()
+        return None if self.living is None else self.living.most
 
 
-def started(living: Living | None, *modules: torch.nn.Module) -> None:
-    """What is there before the first step is counted too."""
-    if living is not None:
-        for module in modules:
-            for tensor in (*module.parameters(), *module.buffers()):
-                living.count(tensor)
-        living.__enter__()
+# -- contestants: (shape, steps, gauge) -> the terms of every step, unweighted but for L1
 
 
-def ours(
-    shape: Shape, steps: int, clock: Clock, living: Living | None, *, separately: bool, checkpointing: bool
-) -> list[dict]:
+def ours(shape: Shape, steps: int, gauge: Gauge, *, separately: bool, checkpointing: bool) -> list[dict]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     models, adapter = shape.models(), shape.adapter()
     objective = Distillation(bridge=BRIDGE, lowest_cutoff=0, separately=separately)
@@ -168,21 +172,21 @@ def ours(
 
     class Steps(lightning.Callback):
         def on_train_batch_start(self, *_):
-            clock.begin()
+            gauge.begin()
 
         def on_train_batch_end(self, *_):
-            clock.end()
+            gauge.end()
 
     trainer = lightning.Trainer(
         accelerator="cpu" if shape.device == "cpu" else "gpu", devices=1, precision=shape.precision, max_epochs=1,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Steps()],
     )  # fmt: skip
-    started(living, *models.values(), adapter)
+    gauge.start()
     trainer.fit(module)
     return [{name: record[name] for name in TERMS} for record in module.history]
 
 
-def theirs(shape: Shape, steps: int, clock: Clock, living: Living | None, *, folder: str) -> list[dict]:
+def theirs(shape: Shape, steps: int, gauge: Gauge, *, folder: str) -> list[dict]:
     """The cutoffs are those that `ours` draws."""
     objective = Distillation(bridge=BRIDGE, lowest_cutoff=0).teach(shape.adapter(), Constant())
     cutoffs = []
@@ -193,13 +197,13 @@ def theirs(shape: Shape, steps: int, clock: Clock, living: Living | None, *, fol
     models, adapter = shape.models(), shape.adapter()
     model, tuned = adapter_authors.model_of(folder, models, adapter), models[TUNED]
     del models, adapter
-    started(living, model, tuned)
+    gauge.start()
     return adapter_authors.epoch(
         model,
         tuned,
         shape.sequences(steps),
         cutoffs,
-        clock,
+        gauge,
         coefficient=COEFFICIENT,
         bridge=BRIDGE,
         learning_rate=LEARNING_RATE,
@@ -220,14 +224,11 @@ def run(
 ) -> tuple[list[float], float | None, list[dict]]:
     """In this process: seconds of the steps, largest bytes where they were counted, terms of every step."""
     way = functools.partial(theirs, folder=folder) if name == AUTHORS else functools.partial(ours, **WAYS[name])
-    clock, living = Clock(shape.device), Living() if counting else None
-    try:
-        told = way(shape, steps, clock, living)
-    finally:
-        if living is not None:
-            living.__exit__(None, None, None)
-    most = torch.cuda.max_memory_allocated() if shape.device == "cuda" else living.most if counting else None
-    return clock.times, most, told
+    living = Living() if counting else None
+    gauge = Gauge(shape.device, living)
+    with living or nullcontext():
+        told = way(shape, steps, gauge)
+        return gauge.times, gauge.most, told
 
 
 def apart(mine: list[dict], theirs: list[dict]) -> dict[str, float]:
