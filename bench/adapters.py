@@ -186,28 +186,23 @@ def ours(shape: Shape, steps: int, gauge: Gauge, *, separately: bool, checkpoint
     return [{name: record[name] for name in TERMS} for record in module.history]
 
 
-def theirs(shape: Shape, steps: int, gauge: Gauge, *, folder: str) -> list[dict]:
-    """The cutoffs are those that `ours` draws."""
+def cutoffs(shape: Shape, steps: int) -> list[int]:
+    """Those that `ours` draws."""
     objective = Distillation(bridge=BRIDGE, lowest_cutoff=0).teach(shape.adapter(), Constant())
-    cutoffs = []
-    for step in range(steps):
-        term = objective.terms(step, Length(steps, shape.tokens), 0)[-1]
-        adapted = term.choices.count(ADAPTER)
-        cutoffs.append(adapted if term.name == "adapter_first" else shape.layers - adapted)
-    models, adapter = shape.models(), shape.adapter()
+    last = [objective.terms(step, Length(steps, shape.tokens), 0)[-1] for step in range(steps)]
+    learning = [term.choices.count(ADAPTER) for term in last]
+    return [n if term.name == "adapter_first" else shape.layers - n for n, term in zip(learning, last, strict=True)]
+
+
+def theirs(shape: Shape, steps: int, gauge: Gauge, *, folder: str) -> list[dict]:
+    drawn, models, adapter = cutoffs(shape, steps), shape.models(), shape.adapter()
     model, tuned = adapter_authors.model_of(folder, models, adapter), models[TUNED]
     del models, adapter
     gauge.start()
     return adapter_authors.epoch(
-        model,
-        tuned,
-        shape.sequences(steps),
-        cutoffs,
-        gauge,
-        coefficient=COEFFICIENT,
-        bridge=BRIDGE,
-        learning_rate=LEARNING_RATE,
-    )
+        model, tuned, shape.sequences(steps), drawn, gauge,
+        coefficient=COEFFICIENT, bridge=BRIDGE, learning_rate=LEARNING_RATE,
+    )  # fmt: skip
 
 
 WAYS = {
