@@ -1,15 +1,19 @@
 """The same objects in the field's libraries: equal losses and gradients for equal weights and batches.
 
 Runs where they are installed (pip install -e ".[test,peers]"); a torchvision that does not fit torch breaks their imports.
+The trainer of transcoder adapters is no package: TRANSCODER_ADAPTERS names a checkout of its authors' repository.
 """
 
+import importlib
 import json
+import os
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from conftest import ROOT
 from test_adapted_models import logits, made_adapter
 from test_attribution import IDS, adapted_model
 from tunediff.attribution import attribute, prune, write_graph
@@ -213,3 +217,19 @@ def made_by(kind, node):
     if node.feature_type == "logit":
         return kind.logit_node(len(IDS) - 1, int(second), second, 3, node.is_target_logit, node.token_prob)
     return kind.feature_node(int(first), int(place), int(second), node.influence, node.activation)
+
+
+@pytest.mark.parametrize("way", ["tunediff", "tunediff, separately, checkpointed"])
+def test_every_term_of_adapters_that_learn_is_that_of_the_authors_trainer_step_for_step(way, monkeypatch):
+    """Each takes its own steps from the same weights, so that gradients, their norm and the optimizer agree too."""
+    folder = os.environ.get("TRANSCODER_ADAPTERS")
+    if folder is None:
+        pytest.skip("TRANSCODER_ADAPTERS names no checkout of the authors' code")
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    adapters = importlib.import_module("adapters")
+    shape, steps = adapters.SHAPES["tiny"], 12
+    _, _, theirs = adapters.run(adapters.AUTHORS, shape, steps, folder=folder)
+    _, _, mine = adapters.run(way, shape, steps)
+    assert max(adapters.apart(mine, theirs).values()) < 1e-5
+    learned = {name: [one[name] for one in mine if one[name] is not None] for name in adapters.TERMS}
+    assert all(len(set(values)) > 2 for values in learned.values()) and learned["penalty"][-1] > 0
