@@ -8,7 +8,7 @@
   + the sparsity's own penalty, summed over layers
 
 The models share all but their MLPs, so that any mixture of layers is one ordinary forward pass, whatever the architecture.
-KL is taken in float32, over a chunk of tokens at a time, and its logits are computed again in the backward pass.
+KL is taken in float32, over a chunk of tokens at a time, its gradient with it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Distillation:
     lowest_cutoff   of the k that are drawn evenly up to the number of layers: the paper's 1, the code's 0. Mixtures that
                  are the tuned model itself are left out: nothing is learned from them
     separately   KL and NMSE of the adapted model each in a pass of their own, as the code has it; false: in one pass, which
-                 is the same and faster, and holds the residual points of both models at once
+                 is the same and faster (bench/adapters.py), and takes hardly more memory
     chunk        tokens whose logits are held at once
     """
 
@@ -194,7 +194,7 @@ class Distillation:
         head, cap = model.get_output_embeddings(), cap_of(model)
         total = torch.zeros((), device=hidden.device)
         for some, wanted in zip(mine.split(self.chunk), theirs.split(self.chunk), strict=True):
-            total = total + checkpoint(divergence, head, some, wanted, cap, use_reentrant=False)
+            total = total + (Divergence.apply if some.requires_grad else divergence)(some, wanted, head, cap)
         return total
 
     def _target_of(self, model: nn.Module, micro_batch: MicroBatch) -> Target:
@@ -226,7 +226,7 @@ def error_of(mine: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
     return (mine - theirs).square().sum() / theirs.square().sum().clamp(min=1e-8)
 
 
-def divergence(head: nn.Module, hidden: Tensor, target: Tensor, cap: float | None) -> Tensor:
+def divergence(hidden: Tensor, target: Tensor, head: nn.Module, cap: float | None) -> Tensor:
     """Sum over tokens of KL(target || hidden) of the next tokens that the head makes of them:
 
         sum_v p_v (a_v - b_v) + logsumexp(b) - logsumexp(a)     a: target's logits, p = softmax(a); b: the model's
@@ -239,6 +239,23 @@ def divergence(head: nn.Module, hidden: Tensor, target: Tensor, cap: float | Non
         p = (wanted - total).exp()
     mine = logits_of(head, hidden, cap)
     return (p * (wanted - mine)).sum() + (mine.logsumexp(dim=-1, keepdim=True) - total).sum()
+
+
+class Divergence(torch.autograd.Function):
+    """`divergence`, with its gradient taken at once: what is kept is as large as the hidden vectors, and no product with the
+    head is computed again in the backward pass. The head itself is frozen."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, target: Tensor, head: nn.Module, cap: float | None) -> Tensor:
+        with torch.enable_grad():
+            mine = hidden.detach().requires_grad_()
+            value = divergence(mine, target, head, cap)
+        ctx.save_for_backward(*torch.autograd.grad(value, mine))
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradient * ctx.saved_tensors[0], None, None, None
 
 
 def real_tokens(micro_batch: MicroBatch) -> Tensor:
