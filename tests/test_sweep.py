@@ -102,7 +102,7 @@ def test_members_of_other_widths_normalisations_and_hookpoints_share_a_stream_to
     assert any("left out as attention sinks" in note for note in notes)
 
 
-EVERY = sorted(path.stem for path in (ROOT / "conf" / "dictionary").glob("*.yaml"))
+EVERY = sorted(path.stem for path in (ROOT / "conf" / "dictionary").glob("*.yaml") if path.stem != "transcoder_adapter")
 OTHERS = [["dictionary/sparsity=matryoshka"], ["dictionary=l1_crosscoder", "layer=[1,3]", RESAMPLED]]
 MEASURED = ("difference_sae", "lora_sae", "linear_crosscoder", "dfc")  # each reads or writes in a way of its own
 
@@ -133,6 +133,14 @@ def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit
         train(runs, tmp_path / "cut" / "checkpoints")
     for one, again in zip(whole, runs, strict=True):
         assert weights(one) == weights(again) and one.member.history == again.member.history, one.cfg.dictionary
+
+
+def test_an_adapter_inside_the_models_has_a_process_of_its_own_beside_a_group(tmp_path):
+    words = [["dictionary=transcoder_adapter", f"dictionary.sparsity.coefficient={c}"] for c in (1e-3, 1e-2)]
+    members = [*words, ["dictionary=l1_crosscoder"], ["dictionary=topk_crosscoder"]]
+    made = members_in(tmp_path, [(own, composed(*own)) for own in members])
+    groups = groups_of(tmp_path, made, [], pack=True, fits=lambda some: True)
+    assert sorted(len(group.members) for group in groups) == [1, 1, 2]
 
 
 # -- a member that fails ---------------------------------------------------------------------------------------------

@@ -27,11 +27,11 @@ class Pass:
     """One forward pass in training: what every transcoder is told, and what the last one said.
 
     settings     scheduled values of the step (l1, k)
-    real         [batch, position] bool: tokens that count; padding has no latents
+    where        [token] places of the tokens that count in [batch * position]: padding has no latents; None: all do
     """
 
     settings: Mapping[str, float]
-    real: Tensor
+    where: Tensor | None
 
 
 @dataclass
@@ -83,15 +83,19 @@ class Transcoder(nn.Module):
 
     def _learn(self, x: Tensor, given: Pass) -> Tensor:
         """The latents of a training batch [batch, position, width]; selection may look at all of it."""
-        real = given.real.flatten()
-        pre = self.pre_activations(x).float().flatten(0, 1)[real]
+        pre = self.pre_activations(x).float().flatten(0, 1)
+        shape = pre.shape
+        if given.where is not None:
+            pre = pre.index_select(0, given.where)
         kept = pre if self.sparsity.keeps_pre else None
         codes = DenseCodes(self.sparsity.select(pre, self._scores(), given.settings), kept)
         norms = self.W_dec.norm(dim=-1)
         penalties = self.sparsity.penalties(codes, norms, 1.0, given.settings)
         self.seen = Seen(penalties, codes.l0(), codes.fired())
-        whole = codes.latents.new_zeros(len(real), codes.latents.shape[1])
-        return whole.index_put((real.nonzero()[:, 0],), codes.latents).unflatten(0, x.shape[:-1])
+        latents = codes.latents
+        if given.where is not None:
+            latents = latents.new_zeros(shape).index_copy(0, given.where, latents)
+        return latents.unflatten(0, x.shape[:-1])
 
     def _scores(self) -> Tensor:
         return torch.ones_like(self.b_enc)

@@ -133,11 +133,12 @@ class Distillation:
     def part(self, model: nn.Module, micro_batch: MicroBatch, term: Term, of: Step) -> Part:
         """One pass of a replaceable model, in training."""
         real = real_tokens(micro_batch)
+        where = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
         share = real.sum() / of.tokens  # of the step's tokens, over which means are taken
         target = self._target_of(model, micro_batch)
         learning = transcoders(model)
         for transcoder in learning:
-            transcoder.training_pass = Pass(term.settings, real)
+            transcoder.training_pass = Pass(term.settings, where)
         try:
             hidden, residuals = self._run(model, micro_batch, term.choices, term.nmse > 0)
         finally:
@@ -151,7 +152,7 @@ class Distillation:
             loss = loss + term.kl * kl
         if term.nmse > 0:
             points = zip(residuals, target.residuals, strict=True)
-            nmse = torch.stack([checkpoint(error_of, *pair, real, use_reentrant=False) for pair in points])
+            nmse = torch.stack([checkpoint(error_of, *pair, where, use_reentrant=False) for pair in points])
             told["nmse"] = nmse.mean().detach() * share
             loss = loss + term.nmse * nmse.mean() * share
         if term.name == WHOLE:
@@ -190,7 +191,7 @@ class Distillation:
     def kl_sum(self, model: nn.Module, micro_batch: MicroBatch, hidden: Tensor, target: Tensor) -> Tensor:
         """Sum over tokens that have a next one of KL(tuned || model), in nats."""
         asked = (micro_batch.labels.flatten() != IGNORED).nonzero()[:, 0]
-        mine, theirs = hidden.flatten(0, 1)[asked], target.flatten(0, 1)[asked]
+        mine, theirs = picked(hidden.flatten(0, 1), asked), picked(target.flatten(0, 1), asked)
         head, cap = model.get_output_embeddings(), cap_of(model)
         total = torch.zeros((), device=hidden.device)
         for some, wanted in zip(mine.split(self.chunk), theirs.split(self.chunk), strict=True):
@@ -219,10 +220,10 @@ class Distillation:
         return hidden, [read[point] for point in points]
 
 
-def error_of(mine: Tensor, theirs: Tensor, real: Tensor) -> Tensor:
+def error_of(mine: Tensor, theirs: Tensor, where: Tensor | None) -> Tensor:
     """sum (h' - h)^2 / sum h^2 over the real tokens of a micro-batch, in float32: computed again in the backward pass, which
     else would hold the differences of all residual points."""
-    mine, theirs = mine[real].float(), theirs[real].float()
+    mine, theirs = (picked(h.flatten(0, 1), where).float() for h in (mine, theirs))
     return (mine - theirs).square().sum() / theirs.square().sum().clamp(min=1e-8)
 
 
@@ -256,6 +257,11 @@ class Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return gradient * ctx.saved_tensors[0], None, None, None
+
+
+def picked(rows: Tensor, where: Tensor | None) -> Tensor:
+    """Rows at these places, all with None. The gradient of index_select is added row by row, that of rows[mask] one by one."""
+    return rows if where is None else rows.index_select(0, where)
 
 
 def real_tokens(micro_batch: MicroBatch) -> Tensor:
