@@ -106,6 +106,19 @@ def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
     assert len(identity(cfg)) == 12
 
 
+@pytest.mark.parametrize("option", [o for o in options() if o.startswith("dictionary/sparsity=")])
+def test_every_sparsity_composes_with_a_transcoder_adapter(option):
+    """What one option sets must not reach another."""
+    cfg = composed("dictionary=transcoder_adapter", option)
+    check(cfg, STUDY)
+    streams = [Stream("adapter", "mlp_in", n, 16) for n in range(3)]
+    if option.endswith("=matryoshka"):
+        with pytest.raises(Refused, match="a transcoder adapter has no nested ones"):
+            build_dictionary(cfg.dictionary, streams)
+        return
+    assert len(build_dictionary(cfg.dictionary, streams).layers) == 3
+
+
 def test_a_file_anywhere_is_an_option_of_its_group(tmp_path, monkeypatch):
     place = tmp_path / "a run, 3=x"
     place.mkdir()

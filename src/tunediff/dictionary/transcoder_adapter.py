@@ -122,6 +122,11 @@ class TranscoderAdapter(Kept):
             raise Refused(
                 "A transcoder adapter stands beside the MLP of every layer, and is trained with all of them: leave layer out."
             )
+        if list(sparsity.prefixes) != [1.0]:
+            raise Refused(
+                f"dictionary.sparsity.prefixes={list(sparsity.prefixes)}: a transcoder adapter has no nested ones in it that write "
+                "alone: choose dictionary/sparsity=batchtopk."
+            )
         self.latents_per_layer = latents_of(latents, self.streams)
         generator = torch.Generator().manual_seed(seed)
         made = []
