@@ -36,11 +36,10 @@ class Pass:
 
 @dataclass
 class Seen:
-    """Of one transcoder in one pass: sparsity terms, each with its coefficient; active latents a token; which fired."""
+    """Of one transcoder in one pass: sparsity terms, each with its coefficient; active latents a token."""
 
     penalties: dict[str, Tensor]
     l0: Tensor
-    fired: Tensor
 
 
 class Transcoder(nn.Module):
@@ -89,7 +88,7 @@ class Transcoder(nn.Module):
         codes = DenseCodes(self.sparsity.select(pre, self._scores(), given.settings), kept)
         norms = self.W_dec.norm(dim=-1)
         penalties = self.sparsity.penalties(codes, norms, 1.0, given.settings)
-        self.seen = Seen(penalties, codes.l0(), codes.fired())
+        self.seen = Seen(penalties, codes.l0())
         whole = codes.latents.new_zeros(len(real), codes.latents.shape[1])
         return whole.index_put((real.nonzero()[:, 0],), codes.latents).unflatten(0, x.shape[:-1])
 
@@ -213,8 +212,3 @@ class TranscoderAdapter(Kept):
             if one.b_dec is not None and not bias:
                 one.b_dec.zero_()
         return made
-
-    def settle(self) -> None:
-        """After a training step: thresholds follow."""
-        for one in self.layers:
-            one.sparsity.settle()
