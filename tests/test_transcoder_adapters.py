@@ -120,6 +120,13 @@ def test_the_hybrid_is_the_tuned_model_with_the_bases_mlps_and_an_untrained_adap
     assert torch.equal(model(ids).logits, changed)  # afterwards
 
 
+def test_mlps_that_do_not_fit_are_refused_with_what_they_are():
+    with pytest.raises(PairError, match=r"they are torch.float32, and it is torch.bfloat16"):
+        hybrid(model_of(1).bfloat16(), model_of(0))
+    with pytest.raises(PairError, match=r"3 layers of width 16 against 1 of width 8"):
+        hybrid(GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=8, n_layer=1, n_head=1)), model_of(0))
+
+
 def test_all_of_them_take_the_memory_of_two_models_and_an_adapter():
     base, tuned, adapter = model_of(0), model_of(1), adapter_of()
     every = [base, tuned, adapter]
