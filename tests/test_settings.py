@@ -14,7 +14,7 @@ from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
-from tunediff.study import STUDY, build_dictionary, evaluations_of, inside, learns, shares_stream
+from tunediff.study import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns, shares_stream
 from tunediff.training import Member
 from tunediff.tuning import FINE_TUNE
 
@@ -291,6 +291,14 @@ def test_settings_are_refused_where_they_are_built():
     ):
         with pytest.raises(Refused, match=message):
             build_dictionary(composed(*overrides).dictionary, STREAMS)
+
+
+@pytest.mark.parametrize("words", [["reads=hybrid"], ["reads=adapter"], ["reads=tuned", "transcoder_adapter"]])
+def test_models_that_stand_beside_a_pair_are_read_by_what_stands_in_them(words):
+    reads, *dictionary = words
+    cfg = composed(f"dictionary.{reads}", *(f"dictionary={name}" for name in dictionary))
+    with pytest.raises(Refused, match=f"dictionary.{reads}: hybrid and adapter stand beside a pair"):
+        check_reads(cfg)
 
 
 def test_a_precision_that_the_device_lacks_or_that_rounds_the_weights_is_refused(tmp_path):

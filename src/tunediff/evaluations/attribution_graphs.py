@@ -48,7 +48,7 @@ class AttributionGraphs:
     logits_mass, most_logits   next tokens that are explained: the likeliest up to this probability, and no more than so many
     most_latents   nodes at most, chosen by influence
     node_threshold, edge_threshold   shares of the influence that nodes and edges keep, as in circuit-tracer
-    drop_first  the first position is no source and no node, as in the paper's code
+    drop_first  the first position is no source, and its latents are no nodes, as in the paper's code
     drawn       prompts at most whose nodes and edges are tables
     batch       targets whose gradients are taken at once
     """
