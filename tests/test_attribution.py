@@ -59,6 +59,16 @@ def adapted_model(architecture, *, sparsity=None, dtype=torch.float64):
     return adapted(hybrid(tuned, base), adapter).requires_grad_(False), adapter
 
 
+def test_logits_of_a_bfloat16_model_are_explained_in_float32():
+    """Of a large vocabulary their distances from the mean are small against what bfloat16 rounds away."""
+    model, adapter = adapted_model("qwen2", dtype=torch.bfloat16)
+    graph = attribute(model, adapter, IDS, most_logits=4)
+    with torch.no_grad(), linearised(model) as seen:
+        model(IDS[None])
+    logits = seen.last.double() @ model.get_output_embeddings().weight.double().T
+    assert torch.allclose(graph.value[len(graph.number) :], (logits - logits.mean())[graph.logits].float(), rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def qwen():
     return adapted_model("qwen2")

@@ -12,7 +12,8 @@ from test_evaluations import identity_dictionary
 from test_recovery import problems
 from test_replacement import LATENTS, TEXT, random, untrained
 from tunediff.evaluations import LatentSets, Telling, Trained, solving
-from tunediff.evaluations.selection import choose, usual
+from tunediff.evaluations.selection import choose
+from tunediff.evaluations.usual import usual
 from tunediff.generation import Batched, Decoding
 from tunediff.report.behaviour import behaviour
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused

@@ -14,7 +14,7 @@ from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
-from tunediff.study import STUDY, build_dictionary, evaluations_of, inside, learns, shares_stream
+from tunediff.study import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns, shares_stream
 from tunediff.training import Member
 from tunediff.tuning import FINE_TUNE
 
@@ -104,6 +104,19 @@ def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
         "trainer=fsdp",
     ) else None
     assert len(identity(cfg)) == 12
+
+
+@pytest.mark.parametrize("option", [o for o in options() if o.startswith("dictionary/sparsity=")])
+def test_every_sparsity_composes_with_a_transcoder_adapter(option):
+    """What one option sets must not reach another."""
+    cfg = composed("dictionary=transcoder_adapter", option)
+    check(cfg, STUDY)
+    streams = [Stream("adapter", "mlp_in", n, 16) for n in range(3)]
+    if option.endswith("=matryoshka"):
+        with pytest.raises(Refused, match="a transcoder adapter has no nested ones"):
+            build_dictionary(cfg.dictionary, streams)
+        return
+    assert len(build_dictionary(cfg.dictionary, streams).layers) == 3
 
 
 def test_a_file_anywhere_is_an_option_of_its_group(tmp_path, monkeypatch):
@@ -278,6 +291,14 @@ def test_settings_are_refused_where_they_are_built():
     ):
         with pytest.raises(Refused, match=message):
             build_dictionary(composed(*overrides).dictionary, STREAMS)
+
+
+@pytest.mark.parametrize("words", [["reads=hybrid"], ["reads=adapter"], ["reads=tuned", "transcoder_adapter"]])
+def test_models_that_stand_beside_a_pair_are_read_by_what_stands_in_them(words):
+    reads, *dictionary = words
+    cfg = composed(f"dictionary.{reads}", *(f"dictionary={name}" for name in dictionary))
+    with pytest.raises(Refused, match=f"dictionary.{reads}: hybrid and adapter stand beside a pair"):
+        check_reads(cfg)
 
 
 def test_a_precision_that_the_device_lacks_or_that_rounds_the_weights_is_refused(tmp_path):

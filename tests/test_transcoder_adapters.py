@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import socket
+from types import SimpleNamespace
 
 import hydra
 import lightning
@@ -25,6 +26,7 @@ from tunediff.models import ModelPair, ModelSource, PairError, replaceable, repl
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.objectives import Distillation
 from tunediff.objectives.distillation import real_tokens
+from tunediff.run import adapt
 from tunediff.schedules import Constant, Length, Warmup, WarmupCosine
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused, Rows, Stream
 from tunediff.sweep.launch import study
@@ -116,6 +118,13 @@ def test_the_hybrid_is_the_tuned_model_with_the_bases_mlps_and_an_untrained_adap
         with replacing(model, [choice] * LAYERS):
             assert torch.equal(model(ids).logits, same)
     assert torch.equal(model(ids).logits, changed)  # afterwards
+
+
+def test_mlps_that_do_not_fit_are_refused_with_what_they_are():
+    with pytest.raises(PairError, match=r"they are torch.float32, and it is torch.bfloat16"):
+        hybrid(model_of(1).bfloat16(), model_of(0))
+    with pytest.raises(PairError, match=r"3 layers of width 16 against 1 of width 8"):
+        hybrid(GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=8, n_layer=1, n_head=1)), model_of(0))
 
 
 def test_all_of_them_take_the_memory_of_two_models_and_an_adapter():
@@ -251,6 +260,8 @@ def test_a_step_is_the_sum_of_the_papers_terms(separately, checkpointing):
     (kl + nmse + bridging + penalty).backward()
     for name, value in (("kl", kl), ("nmse", nmse), ("penalty", penalty), ("loss", kl + nmse + bridging + penalty)):
         assert told[name].item() == pytest.approx(value.item(), rel=1e-4), name
+    of_cutoffs = told["kl_adapter_first"] + told["kl_tuned_first"]  # each a mean over the cutoffs, however many
+    assert of_cutoffs.item() == pytest.approx(bridging.item() / 2.0, rel=1e-4)
     assert_equal(found, {name: p.grad for name, p in adapter.named_parameters()}, atol=1e-5, rtol=1e-4)
 
 
@@ -386,6 +397,25 @@ def test_two_processes_learn_what_one_learns_replicated_and_sharded(tmp_path):
         assert_equal(found["weights"], weights(member.dictionary), atol=1e-3)
 
 
+@pytest.mark.parametrize("shares_out_layers", [True, False])
+def test_models_that_are_shared_out_are_held_by_nobody_else(shares_out_layers, tmp_path):
+    """Sharding takes a tensor to the device in place, where it would stay, whole, for the pair."""
+    pair, member, held = Loaded(model_of(0), model_of(1)), member_of(adapter_of()), []
+    pair.tokenizers = (None,)
+    member.sequences = SimpleNamespace(
+        gradient_checkpointing=False, evaluate_every=1,
+        read=lambda *_: (SimpleNamespace(report=str, digest="d"), None), batches=lambda *_, **__: batches_of(4, epochs=1)
+    )  # fmt: skip
+    settings = {"budget": SimpleNamespace(tokens=1), "dictionary": SimpleNamespace(_target_="TranscoderAdapter")}
+    cfg = SimpleNamespace(**settings, seed=0, checkpoint_every=1.0)
+    run = SimpleNamespace(cfg=cfg, member=member, identity="i", loggers=[], open_loggers=lambda: None)
+    strategy = SimpleNamespace(shares_out_layers=shares_out_layers)
+    trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1, callbacks=[])
+    trainer.fit = lambda module: held.extend(pair.models)
+    adapt(run, pair, SimpleNamespace(seed=0), trainer, tmp_path, resume_from=None)
+    assert held == ([] if shares_out_layers else ["base", "tuned"])
+
+
 # -- what it takes ---------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +462,8 @@ def test_a_pair_holds_what_stands_beside_it(folders):
     by_text = ModelPair(*sources, align="by_text")
     with pytest.raises(PairError, match="read the same tokens"):
         by_text.stand_beside(adapter)
+    with pytest.raises(PairError, match="read the same tokens"):  # before anything is trained
+        by_text.streams("mlp_in", "all", reads=ADAPTER)
 
 
 def test_padding_is_told_from_tokens():

@@ -141,8 +141,6 @@ class Loaded:
         if not isinstance(self.dictionary, TranscoderAdapter):
             raise Refused(f"{self.folder} trained no transcoder adapters: dictionary=transcoder_adapter does.")
         pair = self.trained().pair
-        if pair.adapter is None:
-            pair = pair.with_adapter(self.dictionary)
         return save_adapted(pair.models[ADAPTER], folder, pair.tokenizer_of(ADAPTER))
 
     @functools.cached_property

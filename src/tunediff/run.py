@@ -80,13 +80,14 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     left_out: dict[str, str] = {}
     if inside(cfg):
         adapt(runs[0], pair, text, trainer, checkpoints, resume_from=resume_from)
-        pair.to(device)
     elif learns(cfg):
         runs, left_out = learn(runs, pair, text, trainer, checkpoints, resume_from=resume_from)
     if trainer.global_rank > 0:
         return
 
     # what was found
+    if shards:
+        pair.load(device)
     for run in runs:
         if run.error is not None:
             continue
@@ -168,6 +169,8 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
         run.loggers = []
     measured = None if held_out is None else member.sequences.batches(held_out, **place)
     module = member.module(pair, steps, held_out=measured, loggers=run.loggers, state=state, seed=cfg.seed)
+    if getattr(trainer.strategy, "shares_out_layers", False):
+        pair.models.clear()  # sharding moves tensors to the device in place: the pair would hold them all there, whole
     run.open_loggers()
     if module.step < module.steps:
         trainer.callbacks += [

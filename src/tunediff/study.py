@@ -30,7 +30,7 @@ from tunediff.models import ModelPair, pair_of_adapter
 from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
-from tunediff.shapes import ADAPTER, ROLES, Note, Refused, Rows, Stream, Table
+from tunediff.shapes import ADAPTER, HYBRID, ROLES, Note, Refused, Rows, Stream, Table
 from tunediff.text import Text
 from tunediff.training import Member
 
@@ -64,6 +64,8 @@ class Run:
         as a model, has none: for a look at what would run."""
         cfg = self.cfg
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
+        if learns(cfg):
+            check_reads(cfg)
         self.streams = streams_of(cfg, pair)
         with within(self.folder):
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
@@ -239,6 +241,16 @@ def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
         return [stream for streams in each for stream in streams]
     hookpoint, reads = cfg.dictionary.hookpoint, cfg.dictionary.reads
     return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
+
+
+def check_reads(cfg: DictConfig) -> None:
+    """Raises Refused for a dictionary that would read what is not there before an adapter was trained."""
+    reads = cfg.dictionary.reads
+    if (reads == ADAPTER) is shares_stream(cfg) or reads == HYBRID:
+        raise Refused(
+            f"dictionary.reads={reads}: hybrid and adapter stand beside a pair once an adapter was trained, and a dictionary "
+            "reads base, tuned, both or difference; dictionary=transcoder_adapter reads adapter."
+        )
 
 
 def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder | TranscoderAdapter:

@@ -218,8 +218,8 @@ def _salient(probabilities: Tensor, mass: float, most: int) -> Tensor:
 
 
 def _demeaned(model: nn.Module, last: Tensor, tokens: Tensor) -> Tensor:
-    """[logit]: what the head gives for these tokens less its mean over all; before a cap on logits, which is not linear."""
-    head = model.get_output_embeddings()
-    found = last @ (head.weight[tokens] - head.weight.mean(0)).mT
+    """[logit]: what the head gives for these tokens less its mean over all, in float32 or better; before a cap on logits, which is not linear."""
+    head, dtype = model.get_output_embeddings(), torch.promote_types(last.dtype, torch.float32)
+    found = last.to(dtype) @ (head.weight[tokens].to(dtype) - head.weight.mean(0, dtype=dtype)).mT
     bias = getattr(head, "bias", None)
     return found if bias is None else found + bias[tokens] - bias.mean()

@@ -36,11 +36,10 @@ class Pass:
 
 @dataclass
 class Seen:
-    """Of one transcoder in one pass: sparsity terms, each with its coefficient; active latents a token; which fired."""
+    """Of one transcoder in one pass: sparsity terms, each with its coefficient; active latents a token."""
 
     penalties: dict[str, Tensor]
     l0: Tensor
-    fired: Tensor
 
 
 class Transcoder(nn.Module):
@@ -91,7 +90,7 @@ class Transcoder(nn.Module):
         codes = DenseCodes(self.sparsity.select(pre, self._scores(), given.settings), kept)
         norms = self.W_dec.norm(dim=-1)
         penalties = self.sparsity.penalties(codes, norms, 1.0, given.settings)
-        self.seen = Seen(penalties, codes.l0(), codes.fired())
+        self.seen = Seen(penalties, codes.l0())
         latents = codes.latents
         if given.where is not None:
             latents = latents.new_zeros(shape).index_copy(0, given.where, latents)
@@ -125,6 +124,11 @@ class TranscoderAdapter(Kept):
         if [stream.layer for stream in self.streams] != list(range(len(self.streams))):
             raise Refused(
                 "A transcoder adapter stands beside the MLP of every layer, and is trained with all of them: leave layer out."
+            )
+        if list(sparsity.prefixes) != [1.0]:
+            raise Refused(
+                f"dictionary.sparsity.prefixes={list(sparsity.prefixes)}: a transcoder adapter has no nested ones in it that write "
+                "alone: choose dictionary/sparsity=batchtopk."
             )
         self.latents_per_layer = latents_of(latents, self.streams)
         generator = torch.Generator().manual_seed(seed)
@@ -212,8 +216,3 @@ class TranscoderAdapter(Kept):
             if one.b_dec is not None and not bias:
                 one.b_dec.zero_()
         return made
-
-    def settle(self) -> None:
-        """After a training step: thresholds follow."""
-        for one in self.layers:
-            one.sparsity.settle()

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from tunediff.attribution import Graph, Pruned, attribute, check_share, prune, summed, write_graph
 from tunediff.benchmarks import hesitations
 from tunediff.dictionary import TranscoderAdapter
-from tunediff.evaluations.geometry import firing
 from tunediff.evaluations.label_alignment import later
 from tunediff.evaluations.trained import Trained
+from tunediff.evaluations.usual import usual
 from tunediff.shapes import ADAPTER, Finding, Note, Refused, Table
 from tunediff.text import Batch, encode, spelling
 
@@ -48,7 +48,7 @@ class AttributionGraphs:
     logits_mass, most_logits   next tokens that are explained: the likeliest up to this probability, and no more than so many
     most_latents   nodes at most, chosen by influence
     node_threshold, edge_threshold   shares of the influence that nodes and edges keep, as in circuit-tracer
-    drop_first  the first position is no source and no node, as in the paper's code
+    drop_first  the first position is no source, and its latents are no nodes, as in the paper's code
     drawn       prompts at most whose nodes and edges are tables
     batch       targets whose gradients are taken at once
     """
@@ -194,7 +194,7 @@ class AttributionGraphs:
         carrying = min(int((share < CARRY).sum()) + 1, int((influence > 0).sum()))
         meaning = f"latents that carry {CARRY:.0%} of the influence of all latents, summed over {count} graphs"
         yield Finding(f"{where}/carrying", carrying, meaning=meaning)
-        living = int((torch.tensor(firing(trained)["firing_rate"]) > 0).sum())
+        living = int(usual(trained).alive.sum())
         if living:
             meaning = f"these as a share of the {living:,} latents that fire in the held-out text"
             yield Finding(f"{where}/carrying_share", carrying / living, meaning=meaning)

@@ -150,7 +150,7 @@ def firing(trained: Trained) -> dict[str, list]:
     total, largest = torch.zeros(latents, dtype=torch.float64), torch.zeros(latents)
     for reading in trained.readings("firing rates"):
         values = reading.latents.cpu()
-        total += values.double().sum(0)
+        total += values.sum(0, dtype=torch.float64)
         largest = torch.maximum(largest, values.amax(0))
         for segment in active:
             here = reading.admitted.cpu()

@@ -21,9 +21,10 @@ from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.changes import Changed, columns, measures, told
 from tunediff.evaluations.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.intervention import latents_table
-from tunediff.evaluations.selection import Selection, Usual, choose, usual
+from tunediff.evaluations.selection import Selection, choose
 from tunediff.evaluations.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.trained import Trained
+from tunediff.evaluations.usual import Usual, usual
 from tunediff.generation import Decoding, Engine
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Finding, Note, Refused, Table
@@ -62,7 +63,7 @@ class Question:
 
 
 class LatentSets:
-    """latents        the set: numbers, or expressions; None: as `chosen_by` chooses
+    """latents        the set: numbers, or an expression; None: as `chosen_by` chooses
     scale          of what the set writes into the tuned model         draws    random sets of each size
     control_sizes  of random sets, times the size of the set; 1 is what the set is compared with
     tasks          name -> benchmark                                   problems   of each at most; null: all
@@ -77,7 +78,7 @@ class LatentSets:
         tasks: Mapping[str, Task],
         decoding: Decoding,
         engine: Engine,
-        latents: int | str | Sequence[int | str] | None = None,
+        latents: str | Sequence[int] | None = None,
         chosen_by: Selection | None = None,
         scale: float = -0.5,
         draws: int = 2,

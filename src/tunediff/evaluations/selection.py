@@ -16,10 +16,8 @@ from tunediff.evaluations.columns import chosen_by_expression
 from tunediff.evaluations.geometry import relative_decoder_norm
 from tunediff.evaluations.label_alignment import aurocs
 from tunediff.evaluations.trained import Trained
-from tunediff.evaluations.usual import Usual, usual
+from tunediff.evaluations.usual import Usual
 from tunediff.shapes import BASE, TUNED, Refused, Stream
-
-__all__ = ["Selection", "Telling", "Usual", "alike", "choose", "decoder_rows", "usual"]
 
 ALIKE = 20  # latents that write about as much, of which one is drawn
 

@@ -39,8 +39,8 @@ def usual(trained: Trained) -> Usual:
     for reading in trained.readings("what latents usually do"):
         latents = reading.latents.cpu()
         maximum = torch.maximum(maximum, latents.amax(0))
-        total += latents.double().sum(0)
-        active += (latents != 0).double().sum(0)
+        total += latents.sum(0, dtype=torch.float64)
+        active += (latents != 0).sum(0)
         admitted = reading.admitted.cpu()
         tokens += int(admitted.sum())
         for role in norms:

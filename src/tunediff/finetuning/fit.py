@@ -2,8 +2,9 @@
 step a batch.
 
 The loss of a step is a mean over the tokens of all its micro-batches in all processes, so neither how a step is cut nor
-how many share it changes what is learned. Replicated, each process holds the model and gradients are summed once
-a step; sharded, each holds a part of every layer (FSDP2: fully_shard, arXiv 2304.11277) and every backward pass sums.
+how many share it changes what is learned, but for distillation's NMSE, a ratio of each micro-batch. Replicated, each process
+holds the model and gradients are summed once a step; sharded, each holds a part of every layer (FSDP2: fully_shard, arXiv
+2304.11277) and every backward pass sums.
 """
 
 from __future__ import annotations

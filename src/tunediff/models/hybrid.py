@@ -48,14 +48,19 @@ class Replaceable(nn.Module):
 
 
 def hybrid(tuned: nn.Module, base: nn.Module) -> nn.Module:
-    """The tuned model with the base's MLPs, over the tensors of both. Raises PairError where a layer of one does not fit
-    into the other."""
+    """The tuned model with the base's MLPs, over the tensors of both. Raises PairError where those of one do not fit into
+    the other."""
     ours, theirs = decoder_layers(tuned), decoder_layers(base)
     width, other = (model.config.get_text_config().hidden_size for model in (tuned, base))
     if (len(ours), width) != (len(theirs), other):
         raise PairError(
             f"The base's MLPs cannot stand in the tuned model: {len(theirs)} layers of width {other} against {len(ours)} of "
             f"width {width}."
+        )
+    if tuned.dtype != base.dtype:
+        raise PairError(
+            f"The base's MLPs cannot stand in the tuned model: they are {base.dtype}, and it is {tuned.dtype}. Set one dtype, "
+            "model_pair.base.dtype=<that of tuned>."
         )
     made = twin(tuned)
     for layer, donor in zip(decoder_layers(made), theirs, strict=True):

@@ -131,6 +131,8 @@ class ModelPair:
         check_hookpoint(hookpoint)
         if reads not in ("both", *ROLES, DIFFERENCE, *BESIDE):
             raise PairError(f"dictionary.reads='{reads}': choose both, base, tuned, difference, hybrid or adapter.")
+        if reads in BESIDE:
+            self._check_same_tokens()
         if hookpoint == LORA:
             return [self._adapters(reads, layer)]
         single = reads in (*ROLES, *BESIDE)
@@ -215,20 +217,11 @@ class ModelPair:
                 self.models[role] = self.sources[role].weights(under).to(device)
         return self
 
-    def to(self, device: torch.device | str) -> ModelPair:
-        """The loaded models go there."""
-        for model in self.models.values():
-            model.to(device)
-        return self
-
     def stand_beside(self, adapter: TranscoderAdapter, *, on: str = HYBRID) -> None:
         """The hybrid, and a model with this adapter beside its MLPs, as models with the roles hybrid and adapter: everything
         that takes a role takes these. `on` is what the adapter stands in: the hybrid, or the tuned model itself. Weights are
         in memory once. Raises PairError for an adapter that was trained on another pair."""
-        if self.align != "strict":
-            raise PairError(
-                "model_pair.align=by_text: a transcoder adapter needs two models that read the same tokens."
-            )
+        self._check_same_tokens()
         self.models[HYBRID] = hybrid(self.models[TUNED], self.models[BASE])
         self.models[ADAPTER] = adapted(self.models[on], adapter)
         self.adapter, self.adapter_on = adapter, on
@@ -245,6 +238,12 @@ class ModelPair:
         none stands there."""
         self._latents_of(role)
         return self.adapter if role == ADAPTER else adapter_in(self.models[role], role)
+
+    def _check_same_tokens(self) -> None:
+        if self.align != "strict":
+            raise PairError(
+                "model_pair.align=by_text: a transcoder adapter needs two models that read the same tokens."
+            )
 
     def _latents_of(self, role: str) -> int:
         if role == ADAPTER and self.adapter is not None:

@@ -13,7 +13,7 @@ KL is taken in float32, over a chunk of tokens at a time, its gradient with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,13 +33,15 @@ WHOLE, RESIDUALS, BELOW, ABOVE = "adapter", "residuals", "adapter_first", "tuned
 
 
 class Term(NamedTuple):
-    """One forward pass: `choices` of each layer, and of what it is asked. `settings` are the step's scheduled values."""
+    """One forward pass: `choices` of each layer, the step's scheduled values, and the weights of what it is asked; `share` of
+    the mean that its KL has a part in. The latents of the pass named adapter are penalised."""
 
     name: str
     choices: tuple[str, ...]
+    settings: Mapping[str, float]
     kl: float = 0.0
     nmse: float = 0.0
-    settings: Mapping[str, float] | None = None  # the pass whose latents are penalised
+    share: float = 1.0
 
 
 class Target(NamedTuple):
@@ -116,18 +118,18 @@ class Distillation:
         everywhere = (ADAPTER,) * layers
         if self.separately and self.nmse > 0 and self.adapt > 0:
             found = [
-                Term(WHOLE, everywhere, kl=self.adapt, settings=settings),
-                Term(RESIDUALS, everywhere, nmse=self.nmse, settings=settings),
+                Term(WHOLE, everywhere, settings, kl=self.adapt),
+                Term(RESIDUALS, everywhere, settings, nmse=self.nmse),
             ]
         else:
-            found = [Term(WHOLE, everywhere, kl=self.adapt, nmse=self.nmse, settings=settings)]
+            found = [Term(WHOLE, everywhere, settings, kl=self.adapt, nmse=self.nmse)]
         generator = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
         order = self.lowest_cutoff + torch.randperm(layers + 1 - self.lowest_cutoff, generator=generator)
         for cutoff in sorted(order[: self.cutoffs].tolist()) if self.bridge > 0 and self.cutoffs else ():
             below, above = (ADAPTER,) * cutoff, (TUNED,) * (layers - cutoff)
             for name, choices in ((BELOW, below + above), (ABOVE, (TUNED,) * cutoff + (ADAPTER,) * len(above))):
                 if ADAPTER in choices:
-                    found.append(Term(name, choices, kl=self.bridge / self.cutoffs, settings=settings))
+                    found.append(Term(name, choices, settings, kl=self.bridge, share=1 / self.cutoffs))
         return found
 
     def part(self, model: nn.Module, micro_batch: MicroBatch, term: Term, of: Step) -> Part:
@@ -139,15 +141,11 @@ class Distillation:
         learning = transcoders(model)
         for transcoder in learning:
             transcoder.training_pass = Pass(term.settings, where)
-        try:
-            hidden, residuals = self._run(model, micro_batch, term.choices, term.nmse > 0)
-        finally:
-            if not torch.is_grad_enabled():
-                forget(learning)
+        hidden, residuals = self._run(model, micro_batch, term.choices, term.nmse > 0)
         told: dict[str, Tensor] = {}
         loss = torch.zeros((), device=real.device)
         if term.kl > 0:
-            kl = self.kl_sum(model, micro_batch, hidden, target.hidden) / of.learned
+            kl = term.share * self.kl_sum(model, micro_batch, hidden, target.hidden) / of.learned
             told["kl" if term.name == WHOLE else f"kl_{term.name}"] = kl.detach()
             loss = loss + term.kl * kl
         if term.nmse > 0:
@@ -158,7 +156,7 @@ class Distillation:
         if term.name == WHOLE:
             seen = [transcoder.seen for transcoder in learning]
             penalty = sum((sum(one.penalties.values()) for one in seen), torch.zeros((), device=real.device))
-            told["penalty"] = torch.as_tensor(penalty).detach() * share
+            told["penalty"] = penalty.detach() * share
             told["l0"] = torch.stack([one.l0 for one in seen]).mean() * share
             loss = loss + penalty * share
         told["loss"] = loss.detach()
@@ -277,6 +275,6 @@ def transcoders(model: nn.Module) -> list[Transcoder]:
     return [layer.mlp.adapted.transcoder for layer in decoder_layers(model)]
 
 
-def forget(learning: Iterator[Transcoder] | Sequence[Transcoder]) -> None:
+def forget(learning: Sequence[Transcoder]) -> None:
     for transcoder in learning:
         transcoder.training_pass = transcoder.seen = None

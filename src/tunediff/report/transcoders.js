@@ -63,7 +63,7 @@ function fourModels(columns) {
 
 // -- sets of latents -----------------------------------------------------------------------------------------------------
 
-const SET_MEASURES = [["hesitation_rate", "hesitations per 1,000 tokens"], ["hesitations_per_1000", "hesitations per 1,000 tokens"], ["hesitating", "share that hesitates"], ["length", "tokens a response"], ["tokens", "tokens a response"], ["accuracy", "accuracy"]]
+const SET_MEASURES = [["hesitation_rate", "hesitations per 1,000 tokens"], ["hesitating", "share that hesitates"], ["length", "tokens a response"], ["accuracy", "accuracy"]]
   .map(([name, word]) => ({ name, word }));
 // what is asked, the model it is compared with and the one that lies beyond, and how sets are called in it
 const ASKED = {
@@ -84,7 +84,7 @@ function latentSets(columns) {
     return whiskers(`${words.title}${tasks.length > 1 ? `, ${task}` : ""}`, lines, SET_MEASURES.filter((measure) => present(columns, measure.name)), { bar: true, table: () => [names, shown.map((row) => names.map((name) => row[name]))] });
   };
   return section("Latent sets: needed, enough, negated",
-    element("p", { class: "soft" }, `The same problems${tasks.length === 1 ? ` of ${tasks[0]}` : ""} to the adapted model without some latents, to the hybrid with those alone, and to the tuned model with what they write subtracted. The dashed line continues the model that a row is compared with; paler and indented: controls, as many latents drawn at random, without which a change says little. Whiskers are 95 % intervals of the change.`),
+    element("p", { class: "soft" }, `The same problems${tasks.length === 1 ? ` of ${tasks[0]}` : ""} to the adapted model without some latents, to the hybrid with those alone, and to the tuned model with what they write negated and scaled. The dashed line continues the model that a row is compared with; paler and indented: controls, as many latents or more drawn at random, without which a change says little. Whiskers are 95 % intervals of the change.`),
     ...tasks.flatMap((task) => Object.keys(ASKED).filter((asked) => columns.asked.includes(asked)).map((asked) => block(task, asked))));
 }
 
