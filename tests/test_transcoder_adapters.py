@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+import tunediff
 from conftest import ROOT
 from test_finetuning import Held, assert_equal, sequences, trainer_of
 from tunediff.activations import Sequences
@@ -22,7 +23,7 @@ from tunediff.dictionary import L1, BatchTopK, JumpReLU, TopK, TranscoderAdapter
 from tunediff.finetuning import AdapterMember, FineTuningCheckpoints, Shards, load_state
 from tunediff.finetuning.estimate import adapter_memory, adapter_parameters
 from tunediff.hookpoints import Point, decoder_layers, reading, writing
-from tunediff.models import ModelPair, ModelSource, PairError, replaceable, replacing
+from tunediff.models import ModelPair, ModelSource, PairError, replaceable, replacing, save_adapted
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.objectives import Distillation
 from tunediff.objectives.distillation import real_tokens
@@ -512,3 +513,46 @@ def test_the_papers_studies_hold_its_values_and_say_what_they_take(
     total = float(said.split("total")[1].split("GB")[0])
     assert {"7b": 60, "1_5b": 20}[name] < total < {"7b": 80, "1_5b": 40}[name] and "time, at least" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_may_begin_where_another_ended_or_be_measured_as_it_is(folders, tmp_path):
+    """A published checkpoint, or a run; of another shape it is refused with the words that make it fit."""
+    pair = ModelPair(*(ModelSource(str(folders[role]), dtype="float32") for role in ("base", "tuned"))).load()
+    adapter = TranscoderAdapter(pair.streams("mlp_in", "all", reads=ADAPTER), latents=8, sparsity=L1(0.0))
+    for one in adapter.layers:
+        torch.nn.init.normal_(one.W_dec, std=0.3)
+    pair.stand_beside(adapter)
+    save_adapted(pair.models[ADAPTER], tmp_path / "published", pair.tokenizer_of(TUNED))
+    words = [
+        "dictionary=transcoder_adapter",
+        "model_pair=local",
+        "scale=smoke",
+        "trainer=cpu",
+        "evaluation=replacement",
+    ]
+    words += [
+        f"model_pair.{role}.{key}" for role in ("base", "tuned") for key in (f"path={folders[role]}", "dtype=float32")
+    ]
+
+    def made(name, *more):
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+            cfg = hydra.compose("train", [*words, *more])
+        study(cfg, tmp_path / name)
+        return tunediff.load(str(tmp_path / name))
+
+    start = [f"dictionary.start={tmp_path}/published", "dictionary.latents=8", "budget.tokens=0"]
+    with pytest.raises(Refused, match="set dictionary.latents=8 dictionary.decoder_bias=true"):
+        made("refused", *start[:1], "budget.tokens=0")
+    with pytest.raises(Refused, match="name what is measured, dictionary.start="):
+        made("refused", "budget.tokens=0")
+    run = made("measured", *start)
+    assert_equal(weights(run.dictionary), weights(adapter))
+    assert (
+        run.findings["replacement/kl/adapter"].value > 0
+        and not (tmp_path / "measured/tables/training.parquet").exists()
+    )
+    again = made("again", f"dictionary.start={tmp_path}/measured", *start[1:])
+    assert_equal(weights(again.dictionary), weights(adapter))
+    further = made("further", *start[:2], "budget.tokens=600", "activations.held_out=0", "optimizer.learning_rate=1e-5")
+    moved = (further.dictionary.layers[0].W_dec - adapter.layers[0].W_dec).abs().max()
+    assert 0 < moved < 1e-2

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.activations import ShuffledRows, Source, Wanted, take
-from tunediff.finetuning import FineTuningCheckpoints, load_state
+from tunediff.finetuning import FineTuningCheckpoints, Shards, load_state
 from tunediff.folders import RUNNING
 from tunediff.loaded import Loaded
 from tunediff.models import ModelPair
@@ -155,6 +155,9 @@ def learn(
 def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None) -> None:
     """An adapter learns inside the models, from whole sequences."""
     cfg, member, rank, world = run.cfg, run.member, trainer.global_rank, trainer.world_size
+    if cfg.budget.tokens == 0:  # it is measured as it began
+        run.open_loggers()
+        return
     learned, held_out = member.sequences.read(text, pair.tokenizers[0], cfg.budget.tokens)
     log.info("%s; %s", described([run]), learned.report())
     place = {"rank": rank, "world": world}
@@ -258,6 +261,12 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Any:
 def processes_of(cfg: DictConfig) -> int:
     """How many processes train one dictionary together."""
     return cfg.trainer.devices * cfg.trainer.get("num_nodes", 1)
+
+
+def shares_out_layers(cfg: DictConfig) -> bool:
+    """Whether the processes share out the layers of the models, by the trainer's strategy as it is asked for."""
+    strategy = cfg.trainer.get("strategy") or {}
+    return not isinstance(strategy, str) and strategy.get("_target_", "").endswith(Shards.__name__)
 
 
 def described(runs: Sequence[Run]) -> str:

@@ -225,7 +225,7 @@ def _check_node(node: Any, path: str, trusted: Sequence[str]) -> None:
 
 
 # keys of a dictionary option that are read by the study rather than by the dictionary's class
-READ_BY_STUDY = {"dictionary": ("hookpoint", "objective", "reads", "l1_schedule")}
+READ_BY_STUDY = {"dictionary": ("hookpoint", "objective", "reads", "l1_schedule", "start")}
 
 
 def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) -> None:

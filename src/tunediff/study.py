@@ -26,7 +26,7 @@ from tunediff.evaluations.columns import checked
 from tunediff.finetuning import AdapterMember
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.hookpoints import LORA
-from tunediff.models import ModelPair, pair_of_adapter
+from tunediff.models import ModelPair, TranscoderFiles, pair_of_adapter
 from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
@@ -101,6 +101,12 @@ class Run:
         cfg = self.cfg
         with contextlib.nullcontext() if weights else torch.device("meta"):
             dictionary = build_dictionary(cfg.dictionary, self.streams)
+        if cfg.dictionary.start is not None:
+            begin_at(dictionary, TranscoderFiles(cfg.dictionary.start), weights)
+        elif cfg.budget.tokens < 1:
+            raise Refused(
+                "budget.tokens=0 trains nothing: name what is measured, dictionary.start=<run folder or checkpoint>."
+            )
         self.member = AdapterMember(
             name=self.identity,
             dictionary=dictionary,
@@ -149,7 +155,8 @@ class Run:
             dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
             if isinstance(dictionary, TranscoderAdapter):
                 write_atomically(self.folder / "pair.yaml", pair_of_adapter(pair, self.folder))
-            found.append(Table("training", curves_of(self.member.history)))
+            if self.member.history:
+                found.append(Table("training", curves_of(self.member.history)))
         described = about(self.cfg, pair, self.streams)
         write_findings(self.folder, found, described, by="study")
         trained = trained_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)
@@ -257,6 +264,21 @@ def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder | Tr
     """The dictionary of a config, over these streams; the settings that the study reads stand beside its own."""
     settings = {key: node[key] for key in node if key not in READ_BY_STUDY["dictionary"]}
     return build(settings)(streams)
+
+
+def begin_at(dictionary: TranscoderAdapter, files: TranscoderFiles, weights: bool) -> None:
+    """The weights of another adapter in place of its own start. Raises Refused for one of another shape."""
+    here = (len(dictionary.layers), dictionary.latents_per_layer, dictionary.layers[0].b_dec is not None)
+    there = (len(files.streams), files.latents, files.decoder_bias)
+    if here != there:
+        raise Refused(
+            f"dictionary.start={files.place} has {there[0]} layers of {there[1]:,} latents, decoder_bias={there[2]}; the study "
+            f"asks for {here[0]} of {here[1]:,}, decoder_bias={here[2]}: set dictionary.latents={there[1]} "
+            f"dictionary.decoder_bias={str(there[2]).lower()}."
+        )
+    if weights:
+        known = files.read().state_dict()
+        dictionary.load_state_dict({name: known.get(name, own) for name, own in dictionary.state_dict().items()})
 
 
 def inside(cfg: DictConfig) -> bool:

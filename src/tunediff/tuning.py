@@ -23,10 +23,10 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
-from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Recipe, Shards, interval, load_state
+from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Recipe, interval, load_state
 from tunediff.finetuning.card import card, line_of, pair_of
 from tunediff.models import ModelSource, placed
-from tunediff.run import make_trainer, processes_of
+from tunediff.run import make_trainer, processes_of, shares_out_layers
 from tunediff.settings import build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
 from tunediff.study import curves_of, open_logger, write_config
@@ -101,7 +101,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
     strategy = cfg.trainer.get("strategy") or {}
     if isinstance(strategy, str):
         raise Refused(f"trainer.strategy={strategy}: choose trainer=ddp or trainer=fsdp, which bring their own.")
-    sharded = strategy.get("_target_", "").endswith(Shards.__name__)
+    sharded = shares_out_layers(cfg)
     count, precision = processes_of(cfg), str(cfg.trainer.precision)
     estimate = recipe.memory(
         source.config().get_text_config(), source.dtype, precision=precision, processes=count, sharded=sharded

@@ -16,11 +16,11 @@ class Sequences:
     gradient_checkpointing   layers are computed again in the backward pass: less memory, a third more time
     """
 
-    batch: int = 1
-    micro_batch: int = 1
-    held_out: int = 100
-    evaluate_every: float | str = 0.05
-    gradient_checkpointing: bool = True
+    batch: int = 8
+    micro_batch: int = 8
+    held_out: int = 64
+    evaluate_every: float | str = 0.1
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("micro_batch", 1), ("held_out", 0)):

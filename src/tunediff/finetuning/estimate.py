@@ -96,9 +96,11 @@ def adapter_memory(
     gradient_checkpointing: bool,
     chunk: int,
     residuals: bool,
+    share: int = 1,
 ) -> Estimate:
     """Of one device that holds a pair and trains a transcoder adapter with `latents` a layer beside it. `residuals`: the
-    error of the residual stream is learned from, so that the tuned model's is held meanwhile."""
+    error of the residual stream is learned from, so that the tuned model's is held meanwhile. `share`: devices over which
+    layers are dealt out; each then also holds what is gathered, two layers of both models, and the adapter as it began."""
     model = skeleton(tuned)
     layers, width, tokens = len(decoder_layers(model)), tuned.hidden_size, block * micro_batch
     frozen = sum(p.numel() for config in (base, tuned) for p in skeleton(config).parameters())
@@ -116,14 +118,18 @@ def adapter_memory(
     some = min(chunk, tokens)
     logits = some * tuned.vocab_size * (24 + 4 * product)  # both models': as given, in float32, log-softmax; gradients
     items = {
-        "frozen weights of both models": frozen * loaded,
+        "frozen weights of both models": frozen * loaded / share,
         "adapter, float32": learned * 4.0,
-        "its gradient": learned * 4.0,
-        "Adam's moments": learned * 8.0,
+        "its gradient": learned * 4.0 / share,
+        "Adam's moments": learned * 8.0 / share,
         f"activations kept, {'checkpointed' if gradient_checkpointing else 'whole'}": held,
         "the tuned model's residual stream": (layers + 1) * tokens * width * loaded * residuals,
         f"at work: one layer, or logits of {some:,} tokens": max(layer, logits),
     }
+    if share > 1:
+        of_layers = 2 * 2 * sum(p.numel() for p in decoder_layers(model)[0].parameters())
+        ends = 2 * tuned.vocab_size * width
+        items["gathered: layers, embeddings, head, adapter"] = (of_layers + ends) * loaded + learned * 4.0 * 3 / layers
     return Estimate(items)
 
 

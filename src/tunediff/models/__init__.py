@@ -13,13 +13,14 @@ from tunediff.models.hybrid import choose, replaceable, replacing
 from tunediff.models.option import option, pair_of_adapter, placed
 from tunediff.models.pair import ModelPair
 from tunediff.models.source import ModelSource
-from tunediff.models.transcoder_files import save_adapted
+from tunediff.models.transcoder_files import TranscoderFiles, save_adapted
 
 __all__ = [
     "AdaptedSource",
     "ModelPair",
     "ModelSource",
     "PairError",
+    "TranscoderFiles",
     "choose",
     "option",
     "pair_of_adapter",

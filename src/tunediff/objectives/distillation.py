@@ -152,8 +152,11 @@ class Distillation:
             points = zip(residuals, target.residuals, strict=True)
             nmse = torch.stack([checkpoint(error_of, *pair, where, use_reentrant=False) for pair in points])
             told["nmse"] = nmse.mean().detach() * share
+            self._target = target._replace(residuals=[])  # no other pass of this micro-batch asks for them
             loss = loss + term.nmse * nmse.mean() * share
         if term.name == WHOLE:
+            for transcoder in learning:  # thresholds follow the whole adapter, not a mixture of layers
+                transcoder.sparsity.settle()
             seen = [transcoder.seen for transcoder in learning]
             penalty = sum((sum(one.penalties.values()) for one in seen), torch.zeros((), device=real.device))
             told["penalty"] = penalty.detach() * share
@@ -172,12 +175,9 @@ class Distillation:
         return self.kl_sum(model, micro_batch, hidden, target.hidden) / of.learned
 
     def settle(self, model: nn.Module) -> None:
-        """After an optimizer step: thresholds follow, and nothing of the step is kept."""
+        """After an optimizer step nothing of it is kept."""
         self._target = None
-        learning = transcoders(model)
-        for transcoder in learning:
-            transcoder.sparsity.settle()
-        forget(learning)
+        forget(transcoders(model))
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """Thresholds and what else a sparsity keeps from step to step, by layer."""

@@ -21,6 +21,7 @@ from tunediff.dictionary import latents_of
 from tunediff.finetuning import Estimate
 from tunediff.finetuning.estimate import adapter_memory, adapter_operations, adapter_parameters
 from tunediff.models import ModelPair
+from tunediff.run import processes_of, shares_out_layers
 from tunediff.settings import build
 from tunediff.shapes import BASE, TUNED
 from tunediff.study import Run, inside, learns, spelled
@@ -99,6 +100,7 @@ def adapter_items(cfg: DictConfig, pair: ModelPair) -> Estimate:
         gradient_checkpointing=cfg.activations.gradient_checkpointing,
         chunk=cfg.dictionary.objective.chunk,
         residuals=cfg.dictionary.objective.nmse > 0,
+        share=processes_of(cfg) if shares_out_layers(cfg) else 1,
     )
 
 
