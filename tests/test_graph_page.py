@@ -110,7 +110,13 @@ def tables():
     kl = [(0.012 if w == "adapter" else 0.31) * n**1.6 for (_, w, _), n in zip(cut, replaced, strict=True)]
     tokens = [" Wait", " Hmm", HOSTILE, " plus", "\n", " so"]
     latent, kinds = list(range(LAYERS * EACH)), ["strongest", "strongest", "random"]
+    steps = range(601)  # the last holds a held-out loss alone
+    falling = [1.0 / (1 + n) for n in steps[:-1]]
     return {
+        "training": {
+            "step": [*steps], "tokens": [100 * n for n in steps], "kl": [*falling, None], "nmse": [*falling, None], "l0": [*falling, None],
+            "held_out_loss": [0.5 - n / 1500 if n % 60 == 0 else None for n in steps],
+        },
         "graphs": {
             "graph": [f"prompt-{n}" for n in range(8)], "prompt": [HOSTILE + prompts[0], *prompts[1:]], "target": [" Wait"] * 8,
             "probability": [0.61 - 0.05 * n for n in range(8)], "nodes": [NODES] * 8, "edges": [len(graph[1]) for graph in drawn],
@@ -420,6 +426,7 @@ def test_an_adapters_page_leads_with_it_and_asks_for_nothing_that_it_cannot_have
     cards, text = page.run("return [document.querySelector('.cards').textContent, document.querySelector('main').textContent]")  # fmt: skip
     for shown in ("KL recovered by the adapter0.962", "Accuracy recovered, gsm8k0.840", "L0 a layer7.750"):
         assert shown in cards
+    assert "KL(tuned || adapted): training 0.002, held out 0.100" in text  # seldom taken, and none of it is left out
     assert "was not run" not in text and "undefined" not in text and "NaN" not in text
 
 

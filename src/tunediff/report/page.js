@@ -119,6 +119,7 @@ const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity 
 function curves() {
   if (!DATA.training) return section("Training", element("p", {}, "There is no record of the training."));
   const ink = "var(--ink)";
+  if (DATA.training.kl) return distilled(ink);
   return section("Training",
     element("p", { class: "soft" }, "On training batches, in normalised units, with batch-wise selection where the dictionary has it."),
     element("div", { class: "grid" },
@@ -131,6 +132,20 @@ function curves() {
     element("p", { class: "soft" }, "What was scheduled, over the whole run:"),
     element("div", { class: "grid", id: "schedules" },
       Object.keys(DATA.training).filter((name) => name.startsWith("schedule/")).map((name) => curve(SCHEDULED[name.slice(9)] ?? name.slice(9), [[name, "", ink]], true))));
+}
+
+// a transcoder adapter learns from what the models write, not from activations
+function distilled(ink) {
+  return section("Training",
+    element("p", { class: "soft" }, "On training batches, KL in nats a token, each term before its weight; held out: KL(tuned || adapted) on text that is not learned."),
+    element("div", { class: "grid" },
+      curve("KL(tuned || adapted)", [["kl", "training", ink], ["held_out_loss", "held out", "var(--adapter)"]]),
+      curve("KL, cut at a layer", [["kl_adapter_first", "adapter below", "var(--adapter)"], ["kl_tuned_first", "adapter above", "var(--tuned)"]]),
+      curve("Squared error of the residual stream", [["nmse", "", ink]]),
+      curve("L0, active latents a token and layer", [["l0", "", ink]]),
+      curve("Sparsity penalty", [["penalty", "", ink]]),
+      curve("Norm of the gradient", [["grad_norm", "", ink]]),
+      curve("Learning rate", [["learning_rate", "", ink]], true)));
 }
 
 function geometry(columns) {

@@ -257,12 +257,13 @@ def _placed(columns: dict[str, list] | None, noun: str, names: Sequence[str], un
 
 
 def thinned(columns: dict[str, list] | None, points: int = CURVE_POINTS) -> dict[str, list] | None:
-    """At most `points` points of each curve, the last among them."""
+    """At most `points` points of each curve, the last among them, and all of a held-out loss, which is taken seldom."""
     if columns is None:
         return None
     length = len(columns["step"])
     every = max(1, math.ceil(length / points))
-    kept = sorted({*range(0, length, every), length - 1})
+    seldom = [n for n, value in enumerate(columns.get("held_out_loss", ())) if value is not None]
+    kept = sorted({*range(0, length, every), length - 1, *seldom[:points]})
     return {name: [values[n] for n in kept] for name, values in columns.items()}
 
 

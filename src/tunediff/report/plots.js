@@ -56,14 +56,15 @@ function curve(title, series, whole = false) {
   const settled = present.flatMap(([name]) => DATA.training[name].slice(whole ? 0 : Math.floor(tokens.length / 8))).filter((v) => v !== null);
   const low = Math.min(...settled), high = Math.max(...settled), room = (high - low) * 0.06;
   const { svg, x, y } = frame(title, [0, tokens.at(-1)], [low - room, high + room], "tokens");
+  const final = (name) => DATA.training[name].findLast((v) => v !== null);
   const clip = (v) => Math.max(low - room, Math.min(high + room, v));
   for (const [name, word, colour] of present) {
     const points = DATA.training[name].map((v, i) => (v === null ? null : `${x(tokens[i]).toFixed(1)},${y(clip(v)).toFixed(1)}`)).filter(Boolean);
     const line = drawn("polyline", { points: points.join(" "), fill: "none", stroke: colour, "stroke-width": 1.6 });
-    line.append(drawn("title", {}, `${word || title}: ${spelled(DATA.training[name].at(-1))} at the end`));
+    line.append(drawn("title", {}, `${word || title}: ${spelled(final(name))} at the end`));
     svg.append(line);
   }
-  const last = present.map(([name, word]) => `${word ? word + " " : ""}${spelled(DATA.training[name].at(-1))}`).join(", ");
+  const last = present.map(([name, word]) => `${word ? word + " " : ""}${spelled(final(name))}`).join(", ");
   const rows = () => [["tokens", ...present.map(([name]) => name)], tokens.map((t, i) => [t, ...present.map(([name]) => DATA.training[name][i])])];
   return figure(`${title}: ${last}`, svg, { rows });
 }
