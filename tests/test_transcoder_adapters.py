@@ -301,7 +301,13 @@ def test_where_the_models_share_their_mlps_the_best_adapter_is_zero():
 
 
 @pytest.mark.parametrize(
-    "sparsity", [L1(1e-4), TopK(6), BatchTopK(6), JumpReLU(1e-4, bandwidth=0.2, log_threshold=-3.0)]
+    "sparsity",
+    [
+        L1(1e-4),
+        BatchTopK(6),
+        pytest.param(TopK(6), marks=pytest.mark.slow),
+        pytest.param(JumpReLU(1e-4, bandwidth=0.2, log_threshold=-3.0), marks=pytest.mark.slow),
+    ],
 )
 def test_a_planted_adapter_is_learned(sparsity):
     """The tuned model is the base with transcoders in its MLPs."""
