@@ -5,15 +5,14 @@ kl_full_ablated   KL(full || ablated) of the next token, nats: what the code pub
 kl_ablated_full   KL(ablated || full)
 ce                cross-entropy of the text under the ablated model
 
-The full model runs once a batch, and once more for each set. At the kept tokens alone is anything compared, each predicted
-from the position before it, in float32. Batches that are done are kept in the run folder, so that an interrupted
-measurement goes on.
+The full model runs once a batch, and once more for each set; next_tokens.py compares them. Batches that are done are kept
+in the run folder, so that an interrupted measurement goes on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -22,15 +21,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tunediff.evaluations.next_tokens import by_document, compared, merge, predicted
 from tunediff.evaluations.solving import digest, whole_lines
 from tunediff.evaluations.trained import Trained
 from tunediff.hookpoints import Adapter, Point, writing_pieces
-from tunediff.models import ModelPair
 from tunediff.shapes import BASE, TUNED, Stream
 from tunediff.text import Batch
 
-MEASURES = ("kl_full_ablated", "kl_ablated_full", "ce")
-AT_ONCE = 2**24  # logits that are compared at once: 110 tokens of a vocabulary of 152,000
+MEASURES = ("kl_full_ablated", "kl_ablated_full", "ce")  # as compared(...) gives them
 
 Removed = frozenset[int]  # places in the list of adapters
 
@@ -88,50 +86,6 @@ def cut(trained: Trained, at: Stream, adapters: Sequence[Adapter], without: Remo
         return value[..., columns].masked_fill(gone[columns], 0.0)
 
     return writing_pieces(trained.pair.models[TUNED], Point(at.hookpoint, at.layer), zeroed)
-
-
-class Predicted(NamedTuple):
-    """The kept tokens that something stands before.
-
-    before   [token] places among batch x position of what they are predicted from      targets   [token] their ids
-    documents   [token]
-    """
-
-    before: Tensor
-    targets: Tensor
-    documents: Tensor
-
-
-def predicted(pair: ModelPair, role: str, batch: Batch) -> Predicted:
-    """As one model reads them, where that model is."""
-    entry, places = pair.entry(role), pair.places(role, batch)
-    ids = batch.ids[entry].flatten()
-    scored = batch.places[entry] % batch.ids[entry].shape[1] > 0
-    before = places[scored.to(places.device)] - 1
-    return Predicted(before, ids[batch.places[entry][scored]].to(places.device), batch.document[scored])
-
-
-def by_document(rows: Tensor, documents: Tensor) -> dict[int, Tensor]:
-    """Sums [column] of the rows [token, column] of each document."""
-    return {document: rows[documents == document].sum(0) for document in documents.unique().tolist()}
-
-
-def merge(found: dict[int, Tensor], more: Mapping[int, Tensor]) -> None:
-    """Adds the sums of documents, of which one may go on in the next batch."""
-    for document, part in more.items():
-        found[document] = found[document] + part if document in found else part
-
-
-def compared(full: Tensor, ablated: Tensor, targets: Tensor) -> Tensor:
-    """MEASURES of each token [token, 3] in float32, of the logits [token, vocabulary] of both; equal ones give exactly 0."""
-    rows = max(1, AT_ONCE // full.shape[1])
-    found = []
-    for kept, changed, target in zip(full.split(rows), ablated.split(rows), targets.split(rows), strict=True):
-        kept, changed = kept.log_softmax(-1), changed.log_softmax(-1)
-        apart = kept - changed
-        forward, backward = (kept.exp() * apart).sum(-1), -(changed.exp() * apart).sum(-1)
-        found.append(torch.stack([forward, backward, -changed.gather(1, target[:, None])[:, 0]], dim=-1))
-    return torch.cat(found)
 
 
 class KeptSums:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tunediff.evaluations.adapter_costs import by_document, compared, merge, predicted
 from tunediff.evaluations.intervals import Estimate, ratio
+from tunediff.evaluations.next_tokens import by_document, compared, merge, predicted
 from tunediff.evaluations.trained import Trained
 from tunediff.hookpoints import Point, reading
 from tunediff.models import replaceable, replacing
