@@ -14,7 +14,7 @@ from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
-from tunediff.study import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns, shares_stream
+from tunediff.study import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns
 from tunediff.training import Member
 from tunediff.tuning import FINE_TUNE
 
@@ -91,7 +91,7 @@ def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
         streams = [stream for stream in STREAMS if cfg.dictionary.reads in ("both", stream.role)] or STREAMS[1:]
         objective, activations = build(cfg.dictionary.objective), build(cfg.activations)
         schedules = build(cfg.l1_schedule), build(cfg.optimizer.learning_rate_schedule)
-        if shares_stream(cfg):
+        if not inside(cfg):
             member = Member("m", build_dictionary(cfg.dictionary, streams), objective, *schedules)
         else:
             made = build_dictionary(cfg.dictionary, [Stream("adapter", "mlp_in", n, 16) for n in range(3)])

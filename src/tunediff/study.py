@@ -74,7 +74,7 @@ class Run:
 
     def _build_member(self, weights: bool) -> None:
         cfg = self.cfg
-        if not shares_stream(cfg):
+        if inside(cfg):
             self._build_adapter(weights)
             return
         self.length = Length(cfg.budget.tokens // cfg.optimizer.batch, cfg.optimizer.batch)
@@ -253,7 +253,7 @@ def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
 def check_reads(cfg: DictConfig) -> None:
     """Raises Refused for a dictionary that would read what is not there before an adapter was trained."""
     reads = cfg.dictionary.reads
-    if (reads == ADAPTER) is shares_stream(cfg) or reads == HYBRID:
+    if (reads == ADAPTER) is not inside(cfg) or reads == HYBRID:
         raise Refused(
             f"dictionary.reads={reads}: hybrid and adapter stand beside a pair once an adapter was trained, and a dictionary "
             "reads base, tuned, both or difference; dictionary=transcoder_adapter reads adapter."
@@ -282,26 +282,23 @@ def begin_at(dictionary: TranscoderAdapter, files: TranscoderFiles, weights: boo
 
 
 def inside(cfg: DictConfig) -> bool:
-    """Whether a study trains a dictionary that stands inside the models."""
-    return learns(cfg) and not shares_stream(cfg)
-
-
-def shares_stream(cfg: DictConfig) -> bool:
-    """Whether its dictionary is one of those that learn from the same activations side by side, or stands inside the models
-    and changes them. Raises Refused where dictionary and activations do not agree on that."""
-    inside = cfg.dictionary._target_.rpartition(".")[2] == TranscoderAdapter.__name__
+    """Whether a study trains a dictionary that stands inside the models and changes them; the others learn from the same
+    activations side by side. Raises Refused where dictionary and activations do not agree on that."""
+    if not learns(cfg):
+        return False
+    stands = cfg.dictionary._target_.rpartition(".")[2] == TranscoderAdapter.__name__
     sequences = isinstance(build(cfg.activations), Sequences)
-    if inside and not sequences:
+    if stands and not sequences:
         raise Refused(
             "A transcoder adapter learns inside the models: leave activations and optimizer out, or choose "
             "activations=sequences and optimizer=adam_cosine."
         )
-    if sequences and not inside:
+    if sequences and not stands:
         raise Refused(
             f"activations=sequences is for dictionary=transcoder_adapter; {cfg.dictionary._target_} learns from shuffled "
             "activations: choose activations=live or stored."
         )
-    return not inside
+    return stands
 
 
 def trained_of(
