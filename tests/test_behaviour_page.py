@@ -10,13 +10,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from browser import CHROMIUM
+from browser import in_browser
 from tunediff.report import write_report
 from tunediff.report.behaviour import CHARACTERS, PROBLEMS, behaviour, shortened
 from tunediff.shapes import Refused
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><del>all</del>"
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 # key, title, is a control, compared with, accuracy, hesitations, tokens, perplexity, touched
 CONDITIONS = [

@@ -458,13 +458,33 @@ def shared(name, folder, *, strategy=None, world=1, rank=0, callbacks=(), **sett
     return module
 
 
-def share(rank, port, folder):
-    """One of two processes; the first keeps what came out. One fine-tune goes on from what a single process left."""
+def stand_in(rank, port):
+    """As torchrun would have started this process, one of two."""
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
+
+
+def in_two_processes(target, folder):
+    """target(rank, port, folder) in each, until both have ended well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tunediff.finetuning", "transformers.models.qwen2.modeling_qwen2"])
+    started = [context.Process(target=target, args=(rank, port, folder)) for rank in (0, 1)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, 0]
+
+
+def share(rank, port, folder):
+    """One of two processes; the first keeps what came out. One fine-tune goes on from what a single process left."""
+    stand_in(rank, port)
     settings = {"world": 2, "rank": rank}
     found = {
         f"{strategy}-{name}": shared(name, folder / f"{strategy}-{name}", strategy=strategy, **settings).history
@@ -483,17 +503,7 @@ def test_two_processes_learn_what_one_learns_replicated_and_sharded(tmp_path):
     left = Killed(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         shared("whole", tmp_path / "left", callbacks=[left])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tunediff.finetuning", "transformers.models.qwen2.modeling_qwen2"])
-    started = [context.Process(target=share, args=(rank, port, tmp_path)) for rank in (0, 1)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-    assert [process.exitcode for process in started] == [0, 0]
+    in_two_processes(share, tmp_path)
     found = torch.load(tmp_path / "found.pt")
     alone = {name: shared(name, tmp_path / name) for name in SHARED}
     assert len(found) == 5

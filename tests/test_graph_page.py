@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from browser import CHROMIUM
+from browser import in_browser
 from tunediff.report import line_of, write_report
 from tunediff.report.graphs import MOST_EDGES, MOST_NODES, graphs
 from tunediff.report.headline import columns_of
@@ -16,7 +16,6 @@ from tunediff.shapes import Refused
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 LAYERS, EACH, NODES = 4, 512, 300
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 PROMPT = ["Question", ":", " Ann", " has", " 1", "2", " apples", " and", " gives", " 5", " away", ".", "\n", " So", " 1", "2", " -", " 5", " is", " 7", ".", " Hmm"]  # fmt: skip
 FOLLOWS = [(" Wait", 0.61), (" But", 0.12), (",", 0.09), (" So", 0.05), ("\n\n", 0.03)]
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from browser import CHROMIUM
+from browser import in_browser
 from tunediff import folders
 from tunediff.evaluations.stability import partners
 from tunediff.report import in_words, line_of, members_under, write_comparison, write_report
@@ -78,9 +78,6 @@ def make_run(folder, *, tables=ALL):
     for name in tables:
         pyarrow.parquet.write_table(pyarrow.table(content[name]), folder / "tables" / f"{name}.parquet")
     return write_report(folder)
-
-
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
 def test_the_page_refers_to_nothing_outside(tmp_path):

@@ -2,10 +2,7 @@
 is learned."""
 
 import copy
-import multiprocessing
-import os
 import re
-import socket
 from types import SimpleNamespace
 
 import hydra
@@ -17,10 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import tunediff
 from conftest import ROOT
-from test_finetuning import Held, assert_equal, sequences, trainer_of
+from test_finetuning import STRATEGIES, Held, assert_equal, in_two_processes, sequences, stand_in, trainer_of
 from tunediff.activations import Sequences
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TopK, TranscoderAdapter
-from tunediff.finetuning import AdapterMember, FineTuningCheckpoints, Shards, load_state
+from tunediff.finetuning import AdapterMember, FineTuningCheckpoints, load_state
 from tunediff.finetuning.estimate import adapter_memory, adapter_parameters
 from tunediff.hookpoints import Point, decoder_layers, reading, writing
 from tunediff.models import ModelPair, ModelSource, PairError, replaceable, replacing, save_adapted
@@ -33,7 +30,7 @@ from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused, Rows, Stream
 from tunediff.sweep.launch import study
 from tunediff.text import Batches, Example
 from tunediff.text.examples import collated
-from tunediff.training import Replicas, latest_checkpoint, process_environment
+from tunediff.training import latest_checkpoint, process_environment
 
 WORDS, WIDTH, LAYERS = 40, 16, 3
 
@@ -365,16 +362,9 @@ def test_bfloat16_products_learn_what_float32_learns():
     assert {p.dtype for p in member.dictionary.parameters()} == {torch.float32}
 
 
-STRATEGIES = {"replicas": Replicas, "shards": Shards}
-
-
 def share(rank, port, folder):
     """One of two processes that train together, replicated and sharded; what was learned is kept in the first."""
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    stand_in(rank, port)
     for name, strategy in STRATEGIES.items():
         trainer = {"devices": 2, "strategy": strategy(), "plugins": [process_environment(expected=2)]}
         batches = batches_of(10, batch=5, micro_batch=1, rank=rank, world=2)
@@ -386,17 +376,7 @@ def share(rank, port, folder):
 
 
 def test_two_processes_learn_what_one_learns_replicated_and_sharded(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tunediff.finetuning", "transformers.models.qwen2.modeling_qwen2"])
-    started = [context.Process(target=share, args=(rank, port, tmp_path)) for rank in (0, 1)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-    assert [process.exitcode for process in started] == [0, 0]
+    in_two_processes(share, tmp_path)
     alone, member = taught(adapter_of(), batches=batches_of(10, batch=5, micro_batch=1))
     for name in STRATEGIES:
         found = torch.load(tmp_path / f"{name}.pt")
