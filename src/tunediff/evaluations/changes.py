@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from tunediff.evaluations.conditions import hesitation_rate, length, number, rate
-from tunediff.evaluations.intervals import Estimate
+from tunediff.evaluations.conditions import hesitation_rate, length, rate
+from tunediff.evaluations.intervals import Estimate, number
 from tunediff.evaluations.solving import Solved
 from tunediff.shapes import Finding
 
@@ -89,7 +89,7 @@ def bounded(estimate: Estimate) -> tuple[float | None, float | None, float | Non
     """Without ends where no two problems differ: nothing then says how far chance reaches."""
     if not estimate.influence.any():
         return number(estimate.value), None, None
-    return number(estimate.value), *map(number, estimate.interval(0.95))
+    return estimate.bounded()
 
 
 def _less(one: Estimate, other: Estimate) -> Estimate:

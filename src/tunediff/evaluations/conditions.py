@@ -19,10 +19,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from tunediff.benchmarks import difference, mcnemar, wilson
-from tunediff.evaluations.intervals import Estimate, ratio
+from tunediff.evaluations.intervals import Estimate, number, ratio
 from tunediff.evaluations.solving import Condition, Solved
 from tunediff.shapes import Finding, Note, Table
 
@@ -128,11 +127,6 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Of those that are defined."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def number(value: Tensor) -> float | None:
-    """None where it is not defined, such as a rate over no token."""
-    return float(value) if torch.isfinite(value) else None
 
 
 def side_by_side(name: str, found: Of) -> tuple[list[Finding], list[Table]]:

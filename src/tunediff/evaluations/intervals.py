@@ -34,6 +34,15 @@ class Estimate(NamedTuple):
         reach = float(stdtrit(documents - 1, 0.5 + level / 2)) * error
         return self.value - reach, self.value + reach
 
+    def bounded(self, level: float = 0.95) -> tuple[float | None, float | None, float | None]:
+        """Of one number: its value and both bounds as a finding has them, None where they are not defined."""
+        return number(self.value), *map(number, self.interval(level))
+
+
+def number(value: Tensor) -> float | None:
+    """None where it is not defined, such as a rate over no token."""
+    return float(value) if torch.isfinite(value) else None
+
 
 def ratio(sums: Tensor, counts: Tensor) -> Estimate:
     """sum of `sums` [document, ...] over the sum of `counts` [document, ...], both over documents: a mean over tokens
@@ -47,6 +56,4 @@ def mean_of(values: Tensor) -> tuple[float | None, float | None, float | None]:
     """Mean of independent values [n] with its 95 % interval; None for what so few do not give."""
     if not len(values):
         return None, None, None
-    estimate = ratio(values.double(), torch.ones(len(values), dtype=torch.float64))
-    bounds = (None if bound.isnan() else float(bound) for bound in estimate.interval(0.95))
-    return float(estimate.value), *bounds
+    return ratio(values.double(), torch.ones(len(values), dtype=torch.float64)).bounded()

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tunediff.evaluations.fidelity import ALL, predictions
 from tunediff.evaluations.geometry import KINDS, Geometry, relative_decoder_norm
-from tunediff.evaluations.intervals import Estimate, ratio
+from tunediff.evaluations.intervals import Estimate, number, ratio
 from tunediff.evaluations.trained import Reading, Trained
 from tunediff.shapes import BASE, SEGMENTS, TUNED, Finding, Note, Refused, Table
 from tunediff.text import Batch
@@ -152,16 +152,18 @@ class KLPatching:
                 or path in ("closed/base", "closed/tuned")
             ):
                 continue
-            number = latents[drawn[0]] if name == RANDOM else latents[name]
-            what = WHOLE.get(name, f"base's vectors and {number} latents: {name.replace('_', '-')}")
+            count = latents[drawn[0]] if name == RANDOM else latents[name]
+            what = WHOLE.get(name, f"base's vectors and {count} latents: {name.replace('_', '-')}")
             if name == RANDOM:
                 what = f"{what} ones, mean of {len(drawn)} draws"
             said = "KL(tuned || patched), nats a token" if measure == "kl" else "1 - KL / KL of base's vectors"
-            yield Finding(f"kl_patching/{path}{where}", *self._bounded(estimate), f"{said}; patched: {what}; {how}")
+            yield Finding(
+                f"kl_patching/{path}{where}", *estimate.bounded(self.level), f"{said}; patched: {what}; {how}"
+            )
         for word, choose in (("smallest", min), ("largest", max)) if drawn else ():
-            value = choose(float(found[f"closed/{name}"].value) for name in drawn)
+            value = choose(found[f"closed/{name}"].value for name in drawn)
             meaning = f"the {word} of {len(drawn)} draws"
-            yield Finding(f"kl_patching/closed/{RANDOM}_{word}{where}", _known(value), meaning=meaning)
+            yield Finding(f"kl_patching/closed/{RANDOM}_{word}{where}", number(value), meaning=meaning)
 
     def _add_rows(
         self,
@@ -172,17 +174,13 @@ class KLPatching:
         documents: Mapping[int, Tensor],
     ) -> None:
         tokens = int(sum(part[-1] for part in documents.values()))
-        for name, number in latents.items():
-            row = {"condition": name, "place": place, "latents": number, "tokens": tokens, "documents": len(documents)}
+        for name, count in latents.items():
+            row = {"condition": name, "place": place, "latents": count, "tokens": tokens, "documents": len(documents)}
             for measure in ("kl", "closed"):
-                bounded = self._bounded(found[f"{measure}/{name}"])
+                bounded = found[f"{measure}/{name}"].bounded(self.level)
                 row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), bounded, strict=True))
             for column, value in row.items():
                 columns[column].append(value)
-
-    def _bounded(self, estimate: Estimate) -> tuple[float | None, float | None, float | None]:
-        low, high = (float(bound) for bound in estimate.interval(self.level))
-        return _known(float(estimate.value)), _known(low), _known(high)
 
 
 def check(trained: Trained) -> None:
@@ -241,15 +239,11 @@ def places(batch: Batch, initial: int, labels: Sequence[str]) -> dict[str, Tenso
     begins.scatter_reduce_(0, batch.sequence[response], batch.position[response], "amin")
     asked = torch.zeros(len(begins), dtype=torch.bool)
     asked[batch.sequence[found["prompt"]]] = True
-    number = batch.position - begins[batch.sequence]
-    found["initial"] = response & asked[batch.sequence] & (number < initial)
+    place = batch.position - begins[batch.sequence]
+    found["initial"] = response & asked[batch.sequence] & (place < initial)
     follows = torch.zeros_like(response)
     follows[1:] = (batch.sequence[1:] == batch.sequence[:-1]) & (batch.position[1:] == batch.position[:-1] + 1)
     for label in labels:
         if label in batch.labels:
             found[f"after_{label}"] = follows & batch.labels[label].roll(1)
     return {name: here for name, here in found.items() if here.any()}
-
-
-def _known(value: float) -> float | None:
-    return value if value == value and abs(value) != torch.inf else None

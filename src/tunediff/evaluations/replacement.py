@@ -143,8 +143,8 @@ def _kl(costs: Tensor) -> Estimate:
 
 def _ends(estimate: Estimate, least: float | None = None) -> tuple[float | None, float | None]:
     """95 %, not below what the measure can be; None where documents are too few."""
-    ends = (float(end) for end in estimate.interval(0.95))
-    return tuple(None if end != end else end if least is None else max(end, least) for end in ends)
+    _, *ends = estimate.bounded()
+    return tuple(end if end is None or least is None else max(end, least) for end in ends)
 
 
 def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]:

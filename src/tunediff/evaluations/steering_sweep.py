@@ -27,10 +27,9 @@ from tunediff.evaluations.conditions import (
     hesitation_interval,
     hesitation_rate,
     mean,
-    number,
     surprise_rate,
 )
-from tunediff.evaluations.intervals import Estimate
+from tunediff.evaluations.intervals import Estimate, number
 from tunediff.evaluations.intervention import UNEDITED, never_touched
 from tunediff.evaluations.latent_edits import check_role, role_of
 from tunediff.evaluations.selection import Selection, choose

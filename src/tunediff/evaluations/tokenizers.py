@@ -88,7 +88,7 @@ class Tokenizers:
                 row = {"model": role, "tokenizer": owner, "documents": len(some), "tokens": int(tokens.sum())}
                 row |= {"bytes": int(size.sum()), "tokens_per_byte": float(tokens.sum() / size.sum())}
                 for name, estimate in (("nats_per_token", loss), ("bits_per_byte", bits)):
-                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), self._bounded(estimate), strict=True))
+                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), estimate.bounded(self.level), strict=True))
                     yield self._finding(name, f"{role}/{owner}", estimate)
                 for name, value in row.items():
                     columns.setdefault(name, []).append(value)
@@ -104,11 +104,11 @@ class Tokenizers:
         }
         for role, estimate in apart.items():
             meaning = f"bits per byte of the {role} model with the tuned tokenizer less those with the base tokenizer"
-            yield Finding(f"tokenizers/difference/{role}", *self._bounded(estimate), self._meaning(meaning))
+            yield Finding(f"tokenizers/difference/{role}", *estimate.bounded(self.level), self._meaning(meaning))
         if len(apart) < len(ROLES):
             return
         whole = Estimate(*((b + t) / 2 for b, t in zip(apart[BASE], apart[TUNED], strict=True)))
-        value, low, high = self._bounded(whole)
+        value, low, high = whole.bounded(self.level)
         meaning = "the mean of both models' differences; below 0 the tuned tokenizer serves the pair better"
         yield Finding("tokenizers/difference/pair", value, low, high, self._meaning(meaning))
         if low is None or low <= 0 <= high:
@@ -123,14 +123,10 @@ class Tokenizers:
             )
 
     def _finding(self, name: str, place: str, estimate: Estimate) -> Finding:
-        return Finding(f"tokenizers/{name}/{place}", *self._bounded(estimate), self._meaning(MEANINGS[name]))
+        return Finding(f"tokenizers/{name}/{place}", *estimate.bounded(self.level), self._meaning(MEANINGS[name]))
 
     def _meaning(self, words: str) -> str:
         return f"{words}; {self.level:.0%} interval over documents"
-
-    def _bounded(self, estimate: Estimate) -> tuple[float, float | None, float | None]:
-        low, high = (float(bound) for bound in estimate.interval(self.level))
-        return float(estimate.value), *((low, high) if low == low else (None, None))
 
 
 # -- the same characters for every tokenizer -------------------------------------------------------------------------
