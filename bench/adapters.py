@@ -33,12 +33,12 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from tunediff.activations import Sequences
 from tunediff.dictionary import L1, TranscoderAdapter
-from tunediff.finetuning import AdapterMember
-from tunediff.finetuning.estimate import adapter_memory
 from tunediff.objectives import Distillation
 from tunediff.schedules import Constant, Length
 from tunediff.shapes import ADAPTER, BASE, TUNED, Stream
 from tunediff.text import Batches, Example
+from tunediff.training import AdapterMember
+from tunediff.training.memory import adapter_memory
 
 MB = 1e6
 COEFFICIENT, BRIDGE, LEARNING_RATE, BETAS = 1e-3, 2.0, 8e-4, (0.9, 0.999)  # the published code's

@@ -16,10 +16,10 @@ import lightning
 import torch
 import transformers
 
-from tunediff.finetuning import FineTuning, Whole
 from tunediff.objectives import Imitation
 from tunediff.schedules import Constant
 from tunediff.text import Batches, Example, packed
+from tunediff.training import FineTuning, Whole
 
 
 def traces(count: int, vocabulary: int, longest: int) -> list[Example]:

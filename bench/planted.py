@@ -19,7 +19,7 @@ from tunediff.activations import Planted, PlantedRows, ShuffledRows, take
 from tunediff.evaluations import score
 from tunediff.schedules import Length
 from tunediff.settings import build
-from tunediff.study import build_dictionary
+from tunediff.study.parts import build_dictionary
 from tunediff.training import DictionaryTraining, Member
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -27,7 +27,7 @@ from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.transcoder_files import TranscoderFiles
 from tunediff.settings import build
 from tunediff.shapes import ADAPTER, Refused
-from tunediff.tuning import check_adapter
+from tunediff.study.finetune import check_adapter
 
 LAYERS, WIDTH, LATENTS = 3, 32, 8
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -11,13 +11,13 @@ from transformers import Qwen2ForCausalLM
 from test_adapters import MODULES, pair_of, save_adapter
 from tunediff.benchmarks import Task
 from tunediff.evaluations import AdapterAblation, Trained
-from tunediff.evaluations.adapter_costs import costs, cut
-from tunediff.evaluations.adapter_groups import BY, groups_of, random_groups, removal
-from tunediff.evaluations.next_tokens import compared
+from tunediff.evaluations.lora.costs import costs, cut
+from tunediff.evaluations.lora.groups import BY, groups_of, random_groups, removal
 from tunediff.generation import Batched, Decoding
 from tunediff.hookpoints import LORA
+from tunediff.measures.next_tokens import compared
 from tunediff.models import ModelPair, ModelSource
-from tunediff.models.adapter import located
+from tunediff.models.lora import located
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language
@@ -160,7 +160,7 @@ def test_large_vocabularies_are_compared_in_pieces_to_the_same_numbers(monkeypat
     full, other = torch.randn(2, 11, 50, generator=torch.Generator().manual_seed(0)).unbind(0)
     targets = torch.arange(11)
     whole = compared(full, other, targets)
-    monkeypatch.setattr("tunediff.evaluations.next_tokens.AT_ONCE", 120)
+    monkeypatch.setattr("tunediff.measures.next_tokens.AT_ONCE", 120)
     assert torch.equal(compared(full, other, targets), whole)
     p, q = (torch.distributions.Categorical(logits=some) for some in (full, other))
     assert torch.allclose(whole[:, 0], torch.distributions.kl_divergence(p, q), rtol=1e-4)

@@ -18,11 +18,11 @@ import yaml
 
 from conftest import ROOT
 from test_study import call, findings
-from tunediff import tuning
 from tunediff.models import ModelSource
 from tunediff.shapes import Refused
+from tunediff.study import finetune as tuning
+from tunediff.study.finetune import pair_of
 from tunediff.toy import language
-from tunediff.tuning import pair_of
 
 TINY = ["recipe.examples=96", "recipe.held_out=8", "trainer=cpu"]
 

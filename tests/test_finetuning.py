@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Shards, Whole, load_state, memory
 from tunediff.models import ModelSource
 from tunediff.objectives import Imitation
 from tunediff.schedules import WarmupCosine
@@ -26,7 +25,20 @@ from tunediff.shapes import Refused
 from tunediff.text import Batches, Example, Text, examples, packed
 from tunediff.text.examples import IGNORED, collated
 from tunediff.toy import language
-from tunediff.training import Pulse, Replicas, TokenProgress, latest_checkpoint, process_environment
+from tunediff.training import (
+    FineTuning,
+    FineTuningCheckpoints,
+    Lora,
+    Pulse,
+    Replicas,
+    Shards,
+    TokenProgress,
+    Whole,
+    latest_checkpoint,
+    load_state,
+    memory,
+    process_environment,
+)
 
 WORDS = 40
 
@@ -473,7 +485,7 @@ def in_two_processes(target, folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tunediff.finetuning", "transformers.models.qwen2.modeling_qwen2"])
+    context.set_forkserver_preload(["tunediff.training", "transformers.models.qwen2.modeling_qwen2"])
     started = [context.Process(target=target, args=(rank, port, folder)) for rank in (0, 1)]
     for process in started:
         process.start()

@@ -8,15 +8,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import ROOT
-from tunediff.finetuning import AdapterMember, Recipe
 from tunediff.models import ModelSource
-from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
-from tunediff.study import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns
-from tunediff.training import Member
-from tunediff.tuning import FINE_TUNE
+from tunediff.study.finetune import FINE_TUNE
+from tunediff.study.parts import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns
+from tunediff.study.trainer import make_trainer
+from tunediff.training import AdapterMember, Member, Recipe
 
 CONF = ROOT / "conf"
 STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]

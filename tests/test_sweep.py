@@ -19,10 +19,10 @@ from omegaconf import open_dict
 from conftest import ROOT
 from test_study import call, findings
 from tunediff import folders
-from tunediff.run import train
 from tunediff.settings import stream_key
 from tunediff.shapes import Refused
-from tunediff.study import Run
+from tunediff.study.run import Run
+from tunediff.study.train import train
 from tunediff.sweep.launch import launch, study
 from tunediff.sweep.plan import groups_of, members_in
 from tunediff.sweep.work import work
@@ -186,7 +186,7 @@ def test_what_was_trained_is_not_trained_again_because_an_evaluation_failed(tmp_
     again = Run(composed("layer=1", "evaluation=[geometry]", "logger=wandb"), runs[0].folder)
     again.begin()
     with monkeypatch.context() as m:
-        m.setattr("tunediff.training.fit.DictionaryTraining.training_step", lambda *_: 1 / 0)
+        m.setattr("tunediff.training.on_activations.DictionaryTraining.training_step", lambda *_: 1 / 0)
         train([again], tmp_path / "checkpoints")
     assert again.error is None and weights(again) == before and "geometry/count/shared" in findings(again.folder)
     assert not (tmp_path / "checkpoints").exists()
@@ -203,7 +203,7 @@ LONG += ["text.window=32", "text.tokens_per_batch=2048"]  # little is read again
 
 def killed_at(folder, members, step, monkeypatch, how):
     """Trains until `step` and dies there as `how` says, with a checkpoint at an earlier step."""
-    from tunediff.training import fit
+    from tunediff.training import on_activations as fit
 
     whole = fit.DictionaryTraining.training_step
 
@@ -259,7 +259,7 @@ def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch)
 
 
 def test_a_group_that_is_requeued_goes_on_without_the_member_that_failed_before(tmp_path, monkeypatch):
-    from tunediff.training import fit
+    from tunediff.training import on_activations as fit
 
     words = [[*LONG, "checkpoint_every=0.05", own] for own in ("layer=1", "optimizer.learning_rate=1e30")]
     members = members_in(tmp_path, [(some, composed(*some)) for some in words])

@@ -17,20 +17,19 @@ from conftest import ROOT
 from test_finetuning import STRATEGIES, Held, assert_equal, in_two_processes, sequences, stand_in, trainer_of
 from tunediff.activations import Sequences
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TopK, TranscoderAdapter
-from tunediff.finetuning import AdapterMember, FineTuningCheckpoints, load_state
-from tunediff.finetuning.estimate import adapter_memory, adapter_parameters
 from tunediff.hookpoints import Point, decoder_layers, reading, writing
 from tunediff.models import ModelPair, ModelSource, PairError, replaceable, replacing, save_adapted
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.objectives import Distillation
 from tunediff.objectives.distillation import real_tokens
-from tunediff.run import adapt
 from tunediff.schedules import Constant, Length, Warmup, WarmupCosine
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused, Rows, Stream
+from tunediff.study.train import adapt
 from tunediff.sweep.launch import study
 from tunediff.text import Batches, Example
 from tunediff.text.examples import collated
-from tunediff.training import latest_checkpoint, process_environment
+from tunediff.training import AdapterMember, FineTuningCheckpoints, latest_checkpoint, load_state, process_environment
+from tunediff.training.memory import adapter_memory, adapter_parameters
 
 WORDS, WIDTH, LAYERS = 40, 16, 3
 

@@ -9,10 +9,10 @@ from test_adapters import pair_of, save_adapter
 from test_evaluations import identity_dictionary, toy_text
 from tunediff.dictionary import Polarities
 from tunediff.evaluations import Judge, PolarityExamples, Trained, UnitComparison
-from tunediff.evaluations.separation import ActiveScores, DenseScores
-from tunediff.evaluations.unit_classes import verdict_in
-from tunediff.evaluations.units import Kind, Unit, matched_neurons
+from tunediff.evaluations.judging.unit_classes import verdict_in
+from tunediff.evaluations.lora.units import Kind, Unit, matched_neurons
 from tunediff.hookpoints import adapters_of
+from tunediff.measures.separation import ActiveScores, DenseScores
 from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
 
 READ = {"0.q_proj": " user", "0.k_proj": " wants", "neuron": " answer"}  # by whom a word is read

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tunediff.hookpoints.adapters import Parts, adapters_of
+from tunediff.hookpoints.lora import Parts, adapters_of
 from tunediff.hookpoints.places import LORA, Point, decoder_layers, module_of
 from tunediff.shapes import Refused
 

@@ -13,8 +13,8 @@ import yaml
 from torch import nn
 
 from tunediff.hookpoints import Adapter, decoder_layers
-from tunediff.models.adapter import PairError, located
 from tunediff.models.hybrid import adapted, hybrid
+from tunediff.models.lora import PairError, located
 from tunediff.models.source import ModelSource
 from tunediff.models.transcoder_files import TranscoderFiles
 

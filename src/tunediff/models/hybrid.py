@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tunediff.dictionary import Normalisation, TranscoderAdapter
 from tunediff.hookpoints import decoder_layers, transcoder_of
-from tunediff.models.adapter import PairError, twin
+from tunediff.models.lora import PairError, twin
 from tunediff.shapes import ADAPTER, TUNED, Stream
 
 

@@ -15,8 +15,8 @@ import transformers
 from torch import nn
 
 from tunediff.hookpoints import Adapter, decoder_layers
-from tunediff.models.adapter import PairError, adapted, brought, check, located, shapes, twin
 from tunediff.models.hybrid import adapted as with_transcoders
+from tunediff.models.lora import PairError, adapted, brought, check, located, shapes, twin
 from tunediff.models.transcoder_files import KEY, TranscoderFiles, published
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment

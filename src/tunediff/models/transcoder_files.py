@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tunediff import dictionary
 from tunediff.dictionary import L1, Normalisation, Sparsity, TranscoderAdapter, latents_of
 from tunediff.hookpoints import adapters_of
-from tunediff.models.adapter import PairError, located, twin
 from tunediff.models.hybrid import AdaptedMLP
+from tunediff.models.lora import PairError, located, twin
 from tunediff.shapes import ADAPTER, Stream
 
 LATENTS, DECODER_BIAS = "transcoder_n_features", "transcoder_dec_bias"

@@ -16,10 +16,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders
 from tunediff.models import ModelPair
-from tunediff.run import processes_of, train
 from tunediff.settings import build, check, plain
 from tunediff.shapes import Refused
-from tunediff.study import STUDY, Run, inside
+from tunediff.study.parts import STUDY, inside
+from tunediff.study.run import Run
+from tunediff.study.train import train
+from tunediff.study.trainer import processes_of
 from tunediff.sweep import local, slurm
 from tunediff.sweep.estimate import GB, adapter_items, columns, cost_of, device_of, memory_of, table
 from tunediff.sweep.plan import Group, Member, forget_checkpoints, groups_of, look, members_in

@@ -14,7 +14,8 @@ from tunediff import folders
 from tunediff.models import ModelPair
 from tunediff.settings import build, check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
-from tunediff.study import STUDY, Run, inside
+from tunediff.study.parts import STUDY, inside
+from tunediff.study.run import Run
 from tunediff.training import latest_checkpoint, members_of
 
 NEAR = 3  # settings by which a run may differ and still be called nearly the same

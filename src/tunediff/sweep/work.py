@@ -15,9 +15,10 @@ import traceback
 from pathlib import Path
 
 from tunediff import folders
-from tunediff.run import train
 from tunediff.shapes import Refused
-from tunediff.study import Run, read_config
+from tunediff.study.parts import read_config
+from tunediff.study.run import Run
+from tunediff.study.train import train
 from tunediff.training import latest_checkpoint, members_of
 
 log = logging.getLogger(__name__)
