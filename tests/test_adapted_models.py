@@ -17,7 +17,7 @@ from transformers import Qwen2ForCausalLM
 
 import tunediff
 from conftest import ROOT, save_model
-from test_adapters import save_adapter
+from test_lora import save_adapter
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TranscoderAdapter
 from tunediff.edits import Sequences, Zero, transcoder_edits
 from tunediff.generation import VLLM, Decoding

@@ -90,12 +90,12 @@ def test_the_whole_chain_runs_by_commands_only(adapter, tmp_path):
     call(
         "evaluate.py",
         f"run={run}",
-        "evaluation=[geometry,adapter_ablation]",
+        "evaluation=[geometry,lora_ablation]",
         "trainer=cpu",
         "tokens=1000",
-        "evaluation.adapter_ablation.tasks=null",
+        "evaluation.lora_ablation.tasks=null",
     )
-    assert any(name.startswith("adapter_ablation/") for name in findings(run))
+    assert any(name.startswith("lora_ablation/") for name in findings(run))
     assert "finished" in call("compare.py", run)
 
 

@@ -10,7 +10,7 @@ from tunediff.evaluations.judging.delphi_cache import LatentCache
 from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.judging.latent_classes import LatentClasses
 from tunediff.evaluations.latents.selection import Telling
-from tunediff.evaluations.lora.ablation import AdapterAblation
+from tunediff.evaluations.lora.ablation import LoraAblation
 from tunediff.evaluations.lora.polarity_examples import PolarityExamples
 from tunediff.evaluations.lora.unit_comparison import UnitComparison
 from tunediff.evaluations.pair.attention_sinks import AttentionSinks
@@ -32,7 +32,7 @@ from tunediff.evaluations.transcoders.recovery import AdapterRecovery
 from tunediff.evaluations.transcoders.replacement import Replacement
 
 __all__ = [
-    "AdapterAblation",
+    "LoraAblation",
     "AdapterRecovery",
     "AttentionSinks",
     "AttributionGraphs",

@@ -21,7 +21,7 @@ MODULES = "gate_proj up_proj down_proj q_proj k_proj v_proj o_proj".split()
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "query_key_value", "qkv_proj", "dense", "out_proj"}
 
 
-class Adapter(NamedTuple):
+class LoraAdapter(NamedTuple):
     """One adapter: its layer, the last name of its module, and its columns of the hookpoint `lora`."""
 
     layer: int
@@ -37,7 +37,7 @@ class Adapter(NamedTuple):
         return f"{self.layer}.{self.module}"
 
 
-def in_order(ranks: dict[tuple[int, str], int]) -> list[Adapter]:
+def in_order(ranks: dict[tuple[int, str], int]) -> list[LoraAdapter]:
     """(layer, module) -> rank, as adapters side by side."""
 
     def place(key: tuple[int, str]) -> tuple[int, int, str]:
@@ -47,7 +47,7 @@ def in_order(ranks: dict[tuple[int, str], int]) -> list[Adapter]:
     found, first = [], 0
     for layer, module in sorted(ranks, key=place):
         rank = ranks[layer, module]
-        found.append(Adapter(layer, module, slice(first, first + rank)))
+        found.append(LoraAdapter(layer, module, slice(first, first + rank)))
         first += rank
     return found
 
@@ -55,7 +55,7 @@ def in_order(ranks: dict[tuple[int, str], int]) -> list[Adapter]:
 class Parts(NamedTuple):
     """An adapter in a loaded model: the module it adds to, and the two projections with their scale."""
 
-    adapter: Adapter
+    adapter: LoraAdapter
     module: nn.Module
     down: nn.Module
     up: nn.Module
@@ -66,7 +66,7 @@ class Parts(NamedTuple):
         return nn.functional.linear(values.to(self.up.weight), self.up.weight) * self.scale
 
 
-def adapters_of(model: nn.Module) -> list[Parts]:
+def lora_adapters(model: nn.Module) -> list[Parts]:
     """All of them in order; none where the model has no adapter or they are merged. Raises Refused for more than one
     adapter in a module."""
     found: dict[tuple[int, str], nn.Module] = {}
@@ -85,7 +85,7 @@ def adapters_of(model: nn.Module) -> list[Parts]:
     named = {key: next(iter(module.lora_A)) for key, module in found.items()}
     ranks = {key: module.lora_A[named[key]].weight.shape[0] for key, module in found.items()}
 
-    def parts(adapter: Adapter) -> Parts:
+    def parts(adapter: LoraAdapter) -> Parts:
         key = (adapter.layer, adapter.module)
         module, name = found[key], named[key]
         return Parts(adapter, module, module.lora_A[name], module.lora_B[name], float(module.scaling[name]))

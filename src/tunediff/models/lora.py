@@ -18,7 +18,7 @@ import peft
 import safetensors
 from torch import nn
 
-from tunediff.hookpoints import Adapter, adapters_of, decoder_layers, in_order
+from tunediff.hookpoints import LoraAdapter, decoder_layers, in_order, lora_adapters
 from tunediff.shapes import Refused
 
 # PEFT 0.21 with transformers 5 asks for a property under its old name: nothing a user can act on
@@ -71,7 +71,7 @@ def brought(place: str, revision: str | None = None) -> Path:
     return Path(files[-1]).parent
 
 
-def shapes(folder: Path) -> list[Adapter]:
+def shapes(folder: Path) -> list[LoraAdapter]:
     """The adapters of a folder in their order, from the header of its weights. Raises PairError for what is no plain
     LoRA."""
     check(folder)
@@ -127,7 +127,7 @@ def adapted(model: nn.Module, folder: Path, *, merged: bool) -> nn.Module:
     if merged:
         return whole.merge_and_unload(safe_merge=True)
     inside = whole.get_base_model()
-    expected, found = shapes(folder), [parts.adapter for parts in adapters_of(inside)]
+    expected, found = shapes(folder), [parts.adapter for parts in lora_adapters(inside)]
     if expected != found:
         raise PairError(
             f"The adapter {folder} has {len(expected)} modules, of which the model took {len(found)}: it was made for another "

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tunediff.activations import Sequences
+from tunediff.activations import WholeSequences
 from tunediff.dictionary import Crosscoder, TranscoderAdapter
 from tunediff.evaluations import Trained
 from tunediff.evaluations.latents.columns import checked
@@ -103,7 +103,7 @@ def inside(cfg: DictConfig) -> bool:
     if not learns(cfg):
         return False
     stands = cfg.dictionary._target_.rpartition(".")[2] == TranscoderAdapter.__name__
-    sequences = isinstance(build(cfg.activations), Sequences)
+    sequences = isinstance(build(cfg.activations), WholeSequences)
     if stands and not sequences:
         raise Refused(
             "A transcoder adapter learns inside the models: leave activations and optimizer out, or choose "

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff import folders
-from tunediff.activations import Source, select
+from tunediff.activations import ActivationSource, select
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations import Trained
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
@@ -38,7 +38,7 @@ from tunediff.study.parts import (
     write_config,
 )
 from tunediff.text import Text
-from tunediff.training import AdapterMember, Member
+from tunediff.training import Learner, TranscoderLearner
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Run:
     def __init__(self, cfg: DictConfig, folder: Path):
         self.cfg, self.folder = cfg, folder
         self.identity = identity(cfg)
-        self.member: Member | AdapterMember | None = None
+        self.learner: Learner | TranscoderLearner | None = None
         self.length: Length | None = None
         self.loggers: list[Any] = []
         self.error: Exception | None = None
@@ -72,9 +72,9 @@ class Run:
         with within(self.folder):
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
         if learns(cfg):
-            self._build_member(weights)
+            self._build_learner(weights)
 
-    def _build_member(self, weights: bool) -> None:
+    def _build_learner(self, weights: bool) -> None:
         cfg = self.cfg
         if inside(cfg):
             self._build_adapter(weights)
@@ -84,7 +84,7 @@ class Run:
             raise Refused(
                 f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
             )
-        self.member = Member(
+        self.learner = Learner(
             name=self.identity,
             dictionary=build_dictionary(cfg.dictionary, self.streams),
             objective=build(cfg.dictionary.objective),
@@ -96,7 +96,7 @@ class Run:
             resampling=build(cfg.optimizer.resampling),
             compile=cfg.optimizer.compile,
         )
-        self.member.check(self.length)
+        self.learner.check(self.length)
 
     def _build_adapter(self, weights: bool) -> None:
         """Its steps are known once the text was read."""
@@ -109,7 +109,7 @@ class Run:
             raise Refused(
                 "budget.tokens=0 trains nothing: name what is measured, dictionary.start=<run folder or checkpoint>."
             )
-        self.member = AdapterMember(
+        self.learner = TranscoderLearner(
             name=self.identity,
             dictionary=dictionary,
             objective=build(cfg.dictionary.objective),
@@ -129,19 +129,19 @@ class Run:
     @property
     def dropped(self) -> Exception | None:
         """Why its dictionary stopped learning before the end."""
-        return None if self.member is None else self.member.error
+        return None if self.learner is None else self.learner.error
 
     def open_loggers(self) -> None:
         for logger in self.loggers:
-            open_logger(logger, self.cfg, [] if self.member is None else self.member.history)
+            open_logger(logger, self.cfg, [] if self.learner is None else self.learner.history)
 
-    def fit(self, rows: Rows, source: Source) -> None:
+    def fit(self, rows: Rows, source: ActivationSource) -> None:
         """The statistics of its own streams, from a sample of all."""
         for stream in self.streams:
             if stream in source.broken:
                 raise Refused(source.broken[stream])
-        mine = select(rows, source.streams, self.streams, moments=self.member.reader().moments)
-        self.member.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
+        mine = select(rows, source.streams, self.streams, moments=self.learner.reader().moments)
+        self.learner.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
 
     def finish(self, pair: ModelPair, text: Text, device: torch.device, notes: Sequence[str]) -> None:
         """Saves the dictionary, if one was trained; measures, writes the page."""
@@ -150,15 +150,15 @@ class Run:
         folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
         found: list[Table | Note] = [Note(sentence) for sentence in notes]
         dictionary = None
-        if self.member is None:
+        if self.learner is None:
             self.open_loggers()
         else:
-            dictionary = self.member.dictionary.to(device).eval().requires_grad_(False)
+            dictionary = self.learner.dictionary.to(device).eval().requires_grad_(False)
             dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
             if isinstance(dictionary, TranscoderAdapter):
                 write_atomically(self.folder / "pair.yaml", pair_of_adapter(pair, self.folder))
-            if self.member.history:
-                found.append(Table("training", curves_of(self.member.history)))
+            if self.learner.history:
+                found.append(Table("training", curves_of(self.learner.history)))
         described = about(self.cfg, pair, self.streams)
         write_findings(self.folder, found, described, by="study")
         trained = trained_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)

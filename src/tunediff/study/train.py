@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff import folders
-from tunediff.activations import ShuffledRows, Source, Wanted, take
+from tunediff.activations import ActivationSource, ShuffledRows, Wanted, take
 from tunediff.folders import RUNNING
 from tunediff.models import ModelPair
 from tunediff.schedules import Length
@@ -97,7 +97,7 @@ def learn(
     device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
     streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
     log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, streams)))
-    source = functools.partial(source_of, cfg, pair, text, streams, any(r.member.reader().moments for r in runs))
+    source = functools.partial(source_of, cfg, pair, text, streams, any(r.learner.reader().moments for r in runs))
     saved = latest_checkpoint(checkpoints) or resume_from
     if saved is None:
         state = position = None
@@ -114,10 +114,10 @@ def learn(
         for run in runs:
             run.loggers = []
     loggers = {run.identity: run.loggers for run in runs}
-    module = DictionaryTraining([run.member for run in runs], length=runs[0].length, state=state, loggers=loggers)
+    module = DictionaryTraining([run.learner for run in runs], length=runs[0].length, state=state, loggers=loggers)
     stream = ShuffledRows(
         source(rank, world),
-        [run.member.reader() for run in runs],
+        [run.learner.reader() for run in runs],
         batch=cfg.optimizer.batch,
         capacity=cfg.activations.buffer,
         steps=module.steps,
@@ -142,14 +142,14 @@ def learn(
 
 def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None) -> None:
     """An adapter learns inside the models, from whole sequences."""
-    cfg, member, rank, world = run.cfg, run.member, trainer.global_rank, trainer.world_size
+    cfg, learner, rank, world = run.cfg, run.learner, trainer.global_rank, trainer.world_size
     if cfg.budget.tokens == 0:  # it is measured as it began
         run.open_loggers()
         return
-    learned, held_out = member.sequences.read(text, pair.tokenizers[0], cfg.budget.tokens)
+    learned, held_out = learner.sequences.read(text, pair.tokenizers[0], cfg.budget.tokens)
     log.info("%s; %s", described([run]), learned.report())
     place = {"rank": rank, "world": world}
-    steps = member.sequences.batches(learned, tokens=cfg.budget.tokens, seed=text.seed, **place)
+    steps = learner.sequences.batches(learned, tokens=cfg.budget.tokens, seed=text.seed, **place)
     run.length = Length(len(steps), steps.tokens_of_a_step)
     saved = latest_checkpoint(checkpoints) or resume_from
     stands_for = f"{run.identity} {learned.digest}"
@@ -158,8 +158,8 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
         log.info("going on from step %s of %s", f"{state['step']:,}", f"{run.steps:,}")
     if rank > 0:  # one process speaks for all
         run.loggers = []
-    measured = None if held_out is None else member.sequences.batches(held_out, **place)
-    module = member.module(pair, steps, held_out=measured, loggers=run.loggers, state=state, seed=cfg.seed)
+    measured = None if held_out is None else learner.sequences.batches(held_out, **place)
+    module = learner.module(pair, steps, held_out=measured, loggers=run.loggers, state=state, seed=cfg.seed)
     if getattr(trainer.strategy, "shares_out_layers", False):
         pair.models.clear()  # sharding moves tensors to the device in place: the pair would hold them all there, whole
     run.open_loggers()
@@ -170,7 +170,7 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
             Pulse(functools.partial(beat, [run]), seconds=min(10.0, cfg.checkpoint_every)),
         ]
         trainer.fit(module)
-        member.bring_back(module.model)
+        learner.bring_back(module.model)
         if world > 1:
             torch.distributed.destroy_process_group()
 
@@ -195,10 +195,10 @@ def described(runs: Sequence[Run]) -> str:
 def beat(runs: Sequence[Run], step: int) -> None:
     """How far each run is, with its curves, for whoever looks at its folder; a run that was dropped says why at once."""
     for run in runs:
-        if run.member.error is None:
-            if run.member.history:
-                folders.write_table(run.folder, Table("training", curves_of(run.member.history)))
-            last = run.member.history[-1] if run.member.history else {}
+        if run.learner.error is None:
+            if run.learner.history:
+                folders.write_table(run.folder, Table("training", curves_of(run.learner.history)))
+            last = run.learner.history[-1] if run.learner.history else {}
             folders.say(
                 run.folder,
                 state=RUNNING,
@@ -207,7 +207,7 @@ def beat(runs: Sequence[Run], step: int) -> None:
                 explained_variance=last.get("explained_variance/pooled"),
             )
         elif run.error is None:
-            run.fail(run.member.error)
+            run.fail(run.learner.error)
 
 
 def source_of(
@@ -218,7 +218,7 @@ def source_of(
     moments: bool,
     rank: int = 0,
     world: int = 1,
-) -> Source:
+) -> ActivationSource:
     activations = build(cfg.activations)
     tokens = cfg.budget.tokens + activations.fit_tokens
     settings = material(cfg)

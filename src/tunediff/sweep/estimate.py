@@ -25,7 +25,7 @@ from tunediff.study.described import spelled
 from tunediff.study.parts import inside, learns
 from tunediff.study.run import Run
 from tunediff.study.trainer import processes_of, shares_out_layers
-from tunediff.training import Estimate
+from tunediff.training import MemoryEstimate
 from tunediff.training.memory import adapter_memory, adapter_operations, adapter_parameters
 
 GB = 1e9
@@ -89,7 +89,7 @@ def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
     return Cost(adapter_items(cfg, pair).total, 4.0 * learned * (1 + 2 * 3), flops)
 
 
-def adapter_items(cfg: DictConfig, pair: ModelPair) -> Estimate:
+def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
     """What its memory is for."""
     return adapter_memory(
         pair.configs[BASE],

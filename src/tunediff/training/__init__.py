@@ -1,7 +1,7 @@
 """What learns, and how: dictionaries from a stream of activations; models, and adapters inside them, from whole sequences.
 
-member.py             a dictionary with all that trains it     on_activations.py  their Lightning module
-transcoder_member.py  the same of a transcoder adapter         on_sequences.py    the Lightning module inside models
+learner.py            a dictionary with all that trains it     on_activations.py  their Lightning module
+transcoder_learner.py the same of a transcoder adapter         on_sequences.py    the Lightning module inside models
 recipe.py             a fine-tune, but for model and text      trainable.py       what of a model learns
 checkpoints.py        any step -> the same run, resumed        memory.py          what it takes of each device
 resampling.py         dead latents begin anew                  progress.py        what is said while it runs
@@ -14,28 +14,28 @@ from tunediff.training.checkpoints import (
     latest_checkpoint,
     load_checkpoint,
     load_state,
-    members_of,
+    names_in,
     write_state,
 )
-from tunediff.training.member import Member
-from tunediff.training.memory import Estimate, memory
+from tunediff.training.learner import Learner
+from tunediff.training.memory import MemoryEstimate, memory
 from tunediff.training.on_activations import DictionaryTraining, Replicas, process_environment, sum_gradients
 from tunediff.training.on_sequences import FineTuning, Shards, interval
 from tunediff.training.progress import Pulse, TokenProgress
 from tunediff.training.recipe import Recipe
 from tunediff.training.resampling import Resampling
-from tunediff.training.trainable import Lora, Trainable, Whole
-from tunediff.training.transcoder_member import AdapterMember
+from tunediff.training.trainable import AllWeights, Lora, Trainable
+from tunediff.training.transcoder_learner import TranscoderLearner
 
 __all__ = [
-    "AdapterMember",
+    "TranscoderLearner",
     "Checkpoints",
     "DictionaryTraining",
-    "Estimate",
+    "MemoryEstimate",
     "FineTuning",
     "FineTuningCheckpoints",
     "Lora",
-    "Member",
+    "Learner",
     "Pulse",
     "Recipe",
     "Replicas",
@@ -44,13 +44,13 @@ __all__ = [
     "Shards",
     "TokenProgress",
     "Trainable",
-    "Whole",
+    "AllWeights",
     "interval",
     "latest_checkpoint",
     "load_checkpoint",
     "load_state",
     "memory",
-    "members_of",
+    "names_in",
     "process_environment",
     "sum_gradients",
     "write_state",

@@ -34,7 +34,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max((path for path in folder.glob("step-*.ckpt") if ".stream-" not in path.name), default=None)
 
 
-def members_of(path: Path) -> list[str]:
+def names_in(path: Path) -> list[str]:
     """Who can go on from a checkpoint."""
     return json.loads(path.with_suffix(".json").read_text())
 
@@ -136,7 +136,7 @@ class Checkpoints(Saving):
         if processes.count() > 1:
             torch.distributed.barrier()
         if processes.rank() == 0:
-            readers = [member.name for member in module.members]
+            readers = [learner.name for learner in module.learners]
             state = {**module.training_state(), "processes": processes.count(), "readers": readers}
             write_atomically(path.with_suffix(".json"), json.dumps(list(state["members"])))
             write_state(path, state)

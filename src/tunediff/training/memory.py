@@ -19,7 +19,7 @@ GB = 1e9
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes on each device, by what they are for."""
 
     items: dict[str, float]
@@ -45,7 +45,7 @@ def memory(
     chunk: int,
     processes: int = 1,
     sharded: bool = False,
-) -> Estimate:
+) -> MemoryEstimate:
     """`dtype` is that in which the model is loaded; what learns is float32."""
     config = config.get_text_config()
     model = skeleton(config)
@@ -81,7 +81,7 @@ def memory(
         items["gathered: two layers, embeddings and head"] = gathered * (loaded + (0.0 if frozen else 4.0))
     elif processes > 1:
         items["gradients as one message, and their sum"] = 2 * trained * 4.0
-    return Estimate(items)
+    return MemoryEstimate(items)
 
 
 def adapter_memory(
@@ -97,7 +97,7 @@ def adapter_memory(
     chunk: int,
     residuals: bool,
     share: int = 1,
-) -> Estimate:
+) -> MemoryEstimate:
     """Of one device that holds a pair and trains a transcoder adapter with `latents` a layer beside it. `residuals`: the
     error of the residual stream is learned from, so that the tuned model's is held meanwhile. `share`: devices over which
     layers are dealt out; each then also holds what is gathered, two layers of both models, and the adapter as it began."""
@@ -130,7 +130,7 @@ def adapter_memory(
         of_layers = 2 * 2 * sum(p.numel() for p in decoder_layers(model)[0].parameters())
         ends = 2 * tuned.vocab_size * width
         items["gathered: layers, embeddings, head, adapter"] = (of_layers + ends) * loaded + learned * 4.0 * 3 / layers
-    return Estimate(items)
+    return MemoryEstimate(items)
 
 
 def adapter_parameters(config: transformers.PretrainedConfig, latents: int) -> int:

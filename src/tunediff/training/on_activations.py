@@ -25,7 +25,7 @@ from tunediff.activations import ActivationError, Drawn
 from tunediff.objectives import Losses
 from tunediff.schedules import Length
 from tunediff.shapes import Rows
-from tunediff.training.member import Member
+from tunediff.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +57,17 @@ def process_environment(*, expected: int) -> Any:
 
 
 class DictionaryTraining(L.LightningModule):
-    """Trains all members on the same batches, one optimizer step each a batch. A member that raises is dropped with its
+    """Trains all learners on the same batches, one optimizer step each a batch. A learner that raises is dropped with its
     error; the others go on.
 
     length    of the run
-    state     members' part of a checkpoint, to go on from
-    loggers   name of a member -> where its curves go besides its history
+    state     learners' part of a checkpoint, to go on from
+    loggers   name of a learner -> where its curves go besides its history
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        learners: Sequence[Learner],
         *,
         length: Length,
         log_every: int = 20,
@@ -76,20 +76,20 @@ class DictionaryTraining(L.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.members, self.length, self.log_every = list(members), length, log_every
-        self.dictionaries = torch.nn.ModuleList(member.dictionary for member in members)
-        for n, member in enumerate(members):  # tokens since each latent last fired
-            self.register_buffer(f"silent_for_{n}", torch.zeros(member.dictionary.latents, dtype=torch.long))
+        self.learners, self.length, self.log_every = list(learners), length, log_every
+        self.dictionaries = torch.nn.ModuleList(learner.dictionary for learner in learners)
+        for n, learner in enumerate(learners):  # tokens since each latent last fired
+            self.register_buffer(f"silent_for_{n}", torch.zeros(learner.dictionary.latents, dtype=torch.long))
         self.step = 0
         self.state = state
         self.loggers_of = loggers or {}
         if state is not None:
             self.step = state["step"]
-            for n, member in enumerate(members):
-                kept = state["members"][member.name]
-                member.dictionary.load_state_dict(kept["dictionary"])
-                member.history = [dict(record) for record in kept["history"]]
-                member.dead = kept["dead"]
+            for n, learner in enumerate(learners):
+                kept = state["members"][learner.name]
+                learner.dictionary.load_state_dict(kept["dictionary"])
+                learner.history = [dict(record) for record in kept["history"]]
+                learner.dead = kept["dead"]
                 getattr(self, f"silent_for_{n}").copy_(kept["silent_for"])
 
     @property
@@ -104,8 +104,8 @@ class DictionaryTraining(L.LightningModule):
 
     def words(self) -> str:
         """How it goes, for who looks at the terminal."""
-        going = [member for member in self.members if member.error is None and member.history]
-        if not going or len(self.members) > 1:
+        going = [learner for learner in self.learners if learner.error is None and learner.history]
+        if not going or len(self.learners) > 1:
             return f"{len(going)} dictionaries" if going else ""
         last = going[0].history[-1]
         return f"explained variance {last['explained_variance/pooled']:.3f}, L0 {last['l0']:.1f}"
@@ -113,30 +113,30 @@ class DictionaryTraining(L.LightningModule):
     def configure_optimizers(self):
         optimizers = [
             torch.optim.Adam(m.dictionary.parameters(), lr=m.learning_rate, betas=m.betas, fused=True)
-            for m in self.members
+            for m in self.learners
         ]
         if self.state is not None:
-            for member, optimizer in zip(self.members, optimizers, strict=True):
-                optimizer.load_state_dict(self.state["members"][member.name]["optimizer"])
+            for learner, optimizer in zip(self.learners, optimizers, strict=True):
+                optimizer.load_state_dict(self.state["members"][learner.name]["optimizer"])
         return optimizers
 
     def on_train_start(self) -> None:
         if self.state is not None:
             torch.set_rng_state(self.state["random"])
-        for member in self.members:
-            member.dead = member.dead.to(self.device)
+        for learner in self.learners:
+            learner.dead = learner.dead.to(self.device)
         if processes.count() > 1:
             for value in (*self.parameters(), *self.buffers()):
                 sent = value.detach().contiguous()
                 torch.distributed.broadcast(sent, 0)
                 value.detach().copy_(sent)
         plugin = self.trainer.precision_plugin
-        # a scaler of its own for each, so that one member's overflow does not change another's scale
-        self.scalers = [copy.deepcopy(getattr(plugin, "scaler", None)) for _ in self.members]
+        # a scaler of its own for each, so that one learner's overflow does not change another's scale
+        self.scalers = [copy.deepcopy(getattr(plugin, "scaler", None)) for _ in self.learners]
         if self.state is not None:
-            for member, scaler in zip(self.members, self.scalers, strict=True):
+            for learner, scaler in zip(self.learners, self.scalers, strict=True):
                 if scaler is not None:
-                    scaler.load_state_dict(self.state["members"][member.name]["scaler"])
+                    scaler.load_state_dict(self.state["members"][learner.name]["scaler"])
         self.state = None
 
     def training_state(self) -> dict[str, Any]:
@@ -145,16 +145,16 @@ class DictionaryTraining(L.LightningModule):
         return {
             "step": self.step,
             "members": {
-                member.name: {
-                    "dictionary": member.dictionary.state_dict(),
+                learner.name: {
+                    "dictionary": learner.dictionary.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "silent_for": getattr(self, f"silent_for_{n}"),
-                    "dead": member.dead,
+                    "dead": learner.dead,
                     "scaler": None if self.scalers[n] is None else self.scalers[n].state_dict(),
-                    "history": member.history,
+                    "history": learner.history,
                 }
-                for n, (member, optimizer) in enumerate(zip(self.members, optimizers, strict=True))
-                if member.error is None
+                for n, (learner, optimizer) in enumerate(zip(self.learners, optimizers, strict=True))
+                if learner.error is None
             },
             "random": torch.get_rng_state(),
         }
@@ -164,30 +164,30 @@ class DictionaryTraining(L.LightningModule):
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def training_step(self, batch: Drawn, _: int) -> None:
-        for n, (member, optimizer) in enumerate(zip(self.members, self._optimizers(), strict=True)):
-            if member.error is None:
+        for n, (learner, optimizer) in enumerate(zip(self.learners, self._optimizers(), strict=True)):
+            if learner.error is None:
                 try:
                     batch.stream.check(n)
-                    self.advance(n, member, optimizer, batch.of(n))
+                    self.advance(n, learner, optimizer, batch.of(n))
                 except Exception as error:  # its own fault or its own bad luck: the others go on
                     if processes.count() > 1 and not isinstance(error, Diverged):
                         raise  # the other processes wait for this one in the middle of a step
-                    log.error("%s stopped at step %s: %s", member.name, self.step, error)
-                    member.error = error
+                    log.error("%s stopped at step %s: %s", learner.name, self.step, error)
+                    learner.error = error
         self.step += 1
-        if all(member.error is not None for member in self.members):
+        if all(learner.error is not None for learner in self.learners):
             self.trainer.should_stop = True
 
-    def advance(self, n: int, member: Member, optimizer, rows: Rows) -> None:
-        """One step of one member on its rows of a batch. The host waits for the device only where a step is logged, or
+    def advance(self, n: int, learner: Learner, optimizer, rows: Rows) -> None:
+        """One step of one learner on its rows of a batch. The host waits for the device only where a step is logged, or
         looks at which latents are dead."""
-        silent_for, dictionary = getattr(self, f"silent_for_{n}"), member.dictionary
-        settings = member.settings(self.step, self.length)
+        silent_for, dictionary = getattr(self, f"silent_for_{n}"), learner.dictionary
+        settings = learner.settings(self.step, self.length)
         for group in optimizer.param_groups:
             group["lr"] = settings["learning_rate"]
-        if self.step % member.objective.look_every == 0:
-            member.dead = (silent_for > member.objective.dead_after).nonzero()[:, 0]
-        losses = member.loss(dictionary, rows, dead=member.dead, settings=settings)
+        if self.step % learner.objective.look_every == 0:
+            learner.dead = (silent_for > learner.objective.dead_after).nonzero()[:, 0]
+        losses = learner.loss(dictionary, rows, dead=learner.dead, settings=settings)
         optimizer.zero_grad()
         tokens, total = len(rows.values), losses.total
         if processes.count() > 1:
@@ -199,24 +199,24 @@ class DictionaryTraining(L.LightningModule):
         if processes.count() > 1:
             sum_gradients(dictionary.parameters())
         dictionary.constrain_gradients()
-        if member.clip_norm is not None:
-            clip(optimizer, member.clip_norm, self.scalers[n])
+        if learner.clip_norm is not None:
+            clip(optimizer, learner.clip_norm, self.scalers[n])
         optimizer.step()
         dictionary.constrain()
         fired = processes.any_of(losses.fired)
         silent_for.add_(tokens).masked_fill_(fired, 0)
         dictionary.sparsity.settle()
-        if member.resampling is not None and member.resampling.due(self.step, self.length):
-            dead = (silent_for > member.objective.dead_after).nonzero()[:, 0]
-            member.resampling.apply(dictionary, dead, losses.error, optimizer, self.step)
+        if learner.resampling is not None and learner.resampling.due(self.step, self.length):
+            dead = (silent_for > learner.objective.dead_after).nonzero()[:, 0]
+            learner.resampling.apply(dictionary, dead, losses.error, optimizer, self.step)
             silent_for[dead] = 0
         if self.step % self.log_every == 0 or self.step == self.steps - 1:
-            self.record(member, rows, losses, settings)
+            self.record(learner, rows, losses, settings)
 
     @torch.no_grad()
-    def record(self, member: Member, rows: Rows, losses: Losses, settings: Mapping[str, float]) -> None:
+    def record(self, learner: Learner, rows: Rows, losses: Losses, settings: Mapping[str, float]) -> None:
         """One line of the training curves; the only place where numbers leave the device."""
-        dictionary = member.dictionary
+        dictionary = learner.dictionary
         target = dictionary.normalisation.normalise(*rows)
         tokens = processes.summed(torch.tensor(float(len(target)), device=target.device))
         mean = processes.summed(target.sum(0)) / tokens
@@ -235,7 +235,7 @@ class DictionaryTraining(L.LightningModule):
             numbers[f"explained_variance/{role}"] = 1 - error / here
             unexplained, spread = unexplained + error, spread + here
         numbers["explained_variance/pooled"] = 1 - unexplained / spread
-        numbers["dead_fraction"] = torch.tensor(len(member.dead) / dictionary.latents)
+        numbers["dead_fraction"] = torch.tensor(len(learner.dead) / dictionary.latents)
         if hasattr(dictionary.sparsity, "threshold"):
             numbers["threshold"] = dictionary.sparsity.threshold
         record = {name: float(value) for name, value in numbers.items()}
@@ -246,8 +246,8 @@ class DictionaryTraining(L.LightningModule):
                 f"The loss is not finite at step {self.step} ({terms}). Lower optimizer.learning_rate, or check the activations."
             )
         tokens = (self.step + 1) * self.length.batch
-        member.history.append({"step": self.step, "tokens": tokens, **record})
-        for logger in self.loggers_of.get(member.name, ()):
+        learner.history.append({"step": self.step, "tokens": tokens, **record})
+        for logger in self.loggers_of.get(learner.name, ()):
             logger.log_metrics({"tokens": tokens, **record}, step=self.step)
 
 

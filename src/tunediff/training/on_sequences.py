@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from tunediff import processes
 from tunediff.hookpoints import decoder_layers
-from tunediff.objectives import Distillation, Imitation, Part
+from tunediff.objectives import Distillation, Imitation, PassLosses
 from tunediff.schedules import Length, Schedule, steps_of
 from tunediff.shapes import Refused
 from tunediff.text import Batches, MicroBatch, Step
@@ -230,7 +230,7 @@ class FineTuning(L.LightningModule):
         if self.step == self.steps and self.held_out:
             self.record(held_out_loss=self.held_out_loss())
 
-    def part(self, micro_batch: MicroBatch, term: Any, of: Step) -> Part | Tensor:
+    def part(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses | Tensor:
         """In the trainer's precision. Autocast keeps no copy of a weight: it would go stale with the step, and hold in one
         piece what is sharded."""
         mixed = self.trainer.precision == "bf16-mixed"
@@ -273,7 +273,7 @@ class Learning(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, micro_batch: MicroBatch, term: Any, of: Step) -> Part | Tensor:
+    def forward(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses | Tensor:
         if term is HELD_OUT:
             return self.objective.held_out(self.model, micro_batch, of)
         return self.objective.part(self.model, micro_batch, term, of)

@@ -11,7 +11,7 @@ import transformers
 from tunediff.objectives import Imitation
 from tunediff.schedules import Schedule
 from tunediff.shapes import Refused
-from tunediff.training.memory import Estimate, memory
+from tunediff.training.memory import MemoryEstimate, memory
 from tunediff.training.trainable import Trainable
 
 
@@ -49,7 +49,7 @@ class Recipe:
 
     def memory(
         self, config: transformers.PretrainedConfig, dtype: str, *, precision: str, processes: int, sharded: bool
-    ) -> Estimate:
+    ) -> MemoryEstimate:
         """Of each device, before a weight is loaded."""
         return memory(
             self.part, config, dtype, block=self.block, micro_batch=self.micro_batch, precision=precision,

@@ -29,7 +29,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 @dataclass(frozen=True)
-class Whole:
+class AllWeights:
     """Every weight learns, in float32, and is written as `dtype`: 16 bytes a weight with its gradient and both moments of
     Adam. It begins at the weights it is given, so a seed changes nothing. Where the head shares the embedding's matrix it
     still does afterwards. What a low-rank adapter is held against (Hu et al. 2021, arXiv 2106.09685)."""
@@ -140,7 +140,7 @@ class Lora:
             _replaced(folder, write)
 
 
-Trainable = Whole | Lora
+Trainable = AllWeights | Lora
 
 
 def skeleton(config: transformers.PretrainedConfig) -> nn.Module:

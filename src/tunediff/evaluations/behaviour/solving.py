@@ -84,7 +84,7 @@ class Solver:
             plain = Condition(f"{other} beside {condition.role}", "", other, asked_as=whose)
             alongside = self.respond(task, problems, plain)
         asked = ask([(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems], tokenizer, self.system)
-        kept = Kept(self.folder, self.name, task, self._stands_for(condition))
+        kept = KeptResponses(self.folder, self.name, task, self._stands_for(condition))
         found = {place: kept.read(one) for place, one in enumerate(asked)}
         missing = [place for place, response in found.items() if response is None]
         if missing:
@@ -158,7 +158,7 @@ def problems_of(task: Task, name: str, count: int | None) -> tuple[list[Problem]
     return problems, [Note(f"{name}: {left} problems without an answer were left out")] if left else []
 
 
-class Kept:
+class KeptResponses:
     """Responses of one condition, a line each, in <run folder>/outputs; nowhere where there is no folder."""
 
     def __init__(self, folder: Path | None, name: str, task: str, stands_for: str):

@@ -39,7 +39,7 @@ from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused, Table
 UNITS = ("latent_maximum", "residual_norm")
 
 
-class Verdict(NamedTuple):
+class DipVerdict(NamedTuple):
     word: str
     why: str
 
@@ -157,7 +157,7 @@ class SteeringSweep:
         ]
 
 
-def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> Verdict:
+def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> DipVerdict:
     """Of the rates at rising strengths on the same problems as the plain one; the definition stands above."""
     level = 1 - 0.05 / len(rates)
 
@@ -171,19 +171,19 @@ def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) ->
 
     usable = from_peak_on(rates, coherent)
     if not usable:
-        return Verdict("underpowered", "no strength leaves the text coherent")
+        return DipVerdict("underpowered", "no strength leaves the text coherent")
     peak, *beyond = usable
     top = rates[peak]
     if not surely(top, plain)[0]:
-        return Verdict("underpowered", "the behaviour does not rise beyond doubt at any coherent strength")
+        return DipVerdict("underpowered", "the behaviour does not rise beyond doubt at any coherent strength")
     if not beyond:
-        return Verdict("underpowered", "no strength beyond the peak leaves the text coherent, or none was tried")
+        return DipVerdict("underpowered", "no strength beyond the peak leaves the text coherent, or none was tried")
     fallen = [surely(rates[n], plain, share=0.5) for n in beyond]
     if any(below for _, below in fallen):
-        return Verdict("present", "beyond the peak more than half of the rise is lost while the text is coherent")
+        return DipVerdict("present", "beyond the peak more than half of the rise is lost while the text is coherent")
     if all(above for above, _ in fallen):
-        return Verdict("absent", "beyond the peak more than half of the rise stays at every coherent strength")
-    return Verdict("underpowered", "beyond the peak the intervals leave open whether half of the rise is lost")
+        return DipVerdict("absent", "beyond the peak more than half of the rise stays at every coherent strength")
+    return DipVerdict("underpowered", "beyond the peak the intervals leave open whether half of the rise is lost")
 
 
 def from_peak_on(rates: Sequence[Estimate], coherent: Sequence[bool]) -> list[int]:

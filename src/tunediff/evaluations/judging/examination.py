@@ -45,7 +45,7 @@ class Window(NamedTuple):
     activations: list[float]
 
 
-class Question(NamedTuple):
+class Quiz(NamedTuple):
     """Texts to judge together, and for each whether yes is right."""
 
     texts: list[str]
@@ -61,7 +61,7 @@ class Subject(NamedTuple):
 
     latent: int
     passages: str
-    questions: dict[str, list[Question]]
+    questions: dict[str, list[Quiz]]
 
     @property
     def calls(self) -> int:
@@ -96,11 +96,11 @@ def examined_on(latent: int, windows: Sequence[Window], half: int, texts_per_cal
     return Subject(latent, passages(shown), questions)
 
 
-def together(texts: Sequence[tuple[str, bool]], texts_per_call: int, chance: random.Random) -> list[Question]:
+def together(texts: Sequence[tuple[str, bool]], texts_per_call: int, chance: random.Random) -> list[Quiz]:
     """Shuffled, as many texts a question."""
     shuffled = chance.sample(texts, len(texts))
     parts = [shuffled[n : n + texts_per_call] for n in range(0, len(shuffled), texts_per_call)]
-    return [Question([text for text, _ in part], [truth for _, truth in part]) for part in parts]
+    return [Quiz([text for text, _ in part], [truth for _, truth in part]) for part in parts]
 
 
 # -- which tokens are marked ------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ Reason: <one sentence: what the unit stands for, or why it cannot be said>
 Class: <0, 1 or 2>"""
 
 
-class Subject(NamedTuple):
+class JudgedUnit(NamedTuple):
     kind: str
     unit: Unit
     passages: str
@@ -74,7 +74,7 @@ def verdict_in(answer: str) -> tuple[int, str] | None:
     return None if named is None else (int(named), sentence_in(answer, "reason") or "")
 
 
-def _subjects(kind: Kind, units: int, examples: int, seed: int) -> Iterator[Subject]:
+def _subjects(kind: Kind, units: int, examples: int, seed: int) -> Iterator[JudgedUnit]:
     """Of a sample of living units those with enough examples."""
     alive = kind.alive.nonzero()[:, 0]
     drawn = alive[torch.randperm(len(alive), generator=torch.Generator().manual_seed(seed))][:units].sort().values
@@ -82,7 +82,7 @@ def _subjects(kind: Kind, units: int, examples: int, seed: int) -> Iterator[Subj
     windows = windows_of(kind.reads, numbers, strongest=examples, silent=0)
     for n, number in zip(drawn.tolist(), numbers, strict=True):
         if len(windows[number]) >= FEWEST:
-            yield Subject(kind.name, kind.units[n], passages(windows[number]))
+            yield JudgedUnit(kind.name, kind.units[n], passages(windows[number]))
 
 
 def _findings(model: str, kind: Kind, given: Sequence[tuple[int, str] | None]) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ class Expression:
     def chosen(self, column: Column, alive: Tensor) -> list[int]:
         """Numbers of the latents that are chosen of those alive [latent, bool]: in the order of the first top() or bottom(),
         the others by number. Raises Refused where there is none, with how many met each part of an `and`."""
-        reading = Reading(self, column, alive)
+        reading = Evaluated(self, column, alive)
         kept = reading.value(self.tree) & alive
         if not kept.any():
             parts = "; ".join(f"{said}: {count}" for said, count in reading.parts)
@@ -127,7 +127,7 @@ class Expression:
         return Refused(f"latents='{self.text}', at '{self.said(node)}': {why.rstrip('.')}.")
 
 
-class Reading:
+class Evaluated:
     """One evaluation of an expression.
 
     parts   of every `and`: what it says, and how many living latents meet it

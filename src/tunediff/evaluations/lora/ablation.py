@@ -32,13 +32,13 @@ from tunediff.evaluations.behaviour.solving import Solver, problems_of
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.lora.behaviour import against_none, pairs_base, without_types
 from tunediff.evaluations.lora.costs import MEASURES, Costs, Removed, costs
-from tunediff.evaluations.lora.groups import BY, RANDOM, Group, groups_of, random_groups
+from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups
 from tunediff.generation import Decoding, Engine
-from tunediff.hookpoints import LORA, Adapter
+from tunediff.hookpoints import LORA, LoraAdapter
 from tunediff.measures.bootstrap import bootstrap
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Stream, Table
 
-NAME = "adapter_ablation"
+NAME = "lora_ablation"
 SUMS = ("tokens", *MEASURES, "ce_full", "ce_base", "kl_random")
 
 RATIOS: dict[str, tuple[str, Callable]] = {
@@ -61,7 +61,7 @@ Measured = Mapping[str, tuple[float | None, float | None, float | None]]  # meas
 class Ablation(NamedTuple):
     """A group that is left out, or with `only` the one that is left."""
 
-    group: Group
+    group: LoraGroup
     only: bool = False
 
     @property
@@ -72,7 +72,7 @@ class Ablation(NamedTuple):
         return everything - self.group.members if self.only else self.group.members
 
 
-class AdapterAblation:
+class LoraAblation:
     """by          which groups: of layer, module, type, layer_type
     only        each group is also measured alone               random     draws of as many adapters; 0: no control
     tasks       name -> benchmark; None: no benchmark           problems   of each at most; null: all
@@ -115,7 +115,9 @@ class AdapterAblation:
 
     # -- on held-out text ----------------------------------------------------------------------------------------------
 
-    def _on_text(self, trained: Trained, at: Stream, adapters: Sequence[Adapter]) -> Iterator[Finding | Table | Note]:
+    def _on_text(
+        self, trained: Trained, at: Stream, adapters: Sequence[LoraAdapter]
+    ) -> Iterator[Finding | Table | Note]:
         everything = frozenset(range(len(adapters)))
         ablations = self.ablations(adapters)
         sets = list(dict.fromkeys(ablation.removed(everything) for ablation in ablations))
@@ -136,11 +138,11 @@ class AdapterAblation:
         yield from self._random_findings(documents, len(adapters))
         yield table(measured)
 
-    def ablations(self, adapters: Sequence[Adapter]) -> list[Ablation]:
+    def ablations(self, adapters: Sequence[LoraAdapter]) -> list[Ablation]:
         """The full adapter, none of it, and then every group."""
-        groups = groups_of(adapters, self.by)
+        groups = lora_groups(adapters, self.by)
         drawn = random_groups(len(adapters), (len(group.members) for group in groups), self.random, seed=self.seed)
-        whole = [Group("whole", "full", frozenset()), Group("whole", BASE, frozenset(range(len(adapters))))]
+        whole = [LoraGroup("whole", "full", frozenset()), LoraGroup("whole", BASE, frozenset(range(len(adapters))))]
         modes = (False, True) if self.only else (False,)
         return [
             *(Ablation(group) for group in whole),
@@ -198,7 +200,9 @@ class AdapterAblation:
 
     # -- on benchmarks -------------------------------------------------------------------------------------------------
 
-    def _on_tasks(self, trained: Trained, at: Stream, adapters: Sequence[Adapter]) -> Iterator[Finding | Table | Note]:
+    def _on_tasks(
+        self, trained: Trained, at: Stream, adapters: Sequence[LoraAdapter]
+    ) -> Iterator[Finding | Table | Note]:
         if not self.tasks:
             return
         solver = Solver(trained, NAME, self.decoding, engine=self.engine, hesitations=self.hesitations)

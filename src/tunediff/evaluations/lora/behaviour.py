@@ -10,15 +10,15 @@ from tunediff.benchmarks import Problem
 from tunediff.evaluations.behaviour.conditions import Of
 from tunediff.evaluations.behaviour.solving import Condition
 from tunediff.evaluations.given import Trained
-from tunediff.evaluations.lora.groups import groups_of, random_groups, removal
-from tunediff.hookpoints import Adapter
+from tunediff.evaluations.lora.groups import lora_groups, random_groups, removal
+from tunediff.hookpoints import LoraAdapter
 from tunediff.measures import difference, mcnemar
 from tunediff.shapes import BASE, TUNED, Finding, Stream
 
 FULL, NONE = "full", "without_all"
 
 
-def without_types(at: Stream, adapters: Sequence[Adapter], *, draws: int, seed: int) -> list[Condition]:
+def without_types(at: Stream, adapters: Sequence[LoraAdapter], *, draws: int, seed: int) -> list[Condition]:
     """All are compared with the full adapter, asked alike. Leaving one of two types out leaves the other alone."""
 
     def without(name: str, title: str, members: frozenset[int], control: bool = False) -> Condition:
@@ -26,7 +26,7 @@ def without_types(at: Stream, adapters: Sequence[Adapter], *, draws: int, seed: 
 
     made = [Condition(FULL, "all adapters", TUNED)]
     made.append(without(NONE, "without any adapter", frozenset(range(len(adapters)))))
-    types = groups_of(adapters, ["type"])
+    types = lora_groups(adapters, ["type"])
     for group in types if len(types) > 1 else ():
         left = " and ".join(other.name for other in types if other != group)
         made.append(without(f"without_{group.name}", f"without {group.name}: {left} alone", group.members))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tunediff.evaluations.behaviour.solving import digest, whole_lines
 from tunediff.evaluations.given import Trained
-from tunediff.hookpoints import Adapter, Point, writing_pieces
+from tunediff.hookpoints import LoraAdapter, Point, writing_pieces
 from tunediff.measures.next_tokens import by_document, compared, merge, predicted
 from tunediff.shapes import BASE, TUNED, Stream
 from tunediff.text import Batch
@@ -41,7 +41,7 @@ class Costs(NamedTuple):
     sums: Tensor
 
 
-def costs(trained: Trained, at: Stream, adapters: Sequence[Adapter], removed: Sequence[Removed]) -> Costs:
+def costs(trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed]) -> Costs:
     """Of the tuned model without each of these sets; an empty one is the full model and takes no pass of its own."""
     kept = KeptSums(trained, removed)
     found: dict[int, Tensor] = {}
@@ -60,7 +60,7 @@ def costs(trained: Trained, at: Stream, adapters: Sequence[Adapter], removed: Se
 
 @torch.no_grad()
 def _of_batch(
-    trained: Trained, at: Stream, adapters: Sequence[Adapter], removed: Sequence[Removed], batch: Batch
+    trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed], batch: Batch
 ) -> dict[int, Tensor]:
     """Document -> its scored tokens, and then each set's MEASURES, in one row."""
     pair = trained.pair
@@ -76,7 +76,7 @@ def _of_batch(
     return by_document(torch.cat(columns, dim=1), documents)
 
 
-def cut(trained: Trained, at: Stream, adapters: Sequence[Adapter], without: Removed):
+def cut(trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], without: Removed):
     """Inside, the tuned model runs without these adapters."""
     gone = torch.zeros(at.width, dtype=torch.bool, device=trained.pair.device(TUNED))
     for place in without:
@@ -97,7 +97,7 @@ class KeptSums:
         folder = trained.folder
         self.path: Path | None = None
         if folder is not None:
-            self.path = folder / "outputs" / f"adapter_ablation-costs-{digest(named)}.jsonl"
+            self.path = folder / "outputs" / f"lora_ablation-costs-{digest(named)}.jsonl"
         lines = whole_lines(self.path) if self.path is not None else []
         self.known = {entry["batch"]: entry["documents"] for entry in map(json.loads, lines)}
 

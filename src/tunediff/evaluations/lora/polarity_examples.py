@@ -15,7 +15,7 @@ import torch
 
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.statistics import firing
-from tunediff.evaluations.lora.units import adapter_units, columns_of
+from tunediff.evaluations.lora.units import adapter_units, read_columns
 from tunediff.evaluations.reading.examples import Examples
 from tunediff.shapes import Finding, Table
 
@@ -36,7 +36,7 @@ class PolarityExamples:
         reading = dataclasses.replace(trained, dictionary=polarities)
         fires = firing(reading)
         written = torch.tensor(fires["max_activation"]) * polarities.code_norms().cpu()
-        yield Table("adapter_units", columns_of(units) | fires | {"max_written": written.tolist()})
+        yield Table("adapter_units", read_columns(units) | fires | {"max_written": written.tolist()})
         for table in self.examples.run(reading):
             named = {"unit" if name == "latent" else name: values for name, values in table.columns.items()}
             yield Table("adapter_examples", named)

@@ -23,7 +23,7 @@ from torch import Tensor
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
-from tunediff.evaluations.lora.units import HeldOut, Kind, columns_of, kinds_of
+from tunediff.evaluations.lora.units import HeldOut, Kind, kinds_of, read_columns
 from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later, null_of
 from tunediff.measures import wilson
 from tunediff.measures.clustered import mean_of
@@ -125,7 +125,7 @@ class UnitComparison:
         yield from self._equal_numbers(by_kind)
         kind, _, reached = by_kind[0]
         found = {f"auroc/{label}": values.tolist() for label, values in zip(labels, reached, strict=True)}
-        yield Table("adapter_units", columns_of(kind.units) | found)
+        yield Table("adapter_units", read_columns(kind.units) | found)
 
     def _looked_at(self, held_out: HeldOut, label: str) -> tuple[Tensor, Tensor]:
         """Tokens that count for a label, and those that have it, [token] bool; none of a batch that does not know it."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tunediff.dictionary import SIGNS, Polarities
 from tunediff.evaluations.given import Trained
-from tunediff.hookpoints import LORA, adapters_of
+from tunediff.hookpoints import LORA, lora_adapters
 from tunediff.measures.separation import ActiveScores, DenseScores
 from tunediff.models import ModelPair
 from tunediff.shapes import TUNED, Stream
@@ -66,7 +66,7 @@ def adapter_units(pair: ModelPair) -> tuple[Polarities, list[Unit]]:
     """All directions of a loaded pair's adapters. The norm of one is scale * |B|: its activation times that is what it adds
     to its module's output, where A x alone cannot be compared between adapters. Raises Refused where there are none."""
     streams = pair.streams(LORA, "all", reads=TUNED)
-    every = adapters_of(pair.models[TUNED])
+    every = lora_adapters(pair.models[TUNED])
     norms = torch.cat([parts.scale * parts.up.weight.detach().float().norm(dim=0) for parts in every])
     units = [
         unit
@@ -76,7 +76,7 @@ def adapter_units(pair: ModelPair) -> tuple[Polarities, list[Unit]]:
     return Polarities(streams, norms=norms).to(pair.device(TUNED)), units
 
 
-def columns_of(units: Sequence[Unit]) -> dict[str, list]:
+def read_columns(units: Sequence[Unit]) -> dict[str, list]:
     """Of the table adapter_units, by which its columns from several evaluations are known."""
     return {
         "unit": list(range(len(units))),

@@ -32,7 +32,7 @@ SETTING = "evaluation.attribution_graphs"
 CARRY = 0.8  # share of the summed influence whose latents are counted
 
 
-class Prompt(NamedTuple):
+class GraphPrompt(NamedTuple):
     """ids [position], and the token that follows them."""
 
     ids: Tensor
@@ -128,7 +128,7 @@ class AttributionGraphs:
 
     # -- prompts -------------------------------------------------------------------------------------------------------
 
-    def _given(self, trained: Trained) -> list[Prompt]:
+    def _given(self, trained: Trained) -> list[GraphPrompt]:
         prompts = []
         for text in self.prompts:
             if text.endswith(".txt"):
@@ -143,7 +143,7 @@ class AttributionGraphs:
             prompts.append(self._cut(torch.tensor(ids), len(ids) - 1))
         return prompts
 
-    def _found(self, trained: Trained) -> list[Prompt]:
+    def _found(self, trained: Trained) -> list[GraphPrompt]:
         """The first place of each document, then the second of each, until there are enough."""
         spelled, met, places = spelling(trained.pair.tokenizers[0]), Counter(), []
         for batch in trained.held_out:
@@ -161,8 +161,8 @@ class AttributionGraphs:
             return batch.labels[self.at] & ~later(batch, self.at)
         return torch.tensor([hesitations(spelled(token), words) > 0 for token in batch.token.tolist()])
 
-    def _cut(self, ids: Tensor, place: int) -> Prompt:
-        return Prompt(ids[max(0, place - self.context) : place], int(ids[place]))
+    def _cut(self, ids: Tensor, place: int) -> GraphPrompt:
+        return GraphPrompt(ids[max(0, place - self.context) : place], int(ids[place]))
 
     # -- what is found -------------------------------------------------------------------------------------------------
 
@@ -201,7 +201,12 @@ class AttributionGraphs:
 
 
 def _add_graph(
-    columns: dict[str, list], slug: str, prompt: Prompt, graph: Graph, pruned: Pruned, spelled: Callable[[int], str]
+    columns: dict[str, list],
+    slug: str,
+    prompt: GraphPrompt,
+    graph: Graph,
+    pruned: Pruned,
+    spelled: Callable[[int], str],
 ) -> None:
     row = {
         "graph": slug,

@@ -38,7 +38,7 @@ CHOSEN, RANDOM, EMPTY = "chosen", "random", "empty"
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class AskedSet:
     """One set, asked in one way; `draw` of a random one."""
 
     asked: str
@@ -128,7 +128,7 @@ class LatentSets:
 
     def questions(
         self, adapter: TranscoderAdapter, seen: Usual, chosen: Sequence[int]
-    ) -> tuple[list[Question], list[str]]:
+    ) -> tuple[list[AskedSet], list[str]]:
         """Every set, each way; and sentences about controls that cannot be."""
         free = seen.alive.clone()
         free[list(chosen)] = False
@@ -145,13 +145,13 @@ class LatentSets:
             for draw in range(self.draws):
                 drawn = living[torch.randperm(len(living), generator=generator)[:size]]
                 sets.append((RANDOM, tuple(sorted(drawn.tolist())), draw))
-        made = [Question(asked, *some) for asked in COMPARED_WITH for some in sets]
+        made = [AskedSet(asked, *some) for asked in COMPARED_WITH for some in sets]
         if any(one.b_dec is not None for one in adapter.layers):
-            made.append(Question(SUFFICIENCY, EMPTY, ()))
+            made.append(AskedSet(SUFFICIENCY, EMPTY, ()))
         return made, notes
 
     def _solved(
-        self, trained: Trained, questions: Sequence[Question], problems: Mapping[str, Sequence[Problem]]
+        self, trained: Trained, questions: Sequence[AskedSet], problems: Mapping[str, Sequence[Problem]]
     ) -> dict[tuple[str, str], tuple[Condition, list[Solved]]]:
         """By task and condition. One changed adapter is there at a time, and what it wrote is scored by the model that it
         is compared with."""
@@ -169,7 +169,7 @@ class LatentSets:
                     found[name, condition.name] = (condition, plain.measured(some, responses, grades, scored_by))
         return {(name, key): found[name, key] for name in problems for of, key in found if of == name}
 
-    def model(self, trained: Trained, question: Question) -> ModelPair:
+    def model(self, trained: Trained, question: AskedSet) -> ModelPair:
         """The pair with the model of a question in the role adapter."""
         adapter = trained.adapter(NAME)
         if question.asked == NECESSITY:
@@ -184,7 +184,7 @@ class LatentSets:
 
 
 def _compared(
-    task: str, questions: Sequence[Question], found: Mapping[str, Sequence[Solved]]
+    task: str, questions: Sequence[AskedSet], found: Mapping[str, Sequence[Solved]]
 ) -> tuple[list[Finding], list[dict[str, object]]]:
     """What changes against the whole model, and how much more than under random sets of the same size; rows of the table,
     the whole models first."""
@@ -213,6 +213,6 @@ def _compared(
     return findings, rows
 
 
-def _controls(other: Question, question: Question) -> bool:
+def _controls(other: AskedSet, question: AskedSet) -> bool:
     same = (other.asked, len(other.numbers)) == (question.asked, len(question.numbers))
     return question.which == CHOSEN and other.which == RANDOM and same

@@ -16,7 +16,7 @@ from tunediff.training.resampling import Resampling
 
 
 @dataclass
-class Member:
+class Learner:
     """One of the dictionaries that learn from a stream.
 
     l1_schedule, learning_rate_schedule   factors of the sparsity coefficient and of the learning rate over the run

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Part(NamedTuple):
+class PassLosses(NamedTuple):
     """Shares of a step's means, so that those of all its passes and processes add up to them.
 
     loss   what is differentiated              told   named numbers for the curves

@@ -10,7 +10,7 @@ from transformers import Qwen2ForCausalLM
 
 from test_models import batch_of
 from tunediff.edits import Add, Axes, Clamp, Directions, Edit, Sequences, Whole, Zero
-from tunediff.hookpoints import LORA, Point, adapters_of, reading, writing
+from tunediff.hookpoints import LORA, Point, lora_adapters, reading, writing
 from tunediff.models import ModelPair, ModelSource, PairError
 from tunediff.shapes import Refused, Stream
 
@@ -52,7 +52,7 @@ def test_a_pair_by_adapter_holds_one_set_of_weights(adapted):
     held = {parameter.data_ptr() for parameter in base.parameters()}
     own = [name for name, parameter in tuned.named_parameters() if parameter.data_ptr() not in held]
     assert own and all("lora_" in name for name in own)
-    assert not adapters_of(base) and len(adapters_of(tuned)) == 7 * 3
+    assert not lora_adapters(base) and len(lora_adapters(tuned)) == 7 * 3
     assert not any("lora" in name for name, _ in base.named_modules())
 
 
@@ -80,7 +80,7 @@ def test_merged_and_unmerged_pairs_give_equal_activations(adapted, folders, adap
 def test_the_stream_times_scale_and_b_is_what_the_adapter_adds_to_its_module(adapted, module):
     """scale B A x = output with the adapter - output without it, for every module of a type."""
     model, ids = adapted.models["tuned"], torch.arange(3, 40)[None]
-    mine = [parts for parts in adapters_of(model) if parts.adapter.module == module]
+    mine = [parts for parts in lora_adapters(model) if parts.adapter.module == module]
     assert len(mine) == 3
     seen = {}
 
@@ -90,7 +90,7 @@ def test_the_stream_times_scale_and_b_is_what_the_adapter_adds_to_its_module(ada
         )
 
     handles = [keep(parts) for parts in mine]
-    last = adapters_of(model)[-1].adapter
+    last = lora_adapters(model)[-1].adapter
     with torch.no_grad(), reading(model, [Point(LORA, last.layer)], stop=False) as read:
         model(ids)
     for handle in handles:
@@ -110,7 +110,7 @@ def test_adapters_stand_by_layer_and_then_gate_up_down_q_k_v_o(adapted, folders,
     order = "gate_proj up_proj down_proj q_proj k_proj v_proj o_proj".split()
     expected = [f"{layer}.{module}" for layer in range(3) for module in order]
     assert [str(one) for one in adapted.sources["tuned"].adapters] == expected
-    assert [str(parts.adapter) for parts in adapters_of(adapted.models["tuned"])] == expected
+    assert [str(parts.adapter) for parts in lora_adapters(adapted.models["tuned"])] == expected
     place = save_adapter(tmp_path, folders["base"], rank=4, modules=("v_proj", "up_proj"), layers=[0, 2])
     pair = pair_of(folders, place).load()
     found = [(str(one), one.columns) for one in pair.sources["tuned"].adapters]
@@ -154,7 +154,7 @@ def test_adapters_at_zero_are_the_base_model(adapted):
 
 
 def test_zero_on_one_adapter_is_the_model_without_it(adapted):
-    at, parts = adapted.streams(LORA, "all", reads="tuned")[0], adapters_of(adapted.models["tuned"])[9]
+    at, parts = adapted.streams(LORA, "all", reads="tuned")[0], lora_adapters(adapted.models["tuned"])[9]
     one = Axes(torch.tensor([9]), torch.ones(1), torch.zeros(1))
     edited, _ = logits(adapted, [Edit(at, one, Zero())])
     kept = parts.up.weight.detach().clone()
@@ -168,7 +168,7 @@ def test_zero_on_one_adapter_is_the_model_without_it(adapted):
 
 def test_steering_through_the_adapters_adds_value_times_scale_times_b(adapted):
     """A decoder row v of an SAE adds sum over adapters of v_a scale B_a (arXiv 2511.06739): on one module seen directly."""
-    at, every = adapted.streams(LORA, "all", reads="tuned")[0], adapters_of(adapted.models["tuned"])
+    at, every = adapted.streams(LORA, "all", reads="tuned")[0], lora_adapters(adapted.models["tuned"])
     row = torch.randn(1, at.width, generator=torch.Generator().manual_seed(0))
     steered = Edit(at, Directions(row, torch.ones(1), torch.zeros(1)), Add(2.0))
     outputs, first = [], every[3]

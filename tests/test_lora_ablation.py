@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 from transformers import Qwen2ForCausalLM
 
-from test_adapters import MODULES, pair_of, save_adapter
+from test_lora import MODULES, pair_of, save_adapter
 from tunediff.benchmarks import Task
-from tunediff.evaluations import AdapterAblation, Trained
+from tunediff.evaluations import LoraAblation, Trained
 from tunediff.evaluations.lora.costs import costs, cut
-from tunediff.evaluations.lora.groups import BY, groups_of, random_groups, removal
+from tunediff.evaluations.lora.groups import BY, lora_groups, random_groups, removal
 from tunediff.generation import Batched, Decoding
 from tunediff.hookpoints import LORA
 from tunediff.measures.next_tokens import compared
@@ -33,7 +33,7 @@ def toy_task(prompts=ALIKE):
 
 def ablation(**settings):
     settings = {"tasks": None, "random": 1, "resamples": 50, **settings}
-    return AdapterAblation(decoding=Decoding(tokens=6), engine=Batched(64), **settings)
+    return LoraAblation(decoding=Decoding(tokens=6), engine=Batched(64), **settings)
 
 
 def text_of(kind="trace"):
@@ -43,7 +43,7 @@ def text_of(kind="trace"):
 def measured(pair, evaluation=None, *, folder=None, tokens=400, tokens_per_batch=256, kind="trace"):
     trained = Trained(pair, text_of(kind), None, tokens, tokens_per_batch, folder)
     found = list((evaluation or ablation()).run(trained))
-    findings = {f.name.removeprefix("adapter_ablation/"): f for f in found if isinstance(f, Finding)}
+    findings = {f.name.removeprefix("lora_ablation/"): f for f in found if isinstance(f, Finding)}
     tables = {t.name: t.columns for t in found if isinstance(t, Table)}
     return findings, tables, [n.text for n in found if isinstance(n, Note)]
 
@@ -85,7 +85,7 @@ def parts_of(pair):
 @pytest.mark.parametrize("by", BY)
 def test_every_adapter_is_in_exactly_one_group_of_a_kind(adapted, by):
     _, adapters = parts_of(adapted)
-    groups = groups_of(adapters, [by])
+    groups = lora_groups(adapters, [by])
     assert sorted(place for group in groups for place in group.members) == list(range(len(adapters)))
     sizes = {"layer": [7] * 3, "module": [3] * 7, "type": [9, 12], "layer_type": [3, 4] * 3}
     assert [len(group.members) for group in groups] == sizes[by]
@@ -192,7 +192,7 @@ def test_a_group_is_measured_once_though_it_is_asked_for_twice(adapted, monkeypa
     batches = len(Trained(adapted, text_of(), None, 400, 256).held_out)
     assert passes == [TUNED] * 4 * batches  # full, none, without mlp, without attention
     assert findings["type/mlp/ce"].value == findings["only_type/attention/ce"].value
-    assert len(tables["adapter_ablation"]["group"]) == 6 and "type/mlp/over_random" not in findings
+    assert len(tables["lora_ablation"]["group"]) == 6 and "type/mlp/over_random" not in findings
 
 
 def test_the_order_of_groups_and_the_batching_change_nothing(adapted):
@@ -249,7 +249,7 @@ def test_the_adapters_that_repair_the_model_carry_the_whole_gain_and_the_others_
         for name in ("kl_full_ablated", "kl_ablated_full", "ce"):
             assert findings[f"{group}/{name}"].value == findings[f"whole/base/{name}"].value
     assert findings["layer/1/over_random"].value > 1.2 and findings["layer/0/over_random"].value == 0
-    rows = tables["adapter_ablation"]
+    rows = tables["lora_ablation"]
     drawn = [
         kl
         for kl, by, size, only in zip(
@@ -265,7 +265,7 @@ def test_the_adapters_that_repair_the_model_carry_the_whole_gain_and_the_others_
 def test_without_the_repair_problems_go_wrong_as_in_the_base_and_without_the_others_they_do_not(repaired, tmp_path):
     evaluation = ablation(by=[], tasks=toy_task())
     findings, tables, _ = measured(repaired, evaluation, folder=tmp_path, tokens=100)
-    columns = tables["adapter_ablation_conditions"]
+    columns = tables["lora_ablation_conditions"]
     right = dict(zip(columns["condition"], columns["correct"], strict=True))
     assert right["full"] == right["without_attention"] > 8 and right["without_mlp"] == right["without_all"] < 3
     assert list(right)[:3] == ["full", "without_all", "without_mlp"] and "random/without_mlp/0" in right
@@ -274,13 +274,13 @@ def test_without_the_repair_problems_go_wrong_as_in_the_base_and_without_the_oth
     assert findings["toy/without_attention/difference_from_none"].low > 0
     assert findings["toy/without_attention/p_from_none"].value < 0.05
     assert findings["toy/without_mlp/difference_from_none"].value == 0
-    assert len(tables["adapter_ablation_outputs"]["response"]) == 60 * len(right)
+    assert len(tables["lora_ablation_outputs"]["response"]) == 60 * len(right)
 
 
 def test_a_base_that_is_asked_otherwise_stands_beside(repaired):
     asked = {"base": "{question} Answer:", "tuned": "{question}"}
     _, tables, _ = measured(repaired, ablation(by=[], random=0, tasks=toy_task(asked), problems=2), tokens=100)
-    assert tables["adapter_ablation_conditions"]["condition"][-1] == "base"
+    assert tables["lora_ablation_conditions"]["condition"][-1] == "base"
 
 
 # -- what cannot be said -----------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_a_base_that_is_asked_otherwise_stands_beside(repaired):
 def test_a_share_of_no_gain_is_not_given(adapted):
     findings, tables, (note,) = measured(adapted, ablation(by=["type"]))
     assert "no share of their gain can be given" in note
-    assert set(tables["adapter_ablation"]["share"]) == {None} and not any("share" in name for name in findings)
+    assert set(tables["lora_ablation"]["share"]) == {None} and not any("share" in name for name in findings)
 
 
 def test_a_pair_without_adapters_is_refused_with_the_way_out(pair, folders, tmp_path):
@@ -298,11 +298,11 @@ def test_a_pair_without_adapters_is_refused_with_the_way_out(pair, folders, tmp_
     merged = pair_of(folders, save_adapter(tmp_path, folders["base"]), merged=True).load()
     with pytest.raises(Refused, match="merged: set merged=false"):
         measured(merged)
-    with pytest.raises(Refused, match=r"adapter_ablation.by names \['head'\]: choose of layer, module, type"):
+    with pytest.raises(Refused, match=r"lora_ablation.by names \['head'\]: choose of layer, module, type"):
         ablation(by=["head"])
 
 
-def test_adapters_on_other_weights_than_the_base_are_told(folders, tmp_path):
+def test_lora_on_other_weights_than_the_base_are_told(folders, tmp_path):
     tuned = ModelSource(str(folders["tuned"]), dtype="float32", adapter=str(save_adapter(tmp_path, folders["tuned"])))
     pair = ModelPair(ModelSource(str(folders["base"]), dtype="float32"), tuned).load()
     _, _, notes = measured(pair, ablation(by=[]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from tunediff.activations import Sequences
+from tunediff.activations import WholeSequences
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.hookpoints import decoder_layers
 from tunediff.models import ModelPair, replaceable
@@ -22,7 +22,7 @@ from tunediff.training.trainable import trained_weights
 
 
 @dataclass
-class AdapterMember:
+class TranscoderLearner:
     """An adapter that learns from whole sequences.
 
     l1_schedule, learning_rate_schedule   factors of the sparsity coefficient and of the learning rate over the run
@@ -33,7 +33,7 @@ class AdapterMember:
     name: str
     dictionary: TranscoderAdapter
     objective: Distillation
-    sequences: Sequences
+    sequences: WholeSequences
     l1_schedule: Schedule
     learning_rate_schedule: Schedule
     learning_rate: float
