@@ -1,10 +1,15 @@
 """Hooks, pairs, layers and loading, on tiny random models of every family."""
 
+import functools
+import inspect
+
 import pytest
 import torch
 import transformers as hf
+from torch import nn
 
 from conftest import save_model
+from tunediff.edits import Sequences
 from tunediff.hookpoints import HOOKPOINTS, LORA, ForwardStopped, Point, decoder_layers, reading, writing
 from tunediff.models import ModelPair, ModelSource, PairError
 from tunediff.shapes import TRANSCODER, Refused
@@ -142,6 +147,59 @@ def test_one_model_or_the_difference_can_be_read_alone(pair, folders):
     assert unlike.streams("resid_post", 3, reads="tuned")[0].width == 48
     with pytest.raises(Refused, match="reads=difference needs models of the same width"):
         unlike.streams("resid_post", 0.5, reads="difference", equal_widths=False)
+
+
+def renamed(forward):
+    """As transformers marks a renamed argument: the new name alone is in the signature that is wrapped."""
+
+    @functools.wraps(forward)
+    def wrapped(*args, **given):
+        assert "past_key_values" not in given, "`past_key_values` is deprecated"
+        return forward(*args, **given)
+
+    return wrapped
+
+
+class StandIn(nn.Module):
+    """A model behind a forward of its own."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def answer(self, cache, **given):
+        names = inspect.signature(self.model.forward).parameters
+        return self.model(**given, **{"cache" if "cache" in names else "past_key_values": cache})
+
+
+class OldName(StandIn):
+    def forward(self, input_ids, attention_mask, position_ids, use_cache, past_key_values=None):
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return self.answer(past_key_values, **given, use_cache=use_cache)
+
+
+class NewName(StandIn):
+    def forward(self, input_ids, attention_mask, position_ids, use_cache, cache=None):
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return self.answer(cache, **given, use_cache=use_cache)
+
+
+class NewNameOldAllowed(NewName):
+    forward = renamed(NewName.forward)
+
+
+@pytest.mark.parametrize("kind", [nn.Identity, OldName, NewName, NewNameOldAllowed])
+def test_keys_and_values_are_given_under_the_name_that_the_models_forward_knows(pair, kind):
+    tokenizer, rows = pair.tokenizers[0], torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    prompts, responses = rows[:, :6].tolist(), rows[:, 6:]
+    whole, _ = pair.run("tuned", Sequences.of_responses(tokenizer, prompts, responses.tolist()))
+    if kind is not nn.Identity:
+        pair.models["tuned"] = kind(pair.models["tuned"])
+    known, caches = Sequences.of_prompts(tokenizer, prompts), pair.new_caches()
+    first, _ = pair.run("tuned", known, caches=caches)
+    known.extend(responses, torch.ones_like(responses))
+    rest, _ = pair.run("tuned", known, caches=caches)
+    assert rest.shape[1] == 3 and torch.allclose(torch.cat([first, rest], dim=1), whole, atol=1e-5)
 
 
 def test_layers_are_counted_from_0_or_given_as_depth(pair, folders):

@@ -7,6 +7,7 @@ answers every question about layers, widths and tokens; `load(device)` brings th
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -373,11 +374,11 @@ class ModelPair:
     ):
         device = self.device(role)
         options = {"logits_to_keep": last} if last else {}
+        options |= {} if caches is None else {cache_argument(model): caches[role]}
         return model(
             input_ids=ids.to(device),
             attention_mask=real.long().to(device),
             position_ids=known.new(real.long().cumsum(1) - 1).clamp(min=0).to(device),
-            past_key_values=None if caches is None else caches[role],
             use_cache=caches is not None,
             **options,
         )
@@ -386,6 +387,13 @@ class ModelPair:
     def logits(self, role: str, batch: Batch) -> Tensor:
         """[batch, position, vocabulary] in float32."""
         return self.models[role](**self.inputs(role, batch), use_cache=False).logits.float()
+
+
+def cache_argument(model: nn.Module) -> str:
+    """Name of the forward argument that takes the keys and values of earlier columns: transformers 5.24 renames
+    past_key_values to cache, and 5.40 knows the new name alone."""
+    taken = inspect.signature(model.forward).parameters  # of what decorators wrap: they say so in __wrapped__
+    return "cache" if "cache" in taken else "past_key_values"
 
 
 def _as_long(values: Tensor, columns: int) -> Tensor:
