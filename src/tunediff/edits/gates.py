@@ -1,4 +1,5 @@
-"""Which tokens an edit touches: [batch, new position] bool, from the tokens that are known and from what was read.
+"""Gates name the tokens that an edit touches: [batch, new position] bool, from the tokens that are known and from what
+was read.
 
 A gate names tokens whose hidden vectors are changed. The last token of the prompt belongs to the prompt, so that with
 `Response` the first token that is generated is the unedited model's.
@@ -42,7 +43,9 @@ class Gate(Protocol):
 class OfTokens:
     """A gate that the tokens alone decide."""
 
-    reads: Sequence[Stream] = ()
+    @property
+    def reads(self) -> Sequence[Stream]:
+        return ()
 
     @property
     def described(self) -> str:
@@ -50,6 +53,9 @@ class OfTokens:
 
     def of(self, dictionary: Crosscoder) -> Gate:
         return self
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Prompt(OfTokens):
 
 @dataclass(frozen=True)
 class Response(OfTokens):
-    """What the model writes, from its first token on."""
+    """The tokens that the model writes, from its first on."""
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
         return known.new(known.response)
@@ -128,8 +134,8 @@ class AfterMatch(OfTokens):
 
 @dataclass(frozen=True)
 class WhileActive:
-    """Tokens on which another latent is active above `above`, in the activations' own units; of the edited dictionary where
-    none is given."""
+    """Tokens on which another latent is active above `above`, in the activations' own units; of the edited dictionary
+    where none is given."""
 
     latent: int
     above: float = 0.0
@@ -144,15 +150,19 @@ class WhileActive:
 
     @property
     def reads(self) -> Sequence[Stream]:
+        return self._asked().streams
+
+    def _asked(self) -> Crosscoder:
         if self.dictionary is None:
             raise Refused(f"WhileActive(latent={self.latent}) does not say of which dictionary.")
-        return self.dictionary.streams
+        return self.dictionary
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
-        values = torch.cat([read[stream] for stream in self.dictionary.streams], dim=-1)
+        dictionary = self._asked()
+        values = torch.cat([read[stream] for stream in dictionary.streams], dim=-1)
         flat = values.flatten(0, 1).float()
-        active = self.dictionary.encode(Rows(flat))[:, self.latent] > self.above
-        active &= self.dictionary.normalisation.admits(flat)
+        active = dictionary.encode(Rows(flat))[:, self.latent] > self.above
+        active &= dictionary.normalisation.admits(flat)
         return active.view(values.shape[:2]) & known.new(known.real)
 
 
