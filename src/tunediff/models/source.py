@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from tunediff.hookpoints import Adapter, decoder_layers
-from tunediff.models.adapter import PairError, adapted, brought, check, located, shapes, twin
+from tunediff.models.adapter import PairError, adapted, aligned, brought, check, located, shapes, twin
 from tunediff.models.hybrid import adapted as with_transcoders
 from tunediff.models.transcoder_files import KEY, TranscoderFiles, published
 
@@ -109,7 +109,7 @@ class ModelSource:
             model = self._whole()
         if self.adapter is not None:
             model = adapted(model, self._adapter(), merged=self.merged)
-        return model.eval().requires_grad_(False)
+        return aligned(model).eval().requires_grad_(False)
 
     def _whole(self, **options):
         kind, dtype = transformers.AutoModelForCausalLM, getattr(torch, self.dtype)
