@@ -6,7 +6,7 @@ from tunediff.shapes import Refused
 
 
 def main(folders):
-    from tunediff.run import compare
+    from tunediff.study.finished import compare
 
     print(compare(folders))
 

@@ -5,7 +5,7 @@ from tunediff.settings import verb
 
 @verb("evaluate")
 def main(cfg):
-    from tunediff.run import reevaluate
+    from tunediff.study.finished import reevaluate
 
     return reevaluate(cfg)
 

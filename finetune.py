@@ -5,7 +5,7 @@ from tunediff.settings import run_folder, verb
 
 @verb("finetune")
 def main(cfg):
-    from tunediff.tuning import finetune
+    from tunediff.study.finetune import finetune
 
     return finetune(cfg, run_folder())
 

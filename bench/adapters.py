@@ -31,14 +31,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from tunediff.activations import Sequences
+from tunediff.activations import WholeSequences
 from tunediff.dictionary import L1, TranscoderAdapter
-from tunediff.finetuning import AdapterMember
-from tunediff.finetuning.estimate import adapter_memory
 from tunediff.objectives import Distillation
 from tunediff.schedules import Constant, Length
 from tunediff.shapes import ADAPTER, BASE, TUNED, Stream
 from tunediff.text import Batches, Example
+from tunediff.training import TranscoderLearner
+from tunediff.training.memory import adapter_memory
 
 MB = 1e6
 COEFFICIENT, BRIDGE, LEARNING_RATE, BETAS = 1e-3, 2.0, 8e-4, (0.9, 0.999)  # the published code's
@@ -162,11 +162,11 @@ def ours(shape: Shape, steps: int, gauge: Gauge, *, separately: bool, checkpoint
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     models, adapter = shape.models(), shape.adapter()
     objective = Distillation(bridge=BRIDGE, lowest_cutoff=0, separately=separately)
-    member = AdapterMember(
-        "m", adapter, objective, Sequences(held_out=0, gradient_checkpointing=checkpointing), Constant(), Constant(),
+    learner = TranscoderLearner(
+        "m", adapter, objective, WholeSequences(held_out=0, gradient_checkpointing=checkpointing), Constant(), Constant(),
         LEARNING_RATE, BETAS, clip_norm=1.0,
     )  # fmt: skip
-    module = member.module(
+    module = learner.module(
         SimpleNamespace(models=models), shape.sequences(steps), held_out=None, loggers=[], state=None, seed=0
     )
 

@@ -19,7 +19,7 @@ from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
 from tunediff.objectives import Reconstruction
 from tunediff.schedules import Constant, Length
 from tunediff.shapes import Rows, Stream
-from tunediff.training import DictionaryTraining, Member, Pulse, TokenProgress
+from tunediff.training import DictionaryTraining, Learner, Pulse, TokenProgress
 
 STREAMS = [Stream("base", "resid_post", 0, 8), Stream("tuned", "resid_post", 0, 8)]
 
@@ -40,7 +40,7 @@ def group(members: int, steps: int) -> tuple[DictionaryTraining, ShuffledRows]:
     torch.manual_seed(0)
     plain = partial(Normalisation, kind="none", sink_multiple=None)
     made = [
-        Member(
+        Learner(
             f"m{n}", Crosscoder(STREAMS, latents=16, sparsity=BatchTopK(2), normalisation=plain, seed=n),
             Reconstruction(aux_weight=0.0), Constant(), Constant(),
         )
@@ -68,8 +68,8 @@ def by_hand(members: int, steps: int) -> float:
     module.manual_backward, module.scalers = lambda loss: loss.backward(), [None] * members
     begun = time.perf_counter()
     for drawn in stream:
-        for n, (member, optimizer) in enumerate(zip(module.members, optimizers, strict=True)):
-            module.advance(n, member, optimizer, drawn.of(n))
+        for n, (learner, optimizer) in enumerate(zip(module.learners, optimizers, strict=True)):
+            module.advance(n, learner, optimizer, drawn.of(n))
         module.step += 1
     return time.perf_counter() - begun
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tunediff import folders
-from tunediff.evaluations.segments import PLACES
+from tunediff.evaluations.reading.segments import PLACES
 from tunediff.report import write_report
 from tunediff.shapes import Finding, Table
 

@@ -19,8 +19,8 @@ from tunediff.activations import Planted, PlantedRows, ShuffledRows, take
 from tunediff.evaluations import score
 from tunediff.schedules import Length
 from tunediff.settings import build
-from tunediff.study import build_dictionary
-from tunediff.training import DictionaryTraining, Member
+from tunediff.study.parts import build_dictionary
+from tunediff.training import DictionaryTraining, Learner
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 BATCH = 1024
@@ -30,9 +30,9 @@ def options() -> list[str]:
     return sorted(path.stem for path in (CONF / "dictionary").glob("*.yaml"))
 
 
-def member_of(
+def learner_of(
     option: str, planted: Planted, *, latents: int, length: Length, seed: int, overrides: list[str]
-) -> Member:
+) -> Learner:
     """One dictionary option as a study would build it, over the planted streams that it reads."""
     words = [
         f"dictionary={option}",
@@ -46,7 +46,7 @@ def member_of(
     both = planted.streams
     reads = cfg.dictionary.reads
     streams = both if reads == "both" else [both[1]._replace(role=reads)]
-    member = Member(
+    learner = Learner(
         option,
         build_dictionary(cfg.dictionary, streams),
         build(cfg.dictionary.objective),
@@ -54,19 +54,19 @@ def member_of(
         learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
         learning_rate=cfg.optimizer.learning_rate,
     )
-    member.check(length)
-    return member
+    learner.check(length)
+    return learner
 
 
-def train(members: list[Member], planted: Planted, length: Length, *, seed: int) -> None:
+def train(learners: list[Learner], planted: Planted, length: Length, *, seed: int) -> None:
     """All of them on the same batches."""
-    streams = list(dict.fromkeys(stream for member in members for stream in member.dictionary.streams))
-    for member in members:
-        member.dictionary.fit(take(PlantedRows(planted, member.dictionary.streams, seed=seed + 1), 20_000))
-    module = DictionaryTraining(members, length=length, log_every=100)
+    streams = list(dict.fromkeys(stream for learner in learners for stream in learner.dictionary.streams))
+    for learner in learners:
+        learner.dictionary.fit(take(PlantedRows(planted, learner.dictionary.streams, seed=seed + 1), 20_000))
+    module = DictionaryTraining(learners, length=length, log_every=100)
     source = PlantedRows(planted, streams, seed=seed + 2)
     stream = ShuffledRows(
-        source, [m.reader() for m in members], batch=BATCH, capacity=8 * BATCH, steps=length.steps, seed=seed
+        source, [m.reader() for m in learners], batch=BATCH, capacity=8 * BATCH, steps=length.steps, seed=seed
     )
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -79,14 +79,14 @@ def train(members: list[Member], planted: Planted, length: Length, *, seed: int)
         plugins=[LightningEnvironment()],
     )
     trainer.fit(module, train_dataloaders=stream)
-    for member in members:
-        if member.error is not None:
-            raise member.error
+    for learner in learners:
+        if learner.error is not None:
+            raise learner.error
 
 
-def measured(member: Member, planted: Planted, *, seed: int):
-    source = PlantedRows(planted, member.dictionary.streams, seed=seed + 3)
-    dictionary = member.dictionary.eval().requires_grad_(False)
+def measured(learner: Learner, planted: Planted, *, seed: int):
+    source = PlantedRows(planted, learner.dictionary.streams, seed=seed + 3)
+    dictionary = learner.dictionary.eval().requires_grad_(False)
     return score(dictionary, planted, [next(source) for _ in range(10)])
 
 
@@ -128,10 +128,10 @@ def main() -> None:
     for seed in range(asked.seeds):
         planted = Planted(seed=seed)
         settings = {"latents": asked.latents, "length": length, "seed": seed, "overrides": asked.overrides}
-        members = [member_of(option, planted, **settings) for option in asked.dictionaries]
-        train(members, planted, length, seed=1000 * seed)
-        for member in members:
-            scores[member.name].append(measured(member, planted, seed=1000 * seed))
+        learners = [learner_of(option, planted, **settings) for option in asked.dictionaries]
+        train(learners, planted, length, seed=1000 * seed)
+        for learner in learners:
+            scores[learner.name].append(measured(learner, planted, seed=1000 * seed))
         print(f"seed {seed} done", file=sys.stderr)
     events = {kind: planted.kinds.count(kind) for kind in dict.fromkeys(planted.kinds)}
     print(

@@ -78,7 +78,7 @@ def ours(
     from tunediff.objectives import Reconstruction
     from tunediff.schedules import Constant, Length, WarmupCooldown
     from tunediff.shapes import Rows, Stream
-    from tunediff.training import DictionaryTraining, Member
+    from tunediff.training import DictionaryTraining, Learner
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     before = resident()
@@ -96,10 +96,10 @@ def ours(
         sparse_codes=sparse,
     )
     objective = Reconstruction(aux_weight=0 if dead is None else 1 / 32, look_every=10**9)
-    member = Member(
+    learner = Learner(
         "m", dictionary, objective, Constant(), WarmupCooldown(0.1, 0.2), learning_rate=1e-4, compile=compiled
     )
-    module = DictionaryTraining([member], length=Length(steps, shape.batch), log_every=10**9)
+    module = DictionaryTraining([learner], length=Length(steps, shape.batch), log_every=10**9)
     module.silent_for_0[: round((dead or 0) * shape.latents)] = objective.dead_after + 1  # looked at in the first step
 
     class Prepared:
@@ -131,7 +131,7 @@ def ours(
         def on_train_batch_end(self, *_):
             self.times.append(time.process_time() - self.begun)
 
-    loss = member.loss
+    loss = learner.loss
 
     def watched(*arguments, **options):
         if noting_dense:
@@ -144,7 +144,7 @@ def ours(
             Clock.losses.append(float(losses.total.detach()))
         return losses
 
-    member.loss = watched
+    learner.loss = watched
     clock = Clock()
     trainer = lightning.Trainer(
         accelerator="cpu", devices=1, precision={"fp32": "32-true", "bf16": "bf16-mixed"}[precision], max_epochs=1,
@@ -152,8 +152,8 @@ def ours(
         callbacks=[clock], plugins=[LightningEnvironment()],
     )  # fmt: skip
     trainer.fit(module, train_dataloaders=Batches())
-    if member.error is not None:
-        raise member.error
+    if learner.error is not None:
+        raise learner.error
     return clock.times, before, clock.losses
 
 

@@ -21,8 +21,8 @@ import transformers
 
 from tunediff.activations import Drawn, LiveRows, ShuffledRows
 from tunediff.models import ModelSource
-from tunediff.run import train
-from tunediff.study import Run
+from tunediff.study.run import Run
+from tunediff.study.train import train
 from tunediff.training import DictionaryTraining
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from browser import Browser
 from fake_endpoint import Endpoint
-from tunediff.evaluations import chat
+from tunediff.evaluations.judging import chat
 from tunediff.models import ModelPair, ModelSource
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer

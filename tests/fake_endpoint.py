@@ -5,7 +5,7 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tunediff.evaluations.examination import EXPLAIN
+from tunediff.evaluations.judging.examination import EXPLAIN
 
 
 class Endpoint(ThreadingHTTPServer):

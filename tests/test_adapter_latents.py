@@ -10,10 +10,10 @@ from tunediff.benchmarks import Task
 from tunediff.dictionary import L1, Crosscoder, Normalisation, TranscoderAdapter
 from tunediff.edits import Add, Everywhere, Keep, MeanAblate, Patch, Scale, Sequences, Zero
 from tunediff.evaluations import Intervention, SteeringSweep, Trained
-from tunediff.evaluations.latent_edits import latent_edits, role_of
-from tunediff.evaluations.selection import alike, decoder_rows
-from tunediff.evaluations.steering_parts import steering_parts
-from tunediff.evaluations.usual import usual
+from tunediff.evaluations.latents.edits import latent_edits, role_of
+from tunediff.evaluations.latents.selection import alike, decoder_rows
+from tunediff.evaluations.latents.statistics import usual
+from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.generation import Batched, Decoding, ask, generate
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Refused
 from tunediff.text import Text

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from fake_endpoint import parts, reader
 from test_evaluations import fitted, identity_dictionary, toy_text
-from tunediff.evaluations import Autointerp, Geometry, LatentCache, Trained, chat
-from tunediff.evaluations.examination import (
+from tunediff.evaluations import Autointerp, Geometry, LatentCache, Trained
+from tunediff.evaluations.judging import chat
+from tunediff.evaluations.judging.examination import (
     EXPLAIN,
     Window,
     balanced_accuracy,
@@ -23,7 +24,7 @@ from tunediff.evaluations.examination import (
     verdicts_in,
 )
 from tunediff.shapes import Finding, Note, Refused, Table
-from tunediff.study import evaluate
+from tunediff.study.run import evaluate
 
 PLANTED = {3: "doubles", 7: "gives"}
 KEY = "a-key-that-nobody-may-see"

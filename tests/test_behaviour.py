@@ -11,13 +11,13 @@ from planted_hesitation import LATENTS, planted
 from tunediff.benchmarks import Task
 from tunediff.edits import AfterMatch, Everywhere, Keep, MeanAblate, Patch, Scale, Zero
 from tunediff.evaluations import Benchmark, Intervention, SteeringSweep, Telling
-from tunediff.evaluations.benchmark import cut
-from tunediff.evaluations.conditions import rate
-from tunediff.evaluations.latent_edits import latent_edits
-from tunediff.evaluations.selection import alike, choose, decoder_rows
-from tunediff.evaluations.solving import Kept
-from tunediff.evaluations.steering_sweep import dip
-from tunediff.evaluations.usual import Usual, usual
+from tunediff.evaluations.behaviour.benchmark import cut
+from tunediff.evaluations.behaviour.conditions import rate
+from tunediff.evaluations.behaviour.solving import KeptResponses
+from tunediff.evaluations.behaviour.steering_sweep import dip
+from tunediff.evaluations.latents.edits import latent_edits
+from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
+from tunediff.evaluations.latents.statistics import Usual, usual
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
@@ -219,7 +219,7 @@ def test_an_evaluation_that_was_interrupted_asks_only_what_is_missing(trained, t
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:12]) + lines[12][:30])  # killed in the middle of a line
     asked: list[int] = []
-    from tunediff.evaluations import solving
+    from tunediff.evaluations.behaviour import solving
 
     original = solving.generate
     monkeypatch.setattr(
@@ -237,10 +237,10 @@ def test_an_evaluation_that_was_interrupted_asks_only_what_is_missing(trained, t
 
 def test_kept_responses_come_back_as_they_were(tmp_path):
     response = Response([5, 6], "Wait – \n", False, True, (3, 0), (0.5, 0.0))
-    Kept(tmp_path, "a", "b", "c").write(Asked("1", [2]), response)
-    assert Kept(tmp_path, "a", "b", "c").read(Asked("1", [2])) == response
-    assert Kept(tmp_path, "a", "b", "c").read(Asked("1", [3])) is None
-    assert Kept(None, "a", "b", "c").read(Asked("1", [2])) is None
+    KeptResponses(tmp_path, "a", "b", "c").write(Asked("1", [2]), response)
+    assert KeptResponses(tmp_path, "a", "b", "c").read(Asked("1", [2])) == response
+    assert KeptResponses(tmp_path, "a", "b", "c").read(Asked("1", [3])) is None
+    assert KeptResponses(None, "a", "b", "c").read(Asked("1", [2])) is None
 
 
 def test_bad_settings_are_refused_before_anything_is_written(trained):

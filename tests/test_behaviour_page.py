@@ -135,7 +135,7 @@ def tables():
             "tokens": [5000] * 12, "documents": [40] * 12,
             **around("kl", kl, 0.03), **around("closed", [1 - v / (0.5 if n < 6 else 0.9) for n, v in enumerate(kl)], 0.03),
         },
-        "adapter_ablation": {
+        "lora_ablation": {
             "group": [g for g, *_ in cut], "by": [b for _, b, *_ in cut], "only": [o for _, _, o, _, _ in cut], "draw": [d for *_, d, _ in cut], "adapters": [n for *_, n in cut],
             **around("kl_full_ablated", lost, 0.004), **around("kl_ablated_full", [2 * v for v in lost], 0.004), **around("excess", [v - 0.05 for v in lost], 0.01),
             "share": [None] * len(cut),
@@ -467,7 +467,7 @@ def test_dots_of_adapters_are_those_of_the_chosen_groups_beside_random_ones_of_t
       const dots = () => [...document.querySelectorAll('#to-what-each-adapter-carries g title')].map((title) => title.textContent);
       const before = dots(); set('adapters by', 'module'); set('adapters that are', 'only'); return [before, dots()];"""
     left_out, alone = page.run(script)
-    given = tables()["adapter_ablation"]
+    given = tables()["lora_ablation"]
     names = ["layer 0, 7 adapters", "layer 1, 7 adapters", "7 random adapters, draw 1", "7 random adapters, draw 2"]
     expected = {
         "left_out": [*zip(names, (2, 3, 7, 8), strict=True), ("all, which leaves the base", 1)],

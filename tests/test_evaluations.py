@@ -20,12 +20,12 @@ from tunediff.evaluations import (
     Segments,
     Trained,
 )
-from tunediff.evaluations.fidelity import predictions
-from tunediff.evaluations.label_alignment import at_label
-from tunediff.evaluations.logit_effect import gained_unembedding
-from tunediff.evaluations.segments import PLACES
-from tunediff.evaluations.separation import ActiveScores, auroc, delong_interval
+from tunediff.evaluations.latents.splice import predictions
+from tunediff.evaluations.reading.label_alignment import at_label
+from tunediff.evaluations.reading.logit_effect import gained_unembedding
+from tunediff.evaluations.reading.segments import PLACES
 from tunediff.hookpoints import Point, writing
+from tunediff.measures.separation import ActiveScores, auroc, delong_interval
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import Finding, Note, Table
 from tunediff.text import Text

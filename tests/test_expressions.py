@@ -11,14 +11,13 @@ import torch
 from test_settings import CONF, STREAMS, composed
 from tunediff.dictionary import L1, Crosscoder, Normalisation, TopK, TranscoderAdapter
 from tunediff.evaluations import Examples, Telling, Trained
-from tunediff.evaluations.chosen import chosen_latents
-from tunediff.evaluations.columns import chosen_by_expression
-from tunediff.evaluations.expressions import Expression
-from tunediff.evaluations.selection import choose
-from tunediff.evaluations.usual import usual
+from tunediff.evaluations.latents.columns import chosen_by_expression
+from tunediff.evaluations.latents.expressions import Expression
+from tunediff.evaluations.latents.selection import choose, chosen_latents
+from tunediff.evaluations.latents.statistics import usual
 from tunediff.settings import check, check_command_line
 from tunediff.shapes import TUNED, Refused, Stream
-from tunediff.study import STUDY, evaluations_of
+from tunediff.study.parts import STUDY, evaluations_of
 from tunediff.text import Text
 from tunediff.toy import language
 

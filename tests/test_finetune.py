@@ -18,11 +18,11 @@ import yaml
 
 from conftest import ROOT
 from test_study import call, findings
-from tunediff import tuning
 from tunediff.models import ModelSource
 from tunediff.shapes import Refused
+from tunediff.study import finetune as tuning
+from tunediff.study.finetune import pair_of
 from tunediff.toy import language
-from tunediff.tuning import pair_of
 
 TINY = ["recipe.examples=96", "recipe.held_out=8", "trainer=cpu"]
 
@@ -90,12 +90,12 @@ def test_the_whole_chain_runs_by_commands_only(adapter, tmp_path):
     call(
         "evaluate.py",
         f"run={run}",
-        "evaluation=[geometry,adapter_ablation]",
+        "evaluation=[geometry,lora_ablation]",
         "trainer=cpu",
         "tokens=1000",
-        "evaluation.adapter_ablation.tasks=null",
+        "evaluation.lora_ablation.tasks=null",
     )
-    assert any(name.startswith("adapter_ablation/") for name in findings(run))
+    assert any(name.startswith("lora_ablation/") for name in findings(run))
     assert "finished" in call("compare.py", run)
 
 

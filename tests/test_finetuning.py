@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tunediff.finetuning import FineTuning, FineTuningCheckpoints, Lora, Shards, Whole, load_state, memory
 from tunediff.models import ModelSource
 from tunediff.objectives import Imitation
 from tunediff.schedules import WarmupCosine
@@ -26,7 +25,20 @@ from tunediff.shapes import Refused
 from tunediff.text import Batches, Example, Text, examples, packed
 from tunediff.text.examples import IGNORED, collated
 from tunediff.toy import language
-from tunediff.training import Pulse, Replicas, TokenProgress, latest_checkpoint, process_environment
+from tunediff.training import (
+    AllWeights,
+    FineTuning,
+    FineTuningCheckpoints,
+    Lora,
+    Pulse,
+    Replicas,
+    Shards,
+    TokenProgress,
+    latest_checkpoint,
+    load_state,
+    memory,
+    process_environment,
+)
 
 WORDS = 40
 
@@ -64,7 +76,7 @@ def trainer_of(**settings):
 
 def tuned(part=None, batches=None, *, model=None, callbacks=(), trainer=None, **settings):
     """A finished fine-tune of the small model."""
-    model = (part or Whole()).prepare(model or model_of(), seed=5)
+    model = (part or AllWeights()).prepare(model or model_of(), seed=5)
     settings = {"learning_rate": 1e-2, "learning_rate_schedule": WarmupCosine(0.1), "seed": 7, **settings}
     module = FineTuning(model, Imitation(chunk=5), batches or batches_of(), **settings)
     trainer_of(callbacks=list(callbacks), **(trainer or {})).fit(module)
@@ -165,8 +177,8 @@ def test_a_rank_one_adapter_of_qwen_32b_has_8_million_parameters():
         hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40, num_key_value_heads=8,
         vocab_size=152064, tie_word_embeddings=False,
     )  # fmt: skip
-    assert Lora().parameters(config) == 8_388_608 and Whole().parameters(config) == 32_763_876_352
-    share = Lora().parameters(config) / Whole().parameters(config)
+    assert Lora().parameters(config) == 8_388_608 and AllWeights().parameters(config) == 32_763_876_352
+    share = Lora().parameters(config) / AllWeights().parameters(config)
     assert round(100 * share, 4) == 0.0256  # per cent
     settings = {"block": 20_000, "micro_batch": 1, "precision": "bf16-mixed", "chunk": 1024}
     settings["gradient_checkpointing"] = True
@@ -176,7 +188,7 @@ def test_a_rank_one_adapter_of_qwen_32b_has_8_million_parameters():
     assert eight.items["frozen weights"] == one.items["frozen weights"] / 8
     assert eight.items["gathered: two layers, embeddings and head"] == pytest.approx(5.06e9, rel=1e-2)
     assert 30e9 < eight.total < 60e9 and f"{eight.total / 1e9:.2f} GB" in eight.table().splitlines()[-1]
-    whole = memory(Whole(), config, "bfloat16", **settings, processes=16, sharded=True)
+    whole = memory(AllWeights(), config, "bfloat16", **settings, processes=16, sharded=True)
     states = sum(size for name, size in whole.items.items() if "weights" in name or "grad" in name or "Adam" in name)
     assert states == pytest.approx(16 * 32.76e9 / 16, rel=1e-3)
 
@@ -210,7 +222,7 @@ class Held(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize(("part", "dtype"), [(Whole(), "float32"), (Lora(), "bfloat16"), (Lora(), "float32")])
+@pytest.mark.parametrize(("part", "dtype"), [(AllWeights(), "float32"), (Lora(), "bfloat16"), (Lora(), "float32")])
 def test_the_estimate_is_what_two_steps_hold_at_most(part, dtype, precision, checkpointing):
     config = Qwen2Config(
         hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
@@ -230,7 +242,7 @@ def test_the_estimate_is_what_two_steps_hold_at_most(part, dtype, precision, che
     assert 0.95 < found.total / held.most < 1.6, found.table()
 
 
-@pytest.mark.parametrize("part", [Whole(), Lora(rank=2), Lora(modules=("q_proj", "down_proj"), layers=(1,))])
+@pytest.mark.parametrize("part", [AllWeights(), Lora(rank=2), Lora(modules=("q_proj", "down_proj"), layers=(1,))])
 def test_parameters_are_counted_as_they_will_learn(part):
     model = part.prepare(model_of(), seed=0)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -277,9 +289,9 @@ def test_an_adapter_is_written_as_peft_reads_it(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_whole_model_is_written_in_its_dtype_and_read_back(tmp_path, tied):
-    module = tuned(Whole(dtype="bfloat16"), model=model_of(tied=tied))
-    Whole(dtype="bfloat16").save(module.model, tmp_path / "tuned")
-    Whole(dtype="bfloat16").save(module.model, tmp_path / "tuned")  # in place of the one before
+    module = tuned(AllWeights(dtype="bfloat16"), model=model_of(tied=tied))
+    AllWeights(dtype="bfloat16").save(module.model, tmp_path / "tuned")
+    AllWeights(dtype="bfloat16").save(module.model, tmp_path / "tuned")  # in place of the one before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tuned"]
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["dtype"] == "bfloat16"
     read = ModelSource(str(tmp_path / "tuned"), dtype="bfloat16").weights()
@@ -293,10 +305,10 @@ def test_a_whole_model_is_written_in_its_dtype_and_read_back(tmp_path, tied):
 
 
 def test_how_a_step_is_cut_and_checkpointed_changes_nothing():
-    whole = tuned(Whole(), batches_of(micro_batch=4), gradient_checkpointing=False)
+    whole = tuned(AllWeights(), batches_of(micro_batch=4), gradient_checkpointing=False)
     assert len(losses(whole)) == 12 and losses(whole)[-1] < 0.85 * losses(whole)[0]
     for micro_batch, checkpointing in ((1, True), (3, False)):
-        other = tuned(Whole(), batches_of(micro_batch=micro_batch), gradient_checkpointing=checkpointing)
+        other = tuned(AllWeights(), batches_of(micro_batch=micro_batch), gradient_checkpointing=checkpointing)
         assert losses(other) == pytest.approx(losses(whole), rel=1e-4)
         assert_equal(learned_weights(other), learned_weights(whole), atol=1e-4)
 
@@ -305,7 +317,7 @@ def test_a_step_is_adamw_on_the_mean_over_its_learned_tokens():
     """Decay of matrices alone, clipping by the whole norm, learning rate by the schedule."""
     settings = {"weight_decay": 0.3, "clip_norm": 0.5, "betas": (0.8, 0.9)}
     batches = batches_of(8, epochs=1)
-    module = tuned(Whole(), batches, **settings)
+    module = tuned(AllWeights(), batches, **settings)
     model, schedule = model_of(), WarmupCosine(0.1)
     groups = [
         {"params": [p for p in model.parameters() if (p.ndim > 1) == big], "weight_decay": 0.3 * big} for big in (1, 0)
@@ -394,7 +406,7 @@ def out_of_power():
     raise ArithmeticError("out of power")
 
 
-@pytest.mark.parametrize("part", [Whole(), Lora(rank=2, dropout=0.3)])
+@pytest.mark.parametrize("part", [AllWeights(), Lora(rank=2, dropout=0.3)])
 @pytest.mark.parametrize("step", [1, 6, 11])
 def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, part, step):
     held_out = Batches(sequences(6, seed=9), batch=4, micro_batch=4)
@@ -421,7 +433,7 @@ def test_a_signal_saves_at_the_end_of_the_step(tmp_path):
     assert again.history == tuned().history
     state = load_state(latest_checkpoint(tmp_path), digest="d")  # of the end: nothing is left to fit
     settings = {"learning_rate": 1e-2, "learning_rate_schedule": WarmupCosine(0.1)}
-    module = FineTuning(Whole().prepare(model_of(), 0), Imitation(), batches_of(), **settings, state=state)
+    module = FineTuning(AllWeights().prepare(model_of(), 0), Imitation(), batches_of(), **settings, state=state)
     assert module.step == module.steps and module.history == again.history
     assert_equal(learned_weights(module), learned_weights(again))
 
@@ -429,7 +441,7 @@ def test_a_signal_saves_at_the_end_of_the_step(tmp_path):
 # -- two processes ---------------------------------------------------------------------------------------------------
 
 SHARED = {  # part, model, precision
-    "whole": lambda: (Whole(), model_of(), "32-true"),
+    "whole": lambda: (AllWeights(), model_of(), "32-true"),
     "adapter": lambda: (Lora(rank=2), model_of(tied=False).bfloat16(), "bf16-mixed"),
 }
 STRATEGIES = {"replicas": Replicas, "shards": Shards}
@@ -473,7 +485,7 @@ def in_two_processes(target, folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tunediff.finetuning", "transformers.models.qwen2.modeling_qwen2"])
+    context.set_forkserver_preload(["tunediff.training", "transformers.models.qwen2.modeling_qwen2"])
     started = [context.Process(target=target, args=(rank, port, folder)) for rank in (0, 1)]
     for process in started:
         process.start()

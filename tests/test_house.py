@@ -10,17 +10,17 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "tunediff"
 FLOORS = {
     "shapes": 0, "schedules": 0, "processes": 0, "text": 1, "dictionary": 1, "folders": 1, "hookpoints": 1,
-    "edits": 2, "benchmarks": 2, "toy": 3, "models": 3, "activations": 4, "generation": 4, "objectives": 5, "evaluations": 5,
-    "attribution": 4, "training": 6, "loggers": 6, "report": 6,
-    "finetuning": 7, "settings": 7, "study": 8, "loaded": 9, "run": 10, "sweep": 11, "tuning": 11,
+    "edits": 2, "benchmarks": 2, "models": 3, "activations": 4, "generation": 4, "attribution": 4, "measures": 4,
+    "objectives": 5, "evaluations": 5, "toy": 5, "training": 6, "loggers": 6, "report": 6, "settings": 7,
+    "study": 8, "sweep": 9,
 }  # fmt: skip
 FENCES = {
     "hydra": {"settings", "sweep"},
-    "omegaconf": {"settings", "study", "loaded", "run", "sweep", "tuning"},
+    "omegaconf": {"settings", "study", "sweep"},
     "submitit": {"sweep"},
-    "transformers": {"models", "text", "toy", "finetuning", "attribution"},
-    "peft": {"models", "finetuning"},
-    "lightning": {"training", "activations", "loggers", "finetuning"},
+    "transformers": {"models", "text", "toy", "training", "attribution"},
+    "peft": {"models", "training"},
+    "lightning": {"training", "activations", "loggers"},
     "wandb": {"loggers"},
     "matplotlib": {"report"},
 }
@@ -109,7 +109,7 @@ def test_the_wheel_carries_conf_verbs_and_weights(tmp_path):
         "conf/train.yaml",
         "conf/model_pair/toy.yaml",
         "train.py",
-        "report/page.js",
+        "report/web/page.js",
         "toy/weights/tuned/model.safetensors",
     ):
         assert f"tunediff/{name}" in names, name

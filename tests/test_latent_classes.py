@@ -8,7 +8,7 @@ import torch
 from test_adapter_latents import EACH, PLANTED, standing_beside
 from test_evaluations import fitted, identity_dictionary, toy_text
 from tunediff.evaluations import Judge, LatentClasses, Trained
-from tunediff.evaluations.latent_classes import QUESTION, Verdict, raised_by, verdict_in
+from tunediff.evaluations.judging.latent_classes import QUESTION, Verdict, raised_by, verdict_in
 from tunediff.shapes import Finding, Note, Refused, Table
 
 WORDS = {3: "doubles", 7: "gives", 20: "Wait", 41: "wants", 60: "answer"}  # latents that fire on one word each

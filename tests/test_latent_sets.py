@@ -11,9 +11,10 @@ from test_behaviour import by_condition, parted
 from test_evaluations import identity_dictionary
 from test_recovery import problems
 from test_replacement import LATENTS, TEXT, random, untrained
-from tunediff.evaluations import LatentSets, Telling, Trained, solving
-from tunediff.evaluations.selection import choose
-from tunediff.evaluations.usual import usual
+from tunediff.evaluations import LatentSets, Telling, Trained
+from tunediff.evaluations.behaviour import solving
+from tunediff.evaluations.latents.selection import choose
+from tunediff.evaluations.latents.statistics import usual
 from tunediff.generation import Batched, Decoding
 from tunediff.report.behaviour import behaviour
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused

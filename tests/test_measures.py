@@ -7,18 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from tunediff.benchmarks import (
-    behaviour,
-    closed,
-    difference,
-    distinct,
-    hesitations,
-    mcnemar,
-    repetition,
-    scaling,
-    scaling_difference,
-    wilson,
-)
+from tunediff.benchmarks import behaviour, closed, distinct, hesitations, repetition
+from tunediff.measures import difference, mcnemar, scaling, scaling_difference, wilson
 from tunediff.shapes import Refused
 
 BUDGETS = [128, 256, 512, 1024]

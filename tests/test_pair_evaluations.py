@@ -14,13 +14,13 @@ import tunediff
 from conftest import ROOT, save_model
 from tunediff import folders as run_folders
 from tunediff.evaluations import LayerDivergence, Tokenizers, Trained
-from tunediff.evaluations.intervals import ratio
-from tunediff.evaluations.tokenizers import losses, responses
+from tunediff.evaluations.pair.tokenizers import losses, responses
+from tunediff.measures.clustered import ratio
 from tunediff.models import ModelPair, ModelSource
 from tunediff.report import in_words, members_under
-from tunediff.run import reevaluate
 from tunediff.settings import stream_key, within
 from tunediff.shapes import Finding, Note, Refused, Table
+from tunediff.study.finished import reevaluate
 from tunediff.sweep.launch import study
 from tunediff.sweep.plan import groups_of, look, members_in
 from tunediff.text import Text

@@ -13,7 +13,7 @@ from conftest import ROOT
 from tunediff.generation.responses import ask
 from tunediff.settings import build, check
 from tunediff.shapes import THINKING_FORMAT, Refused
-from tunediff.study import STUDY
+from tunediff.study.parts import STUDY
 from tunediff.text import Text, TextError, each_generation, encode, first_exchange, in_s1_form, read_files, render
 from tunediff.text.rendering import OPEN_THOUGHTS_FORMAT, layout, render_prompt, split_response
 

@@ -10,9 +10,10 @@ import pytest
 
 from conftest import save_model
 from test_behaviour import by_condition, parted
-from tunediff.benchmarks import Task, recovery
+from tunediff.benchmarks import Task
 from tunediff.evaluations import Recovery, Trained
 from tunediff.generation import Batched, Decoding, Response
+from tunediff.measures import recovery
 from tunediff.models import ModelPair, ModelSource
 from tunediff.report.behaviour import behaviour
 from tunediff.shapes import BASE, TUNED, Refused

@@ -9,7 +9,7 @@ from test_behaviour import parted
 from test_evaluations import identity_dictionary
 from tunediff.dictionary import TopK, TranscoderAdapter
 from tunediff.evaluations import Replacement, Trained
-from tunediff.evaluations.replacement import Partial
+from tunediff.evaluations.transcoders.replacement import Partial
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Refused
 from tunediff.text import Text
 from tunediff.toy import language

@@ -13,7 +13,7 @@ import torch
 
 from browser import in_browser
 from tunediff import folders
-from tunediff.evaluations.stability import partners
+from tunediff.measures.matching import partners
 from tunediff.report import in_words, line_of, members_under, write_comparison, write_report
 from tunediff.shapes import Table
 

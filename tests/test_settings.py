@@ -8,15 +8,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import ROOT
-from tunediff.finetuning import AdapterMember, Recipe
 from tunediff.models import ModelSource
-from tunediff.run import make_trainer
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
-from tunediff.study import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns
-from tunediff.training import Member
-from tunediff.tuning import FINE_TUNE
+from tunediff.study.finetune import FINE_TUNE
+from tunediff.study.parts import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns
+from tunediff.study.trainer import make_trainer
+from tunediff.training import Learner, Recipe, TranscoderLearner
 
 CONF = ROOT / "conf"
 STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]
@@ -92,10 +91,10 @@ def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
         objective, activations = build(cfg.dictionary.objective), build(cfg.activations)
         schedules = build(cfg.l1_schedule), build(cfg.optimizer.learning_rate_schedule)
         if not inside(cfg):
-            member = Member("m", build_dictionary(cfg.dictionary, streams), objective, *schedules)
+            member = Learner("m", build_dictionary(cfg.dictionary, streams), objective, *schedules)
         else:
             made = build_dictionary(cfg.dictionary, [Stream("adapter", "mlp_in", n, 16) for n in range(3)])
-            member = AdapterMember("m", made, objective, activations, *schedules, 1e-3, (0.9, 0.999), 1.0)
+            member = TranscoderLearner("m", made, objective, activations, *schedules, 1e-3, (0.9, 0.999), 1.0)
         member.check(Length(9999, 64))
     evaluations_of(cfg.get("evaluation"), learns=learns(cfg), inside=inside(cfg))
     build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option not in (

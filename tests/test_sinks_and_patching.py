@@ -9,8 +9,8 @@ import torch
 
 from tunediff.dictionary import Crosscoder, Linear, Normalisation
 from tunediff.evaluations import AttentionSinks, KLPatching, Trained
-from tunediff.evaluations.attention_sinks import GROUPS, Sums, measured, sentence_starts, summed, watch
-from tunediff.evaluations.kl_patching import places, replacements
+from tunediff.evaluations.pair.attention_sinks import GROUPS, Sums, measured, sentence_starts, summed, watch
+from tunediff.evaluations.reading.kl_patching import places, replacements
 from tunediff.hookpoints import Point, attending, writing
 from tunediff.shapes import BASE, DIFFERENCE, ROLES, SEGMENTS, TUNED, Finding, Note, Refused, Rows, Stream, Table
 from tunediff.text import Text, encode

@@ -291,11 +291,11 @@ SHORTENED = {  # words that make a command short
     ],
     "evaluation=steering_sweep": ["evaluation.steering_sweep.strengths=[1]", "task.toy.problems=4"],
     "evaluation=[kl_patching": ["tokens=4000"],
-    "[recovery,adapter_ablation]": [
+    "[recovery,lora_ablation]": [
         "evaluation.recovery.problems=4",
-        "evaluation.adapter_ablation.problems=4",
-        "evaluation.adapter_ablation.by=[type]",
-        "evaluation.adapter_ablation.random=1",
+        "evaluation.lora_ablation.problems=4",
+        "evaluation.lora_ablation.by=[type]",
+        "evaluation.lora_ablation.random=1",
         "tokens=600",
     ],
     "[polarity_examples,unit_comparison]": ["tokens=4000"],

@@ -19,10 +19,10 @@ from omegaconf import open_dict
 from conftest import ROOT
 from test_study import call, findings
 from tunediff import folders
-from tunediff.run import train
 from tunediff.settings import stream_key
 from tunediff.shapes import Refused
-from tunediff.study import Run
+from tunediff.study.run import Run
+from tunediff.study.train import train
 from tunediff.sweep.launch import launch, study
 from tunediff.sweep.plan import groups_of, members_in
 from tunediff.sweep.work import work
@@ -86,7 +86,7 @@ def test_packed_members_have_the_bits_that_each_has_alone(tmp_path, activations)
         (alone,) = trained(tmp_path / f"alone-{n}", words)
         assert alone.identity == together[n].identity
         assert weights(alone) == weights(together[n]), words
-        assert alone.member.history == together[n].member.history
+        assert alone.learner.history == together[n].learner.history
 
 
 def test_members_of_other_widths_normalisations_and_hookpoints_share_a_stream_too(tmp_path):
@@ -116,8 +116,8 @@ def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit
     whole = trained(tmp_path / "whole", *measured)
     assert len({stream_key(run.cfg) for run in whole}) == 1 and len({weights(run) for run in whole}) == len(members)
     for run in whole:
-        last = run.member.history[-1]
-        reached = [record["explained_variance/pooled"] for record in run.member.history]
+        last = run.learner.history[-1]
+        reached = [record["explained_variance/pooled"] for record in run.learner.history]
         assert run.error is None and last["l0"] > 0, run.cfg.dictionary
         assert reached[-1] > -1 or reached[-1] > reached[0], run.cfg.dictionary  # raw adapters begin far below
         scheduled = [name for name in last if name.startswith("schedule/")]
@@ -129,10 +129,10 @@ def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit
     killed_at(tmp_path / "cut", measured, 17, monkeypatch, SystemExit(9))
     runs = [Run(composed(*words), tmp_path / "cut" / str(n)) for n, words in enumerate(measured)]
     with monkeypatch.context() as m:
-        m.setattr(Run, "finish", lambda run, *_: run.member.dictionary.save(run.folder / "dictionary", {}))
+        m.setattr(Run, "finish", lambda run, *_: run.learner.dictionary.save(run.folder / "dictionary", {}))
         train(runs, tmp_path / "cut" / "checkpoints")
     for one, again in zip(whole, runs, strict=True):
-        assert weights(one) == weights(again) and one.member.history == again.member.history, one.cfg.dictionary
+        assert weights(one) == weights(again) and one.learner.history == again.learner.history, one.cfg.dictionary
 
 
 def test_an_adapter_inside_the_models_has_a_process_of_its_own_beside_a_group(tmp_path):
@@ -186,7 +186,7 @@ def test_what_was_trained_is_not_trained_again_because_an_evaluation_failed(tmp_
     again = Run(composed("layer=1", "evaluation=[geometry]", "logger=wandb"), runs[0].folder)
     again.begin()
     with monkeypatch.context() as m:
-        m.setattr("tunediff.training.fit.DictionaryTraining.training_step", lambda *_: 1 / 0)
+        m.setattr("tunediff.training.on_activations.DictionaryTraining.training_step", lambda *_: 1 / 0)
         train([again], tmp_path / "checkpoints")
     assert again.error is None and weights(again) == before and "geometry/count/shared" in findings(again.folder)
     assert not (tmp_path / "checkpoints").exists()
@@ -203,7 +203,7 @@ LONG += ["text.window=32", "text.tokens_per_batch=2048"]  # little is read again
 
 def killed_at(folder, members, step, monkeypatch, how):
     """Trains until `step` and dies there as `how` says, with a checkpoint at an earlier step."""
-    from tunediff.training import fit
+    from tunediff.training import on_activations as fit
 
     whole = fit.DictionaryTraining.training_step
 
@@ -240,7 +240,7 @@ def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, monke
     train(runs, folder / "checkpoints")
     for one, again in zip(whole, runs, strict=True):
         assert weights(one) == weights(again)
-        assert one.member.history == again.member.history
+        assert one.learner.history == again.learner.history
         rows = (again.folder / "csv" / "metrics.csv").read_text()
         assert rows == (one.folder / "csv" / "metrics.csv").read_text()
 
@@ -259,7 +259,7 @@ def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch)
 
 
 def test_a_group_that_is_requeued_goes_on_without_the_member_that_failed_before(tmp_path, monkeypatch):
-    from tunediff.training import fit
+    from tunediff.training import on_activations as fit
 
     words = [[*LONG, "checkpoint_every=0.05", own] for own in ("layer=1", "optimizer.learning_rate=1e30")]
     members = members_in(tmp_path, [(some, composed(*some)) for some in words])
@@ -332,7 +332,7 @@ def test_two_processes_reach_the_loss_of_one_and_go_on_after_a_kill(tmp_path, mo
         other = pyarrow.parquet.read_table(tmp_path / "two" / run.identity / "tables" / "training.parquet").to_pydict()
         assert len(other["step"]) == 5
         for name, values in other.items():
-            mine = [record[name] for record in run.member.history]
+            mine = [record[name] for record in run.learner.history]
             assert values == pytest.approx(mine, rel=5e-3, abs=1e-4), name
             assert values[0] == pytest.approx(mine[0], rel=1e-5, abs=1e-6), name
 

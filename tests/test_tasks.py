@@ -12,7 +12,7 @@ from conftest import ROOT
 from tunediff.benchmarks import ManyNumbers, Problem, Task, TaskError
 from tunediff.settings import build, check, check_command_line, identity, line, plain
 from tunediff.shapes import Refused
-from tunediff.study import STUDY, read_config, write_config
+from tunediff.study.parts import STUDY, read_config, write_config
 from tunediff.text import TextError
 from tunediff.toy import build as toy
 from tunediff.toy import language

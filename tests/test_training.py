@@ -14,7 +14,7 @@ from tunediff.dictionary import L1, BatchTopK, Crosscoder, JumpReLU, Linear, Nor
 from tunediff.objectives import Reconstruction
 from tunediff.schedules import Anneal, Constant, Length, Warmup, WarmupCooldown, WarmupCosine
 from tunediff.shapes import Refused, Rows, Stream
-from tunediff.training import DictionaryTraining, Member, Resampling
+from tunediff.training import DictionaryTraining, Learner, Resampling
 
 STREAMS = [Stream("base", "resid_post", 1, 8), Stream("tuned", "resid_post", 1, 8)]
 
@@ -51,7 +51,7 @@ def member(sparsity, *, sparse_codes=None, dead_after=5_000, **settings):
     schedules = {"l1_schedule": Constant(), "learning_rate_schedule": WarmupCooldown(0.05, 0.2)}
     objective = Reconstruction(dead_after=dead_after)
     dictionary = made(sparsity, sparse_codes=sparse_codes)
-    return Member("m", dictionary, objective, **{**schedules, "learning_rate": 5e-3, **settings})
+    return Learner("m", dictionary, objective, **{**schedules, "learning_rate": 5e-3, **settings})
 
 
 def fit(members, *, steps=60, precision="32-true", source=None, plugins=None):
@@ -189,10 +189,10 @@ def test_every_schedule_acts_on_its_own_setting():
     parts = Partition(tied=0.5, free=0.5, tied_penalty=0.2, tied_penalty_schedule=half)
     dictionary = made(L1(1.0), partition=parts)
     objective = Reconstruction(aux_schedule=half)
-    one = Member("m", dictionary, objective, l1_schedule=half, learning_rate_schedule=half, learning_rate=8.0)
+    one = Learner("m", dictionary, objective, l1_schedule=half, learning_rate_schedule=half, learning_rate=8.0)
     assert one.settings(0, Length(10, 64)) == {"learning_rate": 4.0, "l1": 0.5, "aux": 0.5, "tied_penalty": 0.1}
     sparsity = BatchTopK(2, k_schedule=Anneal(3.0, 1.0))
-    other = Member("m", made(sparsity), objective, l1_schedule=Constant(), learning_rate_schedule=Constant())
+    other = Learner("m", made(sparsity), objective, l1_schedule=Constant(), learning_rate_schedule=Constant())
     assert other.settings(0, Length(10, 64)) == {"learning_rate": 1e-3, "k": 6.0, "aux": 0.5}
     assert set(other.schedules()) >= {"dictionary.sparsity.k_schedule", "dictionary.objective.aux_schedule"}
     x = next(Planted())

@@ -15,22 +15,27 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import tunediff
 from conftest import ROOT
 from test_finetuning import STRATEGIES, Held, assert_equal, in_two_processes, sequences, stand_in, trainer_of
-from tunediff.activations import Sequences
+from tunediff.activations import WholeSequences
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TopK, TranscoderAdapter
-from tunediff.finetuning import AdapterMember, FineTuningCheckpoints, load_state
-from tunediff.finetuning.estimate import adapter_memory, adapter_parameters
 from tunediff.hookpoints import Point, decoder_layers, reading, writing
 from tunediff.models import ModelPair, ModelSource, PairError, replaceable, replacing, save_adapted
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.objectives import Distillation
 from tunediff.objectives.distillation import real_tokens
-from tunediff.run import adapt
 from tunediff.schedules import Constant, Length, Warmup, WarmupCosine
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused, Rows, Stream
+from tunediff.study.train import adapt
 from tunediff.sweep.launch import study
 from tunediff.text import Batches, Example
 from tunediff.text.examples import collated
-from tunediff.training import latest_checkpoint, process_environment
+from tunediff.training import (
+    FineTuningCheckpoints,
+    TranscoderLearner,
+    latest_checkpoint,
+    load_state,
+    process_environment,
+)
+from tunediff.training.memory import adapter_memory, adapter_parameters
 
 WORDS, WIDTH, LAYERS = 40, 16, 3
 
@@ -68,9 +73,9 @@ class Loaded:
 
 def member_of(adapter, **settings):
     objective = Distillation(**settings.pop("objective", {"chunk": 7}))
-    sequences = Sequences(gradient_checkpointing=settings.pop("gradient_checkpointing", False), held_out=0)
+    sequences = WholeSequences(gradient_checkpointing=settings.pop("gradient_checkpointing", False), held_out=0)
     settings = {"l1_schedule": Constant(), "learning_rate": 1e-2, "betas": (0.9, 0.999), "clip_norm": 1.0, **settings}
-    return AdapterMember("m", adapter, objective, sequences, learning_rate_schedule=WarmupCosine(0.1), **settings)
+    return TranscoderLearner("m", adapter, objective, sequences, learning_rate_schedule=WarmupCosine(0.1), **settings)
 
 
 def batches_of(count=16, **settings):

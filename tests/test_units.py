@@ -5,14 +5,14 @@ import re
 import pytest
 import torch
 
-from test_adapters import pair_of, save_adapter
 from test_evaluations import identity_dictionary, toy_text
+from test_lora import pair_of, save_adapter
 from tunediff.dictionary import Polarities
 from tunediff.evaluations import Judge, PolarityExamples, Trained, UnitComparison
-from tunediff.evaluations.separation import ActiveScores, DenseScores
-from tunediff.evaluations.unit_classes import verdict_in
-from tunediff.evaluations.units import Kind, Unit, matched_neurons
-from tunediff.hookpoints import adapters_of
+from tunediff.evaluations.judging.unit_classes import verdict_in
+from tunediff.evaluations.lora.units import Kind, Unit, matched_neurons
+from tunediff.hookpoints import lora_adapters
+from tunediff.measures.separation import ActiveScores, DenseScores
 from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
 
 READ = {"0.q_proj": " user", "0.k_proj": " wants", "neuron": " answer"}  # by whom a word is read
@@ -24,7 +24,7 @@ def planted(folders, tmp_path_factory):
     another: both read the normalised embedding, which is the token's alone. Neuron 5 of layer 0 is positive on a third,
     and what its MLP reads is the embedding too, since the attention before it writes nothing."""
     pair = pair_of(folders, save_adapter(tmp_path_factory.mktemp("adapter"), folders["base"])).load()
-    every = {str(parts.adapter): parts for parts in adapters_of(pair.models["tuned"])}
+    every = {str(parts.adapter): parts for parts in lora_adapters(pair.models["tuned"])}
     model = pair.models["tuned"].base_model
     embedded = model.embed_tokens.weight.detach()
 
@@ -109,7 +109,7 @@ def test_units_of_a_silent_adapter_are_there_with_zeros_and_without_examples(pla
 def test_a_units_scaled_activation_is_what_its_direction_adds_to_its_module(folders, tmp_path):
     pair = pair_of(folders, save_adapter(tmp_path, folders["base"], rank=3, modules=("down_proj",), layers=[1])).load()
     _, tables, _ = measured(PolarityExamples(strongest=1, quantiles=0, random=0), pair, tokens=500)
-    units, (parts,) = tables["adapter_units"], adapters_of(pair.models["tuned"])
+    units, (parts,) = tables["adapter_units"], lora_adapters(pair.models["tuned"])
     assert units["adapter"] == ["1.down_proj"] * 6 and units["polarity"] == ["+", "-"] * 3
     assert units["direction"] == [0, 0, 1, 1, 2, 2]
     for row in rows_of(tables["adapter_examples"]):
@@ -188,11 +188,11 @@ def test_units_of_a_silent_adapter_are_counted_at_chance_and_left_out_of_shares(
 
 
 def test_a_pair_whose_adapters_are_all_silent_has_no_numbers_rather_than_wrong_ones(planted, worded):
-    kept = {str(p.adapter): p.down.weight.detach().clone() for p in adapters_of(planted.models["tuned"])}
-    for parts in adapters_of(planted.models["tuned"]):
+    kept = {str(p.adapter): p.down.weight.detach().clone() for p in lora_adapters(planted.models["tuned"])}
+    for parts in lora_adapters(planted.models["tuned"]):
         parts.down.weight.data.zero_()
     findings, _, notes = compared(planted)
-    for parts in adapters_of(planted.models["tuned"]):
+    for parts in lora_adapters(planted.models["tuned"]):
         parts.down.weight.data.copy_(kept[str(parts.adapter)])
     for name in ("telling", "auroc"):
         assert findings[f"unit_comparison/adapters/{name}"].value is None

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tunediff.loaded import Loaded
+    from tunediff.study.finished import Loaded
 
 __version__ = "0.1.0"
 
 
 def load(run: str | Path) -> Loaded:
     """A finished run by its folder: its dictionary, pair, text, findings and tables."""
-    from tunediff.loaded import Loaded  # the command line imports this package and stays free of torch
+    from tunediff.study.finished import Loaded
 
     return Loaded(Path(run))

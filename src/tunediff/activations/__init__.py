@@ -7,9 +7,9 @@ can be saved and taken up again: state_dict() now, load_state_dict() later, same
 dictionary, a loss or a step. sequences.py is for dictionaries that stand inside the models and learn from whole texts.
 """
 
-from tunediff.activations.live import ActivationError, Live, LiveRows, Source, Wanted, harvest
+from tunediff.activations.live import ActivationError, ActivationSource, Live, LiveRows, Wanted, harvest
 from tunediff.activations.planted import Planted, PlantedRows
-from tunediff.activations.sequences import Sequences
+from tunediff.activations.sequences import WholeSequences
 from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, select, take
 from tunediff.activations.stored import Stored, StoredRows, store
 
@@ -21,9 +21,9 @@ __all__ = [
     "Planted",
     "PlantedRows",
     "Reader",
-    "Sequences",
+    "WholeSequences",
     "ShuffledRows",
-    "Source",
+    "ActivationSource",
     "Stored",
     "StoredRows",
     "Wanted",

@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
     processes: int = 1
 
 
-class Source(Protocol):
+class ActivationSource(Protocol):
     """Blocks of rows without end, from a position that can be saved.
 
     streams   what the columns are
@@ -143,7 +143,7 @@ class Live:
     dtype: str = "float32"
     fit_tokens: int = 20_000
 
-    def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> Source:
+    def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> ActivationSource:
         place = {"rank": wanted.rank, "processes": wanted.processes}
         return LiveRows(pair, text, wanted.streams, dtype=getattr(torch, self.dtype), moments=wanted.moments, **place)
 

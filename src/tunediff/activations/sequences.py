@@ -10,7 +10,7 @@ from tunediff.text import Batches, Examples, Text, examples
 
 
 @dataclass(frozen=True)
-class Sequences:
+class WholeSequences:
     """batch         sequences of a step, over all processes        micro_batch   of them in one forward pass
     held_out      rows on which the loss is followed; 0: none      evaluate_every   a fraction of the run, or steps
     gradient_checkpointing   layers are computed again in the backward pass: less memory, a third more time

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.activations.live import ActivationError, Source
+from tunediff.activations.live import ActivationError, ActivationSource
 from tunediff.shapes import Rows, Stream
 
 
@@ -35,7 +35,7 @@ def select(rows: Rows, given: Sequence[Stream], wanted: Sequence[Stream], *, mom
     return Rows(values, rows.moments[:, [given.index(stream) for stream in wanted]] if moments else None)
 
 
-def take(source: Source, tokens: int) -> Rows:
+def take(source: ActivationSource, tokens: int) -> Rows:
     """The next `tokens` rows, for fitting statistics."""
     blocks, count = [], 0
     while count < tokens:
@@ -98,7 +98,7 @@ class ShuffledRows:
 
     def __init__(
         self,
-        source: Source,
+        source: ActivationSource,
         readers: Sequence[Reader],
         *,
         batch: int,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.activations.live import ActivationError, LiveRows, Source, Wanted
+from tunediff.activations.live import ActivationError, ActivationSource, LiveRows, Wanted
 from tunediff.models import ModelPair
 from tunediff.shapes import Rows, Stream
 from tunediff.text import Text
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SHARD_ROWS = 262_144
 
 
-def store(source: Source, folder: Path, *, tokens: int, width: int, moments: int) -> Path:
+def store(source: ActivationSource, folder: Path, *, tokens: int, width: int, moments: int) -> Path:
     """Writes at least `tokens` rows as bfloat16 shards with checksums; returns the folder. Found whole, it is kept.
 
     Layout: index.json, shard-00000.bin (contiguous rows [token, width]), moments-00000.bin (float32 [token, stream, 2])."""
@@ -40,7 +40,7 @@ def store(source: Source, folder: Path, *, tokens: int, width: int, moments: int
     return folder
 
 
-def _store(source: Source, folder: Path, *, tokens: int, width: int, moments: int) -> None:
+def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, moments: int) -> None:
     needed = tokens * (2 * width + 8 * moments)
     free = shutil.disk_usage(folder).free
     log.info(
@@ -169,7 +169,7 @@ class Stored:
     dtype: str = "bfloat16"
     fit_tokens: int = 20_000
 
-    def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> Source:
+    def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> ActivationSource:
         streams = wanted.streams
         live = LiveRows(pair, text, streams, dtype=torch.bfloat16, moments=wanted.moments)
         width = sum(stream.width for stream in streams)

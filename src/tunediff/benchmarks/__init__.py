@@ -1,24 +1,11 @@
 """Problems with right answers -> what a model is asked, grades of what it answers, and how it wrote. Knows no model.
 
 tasks.py       problems and prompts           answers.py (by sentences.py) -> equality.py (by notation.py) -> symbolic.py
-measures.py    accuracies, with intervals     grading.py runs these, many outputs at a time
-writing.py     hesitations, repetition
+grading.py     runs these, many outputs at a time     writing.py  hesitations, repetition
 """
 
 from tunediff.benchmarks.answers import READ, Answer, read
 from tunediff.benchmarks.grading import RULES, Grade, Grader, grade
-from tunediff.benchmarks.measures import (
-    BudgetCurve,
-    Interval,
-    Paired,
-    Recovered,
-    difference,
-    mcnemar,
-    recovery,
-    scaling,
-    scaling_difference,
-    wilson,
-)
 from tunediff.benchmarks.tasks import ManyNumbers, Problem, Task, TaskError
 from tunediff.benchmarks.writing import HESITATIONS, Behaviour, behaviour, closed, distinct, hesitations, repetition
 
@@ -28,27 +15,17 @@ __all__ = [
     "RULES",
     "Answer",
     "Behaviour",
-    "BudgetCurve",
     "Grade",
     "Grader",
-    "Interval",
     "ManyNumbers",
-    "Paired",
     "Problem",
-    "Recovered",
     "Task",
     "TaskError",
     "behaviour",
     "closed",
-    "difference",
     "distinct",
     "grade",
     "hesitations",
-    "mcnemar",
     "read",
-    "recovery",
     "repetition",
-    "scaling",
-    "scaling_difference",
-    "wilson",
 ]

@@ -35,7 +35,7 @@ def latents_of(setting: int | str, streams: Sequence[Stream]) -> int:
     return int(number) * (streams[0].width if words.endswith("x") else 1)
 
 
-class Kept(nn.Module):
+class Saved(nn.Module):
     """A dictionary that has a folder of its own: weights.safetensors and config.json."""
 
     streams: list[Stream]
@@ -52,7 +52,7 @@ class Kept(nn.Module):
         os.replace(folder / "config.partial", folder / "config.json")
 
 
-class Crosscoder(Kept):
+class Crosscoder(Saved):
     """W_enc [width, latent], b_enc [latent], W_dec [latent, width], b_dec [width]. W_enc lies in memory as its transpose,
     so that what concerns one latent is contiguous in both matrices.
 

@@ -102,7 +102,7 @@ def _check_adapters(edit: Edit) -> None:
     if edit.gate.reads or edit.part.needs_moments or not (alone or edit.operation.constant):
         raise Refused(
             f"An edit at {edit.at} acts on each adapter as it is computed, so it cannot be {edit.described}: add "
-            "something to them, as steering_sweep does, or change single adapters, as adapter_ablation does."
+            "something to them, as steering_sweep does, or change single adapters, as lora_ablation does."
         )
 
 

@@ -1,38 +1,38 @@
 """One question a file: a trained dictionary, or the pair alone -> findings."""
 
-from tunediff.evaluations.adapter_ablation import AdapterAblation
-from tunediff.evaluations.adapter_recovery import AdapterRecovery
-from tunediff.evaluations.attention_sinks import AttentionSinks
-from tunediff.evaluations.attribution_graphs import AttributionGraphs
-from tunediff.evaluations.autointerp import Autointerp
-from tunediff.evaluations.benchmark import Benchmark
-from tunediff.evaluations.examples import Examples
-from tunediff.evaluations.fidelity import Fidelity
-from tunediff.evaluations.geometry import Geometry
-from tunediff.evaluations.intervention import Intervention
-from tunediff.evaluations.judge import Judge
-from tunediff.evaluations.kl_patching import KLPatching
-from tunediff.evaluations.label_alignment import LabelAlignment
-from tunediff.evaluations.latent_cache import LatentCache
-from tunediff.evaluations.latent_classes import LatentClasses
-from tunediff.evaluations.latent_scaling import LatentScaling, Scaling, latent_scaling
-from tunediff.evaluations.latent_sets import LatentSets
-from tunediff.evaluations.layer_divergence import LayerDivergence
-from tunediff.evaluations.logit_effect import LogitEffect
-from tunediff.evaluations.polarity_examples import PolarityExamples
-from tunediff.evaluations.probing import Probing
-from tunediff.evaluations.recovery import Recovery
-from tunediff.evaluations.replacement import Replacement
-from tunediff.evaluations.segments import Segments
-from tunediff.evaluations.selection import Telling
-from tunediff.evaluations.steering_sweep import SteeringSweep
-from tunediff.evaluations.tokenizers import Tokenizers
-from tunediff.evaluations.trained import Reading, Trained
-from tunediff.evaluations.truth import Score, score
-from tunediff.evaluations.unit_comparison import UnitComparison
+from tunediff.evaluations.behaviour.benchmark import Benchmark
+from tunediff.evaluations.behaviour.intervention import Intervention
+from tunediff.evaluations.behaviour.recovery import Recovery
+from tunediff.evaluations.behaviour.steering_sweep import SteeringSweep
+from tunediff.evaluations.given import Reading, Trained
+from tunediff.evaluations.judging.autointerp import Autointerp
+from tunediff.evaluations.judging.delphi_cache import LatentCache
+from tunediff.evaluations.judging.judge import Judge
+from tunediff.evaluations.judging.latent_classes import LatentClasses
+from tunediff.evaluations.latents.selection import Telling
+from tunediff.evaluations.lora.ablation import LoraAblation
+from tunediff.evaluations.lora.polarity_examples import PolarityExamples
+from tunediff.evaluations.lora.unit_comparison import UnitComparison
+from tunediff.evaluations.pair.attention_sinks import AttentionSinks
+from tunediff.evaluations.pair.layer_divergence import LayerDivergence
+from tunediff.evaluations.pair.tokenizers import Tokenizers
+from tunediff.evaluations.reading.examples import Examples
+from tunediff.evaluations.reading.fidelity import Fidelity
+from tunediff.evaluations.reading.geometry import Geometry
+from tunediff.evaluations.reading.kl_patching import KLPatching
+from tunediff.evaluations.reading.label_alignment import LabelAlignment
+from tunediff.evaluations.reading.latent_scaling import LatentScaling, Scaling, latent_scaling
+from tunediff.evaluations.reading.logit_effect import LogitEffect
+from tunediff.evaluations.reading.planted_truth import Score, score
+from tunediff.evaluations.reading.probing import Probing
+from tunediff.evaluations.reading.segments import Segments
+from tunediff.evaluations.transcoders.attribution_graphs import AttributionGraphs
+from tunediff.evaluations.transcoders.latent_sets import LatentSets
+from tunediff.evaluations.transcoders.recovery import AdapterRecovery
+from tunediff.evaluations.transcoders.replacement import Replacement
 
 __all__ = [
-    "AdapterAblation",
+    "LoraAblation",
     "AdapterRecovery",
     "AttentionSinks",
     "AttributionGraphs",

@@ -10,17 +10,17 @@ Layer l is counted from 0, and resid_post of layer l is resid_pre of layer l+1: 
 Hooks live inside a `with` and are gone afterwards, also when the body raises.
 """
 
-from tunediff.hookpoints.adapters import Adapter, adapters_of, in_order
 from tunediff.hookpoints.hooks import ForwardStopped, attending, reading, writing, writing_pieces
+from tunediff.hookpoints.lora import LoraAdapter, in_order, lora_adapters
 from tunediff.hookpoints.places import HOOKPOINTS, LORA, Point, check_hookpoint, decoder_layers, mlp_of, transcoder_of
 
 __all__ = [
     "HOOKPOINTS",
     "LORA",
-    "Adapter",
+    "LoraAdapter",
     "ForwardStopped",
     "Point",
-    "adapters_of",
+    "lora_adapters",
     "attending",
     "check_hookpoint",
     "decoder_layers",

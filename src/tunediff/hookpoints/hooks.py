@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tunediff.hookpoints.adapters import Parts, adapters_of
+from tunediff.hookpoints.lora import Parts, lora_adapters
 from tunediff.hookpoints.places import LORA, Point, decoder_layers, module_of
 from tunediff.shapes import Refused
 
@@ -110,7 +110,7 @@ def _gather(model: nn.Module, see: Callable[[Tensor], None]) -> list:
 
 
 def _adapters(model: nn.Module) -> list[Parts]:
-    found = adapters_of(model)
+    found = lora_adapters(model)
     if not found:
         raise Refused("The model has no adapters to read or write: a merged or fully tuned model has none.")
     return found

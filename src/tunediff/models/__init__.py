@@ -8,8 +8,8 @@ option.py    the two, as pair.yaml        adapted_source.py     where such a mod
 """
 
 from tunediff.models.adapted_source import AdaptedSource
-from tunediff.models.adapter import PairError
-from tunediff.models.hybrid import choose, replaceable, replacing
+from tunediff.models.hybrid import replaceable, replacing, switch_mlps
+from tunediff.models.lora import PairError
 from tunediff.models.option import option, pair_of_adapter, placed
 from tunediff.models.pair import ModelPair
 from tunediff.models.source import ModelSource
@@ -21,7 +21,7 @@ __all__ = [
     "ModelSource",
     "PairError",
     "TranscoderFiles",
-    "choose",
+    "switch_mlps",
     "option",
     "pair_of_adapter",
     "placed",

@@ -12,9 +12,9 @@ import torch
 import yaml
 from torch import nn
 
-from tunediff.hookpoints import Adapter, decoder_layers
-from tunediff.models.adapter import PairError, located
+from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.hybrid import adapted, hybrid
+from tunediff.models.lora import PairError, located
 from tunediff.models.source import ModelSource
 from tunediff.models.transcoder_files import TranscoderFiles
 
@@ -71,7 +71,7 @@ class AdaptedSource(ModelSource):
         return TranscoderFiles(self.transcoders, self.transcoders_revision)
 
     @functools.cached_property
-    def adapters(self) -> list[Adapter]:
+    def adapters(self) -> list[LoraAdapter]:
         """None: low-rank adapters of the tuned model are part of its attention here."""
         return []
 

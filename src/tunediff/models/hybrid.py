@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tunediff.dictionary import Normalisation, TranscoderAdapter
 from tunediff.hookpoints import decoder_layers, transcoder_of
-from tunediff.models.adapter import PairError, twin
+from tunediff.models.lora import PairError, twin
 from tunediff.shapes import ADAPTER, TUNED, Stream
 
 
@@ -98,7 +98,7 @@ def replaceable(tuned: nn.Module, base: nn.Module, adapter: TranscoderAdapter) -
     return made
 
 
-def choose(model: nn.Module, choices: Sequence[str]) -> None:
+def switch_mlps(model: nn.Module, choices: Sequence[str]) -> None:
     """From here on each layer of a replaceable model computes its MLP as the choice for it says: tuned, hybrid or adapter."""
     for layer, choice in zip(decoder_layers(model), choices, strict=True):
         layer.mlp.choice = choice
@@ -107,11 +107,11 @@ def choose(model: nn.Module, choices: Sequence[str]) -> None:
 @contextmanager
 def replacing(model: nn.Module, choices: Sequence[str]) -> Iterator[None]:
     """Inside, `choose`; afterwards the adapter everywhere."""
-    choose(model, choices)
+    switch_mlps(model, choices)
     try:
         yield
     finally:
-        choose(model, [ADAPTER] * len(choices))
+        switch_mlps(model, [ADAPTER] * len(choices))
 
 
 def _beside(model: nn.Module, adapter: TranscoderAdapter) -> list[nn.Module]:

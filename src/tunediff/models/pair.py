@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
 from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading
-from tunediff.models.adapter import PairError
 from tunediff.models.hybrid import adapted, adapter_in, hybrid
+from tunediff.models.lora import PairError
 from tunediff.models.source import ModelSource
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
 from tunediff.text import Batch, compare_tokenizers

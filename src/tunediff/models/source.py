@@ -14,9 +14,9 @@ import torch
 import transformers
 from torch import nn
 
-from tunediff.hookpoints import Adapter, decoder_layers
-from tunediff.models.adapter import PairError, adapted, aligned, brought, check, located, shapes, twin
+from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.hybrid import adapted as with_transcoders
+from tunediff.models.lora import PairError, adapted, aligned, brought, check, located, shapes, twin
 from tunediff.models.transcoder_files import KEY, TranscoderFiles, published
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
@@ -85,7 +85,7 @@ class ModelSource:
         return found
 
     @functools.cached_property
-    def adapters(self) -> list[Adapter]:
+    def adapters(self) -> list[LoraAdapter]:
         """Those that can be read, from the adapter's files alone; none without an adapter or with a merged one."""
         return [] if self.adapter is None or self.merged else shapes(self._adapter())
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from tunediff import dictionary
 from tunediff.dictionary import L1, Normalisation, Sparsity, TranscoderAdapter, latents_of
-from tunediff.hookpoints import adapters_of
-from tunediff.models.adapter import PairError, aligned, located, twin
+from tunediff.hookpoints import lora_adapters
 from tunediff.models.hybrid import AdaptedMLP
+from tunediff.models.lora import PairError, aligned, located, twin
 from tunediff.shapes import ADAPTER, Stream
 
 LATENTS, DECODER_BIAS = "transcoder_n_features", "transcoder_dec_bias"
@@ -218,7 +218,7 @@ def save_adapted(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
             f"The authors' format has ReLU latents, and this adapter has {type(first.sparsity).__name__}: train one with "
             "dictionary/sparsity=l1, or keep the run folder, which model_pair reads as it is (tunediff.models.AdaptedSource)."
         )
-    if adapters_of(model):
+    if lora_adapters(model):
         raise PairError("The model has low-rank adapters as well: load it with merged=true, and save that.")
     if folder.exists() and any(folder.iterdir()):
         raise PairError(f"{folder} is not empty: name a new folder.")

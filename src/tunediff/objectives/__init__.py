@@ -6,7 +6,7 @@ imitation.py        of a text, by a model
 
 from tunediff.objectives.distillation import Distillation
 from tunediff.objectives.imitation import Imitation
-from tunediff.objectives.part import Part
+from tunediff.objectives.pass_losses import PassLosses
 from tunediff.objectives.reconstruction import Losses, Reconstruction
 
-__all__ = ["Distillation", "Imitation", "Losses", "Part", "Reconstruction"]
+__all__ = ["Distillation", "Imitation", "Losses", "PassLosses", "Reconstruction"]

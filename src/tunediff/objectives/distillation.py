@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tunediff.dictionary import Pass, Transcoder, TranscoderAdapter
 from tunediff.hookpoints import Point, decoder_layers, reading
-from tunediff.models import choose
+from tunediff.models import switch_mlps
 from tunediff.objectives.heads import cap_of, check_chunk, check_head, logits_of
-from tunediff.objectives.part import Part
+from tunediff.objectives.pass_losses import PassLosses
 from tunediff.schedules import Constant, Length, Schedule
 from tunediff.shapes import ADAPTER, TUNED, Refused
 from tunediff.text.examples import IGNORED, MicroBatch, Step
@@ -132,7 +132,7 @@ class Distillation:
                     found.append(Term(name, choices, settings, kl=self.bridge, share=1 / self.cutoffs))
         return found
 
-    def part(self, model: nn.Module, micro_batch: MicroBatch, term: Term, of: Step) -> Part:
+    def part(self, model: nn.Module, micro_batch: MicroBatch, term: Term, of: Step) -> PassLosses:
         """One pass of a replaceable model, in training."""
         real = real_tokens(micro_batch)
         where = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
@@ -163,7 +163,7 @@ class Distillation:
             told["l0"] = torch.stack([one.l0 for one in seen]).mean() * share
             loss = loss + penalty * share
         told["loss"] = loss.detach()
-        return Part(loss, told)
+        return PassLosses(loss, told)
 
     def held_out(self, model: nn.Module, micro_batch: MicroBatch, of: Step) -> Tensor:
         """KL(tuned || adapted), with latents as they are outside training."""
@@ -209,7 +209,7 @@ class Distillation:
     ) -> tuple[Tensor, list[Tensor]]:
         """Last hidden vectors and, where asked for, what enters the first layer and leaves each. The choices stand until
         the next pass: checkpointed layers run again in the backward pass."""
-        choose(model, choices)
+        switch_mlps(model, choices)
         count = len(choices)
         points = [Point("resid_pre", 0), *(Point("resid_post", n) for n in range(count))] if residuals else []
         with reading(model, points, stop=False, detach=False) as read:

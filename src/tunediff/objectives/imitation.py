@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from tunediff.objectives.heads import cap_of, check_chunk, check_head, logits_of
-from tunediff.objectives.part import Part
+from tunediff.objectives.pass_losses import PassLosses
 from tunediff.schedules import Length
 from tunediff.shapes import Refused
 from tunediff.text.examples import IGNORED, MicroBatch, Step
@@ -37,9 +37,9 @@ class Imitation:
         """What a micro-batch is run for, each with a backward pass of its own: there is one loss."""
         return [None]
 
-    def part(self, model: nn.Module, micro_batch: MicroBatch, term: None, of: Step) -> Part:
+    def part(self, model: nn.Module, micro_batch: MicroBatch, term: None, of: Step) -> PassLosses:
         nats = self.loss_sum(model, micro_batch)[0] / of.learned
-        return Part(nats, {"loss": nats.detach()})
+        return PassLosses(nats, {"loss": nats.detach()})
 
     def held_out(self, model: nn.Module, micro_batch: MicroBatch, of: Step) -> Tensor:
         return self.part(model, micro_batch, None, of).loss

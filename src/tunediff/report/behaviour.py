@@ -23,7 +23,7 @@ CURVES = {
     "benchmark_scaling": "scaling",
     "steering_sweep": "steering",
     "kl_patching": "kl",
-    "adapter_ablation": "adapters",
+    "lora_ablation": "adapters",
     "recovery": "recovered",
     "adapter_recovery": "adapter_recovered",
     "partial_replacement": "replacement",

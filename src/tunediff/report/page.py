@@ -112,7 +112,7 @@ def assemble(
     payload: dict[str, Any], *, title: str, scripts: tuple[str, ...], packed: dict[str, Any] | None = None
 ) -> str:
     """The page as one text: its data, the style, and its scripts in their order."""
-    parts = importlib.resources.files("tunediff.report")
+    parts = importlib.resources.files("tunediff.report") / "web"
     text = json.dumps(_finite(payload), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     pieces = {
         "TITLE": html.escape(title),

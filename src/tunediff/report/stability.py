@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tunediff import folders
-from tunediff.evaluations.stability import partners
+from tunediff.measures.matching import partners
 from tunediff.report.page import read_table
 
 SEEDS = ("seed", "dictionary.seed")

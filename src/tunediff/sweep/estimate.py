@@ -18,13 +18,15 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff.dictionary import latents_of
-from tunediff.finetuning import Estimate
-from tunediff.finetuning.estimate import adapter_memory, adapter_operations, adapter_parameters
 from tunediff.models import ModelPair
-from tunediff.run import processes_of, shares_out_layers
 from tunediff.settings import build
 from tunediff.shapes import BASE, TUNED
-from tunediff.study import Run, inside, learns, spelled
+from tunediff.study.described import spelled
+from tunediff.study.parts import inside, learns
+from tunediff.study.run import Run
+from tunediff.study.trainer import processes_of, shares_out_layers
+from tunediff.training import MemoryEstimate
+from tunediff.training.memory import adapter_memory, adapter_operations, adapter_parameters
 
 GB = 1e9
 
@@ -87,7 +89,7 @@ def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
     return Cost(adapter_items(cfg, pair).total, 4.0 * learned * (1 + 2 * 3), flops)
 
 
-def adapter_items(cfg: DictConfig, pair: ModelPair) -> Estimate:
+def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
     """What its memory is for."""
     return adapter_memory(
         pair.configs[BASE],

@@ -16,14 +16,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders
 from tunediff.models import ModelPair
-from tunediff.run import processes_of, train
 from tunediff.settings import build, check, plain
 from tunediff.shapes import Refused
-from tunediff.study import STUDY, Run, inside
+from tunediff.study.parts import STUDY, inside
+from tunediff.study.run import Run
+from tunediff.study.train import train
+from tunediff.study.trainer import processes_of
 from tunediff.sweep import local, slurm
 from tunediff.sweep.estimate import GB, adapter_items, columns, cost_of, device_of, memory_of, table
 from tunediff.sweep.plan import Group, Member, forget_checkpoints, groups_of, look, members_in
-from tunediff.training import latest_checkpoint, members_of
+from tunediff.training import latest_checkpoint, names_in
 
 
 def study(cfg: DictConfig, folder: Path) -> float | None:
@@ -57,7 +59,7 @@ def _study(cfg: DictConfig, folder: Path) -> float | None:
         return folders.state_of(folder).get("value")
     checkpoints = folder / "checkpoints"
     saved = latest_checkpoint(checkpoints) if checkpoints.exists() else None
-    if saved is not None and run.identity not in members_of(saved):
+    if saved is not None and run.identity not in names_in(saved):
         raise Refused(f"{checkpoints} belongs to another study. Choose another hydra.run.dir, or remove it.")
     with folders.held(folder, "The run"):
         run.begin()

@@ -14,8 +14,9 @@ from tunediff import folders
 from tunediff.models import ModelPair
 from tunediff.settings import build, check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
-from tunediff.study import STUDY, Run, inside
-from tunediff.training import latest_checkpoint, members_of
+from tunediff.study.parts import STUDY, inside
+from tunediff.study.run import Run
+from tunediff.training import latest_checkpoint, names_in
 
 NEAR = 3  # settings by which a run may differ and still be called nearly the same
 
@@ -79,7 +80,7 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
                 text.check(evaluated=bool(cfg.evaluation))
                 built[key].check_tokens(text.samples())
             run.build(built[key], weights=False)
-            run.member = None  # its weights are made where it is trained
+            run.learner = None  # its weights are made where it is trained
         except Refused as refusal:
             raise Refused(f"{' '.join(own)}: {refusal}" if own else str(refusal)) from refusal
         members.setdefault(run.identity, Member(run, own))
@@ -92,7 +93,7 @@ def look(sweep: Path, members: Sequence[Member]) -> list[tuple[Path, set[str]]]:
     for group in sorted((sweep / "groups").glob("*/checkpoints")):
         path = latest_checkpoint(group)
         if path is not None:
-            checkpoints.append((path, set(members_of(path))))
+            checkpoints.append((path, set(names_in(path))))
     checkpoints.sort(key=lambda found: -step_of(found[0]))
     for member in members:
         state = folders.state_of(member.run.folder)
@@ -168,5 +169,5 @@ def forget_checkpoints(sweep: Path) -> None:
     """Of groups all of whose members are finished; one without a whole checkpoint may be writing its first."""
     for folder in (sweep / "groups").glob("*/checkpoints"):
         path = latest_checkpoint(folder)
-        if path is not None and all(folders.is_finished(sweep / name, name) for name in members_of(path)):
+        if path is not None and all(folders.is_finished(sweep / name, name) for name in names_in(path)):
             shutil.rmtree(folder, ignore_errors=True)

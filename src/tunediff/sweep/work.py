@@ -15,10 +15,11 @@ import traceback
 from pathlib import Path
 
 from tunediff import folders
-from tunediff.run import train
 from tunediff.shapes import Refused
-from tunediff.study import Run, read_config
-from tunediff.training import latest_checkpoint, members_of
+from tunediff.study.parts import read_config
+from tunediff.study.run import Run
+from tunediff.study.train import train
+from tunediff.training import latest_checkpoint, names_in
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def work(folder: Path) -> int:
             run = Run(read_config(place), place)
             if folders.is_finished(place, run.identity):
                 continue
-            if saved is not None and run.identity not in members_of(saved):
+            if saved is not None and run.identity not in names_in(saved):
                 failed += 1  # before this process was requeued; typed again, the line gives it a group of its own
                 continue
             if rank_here() == 0:

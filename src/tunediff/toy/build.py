@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from tunediff.benchmarks import wilson
+from tunediff.measures import wilson
 from tunediff.shapes import THINKING_FORMAT
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer

@@ -34,7 +34,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max((path for path in folder.glob("step-*.ckpt") if ".stream-" not in path.name), default=None)
 
 
-def members_of(path: Path) -> list[str]:
+def names_in(path: Path) -> list[str]:
     """Who can go on from a checkpoint."""
     return json.loads(path.with_suffix(".json").read_text())
 
@@ -136,7 +136,7 @@ class Checkpoints(Saving):
         if processes.count() > 1:
             torch.distributed.barrier()
         if processes.rank() == 0:
-            readers = [member.name for member in module.members]
+            readers = [learner.name for learner in module.learners]
             state = {**module.training_state(), "processes": processes.count(), "readers": readers}
             write_atomically(path.with_suffix(".json"), json.dumps(list(state["members"])))
             write_state(path, state)
@@ -150,3 +150,34 @@ def write_state(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+class FineTuningCheckpoints(Saving):
+    """`digest`: of whatever decides the steps to come besides the weights (examples, settings); one that differs is
+    refused when a run goes on. `name`: of the study that goes on from them, for whoever plans a sweep without loading."""
+
+    def __init__(self, folder: Path, *, seconds: float, digest: str, name: str | None = None):
+        super().__init__(folder, seconds=seconds)
+        self.digest, self.name = digest, name
+
+    def write(self, path: Path, module) -> None:
+        state = module.training_state()  # gathers what is sharded: every process takes part
+        try:
+            if processes.rank() == 0:
+                if self.name is not None:
+                    write_atomically(path.with_suffix(".json"), json.dumps([self.name]))
+                write_state(path, {**state, "digest": self.digest})
+        finally:
+            if processes.count() > 1:  # one that left now could take the writing process with it
+                torch.distributed.barrier()
+
+
+def load_state(path: Path, *, digest: str) -> dict[str, Any]:
+    """What FineTuning(state=...) goes on from. The weights stay on disk until they are read."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if state["digest"] != digest:
+        raise Refused(
+            f"{path} belongs to a fine-tune of other examples or settings. Choose another folder, or remove "
+            f"{path.parent} to begin anew."
+        )
+    return state

@@ -1,0 +1,91 @@
+"""Graded responses of three models to the same problems -> what share of the change from one to another the third recovers,
+
+    (between - below) / (above - below) of accuracy, of the tokens and of the hesitations a response
+
+with the paired bootstrap over problems (benchmarks/measures.py). Where there is no change that could be recovered, a sentence
+says so in place of a number. Knows no model and how none was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tunediff.evaluations.behaviour.conditions import mean
+from tunediff.evaluations.behaviour.solving import Solved
+from tunediff.measures import Interval, Recovered, recovery
+from tunediff.shapes import Finding, Note, Refused
+
+ACCURACY = "accuracy"
+MEASURES = {ACCURACY: "accuracy", "tokens": "tokens a response", "hesitations": "hesitations a response"}
+FEWEST = 100  # resamples: two or three beyond each end of the interval
+
+
+class Change(NamedTuple):
+    """From whom to whom, and who recovers some of it, by the names that an evaluation gives them; `otherwise`: what may tell
+    the ends apart beside more problems."""
+
+    evaluation: str
+    below: str
+    between: str
+    above: str
+    otherwise: str = ""
+
+
+class Share(NamedTuple):
+    """Of one measure: its means below, between and above, and what is recovered."""
+
+    measure: str
+    means: tuple[float, float, float]
+    recovered: Recovered
+
+    @property
+    def interval(self) -> Interval | None:
+        """Lengths and hesitations may change either way; of accuracy only a gain can be recovered."""
+        return None if self.measure == ACCURACY and self.recovered.change < 0 else self.recovered.share
+
+
+def share(measure: str, answers: Sequence[Sequence[Solved]], resamples: int) -> Share:
+    """Of the responses below, between and above, to the same problems in one order."""
+    values = [[_value(measure, solved) for solved in of_one] for of_one in answers]
+    return Share(measure, tuple(map(mean, values)), recovery(*values, draws=resamples))
+
+
+def _value(measure: str, solved: Solved) -> float:
+    return float(solved.grade.correct if measure == ACCURACY else getattr(solved.behaviour, measure))
+
+
+def told(of: Change, task: str, found: Share, *, where: str, how: str) -> Finding | Note:
+    """The share as a finding named `where`; a note in its place where nothing was there to recover. `how` is what every number
+    depends on."""
+    spelled = "{:.1%}".format if found.measure == ACCURACY else "{:.4g}".format
+    below, between, above = map(spelled, found.means)
+    what, measured = MEASURES[found.measure], found.recovered
+    if measured.share is None:
+        return Note(
+            f"{of.evaluation}, {task}: the {what} of {of.below} ({below}) and {of.above} ({above}) are not told apart: in "
+            f"{measured.gone:,} of {measured.draws:,} resamples their difference is none or the other way, so that there is no "
+            f"share of it that the {of.between} ({between}) could recover. Take more problems{of.otherwise} ({how})."
+        )
+    if found.interval is None:
+        return Note(
+            f"{of.evaluation}, {task}: {of.above} ({above}) solves fewer problems than {of.below} ({below}), in "
+            f"{measured.draws - measured.gone:,} of {measured.draws:,} resamples; there is no gain that the {of.between} "
+            f"({between}) could recover ({how})."
+        )
+    beyond = f", of which {measured.gone:,} without a difference stand beyond both ends" if measured.gone else ""
+    meaning = (
+        f"({of.between} - {of.below}) / ({of.above} - {of.below}) of {what}: {of.below} {below}, {of.between} {between}, "
+        f"{of.above} {above}; paired bootstrap over problems, {measured.draws:,} resamples{beyond}; {how}"
+    )
+    return Finding(where, *found.interval, meaning)
+
+
+def columns(name: str, found: Share) -> dict[str, float | None]:
+    """The share and its ends, None where nothing was there to recover."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found.interval or (None, None, None), strict=True))
+
+
+def check_resamples(evaluation: str, resamples: int) -> None:
+    if resamples < FEWEST:
+        raise Refused(f"{evaluation}.resamples={resamples} say little about an interval's ends: at least {FEWEST}.")

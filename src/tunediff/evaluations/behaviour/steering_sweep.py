@@ -1,0 +1,224 @@
+"""Steering along latents at many strengths behind several gates: how often the behaviour shows, and whether the text holds.
+
+Asks two questions of a study of R1 ("Under the Hood of a Reasoning Model", Goodfire 2025), which gives examples and no
+numbers. Does steering work only once a prefix has been written ("Okay, so the user ...")? Then gates differ. And is there
+an oversteering dip: the behaviour rises with the strength, falls back towards the unsteered one, and only then does the
+text break down? The verdict for each gate, from the rate B of the behaviour with intervals over problems:
+
+    present        B rises, and at a larger, still coherent strength it has fallen by more than half of the rise
+    absent         B rises, and at every larger, still coherent strength it keeps more than half of the rise
+    underpowered   B does not rise beyond doubt, no larger strength is coherent, or the intervals leave both open
+
+Coherent: the perplexity of the responses under the unedited model is at most `collapse` times that without steering, and
+at most `repetition` of their 4-grams occurred before: a text that goes in circles is very probable.
+Intervals are 95 % together over the strengths of a gate (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from tunediff.benchmarks import Task
+from tunediff.edits import Add, Edit, Gate
+from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate, mean, surprise_rate
+from tunediff.evaluations.behaviour.intervention import UNEDITED, never_touched
+from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
+from tunediff.evaluations.given import Trained
+from tunediff.evaluations.latents.edits import check_role, role_of
+from tunediff.evaluations.latents.selection import Selection, choose
+from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.steering import steering_parts
+from tunediff.generation import Decoding, Engine
+from tunediff.measures import wilson
+from tunediff.measures.clustered import Estimate, number
+from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused, Table
+
+UNITS = ("latent_maximum", "residual_norm")
+
+
+class DipVerdict(NamedTuple):
+    word: str
+    why: str
+
+
+class SteeringSweep:
+    """role          the model that is steered, as in Intervention
+    latents       along whose decoder rows, as in Intervention   chosen_by    how they are chosen where they are None
+    strengths     log-spaced, in units of `unit`                 gates        name -> at which tokens
+    behind        names of the gates that are tried; None: all
+    unit          latent_maximum: of each latent's largest activation on held-out text; residual_norm: of the mean norm of
+                  the hidden vectors there, shared among the latents; not for a transcoder adapter's
+    tasks         name -> benchmark; the first is used           problems     at most; null: all
+    collapse      times the unsteered perplexity above which a text counts as broken down
+    repetition    share of repeated 4-grams above which it does
+    hesitations   the behaviour: words that count, as regular expressions; None: the pair's own
+    """
+
+    def __init__(
+        self,
+        *,
+        strengths: Sequence[float],
+        gates: Mapping[str, Gate],
+        tasks: Mapping[str, Task],
+        decoding: Decoding,
+        engine: Engine,
+        role: str | None = None,
+        latents: int | str | Sequence[int] | None = None,
+        chosen_by: Selection | None = None,
+        behind: Sequence[str] | None = None,
+        unit: str = "latent_maximum",
+        problems: int | None = None,
+        collapse: float = 3.0,
+        repetition: float = 0.5,
+        hesitations: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        unknown = set(behind or ()) - set(gates)
+        if unknown:
+            raise Refused(f"steering_sweep.behind names {sorted(unknown)}; the gates are {', '.join(gates)}.")
+        if unit not in UNITS:
+            raise Refused(f"steering_sweep.unit={unit}: choose {' or '.join(UNITS)}.")
+        check_role(role, setting="steering_sweep")
+        if not strengths or not gates or any(strength <= 0 for strength in strengths):
+            raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
+        self.role, self.strengths, self.gates = role, sorted(strengths), {name: gates[name] for name in behind or gates}
+        self.latents, self.chosen_by = latents, chosen_by
+        self.tasks, self.decoding, self.engine, self.unit = tasks, decoding, engine, unit
+        self.problems, self.collapse, self.repetition = problems, collapse, repetition
+        self.hesitations, self.seed = hesitations, seed
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        role = role_of(trained, self.role, setting="steering_sweep")
+        seen = usual(trained)
+        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=role)
+        yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {role} model")
+        name, task = next(iter(self.tasks.items()))
+        problems, notes = problems_of(task, name, self.problems)
+        yield from notes
+        solver = Solver(trained, "steering_sweep", self.decoding, engine=self.engine, hesitations=self.hesitations)
+        conditions = self.conditions(trained, role, seen, chosen)
+        found = {
+            (name, condition.name): (condition, solved)
+            for condition, solved in solver.solve(name, task, problems, conditions)
+        }
+        yield from never_touched("steering_sweep", name, found)
+        plain = found[name, UNEDITED][1]
+        rows = []
+        for gate in self.gates:
+            curves = {
+                kind: [found[name, f"{gate}/{kind}/{strength:g}"][1] for strength in self.strengths]
+                for kind in ("latents", "random_direction")
+            }
+            for kind, curve in curves.items():
+                rows.append(point(gate, kind, 0.0, plain))
+                rows += [point(gate, kind, strength, s) for strength, s in zip(self.strengths, curve, strict=True)]
+            yield from self._findings(gate, plain, curves)
+        yield Table("steering_sweep", {key: [row[key] for row in rows] for key in rows[0]})
+
+    def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
+        parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
+        asked_as = TUNED if role == ADAPTER else None
+        made = [Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as)]
+        for gate, opens in self.gates.items():
+            for strength in self.strengths:
+                for kind, places in parts.items():
+                    title = f"{gate}, {kind.replace('_', ' ')}, strength {strength:g}"
+                    behind = opens.of(trained.dictionary)
+                    edits = tuple(Edit(at, part, Add(strength), behind) for at, part in places)
+                    is_control, name = kind != "latents", f"{gate}/{kind}/{strength:g}"
+                    made.append(Condition(name, title, role, edits, is_control, UNEDITED, asked_as))
+        return made
+
+    def _findings(
+        self, gate: str, plain: Sequence[Solved], curves: Mapping[str, Sequence[Sequence[Solved]]]
+    ) -> Iterator[Finding | Note]:
+        curve, where = curves["latents"], f"steering_sweep/{gate}"
+        rates, coherent = [hesitation_rate(solved) for solved in curve], self._coherent(plain, curve)
+        if usable := from_peak_on(rates, coherent):
+            peak = usable[0]
+            ends = hesitation_interval(curve[peak])
+            meaning = "largest rate while the text is coherent, hesitations per 1,000 tokens; chosen and measured on the same problems"
+            yield Finding(f"{where}/peak", number(rates[peak].value), *ends, meaning)
+            meaning = f"strength of that peak, in units of {self.unit}"
+            yield Finding(f"{where}/peak_strength", self.strengths[peak], meaning=meaning)
+        found = dip(hesitation_rate(plain), rates, coherent)
+        yield Note(f"steering_sweep, {gate}: oversteering dip {found.word}; {found.why}")
+        value = {"present": 1.0, "absent": 0.0}.get(found.word)
+        yield Finding(f"{where}/dip", value, meaning="oversteering dip: 1 present, 0 absent, null underpowered")
+
+    def _coherent(self, plain: Sequence[Solved], curve: Sequence[Sequence[Solved]]) -> list[bool]:
+        limit = surprise_rate(plain).value.exp() * self.collapse
+        return [
+            bool(surprise_rate(solved).value.exp() <= limit) and (repeated(solved) or 0.0) <= self.repetition
+            for solved in curve
+        ]
+
+
+def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> DipVerdict:
+    """Of the rates at rising strengths on the same problems as the plain one; the definition stands above."""
+    level = 1 - 0.05 / len(rates)
+
+    def surely(first: Estimate, second: Estimate, share: float = 0.0) -> tuple[bool, bool]:
+        """Whether first exceeds the level that lies `share` of the way from second to the peak; whether it falls short."""
+        target = Estimate(
+            (1 - share) * second.value + share * top.value, (1 - share) * second.influence + share * top.influence
+        )
+        low, high = Estimate(first.value - target.value, first.influence - target.influence).interval(level)
+        return bool(low > 0), bool(high < 0)
+
+    usable = from_peak_on(rates, coherent)
+    if not usable:
+        return DipVerdict("underpowered", "no strength leaves the text coherent")
+    peak, *beyond = usable
+    top = rates[peak]
+    if not surely(top, plain)[0]:
+        return DipVerdict("underpowered", "the behaviour does not rise beyond doubt at any coherent strength")
+    if not beyond:
+        return DipVerdict("underpowered", "no strength beyond the peak leaves the text coherent, or none was tried")
+    fallen = [surely(rates[n], plain, share=0.5) for n in beyond]
+    if any(below for _, below in fallen):
+        return DipVerdict("present", "beyond the peak more than half of the rise is lost while the text is coherent")
+    if all(above for above, _ in fallen):
+        return DipVerdict("absent", "beyond the peak more than half of the rise stays at every coherent strength")
+    return DipVerdict("underpowered", "beyond the peak the intervals leave open whether half of the rise is lost")
+
+
+def from_peak_on(rates: Sequence[Estimate], coherent: Sequence[bool]) -> list[int]:
+    """Places of the largest rate at which the text is coherent, and of all coherent ones beyond it."""
+    usable = [n for n, fine in enumerate(coherent) if fine and torch.isfinite(rates[n].value)]
+    peak = max(usable, key=lambda n: float(rates[n].value), default=0)
+    return [n for n in usable if n >= peak]
+
+
+def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> dict[str, object]:
+    """One row of the table steering_sweep."""
+    rate, nats = hesitation_rate(solved), surprise_rate(solved)
+    low, high = hesitation_interval(solved)
+    right = sum(s.grade.correct for s in solved)
+    accuracy_low, accuracy_high = wilson(right, len(solved))
+
+    return {
+        "gate": gate,
+        "kind": kind,
+        "strength": strength,
+        "behaviour": number(rate.value),
+        "behaviour_low": low,
+        "behaviour_high": high,
+        "perplexity": number(nats.value.exp()),
+        "perplexity_low": number(nats.interval(0.95)[0].exp()),
+        "perplexity_high": number(nats.interval(0.95)[1].exp()),
+        "repetition": repeated(solved),
+        "distinct": mean([s.behaviour.distinct for s in solved]),
+        "accuracy": right / len(solved),
+        "accuracy_low": accuracy_low,
+        "accuracy_high": accuracy_high,
+        "tokens": mean([float(s.behaviour.tokens) for s in solved]),
+        "touched": None if strength == 0 else mean([float(sum(s.response.touched) > 0) for s in solved]),
+    }
+
+
+def repeated(solved: Sequence[Solved]) -> float | None:
+    return mean([s.behaviour.repetition for s in solved])

@@ -1,0 +1,1 @@
+"""Descriptions of latents by a language model, and how good they are."""

@@ -1,0 +1,71 @@
+"""Chosen latents -> what steering adds to which hidden vectors, and as much in a random direction, its control.
+
+A dictionary that reads the model writes its decoder rows there. Latents of a transcoder adapter are raised on the way to
+their decoders, each in its layer; the control is then added to what leaves the MLPs of the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tunediff.edits import Add, Directions, Part
+from tunediff.evaluations.given import Trained
+from tunediff.evaluations.latents.edits import latent_edits, random_direction, written_at
+from tunediff.evaluations.latents.selection import decoder_rows
+from tunediff.evaluations.latents.statistics import Usual
+from tunediff.shapes import ADAPTER, Refused, Stream
+
+Parts = dict[str, list[tuple[Stream, Part]]]
+
+
+def steering_parts(trained: Trained, role: str, seen: Usual, chosen: Sequence[int], *, unit: str, seed: int) -> Parts:
+    """latents and random_direction -> what strength 1 adds, and where; `unit` as in SteeringSweep. Raises Refused where
+    latents have no one direction, or no such unit."""
+    if role == ADAPTER:
+        return _of_layers(trained, seen, chosen, unit=unit, seed=seed)
+    at = written_at(trained, role)
+    numbers = torch.tensor(chosen)
+    if trained.dictionary.normalisation.needs_moments:
+        raise Refused(
+            "steering_sweep: what a latent of this dictionary writes depends on each sequence (normalisation "
+            "sequence_zscore), so that it has no one direction: use evaluation=scaling."
+        )
+    rows = decoder_rows(trained, at)[numbers]
+    scale = seen.maximum[numbers].to(rows)
+    if unit == "residual_norm":
+        if role not in seen.norms:
+            raise Refused(
+                f"steering_sweep.unit=residual_norm: the dictionary reads {', '.join(seen.norms)}, not the hidden vectors "
+                f"of the {role} model that are written: choose latent_maximum."
+            )
+        scale = seen.norms[role] / (rows.norm(dim=-1) * len(chosen))
+    steered = Directions(rows, scale, torch.zeros_like(scale))
+    return {"latents": [(at, steered)], "random_direction": [(at, elsewhere(at, scale, rows, seed=seed))]}
+
+
+def _of_layers(trained: Trained, seen: Usual, chosen: Sequence[int], *, unit: str, seed: int) -> Parts:
+    """In every layer where one of these latents of a transcoder adapter stands: more of them, and as much in a random
+    direction of what leaves the MLP."""
+    if unit == "residual_norm":
+        raise Refused(
+            "steering_sweep.unit=residual_norm: latents of a transcoder adapter are written before their decoders, not "
+            "into hidden vectors: choose latent_maximum."
+        )
+    adapter, rows = trained.dictionary, decoder_rows(trained, None)
+    edits = latent_edits(trained, ADAPTER, chosen, Add(1.0), seen=seen)
+    controls = []
+    for layer, within in adapter.by_layer(chosen).items():
+        numbers = layer * adapter.latents_per_layer + torch.tensor(within)
+        at = Stream(ADAPTER, "mlp_out", layer, adapter.widths[layer])
+        controls.append((at, elsewhere(at, seen.maximum[numbers].to(rows), rows[numbers], seed=seed + layer)))
+    return {"latents": [(edit.at, edit.part) for edit in edits], "random_direction": controls}
+
+
+def elsewhere(at: Stream, scale: Tensor, rows: Tensor, *, seed: int) -> Directions:
+    """A random direction, with the size of the whole change that strength 1 makes along rows [n, width] by scale [n]."""
+    size = float((scale[:, None] * rows).sum(0).norm())
+    along = torch.nn.functional.normalize(random_direction(at, seed=seed), dim=-1)[None].to(rows)
+    return Directions(along, torch.full_like(along[:, 0], size), torch.zeros_like(along[:, 0]))

@@ -1,0 +1,154 @@
+"""What a model could be read in, as kinds of units side by side over the same held-out tokens.
+
+adapters   directions of low-rank adapters, A x, either polarity a unit of its own (arXiv 2511.06739)
+neurons    for every direction a neuron of the tuned model's MLP in the same layer, drawn by a seed, either polarity. Matched
+           means here: in number and layer. How the published study matches its neurons was not described in what was read
+latents    of the study's dictionary, as they are
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tunediff.dictionary import SIGNS, Polarities
+from tunediff.evaluations.given import Trained
+from tunediff.hookpoints import LORA, lora_adapters
+from tunediff.measures.separation import ActiveScores, DenseScores
+from tunediff.models import ModelPair
+from tunediff.shapes import TUNED, Stream
+from tunediff.text import Batch
+
+NEURONS = "mlp_neurons"
+
+
+class Unit(NamedTuple):
+    """place      the adapter, as 12.gate_proj; of a neuron 12.mlp_neurons; of a latent the streams it reads
+    number     of the adapter's direction, counted from 0 (0 at rank 1), of the neuron or the latent
+    polarity   + or -; "" for a latent, which has its sign
+    """
+
+    place: str
+    number: int
+    polarity: str
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.number} {self.polarity}".strip()
+
+
+class Kind(NamedTuple):
+    """Units of one kind: latents `numbers` of the dictionary that `reads` has, and what they are on the held-out tokens.
+
+    scores   over the tokens of the batches side by side      alive   [unit] bool: active on one that counts
+    """
+
+    name: str
+    what: str
+    reads: Trained
+    numbers: Sequence[int]
+    units: list[Unit]
+    scores: ActiveScores | DenseScores
+    alive: Tensor
+
+
+class HeldOut(NamedTuple):
+    """The batches that were read, and which of their tokens count, [token] bool: those the study's dictionary admits."""
+
+    batches: list[Batch]
+    admitted: Tensor
+
+
+def adapter_units(pair: ModelPair) -> tuple[Polarities, list[Unit]]:
+    """All directions of a loaded pair's adapters. The norm of one is scale * |B|: its activation times that is what it adds
+    to its module's output, where A x alone cannot be compared between adapters. Raises Refused where there are none."""
+    streams = pair.streams(LORA, "all", reads=TUNED)
+    every = lora_adapters(pair.models[TUNED])
+    norms = torch.cat([parts.scale * parts.up.weight.detach().float().norm(dim=0) for parts in every])
+    units = [
+        unit
+        for adapter in (parts.adapter for parts in every)
+        for unit in both(str(adapter), range(adapter.columns.stop - adapter.columns.start))
+    ]
+    return Polarities(streams, norms=norms).to(pair.device(TUNED)), units
+
+
+def read_columns(units: Sequence[Unit]) -> dict[str, list]:
+    """Of the table adapter_units, by which its columns from several evaluations are known."""
+    return {
+        "unit": list(range(len(units))),
+        "adapter": [unit.place for unit in units],
+        "direction": [unit.number for unit in units],
+        "polarity": [unit.polarity for unit in units],
+    }
+
+
+def matched_neurons(pair: ModelPair, *, seed: int) -> tuple[list[Stream], Tensor, list[Unit]]:
+    """Drawn without replacement, all of a layer that has fewer than its adapters have directions: streams, columns of
+    these side by side [neuron], and units."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted: dict[int, int] = {}
+    for adapter in pair.sources[TUNED].adapters:
+        wanted[adapter.layer] = wanted.get(adapter.layer, 0) + adapter.columns.stop - adapter.columns.start
+    streams = pair.streams(NEURONS, list(wanted), reads=TUNED)
+    columns, units, first = [], [], 0
+    for stream, count in zip(streams, wanted.values(), strict=True):
+        drawn = torch.randperm(stream.width, generator=generator)[:count].sort().values
+        columns.append(drawn + first)
+        units += both(f"{stream.layer}.{NEURONS}", drawn.tolist())
+        first += stream.width
+    return streams, torch.cat(columns), units
+
+
+def kinds_of(trained: Trained, *, seed: int) -> tuple[list[Kind], HeldOut]:
+    """Adapters and neurons, read together, and latents where the study has a dictionary; on one pass of the held-out text
+    each. Raises Refused for a pair without adapters."""
+    adapters, directions = adapter_units(trained.pair)
+    streams, columns, neurons = matched_neurons(trained.pair, seed=seed)
+    width = sum(adapters.widths)
+    every = Polarities([*adapters.streams, *streams], columns=torch.cat([torch.arange(width), columns + width]))
+    reading = dataclasses.replace(trained, dictionary=every.to(trained.pair.device(TUNED)))
+    batches, blocks = [], []
+    for read in reading.readings("adapters and neurons"):
+        batches.append(read.batch)
+        blocks.append(read.latents.T.cpu())
+    values, last = torch.cat(blocks, dim=1), len(directions)
+    latents, admitted = None, torch.ones(values.shape[1], dtype=torch.bool)
+    if trained.dictionary is not None:
+        latents, admitted = _latents(trained)
+    alive = (values > 0)[:, admitted].any(1)
+    kinds = [
+        Kind(name, what, reading, numbers, units, DenseScores(values[numbers]), alive[numbers])
+        for name, what, numbers, units in (
+            ("adapters", "adapter directions, either polarity", range(last), directions),
+            ("neurons", "MLP neurons of the same layers, either polarity", range(last, len(values)), neurons),
+        )
+    ]
+    return [*kinds, *([] if latents is None else [latents])], HeldOut(batches, admitted)
+
+
+def both(place: str, numbers: Sequence[int]) -> Iterator[Unit]:
+    """Either polarity of each number, in the order of Polarities."""
+    return (Unit(place, number, sign) for number in numbers for sign in SIGNS)
+
+
+def _latents(trained: Trained) -> tuple[Kind, Tensor]:
+    """The dictionary's own, and the tokens it admits."""
+    count, admitted = trained.dictionary.latents, []
+    alive = torch.zeros(count, dtype=torch.bool)
+
+    def blocks() -> Iterator[Tensor]:
+        for read in trained.readings("latents"):
+            latents = read.latents.cpu()
+            alive.logical_or_((latents != 0).any(0))
+            admitted.append(read.admitted.cpu())
+            yield latents
+
+    scores = ActiveScores.of(blocks(), count)
+    where = ", ".join(map(str, trained.dictionary.streams))
+    units = [Unit(where, number, "") for number in range(count)]
+    kind = Kind("latents", f"latents of the study's dictionary on {where}", trained, range(count), units, scores, alive)
+    return kind, torch.cat(admitted)

@@ -1,0 +1,1 @@
+"""The two models alone, without a dictionary."""

@@ -1,0 +1,295 @@
+"""How much attention the opening sentence of the thinking receives from what comes after it, in each layer and head.
+
+For queries after the prefix (later thinking, answer), over the groups of tokens that they see:
+    first   the first token of the sequence       prompt   the rest, up to the thinking      tag     "<think>" and its line break
+    prefix  the opening sentence itself           later    tokens between it and the query   itself  the query
+
+mass       mean over queries of the attention on a group; the masses sum to 1. It grows with the group's size, so:
+relative   mass / the mass of the group under uniform attention over all that the query sees; 1 is no preference
+times      near tokens are preferred to far ones, which hides a sink. So the prefix's mass is divided by that of later thinking
+           sentences: as many tokens from a sentence's start, seen from the same distance, their query seeing no further than
+           the prefix's query does (shares of the tokens at those distances, the first token left out). 1: a sentence like
+           any other, whatever attention depends on the distance
+excess     the same as a difference, prefix - mean of later sentences
+
+Attention sinks: Xiao et al. 2023 (arXiv 2309.17453). Queries are kept tokens, keys all tokens of the sequence, special ones
+included. A layer with a sliding window sees less than is counted here, where a sequence is longer than the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tunediff.evaluations.given import Trained
+from tunediff.hookpoints import attending
+from tunediff.measures.clustered import Estimate, ratio
+from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED, Finding, Note, Table
+from tunediff.text import Batch
+
+GROUPS = ("first", "prompt", "tag", "prefix", "later", "itself")
+FIRST, PREFIX, LATER, ITSELF = (GROUPS.index(name) for name in ("first", "prefix", "later", "itself"))
+COUNT = len(GROUPS)
+MEANINGS = {
+    "mass": "attention on the {}, from tokens after the opening sentence of the thinking",
+    "relative": "attention on the {} / its value under uniform attention over all visible tokens",
+    "times": "attention on the {} / that on as many tokens of later sentences from the same distance",
+    "excess": "attention on the {}, less that on as many tokens of later sentences from the same distance",
+}
+
+
+class Watched(NamedTuple):
+    """What is looked at in one batch. A window is a later sentence, cut to as many tokens as the prefix has; its reach are
+    the tokens that are no further from a query than those after the first are from the prefix's query.
+
+    queries  [batch, query] bool                    members  [batch, key, group + window + reach], 1 where a key belongs to it
+    matched  [batch, query] bool, at whose distance from the prefix there is a query of a window
+    control  [batch, query, window]: weights that make a mean over windows for each matched query
+    """
+
+    queries: Tensor
+    matched: Tensor
+    members: Tensor
+    control: Tensor
+
+
+class Sums(NamedTuple):
+    """Sums over the queries of each document, in float64.
+
+    attention  [document, layer, head, group + 2]: masses; then of matched queries the prefix's share, the windows' share
+    uniform    [document, group]       queries, matched  [document]       document  [document] their numbers
+    """
+
+    attention: Tensor
+    uniform: Tensor
+    queries: Tensor
+    matched: Tensor
+    document: Tensor
+
+
+class AttentionSinks:
+    """level   of the intervals, over documents"""
+
+    needs_dictionary = False
+
+    def __init__(self, *, level: float = 0.95):
+        self.level = level
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        sums = {role: self._sums(trained, role) for role in ROLES}
+        if None in sums.values():
+            yield Note(
+                "attention_sinks was not measured: no held-out sequence has the opening sentence of a thinking and tokens "
+                "after it."
+            )
+            return
+        if not sums[BASE].matched.any():
+            yield Note(
+                "attention_sinks: no thinking has a later sentence as long as its opening, to compare that with."
+            )
+        columns: dict[str, list] = {}
+        for role in ROLES:
+            measures = measured(sums[role])
+            self._add_rows(columns, role, measures, sums[role])
+            yield from self._findings(role, measures)
+            yield from self._largest_head(role, sums[role])
+        yield Table("attention_sinks", columns)
+        if torch.equal(sums[BASE].document, sums[TUNED].document):
+            base, tuned = (_mean(measured(sums[role])["mass"], (-3, -2)) for role in ROLES)
+            apart = Estimate(*(t[..., PREFIX] - b[..., PREFIX] for t, b in zip(tuned, base, strict=True)))
+            meaning = "attention on the prefix in the tuned model less that in the base, mean over layers and heads"
+            yield self._finding("difference/prefix", apart, meaning)
+
+    def _findings(self, role: str, measures: dict[str, Estimate]) -> Iterator[Finding]:
+        for name, estimate in measures.items():
+            over_all, by_layer = _mean(estimate, (-3, -2)), _mean(estimate, (-2,))
+            for g in over_all.value.isfinite().nonzero()[:, 0].tolist():
+                meaning, place = MEANINGS[name].format(GROUPS[g]), f"{name}/{role}/{GROUPS[g]}"
+                whole = Estimate(*(field[..., g] for field in over_all))
+                yield self._finding(place, whole, f"{meaning}; mean over layers and heads")
+                for layer in range(len(by_layer.value) if g == PREFIX else 0):
+                    one = Estimate(*(field[..., layer, g] for field in by_layer))
+                    yield self._finding(f"{place}/{layer}", one, f"{meaning}; layer {layer}, mean over heads")
+
+    def _largest_head(self, role: str, sums: Sums) -> Iterator[Finding]:
+        """Chosen on the documents of even number, measured on the others."""
+        chosen, tested = (sums.document % 2 == n for n in (0, 1))
+        if not chosen.any() or not tested.any():
+            return
+        attention, queries = sums.attention[..., PREFIX], sums.queries[:, None, None]
+        by_head = ratio(attention[chosen], queries[chosen]).value
+        layer, head = divmod(int(by_head.argmax()), by_head.shape[1])
+        how = "the head that gives the prefix the largest mass, chosen on half of the documents"
+        yield Finding(f"attention_sinks/head/{role}/layer", layer, meaning=f"layer of {how}")
+        yield Finding(f"attention_sinks/head/{role}/head", head, meaning=f"number of {how}")
+        mass = ratio(attention[tested, layer, head], queries[tested, 0, 0])
+        yield self._finding(f"head/{role}/mass", mass, f"attention on the prefix by {how}; measured on the other half")
+
+    def _finding(self, name: str, estimate: Estimate, meaning: str) -> Finding:
+        low, high = (float(bound) for bound in estimate.interval(self.level))
+        bounds = (low, high) if low == low else (None, None)
+        how = f"{len(estimate.influence):,} documents; {self.level:.0%} interval over documents"
+        return Finding(f"attention_sinks/{name}", float(estimate.value), *bounds, f"{meaning}; {how}")
+
+    def _add_rows(self, columns: dict[str, list], role: str, measures: dict[str, Estimate], sums: Sums) -> None:
+        places = (sums.uniform.sum(0) > 0).expand(measures["mass"].value.shape).nonzero()  # [row, (layer, head, group)]
+        layer, head, group = places.T
+        uniform = sums.uniform.sum(0) / sums.queries.sum()
+        found: dict[str, list] = {"model": [role] * len(places), "layer": layer.tolist(), "head": head.tolist()}
+        found |= {"group": [GROUPS[g] for g in group.tolist()], "uniform": uniform[group].tolist()}
+        nothing = torch.full_like(measures["mass"].value, torch.nan)
+        for name in MEANINGS:
+            fields = [nothing] * 3
+            if name in measures:
+                fields = [measures[name].value, *measures[name].interval(self.level)]
+            for part, field in zip(("", "_low", "_high"), fields, strict=True):
+                values = field[layer, head, group].tolist()
+                found[name + part] = [None if value != value else value for value in values]
+        for name, values in found.items():
+            columns.setdefault(name, []).extend(values)
+
+    @torch.no_grad()
+    def _sums(self, trained: Trained, role: str) -> Sums | None:
+        pair, found = trained.pair, []
+        model, entry, title = pair.models[role], pair.entry(role), f"{role} attention"
+        with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
+            for batch in trained.held_out:
+                bar.update(len(batch.token))
+                watched = watch(batch, entry, pair.tokenizers[entry])
+                if watched is None:
+                    continue
+                watched = Watched(*(t.to(pair.device(role)) for t in watched))
+                inputs, layers = pair.inputs(role, batch), []
+
+                def see(_, weights: Tensor, watched=watched, layers=layers) -> None:
+                    layers.append(summed(weights.float(), watched).cpu().double())
+
+                with attending(model, see):
+                    model.base_model(**inputs, use_cache=False)
+                uniform = summed(uniform_attention(inputs["attention_mask"]), watched)[:, 0, :COUNT]
+                counts = (mask.sum(1) for mask in (watched.queries, watched.matched))
+                number = torch.zeros(len(batch.ids[entry]), dtype=torch.long)
+                number[batch.sequence] = batch.document
+                sums = (uniform, *counts)
+                found.append(Sums(torch.stack(layers, dim=1), *(t.cpu().double() for t in sums), number))
+        if not found:
+            return None
+        return by_document(Sums(*(torch.cat(field) for field in zip(*found, strict=True))))
+
+
+# -- what is looked at -----------------------------------------------------------------------------------------------
+
+
+def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
+    """Of the ids that one model reads; None where no sequence of the batch has a prefix with queries after it."""
+    if "opening" not in batch.labels:
+        return None
+    rows, length = batch.ids[entry].shape
+    position = batch.places[entry] - batch.sequence * length
+    thinking = batch.segment == SEGMENTS.index("thinking")
+    asking = thinking | (batch.segment == SEGMENTS.index("answer"))
+    queries = torch.zeros(rows, length, dtype=torch.bool)
+    groups, windows = torch.zeros(rows, length, COUNT), []  # windows: row, its query's distance further on, its tokens
+    for row in range(rows):
+        here = batch.sequence == row
+        prefix = position[here & batch.labels["opening"]]
+        if len(prefix) == 0 or prefix.max() == 0:
+            continue
+        start, stop = max(int(prefix.min()), 1), int(prefix.max()) + 1
+        tag = position[here & (batch.segment == SEGMENTS.index("prefix"))]
+        bounds = (0, 1, max(int(tag.min()), 1), start, stop, length)
+        for g in range(LATER + 1):
+            groups[row, bounds[g] : bounds[g + 1], g] = 1.0
+        queries[row, position[here & asking]] = True
+        queries[row, :stop] = False
+        end = max(position[here & thinking].tolist(), default=0) + 1
+        starts = sentence_starts(batch.ids[entry][row].tolist(), stop, end, tokenizer)
+        windows += [(row, s - start, slice(s, s + stop - start)) for s in starts if s + stop - start <= end]
+    if not queries.any():
+        return None
+    count = max((sum(row == n for n, _, _ in windows) for row in range(rows)), default=0)
+    window, reach = (torch.zeros(rows, length, count) for _ in range(2))
+    both = torch.zeros(rows, length, count)  # prefix's queries that have one of a window at the same distance
+    shifted = torch.zeros(rows, length, count, dtype=torch.long)
+    used = [0] * rows
+    for row, shift, tokens in windows:
+        n, used[row] = used[row], used[row] + 1
+        window[row, tokens, n] = 1.0
+        reach[row, shift + 1 :, n] = 1.0
+        both[row, : length - shift, n] = (queries[row, : length - shift] & queries[row, shift:]).float()
+        shifted[row, :, n] = (torch.arange(length) + shift).clamp(max=length - 1)
+    matched = both.any(-1)
+    mean = both / both.sum(-1, keepdim=True).clamp(min=1.0)
+    control = torch.zeros_like(mean).scatter_add_(1, shifted, mean)
+    return Watched(queries, matched, torch.cat([groups, window, reach], dim=-1), control)
+
+
+def sentence_starts(ids: Sequence[int], first: int, last: int, tokenizer) -> list[int]:
+    """Positions from `first` up to `last` where a sentence begins: after a line break, or a stop that a space follows."""
+    found = []
+    words = [tokenizer.decode([number]) for number in ids[first - 1 : last]]
+    for place, (before, here) in enumerate(zip(words[:-1], words[1:], strict=True), start=first):
+        stopped = before.rstrip(" ").endswith((".", "!", "?", "。")) and (before + here[:1])[-1].isspace()
+        if here.strip() and ("\n" in before or stopped):
+            found.append(place)
+    return found
+
+
+# -- what is measured ------------------------------------------------------------------------------------------------
+
+
+def uniform_attention(mask: Tensor) -> Tensor:
+    """[batch, 1, query, key]: all the same on what a query sees, of a mask [batch, position] of tokens that are no padding."""
+    seen = mask[:, None].float().repeat(1, mask.shape[1], 1).tril()
+    return (seen / seen.sum(-1, keepdim=True).clamp(min=1.0))[:, None]
+
+
+def summed(weights: Tensor, watched: Watched) -> Tensor:
+    """[batch, head, group + 2] summed over queries, of attention weights [batch, head, query, key]; as in Sums."""
+    masses = weights @ watched.members[:, None]
+    own = weights.diagonal(dim1=-2, dim2=-1)
+    masses[..., LATER] -= own
+    masses[..., ITSELF] = own
+    groups, (window, reach) = masses[..., :COUNT], masses[..., COUNT:].chunk(2, dim=-1)
+    beyond_first = groups.sum(-1) - groups[..., FIRST]
+    prefix = groups[..., PREFIX] / beyond_first.clamp(min=1e-12)
+    each = torch.einsum("bhqg,bq->bhg", groups, watched.queries.float())
+    own_share = torch.einsum("bhq,bq->bh", prefix, watched.matched.float())
+    others = torch.einsum("bhqw,bqw->bh", window / reach.clamp(min=1e-12), watched.control)
+    return torch.cat([each, own_share[..., None], others[..., None]], dim=-1)
+
+
+def by_document(sums: Sums) -> Sums:
+    """Sums of sequences -> of the documents that have queries."""
+    asked = sums.queries > 0
+    *fields, number = (field[asked] for field in sums)
+    documents, place = number.unique(return_inverse=True)
+    totals = (f.new_zeros(len(documents), *f.shape[1:]).index_add_(0, place, f) for f in fields)
+    return Sums(*totals, documents)
+
+
+def measured(sums: Sums) -> dict[str, Estimate]:
+    """mass, relative, and where there are windows times and excess, each [layer, head, group]; not a number elsewhere."""
+    masses, prefix, windows = sums.attention.split([COUNT, 1, 1], dim=-1)
+    found = {"mass": ratio(masses, sums.queries[:, None, None, None])}
+    found["relative"] = ratio(masses, sums.uniform[:, None, None])
+    absent = sums.uniform.sum(0) == 0
+    found = {name: Estimate(*(f.masked_fill(absent, torch.nan) for f in each)) for name, each in found.items()}
+    if sums.matched.any():
+        elsewhere = torch.arange(COUNT) != PREFIX
+        compared = {
+            "times": ratio(prefix, windows),
+            "excess": ratio(prefix - windows, sums.matched[:, None, None, None]),
+        }
+        for name, estimate in compared.items():
+            fields = (field.expand(*field.shape[:-1], COUNT) for field in estimate)
+            found[name] = Estimate(*(field.masked_fill(elsewhere, torch.nan) for field in fields))
+    return found
+
+
+def _mean(estimate: Estimate, axes: tuple[int, ...]) -> Estimate:
+    return Estimate(*(field.mean(axes) for field in estimate))

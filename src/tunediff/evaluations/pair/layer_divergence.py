@@ -1,0 +1,117 @@
+"""How far apart the two models are at every layer, without any dictionary: where to train one.
+
+l2        mean over held-out tokens of |h_base - h_tuned|_2, in the models' own units
+cosine    mean over held-out tokens of the cosine of h_base and h_tuned
+norm_*    mean over held-out tokens of |h|_2 of each model: a distance says little without it
+
+h is the residual stream that leaves a layer (resid_post), before any final norm; layer -1 is what enters layer 0, the
+output of the embedding. This is the divergence plot of the DeepScaleR study ("Diffing Reasoning Models on Math": 1,000
+samples, 99 % intervals). Both models run once a batch and give all their layers; of each batch only sums remain. The
+intervals take documents as clusters (intervals.py): the published ones do not say what they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from tqdm import tqdm
+
+from tunediff.evaluations.given import Trained
+from tunediff.measures.clustered import ratio
+from tunediff.shapes import ROLES, Finding, Note, Stream, Table
+
+MEASURES = ("l2", "cosine", "norm_base", "norm_tuned")
+MEANINGS = {
+    "l2": "mean over tokens of |h_base - h_tuned|, in the models' own units",
+    "cosine": "mean over tokens of the cosine of the two residual streams",
+}
+
+
+class LayerDivergence:
+    """level   of the intervals"""
+
+    needs_dictionary = False
+
+    def __init__(self, *, level: float = 0.99):
+        self.level = level
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        pair = trained.pair
+        depths = {role: pair.depth(role) for role in ROLES}
+        layers = list(range(-1, min(depths.values())))
+        streams = pair.streams("resid_pre", 0, equal_widths=False)
+        streams += pair.streams("resid_post", layers[1:], equal_widths=False)  # base, tuned, base, tuned, ...
+        base, tuned = streams[:2]
+        comparable = base.width == tuned.width
+        if not comparable:
+            yield Note(
+                f"The residual streams have different widths (base {base.width}, tuned {tuned.width}): they have norms at "
+                "every layer, but no distance and no cosine."
+            )
+        if len(set(depths.values())) > 1:
+            yield Note(
+                f"The models have different depths (base {depths['base']} layers, tuned {depths['tuned']}): layers of the "
+                f"same number are compared, up to {layers[-1]}."
+            )
+        sums, tokens = self._sums(trained, streams, comparable)
+        estimate = ratio(sums, tokens[:, None, None])
+        low, high = estimate.interval(self.level)
+        columns: dict[str, list] = {"layer": layers}
+        for n, name in enumerate(MEASURES):
+            for part, values in (("", estimate.value), ("_low", low), ("_high", high)):
+                known = comparable or name.startswith("norm")
+                columns[name + part] = values[:, n].tolist() if known else [None] * len(layers)
+        yield Table("layers", columns)
+        overflown = [layer for layer, value in zip(layers, estimate.value, strict=True) if not value.isfinite().all()]
+        if overflown:
+            yield Note(
+                f"Layers {', '.join(map(str, overflown))} gave values that are not finite: half precision overflows there; "
+                "measure with model_pair.base.dtype=bfloat16 model_pair.tuned.dtype=bfloat16, or float32."
+            )
+        elif comparable:
+            how = f"{int(tokens.sum()):,} tokens of {len(tokens):,} documents; {self.level:.0%} interval over documents"
+            for name, word, n in (("l2", "largest", columns["l2"]), ("cosine", "smallest", columns["cosine"])):
+                at = n.index(max(n) if word == "largest" else min(n))
+                bounds = (columns[name + part][at] for part in ("_low", "_high"))
+                meaning = f"{MEANINGS[name]}, at the layer where it is {word}; {how}"
+                yield Finding(f"layer_divergence/{name}/{word}", n[at], *map(_known, bounds), meaning)
+                meaning = f"that layer, counted from 0; -1 is the output of the embedding; the mean is {word} there"
+                yield Finding(f"layer_divergence/{name}/{word}_layer", layers[at], meaning=meaning)
+
+    def _sums(self, trained: Trained, streams: list[Stream], comparable: bool) -> tuple[Tensor, Tensor]:
+        """Sums over the tokens of each document [document, layer, measure] and their numbers [document], in float64."""
+        sums: dict[int, Tensor] = {}
+        with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc="layers", leave=False, delay=2) as bar:
+            for batch in trained.held_out:
+                values = trained.pair.read(batch, streams)
+                measured = torch.stack(
+                    [measures(b, t, comparable) for b, t in zip(values[::2], values[1::2], strict=True)]
+                )
+                measured = torch.cat([measured, torch.ones_like(measured[:, :1])], dim=1)  # the last counts tokens
+                documents, place = batch.document.unique(return_inverse=True)
+                added = torch.zeros(len(documents), *measured.shape[:2], dtype=torch.float64)
+                added.index_add_(0, place, measured.permute(2, 0, 1).cpu().double())
+                for document, part in zip(documents.tolist(), added, strict=True):
+                    sums[document] = sums[document] + part if document in sums else part
+                bar.update(len(batch.token))
+        stacked = torch.stack(list(sums.values()))
+        return stacked[..., :-1], stacked[:, 0, -1]
+
+
+def measures(base: Tensor, tuned: Tensor, comparable: bool) -> Tensor:
+    """MEASURES of each token [measure, token] in float32, of the hidden vectors [token, width] of the two models; zero
+    where the widths cannot be compared."""
+    base = base.float()
+    tuned = tuned.to(base)
+    norms = torch.stack([base.norm(dim=-1), tuned.norm(dim=-1)])
+    if not comparable:
+        return torch.cat([torch.zeros_like(norms), norms])
+    apart = torch.stack([(base - tuned).norm(dim=-1), cosine_similarity(base, tuned, dim=-1)])
+    return torch.cat([apart, norms])
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value

@@ -1,0 +1,244 @@
+"""Which tokenizer serves a pair: each model's loss on the same held-out text under the tokenizer of each model.
+
+bits_per_byte     - log2 p(response | prompt), summed, over the UTF-8 bytes of the response
+nats_per_token    the same sum in nats over tokens: a mean over other units under each tokenizer, so not comparable
+tokens_per_byte   how finely a tokenizer cuts the response
+
+Only bits per byte compare across tokenizers: a coarser tokenizer has fewer and harder tokens. (The DeepScaleR study
+chose by losses in nats a token.) The response is what follows the prompt (thinking and answer, think tags and all), or
+the whole of a plain text, without the end token; the prompt stands before it in the chat template of the tokenizer in
+question, as the model would read it. A row is read up to the character at which the first of the tokenizers has filled
+text.context, and only up to where all of them end a token: they score the same characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import log
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from tunediff.evaluations.given import Trained
+from tunediff.measures.clustered import Estimate, ratio
+from tunediff.models import ModelPair
+from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Table
+from tunediff.text import Text, compare_tokenizers, padded_groups
+from tunediff.text.tokenizers import encode
+
+SHARED = "shared"  # in place of the role of a tokenizer, where both models have the same
+USES = ("bos", "eos", "pad", "unk")
+NAMED = 6  # special tokens that a note names; the table has all
+
+MEANINGS = {
+    "bits_per_byte": "- log2 p(response | prompt) over the UTF-8 bytes of the response; comparable across tokenizers",
+    "nats_per_token": "the same sum in nats over tokens; NOT comparable across tokenizers, whose tokens differ",
+    "tokens_per_byte": "tokens of the responses over their UTF-8 bytes",
+}
+
+
+class Piece(NamedTuple):
+    """One response under one tokenizer: ids[first:] are scored, each given all before it, and stand for `bytes` bytes."""
+
+    ids: list[int]
+    first: int
+    bytes: int
+
+
+class Tokenizers:
+    """level   of the intervals"""
+
+    needs_dictionary = False
+
+    def __init__(self, *, level: float = 0.95):
+        self.level = level
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        pair = trained.pair
+        tokenizers = {role: pair.tokenizer_of(role) for role in ROLES}
+        yield from told_special_tokens(tokenizers[BASE], tokenizers[TUNED])
+        if are_one(tokenizers[BASE], tokenizers[TUNED], trained.text.samples()):
+            yield Note("Both models have the same tokenizer: there is none to choose, and each model is measured once.")
+            tokenizers = {SHARED: tokenizers[BASE]}
+        pieces = dict(zip(tokenizers, _pieces(trained, list(tokenizers.values())), strict=True))
+        if not pieces[next(iter(pieces))]:
+            yield Note("tokenizers was not measured: no held-out row has a response within text.context tokens.")
+            return
+        columns: dict[str, list] = {}
+        found: dict[tuple[str, str], Estimate] = {}
+        for owner, tokenizer in tokenizers.items():
+            some = pieces[owner]
+            size = torch.tensor([piece.bytes for piece in some]).double()
+            tokens = torch.tensor([len(piece.ids) - piece.first for piece in some]).double()
+            yield self._finding("tokens_per_byte", owner, ratio(tokens, size))
+            for role in ROLES:
+                largest, rows = max(tokenizer.get_vocab().values()), pair.embedded(role)
+                if largest >= rows:
+                    yield Note(
+                        f"The {owner} tokenizer has ids up to {largest:,}, but the embedding of the {role} model has {rows:,} "
+                        "rows: this combination was not measured."
+                    )
+                    continue
+                nats = losses(pair, role, some, trained.tokens_per_batch, f"{role} with {owner} tokenizer")
+                found[role, owner] = bits = ratio(nats / log(2), size)
+                loss = ratio(nats, tokens)
+                row = {"model": role, "tokenizer": owner, "documents": len(some), "tokens": int(tokens.sum())}
+                row |= {"bytes": int(size.sum()), "tokens_per_byte": float(tokens.sum() / size.sum())}
+                for name, estimate in (("nats_per_token", loss), ("bits_per_byte", bits)):
+                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), estimate.bounded(self.level), strict=True))
+                    yield self._finding(name, f"{role}/{owner}", estimate)
+                for name, value in row.items():
+                    columns.setdefault(name, []).append(value)
+        yield Table("tokenizers", columns)
+        yield from self._differences(found)
+
+    def _differences(self, found: Mapping[tuple[str, str], Estimate]) -> Iterator[Finding | Note]:
+        """The tuned model's tokenizer against the base's, in each model that both could be tried on, and over the pair."""
+        apart = {
+            role: Estimate(*(t - b for t, b in zip(found[role, TUNED], found[role, BASE], strict=True)))
+            for role in ROLES
+            if {(role, TUNED), (role, BASE)} <= found.keys()
+        }
+        for role, estimate in apart.items():
+            meaning = f"bits per byte of the {role} model with the tuned tokenizer less those with the base tokenizer"
+            yield Finding(f"tokenizers/difference/{role}", *estimate.bounded(self.level), self._meaning(meaning))
+        if len(apart) < len(ROLES):
+            return
+        whole = Estimate(*((b + t) / 2 for b, t in zip(apart[BASE], apart[TUNED], strict=True)))
+        value, low, high = whole.bounded(self.level)
+        meaning = "the mean of both models' differences; below 0 the tuned tokenizer serves the pair better"
+        yield Finding("tokenizers/difference/pair", value, low, high, self._meaning(meaning))
+        if low is None or low <= 0 <= high:
+            yield Note(
+                "In bits per byte, these documents cannot tell which of the two tokenizers serves the pair better."
+            )
+        else:
+            better = BASE if value > 0 else TUNED
+            yield Note(
+                f"The {better} tokenizer serves the pair better, by {abs(value):.4g} bits per byte on the mean of both "
+                f"models: model_pair.tokenizer={better}."
+            )
+
+    def _finding(self, name: str, place: str, estimate: Estimate) -> Finding:
+        return Finding(f"tokenizers/{name}/{place}", *estimate.bounded(self.level), self._meaning(MEANINGS[name]))
+
+    def _meaning(self, words: str) -> str:
+        return f"{words}; {self.level:.0%} interval over documents"
+
+
+# -- the same characters for every tokenizer -------------------------------------------------------------------------
+
+
+def _pieces(trained: Trained, tokenizers: Sequence) -> list[list[Piece]]:
+    """For each tokenizer the held-out responses, until the ids of the first reach the budget of tokens."""
+    found: list[list[Piece]] = [[] for _ in tokenizers]
+    read = 0
+    for row in trained.text.named_rows(held_out=True):
+        if read >= trained.tokens:
+            break
+        pieces = responses(row, tokenizers, trained.text)
+        if pieces:
+            read += len(pieces[0].ids)
+            for some, piece in zip(found, pieces, strict=True):
+                some.append(piece)
+    return found
+
+
+def responses(row: Mapping[str, Any], tokenizers: Sequence, text: Text) -> list[Piece] | None:
+    """The row's response under each tokenizer, the same characters of it; nothing where a prompt fills the context."""
+    written = [_written(row, tokenizer, text) for tokenizer in tokenizers]
+    length = min(end - start for _, start, end in written)  # some templates write the opening think tag themselves
+    encoded, ends, limit = [], [], length
+    for tokenizer, (whole, _, end) in zip(tokenizers, written, strict=True):
+        encoded.append(encode(tokenizer, whole))
+        spans = [(first - end + length, last - end + length) for first, last in encoded[-1]["offset_mapping"]]
+        ends.append([last for _, last in spans])  # counted from where the response begins
+        if len(spans) > text.context:
+            limit = min(limit, spans[text.context][0])
+    met = set.intersection(*({last for last in each if 0 < last <= limit} for each in ends))
+    # where nothing stands before the response, its first token is given and not scored
+    begin = min(met, default=0) if any(each[0] > 0 for each in ends) else 0
+    stop = max(met, default=0)
+    if begin == stop:
+        return None
+    whole, _, end = written[0]
+    size = len(whole[end - length + begin : end - length + stop].encode())
+    pieces = []
+    for each, lasts in zip(encoded, ends, strict=True):
+        scored = [n for n, last in enumerate(lasts) if begin < last <= stop]
+        pieces.append(Piece(each["input_ids"][: scored[-1] + 1], scored[0], size))
+    return pieces
+
+
+def _written(row: Mapping[str, Any], tokenizer, text: Text) -> tuple[str, int, int]:
+    """The row as the models read it, and where its response begins and ends."""
+    whole, segments, _ = text.rendered(row, tokenizer)
+    if segments[0][2] == "text":
+        return whole, len(whole) - len(row["text"]), len(whole)
+    return whole, segments[0][1], len(whole.removesuffix(tokenizer.eos_token or ""))
+
+
+@torch.no_grad()
+def losses(pair: ModelPair, role: str, pieces: Sequence[Piece], tokens_per_batch: int, title: str) -> Tensor:
+    """Cross-entropy of each piece's scored tokens, [piece] in nats, summed in float64."""
+    model, device = pair.models[role], pair.device(role)
+    summed = torch.zeros(len(pieces), dtype=torch.float64)
+    with tqdm(
+        total=sum(len(p.ids) for p in pieces), unit="tok", unit_scale=True, desc=title, leave=False, delay=2
+    ) as bar:
+        for some in padded_groups(range(len(pieces)), tokens_per_batch, lambda n: len(pieces[n].ids)):
+            length = len(pieces[some[-1]].ids)
+            ids, scored = (torch.zeros(len(some), length, dtype=torch.long) for _ in range(2))
+            mask = torch.zeros_like(ids)
+            for n, piece in enumerate(pieces[i] for i in some):
+                ids[n, : len(piece.ids)] = torch.tensor(piece.ids)
+                mask[n, : len(piece.ids)] = 1
+                scored[n, piece.first : len(piece.ids)] = 1
+            ids, wanted = ids.to(device), scored[:, 1:].bool()
+            logits = model(input_ids=ids, attention_mask=mask.to(device), use_cache=False).logits[:, :-1]
+            each = cross_entropy(logits[wanted].float(), ids[:, 1:][wanted], reduction="none")
+            summed.index_add_(0, torch.tensor(some)[wanted.nonzero()[:, 0]], each.cpu().double())
+            bar.update(int(mask.sum()))
+    return summed
+
+
+# -- do they differ? -------------------------------------------------------------------------------------------------
+
+
+def are_one(base, tuned, texts: Iterable[str]) -> bool:
+    """Whether two tokenizers give every document the same ids: the vocabulary, the chat template, the uses of special
+    tokens, and how they cut the probes and these texts."""
+    parts = [(t.get_vocab(), t.chat_template, *(getattr(t, f"{use}_token") for use in USES)) for t in (base, tuned)]
+    return parts[0] == parts[1] and compare_tokenizers(base, tuned, texts) == ([], [])
+
+
+def told_special_tokens(base, tuned) -> Iterator[Table | Finding | Note]:
+    """Special tokens and markers (think tags, chat markers) of both tokenizers side by side, and what share differs."""
+    sides = {BASE: base, TUNED: tuned}
+    names = dict.fromkeys(str(token) for t in sides.values() for token in t.added_tokens_decoder.values())
+    columns: dict[str, list] = {"token": list(names)}
+    for role, tokenizer in sides.items():
+        vocabulary = tokenizer.get_vocab()
+        used = {use: getattr(tokenizer, f"{use}_token") for use in USES}
+        columns[f"{role}_id"] = [vocabulary.get(name) for name in names]
+        columns[f"{role}_pieces"] = [len(encode(tokenizer, name)["input_ids"]) for name in names]
+        columns[f"{role}_use"] = [", ".join(use for use in USES if used[use] == name) for name in names]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    differing = [r for r in rows if any(r[f"{BASE}_{part}"] != r[f"{TUNED}_{part}"] for part in ("id", "use"))]
+    yield Table("special_tokens", columns)
+    share = len(differing) / max(len(rows), 1)
+    meaning = f"share of the {len(rows)} special tokens and markers of either tokenizer that differ in id or use"
+    yield Finding("tokenizers/special_tokens/differing_share", share, meaning=meaning)
+    if differing:
+        told = [f"{r['token']!r} ({_place(r, BASE)} in base, {_place(r, TUNED)} in tuned)" for r in differing[:NAMED]]
+        rest = f"; {len(differing) - NAMED} more in the table special_tokens" if len(differing) > NAMED else ""
+        yield Note(f"{len(differing)} of {len(rows)} special tokens differ: {', '.join(told)}{rest}.")
+
+
+def _place(row: Mapping[str, Any], role: str) -> str:
+    if row[f"{role}_id"] is None:
+        return f"{row[f'{role}_pieces']} ordinary ids"
+    return f"id {row[f'{role}_id']}" + (f", {row[f'{role}_use']}" if row[f"{role}_use"] else "")

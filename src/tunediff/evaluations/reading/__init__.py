@@ -1,0 +1,1 @@
+"""What a latent is: fidelity, geometry, labels, examples."""

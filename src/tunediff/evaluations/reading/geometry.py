@@ -1,0 +1,122 @@
+"""Which latents belong to one model: decoder norms and cosines, with firing rates on held-out text.
+
+relative_decoder_norm   |tuned| / (|base| + |tuned|): 0 is base-only, 0.5 shared, 1 tuned-only (Lindsey et al. 2024). In
+                        the dictionary's normalised units, where both models have the same typical size. The other
+                        convention of the field, ((|base| - |tuned|) / max + 1) / 2, runs the other way.
+decoder_cosine          between the two decoder rows of a latent; beside it, pairs of rows of different latents
+A count says where decoder norms lie, not that a latent is absent from a model: an L1 penalty alone drives norms apart
+(arXiv 2504.02922).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tunediff.dictionary import TranscoderAdapter
+from tunediff.evaluations.given import Trained
+from tunediff.evaluations.latents.statistics import decoder_cosine, firing, relative_decoder_norm, role_norms
+from tunediff.shapes import BASE, TUNED, Finding, Note, Table
+
+KINDS = ("base_only", "shared", "tuned_only", "other")
+
+
+class Geometry:
+    """exclusive      below this relative decoder norm a latent counts as base-only, above 1 minus it as tuned-only
+    shared         the band around 0.5 that counts as shared
+    random_pairs   how many pairs of different latents give the baseline of the cosine
+    neighbours     of each latent: the nearest others by the cosine of whole decoder rows
+    """
+
+    def __init__(
+        self,
+        *,
+        exclusive: float = 0.1,
+        shared: tuple[float, float] = (0.3, 0.7),
+        random_pairs: int = 10_000,
+        neighbours: int = 5,
+    ):
+        self.exclusive, self.shared, self.random_pairs = exclusive, tuple(shared), random_pairs
+        self.neighbours = neighbours
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        columns = firing(trained)
+        alive = torch.tensor(columns["firing_rate"]) > 0
+        columns["latent"] = list(range(trained.dictionary.latents))
+        if isinstance(trained.dictionary, TranscoderAdapter):
+            columns["layer"] = [trained.dictionary.place_of(number)[0] for number in columns["latent"]]
+            columns["decoder_norm"] = trained.dictionary.code_norms().tolist()
+        if set(trained.roles) == {BASE, TUNED}:
+            base, tuned = (role_norms(trained, role) for role in (BASE, TUNED))
+            relative = relative_decoder_norm(trained)
+            kinds = self.kinds(relative)
+            columns |= {
+                "norm_base": base.tolist(),
+                "norm_tuned": tuned.tolist(),
+                "relative_decoder_norm": relative.tolist(),
+                "kind": [KINDS[i] for i in kinds.tolist()],
+            }
+            yield from self._counts(kinds, alive)
+            cosine = decoder_cosine(trained)
+            columns["decoder_cosine"] = [None] * len(alive) if cosine is None else cosine.tolist()
+            if cosine is None:
+                yield Note("The models have different widths: decoder cosines are not defined.")
+            else:
+                yield from self._cosines(trained, cosine, kinds, alive)
+        yield Table("latents", columns)
+        yield Table("neighbours", neighbours(trained.dictionary.W_dec.detach(), alive, self.neighbours))
+
+    def kinds(self, relative: Tensor) -> Tensor:
+        """[latent] -> index into KINDS."""
+        low, high = self.shared
+        kinds = torch.full_like(relative, KINDS.index("other"), dtype=torch.long)
+        kinds[(relative >= low) & (relative <= high)] = KINDS.index("shared")
+        kinds[relative < self.exclusive] = KINDS.index("base_only")
+        kinds[relative > 1 - self.exclusive] = KINDS.index("tuned_only")
+        return kinds
+
+    def _counts(self, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
+        bounds = {
+            "base_only": f"relative decoder norm below {self.exclusive}",
+            "shared": f"relative decoder norm from {self.shared[0]} to {self.shared[1]}",
+            "tuned_only": f"relative decoder norm above {1 - self.exclusive}",
+            "other": "between these bands",
+        }
+        for i, kind in enumerate(KINDS):
+            yield Finding(
+                f"geometry/count/{kind}", int(((kinds == i) & alive).sum()), meaning=f"alive latents, {bounds[kind]}"
+            )
+
+    def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
+        shared = cosine[(kinds == KINDS.index("shared")) & alive]
+        meaning = "mean cosine of the two decoder rows of a shared latent"
+        yield Finding(
+            "geometry/decoder_cosine/shared_mean", float(shared.mean()) if len(shared) else None, meaning=meaning
+        )
+        generator = torch.Generator().manual_seed(0)
+        first, second = torch.randint(len(cosine), (2, self.random_pairs), generator=generator)
+        different = first != second
+        random = decoder_cosine(trained, first[different], second[different])
+        meaning = f"{{}} of the cosine between decoder rows of {int(different.sum())} random pairs of different latents"
+        yield Finding("geometry/decoder_cosine/random_pairs_mean", float(random.mean()), meaning=meaning.format("mean"))
+        p95 = float(random.quantile(0.95))
+        yield Finding("geometry/decoder_cosine/random_pairs_p95", p95, meaning=meaning.format("95 % quantile"))
+
+
+def neighbours(rows: Tensor, alive: Tensor, count: int) -> dict[str, list]:
+    """For each alive latent the `count` alive others with the nearest decoder rows [latent, width], by cosine."""
+    numbers = alive.nonzero()[:, 0]
+    units = torch.nn.functional.normalize(rows[numbers.to(rows.device)], dim=-1)
+    columns: dict[str, list] = {"latent": [], "rank": [], "neighbour": [], "cosine": []}
+    for first in range(0, len(units), 2048):
+        cosines = units[first : first + 2048] @ units.T
+        own = torch.arange(len(cosines), device=cosines.device)
+        cosines[own, own + first] = -torch.inf
+        near = cosines.topk(min(count, max(len(units) - 1, 0)), dim=-1)
+        columns["latent"] += numbers[first : first + 2048].repeat_interleave(near.values.shape[1]).tolist()
+        columns["rank"] += list(range(near.values.shape[1])) * len(cosines)
+        columns["neighbour"] += numbers[near.indices.cpu()].flatten().tolist()
+        columns["cosine"] += near.values.flatten().tolist()
+    return columns

@@ -1,0 +1,251 @@
+"""Which latents make the base into the tuned model: KL(tuned || patched) with base's vectors, and with some of the latents'
+difference added to them, in place of tuned's at the dictionary's layer; tuned's later layers run on. (arXiv 2504.02922)
+
+What the two models differ by at a token is, exactly, and as conditions:
+    tuned - base  =  sum_j f_j (d_j^tuned - d_j^base)  +  offset  +  error          "base" adds none of it, "tuned" all of it
+    "all"              every latent                                "offset"   what the decoders write without any latent
+    "reconstruction"   latents and offset                          "error"    the difference of the reconstruction errors
+    tuned_only, base_only, shared, other       the latents of one kind, by relative decoder norm as in geometry.py
+    best, random       the `best` alive latents with the largest relative decoder norm; as many others, drawn `draws` times
+
+closed   1 - KL(condition) / KL(base): the share of the gap that is closed; below 0 where a change leads further away
+Conditions do not add up: later layers are not linear. Each token is predicted from the position before it.
+
+# Differs from the paper: tokens that the text drops (special ones, as in chat templates) and attention sinks keep tuned's
+# vectors in every condition, so that they are no part of the gap; text.drop_special=false patches special tokens too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tunediff.evaluations.given import Reading, Trained
+from tunediff.evaluations.latents.splice import predictions
+from tunediff.evaluations.latents.statistics import relative_decoder_norm
+from tunediff.evaluations.reading.fidelity import ALL
+from tunediff.evaluations.reading.geometry import KINDS, Geometry
+from tunediff.measures.clustered import Estimate, number, ratio
+from tunediff.shapes import BASE, SEGMENTS, TUNED, Finding, Note, Refused, Table
+from tunediff.text import Batch
+
+WHOLE = {
+    "base": "base's vectors",
+    "all": "base's vectors and all latents",
+    "offset": "base's vectors and what the decoders write without any latent",
+    "reconstruction": "base's vectors, all latents and what the decoders write without any",
+    "error": "base's vectors and the difference of the reconstruction errors",
+    "tuned": "tuned's own vectors, which must give 0",
+}
+RANDOM = "random"
+
+Class = tuple[str, Tensor]  # a condition, and the numbers of the latents that it adds
+
+
+class KLPatching:
+    """exclusive, shared   bounds of the kinds by relative decoder norm, as in geometry
+    best        so many of the latents that are most tuned's own     draws   of as many others; 0: no control
+    initial     so many tokens of a response are the place "initial"
+    labels      for each of these that the text has: what is predicted from its tokens
+    level       of the intervals, over documents
+    """
+
+    needs_reconstruction = True
+
+    def __init__(
+        self,
+        *,
+        exclusive: float = 0.1,
+        shared: tuple[float, float] = (0.3, 0.7),
+        best: int = 32,
+        draws: int = 5,
+        initial: int = 10,
+        labels: Sequence[str] = (),
+        level: float = 0.95,
+    ):
+        self.geometry = Geometry(exclusive=exclusive, shared=shared)
+        self.best, self.draws, self.initial, self.labels, self.level = best, draws, initial, tuple(labels), level
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        check(trained)
+        classes, notes = self.classes(trained)
+        yield from notes
+        names = [*WHOLE, *(name for name, _ in classes)]
+        sums: dict[str, dict[int, Tensor]] = defaultdict(dict)  # place -> document -> [condition, and the tokens]
+        for reading in trained.readings("KL patching"):
+            divergence, scored = divergences(trained, reading, classes)
+            divergence = torch.cat([divergence, torch.ones(1, divergence.shape[1], dtype=torch.float64)])
+            for place, here in places(reading.batch, self.initial, self.labels).items():
+                here = here & scored
+                for document in reading.batch.document[here].unique().tolist():
+                    part = divergence[:, here & (reading.batch.document == document)].sum(1)
+                    known = sums[place].get(document)
+                    sums[place][document] = part if known is None else known + part
+        latents = dict.fromkeys(WHOLE, 0) | {name: len(numbers) for name, numbers in classes}
+        latents |= dict.fromkeys(("all", "reconstruction", "tuned"), trained.dictionary.latents)
+        columns: dict[str, list] = defaultdict(list)
+        for place, documents in sums.items():
+            found = self._measured(torch.stack(list(documents.values())), names)
+            if found[f"kl/{BASE}"].value == 0:
+                yield Note(
+                    f"kl_patching: at '{place}' base's vectors predict what tuned's do: there is no gap to close."
+                )
+            yield from self._findings(found, place, latents, len(documents))
+            self._add_rows(columns, found, place, latents, documents)
+        yield Table("kl_patching", dict(columns))
+
+    def classes(self, trained: Trained) -> tuple[list[Class], list[Note]]:
+        """The conditions that add some latents, and what is to be said about those that cannot be made."""
+        relative = relative_decoder_norm(trained)
+        alive = torch.zeros(trained.dictionary.latents, dtype=torch.bool)
+        for reading in trained.readings("alive latents"):
+            alive |= (reading.latents != 0).any(0).cpu()
+        kinds, classes, notes = self.geometry.kinds(relative), [], []
+        for n, kind in enumerate(KINDS):
+            numbers = ((kinds == n) & alive).nonzero()[:, 0]
+            if len(numbers):
+                classes.append((kind, numbers))
+            else:
+                notes.append(Note(f"No alive latent is {kind}: kl_patching has no number for that kind."))
+        order = relative.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)[: int(alive.sum())]
+        best, rest = order[: self.best], order[self.best :]
+        if len(best):
+            classes.append(("best", best))
+        if len(rest) < len(best) and self.draws:
+            notes.append(
+                Note(
+                    f"Of {len(order)} alive latents {len(best)} are the best, and {len(rest)} others are too few to draw as many: "
+                    f"evaluation.kl_patching.best={len(order) // 2} leaves enough."
+                )
+            )
+            return classes, notes
+        generator = torch.Generator().manual_seed(0)
+        for draw in range(self.draws):
+            drawn = rest[torch.randperm(len(rest), generator=generator)[: len(best)]]
+            classes.append((f"{RANDOM}_{draw}", drawn))
+        return classes, notes
+
+    def _measured(self, stacked: Tensor, names: Sequence[str]) -> dict[str, Estimate]:
+        """kl/<condition> and closed/<condition>, of sums [document, condition and tokens]; the draws also as one."""
+        nats = dict(zip(names, stacked.T, strict=False))
+        draws = [nats[name] for name in names if name.startswith(f"{RANDOM}_")]
+        if draws:
+            nats[RANDOM] = torch.stack(draws).mean(0)
+        found = {f"kl/{name}": ratio(values, stacked[:, -1]) for name, values in nats.items()}
+        for name, values in nats.items():
+            left = ratio(values, nats[BASE])
+            found[f"closed/{name}"] = Estimate(1 - left.value, -left.influence)
+        return found
+
+    def _findings(
+        self, found: Mapping[str, Estimate], place: str, latents: Mapping[str, int], documents: int
+    ) -> Iterator[Finding]:
+        where = "" if place == ALL else f"/{place}"
+        how = f"{documents:,} documents; {self.level:.0%} interval over documents"
+        drawn = [name for name in latents if name.startswith(f"{RANDOM}_")]
+        for path, estimate in found.items():
+            measure, name = path.split("/")
+            if (
+                name in drawn
+                or (measure == "kl" and name not in (BASE, TUNED))
+                or path in ("closed/base", "closed/tuned")
+            ):
+                continue
+            count = latents[drawn[0]] if name == RANDOM else latents[name]
+            what = WHOLE.get(name, f"base's vectors and {count} latents: {name.replace('_', '-')}")
+            if name == RANDOM:
+                what = f"{what} ones, mean of {len(drawn)} draws"
+            said = "KL(tuned || patched), nats a token" if measure == "kl" else "1 - KL / KL of base's vectors"
+            yield Finding(
+                f"kl_patching/{path}{where}", *estimate.bounded(self.level), f"{said}; patched: {what}; {how}"
+            )
+        for word, choose in (("smallest", min), ("largest", max)) if drawn else ():
+            value = choose(found[f"closed/{name}"].value for name in drawn)
+            meaning = f"the {word} of {len(drawn)} draws"
+            yield Finding(f"kl_patching/closed/{RANDOM}_{word}{where}", number(value), meaning=meaning)
+
+    def _add_rows(
+        self,
+        columns: dict[str, list],
+        found: Mapping[str, Estimate],
+        place: str,
+        latents: Mapping[str, int],
+        documents: Mapping[int, Tensor],
+    ) -> None:
+        tokens = int(sum(part[-1] for part in documents.values()))
+        for name, count in latents.items():
+            row = {"condition": name, "place": place, "latents": count, "tokens": tokens, "documents": len(documents)}
+            for measure in ("kl", "closed"):
+                bounded = found[f"{measure}/{name}"].bounded(self.level)
+                row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), bounded, strict=True))
+            for column, value in row.items():
+                columns[column].append(value)
+
+
+def check(trained: Trained) -> None:
+    """Raises Refused for a dictionary that does not write both models, or not in the same width."""
+    streams = trained.dictionary.streams
+    if set(trained.roles) != {BASE, TUNED}:
+        raise Refused(
+            f"evaluation=kl_patching puts base's vectors into the tuned model, and this dictionary reads "
+            f"{', '.join(map(str, streams))}: it needs one that reads both models (dictionary.reads=both)."
+        )
+    base, tuned = ([streams[n].width for n in trained.streams_of(role)] for role in (BASE, TUNED))
+    if base != tuned:
+        raise Refused(f"evaluation=kl_patching: base's vectors have widths {base}, and the tuned model takes {tuned}.")
+
+
+def divergences(trained: Trained, reading: Reading, classes: Sequence[Class]) -> tuple[Tensor, Tensor]:
+    """KL(tuned || patched) [condition, token] in float64, zero where a token is not scored, and which are [token] bool."""
+    clean, scored = predictions(trained, reading, TUNED, None)
+    found = []
+    for patched in replacements(trained, reading, classes):
+        changed, _ = predictions(trained, reading, TUNED, patched)
+        whole = torch.zeros(len(scored), dtype=torch.float64)
+        whole[scored] = (clean.exp() * (clean - changed)).sum(-1).cpu().double()
+        found.append(whole)
+    return torch.stack(found), scored
+
+
+def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -> Iterator[Tensor]:
+    """What stands in place of tuned's vectors [token, width], in the order of WHOLE and then of the classes."""
+    dictionary, (values, moments) = trained.dictionary, reading.rows
+
+    def apart(written: Tensor) -> Tensor:
+        return trained.part(written, TUNED) - trained.part(written, BASE)
+
+    base, tuned = (trained.part(values, role) for role in (BASE, TUNED))
+    latents = apart(dictionary.decode(reading.latents, moments))
+    offset = apart(dictionary.decode(torch.zeros_like(reading.latents), moments))
+    yield base
+    yield base + (latents - offset)
+    yield base + offset
+    yield base + latents
+    yield tuned - latents
+    yield tuned
+    for _, numbers in classes:
+        chosen = numbers.to(reading.latents.device)
+        yield base + apart(dictionary.written(reading.latents[:, chosen], chosen, moments))
+
+
+def places(batch: Batch, initial: int, labels: Sequence[str]) -> dict[str, Tensor]:
+    """Name -> which tokens are predicted there, [token] bool; only what the batch has. `initial` are the first tokens of
+    responses whose prompts stand in the same sequence."""
+    found = {ALL: torch.ones_like(batch.segment, dtype=torch.bool)}
+    found |= {name: batch.segment == n for n, name in enumerate(SEGMENTS)}
+    response = (batch.segment != SEGMENTS.index("prompt")) & (batch.segment != SEGMENTS.index("text"))
+    begins = torch.full((len(batch.ids[0]),), torch.iinfo(torch.long).max)
+    begins.scatter_reduce_(0, batch.sequence[response], batch.position[response], "amin")
+    asked = torch.zeros(len(begins), dtype=torch.bool)
+    asked[batch.sequence[found["prompt"]]] = True
+    place = batch.position - begins[batch.sequence]
+    found["initial"] = response & asked[batch.sequence] & (place < initial)
+    follows = torch.zeros_like(response)
+    follows[1:] = (batch.sequence[1:] == batch.sequence[:-1]) & (batch.position[1:] == batch.position[:-1] + 1)
+    for label in labels:
+        if label in batch.labels:
+            found[f"after_{label}"] = follows & batch.labels[label].roll(1)
+    return {name: here for name, here in found.items() if here.any()}

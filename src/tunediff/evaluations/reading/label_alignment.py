@@ -1,0 +1,173 @@
+"""Which latent tells a label: AUROC over tokens, chosen on one half of the documents and tested on the other.
+
+Beside it stand what chance reaches by the same choice (labels shuffled, the best of all latents chosen again) and what
+a reader without the model reaches: the best rule on the token, the token before it, or the place in the document.
+
+average_precision   mean of the precision at every recall; 1 is perfect, the share of labelled tokens is chance
+lift                average_precision / that share
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tunediff.evaluations.given import Reading, Trained
+from tunediff.measures.separation import ActiveScores, DenseScores, auroc, delong_interval, rule_auroc
+from tunediff.shapes import Finding, Note, Refused, Table
+from tunediff.text import Batch
+
+FEWEST = 10  # labelled and unlabelled tokens in each half, below which nothing is measured
+
+
+class Labelled(NamedTuple):
+    """The looked-at tokens of the held-out text.
+
+    truth [token] bool   select, test [token] bool: the two halves, by document   rules   what a rule may see, [token] each
+    """
+
+    truth: Tensor
+    select: Tensor
+    test: Tensor
+    rules: dict[str, Tensor]
+
+    @property
+    def enough(self) -> bool:
+        sides = [self.truth[side] for side in (self.select, self.test)]
+        return min(min(int(side.sum()), int((~side).sum())) for side in sides) >= FEWEST
+
+
+class LabelAlignment:
+    """label       the label to tell, such as hesitation_follows
+    at          only tokens with this label are looked at, such as decision; null: all tokens
+    first       only the first token of a labelled stretch counts as labelled, and the rest of it is not looked at: a latent
+                for where a behaviour begins
+    shuffles    draws of the null
+    """
+
+    def __init__(self, *, label: str, at: str | None = None, first: bool = False, shuffles: int = 100):
+        self.label, self.at, self.first, self.shuffles = label, at, first, shuffles
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        looked_at: list[tuple[Batch, Tensor]] = []
+
+        def blocks() -> Iterator[Tensor]:
+            """One batch after the other: all latents of the held-out text at once do not fit."""
+            for reading, here in at_label(trained, self.label, self.at, "label alignment", first=self.first):
+                looked_at.append((reading.batch, here))
+                yield reading.latents[here.to(reading.latents.device)].cpu()
+
+        scores = ActiveScores.of(blocks(), trained.dictionary.latents)
+        labelled = gathered(looked_at, self.label)
+        if labelled is None or not labelled.enough:
+            yield too_few("label_alignment", self.label, self.at)
+            return
+        truth, select, test, rules = labelled
+        first, second = scores.of_tokens(select), scores.of_tokens(test)
+        chosen_by, tested = first.auroc(truth[select]), second.auroc(truth[test])
+        precision, share = second.average_precision(truth[test]), float(truth[test].float().mean())
+        best = int(chosen_by.argmax())
+        where = f"label_alignment/{self.label}"
+        low, high = delong_interval(second.column(best), truth[test])
+        how = f"latent chosen on {int(select.sum())} tokens, tested on {int(test.sum())} of other documents"
+        yield Finding(f"{where}/auroc", float(tested[best]), low, high, f"AUROC of the best latent; {how}")
+        yield Finding(f"{where}/latent", best, meaning="number of that latent")
+        null = null_of(first, second, truth[select], truth[test], self.shuffles)
+        for name, value, word in (("mean", null.mean(), "mean"), ("p95", null.quantile(0.95), "95 % quantile")):
+            yield Finding(f"{where}/null_{name}", float(value), meaning=f"the same with shuffled labels, {word}")
+        found = {name: rule_auroc(values, truth, select, test) for name, values in rules.items()}
+        name = max(found, key=lambda rule: found[rule][0])
+        meaning = f"AUROC of the best rule without the model: the {name}"
+        yield Finding(f"{where}/token_rule", found[name][1], meaning=meaning)
+        yield Finding(f"{where}/share", share, meaning="share of the looked-at tokens with the label")
+        meaning = "average precision of that latent; the share of labelled tokens is chance"
+        yield Finding(f"{where}/average_precision", float(precision[best]), meaning=meaning)
+        yield Finding(f"{where}/lift", float(precision[best]) / share, meaning="average precision / share")
+        columns = {"latent": list(range(len(tested))), f"auroc/{self.label}": tested.tolist()}
+        columns[f"auroc_select/{self.label}"] = chosen_by.tolist()
+        columns[f"average_precision/{self.label}"] = precision.tolist()
+        columns[f"lift/{self.label}"] = (precision / share).tolist()
+        yield Table("latents", columns)
+
+
+def aurocs(trained: Trained, label: str, at: str | None = None, *, first: bool = False) -> Tensor:
+    """[latent]: how well each tells the label over all held-out tokens; `at` and `first` as in LabelAlignment. Raises
+    Refused where there are too few tokens of either kind."""
+    truths: list[Tensor] = []
+
+    def blocks() -> Iterator[Tensor]:
+        for reading, here in at_label(trained, label, at, f"latents for {label}", first=first):
+            truths.append(reading.batch.labels[label][here])
+            yield reading.latents.cpu()[here]
+
+    scores = ActiveScores.of(blocks(), trained.dictionary.latents)
+    truth = torch.cat(truths) if truths else torch.zeros(0, dtype=torch.bool)
+    if min(int(truth.sum()), int((~truth).sum())) < FEWEST:
+        raise Refused(
+            f"The held-out text has too few tokens with and without the label '{label}' to choose latents by: "
+            "give their numbers instead, latents=[3,17] of the evaluation, or raise tokens."
+        )
+    return scores.auroc(truth)
+
+
+def null_of(
+    first: ActiveScores | DenseScores,
+    second: ActiveScores | DenseScores,
+    chosen_on: Tensor,
+    tested_on: Tensor,
+    shuffles: int,
+) -> Tensor:
+    """[shuffle]: AUROC on one half of the latent that is best for shuffled labels of the other."""
+    generator = torch.Generator().manual_seed(0)
+    found, columns = [], {}
+    for _ in range(shuffles):
+        shuffled, other = (t[torch.randperm(len(t), generator=generator)] for t in (chosen_on, tested_on))
+        best = int(first.auroc(shuffled).argmax())
+        if best not in columns:
+            columns[best] = second.column(best)
+        found.append(auroc(columns[best][None], other)[0])
+    return torch.stack(found)
+
+
+def at_label(
+    trained: Trained, label: str, at: str | None, title: str, *, first: bool = False
+) -> Iterator[tuple[Reading, Tensor]]:
+    """Readings in which the label occurs, each with the looked-at tokens [token] bool; with `first`, none of a labelled
+    stretch but its first."""
+    for reading in trained.readings(title):
+        labels = reading.batch.labels
+        if label in labels and (at is None or at in labels):
+            here = reading.admitted.cpu() & (labels[at] if at else torch.ones_like(labels[label]))
+            yield reading, here & ~later(reading.batch, label) if first else here
+
+
+def later(batch: Batch, label: str) -> Tensor:
+    """[token] bool: in a labelled stretch, and not its first token."""
+    labelled, goes_on = batch.labels[label], torch.zeros_like(batch.labels[label])
+    goes_on[1:] = labelled[:-1] & (batch.sequence[1:] == batch.sequence[:-1])
+    return labelled & goes_on
+
+
+def gathered(looked_at: list[tuple[Batch, Tensor]], label: str) -> Labelled | None:
+    """What stands at the looked-at tokens [token] bool of each batch; nothing where there is none."""
+    if not looked_at:
+        return None
+
+    def joined(values) -> Tensor:
+        return torch.cat([values(batch)[here] for batch, here in looked_at])
+
+    truth, half = joined(lambda b: b.labels[label]), joined(lambda b: b.document) % 2
+    rules = {
+        "token": joined(lambda b: b.token),
+        "token before": joined(lambda b: b.ids[0].flatten()[(b.places[0] - 1).clamp(min=0)]),
+        "place in the document": joined(lambda b: b.position),
+    }
+    return Labelled(truth, half == 0, half == 1, rules)
+
+
+def too_few(evaluation: str, label: str, at: str | None) -> Note:
+    among = f" or not among '{at}' tokens." if at else "."
+    return Note(f"{evaluation} was not measured: the held-out text has too few tokens labelled '{label}'{among}")

@@ -1,0 +1,96 @@
+"""What a latent writes: the tokens that its decoder direction raises and lowers most, through each model's own unembedding.
+
+    effect = W_U (g * d / |d|), minus its mean over the vocabulary
+
+with d the latent's decoder row of that model in the model's own units, g the gain of the final norm and W_U the
+unembedding: the direct path to the logits, without the layers between and without the final norm's scale. Of a dictionary
+over several layers the highest is taken.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tunediff.dictionary import TranscoderAdapter
+from tunediff.evaluations.given import Trained
+from tunediff.evaluations.latents.splice import model_of
+from tunediff.shapes import Note, Table
+from tunediff.text import spelling
+
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+WRITTEN = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # hookpoints whose values are added to the residual stream
+
+
+class LogitEffect:
+    """tokens   raised and lowered ones of each latent"""
+
+    def __init__(self, *, tokens: int = 8):
+        self.tokens = tokens
+
+    @torch.no_grad()
+    def run(self, trained: Trained) -> Iterator[Table | Note]:
+        columns = defaultdict(list)
+        for role in trained.roles:
+            hookpoint, directions = written_rows(trained, role)
+            if hookpoint not in WRITTEN:
+                yield Note(f"Logit effects were not taken: values at {hookpoint} are not added to the residual stream.")
+                return
+            for latent, sign, tokens, effects in strongest_effects(trained, role, directions, tokens=self.tokens):
+                columns["latent"] += [latent] * len(tokens)
+                columns["rank"] += range(len(tokens))
+                columns["token"] += tokens
+                columns["effect"] += effects
+                columns["role"] += [role] * len(tokens)
+                columns["sign"] += [sign] * len(tokens)
+        yield Table("logit_effect", dict(columns))
+
+
+@torch.no_grad()
+def strongest_effects(
+    trained: Trained, role: str, directions: Tensor, *, tokens: int, signs: Sequence[int] = (1, -1)
+) -> Iterator[tuple[int, int, list[str], list[float]]]:
+    """Number of a direction [direction, width] in a model, sign, and the tokens it moves most that way, strongest first, with
+    their effects."""
+    model, tokenizer = model_of(role), trained.pair.tokenizers[trained.pair.entry(model_of(role))]
+    unembedding = gained_unembedding(trained.pair.models[model])
+    units = torch.nn.functional.normalize(directions, dim=-1).to(unembedding)
+    spelled = spelling(tokenizer)
+    known = min(len(unembedding), len(tokenizer))  # the rest pads the matrix
+    for first in range(0, len(units), 256):
+        effect = (units[first : first + 256] @ unembedding[:known].T).float()
+        effect -= effect.mean(-1, keepdim=True)
+        for sign in signs:
+            best = (sign * effect).topk(min(tokens, known), dim=-1)
+            for n, (values, numbers) in enumerate(
+                zip(best.values.tolist(), best.indices.tolist(), strict=True), start=first
+            ):
+                yield n, sign, list(map(spelled, numbers)), [sign * value for value in values]
+
+
+def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
+    """The hookpoint at which latents write into a model, and their decoder rows there [latent, width]: of a transcoder
+    adapter each latent's own, of a dictionary over several layers those of the highest."""
+    dictionary = trained.dictionary
+    if isinstance(dictionary, TranscoderAdapter):
+        return "mlp_out", dictionary.W_dec
+    highest = max(trained.streams_of(role), key=lambda n: dictionary.streams[n].layer)
+    rows = dictionary.W_dec / dictionary.normalisation.scale
+    return dictionary.streams[highest].hookpoint, rows.split(dictionary.widths, dim=-1)[highest]
+
+
+def gained_unembedding(model: torch.nn.Module) -> Tensor:
+    """[vocabulary, width]: the unembedding with the final norm's gain taken in; without one where the model has no norm of
+    a known name."""
+    weight = model.get_output_embeddings().weight.float()
+    norm = next((part for name, part in model.base_model.named_children() if name in FINAL_NORMS), None)
+    if norm is None:
+        return weight
+    # of mean 0 and root mean square 1: a norm leaves it, but for the gain, however that is parametrised
+    probe = torch.ones_like(weight[0])
+    probe[1::2] = -1.0
+    dtype = next(norm.parameters()).dtype
+    return weight * ((norm(probe.to(dtype)) - norm(-probe.to(dtype))).float() / 2 * probe)

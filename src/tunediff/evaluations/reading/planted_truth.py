@@ -1,0 +1,91 @@
+"""What a dictionary recovers of planted events: a trained dictionary and the truth -> scores.
+
+A latent is called exclusive to a model where its relative decoder norm says so (below 0.1 or above 0.9), and again where
+latent scaling confirms it. The call is right if the event whose direction in that model is nearest to the latent's own,
+with a cosine of at least 0.7, writes into that model alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tunediff.activations import Planted
+from tunediff.dictionary import Crosscoder
+from tunediff.evaluations.reading.latent_scaling import latent_scaling
+from tunediff.shapes import BASE, TUNED, Rows
+
+EXCLUSIVE, NEAR = 0.1, 0.7
+
+
+class Calls(NamedTuple):
+    """called      alive latents that are called exclusive to either model
+    false       of these, the ones whose event is not, or that are near to none
+    precision   share of the calls that is right; none without a call
+    recall      share of the exclusive events that a right call names
+    """
+
+    called: int
+    false: int
+    precision: float | None
+    recall: float
+
+
+class Score(NamedTuple):
+    """mean_max_cosine   mean over events of the largest cosine with an alive latent, over all that the dictionary reads
+    by_norm, scaled   calls by relative decoder norm, and those that latent scaling confirms; none without both models
+    explained_variance, l0, dead   on the same rows"""
+
+    mean_max_cosine: float
+    by_norm: Calls | None
+    scaled: Calls | None
+    explained_variance: float
+    l0: float
+    dead: float
+
+
+@torch.no_grad()
+def score(dictionary: Crosscoder, planted: Planted, rows: list[Rows]) -> Score:
+    target = torch.cat([dictionary.normalisation.normalise(*block) for block in rows])
+    latents = torch.cat([dictionary.encode(block) for block in rows])
+    left = target - dictionary.reconstruct(latents)
+    alive = (latents != 0).any(0)
+    written = planted.written(dictionary.streams)
+    written = written[written.norm(dim=-1) > 0]
+    in_models_units = dictionary.W_dec / dictionary.normalisation.scale
+    cosines = normalize(written, dim=-1) @ normalize(in_models_units[alive], dim=-1).T
+    by_norm = scaled = None
+    if {stream.role for stream in dictionary.streams} == {BASE, TUNED}:
+        scaling = latent_scaling(dictionary, ((block, dictionary.encode(block).float()) for block in rows))
+        base, tuned = dictionary.decoder_norms()
+        relative = tuned / (base + tuned)
+        called = {TUNED: alive & (relative > 1 - EXCLUSIVE), BASE: alive & (relative < EXCLUSIVE)}
+        by_norm = calls(dictionary, planted, called)
+        scaled = calls(dictionary, planted, {role: called[role] & scaling[role].exclusive() for role in called})
+    return Score(
+        float(cosines.amax(-1).mean()) if alive.any() else 0.0,
+        by_norm,
+        scaled,
+        float(1 - left.square().sum() / (target - target.mean(0)).square().sum()),
+        float((latents != 0).sum(-1).float().mean()),
+        float((~alive).float().mean()),
+    )
+
+
+def calls(dictionary: Crosscoder, planted: Planted, called: dict[str, Tensor]) -> Calls:
+    """`called` [latent] bool for each model."""
+    right = found = 0
+    for role, directions in ((BASE, planted.base), (TUNED, planted.tuned)):
+        rows = dictionary.part(dictionary.W_dec, role)[called[role]]
+        if len(rows) == 0:
+            continue
+        nearest = (normalize(rows, dim=-1) @ normalize(directions, dim=-1).T).max(-1)
+        hits = planted.exclusive(role)[nearest.indices] & (nearest.values >= NEAR)
+        right += int(hits.sum())
+        found += len(nearest.indices[hits].unique())
+    count = sum(int(mask.sum()) for mask in called.values())
+    events = sum(int(planted.exclusive(role).sum()) for role in (BASE, TUNED))
+    return Calls(count, count - right, right / count if count else None, found / events)

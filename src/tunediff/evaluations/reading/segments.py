@@ -1,0 +1,59 @@
+"""When a latent fires in a response: rate and mean activation in the prompt, the opening sentence, each tenth of the
+thinking, and the answer.
+
+A tenth is one of the whole row's thinking, by characters, also where a long row is read in several sequences. Shift of a
+latent: its rate in the last tenth minus that in the first, over their sum; 1 fires late, -1 early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tunediff.evaluations.given import Trained
+from tunediff.shapes import SEGMENTS, Finding, Table
+from tunediff.text import Batch
+
+TENTHS = tuple(f"thinking/{tenth}" for tenth in range(10))
+PLACES = tuple(place for segment in SEGMENTS for place in (TENTHS if segment == "thinking" else (segment,)))
+
+
+class Segments:
+    def run(self, trained: Trained) -> Iterator[Finding | Table]:
+        latents = trained.dictionary.latents
+        tokens = torch.zeros(len(PLACES), dtype=torch.float64)
+        fired, summed = (torch.zeros(len(PLACES), latents, dtype=torch.float64) for _ in range(2))
+        for reading in trained.readings("segments"):
+            place = torch.where(reading.admitted.cpu(), places(reading.batch), len(PLACES))  # one more, for the sinks
+            member = torch.nn.functional.one_hot(place, len(PLACES) + 1)[:, :-1].float()
+            values = reading.latents.cpu()
+            tokens += member.sum(0)
+            fired += member.T @ (values != 0).float()
+            summed += member.T @ values
+        met = [n for n in range(len(PLACES)) if tokens[n] > 0]
+        columns: dict[str, list] = {"latent": list(range(latents))}
+        for name, sums in (("rate", fired), ("mean", summed)):
+            columns |= {f"{name}/{PLACES[n]}": (sums[n] / tokens[n]).float().tolist() for n in met}
+        yield Table("segments", columns)
+        for n in met:
+            active = float(fired[n].sum() / tokens[n])
+            yield Finding(f"segments/l0/{PLACES[n]}", active, meaning=f"active latents a token in {PLACES[n]}")
+        first, last = PLACES.index(TENTHS[0]), PLACES.index(TENTHS[-1])
+        if {first, last} <= set(met):
+            early, late = fired[first] / tokens[first], fired[last] / tokens[last]
+            shift = ((late - early) / (late + early))[early + late > 0]
+            for name, share, word in (
+                ("early", (shift < -0.5).double().mean(), "first tenth of the thinking than in the last"),
+                ("late", (shift > 0.5).double().mean(), "last tenth of the thinking than in the first"),
+            ):
+                meaning = f"share of the latents active in either that fire at least three times as often in the {word}"
+                yield Finding(f"segments/shift/{name}", float(share), meaning=meaning)
+
+
+def places(batch: Batch) -> Tensor:
+    """[token]: index into PLACES."""
+    start = torch.tensor([PLACES.index(TENTHS[0] if segment == "thinking" else segment) for segment in SEGMENTS])
+    tenth = (batch.progress * 10).long().clamp(max=9)
+    return start[batch.segment.long()] + torch.where(batch.segment == SEGMENTS.index("thinking"), tenth, 0)

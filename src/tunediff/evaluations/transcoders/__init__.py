@@ -1,0 +1,1 @@
+"""Models with transcoder adapters: replacement, recovery, sets of latents, attribution graphs."""

@@ -1,0 +1,270 @@
+"""What made the tuned behaviour come next: the attribution graphs of prompts that it follows, in the model with transcoder
+adapters, and the latents through which most of them runs. (RelP graphs as in arXiv 2602.20904; see attribution/.)
+
+By default the prompts are held-out documents up to the first token of a hesitation. Of each prompt every active latent is
+explained as well as the likeliest next tokens; tables hold the part of a graph that carries most of its influence.
+
+completeness_error   mean of |target - (edges + rest + constant)| over mean |target|, of all targets of a graph
+influence            of a latent: its share of the influence of all latents of a graph, positions summed; mean over graphs
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tunediff.attribution import Graph, Pruned, attribute, check_share, prune, summed, write_graph
+from tunediff.benchmarks import hesitations
+from tunediff.dictionary import TranscoderAdapter
+from tunediff.evaluations.given import Trained
+from tunediff.evaluations.latents.statistics import usual
+from tunediff.evaluations.reading.label_alignment import later
+from tunediff.shapes import ADAPTER, Finding, Note, Refused, Table
+from tunediff.text import Batch, encode, spelling
+
+SETTING = "evaluation.attribution_graphs"
+CARRY = 0.8  # share of the summed influence whose latents are counted
+
+
+class GraphPrompt(NamedTuple):
+    """ids [position], and the token that follows them."""
+
+    ids: Tensor
+    target: int
+
+
+class AttributionGraphs:
+    """prompts     texts, or .txt files of one each, whose last token is what is predicted; null: held-out text up to `at`
+    at          a label: what is predicted is the first token of a stretch with it. In a text without it, a token that spells
+                one of the pair's hesitations
+    count       prompts at most, of as many documents as there are
+    context     tokens of a prompt at most: its last ones
+    logits_mass, most_logits   next tokens that are explained: the likeliest up to this probability, and no more than so many
+    most_latents   nodes at most, chosen by influence
+    node_threshold, edge_threshold   shares of the influence that nodes and edges keep, as in circuit-tracer
+    drop_first  the first position is no source, and its latents are no nodes, as in the paper's code
+    drawn       prompts at most whose nodes and edges are tables
+    batch       targets whose gradients are taken at once
+    """
+
+    needs_adapter = True
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[str] | None = None,
+        at: str = "hesitation",
+        count: int = 20,
+        context: int = 512,
+        logits_mass: float = 0.95,
+        most_logits: int = 10,
+        most_latents: int = 10_000,
+        node_threshold: float = 0.8,
+        edge_threshold: float = 0.98,
+        drop_first: bool = True,
+        drawn: int = 8,
+        batch: int = 64,
+    ):
+        check_share(f"{SETTING}.node_threshold", node_threshold)
+        check_share(f"{SETTING}.edge_threshold", edge_threshold)
+        for name, value in {"count": count, "context": context, "most_latents": most_latents, "batch": batch}.items():
+            if value < 1:
+                raise Refused(f"{SETTING}.{name}={value}: give at least 1.")
+        self.prompts, self.at, self.count, self.context = prompts, at, count, context
+        self.attributed = {
+            "logits_mass": logits_mass,
+            "most_logits": most_logits,
+            "most_latents": most_latents,
+            "drop_first": drop_first,
+            "batch": batch,
+        }
+        self.node_threshold, self.edge_threshold, self.drawn = node_threshold, edge_threshold, drawn
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        """Raises Refused for a dictionary that is no transcoder adapter."""
+        adapter = trained.dictionary
+        if not isinstance(adapter, TranscoderAdapter):
+            raise Refused(
+                f"{SETTING} follows latents from layer to layer, and a {type(adapter).__name__} has no model that they stand "
+                "in: train with dictionary=transcoder_adapter, or leave attribution_graphs out of evaluation."
+            )
+        prompts = self._given(trained) if self.prompts is not None else self._found(trained)
+        if not prompts:
+            yield Note(
+                f"attribution_graphs: no held-out token is labelled '{self.at}' or spells one of {list(trained.pair.hesitations)}: "
+                f"give {SETTING}.prompts, or more held-out text."
+            )
+            return
+        spelled = spelling(trained.pair.tokenizers[0])
+        tables: dict[str, dict[str, list]] = {name: defaultdict(list) for name in ("graphs", "nodes", "edges")}
+        influences, kept_in = [], Counter()
+        for number, prompt in enumerate(tqdm(prompts, desc="attribution graphs", leave=False, delay=2)):
+            graph = attribute(trained.pair.models[ADAPTER], adapter, prompt.ids, **self.attributed)
+            pruned = prune(graph.edges, graph.probability, nodes=self.node_threshold, links=self.edge_threshold)
+            slug = f"prompt-{number:03d}"
+            self._write(trained, graph, pruned, slug, spelled)
+            _add_graph(tables["graphs"], slug, prompt, graph, pruned, spelled)
+            if number < self.drawn:
+                _add_nodes(tables["nodes"], slug, graph, pruned, spelled, len(adapter.layers))
+                _add_edges(tables["edges"], slug, graph, pruned)
+            influences.append((graph.number, pruned.influence[: len(graph.number)]))
+            kept_in.update(graph.number[pruned.latents].unique().tolist())
+        for name, columns in tables.items():
+            yield Table(name if name == "graphs" else f"graph_{name}", dict(columns))
+        influence = summed(influences, adapter.latents)
+        yield _influence_table(influence, kept_in, adapter)
+        yield from self._findings(trained, tables["graphs"], influence)
+        if trained.folder is not None:
+            yield Note(
+                f"graphs/ holds {len(prompts)} graphs for circuit-tracer: circuit-tracer start-server --graph_file_dir "
+                "<run folder>/graphs"
+            )
+
+    # -- prompts -------------------------------------------------------------------------------------------------------
+
+    def _given(self, trained: Trained) -> list[GraphPrompt]:
+        prompts = []
+        for text in self.prompts:
+            if text.endswith(".txt"):
+                if not Path(text).is_file():
+                    raise Refused(f"{SETTING}.prompts names {text}, and there is no such file.")
+                text = Path(text).read_text(encoding="utf-8").rstrip("\n")
+            ids = encode(trained.pair.tokenizers[0], text)["input_ids"]
+            if len(ids) < 2:
+                raise Refused(
+                    f"{SETTING}.prompts has {text!r}: a prompt needs two tokens, the last of which is predicted."
+                )
+            prompts.append(self._cut(torch.tensor(ids), len(ids) - 1))
+        return prompts
+
+    def _found(self, trained: Trained) -> list[GraphPrompt]:
+        """The first place of each document, then the second of each, until there are enough."""
+        spelled, met, places = spelling(trained.pair.tokenizers[0]), Counter(), []
+        for batch in trained.held_out:
+            here = self._predicted(batch, spelled, trained.pair.hesitations) & (batch.position > 0)
+            for token in here.nonzero()[:, 0].tolist():
+                document = int(batch.document[token])
+                ids = batch.ids[0][int(batch.sequence[token])]
+                places.append((met[document], len(places), self._cut(ids, int(batch.position[token]))))
+                met[document] += 1
+        return [prompt for _, _, prompt in sorted(places, key=lambda place: place[:2])[: self.count]]
+
+    def _predicted(self, batch: Batch, spelled: Callable[[int], str], words: Sequence[str]) -> Tensor:
+        """[token] bool"""
+        if self.at in batch.labels:
+            return batch.labels[self.at] & ~later(batch, self.at)
+        return torch.tensor([hesitations(spelled(token), words) > 0 for token in batch.token.tolist()])
+
+    def _cut(self, ids: Tensor, place: int) -> GraphPrompt:
+        return GraphPrompt(ids[max(0, place - self.context) : place], int(ids[place]))
+
+    # -- what is found -------------------------------------------------------------------------------------------------
+
+    def _write(self, trained: Trained, graph: Graph, pruned: Pruned, slug: str, spelled: Callable[[int], str]) -> None:
+        if trained.folder is None:
+            return
+        write_graph(
+            trained.folder / "graphs",
+            graph,
+            pruned,
+            slug=slug,
+            spelled=spelled,
+            depth=len(trained.dictionary.layers),
+            scan=trained.folder.name,
+            node_threshold=self.node_threshold,
+        )
+
+    def _findings(self, trained: Trained, graphs: dict[str, list], influence: Tensor) -> Iterator[Finding]:
+        count = len(graphs["graph"])
+        errors, probabilities = (sum(graphs[name]) / count for name in ("completeness_error", "probability"))
+        where = "attribution_graphs"
+        meaning = (
+            f"what edges, rest and constant lack of the targets, as a share of their size; mean over {count} graphs"
+        )
+        yield Finding(f"{where}/completeness_error", errors, meaning=meaning)
+        meaning = f"probability of the token that follows, by the model with adapters; mean over {count} prompts"
+        yield Finding(f"{where}/target_probability", probabilities, meaning=meaning)
+        share = influence.sort(descending=True).values.cumsum(0) / influence.sum().clamp(min=1e-30)
+        carrying = min(int((share < CARRY).sum()) + 1, int((influence > 0).sum()))
+        meaning = f"latents that carry {CARRY:.0%} of the influence of all latents, summed over {count} graphs"
+        yield Finding(f"{where}/carrying", carrying, meaning=meaning)
+        living = int(usual(trained).alive.sum())
+        if living:
+            meaning = f"these as a share of the {living:,} latents that fire in the held-out text"
+            yield Finding(f"{where}/carrying_share", carrying / living, meaning=meaning)
+
+
+def _add_graph(
+    columns: dict[str, list],
+    slug: str,
+    prompt: GraphPrompt,
+    graph: Graph,
+    pruned: Pruned,
+    spelled: Callable[[int], str],
+) -> None:
+    row = {
+        "graph": slug,
+        "prompt": "".join(map(spelled, graph.ids.tolist())),
+        "target": spelled(prompt.target),
+        "probability": float(graph.prediction[prompt.target]),
+        "active": len(graph.number) + graph.left_out,
+        "nodes": len(graph.number) + len(graph.ids) + len(graph.logits),
+        "latents_kept": int(pruned.latents.sum()),
+        "edges_kept": int(pruned.edges.sum()),
+        "completeness_error": graph.completeness_error,
+        "drop_first": graph.drop_first,
+    }
+    for name, value in row.items():
+        columns[name].append(value)
+
+
+def _add_nodes(
+    columns: dict[str, list], slug: str, graph: Graph, pruned: Pruned, spelled: Callable[[int], str], depth: int
+) -> None:
+    """A node's number is its place among the graph's latents, positions and logits; embeddings stand in layer -1, logits
+    above the last. Of a logit, activation is its distance from the mean of all, and influence its probability."""
+    latents, positions = len(graph.number), len(graph.ids)
+    words = [spelled(token) for token in graph.ids.tolist()]
+    rows = []
+    for n in pruned.latents.nonzero()[:, 0].tolist():
+        place = int(graph.position[n])
+        found = (int(graph.number[n]), float(graph.activation[n]), float(pruned.influence[n]))
+        rows.append((n, "latent", int(graph.layer[n]), place, words[place], *found))
+    for place, word in enumerate(words):
+        found = (-1, None, float(pruned.influence[latents + place]))
+        rows.append((latents + place, "embedding", -1, place, word, *found))
+    for n, token in enumerate(graph.logits.tolist()):
+        found = (-1, float(graph.value[latents + n]), float(graph.probability[n]))
+        rows.append((latents + positions + n, "logit", depth, positions - 1, spelled(token), *found))
+    names = ("node", "kind", "layer", "position", "token", "latent", "activation", "influence")
+    for row in rows:
+        columns["graph"].append(slug)
+        for name, value in zip(names, row, strict=True):
+            columns[name].append(value)
+
+
+def _add_edges(columns: dict[str, list], slug: str, graph: Graph, pruned: Pruned) -> None:
+    latents, positions = len(graph.number), len(graph.ids)
+    targets, sources = pruned.edges.nonzero().T
+    columns["graph"] += [slug] * len(targets)
+    columns["source"] += sources.tolist()
+    columns["target"] += torch.where(targets < latents, targets, targets + positions).tolist()
+    columns["weight"] += graph.edges[targets, sources].tolist()
+
+
+def _influence_table(influence: Tensor, kept_in: Counter, adapter: TranscoderAdapter) -> Table:
+    """Latents with any influence, the strongest first."""
+    order = influence.argsort(descending=True, stable=True)[: int((influence > 0).sum())].tolist()
+    columns = {
+        "latent": order,
+        "layer": [adapter.place_of(number)[0] for number in order],
+        "influence": influence[order].tolist(),
+        "graphs": [kept_in[number] for number in order],
+    }
+    return Table("graph_influence", columns)

@@ -1,0 +1,218 @@
+"""A set of a transcoder adapter's latents, asked three ways what it does while a model writes (arXiv 2602.20904, section 5):
+
+    necessity     the adapted model without the set                             compared with the whole adapter
+    sufficiency   the hybrid with the set and the decoder biases alone          compared with the hybrid
+    negation      the tuned model, with the set written `scale` times, and no bias, beside its own MLPs      with the tuned model
+
+Each beside random sets of living latents, as many and more; sufficiency also with no latent at all, which is what the biases
+do alone. Measures are means over problems; a change is that of a mean on the same problems, interval over problems with the
+draws taken as given. Every model is one of its own over the weights of the pair: no edit is switched on or off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from tunediff.benchmarks import Grader, Problem, Task
+from tunediff.dictionary import TranscoderAdapter
+from tunediff.evaluations.behaviour.changes import Changed, columns, measures, told
+from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
+from tunediff.evaluations.behaviour.intervention import latents_table
+from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
+from tunediff.evaluations.given import Trained
+from tunediff.evaluations.latents.selection import Selection, choose
+from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.generation import Decoding, Engine
+from tunediff.models import ModelPair
+from tunediff.shapes import ADAPTER, HYBRID, TUNED, Finding, Note, Refused, Table
+
+NAME = "latent_sets"
+NECESSITY, SUFFICIENCY, NEGATION = "necessity", "sufficiency", "negation"
+COMPARED_WITH = {NECESSITY: ADAPTER, SUFFICIENCY: HYBRID, NEGATION: TUNED}  # also the roles of these models
+WHOLE = {ADAPTER: "with the whole adapter", HYBRID: "tuned with the base's MLPs", TUNED: "tuned"}
+TITLES = {NECESSITY: "adapter without {}", SUFFICIENCY: "hybrid with {} alone", NEGATION: "tuned with {} negated"}
+CHOSEN, RANDOM, EMPTY = "chosen", "random", "empty"
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedSet:
+    """One set, asked in one way; `draw` of a random one."""
+
+    asked: str
+    which: str
+    numbers: tuple[int, ...]
+    draw: int | None = None
+
+    @property
+    def name(self) -> str:
+        if self.which == CHOSEN:
+            return self.asked
+        return f"{self.which}/{self.asked}" + ("" if self.draw is None else f"/{len(self.numbers)}/{self.draw}")
+
+    @property
+    def condition(self) -> Condition:
+        what = {CHOSEN: "the set", RANDOM: f"random latents ({len(self.numbers):,})", EMPTY: "decoder biases"}[
+            self.which
+        ]
+        against = COMPARED_WITH[self.asked]
+        title = TITLES[self.asked].format(what)
+        return Condition(self.name, title, ADAPTER, control=self.which != CHOSEN, reference=against, asked_as=TUNED)
+
+
+class LatentSets:
+    """latents        the set: numbers, or an expression; None: as `chosen_by` chooses
+    scale          of what the set writes into the tuned model         draws    random sets of each size
+    control_sizes  of random sets, times the size of the set; 1 is what the set is compared with
+    tasks          name -> benchmark                                   problems   of each at most; null: all
+    hesitations    words that count as one, as regular expressions; None: the pair's own
+    """
+
+    needs_adapter = True
+
+    def __init__(
+        self,
+        *,
+        tasks: Mapping[str, Task],
+        decoding: Decoding,
+        engine: Engine,
+        latents: str | Sequence[int] | None = None,
+        chosen_by: Selection | None = None,
+        scale: float = -0.5,
+        draws: int = 2,
+        control_sizes: Sequence[int] = (1,),
+        problems: int | None = None,
+        hesitations: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        if any(times < 1 for times in control_sizes):
+            raise Refused(
+                f"{NAME}.control_sizes={list(control_sizes)}: each is a multiple of the set's size, from 1 on."
+            )
+        self.latents, self.chosen_by, self.scale, self.draws = latents, chosen_by, scale, draws
+        self.control_sizes = sorted(set(control_sizes))
+        self.tasks, self.decoding, self.engine, self.problems = tasks, decoding, engine, problems
+        self.hesitations, self.seed = hesitations, seed
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        adapter = trained.adapter(NAME)
+        seen = usual(trained)
+        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=ADAPTER)
+        if not chosen:
+            raise Refused(
+                f"{NAME}: no latent is chosen, so that there is no set to ask about: give numbers, latents=[3,17]."
+            )
+        questions, notes = self.questions(adapter, seen, chosen)
+        yield from (Note(f"{NAME}: {said}") for said in notes)
+        places = [adapter.place_of(latent) for latent in chosen]
+        where = {"layer": [layer for layer, _ in places], "within": [within for _, within in places]}
+        yield Table(f"{NAME}_latents", {**latents_table(seen, chosen), **where})
+        problems: dict[str, list[Problem]] = {}
+        for name, task in self.tasks.items():
+            problems[name], notes = problems_of(task, name, self.problems)
+            yield from notes
+        found = self._solved(trained, questions, problems)
+        yield from mostly_cut(NAME, found)
+        findings, tables = side_by_side(NAME, found)
+        yield from findings
+        yield from tables
+        rows = []
+        for name in self.tasks:
+            of_task = {key: solved for (task, key), (_, solved) in found.items() if task == name}
+            changes, some = _compared(name, questions, of_task)
+            yield from changes
+            rows += some
+        yield Table(NAME, {key: [row[key] for row in rows] for key in rows[0]})
+
+    def questions(
+        self, adapter: TranscoderAdapter, seen: Usual, chosen: Sequence[int]
+    ) -> tuple[list[AskedSet], list[str]]:
+        """Every set, each way; and sentences about controls that cannot be."""
+        free = seen.alive.clone()
+        free[list(chosen)] = False
+        living, notes = free.nonzero()[:, 0], []
+        sets = [(CHOSEN, tuple(chosen), None)]
+        generator = torch.Generator().manual_seed(self.seed)
+        for size in (times * len(chosen) for times in self.control_sizes if self.draws):
+            if size > len(living):
+                notes.append(
+                    f"there are no random sets of {size:,} latents: beside the {len(chosen):,} chosen ones {len(living):,} fire "
+                    "on the held-out text. Choose fewer, or smaller control_sizes."
+                )
+                continue
+            for draw in range(self.draws):
+                drawn = living[torch.randperm(len(living), generator=generator)[:size]]
+                sets.append((RANDOM, tuple(sorted(drawn.tolist())), draw))
+        made = [AskedSet(asked, *some) for asked in COMPARED_WITH for some in sets]
+        if any(one.b_dec is not None for one in adapter.layers):
+            made.append(AskedSet(SUFFICIENCY, EMPTY, ()))
+        return made, notes
+
+    def _solved(
+        self, trained: Trained, questions: Sequence[AskedSet], problems: Mapping[str, Sequence[Problem]]
+    ) -> dict[tuple[str, str], tuple[Condition, list[Solved]]]:
+        """By task and condition. One changed adapter is there at a time, and what it wrote is scored by the model that it
+        is compared with."""
+        plain, found = self._solver(trained), {}
+        whole = [(None, Condition(role, title, role, asked_as=TUNED)) for role, title in WHOLE.items()]
+        with Grader() as grader:
+            for question, condition in [*whole, *((question, question.condition) for question in questions)]:
+                solver, scored_by = plain, condition
+                if question is not None:
+                    solver = self._solver(dataclasses.replace(trained, pair=self.model(trained, question)))
+                    scored_by = dataclasses.replace(condition, role=COMPARED_WITH[question.asked])
+                for name, some in problems.items():
+                    responses = solver.respond(name, some, condition)
+                    grades = plain.grades(self.tasks[name], some, responses, grader)
+                    found[name, condition.name] = (condition, plain.measured(some, responses, grades, scored_by))
+        return {(name, key): found[name, key] for name in problems for of, key in found if of == name}
+
+    def model(self, trained: Trained, question: AskedSet) -> ModelPair:
+        """The pair with the model of a question in the role adapter."""
+        adapter = trained.adapter(NAME)
+        if question.asked == NECESSITY:
+            return trained.pair.with_adapter(adapter.without(question.numbers))
+        if question.asked == SUFFICIENCY:
+            return trained.pair.with_adapter(adapter.only(question.numbers))
+        negated = adapter.only(question.numbers, scale=self.scale, bias=False)
+        return trained.pair.with_adapter(negated, on=TUNED)
+
+    def _solver(self, trained: Trained) -> Solver:
+        return Solver(trained, NAME, self.decoding, engine=self.engine, own_template=True, hesitations=self.hesitations)
+
+
+def _compared(
+    task: str, questions: Sequence[AskedSet], found: Mapping[str, Sequence[Solved]]
+) -> tuple[list[Finding], list[dict[str, object]]]:
+    """What changes against the whole model, and how much more than under random sets of the same size; rows of the table,
+    the whole models first."""
+    measured = {key: measures(solved) for key, solved in found.items()}
+    rows, findings = [], []
+    for role in COMPARED_WITH.values():
+        row = {
+            "task": task,
+            "asked": None,
+            "set": role,
+            "size": None,
+            "draw": None,
+            "condition": role,
+            "reference": None,
+        }
+        rows.append(row | columns(Changed(measured[role])))
+    for question in questions:
+        reference = COMPARED_WITH[question.asked]
+        alike = [measured[other.name] for other in questions if _controls(other, question)]
+        changed = Changed(measured[question.name], measured[reference], alike)
+        row = {"task": task, "asked": question.asked, "set": question.which, "size": len(question.numbers)}
+        row |= {"draw": question.draw, "condition": question.name, "reference": reference}
+        rows.append(row | columns(changed))
+        if question.which == CHOSEN:
+            findings += told(f"{NAME}/{task}/{question.asked}", changed)
+    return findings, rows
+
+
+def _controls(other: AskedSet, question: AskedSet) -> bool:
+    same = (other.asked, len(other.numbers)) == (question.asked, len(question.numbers))
+    return question.which == CHOSEN and other.which == RANDOM and same

@@ -1,0 +1,223 @@
+"""A transcoder adapter on held-out text: how far the adapted model is from the tuned one, as a whole, from any layer on, and
+in its residual stream (arXiv 2602.20904, appendix A).
+
+    adapter_first   the adapter in the layers below a cutoff, the tuned MLPs from it on        tuned_first   the other way
+    kl              KL(tuned || replaced), nats a token; at no or at every layer it is the tuned model, or the adapted one
+    kl_recovered    1 - KL(tuned || adapter) / KL(tuned || hybrid)
+    nmse            sum |h_replaced - h_tuned|^2 / sum |h_tuned|^2 over tokens, of the residual stream at the embeddings and
+                    after every layer, before the final norm; the mean is not taken off
+
+Each also with the bare hybrid in the adapter's place. All in float32 or better over the kept tokens, in batches as the
+study reads them; intervals: 95 %, clustered by document (evaluations/intervals.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tunediff.evaluations.given import Trained
+from tunediff.hookpoints import Point, reading
+from tunediff.measures.clustered import Estimate, ratio
+from tunediff.measures.next_tokens import by_document, compared, merge, predicted
+from tunediff.models import replaceable, replacing
+from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Finding, Note, Table
+from tunediff.text import Batch
+
+NAME = "replacement"
+ADAPTER_FIRST, TUNED_FIRST = "adapter_first", "tuned_first"
+STAND_INS = (ADAPTER, HYBRID)
+Choices = tuple[str, ...]  # what each layer computes
+
+
+class Partial(NamedTuple):
+    """The stand-in, adapter or hybrid, below a cutoff and the tuned MLPs from it on; or the other way."""
+
+    direction: str
+    stand_in: str
+    cutoff: int
+
+    def choices(self, depth: int) -> Choices:
+        order = (self.stand_in, TUNED) if self.direction == ADAPTER_FIRST else (TUNED, self.stand_in)
+        return (order[0],) * self.cutoff + (order[1],) * (depth - self.cutoff)
+
+
+class Measured(NamedTuple):
+    """Sums over the tokens of every document, float64.
+
+    costs      choices of each run -> [document, 3]: tokens, KL from the tuned model, cross-entropy
+    errors     [document, STAND_INS, point]: squared distance from the tuned model's residual stream
+    squares    [document, point]: of the tuned model's own
+    """
+
+    costs: dict[Choices, Tensor]
+    errors: Tensor
+    squares: Tensor
+
+
+class Replacement:
+    """Passes over the held-out text: 4 a layer."""
+
+    needs_adapter = True
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        adapter = trained.adapter(NAME)
+        depth = len(adapter.layers)
+        partials = [
+            Partial(direction, stand_in, cutoff)
+            for direction in (ADAPTER_FIRST, TUNED_FIRST)
+            for stand_in in STAND_INS
+            for cutoff in range(depth + 1)
+        ]
+        found = measured(trained, [partial.choices(depth) for partial in partials])
+        yield from _whole(found.costs, depth)
+        kls = {partial: _kl(found.costs[partial.choices(depth)]) for partial in partials}
+        yield from _worst(kls)
+        yield Table("partial_replacement", _partial_table(kls, found.costs, depth))
+        yield from _residual(found)
+        yield from _latents(trained)
+
+
+def measured(trained: Trained, runs: Sequence[Choices]) -> Measured:
+    """Of every distinct run, and of those in which all layers are replaced also the residual stream."""
+    pair, adapter = trained.pair, trained.adapter(NAME)
+    model = replaceable(pair.models[TUNED], pair.models[BASE], adapter)
+    depth = len(adapter.layers)
+    runs = list(dict.fromkeys([(TUNED,) * depth, *((stand_in,) * depth for stand_in in STAND_INS), *runs]))
+    costs: dict[int, Tensor] = {}
+    residual: dict[int, Tensor] = {}
+    with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc=NAME, leave=False, delay=2) as bar:
+        for batch in trained.held_out:
+            for kept, more in zip((costs, residual), _of_batch(trained, model, runs, batch), strict=True):
+                merge(kept, more)
+            bar.update(len(batch.token))
+    of_runs = torch.stack(list(costs.values()))  # tokens, then KL and cross-entropy of each run
+    by_run = {run: of_runs[:, [0, 2 * n + 1, 2 * n + 2]] for n, run in enumerate(runs)}
+    squares, *errors = torch.stack(list(residual.values())).split(depth + 1, dim=1)
+    return Measured(by_run, torch.stack(errors, dim=1), squares)
+
+
+@torch.no_grad()
+def _of_batch(
+    trained: Trained, model: nn.Module, runs: Sequence[Choices], batch: Batch
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Document -> its sums, of the costs and of the residual stream, each in one row. The tuned model runs first."""
+    pair, depth = trained.pair, len(runs[0])
+    before, targets, documents = predicted(pair, TUNED, batch)
+    inputs, places = pair.inputs(TUNED, batch), pair.places(TUNED, batch)
+    points = [Point("resid_pre", 0), *(Point("resid_post", layer) for layer in range(depth))]
+
+    def run(choices: Choices, at: Sequence[Point]) -> tuple[Tensor, list[Tensor]]:
+        with replacing(model, choices), reading(model, at, stop=False) as read:
+            logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[before].float()
+        return logits, [read[point].flatten(0, 1)[places].float() for point in at]
+
+    tuned, own = run(runs[0], points)
+    columns = [torch.ones(len(targets), 1, dtype=torch.float64)]
+    along = [torch.stack([h.double().square().sum(-1) for h in own], dim=-1)]
+    for choices in runs:
+        if choices == runs[0]:
+            logits = tuned
+        elif choices in [(stand_in,) * depth for stand_in in STAND_INS]:
+            logits, other = run(choices, points)
+            apart = [(h - known).double().square().sum(-1) for h, known in zip(other, own, strict=True)]
+            along.append(torch.stack(apart, dim=-1))
+        else:
+            logits, _ = run(choices, ())
+        columns.append(compared(tuned, logits, targets)[:, [0, 2]].cpu().double())
+        del logits
+    kept = by_document(torch.cat(columns, dim=1), documents)
+    return kept, by_document(torch.cat(along, dim=1).cpu(), batch.document)
+
+
+# -- what is said of it ----------------------------------------------------------------------------------------------
+
+
+def _kl(costs: Tensor) -> Estimate:
+    return ratio(costs[:, 1], costs[:, 0])
+
+
+def _ends(estimate: Estimate, least: float | None = None) -> tuple[float | None, float | None]:
+    """95 %, not below what the measure can be; None where documents are too few."""
+    _, *ends = estimate.bounded()
+    return tuple(end if end is None or least is None else max(end, least) for end in ends)
+
+
+def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]:
+    of = {who: costs[(who,) * depth] for who in (TUNED, *STAND_INS)}
+    for who in STAND_INS:
+        kl = _kl(of[who])
+        meaning = f"KL(tuned || {who}), nats a token of held-out text, interval over documents"
+        yield Finding(f"{NAME}/kl/{who}", float(kl.value), *_ends(kl, 0.0), meaning)
+    for who, sums in of.items():
+        loss = ratio(sums[:, 2], sums[:, 0])
+        meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
+        yield Finding(f"{NAME}/lm_loss/{who}", float(loss.value), *_ends(loss), meaning)
+    if not of[HYBRID][:, 1].sum() > 0:
+        yield Note(
+            f"{NAME}: the hybrid predicts just what the tuned model does, so that there is nothing an adapter could recover: "
+            "the two models of the pair have the same MLPs."
+        )
+        return
+    lost = ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
+    recovered = Estimate(1 - lost.value, -lost.influence)
+    meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
+    yield Finding(f"{NAME}/kl_recovered", float(recovered.value), *_ends(recovered), meaning)
+
+
+def _worst(kls: dict[Partial, Estimate]) -> Iterator[Finding]:
+    for who in STAND_INS:
+        worst = max((partial for partial in kls if partial.stand_in == who), key=lambda one: float(kls[one].value))
+        meaning = (
+            f"largest KL(tuned || replaced) over all cutoffs, nats a token: {worst.direction} with {who}, cutoff "
+            f"{worst.cutoff}; its own interval over documents"
+        )
+        yield Finding(f"{NAME}/worst_kl/{who}", float(kls[worst].value), *_ends(kls[worst], 0.0), meaning)
+
+
+def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], depth: int) -> dict[str, list]:
+    rows = []
+    for partial, kl in kls.items():
+        sums = costs[partial.choices(depth)]
+        loss = ratio(sums[:, 2], sums[:, 0])
+        rows.append((*partial, float(kl.value), *_ends(kl, 0.0), float(loss.value), *_ends(loss)))
+    names = ("direction", "with", "cutoff", "kl", "kl_low", "kl_high", "lm_loss", "lm_loss_low", "lm_loss_high")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _residual(found: Measured) -> Iterator[Finding | Table]:
+    """Point 0 are the embeddings, point n stands after layer n - 1."""
+    nmse = {who: ratio(found.errors[:, n], found.squares) for n, who in enumerate(STAND_INS)}
+    for who, estimate in nmse.items():
+        mean = Estimate(estimate.value.mean(), estimate.influence.mean(1))
+        meaning = (
+            f"sum |h_{who} - h_tuned|^2 / sum |h_tuned|^2 over held-out tokens, mean of {len(estimate.value)} points of the "
+            "residual stream, the embeddings among them; interval over documents"
+        )
+        yield Finding(f"{NAME}/nmse/{who}", float(mean.value), *_ends(mean, 0.0), meaning)
+    columns = {who: estimate.value.tolist() for who, estimate in nmse.items()}
+    yield Table("residual_nmse", {"point": list(range(found.squares.shape[1])), **columns})
+
+
+@torch.no_grad()
+def _latents(trained: Trained) -> Iterator[Finding | Table]:
+    """Of each layer, in the adapted model; the decoder norm is the median of latents that fired."""
+    adapter = trained.adapter(NAME)
+    shape = (len(adapter.layers), adapter.latents_per_layer)
+    active, tokens = torch.zeros(adapter.latents, dtype=torch.float64), 0
+    for one in trained.readings("latents of each layer"):
+        active += (one.latents != 0).sum(0).cpu()
+        tokens += int(one.admitted.sum())
+    l0, alive = active.view(shape).sum(1) / max(tokens, 1), active.view(shape) > 0
+    norms = adapter.code_norms().cpu().view(shape)
+    dead = 1 - alive.double().mean(1)
+    medians = [float(of[fired].median()) if fired.any() else None for of, fired in zip(norms, alive, strict=True)]
+    yield Finding(f"{NAME}/l0", float(l0.mean()), meaning="active latents a token and layer, mean over layers")
+    meaning = f"share of latents of all layers that fired on none of {tokens:,} held-out tokens"
+    yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning)
+    columns = {"l0": l0.tolist(), "dead_fraction": dead.tolist(), "decoder_norm": medians}
+    yield Table("adapter_layers", {"layer": list(range(shape[0])), **columns})

@@ -1,0 +1,146 @@
+"""A model and an adapter's files -> the model with low-rank adapters (LoRA, arXiv 2106.09685) on its weights.
+
+The base model and the adapted one are two modules over one set of tensors: no switch is turned between them, so none can
+be left in the wrong position, and a pair takes the memory of one model.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.resources
+import itertools
+import re
+import warnings
+from pathlib import Path
+
+import huggingface_hub
+import peft
+import safetensors
+import torch
+from torch import nn
+
+from tunediff.hookpoints import LoraAdapter, decoder_layers, in_order, lora_adapters
+from tunediff.shapes import Refused
+
+# PEFT 0.21 with transformers 5 asks for a property under its old name: nothing a user can act on
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# settings of PEFT's LoRA by which an adapter is, or asks for, something else than B A beside a module
+MORE = (
+    "use_dora modules_to_save trainable_token_indices lora_bias layer_replication target_parameters megatron_config "
+    "alora_invocation_tokens use_qalora use_bdlora arrow_config kasa_config monteclora_config"
+).split()
+STARTS = (
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # others (pissa, olora, ...) begin by changing the base's weights
+KEY = re.compile(r"\.(\d+)\.(?:.*\.)?(\w+)\.lora_A\.weight$")
+
+
+class PairError(Refused):
+    """A pair of models that cannot be used as asked; the message says why and what to do."""
+
+
+def located(path: str) -> str:
+    """A Hub id or folder as it stands; pkg://package/folder as the folder of an installed package."""
+    if not path.startswith("pkg://"):
+        return path
+    package, _, folder = path.removeprefix("pkg://").partition("/")
+    return str(importlib.resources.files(package) / folder)
+
+
+def brought(place: str, revision: str | None = None) -> Path:
+    """The folder of an adapter, local or from the Hub: its configuration and its safetensors, and nothing else of it."""
+    if Path(place).is_dir():
+        if not (Path(place) / CONFIG).is_file():
+            raise PairError(f"The folder {place} holds no adapter: it has no {CONFIG}.")
+        if not (Path(place) / WEIGHTS).is_file():
+            raise PairError(f"The folder {place} has no {WEIGHTS}: only safetensors are read.")
+        return Path(place)
+    try:
+        files = [huggingface_hub.hf_hub_download(place, name, revision=revision) for name in (CONFIG, WEIGHTS)]
+    except (ValueError, OSError) as error:
+        raise PairError(
+            f"Cannot load the adapter '{place}'{f' at {revision}' if revision else ''}: it is no local folder with {CONFIG}, "
+            f"and the Hub did not give it and its {WEIGHTS} (no network, no such id or revision, or no permission). Download "
+            "it where there is a network and name the folder."
+        ) from error
+    return Path(files[-1]).parent
+
+
+def shapes(folder: Path) -> list[LoraAdapter]:
+    """The adapters of a folder in their order, from the header of its weights. Raises PairError for what is no plain
+    LoRA."""
+    check(folder)
+    with safetensors.safe_open(folder / WEIGHTS, framework="pt") as content:
+        keys = [key for key in content.keys() if ".lora_A." in key]  # noqa: SIM118 (no mapping)
+        found = {key: content.get_slice(key).get_shape()[0] for key in keys}
+    ranks = {}
+    for key, rank in found.items():
+        parts = KEY.search(key)
+        if parts is None:
+            raise PairError(f"The adapter {folder} changes {key}, which is in no decoder layer: it cannot be read.")
+        ranks[int(parts[1]), parts[2]] = rank
+    return in_order(ranks)
+
+
+def check(folder: Path) -> peft.PeftConfig:
+    """Its configuration. Raises PairError where the difference between adapter on and off would be more than
+    scale * B A x of its modules, or the base would not stay what it is."""
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise PairError(f"The {CONFIG} of {folder} is none that PEFT {peft.__version__} knows: {error}.") from error
+    if config.peft_type != peft.PeftType.LORA:
+        raise PairError(f"The adapter {folder} is of type {config.peft_type}; LoRA adapters are read.")
+    extra = {name: getattr(config, name, None) for name in MORE}
+    extra["bias"] = None if config.bias == "none" else config.bias
+    extra["init_lora_weights"] = None if config.init_lora_weights in STARTS else config.init_lora_weights
+    given = {name: value for name, value in extra.items() if value}
+    if given:
+        name, value = next(iter(given.items()))
+        raise PairError(
+            f"The adapter {folder} has {name}={value!r}, so it changes more than its low-rank products. Merge it into a "
+            "folder of its own with PEFT, and give that folder as the tuned model."
+        )
+    return config
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Another module over the same tensors: what is added to it is not added to the first."""
+    shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def aligned(model: nn.Module) -> nn.Module:
+    """The model with each tensor contiguous and at a multiple of 64 bytes, where allocations begin: tensors mapped from a
+    file lie where the file has them, and the last bits of their products follow. Tied tensors stay tied."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.data_ptr() % 64 or not tensor.is_contiguous():
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return model
+
+
+def adapted(model: nn.Module, folder: Path, *, merged: bool) -> nn.Module:
+    """The model with the adapter of a folder on it, beside the weights or merged into them. Raises PairError for an
+    adapter that belongs to another model."""
+    config = check(folder)
+    device = next(model.parameters()).device
+    try:
+        whole = peft.PeftModel.from_pretrained(model, str(folder), config=config, torch_device=str(device))
+    except (RuntimeError, ValueError) as error:
+        raise PairError(f"The adapter {folder} does not fit the model: {str(error).splitlines()[0]}") from error
+    if merged:
+        return whole.merge_and_unload(safe_merge=True)
+    inside = whole.get_base_model()
+    expected, found = shapes(folder), [parts.adapter for parts in lora_adapters(inside)]
+    if expected != found:
+        raise PairError(
+            f"The adapter {folder} has {len(expected)} modules, of which the model took {len(found)}: it was made for another "
+            f"model ({config.base_model_name_or_path}), or changes modules outside the {len(decoder_layers(inside))} layers."
+        )
+    return inside

@@ -1,0 +1,299 @@
+"""The story of a fine-tune: a model learns a text by a recipe, and the folder it leaves is a pair.
+
+config.yaml  identity.json  state.json  checkpoints/  tables/training.parquet  run.log
+model/       the tuned model in transformers' format, or its adapter in PEFT's; README.md is its card
+pair.yaml    base and tuned: python train.py model_pair=<run folder>/pair.yaml
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from tunediff import folders, processes
+from tunediff.models import ModelSource, placed
+from tunediff.settings import build, check, identity, material, within
+from tunediff.shapes import Refused, Table, flat
+from tunediff.study.described import curves_of, open_logger
+from tunediff.study.model_card import card, line_of, pair_of
+from tunediff.study.parts import write_config
+from tunediff.study.trainer import make_trainer, processes_of, shares_out_layers
+from tunediff.text import Batches, Examples, Text, TextError, examples, packed
+from tunediff.training import (
+    FineTuning,
+    FineTuningCheckpoints,
+    Lora,
+    Pulse,
+    Recipe,
+    TokenProgress,
+    interval,
+    latest_checkpoint,
+    load_state,
+)
+
+log = logging.getLogger(__name__)
+
+FINE_TUNE = (
+    "model text recipe trainer logger seed trust checkpoint_every evaluate_every sweep dry_run memory_gb".split()
+)
+GB = 1e9
+
+
+def finetune(cfg: DictConfig, folder: Path) -> None:
+    """A fine-tune in its folder. One that is finished there is left as it is; one that was interrupted goes on."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # one process speaks for all
+    # whoever started torchrun cleans up, after having read why: one process must not, while others still write
+    with nullcontext() if "TORCHELASTIC_RUN_ID" in os.environ else folders.unless_refused(folder):
+        check(cfg, FINE_TUNE)
+        source, recipe = build(cfg.model), build(cfg.recipe)
+        check_adapter(source, recipe)
+        fits(cfg, source, recipe)
+        if folders.is_finished(folder, identity(cfg)):
+            print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
+            return
+        text: Text = build(cfg.text)
+        learned, held_out = examples_of(cfg, source, recipe, text)
+        if cfg.dry_run:
+            return
+        if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            start_processes(cfg, folder)
+            return
+        folders.make_folder(folder)
+        if rank > 0:
+            learn(cfg, folder, source, recipe, learned, held_out)
+            return
+        with folders.held(folder, "The fine-tune"):
+            begin(cfg, folder)
+            try:
+                learn(cfg, folder, source, recipe, learned, held_out)
+            except SystemExit:  # a signal, answered once everything was saved
+                folders.say(folder, state=folders.INTERRUPTED)
+                log.info("the same command with hydra.run.dir=%s goes on from the last step", folder)
+                raise
+            except Exception as error:
+                folders.say(folder, state=folders.FAILED, error=str(error) or type(error).__name__)
+                raise
+
+
+# -- before a weight is loaded ---------------------------------------------------------------------------------------
+
+
+def check_adapter(source: ModelSource, recipe: Recipe) -> None:
+    """Raises Refused for a model with an adapter whose fine-tune pair.yaml could not name, or that transformers could not
+    save."""
+    if source.beside is not None:
+        raise Refused(f"model.path={source.path} has transcoder adapters, beside which nothing is fine-tuned here.")
+    if source.adapter is not None and isinstance(recipe.part, Lora):
+        raise Refused(
+            f"model.adapter={source.adapter}: a second adapter is read on the first one's base alone. Merge it into a folder "
+            "of its own with PEFT, and give that folder as model.path; or learn all weights (recipe=sft_s1k)."
+        )
+    if source.adapter is not None and not source.merged:
+        raise Refused(f"model.adapter={source.adapter}: what learns further is a whole model; set model.merged=true.")
+
+
+def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
+    """Says what a fine-tune takes of each device; a dry run refuses what no device has."""
+    strategy = cfg.trainer.get("strategy") or {}
+    if isinstance(strategy, str):
+        raise Refused(f"trainer.strategy={strategy}: choose trainer=ddp or trainer=fsdp, which bring their own.")
+    sharded = shares_out_layers(cfg)
+    count, precision = processes_of(cfg), str(cfg.trainer.precision)
+    estimate = recipe.memory(
+        source.config().get_text_config(), source.dtype, precision=precision, processes=count, sharded=sharded
+    )
+    learning = recipe.part.parameters(source.config().get_text_config())
+    available = device_memory(cfg)
+    if cfg.dry_run:
+        print(
+            f"{learning:,} parameters learn\nmemory of each of {count} devices{', sharded' * sharded}:\n{estimate.table()}"
+        )
+    if available is None or estimate.total <= available:
+        return
+    largest = max(estimate.items, key=estimate.items.get)
+    less = [] if recipe.gradient_checkpointing else ["recipe.gradient_checkpointing=true"]
+    less += [f"a recipe.micro_batch below {recipe.micro_batch}"] if recipe.micro_batch > 1 else []
+    less += [f"a recipe.block below {recipe.block:,}", f"a recipe.objective.chunk below {recipe.objective.chunk:,}"]
+    less += [] if isinstance(recipe.part, Lora) else ["an adapter in place of all weights (recipe=lora)"]
+    sentence = (
+        f"It is estimated at {estimate.total / GB:.1f} GB on each device, and a device has {available / GB:.1f} GB; the "
+        f"largest part are the {largest}, {estimate.items[largest] / GB:.1f} GB. Share the model out "
+        f"(trainer=fsdp trainer.devices=<more than {count}>), or take less: {', '.join(less)}."
+    )
+    if cfg.dry_run:
+        raise Refused(sentence)
+    log.warning("note: %s", sentence)
+
+
+def device_memory(cfg: DictConfig) -> float | None:
+    """Bytes of one device, as given or as found here; None where it cannot be told: a GPU is asked for and none is here."""
+    if cfg.memory_gb is not None:
+        return cfg.memory_gb * GB
+    if cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    if cfg.trainer.accelerator in ("gpu", "cuda"):
+        return None
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
+    """What is learned, and what is only measured."""
+    text.check(evaluated=False)
+    tokenizer = source.tokenizer()
+    learned = examples(text, tokenizer, block=recipe.block, limit=recipe.examples)
+    log.info("%s", learned.report())
+    if recipe.held_out == 0:
+        return learned, None
+    try:
+        return learned, examples(text, tokenizer, held_out=True, block=recipe.block, limit=recipe.held_out)
+    except TextError as error:
+        raise Refused(f"{error} Without a held-out loss: recipe.held_out=0.") from error
+
+
+def start_processes(cfg: DictConfig, folder: Path) -> None:
+    """The same command once for each device of this machine, by torchrun, until all have ended. For several machines, start
+    torchrun yourself with this command, and name hydra.run.dir."""
+    if cfg.trainer.get("num_nodes", 1) > 1:
+        raise Refused(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: start it on each machine with torchrun --nnodes=... "
+            f"--nproc-per-node={cfg.trainer.devices} finetune.py ... hydra.run.dir=<one folder for all>."
+        )
+    words = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.trainer.devices}", sys.argv[0]]
+    place = str(folder).replace("'", "\\'")
+    process = subprocess.Popen([sys.executable, *torchrun, *words, f"hydra.run.dir='{place}'"])
+    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))  # they save and end
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise Refused("stopped. The same command with this hydra.run.dir goes on from the last step.") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if not folders.is_finished(folder, identity(cfg)):
+        said = folders.state_of(folder).get("error") or f"its processes ended with status {status}"
+        raise Refused(f"The fine-tune did not end well: {said}")
+
+
+# -- the steps -------------------------------------------------------------------------------------------------------
+
+
+def begin(cfg: DictConfig, folder: Path) -> None:
+    """Raises Refused for a folder that holds another fine-tune, finished or not, naming the settings that differ."""
+    if folders.state_of(folder).get("identity") not in (None, identity(cfg)):
+        before, now = (
+            flat(s) for s in (folders.read_json(folder / "identity.json").get("settings", {}), material(cfg))
+        )
+        changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        raise Refused(
+            f"{folder} holds another fine-tune, with other {', '.join(changed)}. Choose another hydra.run.dir, or remove it."
+        )
+    write_config(cfg, folder)
+    folders.say(folder, identity=identity(cfg), state=folders.RUNNING, error=None, started=folders.clock())
+
+
+def learn(
+    cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, held_out: Examples | None
+) -> None:
+    checkpoints = folder / "checkpoints"
+    trainer = make_trainer(cfg, checkpoints)
+    place = {"rank": trainer.global_rank, "world": trainer.world_size}
+
+    def batches(some: Examples, *, epochs: int) -> Batches:
+        sequences = packed(some, recipe.block) if recipe.packing else some
+        return Batches(
+            sequences, batch=recipe.batch, micro_batch=recipe.micro_batch, epochs=epochs, seed=cfg.seed, **place
+        )
+
+    steps = batches(learned, epochs=recipe.epochs)
+    stands_for = f"{identity(cfg)} {learned.digest}"
+    saved = latest_checkpoint(checkpoints)
+    state = None if saved is None else load_state(saved, digest=stands_for)
+    if state is not None:
+        log.info("going on from step %s of %s", f"{state['step']:,}", f"{len(steps):,}")
+    with within(folder):
+        loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
+    with told_of_failure(loggers):
+        for logger in loggers:
+            open_logger(logger, cfg, [] if state is None else state["history"])
+        model = recipe.part.prepare(source.weights(), cfg.seed)
+        module = FineTuning(
+            model,
+            recipe.objective,
+            steps,
+            learning_rate=recipe.learning_rate,
+            learning_rate_schedule=recipe.learning_rate_schedule,
+            betas=tuple(recipe.betas),
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+            gradient_checkpointing=recipe.gradient_checkpointing,
+            seed=cfg.seed,
+            loggers=loggers,
+            evaluate=None if held_out is None else batches(held_out, epochs=1),
+            evaluate_every=interval("evaluate_every", 1 if cfg.evaluate_every is None else cfg.evaluate_every, steps),
+            state=state,
+        )
+        if module.step < module.steps:
+            trainer.callbacks += [
+                TokenProgress(steps.tokens),
+                FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for),
+                Pulse(functools.partial(beat, folder, module), seconds=min(10.0, cfg.checkpoint_every)),
+            ]
+            trainer.fit(module)
+        if processes.count() > 1 or trainer.global_rank == 0:  # without a step to take, no process knows of the others
+            recipe.part.save(model, folder / "model", base_path=placed(source.path))
+        if processes.count() > 1:
+            torch.distributed.barrier()
+        if trainer.global_rank == 0:
+            write_down(cfg, folder, source, recipe, learned, module.history)
+            for logger in loggers:
+                logger.finalize("success")
+            folders.say(folder, state=folders.FINISHED, step=module.steps, steps=module.steps)
+            shutil.rmtree(checkpoints, ignore_errors=True)  # last: what fails before can go on from them
+            log.info("%s\npair: python train.py model_pair=%s", line_of(module.history), folder / "pair.yaml")
+    if processes.count() > 1:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def told_of_failure(loggers: Sequence[Any]) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        for logger in loggers:
+            logger.finalize("failed")
+        raise
+
+
+def beat(folder: Path, module: FineTuning, step: int) -> None:
+    if module.history:
+        folders.write_table(folder, Table("training", curves_of(module.history)))
+    folders.say(folder, state=folders.RUNNING, step=step, steps=module.steps)
+
+
+def write_down(
+    cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, history: Sequence[dict]
+) -> None:
+    """Curves, tokenizer, card, and the pair."""
+    source.tokenizer().save_pretrained(folder / "model")
+    folders.write_table(folder, Table("training", curves_of(history)))
+    said = card(source, recipe, learned, history, settings=material(cfg), identity=identity(cfg))
+    folders.write_atomically(folder / "model" / "README.md", said)
+    folders.write_atomically(
+        folder / "pair.yaml", pair_of(source, folder / "model", adapter=isinstance(recipe.part, Lora))
+    )

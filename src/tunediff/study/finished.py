@@ -1,0 +1,200 @@
+"""A run folder -> the things in it: the dictionary, the pair, the text it read, and what was found.
+
+run = tunediff.load("multirun/2026-11-21/10-30-00-4f5a2c")
+run.findings["fidelity/explained_variance/tuned"].value
+run.table("latents").to_pandas()
+run.dictionary.encode(rows)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import safetensors.torch
+import torch
+from omegaconf import DictConfig
+
+from tunediff import folders
+from tunediff.dictionary import Crosscoder, TranscoderAdapter
+from tunediff.edits import Edit, Everywhere, Gate, Operation
+from tunediff.evaluations import Trained
+from tunediff.evaluations.latents.edits import latent_edits, role_of
+from tunediff.evaluations.latents.selection import choose
+from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.generation import Batched, Decoding, Response, ask, generate
+from tunediff.models import ModelPair, save_adapted
+from tunediff.report import in_words, members_under, write_comparison
+from tunediff.settings import build, check
+from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
+from tunediff.study.described import about
+from tunediff.study.parts import (
+    build_dictionary,
+    evaluations_of,
+    inside,
+    learns,
+    read_config,
+    streams_of,
+    trained_of,
+)
+from tunediff.study.run import evaluate, say_headline
+from tunediff.text import Text
+
+
+class Loaded:
+    """A finished run. Weights are read when they are asked for: the dictionary's by `dictionary`, the models' by
+    `pair.load()` or `trained()`. Raises Refused for a folder that is none.
+
+    folder, cfg   the run folder and the config it ran with        text, pair   as the run had them
+    """
+
+    def __init__(self, folder: Path):
+        if not (folder / "config.yaml").exists():
+            raise Refused(f"{folder} is no finished run: it has no config.yaml.")
+        self.folder = folder
+        self.cfg: DictConfig = read_config(folder)
+        self._weights = folder / "dictionary" / "weights.safetensors"
+        if learns(self.cfg) and not self._weights.exists():
+            raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
+        self.text: Text = build(self.cfg.text)
+        self.pair: ModelPair = build(self.cfg.model_pair)
+        self.streams = streams_of(self.cfg, self.pair)
+
+    def __repr__(self) -> str:
+        tables = ", ".join(sorted(path.stem for path in (self.folder / "tables").glob("*.parquet")))
+        return f"Loaded({self.folder}: {len(self.findings)} findings; tables {tables})"
+
+    @functools.cached_property
+    def dictionary(self) -> Crosscoder | TranscoderAdapter | None:
+        """With frozen weights; None where the study measured the pair alone."""
+        if not learns(self.cfg):
+            return None
+        made = build_dictionary(self.cfg.dictionary, self.streams)
+        made.load_state_dict(safetensors.torch.load_file(self._weights))
+        return made.eval().requires_grad_(False)
+
+    @property
+    def findings(self) -> dict[str, Finding]:
+        """By name; as the folder says now."""
+        return {f["name"]: Finding(**f) for f in folders.read_json(self.folder / "findings.json")["findings"]}
+
+    def table(self, name: str) -> pyarrow.Table:
+        """tables/<name>.parquet. Raises Refused where no evaluation wrote it, with the names of those that are there."""
+        path = self.folder / "tables" / f"{name}.parquet"
+        if not path.exists():
+            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
+            raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
+        return pyarrow.parquet.read_table(path)
+
+    def latents(self, which: int | str | Sequence[int], *, role: str | None = None) -> list[int]:
+        """Their numbers: those that an expression chooses, such as "top(20, auroc.hesitation) and rate < .1", or so many of
+        those most the role's own; as evaluations take them."""
+        trained = self.trained()
+        role = role_of(trained, role, setting="latents")
+        return choose(trained, self._usual, which, None, whose=role)
+
+    def edits(
+        self,
+        latents: int | str | Sequence[int],
+        operation: Operation,
+        *,
+        role: str | None = None,
+        gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
+        mode: str = "delta",
+    ) -> tuple[Edit, ...]:
+        """Edits of latents in the model with this role, where the dictionary reads it: one, or one for each layer of a
+        transcoder adapter that has some of them. Strength 1 is a latent's largest activation on the held-out text, and its
+        mean is that over the same text."""
+        trained = self.trained()
+        role = role_of(trained, role, setting="edits")
+        numbers = self.latents(latents, role=role)
+        return latent_edits(trained, role, numbers, operation, seen=self._usual, gate=gate, mode=mode)
+
+    def edit(
+        self,
+        latents: int | str | Sequence[int],
+        operation: Operation,
+        *,
+        role: str | None = None,
+        gate: Gate = Everywhere(),  # noqa: B008
+        mode: str = "delta",
+    ) -> Edit:
+        """The one edit that `edits` makes of them. Raises Refused where there are several."""
+        made = self.edits(latents, operation, role=role, gate=gate, mode=mode)
+        if len(made) > 1:
+            places = ", ".join(str(edit.at) for edit in made)
+            raise Refused(f"These latents are written at {places}, each by an edit of its own: take run.edits(...).")
+        return made[0]
+
+    def respond(
+        self,
+        questions: Sequence[str],
+        *,
+        role: str | None = None,
+        edits: Sequence[Edit] = (),
+        decoding: Decoding = Decoding(),  # noqa: B008
+    ) -> list[Response]:
+        """What the model with this role answers, through the chat template and behind the text's system message, under edits;
+        by default the model that these are written into, without any the tuned one."""
+        self.trained()
+        role = role or (edits[0].at.role if edits else TUNED)
+        tokenizer = self.pair.tokenizers[self.pair.entry(role)]
+        asked = ask([(question, question) for question in questions], tokenizer, self.text.system)
+        return generate(self.pair, role, asked, decoding, engine=Batched(), edits=edits, tokenizer=tokenizer)
+
+    def save_adapted(self, folder: str | Path) -> Path:
+        """The model with this run's transcoder adapters beside its MLPs, as a checkpoint in the format of the adapters'
+        authors (arXiv 2602.20904), which model_pair.tuned.path takes. Raises Refused for another dictionary, and for
+        latents that are not ReLU's."""
+        if not isinstance(self.dictionary, TranscoderAdapter):
+            raise Refused(f"{self.folder} trained no transcoder adapters: dictionary=transcoder_adapter does.")
+        pair = self.trained().pair
+        return save_adapted(pair.models[ADAPTER], folder, pair.tokenizer_of(ADAPTER))
+
+    @functools.cached_property
+    def _usual(self) -> Usual:
+        return usual(self.trained())
+
+    def trained(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Trained:
+        """What an evaluation is given, with the models loaded; `tokens` of held-out text, by default the run's budget."""
+        if not self.pair.models or self.pair.device(TUNED) != torch.device(device):
+            self.pair.load(device)
+        dictionary = None if self.dictionary is None else self.dictionary.to(device)
+        tokens = tokens or self.cfg.budget.evaluation_tokens
+        return trained_of(self.pair, self.text, dictionary, tokens, self.folder)
+
+
+REEVALUATION = "evaluation task trainer run tokens trust".split()
+
+
+def reevaluate(cfg: DictConfig) -> None:
+    """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; what
+    an evaluation finds takes the place of what it found before."""
+    check(cfg, REEVALUATION)
+    with folders.unless_refused(Path(cfg.run)):
+        run = Loaded(Path(cfg.run))
+    evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
+    device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
+    with folders.held(run.folder, "The run"):
+        trained = run.trained(device=device, tokens=cfg.tokens)
+        try:
+            findings = evaluate(evaluations, trained, about(run.cfg, run.pair, run.streams))
+        except KeyboardInterrupt:
+            raise Refused(
+                "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "
+                "the same command goes on with them."
+            ) from None
+        say_headline(run.folder, findings)
+
+
+def compare(places: Sequence[str]) -> str:
+    """Runs and sweeps side by side, also while they run: the table, with a parquet and a page in the first folder."""
+    members = members_under(places)
+    said = in_words(members)
+    try:
+        return f"{said}\npage: {write_comparison(members, Path(places[0]))}"
+    except OSError as error:
+        return f"{said}\nno page: {error.strerror} ({places[0]})"

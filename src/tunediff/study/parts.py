@@ -1,0 +1,152 @@
+"""Composed config -> the parts of one study, each checked before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tunediff.activations import WholeSequences
+from tunediff.dictionary import Crosscoder, TranscoderAdapter
+from tunediff.evaluations import Trained
+from tunediff.evaluations.latents.columns import checked
+from tunediff.folders import write_atomically
+from tunediff.models import ModelPair, TranscoderFiles
+from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
+from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream
+from tunediff.text import Text
+
+STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
+STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
+LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
+
+
+def learns(cfg: DictConfig) -> bool:
+    """Whether a study trains a dictionary; without one it measures the pair alone. Raises Refused for half of either."""
+    given = [part for part in LEARNING if part in cfg]
+    if given and len(given) < len(LEARNING):
+        missing = [part for part in LEARNING if part not in cfg]
+        raise Refused(
+            f"The study has {', '.join(given)}, but no {', '.join(missing)}: a dictionary is trained with all of "
+            f"{', '.join(LEARNING)}. Choose an option of each, or leave the experiment out that takes them away."
+        )
+    return bool(given)
+
+
+def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Any]:
+    """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none, or about another
+    kind: one that stands `inside` the models reconstructs nothing, and the others replace nothing."""
+    built = {name: build(node) for name, node in (nodes or {}).items()}
+    for name, evaluation in built.items():
+        if not learns and getattr(evaluation, "needs_dictionary", True):
+            raise Refused(
+                f"evaluation={name} needs a dictionary, and this study trains none: leave it out, as in "
+                "evaluation=[layer_divergence,tokenizers], or leave out the experiment that takes the dictionary away."
+            )
+        if inside and getattr(evaluation, "needs_reconstruction", False):
+            raise Refused(
+                f"evaluation={name} measures what a dictionary reconstructs, and a transcoder adapter reconstructs nothing: "
+                "choose evaluation=replacement."
+            )
+        if learns and not inside and getattr(evaluation, "needs_adapter", False):
+            raise Refused(f"evaluation={name} asks about a transcoder adapter: choose dictionary=transcoder_adapter.")
+        if isinstance(latents := getattr(evaluation, "latents", None), str):
+            checked(latents)  # before hours of training, not after them
+    return built
+
+
+def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
+    """What the dictionary of a config reads of a pair; without one, all layers of both models."""
+    if not learns(cfg):
+        each = (pair.streams("resid_post", list(range(pair.depth(role))), reads=role) for role in ROLES)
+        return [stream for streams in each for stream in streams]
+    hookpoint, reads = cfg.dictionary.hookpoint, cfg.dictionary.reads
+    return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
+
+
+def check_reads(cfg: DictConfig) -> None:
+    """Raises Refused for a dictionary that would read what is not there before an adapter was trained."""
+    reads = cfg.dictionary.reads
+    if (reads == ADAPTER) is not inside(cfg) or reads == HYBRID:
+        raise Refused(
+            f"dictionary.reads={reads}: hybrid and adapter stand beside a pair once an adapter was trained, and a dictionary "
+            "reads base, tuned, both or difference; dictionary=transcoder_adapter reads adapter."
+        )
+
+
+def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder | TranscoderAdapter:
+    """The dictionary of a config, over these streams; the settings that the study reads stand beside its own."""
+    settings = {key: node[key] for key in node if key not in READ_BY_STUDY["dictionary"]}
+    return build(settings)(streams)
+
+
+def begin_at(dictionary: TranscoderAdapter, files: TranscoderFiles, weights: bool) -> None:
+    """The weights of another adapter in place of its own start. Raises Refused for one of another shape."""
+    here = (len(dictionary.layers), dictionary.latents_per_layer, dictionary.layers[0].b_dec is not None)
+    there = (len(files.streams), files.latents, files.decoder_bias)
+    if here != there:
+        raise Refused(
+            f"dictionary.start={files.place} has {there[0]} layers of {there[1]:,} latents, decoder_bias={there[2]}; the study "
+            f"asks for {here[0]} of {here[1]:,}, decoder_bias={here[2]}: set dictionary.latents={there[1]} "
+            f"dictionary.decoder_bias={str(there[2]).lower()}."
+        )
+    if weights:
+        known = files.read().state_dict()
+        dictionary.load_state_dict({name: known.get(name, own) for name, own in dictionary.state_dict().items()})
+
+
+def inside(cfg: DictConfig) -> bool:
+    """Whether a study trains a dictionary that stands inside the models and changes them; the others learn from the same
+    activations side by side. Raises Refused where dictionary and activations do not agree on that."""
+    if not learns(cfg):
+        return False
+    stands = cfg.dictionary._target_.rpartition(".")[2] == TranscoderAdapter.__name__
+    sequences = isinstance(build(cfg.activations), WholeSequences)
+    if stands and not sequences:
+        raise Refused(
+            "A transcoder adapter learns inside the models: leave activations and optimizer out, or choose "
+            "activations=sequences and optimizer=adam_cosine."
+        )
+    if sequences and not stands:
+        raise Refused(
+            f"activations=sequences is for dictionary=transcoder_adapter; {cfg.dictionary._target_} learns from shuffled "
+            "activations: choose activations=live or stored."
+        )
+    return stands
+
+
+def trained_of(
+    pair: ModelPair, text: Text, dictionary: Crosscoder | TranscoderAdapter | None, tokens: int, folder: Path
+) -> Trained:
+    """What evaluations are given; beside the loaded pair stands what an adapter makes of it."""
+    if isinstance(dictionary, TranscoderAdapter):
+        pair.stand_beside(dictionary)
+    return Trained(pair, text, dictionary, tokens, folder=folder)
+
+
+def write_config(cfg: DictConfig, folder: Path) -> None:
+    """config.yaml: resolved, so that it runs again as it stands. The logger keeps its references to the run's folder."""
+    kept = {key: cfg[key] if key == "logger" else plain(cfg[key]) for key in cfg if key != "hydra"}
+    text = OmegaConf.to_yaml(OmegaConf.create({**kept, "hydra": HYDRA}))
+    write_atomically(folder / "config.yaml", text)
+    stands_for = {"identity": identity(cfg), "settings": material(cfg)}
+    write_atomically(folder / "identity.json", json.dumps(stands_for, indent=1))
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The config of a run, checked as one that was typed. Raises Refused for a fine-tune, which is no study."""
+    cfg = OmegaConf.load(folder / "config.yaml")
+    if "recipe" in cfg:
+        raise Refused(
+            f"{folder} is a fine-tune, not a study: python train.py model_pair={folder / 'pair.yaml'} makes one."
+        )
+    del cfg["hydra"]
+    with within(folder):
+        check(cfg, STUDY)
+    return cfg
+
+
+# where a run that is started from its own config.yaml goes
+HYDRA = {"run": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}"}, "job": {"chdir": False}}

@@ -1,0 +1,214 @@
+"""One study: its config, its folder, and what became of it.
+
+A study may measure its pair alone: its config has no dictionary, and its run no member that learns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from tunediff import folders
+from tunediff.activations import ActivationSource, select
+from tunediff.dictionary import TranscoderAdapter
+from tunediff.evaluations import Trained
+from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
+from tunediff.models import ModelPair, TranscoderFiles, pair_of_adapter
+from tunediff.report import line_of, write_report
+from tunediff.schedules import Length
+from tunediff.settings import build, identity, plain, within
+from tunediff.shapes import Note, Refused, Rows, Table
+from tunediff.study.described import about, curves_of, open_logger
+from tunediff.study.parts import (
+    begin_at,
+    build_dictionary,
+    check_reads,
+    evaluations_of,
+    inside,
+    learns,
+    streams_of,
+    trained_of,
+    write_config,
+)
+from tunediff.text import Text
+from tunediff.training import Learner, TranscoderLearner
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """One study: its config, its folder, and what became of it."""
+
+    def __init__(self, cfg: DictConfig, folder: Path):
+        self.cfg, self.folder = cfg, folder
+        self.identity = identity(cfg)
+        self.learner: Learner | TranscoderLearner | None = None
+        self.length: Length | None = None
+        self.loggers: list[Any] = []
+        self.error: Exception | None = None
+        self.value: float | None = None
+
+    def begin(self) -> None:
+        """The folder says what it will hold, and nothing of an earlier study is left in it."""
+        folders.clear(self.folder)
+        write_config(self.cfg, self.folder)
+        folders.say(self.folder, identity=self.identity, state=folders.WAITING, error=None, value=None)
+
+    def build(self, pair: ModelPair, *, weights: bool = True) -> None:
+        """Everything that can be wrong is asked before weights are loaded. Without `weights` an adapter, which may be as large
+        as a model, has none: for a look at what would run."""
+        cfg = self.cfg
+        self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
+        if learns(cfg):
+            check_reads(cfg)
+        self.streams = streams_of(cfg, pair)
+        with within(self.folder):
+            self.loggers = [build(node) for node in (cfg.logger or {}).values()]
+        if learns(cfg):
+            self._build_learner(weights)
+
+    def _build_learner(self, weights: bool) -> None:
+        cfg = self.cfg
+        if inside(cfg):
+            self._build_adapter(weights)
+            return
+        self.length = Length(cfg.budget.tokens // cfg.optimizer.batch, cfg.optimizer.batch)
+        if self.length.steps < 1:
+            raise Refused(
+                f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
+            )
+        self.learner = Learner(
+            name=self.identity,
+            dictionary=build_dictionary(cfg.dictionary, self.streams),
+            objective=build(cfg.dictionary.objective),
+            l1_schedule=build(cfg.l1_schedule),
+            learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
+            learning_rate=cfg.optimizer.learning_rate,
+            betas=tuple(cfg.optimizer.betas),
+            clip_norm=cfg.optimizer.clip_norm,
+            resampling=build(cfg.optimizer.resampling),
+            compile=cfg.optimizer.compile,
+        )
+        self.learner.check(self.length)
+
+    def _build_adapter(self, weights: bool) -> None:
+        """Its steps are known once the text was read."""
+        cfg = self.cfg
+        with contextlib.nullcontext() if weights else torch.device("meta"):
+            dictionary = build_dictionary(cfg.dictionary, self.streams)
+        if cfg.dictionary.start is not None:
+            begin_at(dictionary, TranscoderFiles(cfg.dictionary.start), weights)
+        elif cfg.budget.tokens < 1:
+            raise Refused(
+                "budget.tokens=0 trains nothing: name what is measured, dictionary.start=<run folder or checkpoint>."
+            )
+        self.learner = TranscoderLearner(
+            name=self.identity,
+            dictionary=dictionary,
+            objective=build(cfg.dictionary.objective),
+            sequences=build(cfg.activations),
+            l1_schedule=build(cfg.l1_schedule),
+            learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
+            learning_rate=cfg.optimizer.learning_rate,
+            betas=tuple(cfg.optimizer.betas),
+            clip_norm=cfg.optimizer.clip_norm,
+        )
+
+    @property
+    def steps(self) -> int | None:
+        """Of its dictionary; None where none is trained, or how many is not known yet."""
+        return None if self.length is None else self.length.steps
+
+    @property
+    def dropped(self) -> Exception | None:
+        """Why its dictionary stopped learning before the end."""
+        return None if self.learner is None else self.learner.error
+
+    def open_loggers(self) -> None:
+        for logger in self.loggers:
+            open_logger(logger, self.cfg, [] if self.learner is None else self.learner.history)
+
+    def fit(self, rows: Rows, source: ActivationSource) -> None:
+        """The statistics of its own streams, from a sample of all."""
+        for stream in self.streams:
+            if stream in source.broken:
+                raise Refused(source.broken[stream])
+        mine = select(rows, source.streams, self.streams, moments=self.learner.reader().moments)
+        self.learner.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
+
+    def finish(self, pair: ModelPair, text: Text, device: torch.device, notes: Sequence[str]) -> None:
+        """Saves the dictionary, if one was trained; measures, writes the page."""
+        if folders.is_finished(self.folder, self.identity):
+            return
+        folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
+        found: list[Table | Note] = [Note(sentence) for sentence in notes]
+        dictionary = None
+        if self.learner is None:
+            self.open_loggers()
+        else:
+            dictionary = self.learner.dictionary.to(device).eval().requires_grad_(False)
+            dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
+            if isinstance(dictionary, TranscoderAdapter):
+                write_atomically(self.folder / "pair.yaml", pair_of_adapter(pair, self.folder))
+            if self.learner.history:
+                found.append(Table("training", curves_of(self.learner.history)))
+        described = about(self.cfg, pair, self.streams)
+        write_findings(self.folder, found, described, by="study")
+        trained = trained_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)
+        findings = evaluate(self.evaluations, trained, described)
+        for logger in self.loggers:
+            values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
+            logger.log_metrics(values, step=self.steps or 0)
+            logger.finalize("success")
+        say_headline(self.folder, findings)
+        for left in self.folder.rglob("*.partial"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        self.value = findings.get(self.cfg.optimized_metric, {}).get("value")
+        folders.say(self.folder, state=FINISHED, value=self.value)
+
+    @contextlib.contextmanager
+    def on_its_own(self) -> Iterator[None]:
+        """What goes wrong inside is this run's: recorded in its folder, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        trace = "".join(traceback.format_exception(error))
+        with open(self.folder / "run.log", "a", encoding="utf-8") as file:
+            file.write(trace)
+        first = folders.read_json(self.folder / "state.json").get("state") != FAILED
+        if first:  # of several processes that fail together, it knows why
+            folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
+        for logger in self.loggers:
+            logger.finalize("failed")
+
+
+def evaluate(evaluations: Mapping[str, Any], trained: Trained, described: Mapping[str, Any]) -> dict[str, dict]:
+    """All findings of the run's folder. Those of an evaluation are written before the next begins: one that fails takes
+    no other's with it."""
+    findings = write_findings(trained.folder, (), described)
+    for name, evaluation in evaluations.items():
+        log.info("evaluating %s", name)
+        found = list(evaluation.run(trained))
+        for note in (item.text for item in found if isinstance(item, Note)):
+            log.info("%s", note if note.startswith(name) else f"{name}: {note}")
+        # two of one class may stand under names of their own
+        findings = write_findings(trained.folder, found, described, by=getattr(evaluation, "name", name))
+    return findings
+
+
+def say_headline(folder: Path, findings: Mapping[str, dict]) -> None:
+    """The page, and the last line of the run."""
+    page = write_report(folder)
+    log.info("%s", line_of(findings))
+    log.info("page: %s", page)

@@ -1,0 +1,83 @@
+"""A dictionary with all that trains it: objective, schedules, optimizer settings and curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tunediff.activations import Reader
+from tunediff.dictionary import Crosscoder
+from tunediff.objectives import Reconstruction
+from tunediff.schedules import Constant, Length, Schedule, check_schedules
+from tunediff.shapes import Refused
+from tunediff.training.resampling import Resampling
+
+
+@dataclass
+class Learner:
+    """One of the dictionaries that learn from a stream.
+
+    l1_schedule, learning_rate_schedule   factors of the sparsity coefficient and of the learning rate over the run
+    compile   backend of torch.compile for the loss; null: none
+    history   one record of numbers a logged step
+    dead      numbers of the latents that AuxK teaches, as they were at the last look
+    error     why it was dropped; None while it trains
+    """
+
+    name: str
+    dictionary: Crosscoder
+    objective: Reconstruction
+    l1_schedule: Schedule
+    learning_rate_schedule: Schedule
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = 1.0
+    resampling: Resampling | None = None
+    compile: str | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    dead: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        if not self.dictionary.sparsity.has_penalty and self.l1_schedule != Constant():
+            raise Refused(
+                f"l1_schedule is {self.l1_schedule}, but {type(self.dictionary.sparsity).__name__} has no penalty to schedule: "
+                "leave l1_schedule out, or choose dictionary=l1_crosscoder."
+            )
+        self.objective.check(self.dictionary.streams)
+        self.loss = (
+            self.objective if self.compile is None else torch.compile(self.objective.__call__, backend=self.compile)
+        )
+
+    def check(self, length: Length) -> None:
+        """Raises Refused where a schedule does not fit the run."""
+        check_schedules(self.schedules(), length)
+
+    def schedules(self) -> dict[str, Schedule]:
+        """All of them, under their names in the config."""
+        found = {"l1_schedule": self.l1_schedule, "optimizer.learning_rate_schedule": self.learning_rate_schedule}
+        found["dictionary.objective.aux_schedule"] = self.objective.aux_schedule
+        for name, schedule in self.dictionary.sparsity.schedules().items():
+            found[f"dictionary.sparsity.{name}"] = schedule
+        if self.dictionary.partition is not None:
+            found["dictionary.partition.tied_penalty_schedule"] = self.dictionary.partition.tied_penalty_schedule
+        return found
+
+    def settings(self, step: int, length: Length) -> dict[str, float]:
+        """Scheduled values of one step."""
+        dictionary = self.dictionary
+        values = {"learning_rate": self.learning_rate * self.learning_rate_schedule(step, length)}
+        if dictionary.sparsity.has_penalty:
+            values["l1"] = self.l1_schedule(step, length)
+        values |= dictionary.sparsity.scheduled(step, length) | self.objective.scheduled(step, length)
+        if dictionary.partition is not None:
+            partition = dictionary.partition
+            values["tied_penalty"] = partition.tied_penalty * partition.tied_penalty_schedule(step, length)
+        return values
+
+    def reader(self) -> Reader:
+        """What it takes from a stream."""
+        normalisation = self.dictionary.normalisation
+        return Reader(self.dictionary.streams, normalisation.admits, normalisation.needs_moments)

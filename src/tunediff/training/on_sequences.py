@@ -1,0 +1,279 @@
+"""The Lightning module: a causal language model, or what stands beside its MLPs, learns from whole sequences, one optimizer
+step a batch.
+
+The loss of a step is a mean over the tokens of all its micro-batches in all processes, so neither how a step is cut nor
+how many share it changes what is learned, but for distillation's NMSE, a ratio of each micro-batch. Replicated, each process
+holds the model and gradients are summed once a step; sharded, each holds a part of every layer (FSDP2: fully_shard, arXiv
+2304.11277) and every backward pass sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from tunediff import processes
+from tunediff.hookpoints import decoder_layers
+from tunediff.objectives import Distillation, Imitation, PassLosses
+from tunediff.schedules import Length, Schedule, steps_of
+from tunediff.shapes import Refused
+from tunediff.text import Batches, MicroBatch, Step
+from tunediff.training import sum_gradients
+from tunediff.training.trainable import trained_weights
+
+PRECISIONS = ("32-true", "bf16-mixed")
+HELD_OUT = object()  # what a pass is asked when it only measures
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+class Shards(ModelParallelStrategy):
+    """Every process holds a part of each layer's weights, gradients and moments, and gathers a layer when it is its turn.
+    Lightning's strategy with all processes along its data-parallel axis, however many there are."""
+
+    shares_out_layers = True
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+class FineTuning(L.LightningModule):
+    """Trains what of `model` requires a gradient, for len(batches) steps.
+
+    model, objective   what learns, and by which loss: imitation of a text, or distillation into adapters
+    learning_rate      times learning_rate_schedule(step, length)
+    weight_decay       of matrices; biases and norms have none, as in transformers' Trainer
+    clip_norm          largest norm of the whole gradient; None: as it is
+    seed               of dropout, which depends on seed, step and process alone
+    evaluate           held-out batches, whose loss is taken before every `evaluate_every`-th step, beginning with the
+                       untouched model, and after the last
+    loggers            log_metrics(metrics, step=), where the records go besides `history`
+    state              of a checkpoint, to go on from
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Imitation | Distillation,
+        batches: Batches,
+        *,
+        learning_rate: float,
+        learning_rate_schedule: Schedule,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 1e-4,
+        clip_norm: float | None = 1.0,
+        seed: int = 0,
+        gradient_checkpointing: bool = True,
+        loggers: Sequence[Any] = (),
+        evaluate: Batches | None = None,
+        evaluate_every: int = 100,
+        state: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        objective.check(model)
+        self.learning = Learning(model, objective)
+        self.objective = objective
+        self.batches, self.seed = batches, seed
+        self.length = Length(len(batches), batches.tokens_of_a_step)
+        learning_rate_schedule.check(self.length)
+        self.learning_rate, self.learning_rate_schedule = learning_rate, learning_rate_schedule
+        self.betas, self.weight_decay, self.clip_norm = tuple(betas), weight_decay, clip_norm
+        self.own_loggers = list(loggers)
+        self.held_out, self.evaluate_every = evaluate, evaluate_every
+        model.train()
+        if gradient_checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers 5.23 and later
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.state = state
+        if state is not None:
+            unknown = model.load_state_dict(state["weights"], strict=False).unexpected_keys  # what is frozen is missing
+            for name, kept in objective.state(model).items():
+                kept.copy_(state["kept"][name])
+            if unknown:
+                raise Refused(
+                    f"The checkpoint has weights that the model does not know, such as {unknown[0]}: begin anew."
+                )
+        self.step = 0 if state is None else state["step"]
+        self.tokens = 0 if state is None else state["tokens"]
+        self.history: list[dict[str, float | None]] = [] if state is None else [dict(r) for r in state["history"]]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.learning.model
+
+    @property
+    def steps(self) -> int:
+        return self.length.steps
+
+    def tokens_done(self) -> int:
+        return self.tokens
+
+    def tokens_in(self, batch: Step) -> int:
+        return batch.tokens
+
+    def words(self) -> str:
+        """How it goes, for who looks at the terminal."""
+        losses = [record["loss"] for record in self.history if record["loss"] is not None]
+        return f"loss {losses[-1]:.3f}" if losses else ""
+
+    # -- how it lies on the devices --------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.trainer.precision not in PRECISIONS:
+            raise Refused(f"trainer.precision={self.trainer.precision}: fine-tuning knows {', '.join(PRECISIONS)}.")
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.learning, FSDPModule):
+            mesh = self.device_mesh["data_parallel"]
+            layers = decoder_layers(self.model)
+            for module in (*layers, self.learning):  # the last takes what is in no layer: embeddings, norm, head
+                fully_shard(module, mesh=mesh)
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
+                module.set_gradient_divide_factor(1.0)
+
+    @property
+    def sharded(self) -> bool:
+        return isinstance(self.learning, FSDPModule)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(
+            groups, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+
+    def train_dataloader(self) -> Iterator[Step]:
+        return self.batches.since(self.step)
+
+    def on_train_start(self) -> None:
+        for batches in (self.batches, self.held_out):
+            if batches is not None and (batches.rank, batches.world) != (processes.rank(), processes.count()):
+                raise Refused(
+                    f"The batches are those of process {batches.rank} of {batches.world}, and this is process "
+                    f"{processes.rank()} of {processes.count()}: make them with the trainer's global_rank and world_size."
+                )
+        if self.state is not None:
+            options = StateDictOptions(full_state_dict=True, strict=False)  # strict would miss what is frozen
+            optimizer = self.optimizers().optimizer
+            set_optimizer_state_dict(self.model, optimizer, self.state["optimizer"], options=options)
+            self.state = None
+        if processes.count() > 1 and not self.sharded:
+            for parameter in self.parameters():
+                if parameter.requires_grad:
+                    torch.distributed.broadcast(parameter.detach(), 0)
+
+    def training_state(self) -> dict[str, Any]:
+        """All that decides the steps to come; every process calls it, and what it gives is whole in the first."""
+        optimizer = get_optimizer_state_dict(self.model, self.optimizers().optimizer, options=WHOLE)
+        weights = trained_weights(self.model)
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "history": self.history,
+            "weights": weights,
+            "optimizer": optimizer,
+            "kept": {name: kept.cpu() for name, kept in self.objective.state(self.model).items()},
+        }
+
+    # -- a step ----------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Step, _: int) -> None:
+        held_out = self.held_out_loss() if self.held_out and self.step % self.evaluate_every == 0 else None
+        torch.manual_seed(hash((self.seed, self.step, processes.rank())) % 2**63)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        terms, told = self.objective.terms(self.step, self.length, self.seed), {}
+        for micro_batch in batch.micro_batches:
+            for term in terms:
+                part = self.part(micro_batch, term, batch)
+                self.manual_backward(part.loss)
+                for name, value in part.told.items():
+                    told[name] = told.get(name, 0.0) + value
+        learned = [p for p in self.parameters() if p.requires_grad]
+        if processes.count() > 1 and not self.sharded:
+            sum_gradients(learned)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
+        norm = norm.full_tensor() if self.sharded else norm
+        told = dict(zip(told, processes.summed(torch.stack(list(told.values()))).tolist(), strict=True))
+        loss, size = told["loss"], float(norm)
+        if not math.isfinite(loss) or not math.isfinite(size):
+            raise Refused(
+                f"The loss is {loss:.4g} and its gradient's norm {size:.4g} at step {self.step} of {self.steps}. Lower "
+                f"learning_rate={self.learning_rate:g}, or warm up for longer; the weights are those before this step."
+            )
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(learned, self.clip_norm, norm)
+        rate = self.learning_rate * self.learning_rate_schedule(self.step, self.length)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        self.objective.settle(self.model)
+        self.tokens += batch.tokens
+        self.record(**told, learning_rate=rate, grad_norm=size, held_out_loss=held_out)
+        self.step += 1
+        if self.step == self.steps and self.held_out:
+            self.record(held_out_loss=self.held_out_loss())
+
+    def part(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses | Tensor:
+        """In the trainer's precision. Autocast keeps no copy of a weight: it would go stale with the step, and hold in one
+        piece what is sharded."""
+        mixed = self.trainer.precision == "bf16-mixed"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed, cache_enabled=False):
+            return self.learning(micro_batch, term, of)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Nats per learned token of the held-out batches, without dropout."""
+        self.model.eval()
+        nats, learned = torch.zeros((), device=self.device), sum(step.learned for step in self.held_out)
+        for step in self.held_out:
+            for micro_batch in step.micro_batches:
+                here = MicroBatch(*(tensor.to(self.device) for tensor in micro_batch))
+                nats += self.part(here, HELD_OUT, step) * step.learned
+        self.model.train()
+        if self.sharded:
+            self.learning.reshard()  # otherwise done by a backward pass, and none follows
+        return float(processes.summed(nats)) / learned
+
+    def record(self, **taken: float | None) -> None:
+        """One line of the curves: a step, before its update; the last, after all steps, has a held-out loss alone."""
+        names = (*self.objective.measures, "learning_rate", "grad_norm", "held_out_loss")
+        record = {"step": self.step, "tokens": self.tokens, **{name: taken.get(name) for name in names}}
+        self.history.append(record)
+        said = {name: value for name, value in record.items() if name != "step" and value is not None}
+        for logger in self.own_loggers:
+            logger.log_metrics(said, step=self.step)
+
+
+def interval(name: str, every: float | str, batches: Batches) -> int:
+    """Steps between two looks at the held-out loss, of a setting that is a fraction of the run, steps or tokens."""
+    return max(1, round(steps_of(name, every, Length(len(batches), batches.tokens_of_a_step))))
+
+
+class Learning(nn.Module):
+    """The objective of a model as one module, so that sharding sees embeddings and head in one forward pass."""
+
+    def __init__(self, model: nn.Module, objective: Imitation | Distillation):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses | Tensor:
+        if term is HELD_OUT:
+            return self.objective.held_out(self.model, micro_batch, of)
+        return self.objective.part(self.model, micro_batch, term, of)

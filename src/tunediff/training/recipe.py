@@ -1,0 +1,58 @@
+"""What a fine-tune is, but for the model and the text: which part of the model learns, by which loss, and for how long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import transformers
+
+from tunediff.objectives import Imitation
+from tunediff.schedules import Schedule
+from tunediff.shapes import Refused
+from tunediff.training.memory import MemoryEstimate, memory
+from tunediff.training.trainable import Trainable
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """part, objective   what learns, and from which loss
+    examples, held_out   the first so many rows are learned, and measured; None: all, of a text that has an end
+    block      tokens of a sequence            packing      several examples in a sequence, none seeing another
+    batch      sequences a step, over all processes         micro_batch   of them in one forward pass
+    """
+
+    part: Trainable
+    objective: Imitation
+    block: int
+    epochs: int
+    batch: int
+    micro_batch: int
+    learning_rate: float
+    learning_rate_schedule: Schedule
+    betas: Sequence[float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    gradient_checkpointing: bool = True
+    packing: bool = False
+    examples: int | None = None
+    held_out: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise Refused(f"recipe.{name}={getattr(self, name)}: give a number from 0.")
+        for name in ("block", "epochs", "batch", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise Refused(f"recipe.{name}={getattr(self, name)}: give a number from 1.")
+
+    def memory(
+        self, config: transformers.PretrainedConfig, dtype: str, *, precision: str, processes: int, sharded: bool
+    ) -> MemoryEstimate:
+        """Of each device, before a weight is loaded."""
+        return memory(
+            self.part, config, dtype, block=self.block, micro_batch=self.micro_batch, precision=precision,
+            gradient_checkpointing=self.gradient_checkpointing, chunk=self.objective.chunk, processes=processes,
+            sharded=sharded,
+        )  # fmt: skip
