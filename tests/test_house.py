@@ -4,6 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+
+from packaging.requirements import Requirement
 
 from conftest import ROOT
 
@@ -78,6 +81,19 @@ def test_no_secret_and_no_machine_path_is_kept():
         ):
             found = pattern.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path}: {found}"
+
+
+def test_each_package_has_a_lowest_version_one_that_is_too_new_and_one_between_in_the_lock():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    header, *lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert header.startswith("#") and lines == sorted(set(lines))
+    locked = dict(re.fullmatch(r"([a-z0-9.-]+)==([a-z0-9.]+)", line).groups() for line in lines)  # no build, no marker
+    assert not [name for name in locked if name.startswith(("nvidia", "cuda", "triton"))]  # torch asks for its own
+    given = {*project["dependencies"], *extras["test"], *extras["notebooks"], *extras["optuna"]}
+    for named in map(Requirement, given - {"tunediff[notebooks,optuna]"}):
+        assert {one.operator for one in named.specifier} in ({"=="}, {">=", "<"}), named
+        assert named.specifier.contains(locked[named.name]), named
 
 
 def test_the_command_line_needs_no_torch():
