@@ -64,6 +64,11 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, flo
     return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
 
 
+def share(successes: int, trials: int, level: float = 0.95) -> tuple[float | None, float | None, float | None]:
+    """A share and its score interval, as a finding has them; None of no trial."""
+    return (successes / trials, *wilson(successes, trials, level)) if trials else (None, None, None)
+
+
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """The exact two-sided test that two models solve equally many of the same problems: of those that one alone solves,
     half fall to each. p is 1 where there are none."""

@@ -39,12 +39,12 @@ from tunediff.evaluations.judging.examination import (
 )
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.evaluations.reading.examples import Examples
+from tunediff.measures.clustered import mean_of
 from tunediff.shapes import Finding, Note, Refused, Table
 
 log = logging.getLogger(__name__)
 
 SETTING = "evaluation.autointerp"
-RESAMPLES = 1000
 
 
 class Examined(NamedTuple):
@@ -153,14 +153,7 @@ class Autointerp:
             f"balanced accuracy of {self.chat.model} in telling {what} by an explanation of its own, mean over "
             f"{len(scores)} latents, 95 % interval over these; 0.5 is chance"
         )
-        if not scores:
-            return Finding(name, None, meaning=meaning)
-        values = torch.tensor(scores, dtype=torch.float64)
-        if len(values) < 2:
-            return Finding(name, float(values), meaning=meaning)
-        drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
-        low, high = values[drawn].mean(-1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return Finding(name, float(values.mean()), low, high, meaning)
+        return Finding(name, *mean_of(torch.tensor(scores, dtype=torch.float64)), meaning)
 
     def _subjects(self, trained: Trained) -> tuple[list[Subject], list[int]]:
         """What will be asked, and the latents that were wanted but have too few examples."""

@@ -30,9 +30,9 @@ from tunediff.evaluations.judging.examination import FEWEST, choice_in, passages
 from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.latents.columns import layers_of
 from tunediff.evaluations.latents.selection import chosen_latents
-from tunediff.evaluations.latents.statistics import relative_decoder_norm, usual
+from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.logit_effect import WRITTEN, strongest_effects, written_rows
-from tunediff.measures import wilson
+from tunediff.measures import share
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
 
 SETTING = "evaluation.latent_classes"
@@ -149,7 +149,7 @@ class LatentClasses:
     def _chosen(self, trained: Trained) -> list[int]:
         if self.latents is not None:
             return chosen_latents(trained, self.latents, setting=f"{SETTING}.latents")
-        alive, layers = usual(trained).alive, layers_of(trained.dictionary)
+        alive, layers = trained.statistics.alive, layers_of(trained.dictionary)
         layers = torch.zeros(len(alive)) if layers is None else layers
         generator, chosen = torch.Generator().manual_seed(self.seed), []
         for layer in layers.unique():
@@ -212,5 +212,4 @@ def _question(shown: str, raised: Sequence[str] | None) -> str:
 
 
 def _share(name: str, count: int, of: int, what: str) -> Finding:
-    bounds = (count / of, *wilson(count, of)) if of else (None, None, None)
-    return Finding(name, *bounds, f"{what}; Wilson interval over latents")
+    return Finding(name, *share(count, of), f"{what}; Wilson interval over latents")

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given, Needs
 from tunediff.hookpoints import attending
-from tunediff.measures.clustered import Estimate, ratio
+from tunediff.measures.clustered import DocumentSums, Estimate, ratio
 from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED, Finding, Note, Table
 from tunediff.text import Batch
 
@@ -74,13 +74,13 @@ class Sums(NamedTuple):
 class AttentionSinks:
     """level   of the intervals, over documents"""
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(self, *, level: float = 0.95):
         self.level = level
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        sums = {role: self._sums(trained, role) for role in ROLES}
+    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
+        sums = {role: self._sums(given, role) for role in ROLES}
         if None in sums.values():
             yield Note(
                 "attention_sinks was not measured: no held-out sequence has the opening sentence of a thinking and tokens "
@@ -130,10 +130,8 @@ class AttentionSinks:
         yield self._finding(f"head/{role}/mass", mass, f"attention on the prefix by {how}; measured on the other half")
 
     def _finding(self, name: str, estimate: Estimate, meaning: str) -> Finding:
-        low, high = (float(bound) for bound in estimate.interval(self.level))
-        bounds = (low, high) if low == low else (None, None)
         how = f"{len(estimate.influence):,} documents; {self.level:.0%} interval over documents"
-        return Finding(f"attention_sinks/{name}", float(estimate.value), *bounds, f"{meaning}; {how}")
+        return Finding(f"attention_sinks/{name}", *estimate.bounded(self.level), f"{meaning}; {how}")
 
     def _add_rows(self, columns: dict[str, list], role: str, measures: dict[str, Estimate], sums: Sums) -> None:
         places = (sums.uniform.sum(0) > 0).expand(measures["mass"].value.shape).nonzero()  # [row, (layer, head, group)]
@@ -153,11 +151,11 @@ class AttentionSinks:
             columns.setdefault(name, []).extend(values)
 
     @torch.no_grad()
-    def _sums(self, trained: Trained, role: str) -> Sums | None:
-        pair, found = trained.pair, []
+    def _sums(self, given: Given, role: str) -> Sums | None:
+        pair, found = given.pair, [DocumentSums() for _ in range(4)]
         model, entry, title = pair.models[role], pair.entry(role), f"{role} attention"
-        with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
-            for batch in trained.held_out:
+        with tqdm(total=given.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
+            for batch in given.held_out:
                 bar.update(len(batch.token))
                 watched = watch(batch, entry, pair.tokenizers[entry])
                 if watched is None:
@@ -172,13 +170,15 @@ class AttentionSinks:
                     model.base_model(**inputs, use_cache=False)
                 uniform = summed(uniform_attention(inputs["attention_mask"]), watched)[:, 0, :COUNT]
                 counts = (mask.sum(1) for mask in (watched.queries, watched.matched))
-                number = torch.zeros(len(batch.ids[entry]), dtype=torch.long)
-                number[batch.sequence] = batch.document
-                sums = (uniform, *counts)
-                found.append(Sums(torch.stack(layers, dim=1), *(t.cpu().double() for t in sums), number))
-        if not found:
+                document = torch.zeros(len(batch.ids[entry]), dtype=torch.long)  # of each sequence
+                document[batch.sequence] = batch.document
+                asked = watched.queries.any(1).cpu()
+                for field, sums in zip(found, (torch.stack(layers, dim=1), uniform, *counts), strict=True):
+                    field.add(sums.cpu().double()[asked], document[asked])
+        if not len(found[0]):
             return None
-        return by_document(Sums(*(torch.cat(field) for field in zip(*found, strict=True))))
+        attention, uniform, queries, matched = (field.stacked() for field in found)
+        return Sums(attention, uniform, queries, matched, torch.tensor(found[0].documents))
 
 
 # -- what is looked at -----------------------------------------------------------------------------------------------
@@ -261,15 +261,6 @@ def summed(weights: Tensor, watched: Watched) -> Tensor:
     own_share = torch.einsum("bhq,bq->bh", prefix, watched.matched.float())
     others = torch.einsum("bhqw,bqw->bh", window / reach.clamp(min=1e-12), watched.control)
     return torch.cat([each, own_share[..., None], others[..., None]], dim=-1)
-
-
-def by_document(sums: Sums) -> Sums:
-    """Sums of sequences -> of the documents that have queries."""
-    asked = sums.queries > 0
-    *fields, number = (field[asked] for field in sums)
-    documents, place = number.unique(return_inverse=True)
-    totals = (f.new_zeros(len(documents), *f.shape[1:]).index_add_(0, place, f) for f in fields)
-    return Sums(*totals, documents)
 
 
 def measured(sums: Sums) -> dict[str, Estimate]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
-from tunediff.evaluations.latents.statistics import decoder_cosine, firing, relative_decoder_norm, role_norms
+from tunediff.evaluations.latents.statistics import decoder_cosine, relative_decoder_norm, role_norms
 from tunediff.shapes import BASE, TUNED, Finding, Note, Table
 
 KINDS = ("base_only", "shared", "tuned_only", "other")
@@ -42,8 +42,7 @@ class Geometry:
         self.neighbours = neighbours
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        columns = firing(trained)
-        alive = torch.tensor(columns["firing_rate"]) > 0
+        columns, alive = trained.statistics.columns(), trained.statistics.alive
         columns["latent"] = list(range(trained.dictionary.latents))
         if isinstance(trained.dictionary, TranscoderAdapter):
             columns["layer"] = [trained.dictionary.place_of(number)[0] for number in columns["latent"]]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tunediff.dictionary import Crosscoder
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.shapes import BASE, OTHER, TUNED, Finding, Note, Rows, Table
 
@@ -36,7 +36,7 @@ class LatentScaling:
     largest_nu_error, largest_nu_reconstruction   up to these the call is confirmed (the paper's section 3.3)
     """
 
-    needs_reconstruction = True
+    needs = Needs.RECONSTRUCTION
 
     def __init__(
         self,
