@@ -323,7 +323,7 @@ def test_a_finished_run_is_measured_again_to_the_same_numbers(folder):
 def test_a_loaded_run_of_a_pair_has_no_dictionary_and_can_be_asked_more(folder):
     run = tunediff.load(folder)
     assert run.dictionary is None and run.table("layers").num_rows == 5
-    found = {f.name: f for f in LayerDivergence().run(run.trained()) if isinstance(f, Finding)}
+    found = {f.name: f for f in LayerDivergence().run(run.given()) if isinstance(f, Finding)}
     assert found["layer_divergence/l2/largest"] == run.findings["layer_divergence/l2/largest"]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -28,8 +28,11 @@ from tunediff.text import Batch, Text
 KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
 
 
+Dictionary = Crosscoder | TranscoderAdapter
+
+
 class Needs(Enum):
-    """What a study must have for an evaluation, each with what the former has."""
+    """The least that a study must have for an evaluation to be asked; each has what the former has."""
 
     PAIR = "pair"  # two models and a text: run(given: Given)
     DICTIONARY = "dictionary"  # and a dictionary of any kind: run(trained: Trained), as with all that follow
@@ -96,20 +99,21 @@ class Given:
             batches.append(batch)
         return batches
 
-    def reading(self, dictionary: Crosscoder | Polarities | TranscoderAdapter) -> Trained:
-        """The same pair and text, read by another dictionary."""
-        return Trained(self.pair, self.text, self.tokens, self.tokens_per_batch, self.folder, dictionary=dictionary)
+    def reading(self, dictionary: Dictionary | Polarities) -> Trained:
+        """The same pair and text, read by another dictionary; polarities have no decoder, for those who ask for none."""
+        read = cast(Dictionary, dictionary)
+        return Trained(self.pair, self.text, self.tokens, self.tokens_per_batch, self.folder, dictionary=read)
 
 
 @dataclass(frozen=True)
 class Trained(Given):
-    """What is given where a dictionary was trained on the pair."""
+    """A pair with its text and the dictionary that was trained on it."""
 
-    dictionary: Crosscoder | Polarities | TranscoderAdapter = field(kw_only=True)
+    dictionary: Dictionary = field(kw_only=True)
 
     @functools.cached_property
     def statistics(self) -> LatentStatistics:
-        """What each latent usually does on the held-out text, which is read for it once."""
+        """Statistics of each latent on the held-out text, which is read for them once."""
         return latent_statistics(self)
 
     @torch.no_grad()
@@ -154,6 +158,13 @@ class Trained(Given):
     def roles(self) -> list[str]:
         """Roles of the models that the dictionary reads, each once."""
         return list(dict.fromkeys(stream.role for stream in self.dictionary.streams))
+
+    @property
+    def crosscoder(self) -> Crosscoder:
+        """The dictionary, which reconstructs activations. Raises Refused for a transcoder adapter, which does not."""
+        if isinstance(self.dictionary, TranscoderAdapter):
+            raise Refused("A transcoder adapter reconstructs no activations: choose evaluation=replacement.")
+        return self.dictionary
 
     def adapter(self, evaluation: str) -> TranscoderAdapter:
         """The dictionary, which stands beside the pair's MLPs. Raises Refused for one that cannot."""

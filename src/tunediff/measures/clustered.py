@@ -82,7 +82,7 @@ class Estimate(NamedTuple):
 
 
 def number(value: Tensor) -> float | None:
-    """None where it is not defined, such as a rate over no token."""
+    """The value as a finding has it: None where it is not defined, such as a rate over no token."""
     return float(value) if torch.isfinite(value) else None
 
 

@@ -38,7 +38,7 @@ class ActiveScores:
 
     @classmethod
     def of(cls, blocks: Iterable[Tensor], latents: int) -> ActiveScores:
-        """From blocks [token, latent], one after the other."""
+        """The scores of blocks [token, latent], one after the other."""
         places, values, tokens = [torch.empty(0, 2, dtype=torch.long)], [torch.empty(0)], 0
         for block in blocks:
             found = block.nonzero()
@@ -61,7 +61,7 @@ class ActiveScores:
         )
 
     def column(self, latent: int) -> Tensor:
-        """[token] of one latent."""
+        """Scores [token] of one latent."""
         here = (self.latent == latent) & ~self.is_zeros
         return torch.zeros(self.tokens).index_copy_(0, self.token[here], self.value[here])
 
@@ -168,7 +168,8 @@ def rule_auroc(values: Tensor, truth: Tensor, select: Tensor, test: Tensor) -> t
     hits = torch.bincount(values[select], weights=truth[select].double(), minlength=size)
     prior = truth[select].double().mean()
     score = ((hits + prior) / (seen + 1))[values]
-    return tuple(float(auroc(score[side][None], truth[side])[0]) for side in (select, test))
+    chosen_on, tested = (float(auroc(score[side][None], truth[side])[0]) for side in (select, test))
+    return chosen_on, tested
 
 
 def delong_interval(scores: Tensor, truth: Tensor) -> tuple[float, float]:

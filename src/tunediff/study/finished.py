@@ -139,7 +139,7 @@ class Loaded:
     ) -> list[Response]:
         """What the model with this role answers, through the chat template and behind the text's system message, under edits;
         by default the model that these are written into, without any the tuned one."""
-        self.trained()
+        self.given()
         role = role or (edits[0].at.role if edits else TUNED)
         tokenizer = self.pair.tokenizers[self.pair.entry(role)]
         asked = ask([(question, question) for question in questions], tokenizer, self.text.system)
@@ -151,7 +151,7 @@ class Loaded:
         latents that are not ReLU's."""
         if not isinstance(self.dictionary, TranscoderAdapter):
             raise Refused(f"{self.folder} trained no transcoder adapters: dictionary=transcoder_adapter does.")
-        pair = self.trained().pair
+        pair = self.given().pair
         return save_adapted(pair.models[ADAPTER], folder, pair.tokenizer_of(ADAPTER))
 
     @functools.cached_property
@@ -187,9 +187,9 @@ def reevaluate(cfg: DictConfig) -> None:
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
-        trained = run.trained(device=device, tokens=cfg.tokens)
+        given = run.given(device=device, tokens=cfg.tokens)
         try:
-            findings = evaluate(evaluations, trained, about(run.cfg, run.pair, run.streams))
+            findings = evaluate(evaluations, given, about(run.cfg, run.pair, run.streams))
         except KeyboardInterrupt:
             raise Refused(
                 "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "

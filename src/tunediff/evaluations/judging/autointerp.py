@@ -48,8 +48,8 @@ SETTING = "evaluation.autointerp"
 
 
 class Examined(NamedTuple):
-    """What became of a latent: None where no answer could be read. `calls` counts answers, `unread` those of them that
-    could not be read."""
+    """The explanation of a latent and its scores, None where no answer could be read. `calls` counts answers, `unread` those
+    of them that could not be read."""
 
     latent: int
     explanation: str | None
@@ -136,7 +136,7 @@ class Autointerp:
                 f"no list of 0 and 1 for every text. They are left out of the scores."
             )
         for test, what in ((DETECTION, "which texts activate the latent"), (FUZZING, "where its tokens are marked")):
-            yield self._finding(test, what, [one.scores[test] for one in examined if one.scores[test] is not None])
+            yield self._finding(test, what, [one.scores[test] for one in examined])
         yield Table(
             "autointerp",
             {
@@ -147,16 +147,17 @@ class Autointerp:
             },
         )
 
-    def _finding(self, test: str, what: str, scores: list[float]) -> Finding:
+    def _finding(self, test: str, what: str, scores: Sequence[float | None]) -> Finding:
+        known = [score for score in scores if score is not None]
         name = f"autointerp/{test}/balanced_accuracy"
         meaning = (
             f"balanced accuracy of {self.chat.model} in telling {what} by an explanation of its own, mean over "
-            f"{len(scores)} latents, 95 % interval over these; 0.5 is chance"
+            f"{len(known)} latents, 95 % interval over these; 0.5 is chance"
         )
-        return Finding(name, *mean_of(torch.tensor(scores, dtype=torch.float64)), meaning)
+        return Finding(name, *mean_of(torch.tensor(known, dtype=torch.float64)), meaning)
 
     def _subjects(self, trained: Trained) -> tuple[list[Subject], list[int]]:
-        """What will be asked, and the latents that were wanted but have too few examples."""
+        """The latents that will be asked about, and those that were wanted but have too few examples."""
         half = self.examples // 2
         chosen = chosen_latents(trained, self.latents, setting=f"{SETTING}.latents")
         self._allow(len(chosen))
@@ -195,8 +196,8 @@ class Autointerp:
 
 
 def windows_of(trained: Trained, latents: Sequence[int], *, strongest: int, silent: int) -> dict[int, list[Window]]:
-    """Of each latent its strongest windows, strongest first, and random ones in which it fires nowhere, as far as there
-    are so many."""
+    """The strongest windows of each latent, strongest first, and random ones in which it fires nowhere, as far as there are
+    so many."""
     windows: dict[int, list[Window]] = {latent: [] for latent in latents}
     examples = Examples(strongest=strongest, quantiles=0, random=2 * silent, latents=latents)
     for columns in (table.columns for table in examples.run(trained)):

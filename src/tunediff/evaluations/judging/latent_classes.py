@@ -120,13 +120,15 @@ class LatentClasses:
             yield Note(
                 "latent_classes showed no raised tokens: what latents write is not added to the residual stream."
             )
-        questions = [_question(passages(windows[latent]), raised and raised[latent]) for latent in shown]
+        questions = [
+            _question(passages(windows[latent]), None if raised is None else raised[latent]) for latent in shown
+        ]
         answers, notes = self.judge.answers(
             self.chat, QUESTION, questions, evaluation="latent_classes", units="latents"
         )
         yield from notes
         verdicts = {shown[n]: verdict_in(answer) for n, answer in answers.items()}
-        yield from self._findings(list(verdicts.values()))
+        yield from self._findings(self.chat.model, list(verdicts.values()))
         layers = layers_of(trained.dictionary)
         given = verdicts.values()
         yield Table(
@@ -158,11 +160,11 @@ class LatentClasses:
             chosen += drawn.sort().values.tolist()
         return chosen
 
-    def _findings(self, given: Sequence[Verdict | None]) -> Iterator[Finding]:
+    def _findings(self, model: str, given: Sequence[Verdict | None]) -> Iterator[Finding]:
         read = [verdict for verdict in given if verdict is not None]
         about = {name: [verdict for verdict in read if verdict.kind == name] for name in CLASSES}
         drawn = f"up to {self.each_layer} drawn among those alive of each layer"
-        how = f"sorted by {self.chat.model}, {drawn if self.latents is None else 'chosen by the setting latents'}"
+        how = f"sorted by {model}, {drawn if self.latents is None else 'chosen by the setting latents'}"
         for name in CLASSES:
             what = f"share of {len(read)} latents, {how}, that are of the class {name}; each counts alike"
             yield _share(f"latent_classes/{name}/share", len(about[name]), len(read), what)
@@ -179,7 +181,8 @@ class LatentClasses:
 
 
 def verdict_in(answer: str) -> Verdict | None:
-    """None where the class is none of those asked for, or lacks the domain or the mechanism that belongs to it."""
+    """The verdict of an answer; None where the class is none of those asked for, or lacks the domain or the mechanism that
+    belongs to it."""
     kind = choice_in(answer, "class", CLASSES)
     domain = choice_in(answer, "domain", DOMAINS) if kind == DOMAIN else None
     mechanism = choice_in(answer, "mechanism", MECHANISMS) if kind != UNINTERPRETABLE else None

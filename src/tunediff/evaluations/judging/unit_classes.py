@@ -42,8 +42,8 @@ class JudgedUnit(NamedTuple):
 def sort_units(
     judge: Judge, chat: Chat, kinds: Sequence[Kind], *, units: int, seed: int
 ) -> Iterator[Finding | Table | Note]:
-    """Of each kind so many living ones. Raises Refused where the endpoint gives no answer at all; once it has answered, what
-    is known is reported."""
+    """Asks about `units` living units of each kind. Raises Refused where the endpoint gives no answer at all; once it has
+    answered, what is known is reported."""
     subjects = [subject for kind in kinds for subject in _subjects(kind, units, judge.examples, seed)]
     short = sum(min(units, int(kind.alive.sum())) for kind in kinds) - len(subjects)
     if short:
@@ -70,7 +70,7 @@ def verdict_in(answer: str) -> tuple[int, str] | None:
 
 
 def _subjects(kind: Kind, units: int, examples: int, seed: int) -> Iterator[JudgedUnit]:
-    """Of a sample of living units those with enough examples."""
+    """The units with enough examples among `units` living ones, drawn by the seed."""
     alive = kind.alive.nonzero()[:, 0]
     drawn = alive[torch.randperm(len(alive), generator=torch.Generator().manual_seed(seed))][:units].sort().values
     numbers = [kind.numbers[n] for n in drawn.tolist()]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from tunediff.shapes import BASE, SEGMENTS, TUNED
 
@@ -92,11 +93,13 @@ def relative_decoder_norm(trained: Trained) -> Tensor:
     return tuned / (base + tuned)
 
 
-def decoder_cosine(trained: Trained, first: Tensor | None = None, second: Tensor | None = None) -> Tensor | None:
-    """Cosine of base row `first` with tuned row `second`, by default of each latent with itself; None for unequal widths."""
+def both_decoders(trained: Trained) -> tuple[Tensor, Tensor]:
+    """Decoder rows [latent, width] of base and of tuned."""
     base, tuned = (trained.part(trained.dictionary.W_dec.detach(), role).cpu() for role in (BASE, TUNED))
-    if base.shape != tuned.shape:
-        return None
-    if first is not None:
-        base, tuned = base[first], tuned[second]
-    return torch.nn.functional.cosine_similarity(base, tuned, dim=-1)
+    return base, tuned
+
+
+def decoder_cosine(trained: Trained) -> Tensor | None:
+    """[latent]: cosine of the two decoder rows of each latent; None for unequal widths."""
+    base, tuned = both_decoders(trained)
+    return cosine_similarity(base, tuned, dim=-1) if base.shape == tuned.shape else None

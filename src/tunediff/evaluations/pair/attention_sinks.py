@@ -43,7 +43,7 @@ MEANINGS = {
 
 
 class Watched(NamedTuple):
-    """What is looked at in one batch. A window is a later sentence, cut to as many tokens as the prefix has; its reach are
+    """The queries and keys of one batch that are looked at. A window is a later sentence, cut to as many tokens as the prefix has; its reach are
     the tokens that are no further from a query than those after the first are from the prefix's query.
 
     queries  [batch, query] bool                    members  [batch, key, group + window + reach], 1 where a key belongs to it
@@ -80,8 +80,9 @@ class AttentionSinks:
         self.level = level
 
     def run(self, given: Given) -> Iterator[Finding | Table | Note]:
-        sums = {role: self._sums(given, role) for role in ROLES}
-        if None in sums.values():
+        read = {role: self._sums(given, role) for role in ROLES}
+        sums = {role: found for role, found in read.items() if found is not None}
+        if len(sums) < len(ROLES):
             yield Note(
                 "attention_sinks was not measured: no held-out sequence has the opening sentence of a thinking and tokens "
                 "after it."
@@ -177,15 +178,17 @@ class AttentionSinks:
                     field.add(sums.cpu().double()[asked], document[asked])
         if not len(found[0]):
             return None
-        attention, uniform, queries, matched = (field.stacked() for field in found)
-        return Sums(attention, uniform, queries, matched, torch.tensor(found[0].documents))
+        document, order = torch.tensor(found[0].documents).sort()
+        attention, uniform, queries, matched = (field.stacked()[order] for field in found)
+        return Sums(attention, uniform, queries, matched, document)
 
 
 # -- what is looked at -----------------------------------------------------------------------------------------------
 
 
 def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
-    """Of the ids that one model reads; None where no sequence of the batch has a prefix with queries after it."""
+    """Queries and groups of keys among the ids that one model reads; None where no sequence of the batch has a prefix with
+    queries after it."""
     if "opening" not in batch.labels:
         return None
     rows, length = batch.ids[entry].shape
@@ -196,6 +199,8 @@ def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
     groups, windows = torch.zeros(rows, length, COUNT), []  # windows: row, its query's distance further on, its tokens
     for row in range(rows):
         here = batch.sequence == row
+        # Bounds of the groups among all ids of the sequence. Kept tokens alone are known by their segment: special ones
+        # between them, such as the think tag's, fall into the group that they stand in.
         prefix = position[here & batch.labels["opening"]]
         if len(prefix) == 0 or prefix.max() == 0:
             continue
@@ -211,6 +216,9 @@ def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
         windows += [(row, s - start, slice(s, s + stop - start)) for s in starts if s + stop - start <= end]
     if not queries.any():
         return None
+    # A query sees the prefix from some distance. From the same distance a window is seen by the query that is as much
+    # further on as the window is, where there is one: `both` marks that pair at the place of the former. Each such query
+    # is compared with the mean over its windows; `control` moves their weights to the queries that see the windows.
     count = max((sum(row == n for n, _, _ in windows) for row in range(rows)), default=0)
     window, reach = (torch.zeros(rows, length, count) for _ in range(2))
     both = torch.zeros(rows, length, count)  # prefix's queries that have one of a window at the same distance

@@ -75,9 +75,9 @@ class LayerDivergence:
             how = f"{int(tokens.sum()):,} tokens of {len(tokens):,} documents; {self.level:.0%} interval over documents"
             for name, word, n in (("l2", "largest", columns["l2"]), ("cosine", "smallest", columns["cosine"])):
                 at = n.index(max(n) if word == "largest" else min(n))
-                bounds = (columns[name + part][at] for part in ("_low", "_high"))
+                low, high = (_known(columns[name + part][at]) for part in ("_low", "_high"))
                 meaning = f"{MEANINGS[name]}, at the layer where it is {word}; {how}"
-                yield Finding(f"layer_divergence/{name}/{word}", n[at], *map(_known, bounds), meaning)
+                yield Finding(f"layer_divergence/{name}/{word}", n[at], low, high, meaning)
                 meaning = f"that layer, counted from 0; -1 is the output of the embedding; the mean is {word} there"
                 yield Finding(f"layer_divergence/{name}/{word}_layer", layers[at], meaning=meaning)
 

@@ -110,7 +110,7 @@ class Tokenizers:
         value, low, high = whole.bounded(self.level)
         meaning = "the mean of both models' differences; below 0 the tuned tokenizer serves the pair better"
         yield Finding("tokenizers/difference/pair", value, low, high, self._meaning(meaning))
-        if low is None or low <= 0 <= high:
+        if value is None or low is None or high is None or low <= 0 <= high:
             yield Note(
                 "In bits per byte, these documents cannot tell which of the two tokenizers serves the pair better."
             )
@@ -132,7 +132,7 @@ class Tokenizers:
 
 
 def _pieces(given: Given, tokenizers: Sequence) -> list[list[Piece]]:
-    """For each tokenizer the held-out responses, until the ids of the first reach the budget of tokens."""
+    """The held-out responses under each tokenizer, until the ids of the first reach the budget of tokens."""
     found: list[list[Piece]] = [[] for _ in tokenizers]
     read = 0
     for row in given.text.named_rows(held_out=True):

@@ -64,7 +64,7 @@ class KLPatching:
         best: int = 32,
         draws: int = 5,
         initial: int = 10,
-        labels: Sequence[str] = (),
+        labels: Sequence[str] = ("decision", "hesitation_follows", "hesitation"),
         level: float = 0.95,
     ):
         self.geometry = Geometry(exclusive=exclusive, shared=shared)
@@ -206,8 +206,8 @@ def divergences(trained: Trained, reading: Reading, classes: Sequence[Class]) ->
 
 
 def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -> Iterator[Tensor]:
-    """What stands in place of tuned's vectors [token, width], in the order of WHOLE and then of the classes."""
-    dictionary, (values, moments) = trained.dictionary, reading.rows
+    """Vectors that stand in place of tuned's [token, width], in the order of WHOLE and then of the classes."""
+    dictionary, (values, moments) = trained.crosscoder, reading.rows
 
     def apart(written: Tensor) -> Tensor:
         return trained.part(written, TUNED) - trained.part(written, BASE)

@@ -133,7 +133,7 @@ def later(batch: Batch, label: str) -> Tensor:
 
 
 def gathered(looked_at: list[tuple[Batch, Tensor]], label: str) -> Labelled | None:
-    """What stands at the looked-at tokens [token] bool of each batch; nothing where there is none."""
+    """Labels, halves and rules of the looked-at tokens [token] bool of each batch; None where there is no batch."""
     if not looked_at:
         return None
 
