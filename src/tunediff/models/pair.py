@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
 from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading
-from tunediff.models.hybrid import adapted, adapter_in, hybrid
+from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError
 from tunediff.models.source import ModelSource
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
@@ -233,12 +233,6 @@ class ModelPair:
         other.models = dict(self.models)
         other.stand_beside(adapter, on=on)
         return other
-
-    def adapter_of(self, role: str) -> TranscoderAdapter:
-        """The transcoder adapter beside the MLPs of a model, over its tensors; of a loaded pair. Raises PairError where
-        none stands there."""
-        self._latents_of(role)
-        return self.adapter if role == ADAPTER else adapter_in(self.models[role], role)
 
     def _check_same_tokens(self) -> None:
         if self.align != "strict":
