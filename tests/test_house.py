@@ -9,6 +9,7 @@ import tomllib
 from packaging.requirements import Requirement
 
 from conftest import ROOT
+from tunediff.shapes import VERSION
 
 SOURCE = ROOT / "src" / "tunediff"
 FLOORS = {
@@ -51,6 +52,28 @@ def test_a_file_imports_only_from_lower_floors_or_its_own_folder():
             parts = name.split(".")
             if parts[0] == "tunediff" and len(parts) > 1 and parts[1] in FLOORS and parts[1] != here:
                 assert FLOORS[parts[1]] < FLOORS[here] or parts[1] == "shapes", f"{path.name} imports {name}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Inside functions and for types alone as well: of two such files neither can be understood first."""
+    files = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    below: dict[str, set[str]] = {}
+    for name, path in files.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        of = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+        # `from package import file` asks for the file, any other name for what the package gives
+        below[name] = {f"{m}.{n}" if f"{m}.{n}" in files else m for m, n in of if m} | plain
+    while free := [name for name, found in below.items() if not found & below.keys()]:
+        below = {name: found for name, found in below.items() if name not in free}
+    imported = set().union(*below.values())
+    assert not below, f"circles among {sorted(below.keys() & imported)}"
+
+
+def test_the_version_is_one():
+    for name in ("pyproject.toml", "CITATION.cff"):
+        assert re.search(rf'version[:=" ]+{re.escape(VERSION)}"?$', (ROOT / name).read_text(), re.MULTILINE), name
 
 
 def test_frameworks_stay_behind_their_fences():
