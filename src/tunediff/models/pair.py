@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
-from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading
+from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading, width_of
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError
 from tunediff.models.source import ModelSource
@@ -185,13 +185,7 @@ class ModelPair:
 
     def width(self, role: str, hookpoint: str) -> int:
         """Width of a hidden vector at a hookpoint of one layer."""
-        if hookpoint == TRANSCODER:
-            return self._latents_of(role)
-        config = self.configs[role]
-        if hookpoint != "mlp_neurons":
-            return config.hidden_size
-        inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-        return inner or 4 * config.hidden_size  # GPT-2 where it does not say
+        return self._latents_of(role) if hookpoint == TRANSCODER else width_of(self.configs[role], hookpoint)
 
     def _layer(self, role: str, layer: int | float | str) -> int:
         depth = self.depth(role)
@@ -288,7 +282,12 @@ class ModelPair:
             whole |= {(role, point): value for point, value in found.items()}
 
         def kept(role: str, stream: Stream) -> Tensor:
-            return whole[role, Point(stream.hookpoint, stream.layer)].flatten(0, 1)[self.places(role, batch)]
+            value = whole[role, Point(stream.hookpoint, stream.layer)]
+            if value.shape[-1] != stream.width:
+                raise PairError(
+                    f"{stream} is {value.shape[-1]} wide and not {stream.width}: set dictionary.hookpoint.width."
+                )
+            return value.flatten(0, 1)[self.places(role, batch)]
 
         def read(stream: Stream) -> Tensor:
             if stream.role != DIFFERENCE:
