@@ -160,7 +160,7 @@ class Trained(Given):
         return list(dict.fromkeys(stream.role for stream in self.dictionary.streams))
 
     @property
-    def crosscoder(self) -> Crosscoder:
+    def reconstructing(self) -> Crosscoder:
         """The dictionary, which reconstructs activations. Raises Refused for a transcoder adapter, which does not."""
         if isinstance(self.dictionary, TranscoderAdapter):
             raise Refused("A transcoder adapter reconstructs no activations: choose evaluation=replacement.")

@@ -62,7 +62,7 @@ class Fidelity:
         for reading in trained.readings("fidelity"):
             counts = (reading.latents[reading.admitted] != 0).sum(-1).cpu()
             active += torch.bincount(counts, minlength=latents + 1)
-            restored = trained.crosscoder.decode(reading.latents, reading.rows.moments).detach()
+            restored = trained.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
                 self._add(sums, trained, reading, restored, role, means[role])
         yield from self._l0(active, trained.statistics.alive)
