@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
     from torch import Tensor
 
+VERSION = "0.1.0"  # of tunediff; pyproject.toml has it too
+
 BASE, TUNED = "base", "tuned"
 ROLES = (BASE, TUNED)
 OTHER = {BASE: TUNED, TUNED: BASE}

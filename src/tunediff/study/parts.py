@@ -12,6 +12,7 @@ from tunediff.dictionary import Crosscoder, TranscoderAdapter
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
 from tunediff.folders import write_atomically
+from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ModelPair, TranscoderFiles
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream
@@ -63,6 +64,9 @@ def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
         each = (pair.streams("resid_post", list(range(pair.depth(role))), reads=role) for role in ROLES)
         return [stream for streams in each for stream in streams]
     hookpoint, reads = cfg.dictionary.hookpoint, cfg.dictionary.reads
+    row = {key: hookpoint[key] for key in hookpoint if key not in ("name", "equal_widths", "layer")}
+    if row:
+        add_hookpoint(hookpoint.name, row)
     return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
 
 
