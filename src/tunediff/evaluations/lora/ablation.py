@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ RATIOS: dict[str, tuple[str, Callable]] = {
         lambda s: s["kl_full_ablated"] / s["kl_random"],
     ),
 }
+SIGNED = ("excess", "share")  # the others are never below 0
 Measured = Mapping[str, Bounded]
 
 
@@ -213,7 +215,8 @@ class LoraAblation:
 
 
 def _measured(documents: Tensor) -> Measured:
-    return {name: of_sums(measure, documents, SUMS).bounded() for name, (_, measure) in RATIOS.items()}
+    estimates = {name: of_sums(measure, documents, SUMS) for name, (_, measure) in RATIOS.items()}
+    return {name: one.bounded(least=-inf if name in SIGNED else 0.0) for name, one in estimates.items()}
 
 
 def table(measured: Mapping[Ablation, Measured]) -> Table:
