@@ -38,7 +38,7 @@ def learns(cfg: DictConfig) -> bool:
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
     """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none, or about another
     kind: one that stands `inside` the models reconstructs nothing, and the others replace nothing."""
-    built = {name: build(node) for name, node in (nodes or {}).items()}
+    built: dict[str, Evaluation] = {str(name): build(node) for name, node in (nodes or {}).items()}
     for name, evaluation in built.items():
         needs = declared(evaluation, "needs")
         if not learns and needs is not Needs.PAIR:
