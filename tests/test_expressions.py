@@ -135,7 +135,7 @@ def trained(pair, tmp_path):
         base[1], base[2] = tuned[1], -9 * tuned[2]
     text = Text(lambda: language.rows(0, "trace"), held_out=0.1, context=256, window=16)
     (tmp_path / "tables").mkdir()
-    return Planted(pair, text, made, 2000, folder=tmp_path)
+    return Planted(pair, text, 2000, folder=tmp_path, dictionary=made)
 
 
 def written(trained, name, **columns):
