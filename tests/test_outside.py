@@ -7,6 +7,7 @@ import textwrap
 
 import pyarrow.parquet
 import pytest
+import safetensors.torch
 import torch
 
 from test_models import batch_of
@@ -135,3 +136,53 @@ def test_a_study_reads_a_hookpoint_that_a_file_of_ones_own_names(options, tmp_pa
     saved = json.loads((tmp_path / "run" / "dictionary" / "config.json").read_text())
     assert [stream[:3] for stream in saved["streams"]] == [["base", "attn_z", 1], ["tuned", "attn_z", 1]]
     assert curves(tmp_path / "run")["l0"][-1] > 0
+
+
+# -- a loss term -----------------------------------------------------------------------------------------------------------
+
+
+OVERLAP = """
+    from dataclasses import dataclass
+
+    from tunediff.objectives import Term
+
+
+    @dataclass(frozen=True)
+    class DecoderOverlap(Term):
+        '''Squared products of decoder rows, and the mean latent.'''
+
+        latents: float = 0.0
+
+        def __call__(self, given):
+            rows = given.dictionary.W_dec
+            overlap = (rows @ rows.T).triu(1).square().sum()
+            return overlap + self.latents * given.codes.dense().mean()
+"""
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_loss_term_of_ones_own_is_trained_with_and_stands_in_the_curves(sparse, package, tmp_path):
+    package(OVERLAP)
+    line = [*SMOKE, "trust=[mypkg]", f"dictionary.sparse_codes={str(sparse).lower()}"]
+    study(composed(*line), tmp_path / "without")
+    schedule = "{_target_: tunediff.schedules.Warmup, warmup: 0.5}"
+    term = f"{{_target_: mypkg.DecoderOverlap, weight: 0.5, latents: 2.0, schedule: {schedule}}}"
+    study(composed(*line, f"+dictionary.objective.terms.mine={term}"), tmp_path / "with")
+    without, with_it = curves(tmp_path / "without"), curves(tmp_path / "with")
+    assert "loss/mine" not in without and with_it["loss/mine"][-1] > 0 and with_it["schedule/mine"][-1] == 1.0
+    total = [sum(with_it[f"loss/{name}"][n] for name in ("reconstruction", "auxk", "mine")) for n in range(2)]
+    assert with_it["loss/total"][:2] == pytest.approx(total, rel=1e-5)
+
+    def overlap(folder):
+        weights = safetensors.torch.load_file(folder / "dictionary" / "weights.safetensors")["W_dec"]
+        return float((weights @ weights.T).triu(1).square().sum())
+
+    assert overlap(tmp_path / "with") < 0.5 * overlap(tmp_path / "without")
+
+
+def test_a_term_that_would_hide_another_or_pushes_the_wrong_way_is_refused(package, tmp_path):
+    package(OVERLAP)
+    for name, weight, message in (("l1", 1.0, "terms.l1 would stand for two things"), ("m", -1, "a weight is not neg")):
+        term = f"+dictionary.objective.terms.{name}={{_target_: mypkg.DecoderOverlap, weight: {weight}}}"
+        with pytest.raises(Refused, match=message):
+            study(composed(*SMOKE, "trust=[mypkg]", "dry_run=true", term), tmp_path / "run")
