@@ -5,7 +5,18 @@ from functools import partial
 import pytest
 import torch
 
-from tunediff.dictionary import L1, BatchTopK, Crosscoder, DenseCodes, JumpReLU, Linear, Normalisation, Partition, TopK, save_dictionary
+from tunediff.dictionary import (
+    L1,
+    BatchTopK,
+    Crosscoder,
+    DenseCodes,
+    JumpReLU,
+    Linear,
+    Normalisation,
+    Partition,
+    TopK,
+    save_dictionary,
+)
 from tunediff.dictionary.codes import BLOCK
 from tunediff.dictionary.crosscoder import geometric_median
 from tunediff.dictionary.normalisation import KINDS
@@ -72,6 +83,36 @@ def test_planted_sink_tokens_are_turned_away():
     open_to_all = Normalisation([12, 12], sink_multiple=None)
     open_to_all.fit(rows.values)
     assert open_to_all.admits(rows.values).all()
+
+
+def test_the_limit_of_sinks_is_a_multiple_of_the_median_norm_which_no_sink_moves():
+    values = sample().values
+    values[::50] *= 10_000.0  # their norms carry the mean
+    values[1] *= 30 / (values[1].norm() / values.norm(dim=-1).median())  # thirty times the median
+    normalisation = Normalisation([24], sink_multiple=10.0)
+    normalisation.fit(values)
+    assert normalisation.largest_norm.item() == pytest.approx(10 * float(values.norm(dim=-1).median()))
+    assert not normalisation.admits(values)[1] and normalisation.admits(values).sum() == 489
+
+
+@pytest.mark.parametrize("kind", ["mean_norm", "unit_rms"])
+def test_a_token_that_is_a_sink_in_one_stream_alone_counts_for_no_stream(kind):
+    values = sample().values
+    values[::50, :12] *= 1000.0
+    fitted, clean = Normalisation([12, 12], kind=kind), Normalisation([12, 12], kind=kind, sink_multiple=None)
+    fitted.fit(values)
+    clean.fit(values[fitted.admits(values)])
+    assert torch.equal(fitted.mean, clean.mean) and torch.equal(fitted.scale, clean.scale)
+
+
+def test_statistics_are_those_of_tokens_that_are_no_sinks():
+    values = sample().values
+    values[::50] *= 1000.0
+    fitted = Normalisation([12, 12], sink_multiple=10.0)
+    fitted.fit(values)
+    rest = values[[n for n in range(500) if n % 50]]
+    for piece, scale in zip(rest.double().split(12, dim=-1), fitted.scale.split(12), strict=True):
+        assert torch.allclose(scale, (12**0.5 / piece.norm(dim=-1).mean()).float().expand(12))
 
 
 def test_decode_speaks_the_models_own_units():
@@ -373,6 +414,18 @@ def test_unit_decoders_keep_their_norm_and_tied_encoders_their_decoder():
     assert torch.equal(tied.encoder, tied.W_dec.T) and "W_enc" not in tied.state_dict()
 
 
+def test_no_gradient_is_left_along_a_unit_row():
+    """Else Adam's moments hold what the projection afterwards takes away (Bricken et al. 2023)."""
+    dictionary = crosscoder(unit_decoder=True, decoder_norm=2.0)
+    losses(dictionary, objective()).total.backward()
+    along = (dictionary.W_dec.grad * dictionary.W_dec).sum(-1)
+    across = dictionary.W_dec.grad - along[:, None] * dictionary.W_dec / dictionary.W_dec.square().sum(-1, keepdim=True)
+    assert along.abs().max() > 0.1
+    dictionary.constrain_gradients()
+    assert (dictionary.W_dec.grad * dictionary.W_dec).sum(-1).abs().max() < 1e-5 * along.abs().max()
+    assert torch.allclose(dictionary.W_dec.grad, across, atol=1e-5 * float(along.abs().max()))
+
+
 def test_dead_latents_begin_anew_where_the_error_is():
     dictionary, dead = crosscoder(fit=False), torch.tensor([3, 30])
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=0.01)
@@ -469,6 +522,17 @@ def test_auxk_teaches_dead_latents_on_both_sides_and_nothing_else():
     for gradient in (dictionary.W_enc.grad.T, dictionary.W_dec.grad):
         assert (gradient[dead].norm(dim=-1) > 0).all() and (gradient[~dead] == 0).all()
     assert dictionary.b_dec.grad is None or (dictionary.b_dec.grad == 0).all()
+
+
+def test_auxk_asks_half_the_width_of_dead_latents_unless_it_is_told_how_many():
+    dictionary, dead, rows = crosscoder(), torch.arange(40), Rows(sample().values[:64])
+
+    def of(latents):
+        return losses(dictionary, Reconstruction(terms={"auxk": AuxK(1.0, latents=latents)}), dead=dead, rows=rows)
+
+    assert of(None).terms["auxk"] == of(12).terms["auxk"] != of(24).terms["auxk"]
+    few = losses(dictionary, objective(aux_weight=1.0), dead=dead[:5], rows=rows)  # all there are
+    assert few.terms["auxk"] > 0
 
 
 def test_auxk_is_silent_while_no_latent_is_dead_and_passes_nothing_through_zeros():

@@ -226,8 +226,12 @@ def test_mixed_precision_keeps_weights_losses_statistics_and_thresholds_in_float
     dictionary = trained.dictionary
     assert {value.dtype for value in dictionary.state_dict().values()} == {torch.float32}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = Reconstruction(terms={"auxk": AuxK(1 / 32)})(dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS)
-    full = Reconstruction(terms={"auxk": AuxK(1 / 32)})(dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS)
+        low = Reconstruction(terms={"auxk": AuxK(1 / 32)})(
+            dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS
+        )
+    full = Reconstruction(terms={"auxk": AuxK(1 / 32)})(
+        dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS
+    )
     assert {value.dtype for value in (low.total, low.error, *low.terms.values())} == {torch.float32}
     assert torch.allclose(low.total, full.total, rtol=0.02) and not torch.equal(low.total, full.total)
 
