@@ -58,7 +58,7 @@ class ModelPair:
         self.configs = {role: source.config().get_text_config() for role, source in self.sources.items()}
         self.owner, self.align, self.hesitations = tokenizer, align, tuple(hesitations)
         self._tokenizers = {role: source.tokenizer() for role, source in self.sources.items()}
-        self.models: dict[str, nn.Module] = {}
+        self.models: dict[str, transformers.PreTrainedModel] = {}
         self.adapter: TranscoderAdapter | None = None  # of the models that stand beside, and what it stands in
         self.adapter_on = HYBRID
         for role in BESIDE:

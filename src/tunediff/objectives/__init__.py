@@ -8,13 +8,13 @@ from tunediff.objectives.distillation import Distillation
 from tunediff.objectives.imitation import Imitation
 from tunediff.objectives.pass_losses import PassLosses
 from tunediff.objectives.reconstruction import Losses, Objective, Reconstruction
-from tunediff.objectives.terms import AuxK, Difference, Given, Term
+from tunediff.objectives.terms import AuxK, Difference, Term, TermInputs
 
 __all__ = [
     "AuxK",
     "Difference",
     "Distillation",
-    "Given",
+    "TermInputs",
     "Imitation",
     "Losses",
     "Objective",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tunediff.dictionary import LearningDictionary
-from tunediff.objectives.terms import Given, Term
+from tunediff.objectives.terms import Term, TermInputs
 from tunediff.schedules import Length, Schedule
 from tunediff.shapes import Refused, Rows
 
@@ -116,7 +116,7 @@ class Reconstruction:
             return self.size(error, dictionary.widths)
 
         terms = {"reconstruction": sum(map(size, errors[1:]), size(errors[0])) / len(errors), **penalties}
-        given = Given(dictionary, codes, target, errors[-1], dead, size, settings)
+        given = TermInputs(dictionary, codes, target, errors[-1], dead, size, settings)
         for name, term in self.terms.items():
             terms[name] = term.weight * settings.get(name, 1.0) * term(given)
         first, *others = terms.values()

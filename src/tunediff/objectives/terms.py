@@ -20,7 +20,7 @@ from tunediff.schedules import Constant, Schedule
 from tunediff.shapes import BASE, TUNED, Refused
 
 
-class Given(NamedTuple):
+class TermInputs(NamedTuple):
     """What a term is given of one training step, in normalised units. Nobody keeps it, so that the backward pass can let go
     of the latents.
 
@@ -47,7 +47,7 @@ class Term:
     weight: float
     schedule: Schedule = Constant()
 
-    def __call__(self, given: Given) -> Tensor:
+    def __call__(self, given: TermInputs) -> Tensor:
         """A number, with its gradient."""
         raise NotImplementedError
 
@@ -66,7 +66,7 @@ class AuxK(Term):
 
     latents: int | None = None
 
-    def __call__(self, given: Given) -> Tensor:
+    def __call__(self, given: TermInputs) -> Tensor:
         error, dead = given.error.detach(), given.dead
         if len(dead) == 0:
             return error.new_zeros(())
@@ -88,7 +88,7 @@ class Difference(Term):
     differs between the models beyond what each one's own error asks (the idea of Delta-Crosscoder, arXiv 2603.04426). It is
     |error_tuned - error_base|^2, since (t - b) - (t_hat - b_hat) = (t - t_hat) - (b - b_hat)."""
 
-    def __call__(self, given: Given) -> Tensor:
+    def __call__(self, given: TermInputs) -> Tensor:
         streams = given.dictionary.streams
         pieces = given.error.split([stream.width for stream in streams], dim=-1)
         base, tuned = ([p for p, s in zip(pieces, streams, strict=True) if s.role == role] for role in (BASE, TUNED))
