@@ -19,6 +19,7 @@ from omegaconf import open_dict
 from conftest import ROOT
 from test_study import call, findings
 from tunediff import folders
+from tunediff.dictionary import save_dictionary
 from tunediff.settings import stream_key
 from tunediff.shapes import Refused
 from tunediff.study.run import Run
@@ -129,7 +130,7 @@ def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit
     killed_at(tmp_path / "cut", measured, 17, monkeypatch, SystemExit(9))
     runs = [Run(composed(*words), tmp_path / "cut" / str(n)) for n, words in enumerate(measured)]
     with monkeypatch.context() as m:
-        m.setattr(Run, "finish", lambda run, *_: run.learner.dictionary.save(run.folder / "dictionary", {}))
+        m.setattr(Run, "finish", lambda run, *_: save_dictionary(run.learner.dictionary, run.folder / "dictionary", {}))
         train(runs, tmp_path / "cut" / "checkpoints")
     for one, again in zip(whole, runs, strict=True):
         assert weights(one) == weights(again) and one.learner.history == again.learner.history, one.cfg.dictionary

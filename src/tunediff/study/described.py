@@ -59,6 +59,8 @@ def pair_name(pair: ModelPair) -> str:
 
 
 def dictionary_name(cfg: DictConfig) -> str:
+    if "sparsity" not in cfg.dictionary:  # of the user's own
+        return cfg.dictionary._target_.rpartition(".")[2]
     kind = cfg.dictionary.sparsity._target_.rpartition(".")[2]
     if cfg.dictionary.reads == ADAPTER:
         return f"{kind} transcoder adapter"

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.activations import ActivationSource, select
-from tunediff.dictionary import TranscoderAdapter
+from tunediff.dictionary import TranscoderAdapter, save_dictionary
 from tunediff.evaluations import Evaluation, Given, declared
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.models import ModelPair, TranscoderFiles, pair_of_adapter
@@ -154,7 +154,7 @@ class Run:
             self.open_loggers()
         else:
             dictionary = self.learner.dictionary.to(device).eval().requires_grad_(False)
-            dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
+            save_dictionary(dictionary, self.folder / "dictionary", plain(self.cfg.dictionary))
             if isinstance(dictionary, TranscoderAdapter):
                 write_atomically(self.folder / "pair.yaml", pair_of_adapter(pair, self.folder))
             if self.learner.history:

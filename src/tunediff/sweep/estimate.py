@@ -68,7 +68,8 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
         parameters = 2 * latents * mine
         memory += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
         disk += 4 * parameters * (1 + 2 * 3)
-        products = 1 if build(run.cfg.dictionary.sparsity).few else 5
+        sparsity = build(run.cfg.dictionary.get("sparsity"))  # a dictionary of the user's own may have none
+        products = 1 if getattr(sparsity, "few", False) else 5
         flops += 2 * products * run.cfg.budget.tokens * latents * mine
     return Cost(memory, disk, flops)
 
