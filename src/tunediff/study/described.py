@@ -8,13 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-import tunediff
 from tunediff import folders
 from tunediff.dictionary import latents_of
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
 from tunediff.settings import identity, material, target_of
-from tunediff.shapes import ROLES, Stream, Table
+from tunediff.shapes import ROLES, VERSION, Stream, Table
 from tunediff.study.parts import inside, learns
 
 
@@ -54,7 +53,7 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
         }
-    return {"identity": identity(cfg), "study": {**study, "version": tunediff.__version__}}
+    return {"identity": identity(cfg), "study": {**study, "version": VERSION}}
 
 
 def spelled(layers: Sequence[int]) -> str:

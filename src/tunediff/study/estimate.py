@@ -42,6 +42,7 @@ class Cost(NamedTuple):
 def forecast(run: Run) -> str:
     """What one study will take, once everything that can be wrong was asked."""
     pair: ModelPair = build(run.cfg.model_pair)
+    build(run.cfg.text).check(evaluated=bool(run.cfg.evaluation))
     run.build(pair, weights=False)
     items = f"memory of one device:\n{adapter_items(run.cfg, pair).table()}\n" if inside(run.cfg) else ""
     return items + table([([run], cost_of([run], pair))], device=device_of(run.cfg))
