@@ -30,7 +30,7 @@ def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
     return {key: [record.get(key) for record in history] for key in history[-1]}
 
 
-def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int, steps: int) -> None:
+def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int, steps: int | None) -> None:
     """How far a training is, with its curves, for whoever looks at its folder."""
     if history:
         folders.write_table(folder, Table("training", curves_of(history)))

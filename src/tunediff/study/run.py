@@ -81,6 +81,7 @@ class Run:
         for stream in self.streams:
             if stream in source.broken:
                 raise Refused(source.broken[stream])
+        assert isinstance(self.learner, Learner)
         mine = select(rows, source.streams, self.streams, moments=self.learner.reader().moments)
         self.learner.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
 

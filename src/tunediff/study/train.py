@@ -34,6 +34,8 @@ from tunediff.text import Text
 from tunediff.training import (
     Checkpoints,
     DictionaryTraining,
+    Learner,
+    TranscoderLearner,
     latest_checkpoint,
     load_checkpoint,
     load_position,
@@ -127,7 +129,8 @@ def learn(
     device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
     streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
     log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, streams)))
-    source = functools.partial(source_of, cfg, pair, text, streams, any(r.learner.reader().moments for r in runs))
+    moments = any(learner.reader().moments for learner in learners_of(runs))
+    source = functools.partial(source_of, cfg, pair, text, streams, moments)
     state, saved = None, latest_checkpoint(checkpoints) or resume_from
     if saved is None:
         sample = source()
@@ -142,10 +145,11 @@ def learn(
         for run in runs:
             run.loggers = []
     loggers = {run.identity: run.loggers for run in runs}
-    module = DictionaryTraining([run.learner for run in runs], length=runs[0].length, state=state, loggers=loggers)
+    learners = learners_of(runs)
+    module = DictionaryTraining(learners, length=runs[0].length, state=state, loggers=loggers)
     stream = ShuffledRows(
         source(rank, world),
-        [run.learner.reader() for run in runs],
+        [learner.reader() for learner in learners],
         batch=cfg.optimizer.batch,
         capacity=cfg.activations.buffer,
         steps=module.steps,
@@ -168,6 +172,7 @@ def learn(
 def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None) -> None:
     """An adapter learns inside the models, from whole sequences."""
     cfg, learner, rank, world = run.cfg, run.learner, trainer.global_rank, trainer.world_size
+    assert isinstance(learner, TranscoderLearner)
     if cfg.budget.tokens == 0:  # it is measured as it began
         run.open_loggers()
         return
@@ -205,19 +210,24 @@ def going(runs: Sequence[Run]) -> list[Run]:
     return left
 
 
+def learners_of(runs: Sequence[Run]) -> list[Learner]:
+    """What learns in each of the runs that train a dictionary on activations."""
+    return [run.learner for run in runs if isinstance(run.learner, Learner)]
+
+
 def described(runs: Sequence[Run]) -> str:
-    if len(runs) == 1:
-        return type(runs[0].learner.dictionary).__name__
-    return f"{len(runs)} dictionaries"
+    """The class of the one dictionary, or how many there are."""
+    kinds = [type(run.learner.dictionary).__name__ for run in runs if run.learner is not None]
+    return kinds[0] if len(kinds) == 1 else f"{len(kinds)} dictionaries"
 
 
 def tell(runs: Sequence[Run], step: int) -> None:
     """How far each run is; a run that was dropped says why at once."""
     for run in runs:
-        if run.learner.error is None:
+        if run.learner is not None and run.dropped is None:
             beat(run.folder, run.learner.history, step, run.steps)
-        elif run.error is None:
-            run.fail(run.learner.error)
+        elif run.dropped is not None and run.error is None:
+            run.fail(run.dropped)
 
 
 def source_of(

@@ -85,38 +85,38 @@ class Checkpoints(Callback):
         self.asked: int | None = None
         self.before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer, module) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
         self.last = time.monotonic()
         self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
 
     def _note(self, number: int, _frame) -> None:
         self.asked = self.asked or number
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         due = trainer.global_rank == 0 and time.monotonic() - self.last > self.seconds
-        wanted = due or self.asked is not None or module.step == module.steps
+        wanted = due or self.asked is not None or pl_module.step == pl_module.steps
         leave = self.asked is not None
         if processes.count() > 1:  # all save at the same step, and all leave
-            wanted, leave = processes.any_of(torch.tensor([wanted, leave], device=module.device)).tolist()
+            wanted, leave = processes.any_of(torch.tensor([wanted, leave], device=pl_module.device)).tolist()
         if wanted:
-            self.save(module)
+            self.save(pl_module)
             self.last = time.monotonic()
         if leave and self.asked is None:
             sys.exit(1)
         if leave:
             number, before = self.asked, self.before.get(self.asked)
             self._restore()
-            log.warning("%s: saved at step %s", signal.Signals(number).name, module.step)
+            log.warning("%s: saved at step %s", signal.Signals(number).name, pl_module.step)
             if number == signal.SIGUSR2 and callable(before):
                 before(number, None)
                 if processes.rank() > 0:  # the first process requeues the job; leaving early could end it before
                     time.sleep(60)
             sys.exit(128 + number)
 
-    def on_train_end(self, trainer, module) -> None:
+    def on_train_end(self, trainer, pl_module) -> None:
         self._restore()
 
-    def on_exception(self, trainer, module, exception) -> None:
+    def on_exception(self, trainer, pl_module, exception) -> None:
         self._restore()
 
     def _restore(self) -> None:
