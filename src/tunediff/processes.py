@@ -43,7 +43,7 @@ def stop(started: Sequence[subprocess.Popen]) -> None:
 
 
 def count() -> int:
-    """How many processes share each batch."""
+    """Number of processes that share each batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

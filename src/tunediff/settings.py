@@ -160,7 +160,7 @@ def _not_set(key: str, words: str) -> str:
 
 
 def _comment(path: Path, key: str) -> str:
-    """What stands behind a key that was left open; three dots where nothing does."""
+    """The comment behind a key that was left open; three dots where there is none."""
     found = re.search(rf"^{re.escape(key)}: *\?\?\? *# *(.+?) *$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else "..."
 
@@ -288,7 +288,7 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
 
 
 def _describes_objects(value: Any) -> bool:
-    """Whether it stands for an object, or for a list or mapping of objects."""
+    """True for a value that describes an object, or a list or mapping of objects."""
     if isinstance(value, Mapping):
         return "_target_" in value or (bool(value) and all(map(_describes_objects, value.values())))
     return isinstance(value, list) and bool(value) and all(map(_describes_objects, value))
@@ -381,7 +381,7 @@ def line(_root_: DictConfig) -> str:
 
 
 def read_at(_root_: DictConfig) -> list[str]:
-    """Where the dictionary of a config reads, as the tags of a logger; none for a pair alone."""
+    """The hookpoint and layers that the dictionary of a config reads, as tags of a logger; none for a pair alone."""
     hookpoint = OmegaConf.select(_root_, "dictionary.hookpoint.name")
     return [] if hookpoint is None else [hookpoint, f"layer {plain(_root_.layer)}"]
 

@@ -31,7 +31,7 @@ def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
 
 
 def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int, steps: int | None) -> None:
-    """How far a training is, with its curves, for whoever looks at its folder."""
+    """Writes how far a training is, with its curves, for whoever looks at its folder."""
     if history:
         folders.write_table(folder, Table("training", curves_of(history)))
     variance = history[-1].get("explained_variance/pooled") if history else None
@@ -39,7 +39,7 @@ def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int,
 
 
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
-    """What the page and the tables say of a study; of a dictionary only where there is one."""
+    """The entries of a study on the page and in tables, with those of its dictionary where there is one."""
     study = {"model_pair": pair_name(pair), **{role: pair.sources[role].described for role in ROLES}}
     if learns(cfg):
         study |= {

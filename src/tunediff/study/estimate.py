@@ -1,4 +1,4 @@
-"""What studies that share a pass of the models will take, before they start: memory of one device, disk, and a lower bound of its time.
+"""What studies that share a pass of the models will take, before they start: memory, disk, and a lower bound of the time.
 
 Memory and disk are counted from shapes. Time is a FLOP model of training (both models to the highest layer read; five
 dense products a dictionary, or one where codes are sparse) at the rate of one matrix product measured here; AuxK and
@@ -40,7 +40,7 @@ class Cost(NamedTuple):
 
 
 def forecast(run: Run) -> str:
-    """What one study will take, once everything that can be wrong was asked."""
+    """The lines on what one study will take. Everything that can be wrong is asked first."""
     pair: ModelPair = build(run.cfg.model_pair)
     build(run.cfg.text).check(evaluated=bool(run.cfg.evaluation))
     run.build(pair, weights=False)
@@ -83,7 +83,7 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
 
 
 def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
-    """Of an adapter that learns inside the models; it has a process for itself."""
+    """The cost of an adapter that learns inside the models, in a process for itself."""
     latents = latents_of(cfg.dictionary.latents, pair.streams("mlp_in", 0, reads=TUNED))
     learned = adapter_parameters(pair.configs[TUNED], latents)
     objective, sequences = cfg.dictionary.objective, cfg.activations
@@ -99,7 +99,7 @@ def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
 
 
 def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
-    """What its memory is for."""
+    """The memory of an adapter, item by item."""
     return adapter_memory(
         pair.configs[BASE],
         pair.configs[TUNED],

@@ -135,7 +135,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
 
 
 def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
-    """What is learned, and what is only measured."""
+    """The examples that are learned, and those that are only measured."""
     text.check(evaluated=False)
     tokenizer = source.tokenizer()
     learned = examples(text, tokenizer, block=recipe.block, limit=recipe.examples)

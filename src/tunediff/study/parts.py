@@ -29,7 +29,7 @@ LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a d
 
 
 def learns(cfg: DictConfig) -> bool:
-    """Whether a study trains a dictionary; without one it measures the pair alone. Raises Refused for half of either."""
+    """True for a study that trains a dictionary; one without measures the pair alone. Raises Refused for half of either."""
     given = [part for part in LEARNING if part in cfg]
     if given and len(given) < len(LEARNING):
         missing = [part for part in LEARNING if part not in cfg]
@@ -64,7 +64,7 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
 
 
 def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
-    """What the dictionary of a config reads of a pair; without one, all layers of both models. Raises Refused for a
+    """The streams that the dictionary of a config reads; without one, all layers of both models. Raises Refused for a
     dictionary that would read what is not there before an adapter was trained."""
     if not learns(cfg):
         each = (pair.streams("resid_post", list(range(pair.depth(role))), reads=role) for role in ROLES)
@@ -82,7 +82,7 @@ def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
 
 
 def inside(cfg: DictConfig) -> bool:
-    """Whether a study trains a dictionary that stands inside the models and changes them, as its class says; the others
+    """True for a study whose dictionary stands inside the models and changes them, as its class says; the others
     learn from the same activations side by side."""
     if not learns(cfg):
         return False

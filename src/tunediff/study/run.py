@@ -117,7 +117,7 @@ class Run:
 
     @contextlib.contextmanager
     def on_its_own(self) -> Iterator[None]:
-        """What goes wrong inside is this run's: recorded in its folder, and the others go on."""
+        """Records what goes wrong inside in the folder of this run alone, so that the others go on."""
         try:
             yield
         except Exception as error:

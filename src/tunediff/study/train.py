@@ -203,7 +203,7 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
 
 
 def going(runs: Sequence[Run]) -> list[Run]:
-    """Those that have not failed. With none left there is nothing to go on with."""
+    """The runs that have not failed. Raises the error of the last one where none is left."""
     left = [run for run in runs if run.error is None]
     if not left and (error := runs[-1].error) is not None:
         raise error
@@ -211,7 +211,7 @@ def going(runs: Sequence[Run]) -> list[Run]:
 
 
 def learners_of(runs: Sequence[Run]) -> list[Learner]:
-    """What learns in each of the runs that train a dictionary on activations."""
+    """The learners of the runs that train a dictionary on activations."""
     return [run.learner for run in runs if isinstance(run.learner, Learner)]
 
 
@@ -222,7 +222,7 @@ def described(runs: Sequence[Run]) -> str:
 
 
 def tell(runs: Sequence[Run], step: int) -> None:
-    """How far each run is; a run that was dropped says why at once."""
+    """Writes how far each run is; a run that was dropped says why at once."""
     for run in runs:
         if run.learner is not None and run.dropped is None:
             beat(run.folder, run.learner.history, step, run.steps)

@@ -48,12 +48,12 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Any:
 
 
 def processes_of(cfg: DictConfig) -> int:
-    """How many processes train one dictionary together."""
+    """Number of processes that train together."""
     return cfg.trainer.devices * cfg.trainer.get("num_nodes", 1)
 
 
 def shares_out_layers(cfg: DictConfig) -> bool:
-    """Whether the processes share out the layers of the models, as the class of the trainer's strategy says."""
+    """True where the processes share out the layers of the models, as the class of the trainer's strategy says."""
     strategy = cfg.trainer.get("strategy") or {}
     return (
         not isinstance(strategy, str)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def rank_here() -> int:
-    """Before torch.distributed knows."""
+    """The rank of this process, before torch.distributed knows it."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 

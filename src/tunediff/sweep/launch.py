@@ -33,7 +33,7 @@ def said_plainly() -> Iterator[None]:
 
 
 def prepare(config: DictConfig) -> None:
-    """Before Hydra writes into the sweep's folder."""
+    """Makes the sweep's folder, before Hydra writes into it."""
     with said_plainly():
         folders.make_folder(Path(config.hydra.sweep.dir))
 
@@ -78,7 +78,7 @@ def member_config(config: DictConfig, compose: Callable, words: Sequence[str]) -
 
 
 def groups_left(sweep: Path, members: list[Member], config: DictConfig, place: Local | Slurm) -> list[Group]:
-    """What is left to do, said with what it takes."""
+    """The groups that are left to run. Prints them with what they take."""
     checkpoints = look(sweep, members, place.queued(sweep))
     left = [member for member in members if member.is_left]
     pairs: dict[str, ModelPair] = {}

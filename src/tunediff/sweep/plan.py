@@ -24,7 +24,7 @@ NEAR = 3  # settings by which a run may differ and still be called nearly the sa
 
 
 class Standing(enum.Enum):
-    """How a member stands before anything is started, as the sentence that says so."""
+    """The state of a member before anything is started. Its value is the sentence that says so."""
 
     FINISHED = "finished"
     QUEUED = "in the queue as job {}"
@@ -47,7 +47,7 @@ class Member:
 
     @property
     def is_left(self) -> bool:
-        """Whether this sweep has to run it."""
+        """True where this sweep has to run the member."""
         return self.standing not in (Standing.FINISHED, Standing.QUEUED, Standing.ELSEWHERE)
 
     @property
@@ -197,7 +197,7 @@ def groups_of(
 
 
 def forget_checkpoints(sweep: Path) -> None:
-    """Of groups all of whose members are finished; one without a whole checkpoint may be writing its first."""
+    """Removes the checkpoints of groups all of whose members are finished; one without a whole checkpoint may be writing its first."""
     for folder in (sweep / "groups").glob("*/checkpoints"):
         path = latest_checkpoint(folder)
         if path is not None and all(folders.is_finished(sweep / name, name) for name in names_in(path)):

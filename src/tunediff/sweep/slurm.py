@@ -149,7 +149,7 @@ def check_processes(groups: Sequence[Group], nodes: int, tasks_per_node: int) ->
 
 
 def call(*words: str) -> str | None:
-    """What a command of Slurm prints; None where it fails, as it does while the controller is away."""
+    """The output of a command of Slurm; None where it fails, as it does while the controller is away."""
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
     except (subprocess.SubprocessError, OSError):
@@ -163,7 +163,7 @@ def living(sweep_name: str) -> dict[str, str] | None:
 
 
 def why(job: str) -> str:
-    """How a job that is gone ended, in Slurm's word."""
+    """The state in which a job that is gone ended, in Slurm's word."""
     said = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State")
     if said and said.strip():
         return said.split()[0]

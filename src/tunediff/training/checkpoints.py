@@ -55,7 +55,7 @@ def load_checkpoint(path: Path, *, digest: str = "") -> dict[str, Any]:
 
 
 def load_position(path: Path, names: Sequence[str], *, rank: int, world: int) -> tuple[dict[str, Any], list[int]]:
-    """Where this process stands in the stream, and the numbers that the readers of these names had. Raises Refused for
+    """The position of this process in the stream, and the numbers that the readers of these names had. Raises Refused for
     another number of processes."""
     said = json.loads(path.with_suffix(".json").read_text())
     if said["processes"] != world:
@@ -155,7 +155,7 @@ class Checkpoints(Callback):
 
 
 def write_state(path: Path, content: dict[str, Any]) -> None:
-    """Under a temporary name, flushed, then renamed: a reader never sees half of it."""
+    """Writes a file under a temporary name, flushes and renames it, so that a reader never sees half of it."""
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:
         torch.save(content, file)

@@ -132,7 +132,7 @@ class FineTuning(L.LightningModule):
         return batch.tokens
 
     def words(self) -> str:
-        """How it goes, for who looks at the terminal."""
+        """The last loss, for the terminal."""
         losses = [record["loss"] for record in self.history if record["loss"] is not None]
         return f"loss {losses[-1]:.3f}" if losses else ""
 
@@ -235,7 +235,7 @@ class FineTuning(L.LightningModule):
             self.record(held_out_loss=self.held_out_loss())
 
     def part(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses | Tensor:
-        """In the trainer's precision. Autocast keeps no copy of a weight: it would go stale with the step, and hold in one
+        """The losses of one pass, in the trainer's precision. Autocast keeps no copy of a weight: it would go stale with the step, and hold in one
         piece what is sharded."""
         mixed = self.trainer.precision == "bf16-mixed"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed, cache_enabled=False):
