@@ -16,7 +16,7 @@ from test_settings import composed
 from tunediff.hookpoints import HOOKPOINTS, Point, add_hookpoint, decoder_layers, reading, writing
 from tunediff.models import PairError
 from tunediff.shapes import Refused, Stream
-from tunediff.sweep.launch import study
+from tunediff.study.train import study
 
 SMOKE = ("scale=smoke", "trainer=cpu", "evaluation=none", "budget.tokens=10_240")
 

@@ -69,7 +69,7 @@ class Loaded:
 
     @functools.cached_property
     def dictionary(self) -> Crosscoder | TranscoderAdapter | None:
-        """With frozen weights; None where the study measured the pair alone."""
+        """The dictionary of the run, with frozen weights; None where the study measured the pair alone."""
         if not learns(self.cfg):
             return None
         made = build_dictionary(self.cfg.dictionary, self.streams)
@@ -78,7 +78,7 @@ class Loaded:
 
     @property
     def findings(self) -> dict[str, Finding]:
-        """By name; as the folder says now."""
+        """The findings of the run by name, as its folder has them now."""
         return {f["name"]: Finding(**f) for f in folders.read_json(self.folder / "findings.json")["findings"]}
 
     def table(self, name: str) -> pyarrow.Table:
