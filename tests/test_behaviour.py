@@ -46,8 +46,13 @@ def settings(**given):
         "engine": Batched(64),
         "problems": 40,
         "latents": [0],
+        "chosen_by": None,
         **given,
     }
+
+
+def steering(**given):
+    return SteeringSweep(**settings(**{"role": TUNED, "gates": {"everywhere": Everywhere()}, "behind": None, **given}))
 
 
 def intervention(operations, **given):
@@ -94,7 +99,7 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
 
 def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_not(trained):
     gates = {"everywhere": Everywhere(), "never": AfterMatch("Perhaps")}
-    sweep = SteeringSweep(role=TUNED, strengths=[0.1, 0.2], gates=gates, **settings())
+    sweep = steering(strengths=[0.1, 0.2], gates=gates)
     findings, tables, notes = parted(sweep.run(trained))
     rows = [
         dict(zip(tables["steering_sweep"], row, strict=True))
@@ -172,8 +177,8 @@ def test_the_mean_of_an_ablation_is_that_of_the_held_out_text(trained):
 
 
 def benchmark(**given):
-    given.setdefault("decoding", Decoding(tokens=128))
-    return Benchmark(**{k: v for k, v in settings(**given).items() if k != "latents"})
+    given = {"decoding": Decoding(tokens=128), "budgets": [], "force": False, "answer_tokens": 32, **given}
+    return Benchmark(**{k: v for k, v in settings(**given).items() if k not in ("latents", "chosen_by")})
 
 
 def test_a_smaller_budget_is_the_same_response_cut(trained):
@@ -254,11 +259,11 @@ def test_bad_settings_are_refused_before_anything_is_written(trained):
     with pytest.raises(Refused, match="choose base or tuned"):
         intervention({}, role="both")
     with pytest.raises(Refused, match="strengths above 0"):
-        SteeringSweep(role=TUNED, strengths=[0.0], gates={"everywhere": Everywhere()}, **settings())
+        steering(strengths=[0.0])
     with pytest.raises(Refused, match=r"behind names \['late'\]; the gates are early"):
-        SteeringSweep(role=TUNED, strengths=[1.0], gates={"early": Everywhere()}, behind=["late"], **settings())
+        steering(strengths=[1.0], gates={"early": Everywhere()}, behind=["late"])
     with pytest.raises(Refused, match="latent_maximum or residual_norm"):
-        SteeringSweep(role=TUNED, strengths=[1.0], gates={"a": Everywhere()}, unit="metres", **settings())
+        steering(strengths=[1.0], unit="metres")
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------

@@ -53,8 +53,12 @@ def trained(pair):
 
 
 def asked(trained, **given):
-    settings = {"latents": [SAYS_IT], "tasks": {"eggs": problems(4)}, "draws": 1, **given}
-    return parted(LatentSets(decoding=Decoding(tokens=8), engine=Batched(8), **settings).run(trained))
+    return parted(sets(**{"latents": [SAYS_IT], "tasks": {"eggs": problems(4)}, **given}).run(trained))
+
+
+def sets(**given):
+    settings = {"problems": None, "chosen_by": None, "scale": -0.5, "draws": 1, "control_sizes": [1], **given}
+    return LatentSets(decoding=Decoding(tokens=8), engine=Batched(8), **settings)
 
 
 def table_rows(table):
@@ -114,9 +118,7 @@ def test_all_latents_are_the_adapter_none_the_hybrid_and_nothing_negated_the_tun
 
 def test_random_sets_are_of_other_latents_that_live_and_are_left_out_where_there_are_too_few(trained):
     seen = usual(trained)
-    evaluation = LatentSets(
-        latents=[SAYS_IT, 0], tasks={}, decoding=Decoding(), engine=Batched(1), draws=3, control_sizes=[4, 1, 99]
-    )
+    evaluation = sets(latents=[SAYS_IT, 0], tasks={}, draws=3, control_sizes=[4, 1, 99])
     questions, (note,) = evaluation.questions(trained.dictionary, seen, [SAYS_IT, 4])
     drawn = [set(one.numbers) for one in questions if (one.which, one.asked) == ("random", "necessity")]
     assert [len(some) for some in drawn] == [2, 2, 2, 8, 8, 8] and len(set(map(frozenset, drawn))) == 6

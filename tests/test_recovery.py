@@ -138,6 +138,9 @@ class Planted:
             yield place, Response(tokenizer(said, add_special_tokens=False)["input_ids"], said, True, False)
 
 
+ALL = {"problems": None, "resamples": 2000}
+
+
 def problems(count=100, base="Solve: {question}"):
     rows = [{"question": f"Anna has {n} eggs. How many eggs?", "answer": str(n)} for n in range(count)]
     prompts = {"base": base, "tuned": "{question}"}
@@ -156,7 +159,7 @@ def trio(tmp_path_factory, tokenizer):
 def measured(trio, *, solved=SOLVED, log=None, folder=None, full="full", **given):
     pair = ModelPair(trio["base"], trio["adapter"]).load()
     text = Text(functools.partial(language.mixture, 1, {"trace": 1.0}), held_out=language.is_held_out, context=256)
-    settings = {"tasks": {"eggs": problems()}, "full": trio[full], "decoding": Decoding(tokens=64), **given}
+    settings = {"tasks": {"eggs": problems()}, "full": trio[full], "decoding": Decoding(tokens=64), **ALL, **given}
     asked = Recovery(engine=Planted(solved, [] if log is None else log), **settings)
     found = parted(asked.run(Trained(pair, text, None, 100, folder=folder)))
     assert sorted(pair.models) == [BASE, TUNED]  # as it was given
@@ -294,6 +297,7 @@ def test_on_the_embedded_pair_a_model_recovers_all_of_itself_however_the_base_is
         full=ModelSource("pkg://tunediff.toy/weights/tuned"),  # bfloat16, unless the pair's own dtype is taken
         decoding=Decoding(tokens=192),
         engine=Batched(64),
+        **ALL,
     )
     findings, tables, _ = parted(evaluation.run(Trained(pair, text, None, 100)))
     for name in tasks:

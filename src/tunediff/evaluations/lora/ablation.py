@@ -20,20 +20,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunediff.benchmarks import Task
-from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
-from tunediff.evaluations.behaviour.intervention import never_touched
-from tunediff.evaluations.behaviour.solving import Solver, problems_of
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.lora.behaviour import against_none, pairs_base, without_types
 from tunediff.evaluations.lora.costs import MEASURES, Costs, Removed, costs
 from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups
-from tunediff.generation import Decoding, Engine
 from tunediff.hookpoints import LORA, LoraAdapter
 from tunediff.measures.bootstrap import bootstrap
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Stream, Table
@@ -72,35 +70,30 @@ class Ablation(NamedTuple):
         return everything - self.group.members if self.only else self.group.members
 
 
-class LoraAblation:
+@dataclass(kw_only=True)
+class LoraAblation(BehaviourEvaluation):
     """by          which groups: of layer, module, type, layer_type
     only        each group is also measured alone               random     draws of as many adapters; 0: no control
-    tasks       name -> benchmark; None: no benchmark           problems   of each at most; null: all
     resamples   of the bootstrap over documents                 seed       of the draws
+
+    Without tasks (None) no benchmark is solved.
     """
 
+    tasks: Mapping[str, Task] | None
+    by: Sequence[str]
+    only: bool
+    random: int
+    resamples: int
+    seed: int = 0
+
+    name = NAME
     needs_dictionary = False
 
-    def __init__(
-        self,
-        *,
-        tasks: Mapping[str, Task] | None,
-        decoding: Decoding,
-        engine: Engine,
-        by: Sequence[str] = ("layer", "module", "type"),
-        only: bool = True,
-        random: int = 3,
-        problems: int | None = None,
-        hesitations: Sequence[str] | None = None,
-        resamples: int = 1000,
-        seed: int = 0,
-    ):
-        unknown = [kind for kind in by if kind not in BY]
+    def __post_init__(self):
+        unknown = [kind for kind in self.by if kind not in BY]
         if unknown:
             raise Refused(f"{NAME}.by names {unknown}: choose of {', '.join(BY)}.")
-        self.tasks, self.decoding, self.engine, self.problems = tasks or {}, decoding, engine, problems
-        self.by, self.only, self.random, self.seed = tuple(dict.fromkeys(by)), only, random, seed
-        self.hesitations, self.resamples = hesitations, resamples
+        self.tasks, self.by = self.tasks or {}, tuple(dict.fromkeys(self.by))
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         at = trained.pair.streams(LORA, "all", reads=TUNED)[0]  # refuses a pair without adapters
@@ -205,20 +198,11 @@ class LoraAblation:
     ) -> Iterator[Finding | Table | Note]:
         if not self.tasks:
             return
-        solver = Solver(trained, NAME, self.decoding, engine=self.engine, hesitations=self.hesitations)
-        found: dict = {}
-        for name, task in self.tasks.items():
-            problems, notes = problems_of(task, name, self.problems)
-            yield from notes
-            conditions = without_types(at, adapters, draws=self.random, seed=self.seed)
-            conditions += pairs_base(trained, problems)
-            for condition, solved in solver.solve(name, task, problems, conditions):
-                found[name, condition.name] = (condition, solved)
-            yield from never_touched(NAME, name, found)
-        yield from mostly_cut(NAME, found)
-        findings, tables = side_by_side(NAME, found)
-        yield from findings
-        yield from tables
+        found: Found = {}
+        conditions = without_types(at, adapters, draws=self.random, seed=self.seed)
+        for name, problems in (yield from self.asked()).items():
+            found |= self.solved(trained, {name: problems}, [*conditions, *pairs_base(trained, problems)])
+        yield from self.side_by_side(found)
         yield from against_none(NAME, found)
 
 
