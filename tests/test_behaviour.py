@@ -124,13 +124,13 @@ def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
     others = alike(seen, written, [0, 5], seed=0)
     assert len(set(others)) == 2 and not {0, 5} & set(others) and others != alike(seen, written, [0, 5], seed=1)
     with pytest.raises(Refused, match="too few tokens with and without the label 'joy'"):
-        Telling("joy").choose(trained, seen)
+        Telling("joy", count=1, at=None).choose(trained, seen)
     with pytest.raises(Refused, match=f"latents 0 to {LATENTS - 1}"):
-        choose(trained, seen, [99], None, whose=TUNED)
+        choose(trained, seen, [99], None)
     with pytest.raises(Refused, match="Name the latents"):
-        choose(trained, seen, None, None, whose=TUNED)
-    with pytest.raises(Refused, match="takes those most tuned's own of two models"):
-        choose(trained, seen, 3, None, whose=TUNED)
+        choose(trained, seen, None, None)
+    with pytest.raises(Refused, match="latents=3 takes the latents that belong most to one of two models"):
+        choose(trained, seen, 3, None)
     assert (seen.maximum > 0).any() and seen.norms[TUNED] > 1
 
 

@@ -146,12 +146,14 @@ def test_a_set_may_be_chosen_by_the_label_that_it_tells(trained):
             rows.append(x[batch.labels["hesitation"] == label])
     first = trained.dictionary.layers[0]
     first.W_enc[:, 7] = 50 * (torch.cat(read[True]).mean(0) - torch.cat(read[False]).mean(0))
-    assert Telling("hesitation", count=1).choose(fresh, usual(fresh)) == [7]
-    findings, tables, _ = asked(fresh, latents=None, chosen_by=Telling("hesitation", count=1))
+    assert Telling("hesitation", count=1, at=None).choose(fresh, usual(fresh)) == [7]
+    findings, tables, _ = asked(fresh, latents=None, chosen_by=Telling("hesitation", count=1, at=None))
     assert tables["latent_sets_latents"]["latent"] == [7]
     assert findings["latent_sets/eggs/necessity/hesitation_change"].value == 0  # it tells, and does nothing
-    with pytest.raises(Refused, match="takes those most adapter's own of two models"):
-        choose(fresh, usual(fresh), 3, None, whose=ADAPTER)
+    with pytest.raises(
+        Refused, match="latents that belong most to one of two models, and this dictionary reads adapter only"
+    ):
+        choose(fresh, usual(fresh), 3, None)
 
 
 def test_another_dictionary_an_empty_set_and_sizes_below_one_are_refused(trained):

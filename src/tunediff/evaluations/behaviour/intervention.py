@@ -65,7 +65,7 @@ class Intervention(BehaviourEvaluation):
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting=self.name)
         seen = usual(trained)
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=self._whose(role))
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         conditions = self.conditions(trained, role, seen, chosen)
         yield Note(f"{self.name}: latents {', '.join(map(str, chosen))}, written into the {role} model")
         if role == ADAPTER and self.draws:

@@ -28,7 +28,7 @@ from tunediff.measures import wilson
 from tunediff.models import ModelPair, ModelSource, PairError
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
 
-LORA, FULL = "adapter", "full"
+LORA, FULL = "lora", "full"
 WHO = (BASE, LORA, FULL)
 CHANGE = Change("recovery", *WHO, otherwise=", or ask the base otherwise")
 
@@ -103,7 +103,7 @@ class Recovery(BehaviourEvaluation):
         """The responses of the three models. The full one comes first, so that one that cannot be used is refused before the
         others have written for hours; while it is there the pair waits, and the base is not brought a second time."""
         full = Condition(FULL, "full fine-tuning", TUNED, reference=BASE)
-        base, lora = Condition(BASE, "base", BASE), Condition(LORA, "adapter", TUNED, reference=BASE)
+        base, lora = Condition(BASE, "base", BASE), Condition(LORA, "LoRA", TUNED, reference=BASE)
         device = trained.pair.device(TUNED)
         with trained.pair.set_aside():
             second.load(device, roles=[TUNED])
@@ -121,7 +121,7 @@ class Recovery(BehaviourEvaluation):
         """What every number of a task depends on."""
         prompts = self.tasks[name].prompts
         return (
-            f"{count} problems; the base was asked {prompts[BASE]!r}, adapter and full {prompts[TUNED]!r}; "
+            f"{count} problems; the base was asked {prompts[BASE]!r}, lora and full {prompts[TUNED]!r}; "
             f"full is {self.full.path}"
         )
 

@@ -89,7 +89,7 @@ class SteeringSweep(BehaviourEvaluation):
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")
         seen = usual(trained)
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=role)
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {role} model")
         found = self.solved(trained, (yield from self.asked()), self.conditions(trained, role, seen, chosen))
         yield from never_touched("steering_sweep", found)

@@ -90,7 +90,7 @@ class LatentSets(BehaviourEvaluation):
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         adapter = trained.adapter(NAME)
         seen = usual(trained)
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=ADAPTER)
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         if not chosen:
             raise Refused(
                 f"{NAME}: no latent is chosen, so that there is no set to ask about: give numbers, latents=[3,17]."
