@@ -17,7 +17,6 @@ from tunediff.evaluations import Autointerp, Examples, LatentCache, LatentClasse
 from tunediff.evaluations.latents.columns import chosen_by_expression
 from tunediff.evaluations.latents.expressions import Expression
 from tunediff.evaluations.latents.selection import choose, chosen_latents
-from tunediff.evaluations.latents.statistics import usual
 from tunediff.settings import check, check_command_line
 from tunediff.shapes import Refused, Stream
 from tunediff.study.parts import STUDY, evaluations_of
@@ -139,7 +138,7 @@ def trained(pair, tmp_path):
         base[1], base[2] = tuned[1], -9 * tuned[2]
     text = Text(lambda: language.rows(0, "trace"), held_out=0.1, context=256, window=16)
     (tmp_path / "tables").mkdir()
-    return Planted(pair, text, made, 2000, folder=tmp_path)
+    return Planted(pair, text, 2000, folder=tmp_path, dictionary=made)
 
 
 def written(trained, name, **columns):
@@ -165,12 +164,12 @@ PLANTED = {
 
 
 def test_a_column_has_the_values_that_were_planted(trained):
-    seen = usual(trained)
+    seen = trained.statistics
     assert {text: chosen_by_expression(trained, text, seen) for text in PLANTED} == PLANTED
 
 
 def test_an_expression_chooses_by_a_label_what_telling_chooses(trained):
-    seen = usual(trained)
+    seen = trained.statistics
     assert chosen_by_expression(trained, "top(4, auroc.decision)") == Telling("decision", 4, None).choose(trained, seen)
 
 
@@ -220,7 +219,7 @@ def test_a_column_that_a_dictionary_cannot_have_is_refused():
 
 def test_looks_and_edits_take_the_same_expression(trained):
     text = "top(2, relative_norm) and rate < .1"
-    assert choose(trained, usual(trained), text, None) == [0]
+    assert choose(trained, trained.statistics, text, None) == [0]
     assert chosen_latents(trained, text, setting="evaluation.latent_cache.latents") == [0]
     (table,) = Examples(strongest=2, latents=text).run(trained)
     assert set(table.columns["latent"]) == {0} and max(table.columns["activation"]) == 3

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tunediff.benchmarks import Grader, Problem
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Answered, Condition
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given, Needs
 from tunediff.generation import Response
 from tunediff.measures import BudgetCurve, scaling, scaling_difference, wilson
 from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Refused, Table
@@ -45,7 +45,7 @@ class Benchmark(BehaviourEvaluation):
     answer_tokens: int
 
     name = "benchmark"
-    needs_dictionary = False
+    needs = Needs.PAIR
     own_template = True
 
     def __post_init__(self):
@@ -61,13 +61,13 @@ class Benchmark(BehaviourEvaluation):
             )
         self.budgets = sorted({*self.budgets, self.decoding.tokens})
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
         found: Found = {}
         curves: list[dict[str, object]] = []
         for name, problems in (yield from self.asked()).items():
             right: dict[str, list[list[bool]]] = {}
             for condition in CONDITIONS:
-                by_budget, found[name, condition.name] = self._by_budget(trained, name, problems, condition)
+                by_budget, found[name, condition.name] = self._by_budget(given, name, problems, condition)
                 right[condition.role] = [list(answers) for answers in zip(*by_budget, strict=True)]
                 curves += curve(name, condition.role, right[condition.role], self.budgets)
             yield from self._scaling(name, right)
@@ -75,10 +75,10 @@ class Benchmark(BehaviourEvaluation):
         yield Table("benchmark_scaling", {key: [row[key] for row in curves] for key in curves[0]})
 
     def _by_budget(
-        self, trained: Trained, name: str, problems: Sequence[Problem], condition: Condition
+        self, given: Given, name: str, problems: Sequence[Problem], condition: Condition
     ) -> tuple[list[list[bool]], Answered]:
         """Which answers are right under each budget; how responses are written is measured for the largest alone."""
-        solver, task = self.solver(trained), self.tasks[name]
+        solver, task = self.solver(given), self.tasks[name]
         # the largest budget contains the smaller ones, unless thinking is ended at another place under each
         whole = [] if self.force else solver.respond(name, problems, condition)
         right, responses, grades = [], whole, []

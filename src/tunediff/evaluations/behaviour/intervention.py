@@ -29,7 +29,7 @@ from tunediff.evaluations.behaviour.solving import Condition, asked_differently
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
 from tunediff.evaluations.latents.selection import Selection, alike, choose, decoder_rows
-from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"
@@ -64,7 +64,7 @@ class Intervention(BehaviourEvaluation):
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting=self.name)
-        seen = usual(trained)
+        seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by)
         conditions = self.conditions(trained, role, seen, chosen)
         yield Note(f"{self.name}: latents {', '.join(map(str, chosen))}, written into the {role} model")
@@ -85,7 +85,7 @@ class Intervention(BehaviourEvaluation):
             found |= self.solved(trained, {name: problems}, asked)
         yield from self.side_by_side(found)
 
-    def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
+    def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         beside = role == ADAPTER
         modes = (("delta",) if beside else MODES) if self.modes is None else self.modes
         other, asked_as = CONTRAST[role], TUNED if beside else None
@@ -146,7 +146,7 @@ def other_prompt(role: str, problems: Sequence[Problem]) -> list[Condition]:
     ]
 
 
-def latents_table(seen: Usual, chosen: Sequence[int]) -> dict[str, list]:
+def latents_table(seen: LatentStatistics, chosen: Sequence[int]) -> dict[str, list]:
     """The chosen latents with what each does on held-out text: the columns of the table <evaluation>_latents."""
     numbers = torch.tensor(chosen)
     return {

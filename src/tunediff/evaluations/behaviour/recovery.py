@@ -23,7 +23,7 @@ from tunediff.evaluations.behaviour.recovered import (
 )
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given, Needs
 from tunediff.measures import wilson
 from tunediff.models import ModelPair, ModelSource, PairError
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
@@ -45,7 +45,7 @@ class Recovery(BehaviourEvaluation):
     resamples: int
 
     name = "recovery"
-    needs_dictionary = False
+    needs = Needs.PAIR
     own_template = True
 
     def __post_init__(self):
@@ -58,12 +58,12 @@ class Recovery(BehaviourEvaluation):
                 "evaluation.recovery.full.path=<folder>."
             ) from error
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
         problems = yield from self.asked()
         texts = [problem.question for some in problems.values() for problem in some]
-        second, notes = self._second(trained.pair, texts)
+        second, notes = self._second(given.pair, texts)
         yield from notes
-        found = self.answers(trained, second, problems)
+        found = self.answers(given, second, problems)
         by_task = {name: [found[name, who].solved for who in WHO] for name in self.tasks}
         # its own findings say how the base was asked, and take the place of those side by side
         yield from (said for said in self.side_by_side(found) if not isinstance(said, Finding))
@@ -76,7 +76,7 @@ class Recovery(BehaviourEvaluation):
                 where = f"recovery/{name}" if measure == ACCURACY else f"recovery/{name}/{measure}"
                 yield told(CHANGE, name, measured, where=f"{where}/recovered", how=how)
                 rows.append(_row(name, measured, self.tasks[name].prompts[BASE], self.full.path))
-        yield Table("recovery", {key: [row[key] for row in rows] for key in rows[0]})
+        yield Table.of("recovery", rows)
 
     def _second(self, pair: ModelPair, texts: Sequence[str]) -> tuple[ModelPair, list[Note]]:
         """The base with the full model in the tuned one's place, no weights yet. Raises Refused where they read different
@@ -99,22 +99,22 @@ class Recovery(BehaviourEvaluation):
             )
         return second, [Note(said) for said in notes]
 
-    def answers(self, trained: Trained, second: ModelPair, problems: Problems) -> Found:
+    def answers(self, given: Given, second: ModelPair, problems: Problems) -> Found:
         """The responses of the three models. The full one comes first, so that one that cannot be used is refused before the
         others have written for hours; while it is there the pair waits, and the base is not brought a second time."""
         full = Condition(FULL, "full fine-tuning", TUNED, reference=BASE)
         base, lora = Condition(BASE, "base", BASE), Condition(LORA, "LoRA", TUNED, reference=BASE)
-        device = trained.pair.device(TUNED)
-        with trained.pair.set_aside():
+        device = given.pair.device(TUNED)
+        with given.pair.set_aside():
             second.load(device, roles=[TUNED])
             try:
-                theirs = self.solved(dataclasses.replace(trained, pair=second), problems, [full])
+                theirs = self.solved(dataclasses.replace(given, pair=second), problems, [full])
             finally:
                 second.models.clear()
         # in its own pair it stood in the tuned model's place; from here on it stands beside it
         beside = dataclasses.replace(full, role=FULL)
         found = {key: Answered(beside, solved) for key, (_, solved) in theirs.items()}
-        found |= self.solved(trained, problems, [base, lora])
+        found |= self.solved(given, problems, [base, lora])
         return {(task, who): found[task, who] for task in problems for who in WHO}
 
     def _how(self, name: str, count: int) -> str:

@@ -16,7 +16,7 @@ from typing import ClassVar
 from tunediff.benchmarks import Problem, Task
 from tunediff.evaluations.behaviour.conditions import MEANINGS, row
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solver
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given
 from tunediff.generation import Decoding, Engine
 from tunediff.shapes import Finding, Note, Refused, Table
 
@@ -55,13 +55,13 @@ class BehaviourEvaluation:
                 yield Note(f"{name}: {task.left_out} problems without an answer were left out")
         return found
 
-    def solver(self, trained: Trained) -> Solver:
-        hesitations = trained.pair.hesitations if self.hesitations is None else self.hesitations
-        return Solver(trained, self.name, self.decoding, self.engine, self.own_template, tuple(hesitations))
+    def solver(self, given: Given) -> Solver:
+        hesitations = given.pair.hesitations if self.hesitations is None else self.hesitations
+        return Solver(given, self.name, self.decoding, self.engine, self.own_template, tuple(hesitations))
 
-    def solved(self, trained: Trained, problems: Problems, conditions: Sequence[Condition]) -> Found:
+    def solved(self, given: Given, problems: Problems, conditions: Sequence[Condition]) -> Found:
         """The graded responses to every problem under every condition, one task after the other."""
-        solver = self.solver(trained)
+        solver = self.solver(given)
         return {
             (task, answered.condition.name): answered
             for task, some in problems.items()

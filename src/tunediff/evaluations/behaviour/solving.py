@@ -17,7 +17,7 @@ import torch
 
 from tunediff.benchmarks import Behaviour, Grade, Grader, Problem, Task, behaviour
 from tunediff.edits import Edit
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given
 from tunediff.generation import Asked, Decoding, Engine, Response, ask, generate, surprise
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED
@@ -66,7 +66,7 @@ class Solver:
     hesitations     words that count as one, as regular expressions
     """
 
-    trained: Trained
+    given: Given
     name: str
     decoding: Decoding
     engine: Engine
@@ -75,7 +75,7 @@ class Solver:
 
     @property
     def pair(self) -> ModelPair:
-        return self.trained.pair
+        return self.given.pair
 
     def tokenizer(self, role: str) -> Any:
         return self.pair.tokenizer_of(role) if self.own_template else self.pair.tokenizers[self.pair.entry(role)]
@@ -91,9 +91,9 @@ class Solver:
         asked = ask(
             [(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems],
             tokenizer,
-            self.trained.text.system,
+            self.given.text.system,
         )
-        kept = KeptResponses(self.trained.folder, self.name, task, self._stands_for(condition))
+        kept = KeptResponses(self.given.folder, self.name, task, self._stands_for(condition))
         known = ((place, kept.read(one)) for place, one in enumerate(asked))
         found = {place: response for place, response in known if response is not None}
         missing = [place for place in range(len(asked)) if place not in found]
@@ -142,9 +142,7 @@ class Solver:
     ) -> list[Solved]:
         """How the responses are written, and how probable the unedited model finds them."""
         tokenizer, whose = self.tokenizer(condition.role), condition.asked_as or condition.role
-        prompts = ask(
-            [(problem.id, problem.prompts[whose]) for problem in problems], tokenizer, self.trained.text.system
-        )
+        prompts = ask([(problem.id, problem.prompts[whose]) for problem in problems], tokenizer, self.given.text.system)
         nats = surprise(self.pair, condition.role, prompts, responses, tokenizer=tokenizer)
         wrote = [behaviour(r.text, r.ids, patterns=self.hesitations, opened=r.opened) for r in responses]
         return [Solved(*parts) for parts in zip(problems, responses, grades, wrote, nats, strict=True)]

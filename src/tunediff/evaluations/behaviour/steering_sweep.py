@@ -31,7 +31,7 @@ from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.measures import wilson
 from tunediff.measures.clustered import Estimate, number
@@ -88,7 +88,7 @@ class SteeringSweep(BehaviourEvaluation):
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")
-        seen = usual(trained)
+        seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by)
         yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {role} model")
         found = self.solved(trained, (yield from self.asked()), self.conditions(trained, role, seen, chosen))
@@ -105,9 +105,9 @@ class SteeringSweep(BehaviourEvaluation):
                 rows.append(point(gate, kind, 0.0, plain))
                 rows += [point(gate, kind, strength, s) for strength, s in zip(self.strengths, curve, strict=True)]
             yield from self._findings(gate, plain, curves)
-        yield Table("steering_sweep", {key: [row[key] for row in rows] for key in rows[0]})
+        yield Table.of("steering_sweep", rows)
 
-    def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
+    def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
         asked_as = TUNED if role == ADAPTER else None
         made = [Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as)]

@@ -21,7 +21,7 @@ from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import opposite
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.columns import chosen_by_expression
-from tunediff.evaluations.latents.statistics import Usual, relative_decoder_norm, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics, relative_decoder_norm
 from tunediff.evaluations.reading.label_alignment import aurocs
 from tunediff.shapes import BASE, TUNED, Refused, Stream
 
@@ -31,7 +31,7 @@ ALIKE = 20  # latents that write about as much, of which one is drawn
 class Selection(Protocol):
     """A way to choose latents."""
 
-    def choose(self, trained: Trained, seen: Usual) -> list[int]: ...
+    def choose(self, trained: Trained, seen: LatentStatistics) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Telling:
     at: str | None
     first: bool = False
 
-    def choose(self, trained: Trained, seen: Usual) -> list[int]:
+    def choose(self, trained: Trained, seen: LatentStatistics) -> list[int]:
         scores = aurocs(trained, self.label, self.at, first=self.first)
         order = scores.masked_fill(~seen.alive, -1.0).argsort(descending=True, stable=True)
         return order[: self.count].tolist()
 
 
 def choose(
-    trained: Trained, seen: Usual, latents: int | str | Sequence[int] | None, chosen_by: Selection | None
+    trained: Trained, seen: LatentStatistics, latents: int | str | Sequence[int] | None, chosen_by: Selection | None
 ) -> list[int]:
     """The latents that are to be changed: as above, or for None as `chosen_by` chooses. Raises Refused where that cannot be,
     and for numbers of latents that are dead."""
@@ -66,7 +66,7 @@ def choose(
 
 
 def chosen_latents(
-    trained: Trained, latents: int | str | Sequence[int], *, setting: str, seen: Usual | None = None
+    trained: Trained, latents: int | str | Sequence[int], *, setting: str, seen: LatentStatistics | None = None
 ) -> list[int]:
     """The latents that the setting of this name means; `seen` is found out where it is asked for and not given. Raises
     Refused where they cannot be had."""
@@ -84,13 +84,13 @@ def chosen_latents(
             f"{', '.join(trained.roles)} only: give their numbers, such as {setting}=[3,17], or an expression, such as "
             f"{setting}='top({latents}, norm)'."
         )
-    alive = (usual(trained) if seen is None else seen).alive
+    alive = (trained.statistics if seen is None else seen).alive
     apart = (relative_decoder_norm(trained) - 0.5).abs()
     order = apart.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)
     return order[alive[order]][:latents].tolist()
 
 
-def alike(seen: Usual, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:
+def alike(seen: LatentStatistics, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:
     """As many other latents, each drawn from those that write about as much as the one that it stands for: mean activation
     times the norm [latent] of what one unit writes where the edit is. One drawn from all would usually be a weak one."""
     size = seen.mean * written
@@ -111,15 +111,12 @@ def decoder_rows(trained: Trained, at: Stream | None, *, exchanged: bool = False
     """[latent, width] in the model's own units, what one unit of each latent writes at a place; `exchanged`: what taking
     the other model's row instead of one's own changes there. Under sequence_zscore as if the deviation were 1. Latents of
     a transcoder adapter write each at its own layer, whatever the place."""
-    dictionary = trained.dictionary
-    if isinstance(dictionary, TranscoderAdapter):
-        return dictionary.W_dec
-    rows = (
-        dictionary.W_dec
-        if dictionary.normalisation.needs_moments
-        else dictionary.W_dec / dictionary.normalisation.scale
-    )
-    if len(dictionary.streams) == 1:
+    if isinstance(trained.dictionary, TranscoderAdapter):
+        return trained.dictionary.W_dec
+    dictionary, rows = trained.dictionary, trained.dictionary.W_dec
+    if not dictionary.normalisation.needs_moments:
+        rows = rows / dictionary.normalisation.scale
+    if at is None or len(dictionary.streams) == 1:
         return rows
     own = dictionary.part(rows, at.role)
     return dictionary.part(rows, opposite(at).role) - own if exchanged else own

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from tunediff.benchmarks import Problem
 from tunediff.evaluations.behaviour.runner import Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given
 from tunediff.evaluations.lora.groups import lora_groups, random_groups, removal
 from tunediff.hookpoints import LoraAdapter
 from tunediff.measures import difference, mcnemar
@@ -37,9 +37,9 @@ def without_types(at: Stream, adapters: Sequence[LoraAdapter], *, draws: int, se
     return made
 
 
-def pairs_base(trained: Trained, problems: Sequence[Problem]) -> list[Condition]:
+def pairs_base(given: Given, problems: Sequence[Problem]) -> list[Condition]:
     """The pair's base asked in its own way, where that is another question than the adapted model's, or other weights."""
-    if not asked_differently(problems) and trained.pair.shares_weights(TUNED):
+    if not asked_differently(problems) and given.pair.shares_weights(TUNED):
         return []
     return [Condition(BASE, "base, asked in its own way", BASE, control=True, reference=FULL)]
 

@@ -22,9 +22,9 @@ from tunediff.evaluations.behaviour.changes import Changed, columns, measures, t
 from tunediff.evaluations.behaviour.intervention import latents_table
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Finding, Note, Refused, Table
 
@@ -77,7 +77,7 @@ class LatentSets(BehaviourEvaluation):
     seed: int = 0
 
     name = NAME
-    needs_adapter = True
+    needs = Needs.ADAPTER
     own_template = True
 
     def __post_init__(self):
@@ -89,7 +89,7 @@ class LatentSets(BehaviourEvaluation):
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         adapter = trained.adapter(NAME)
-        seen = usual(trained)
+        seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by)
         if not chosen:
             raise Refused(
@@ -108,10 +108,10 @@ class LatentSets(BehaviourEvaluation):
             changes, some = _compared(name, questions, of_task)
             yield from changes
             rows += some
-        yield Table(NAME, {key: [row[key] for row in rows] for key in rows[0]})
+        yield Table.of(NAME, rows)
 
     def questions(
-        self, adapter: TranscoderAdapter, seen: Usual, chosen: Sequence[int]
+        self, adapter: TranscoderAdapter, seen: LatentStatistics, chosen: Sequence[int]
     ) -> tuple[list[AskedSet], list[str]]:
         """Every set, each way; and sentences about controls that cannot be."""
         free = seen.alive.clone()
@@ -144,7 +144,7 @@ class LatentSets(BehaviourEvaluation):
                 if question is not None:
                     # one changed adapter is there at a time; what it wrote is scored by the model it is compared with
                     pair = self.model(trained, question)
-                    solver = dataclasses.replace(plain, trained=dataclasses.replace(trained, pair=pair))
+                    solver = dataclasses.replace(plain, given=dataclasses.replace(trained, pair=pair))
                     scored_by = dataclasses.replace(condition, role=COMPARED_WITH[question.asked])
                 for name, some in problems.items():
                     responses = solver.respond(name, some, condition)

@@ -16,7 +16,7 @@ from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesit
 from tunediff.evaluations.behaviour.recovered import MEASURES, Change, check_resamples, columns, share, told
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation
 from tunediff.evaluations.behaviour.solving import Condition, Solved
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Finding, Note, Table
 
 NAME = "adapter_recovery"
@@ -40,7 +40,7 @@ class AdapterRecovery(BehaviourEvaluation):
     resamples: int
 
     name = NAME
-    needs_adapter = True
+    needs = Needs.ADAPTER
     own_template = True
 
     def __post_init__(self):
@@ -64,7 +64,7 @@ class AdapterRecovery(BehaviourEvaluation):
                 rows.append(row)
         yield from self.side_by_side(found)
         yield from shares
-        yield Table(NAME, {key: [row[key] for row in rows] for key in rows[0]})
+        yield Table.of(NAME, rows)
 
     def _shares(
         self, task: str, measure: str, answers: Mapping[str, Sequence[Solved]], how: str
