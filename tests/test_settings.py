@@ -361,6 +361,24 @@ def test_every_option_of_dictionary_says_only_how_it_differs():
             assert key not in given or given[key] != value, f"{path.name}: {key}"
 
 
+def test_every_evaluation_of_behaviour_says_only_how_it_differs_and_takes_the_settings_they_share():
+    shared = OmegaConf.to_container(OmegaConf.load(CONF / "evaluation" / "defaults" / "behaviour.yaml"))
+    own = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF / "evaluation").glob("*.yaml")}
+    sharing = {name: options[name] for name, options in own.items() if "defaults" in options}
+    assert len(sharing) == 9
+    for name, options in sharing.items():
+        assert own[name]["defaults"] == [f"defaults/behaviour@{name}", "_self_"]
+        assert not [key for key in options if options[key] == shared.get(key, Ellipsis)], name
+    cfg = composed(f"evaluation=[{','.join(sharing)}]", *(f"evaluation.{name}.decoding.tokens=7" for name in sharing))
+    check(cfg, STUDY)
+    assert {cfg.evaluation[name].decoding.tokens for name in sharing} == {7}
+    for key, value in (("problems", "many"), ("tasks", 3), ("hesitations", "wait")):
+        for name in sharing:
+            wrong = composed(f"evaluation={name}", f"evaluation.{name}.{key}={value}")
+            with pytest.raises(Refused, match=f"evaluation.{name}.{key}"):
+                check(wrong, STUDY)
+
+
 def test_every_dictionary_is_told_of_in_the_readme():
     readme = (ROOT / "README.md").read_text()
     for path in (CONF / "dictionary").glob("*.yaml"):
