@@ -103,7 +103,7 @@ FRAGMENTS = set(
 # places that are still to be written so; one leaves when it is
 NOT_YET = {
     "activations", "dictionary", "evaluations", "hookpoints", "measures", "objectives", "processes", "report", "settings",
-    "study", "sweep", "training", "toy/build",
+    "study", "training",
 }  # fmt: skip
 
 

@@ -158,8 +158,7 @@ def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]
             "the two models of the pair have the same MLPs."
         )
         return
-    lost = ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
-    recovered = Estimate(1 - lost.value, -lost.influence)
+    recovered = 1 - ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
     meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
     yield Finding(f"{NAME}/kl_recovered", *recovered.bounded(), meaning)
 

@@ -100,9 +100,9 @@ function recovered(columns, four) {
 }
 
 function ofFull(columns) {
-  const rows = rowsOf(columns), who = ["base", "adapter", "full"];
+  const rows = rowsOf(columns), who = ["base", "lora", "full"];
   const share = (row) => (row.recovered === null ? [said("–", `base and full are not told apart, or full is worse: ${spelled(row.gone)} of ${spelled(row.resamples)} resamples are without a gain`)] : [spelled(row.recovered), rangeOf(row, "recovered")]);
-  return [element("p", { class: "soft" }, `(adapter - base) / (full - base): 0 is the base, 1 the fully fine-tuned model${rows[0].full_model ? `, ${rows[0].full_model}` : ""}. It depends on how the base was asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover.`),
+  return [element("p", { class: "soft" }, `(lora - base) / (full - base): 0 is the base, 1 the fully fine-tuned model${rows[0].full_model ? `, ${rows[0].full_model}` : ""}. It depends on how the base was asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover.`),
     tabled("Share of what full fine-tuning changed", ["share of", "task", ...who, "recovered", "the base was asked"], rows.map((row) => element("tr", {},
       element("td", {}, row.measure), element("td", {}, row.task), who.map((one) => element("td", {}, spelled(row[one]))), element("td", {}, share(row)), element("td", { class: "words" }, row.base_asked))), whole(columns))];
 }
