@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunediff.attribution.influence import influence
-from tunediff.attribution.linearised import Seen, linearised
+from tunediff.attribution.linearised import Seen, head_of, linearised
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.shapes import Refused
 
@@ -223,7 +223,7 @@ def _salient(probabilities: Tensor, mass: float, most: int) -> Tensor:
 
 def _demeaned(model: PreTrainedModel, last: Tensor, tokens: Tensor) -> Tensor:
     """[logit]: what the head gives for these tokens less its mean over all, in float32 or better; before a cap on logits, which is not linear."""
-    head, dtype = model.get_output_embeddings(), torch.promote_types(last.dtype, torch.float32)
+    head, dtype = head_of(model), torch.promote_types(last.dtype, torch.float32)
     weight = head.get_parameter("weight")
     found = last.to(dtype) @ (weight[tokens].to(dtype) - weight.mean(0, dtype=dtype)).mT
     bias = getattr(head, "bias", None)

@@ -68,9 +68,17 @@ def linearised(model: PreTrainedModel) -> Iterator[Seen]:
             see = functools.partial(_pre, seen, layer, cast(Transcoder, transcoder_of(one)))
             stack.enter_context(writing(model, Point("mlp_in", layer), see))
             stack.enter_context(writing(model, Point(TRANSCODER, layer), functools.partial(_latents, seen, layer)))
-        head = model.get_output_embeddings()
+        head = head_of(model)
         stack.callback(head.register_forward_pre_hook(functools.partial(_last, seen)).remove)
         yield seen
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The module that computes logits. Raises Refused where a model has none."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise Refused(f"{type(model).__name__} has no unembedding: attribution explains the logits that it gives.")
+    return head
 
 
 def held(value: Tensor, linear: Tensor) -> Tensor:
@@ -226,7 +234,7 @@ AttentionMaskInterface.register(HELD, eager_mask)
 
 @contextmanager
 def _attention_held(model: PreTrainedModel) -> Iterator[None]:
-    own = model.config._attn_implementation
+    own = model.config._attn_implementation or "eager"
     try:
         model.set_attn_implementation(HELD)
         if model.config.get_text_config()._attn_implementation != HELD:

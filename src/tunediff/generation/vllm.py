@@ -3,6 +3,7 @@ only."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class VLLM:
                 "vLLM runs neither edits nor budget forcing: choose engine._target_=tunediff.generation.Batched."
             )
         try:
-            import vllm  # pyright: ignore[reportMissingImports] (an extra)
+            vllm = importlib.import_module("vllm")
         except ImportError as error:
             raise Refused('engine=tunediff.generation.VLLM needs vLLM: pip install "tunediff[vllm]".') from error
         source = pair.sources.get(role)

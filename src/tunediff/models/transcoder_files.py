@@ -160,11 +160,11 @@ class TranscoderFiles:
         return {self._needed(file): keys for file, keys in shards.items()}
 
     def _needed(self, name: str) -> Path:
-        path = self._file(name, needed=True)
+        path = self._file(name)
         assert path is not None
         return path
 
-    def _file(self, name: str, *, needed: bool) -> Path | None:
+    def _file(self, name: str, *, needed: bool = True) -> Path | None:
         """A file of the folder, or from the Hub; None for one that is not needed and not there."""
         if Path(self.folder).is_dir() or self.folder.startswith((".", "/", "~")):
             path = Path(self.folder).expanduser() / name
