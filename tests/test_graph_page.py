@@ -11,7 +11,6 @@ import pytest
 from browser import in_browser
 from tunediff.report import line_of, write_report
 from tunediff.report.graphs import MOST_EDGES, MOST_NODES, graphs
-from tunediff.report.headline import columns_of
 from tunediff.shapes import Refused
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
@@ -168,7 +167,8 @@ def make_run(folder, content):
     told = {f"replacement/{name}": value for name, value in told.items()} | {
         "adapter_recovery/gsm8k/accuracy/recovered_of_hybrid": 0.84
     }
-    findings = [{"name": name, "value": value, "low": 0.95 * value, "high": 1.01 * value, "meaning": f"what {name} is"} for name, value in told.items()]  # fmt: skip
+    words = {"kl_recovered": "KL recovered", "accuracy/recovered_of_hybrid": "accuracy recovered on gsm8k", "l0": "L0 a layer"}  # fmt: skip
+    findings = [{"name": name, "value": value, "line": next((words[end] for end in words if name.endswith(f"/{end}")), ""), "low": 0.95 * value, "high": 1.01 * value, "meaning": f"what {name} is"} for name, value in told.items()]  # fmt: skip
     (folder / "findings.json").write_text(
         json.dumps({"identity": "abc", "study": STUDY, "findings": findings, "notes": []})
     )
@@ -260,9 +260,7 @@ def test_eight_graphs_of_three_hundred_nodes_stay_small(report):
 def test_a_run_is_told_first_by_what_its_adapter_recovers_of_each_task(report):
     findings = json.loads((report.parent / "findings.json").read_text())["findings"]
     line = line_of({finding["name"]: finding for finding in findings})
-    assert line.startswith("KL recovered 0.962, accuracy recovered on gsm8k 0.84, ") and "L0 a layer 7.75" in line
-    metrics = {f"adapter_recovery/{name}/recovered_of_hybrid": [0.5] for name in ("aime24/accuracy", "aime24/tokens", "gsm8k/accuracy")}  # fmt: skip
-    assert list(columns_of([{"metrics": metrics}]).values()) == ["accuracy rec., aime24", "accuracy rec., gsm8k"]
+    assert line == "KL recovered 0.962, L0 a layer 7.75, accuracy recovered on gsm8k 0.84"
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------

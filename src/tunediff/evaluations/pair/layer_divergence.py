@@ -30,6 +30,9 @@ MEANINGS = {
 }
 
 
+COLUMNS = {"l2": ("largest distance", "at layer")}  # heads of those that stand beside other runs
+
+
 class LayerDivergence:
     """level   of the intervals"""
 
@@ -77,9 +80,14 @@ class LayerDivergence:
                 at = n.index(max(n) if word == "largest" else min(n))
                 bounds = (columns[name + part][at] for part in ("_low", "_high"))
                 meaning = f"{MEANINGS[name]}, at the layer where it is {word}; {how}"
-                yield Finding(f"layer_divergence/{name}/{word}", n[at], *map(_known, bounds), meaning)
+                columns_here = COLUMNS.get(name, ("", ""))
+                line = f"{word} {'distance' if name == 'l2' else name}"
+                yield Finding(
+                    f"layer_divergence/{name}/{word}", n[at], *map(_known, bounds), meaning, columns_here[0], line
+                )
                 meaning = f"that layer, counted from 0; -1 is the output of the embedding; the mean is {word} there"
-                yield Finding(f"layer_divergence/{name}/{word}_layer", layers[at], meaning=meaning)
+                where = f"layer_divergence/{name}/{word}_layer"
+                yield Finding(where, layers[at], meaning=meaning, column=columns_here[1], line="at layer")
 
     def _sums(self, trained: Trained, streams: list[Stream], comparable: bool) -> tuple[Tensor, Tensor]:
         """Sums over the tokens of each document [document, layer, measure] and their numbers [document], in float64."""

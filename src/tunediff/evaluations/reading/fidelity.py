@@ -24,7 +24,7 @@ from torch import Tensor
 from tunediff.evaluations.given import Reading, Trained
 from tunediff.evaluations.latents.splice import model_of, predictions
 from tunediff.measures.bootstrap import bootstrap
-from tunediff.shapes import SEGMENTS, Finding, Table
+from tunediff.shapes import ROLES, SEGMENTS, Finding, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
@@ -67,8 +67,8 @@ class Fidelity:
             restored = trained.dictionary.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
                 self._add(sums, trained, reading, restored, role, means[role])
-        yield from self._l0(active, fired)
         yield from self._findings(sums)
+        yield from self._l0(active, fired)
         yield documents_table(sums)
 
     def _add(
@@ -110,6 +110,8 @@ class Fidelity:
             "fidelity/l0/mean",
             float((active * torch.arange(len(active))).sum() / tokens),
             meaning="active latents a token",
+            column="L0",
+            line="L0",
         )
         below = active.cumsum(0) / tokens
         for quantile in (0.1, 0.5, 0.9):
@@ -120,7 +122,9 @@ class Fidelity:
                 meaning=f"{quantile:.0%} quantile of active latents a token",
             )
         meaning = f"share of latents that fired on none of {int(tokens):,} held-out tokens"
-        yield Finding("fidelity/dead_fraction", float((~fired).float().mean()), meaning=meaning)
+        yield Finding(
+            "fidelity/dead_fraction", float((~fired).float().mean()), meaning=meaning, column="dead", line="dead"
+        )
 
     def _findings(self, sums) -> Iterator[Finding]:
         whole = [torch.stack(list(documents.values())) for (_, segment), documents in sums.items() if segment == ALL]
@@ -137,9 +141,19 @@ class Fidelity:
     def _ratio(self, name: str, place: str, stacked: Tensor, ratio: Callable) -> Finding:
         value = ratio(dict(zip(SUMS, stacked.sum(0), strict=True)))
         low, high = bootstrap(stacked, ratio, self.resamples, SUMS)
-        if not torch.isfinite(value):
-            return Finding(f"fidelity/{name}/{place}", None, meaning=MEANINGS[name])
-        return Finding(f"fidelity/{name}/{place}", float(value), low, high, MEANINGS[name])
+        known = (float(value), low, high) if torch.isfinite(value) else (None, None, None)
+        return Finding(f"fidelity/{name}/{place}", *known, MEANINGS[name], *headline(name, place))
+
+
+def headline(name: str, place: str) -> tuple[str, str]:
+    """The words of a finding at the head of a column and in the last line; of other places than the models none."""
+    column, line = {
+        "explained_variance": ("EV", "explained variance"),
+        "ce_recovered": ("CE rec.", "CE recovered"),
+    }.get(name, ("", ""))
+    if column and place in ROLES:
+        return f"{column} {place}", f"{line} {place}"
+    return ("EV", "") if (name, place) == ("explained_variance", "pooled") else ("", "")
 
 
 def explained_variance(s):

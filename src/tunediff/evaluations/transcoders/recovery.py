@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tunediff.benchmarks import Task
 from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate, mostly_cut, side_by_side
-from tunediff.evaluations.behaviour.recovered import MEASURES, Change, check_resamples, columns, share, told
+from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, check_resamples, columns, share, told
 from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.given import Trained
 from tunediff.generation import Decoding, Engine
@@ -31,6 +31,8 @@ CHANGES = {
     "recovered_of_hybrid": Change(NAME, HYBRID, ADAPTER, TUNED),
     "recovered_of_base": Change(NAME, BASE, ADAPTER, TUNED, otherwise=", or ask the base otherwise"),
 }
+
+FIRST = (ACCURACY, "recovered_of_hybrid")  # what a run is told by
 
 
 class AdapterRecovery:
@@ -92,10 +94,18 @@ class AdapterRecovery:
         for name, of in CHANGES.items():
             names = (of.below, of.between, of.above)
             measured = share(measure, [answers[who] for who in names], self.resamples)
-            said.append(told(of, task, measured, where=f"{NAME}/{task}/{measure}/{name}", how=how))
+            found = told(of, task, measured, where=f"{NAME}/{task}/{measure}/{name}", how=how)
+            said.append(headline(found, task) if (measure, name) == FIRST else found)
             means |= dict(zip(names, measured.means, strict=True))
             ends |= columns(name, measured)
         return said, {"task": task, "measure": MEASURES[measure], **{who: means[who] for who in WHO}, **ends}
+
+
+def headline(found: Finding | Note, task: str) -> Finding | Note:
+    """The share with its words; a note where there is none."""
+    if isinstance(found, Note):
+        return found
+    return found._replace(column=f"accuracy rec., {task}", line=f"accuracy recovered on {task}")
 
 
 def _hesitations(task: str, condition: Condition, solved: Sequence[Solved]) -> Finding:

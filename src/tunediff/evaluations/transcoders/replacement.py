@@ -149,24 +149,26 @@ def _ends(estimate: Estimate, least: float | None = None) -> tuple[float | None,
 
 def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]:
     of = {who: costs[(who,) * depth] for who in (TUNED, *STAND_INS)}
-    for who in STAND_INS:
-        kl = _kl(of[who])
-        meaning = f"KL(tuned || {who}), nats a token of held-out text, interval over documents"
-        yield Finding(f"{NAME}/kl/{who}", float(kl.value), *_ends(kl, 0.0), meaning)
-    for who, sums in of.items():
-        loss = ratio(sums[:, 2], sums[:, 0])
-        meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
-        yield Finding(f"{NAME}/lm_loss/{who}", float(loss.value), *_ends(loss), meaning)
-    if not of[HYBRID][:, 1].sum() > 0:
+    if of[HYBRID][:, 1].sum() > 0:
+        lost = ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
+        recovered = Estimate(1 - lost.value, -lost.influence)
+        meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
+        words = ("KL rec.", "KL recovered")
+        yield Finding(f"{NAME}/kl_recovered", float(recovered.value), *_ends(recovered), meaning, *words)
+    else:
         yield Note(
             f"{NAME}: the hybrid predicts just what the tuned model does, so that there is nothing an adapter could recover: "
             "the two models of the pair have the same MLPs."
         )
-        return
-    lost = ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
-    recovered = Estimate(1 - lost.value, -lost.influence)
-    meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
-    yield Finding(f"{NAME}/kl_recovered", float(recovered.value), *_ends(recovered), meaning)
+    for who in STAND_INS:
+        kl = _kl(of[who])
+        meaning = f"KL(tuned || {who}), nats a token of held-out text, interval over documents"
+        words = ("KL adapter", "KL of the adapter") if who == ADAPTER else ()
+        yield Finding(f"{NAME}/kl/{who}", float(kl.value), *_ends(kl, 0.0), meaning, *words)
+    for who, sums in of.items():
+        loss = ratio(sums[:, 2], sums[:, 0])
+        meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
+        yield Finding(f"{NAME}/lm_loss/{who}", float(loss.value), *_ends(loss), meaning)
 
 
 def _worst(kls: dict[Partial, Estimate]) -> Iterator[Finding]:
@@ -216,8 +218,10 @@ def _latents(trained: Trained) -> Iterator[Finding | Table]:
     norms = adapter.code_norms().cpu().view(shape)
     dead = 1 - alive.double().mean(1)
     medians = [float(of[fired].median()) if fired.any() else None for of, fired in zip(norms, alive, strict=True)]
-    yield Finding(f"{NAME}/l0", float(l0.mean()), meaning="active latents a token and layer, mean over layers")
+    meaning = "active latents a token and layer, mean over layers"
+    yield Finding(f"{NAME}/l0", float(l0.mean()), meaning=meaning, column="L0 a layer", line="L0 a layer")
     meaning = f"share of latents of all layers that fired on none of {tokens:,} held-out tokens"
-    yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning)
+    words = {"column": "never fired", "line": "never fired"}
+    yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning, **words)
     columns = {"l0": l0.tolist(), "dead_fraction": dead.tolist(), "decoder_norm": medians}
     yield Table("adapter_layers", {"layer": list(range(shape[0])), **columns})
