@@ -9,6 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from browser import in_browser
+from tunediff.evaluations.transcoders import latent_sets, recovery, replacement
+from tunediff.folders import write_findings
 from tunediff.report import line_of, write_report
 from tunediff.report.graphs import MOST_EDGES, MOST_NODES, graphs
 from tunediff.shapes import Refused
@@ -172,7 +174,20 @@ def make_run(folder, content):
     (folder / "findings.json").write_text(
         json.dumps({"identity": "abc", "study": STUDY, "findings": findings, "notes": []})
     )
+    write_findings(folder, drawn(content), {"identity": "abc", "study": STUDY})
     return write_report(folder)
+
+
+def drawn(content):
+    """The figures that the evaluations would yield with these tables."""
+    if "adapter_recovery" in content:
+        yield from recovery.figures(content["adapter_recovery"])
+        nmse = dict(content["residual_nmse"])
+        yield from replacement.partial_figures(content["partial_replacement"])
+        yield replacement.residual_figure(nmse.pop("point"), nmse)
+        yield replacement.layers_figure(content["adapter_layers"])
+        rows = zip(*content["latent_sets"].values(), strict=True)
+        yield from latent_sets.figures([dict(zip(content["latent_sets"], row, strict=True)) for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -406,9 +421,9 @@ def test_curves_of_replaced_layers_and_bars_of_sets_say_the_numbers_of_their_tab
     plots, bars, shares, latents = page.run("""
       const titles = (id) => [...document.querySelectorAll(`#to-${id} circle title, #to-${id} g title`)].map((one) => one.textContent);
       return [titles('replacing-mlps-layer-by-layer'), titles('latent-sets-needed-enough-negated'), document.querySelector('#to-what-the-adapter-recovers').textContent, [...document.querySelectorAll('#latents th')].map((head) => head.textContent)];""")
-    assert sum(said.startswith("adapter, 4 layers from the adapted model: ") for said in plots) == 1
-    assert "hybrid, after 3 layers: 0.410" in plots and any("layer 1: 6.250" in said for said in plots)
-    assert not any(re.search(r"0 layers from the adapted model: ", said) for said in plots)  # 0 has no logarithm
+    assert sum(said.startswith("adapter, layers before the cut 4: 0.1") for said in plots) == 1
+    assert "hybrid, after so many layers 3: 0.410" in plots and any("layer 1: 6.250" in said for said in plots)
+    assert not any(re.search(r"before the cut [04]: 0( |$)", said) for said in plots)  # 0 has no logarithm
     assert "without the 60 chosen: hesitations per 1,000 tokens 3.100 (2.300 to 3.900)" in bars
     assert "hybrid with 60 at random, draw 2: accuracy 0.320 (0.280 to 0.360)" in bars
     assert "less the 60 chosen: tokens a response 610 (580 to 640)" in bars

@@ -13,6 +13,7 @@ import torch
 
 from browser import in_browser
 from tunediff import folders
+from tunediff.evaluations.pair import layer_divergence
 from tunediff.measures.matching import partners
 from tunediff.report import in_words, line_of, members_under, write_comparison, write_report
 from tunediff.report.headline import columns_of
@@ -78,6 +79,8 @@ def make_run(folder, *, tables=ALL):
     }  # fmt: skip
     for name in tables:
         pyarrow.parquet.write_table(pyarrow.table(content[name]), folder / "tables" / f"{name}.parquet")
+    if "layers" in tables:
+        folders.write_findings(folder, layer_divergence.figures(content["layers"]), {"identity": "abc", "study": study})
     return write_report(folder)
 
 

@@ -17,7 +17,7 @@ from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, pr
 from tunediff.evaluations.given import Trained
 from tunediff.generation import Decoding, Engine, Response
 from tunediff.measures import BudgetCurve, scaling, scaling_difference, wilson
-from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
 
 MEANINGS = {
     "best": "largest accuracy over the budgets, chosen and measured on the same problems",
@@ -66,10 +66,11 @@ class Benchmark:
         self.budgets = sorted({*budgets, decoding.tokens})
         self.force, self.answer_tokens, self.hesitations = force, answer_tokens, hesitations
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         conditions = [Condition(BASE, "base", BASE), Condition(TUNED, "tuned", TUNED, reference=BASE)]
         found: dict[tuple[str, str], tuple[Condition, list[Solved]]] = {}
         curves: list[dict[str, object]] = []
+        slopes: list[Finding] = []
         for name, task in self.tasks.items():
             problems, notes = problems_of(task, name, self.problems)
             yield from notes
@@ -79,12 +80,15 @@ class Benchmark:
                 found[name, condition.name] = (condition, solved)
                 right[condition.role] = [list(answers) for answers in zip(*by_budget.values(), strict=True)]
                 curves += curve(name, condition.role, right[condition.role], self.budgets)
-            yield from self._scaling(name, right)
+            slopes += self._scaling(name, right)
+        yield from slopes
         yield from mostly_cut("benchmark", found)
         findings, tables = side_by_side("benchmark", found)
         yield from findings
         yield from tables
-        yield Table("benchmark_scaling", {key: [row[key] for row in curves] for key in curves[0]})
+        columns = {key: [row[key] for row in curves] for key in curves[0]}
+        yield Table("benchmark_scaling", columns)
+        yield from figures(columns, slopes)
 
     def _by_budget(
         self, trained: Trained, name: str, task: Task, problems: Sequence[Problem], condition: Condition
@@ -116,6 +120,46 @@ class Benchmark:
             yield from _findings(f"benchmark/{name}/{role}", scaling(right[role], self.budgets), "")
         both = scaling_difference(right[BASE], right[TUNED], self.budgets)
         yield from _findings(f"benchmark/{name}/tuned_less_base", both, ", tuned less base")
+
+
+def figures(curves: dict[str, list], slopes: Sequence[Finding]) -> Iterator[Figure]:
+    """Accuracy against the budget, and below it what its slopes are found to be."""
+    section = "Accuracy against thinking budget"
+    yield Figure(
+        name="benchmark/budgets",
+        kind="lines",
+        columns=curves,
+        x="tokens",
+        y=["accuracy"],
+        section=section,
+        title="Accuracy against the budget of tokens",
+        caption="Each model may write so many tokens and no more. Bands are 95 % intervals over problems.",
+        group="role",
+        facet="task",
+        log=["tokens"],
+        words={"tokens": "tokens allowed"},
+    )
+    by_row: dict[tuple[str, str], dict[str, float | None]] = {}
+    for finding in slopes:
+        _, task, model, measure = finding.name.split("/")
+        row = by_row.setdefault((task, model), {})
+        row |= {measure: finding.value, f"{measure}_low": finding.low, f"{measure}_high": finding.high}
+    names = list(dict.fromkeys(name for row in by_row.values() for name in row))
+    if names:
+        columns = {name: [row.get(name) for row in by_row.values()] for name in names}
+        columns |= {"task": [task for task, _ in by_row], "model": [model.replace("_", " ") for _, model in by_row]}
+        yield Figure(
+            name="benchmark/slopes",
+            kind="intervals",
+            columns=columns,
+            x="model",
+            y=[name for name in names if not name.endswith(("_low", "_high"))],
+            section=section,
+            title="Slopes",
+            facet="task",
+            group="model",
+            words={"slope_per_1000_tokens": "points per 1,000 tokens", "slope_per_doubling": "points per doubling"},
+        )
 
 
 def cut(response: Response, budget: int, tokenizer) -> Response:

@@ -34,9 +34,9 @@ from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.generation import Decoding, Engine
 from tunediff.measures import wilson
 from tunediff.measures.clustered import Estimate, number
-from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Table
 
-UNITS = ("latent_maximum", "residual_norm")
+UNITS = {"latent_maximum": "maxima of the latent", "residual_norm": "mean norms of the stream"}
 
 
 class DipVerdict(NamedTuple):
@@ -90,7 +90,7 @@ class SteeringSweep:
         self.problems, self.collapse, self.repetition = problems, collapse, repetition
         self.hesitations, self.seed = hesitations, seed
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")
         seen = usual(trained)
         chosen = choose(trained, seen, self.latents, self.chosen_by, whose=role)
@@ -106,7 +106,7 @@ class SteeringSweep:
         }
         yield from never_touched("steering_sweep", name, found)
         plain = found[name, UNEDITED][1]
-        rows = []
+        rows, said = [], []
         for gate in self.gates:
             curves = {
                 kind: [found[name, f"{gate}/{kind}/{strength:g}"][1] for strength in self.strengths]
@@ -115,8 +115,11 @@ class SteeringSweep:
             for kind, curve in curves.items():
                 rows.append(point(gate, kind, 0.0, plain))
                 rows += [point(gate, kind, strength, s) for strength, s in zip(self.strengths, curve, strict=True)]
-            yield from self._findings(gate, plain, curves)
-        yield Table("steering_sweep", {key: [row[key] for row in rows] for key in rows[0]})
+            said += self._findings(gate, plain, curves)
+        yield from said
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
+        yield Table("steering_sweep", columns)
+        yield from figures(columns, said, self.gates, self.unit)
 
     def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
         parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
@@ -155,6 +158,63 @@ class SteeringSweep:
             bool(surprise_rate(solved).value.exp() <= limit) and (repeated(solved) or 0.0) <= self.repetition
             for solved in curve
         ]
+
+
+def figures(
+    columns: dict[str, list], said: Sequence[Finding | Note], gates: Sequence[str], unit: str
+) -> Iterator[Figure]:
+    """The curves, and below them gate by gate what was found of them."""
+    section, strengths = "Steering, from weak to strong", columns["strength"]
+    yield Figure(
+        name="steering_sweep/curves",
+        kind="lines",
+        columns=columns
+        | {
+            "random": [kind != "latents" for kind in columns["kind"]],
+            "plain": [strength == 0 for strength in strengths],
+        },
+        x="strength",
+        y=["behaviour", "perplexity", "accuracy"],
+        section=section,
+        title="Steering",
+        caption="The axis of strengths is logarithmic and begins with 0, no edit, which the dashed level continues. Bands are "
+        "95 % intervals.",
+        group="gate",
+        control="random",
+        rule="plain",
+        log=["strength", "perplexity"],
+        words={
+            "behaviour": "hesitations per 1,000 tokens",
+            "perplexity": "perplexity of the responses",
+            "random": "random direction",
+            "strength": f"strength, in {UNITS[unit]}",
+        },
+    )
+    found = {item.name: item for item in said if isinstance(item, Finding)}
+    notes = [item.text for item in said if isinstance(item, Note)]
+
+    def of(measure: str, field: str = "value") -> list[float | None]:
+        return [getattr(found.get(f"steering_sweep/{gate}/{measure}"), field, None) for gate in gates]
+
+    yield Figure(
+        name="steering_sweep/peaks",
+        kind="intervals",
+        columns={
+            "gate": list(gates),
+            **{"peak": of("peak"), "peak_low": of("peak", "low"), "peak_high": of("peak", "high")},
+            **{"peak_strength": of("peak_strength"), "dip": of("dip")},
+            "verdict": [
+                " ".join(note.partition(": ")[2] for note in notes if note.startswith(f"steering_sweep, {gate}: "))
+                for gate in gates
+            ],
+        },
+        x="gate",
+        y=["peak", "peak_strength"],
+        section=section,
+        title="What the sweep found, gate by gate",
+        group="gate",
+        words={"peak": "hesitations at the peak", "peak_strength": "strength at the peak", "dip": "oversteering dip"},
+    )
 
 
 def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> DipVerdict:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tunediff.evaluations.given import Trained
 from tunediff.measures.clustered import ratio
-from tunediff.shapes import ROLES, Finding, Note, Stream, Table
+from tunediff.shapes import ROLES, Figure, Finding, Note, Stream, Table
 
 MEASURES = ("l2", "cosine", "norm_base", "norm_tuned")
 MEANINGS = {
@@ -41,7 +41,7 @@ class LayerDivergence:
     def __init__(self, *, level: float = 0.99):
         self.level = level
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         pair = trained.pair
         depths = {role: pair.depth(role) for role in ROLES}
         layers = list(range(-1, min(depths.values())))
@@ -68,6 +68,7 @@ class LayerDivergence:
                 known = comparable or name.startswith("norm")
                 columns[name + part] = values[:, n].tolist() if known else [None] * len(layers)
         yield Table("layers", columns)
+        yield from figures(columns)
         overflown = [layer for layer, value in zip(layers, estimate.value, strict=True) if not value.isfinite().all()]
         if overflown:
             yield Note(
@@ -107,6 +108,34 @@ class LayerDivergence:
                 bar.update(len(batch.token))
         stacked = torch.stack(list(sums.values()))
         return stacked[..., :-1], stacked[:, 0, -1]
+
+
+def figures(columns: dict[str, list]) -> Iterator[Figure]:
+    """Distance and cosine where the models can be compared, and the norms of both."""
+    section = "Where the models differ, layer by layer"
+    caption = (
+        "Residual streams of the two models on the same held-out tokens. Bands: intervals of the mean over documents. Layer -1 "
+        "is the output of the embedding."
+    )
+    names = [name for name in ("l2", "cosine") if columns[name][0] is not None]
+    if names:
+        yield Figure(
+            "layer_divergence/apart",
+            kind="lines",
+            columns=columns,
+            x="layer",
+            y=names,
+            section=section,
+            title="Mean L2 distance",
+            caption=caption,
+            words={"l2": "Mean L2 distance", "cosine": "Mean cosine"},
+        )
+    norms = {"layer": columns["layer"] * 2, "model": [role for role in ROLES for _ in columns["layer"]]}
+    norms |= {
+        f"norm{end}": [v for role in ROLES for v in columns[f"norm_{role}{end}"]] for end in ("", "_low", "_high")
+    }
+    given = {"kind": "lines", "columns": norms, "x": "layer", "y": ["norm"], "section": section, "group": "model"}
+    yield Figure("layer_divergence/norms", title="Mean norm", caption=caption, **given)
 
 
 def measures(base: Tensor, tuned: Tensor, comparable: bool) -> Tensor:

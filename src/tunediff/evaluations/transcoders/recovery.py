@@ -17,7 +17,7 @@ from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change,
 from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
 from tunediff.evaluations.given import Trained
 from tunediff.generation import Decoding, Engine
-from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Finding, Note, Table
+from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 
 NAME = "adapter_recovery"
 WHO = (BASE, HYBRID, ADAPTER, TUNED)
@@ -32,6 +32,7 @@ CHANGES = {
     "recovered_of_base": Change(NAME, BASE, ADAPTER, TUNED, otherwise=", or ask the base otherwise"),
 }
 
+TITLES = {BASE: "base", HYBRID: "hybrid: tuned model, base MLPs", ADAPTER: "adapter", TUNED: "tuned"}
 FIRST = (ACCURACY, "recovered_of_hybrid")  # what a run is told by
 
 
@@ -57,7 +58,7 @@ class AdapterRecovery:
         self.tasks, self.decoding, self.engine, self.problems = tasks, decoding, engine, problems
         self.resamples, self.hesitations = resamples, hesitations
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         trained.adapter(NAME)  # refuses another dictionary
         solver = Solver(
             trained, NAME, self.decoding, engine=self.engine, own_template=True, hesitations=self.hesitations
@@ -84,7 +85,9 @@ class AdapterRecovery:
         yield from findings
         yield from tables
         yield from shares
-        yield Table(NAME, {key: [row[key] for row in rows] for key in rows[0]})
+        of_rows = {key: [row[key] for row in rows] for key in rows[0]}
+        yield Table(NAME, of_rows)
+        yield from figures(of_rows)
 
     def _shares(
         self, task: str, measure: str, answers: Mapping[str, Sequence[Solved]], how: str
@@ -113,3 +116,42 @@ def _hesitations(task: str, condition: Condition, solved: Sequence[Solved]) -> F
     value, ends = hesitation_rate(solved, a_response=True).value, hesitation_interval(solved, a_response=True)
     meaning = "hesitations a response, interval over problems"
     return Finding(f"{NAME}/{task}/{condition.name}/hesitations_per_response", float(value), *ends, meaning)
+
+
+def figures(columns: Mapping[str, list]) -> Iterator[Figure]:
+    """The four models on each task, and below them the shares."""
+    section, words = "What the adapter recovers", {who: title for who, title in TITLES.items() if who != title}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for task in dict.fromkeys(columns["task"]):
+        mine = [row for row in rows if row["task"] == task]
+        of_models = {row["measure"]: [row[who] for who in WHO] for row in mine}
+        yield Figure(
+            name=f"{NAME}/{task}/models",
+            kind="bars",
+            columns={"model": [TITLES[who] for who in WHO], **of_models, "role": list(WHO)}
+            | {"ruled": [who == TUNED for who in WHO]},
+            x="model",
+            y=list(of_models),
+            section=section,
+            title=f"Four models on {task}",
+            caption="The hybrid is the tuned model with the MLPs of base; the adapter stands beside those. A share is (adapter - "
+            "hybrid) / (tuned - hybrid), or the same from base: 1 is the tuned model. Ranges are 95 % intervals; a dash "
+            "stands where nothing was there to recover.",
+            group="role",
+            rule="ruled",
+        )
+    labels = [f"{row['measure']}, {row['task']}" for row in rows]
+    yield Figure(
+        name=f"{NAME}/shares",
+        kind="intervals",
+        columns={
+            "share of": labels,
+            **{name: values for name, values in columns.items() if name not in ("measure", "task")},
+        },
+        x="share of",
+        y=list(CHANGES),
+        section=section,
+        title="Share of what fine-tuning changed, by the adapter",
+        words=words
+        | {"recovered_of_hybrid": "recovered, from the hybrid", "recovered_of_base": "recovered, from base"},
+    )

@@ -13,7 +13,7 @@ study reads them; intervals: 95 %, clustered by document (evaluations/intervals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from tunediff.hookpoints import Point, reading
 from tunediff.measures.clustered import Estimate, ratio
 from tunediff.measures.next_tokens import by_document, compared, merge, predicted
 from tunediff.models import replaceable, replacing
-from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Finding, Note, Table
+from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 from tunediff.text import Batch
 
 NAME = "replacement"
@@ -64,7 +64,7 @@ class Replacement:
 
     needs_adapter = True
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)
         depth = len(adapter.layers)
         partials = [
@@ -77,7 +77,9 @@ class Replacement:
         yield from _whole(found.costs, depth)
         kls = {partial: _kl(found.costs[partial.choices(depth)]) for partial in partials}
         yield from _worst(kls)
-        yield Table("partial_replacement", _partial_table(kls, found.costs, depth))
+        columns = _partial_table(kls, found.costs, depth)
+        yield Table("partial_replacement", columns)
+        yield from partial_figures(columns)
         yield from _residual(found)
         yield from _latents(trained)
 
@@ -191,7 +193,7 @@ def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], d
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
-def _residual(found: Measured) -> Iterator[Finding | Table]:
+def _residual(found: Measured) -> Iterator[Finding | Table | Figure]:
     """Point 0 are the embeddings, point n stands after layer n - 1."""
     nmse = {who: ratio(found.errors[:, n], found.squares) for n, who in enumerate(STAND_INS)}
     for who, estimate in nmse.items():
@@ -202,11 +204,13 @@ def _residual(found: Measured) -> Iterator[Finding | Table]:
         )
         yield Finding(f"{NAME}/nmse/{who}", float(mean.value), *_ends(mean, 0.0), meaning)
     columns = {who: estimate.value.tolist() for who, estimate in nmse.items()}
-    yield Table("residual_nmse", {"point": list(range(found.squares.shape[1])), **columns})
+    points = list(range(found.squares.shape[1]))
+    yield Table("residual_nmse", {"point": points, **columns})
+    yield residual_figure(points, columns)
 
 
 @torch.no_grad()
-def _latents(trained: Trained) -> Iterator[Finding | Table]:
+def _latents(trained: Trained) -> Iterator[Finding | Table | Figure]:
     """Of each layer, in the adapted model; the decoder norm is the median of latents that fired."""
     adapter = trained.adapter(NAME)
     shape = (len(adapter.layers), adapter.latents_per_layer)
@@ -224,4 +228,61 @@ def _latents(trained: Trained) -> Iterator[Finding | Table]:
     words = {"column": "never fired", "line": "never fired"}
     yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning, **words)
     columns = {"l0": l0.tolist(), "dead_fraction": dead.tolist(), "decoder_norm": medians}
-    yield Table("adapter_layers", {"layer": list(range(shape[0])), **columns})
+    columns = {"layer": list(range(shape[0])), **columns}
+    yield Table("adapter_layers", columns)
+    yield layers_figure(columns)
+
+
+# -- how it is drawn -------------------------------------------------------------------------------------------------
+
+SECTION = "Replacing MLPs layer by layer"
+CAPTION = (
+    "The model is cut at a layer: on one side of the cut the MLPs are those of base with the adapter beside them (hybrid: with "
+    "nothing beside them), on the other the tuned ones. KL is that of the next token, KL(tuned || cut), in nats a token. Bands "
+    "are 95 % intervals; where all layers are tuned the KL is 0, which a logarithmic axis does not show."
+)
+DIRECTIONS = {ADAPTER_FIRST: "adapted layers first", TUNED_FIRST: "tuned layers first"}
+
+
+def partial_figures(columns: Mapping[str, list]) -> Iterator[Figure]:
+    columns = {**columns, "order": [DIRECTIONS[one] for one in columns["direction"]]}
+    columns["tuned_first"] = [one == TUNED_FIRST for one in columns["direction"]]
+    words = {"cutoff": "layers before the cut", "tuned_first": DIRECTIONS[TUNED_FIRST], "lm_loss": "loss, nats"}
+    given = {"kind": "lines", "columns": columns, "x": "cutoff", "section": SECTION, "group": "with", "words": words}
+    yield Figure("replacement/kl", y=["kl"], title="KL", caption=CAPTION, facet="order", log=["kl"], **given)
+    yield Figure(
+        "replacement/lm_loss", y=["lm_loss"], title="Loss of the next token, nats", control="tuned_first", **given
+    )
+
+
+def residual_figure(points: Sequence[int], nmse: Mapping[str, list]) -> Figure:
+    rows = [(point, who, value) for who, values in nmse.items() for point, value in zip(points, values, strict=True)]
+    return Figure(
+        name="replacement/nmse",
+        kind="lines",
+        columns=dict(zip(("point", "with", "nmse"), map(list, zip(*rows, strict=True)), strict=True)),
+        x="point",
+        y=["nmse"],
+        section=SECTION,
+        title="Residual stream, squared error",
+        group="with",
+        words={"point": "after so many layers"},
+    )
+
+
+def layers_figure(columns: Mapping[str, list]) -> Figure:
+    return Figure(
+        name="replacement/layers",
+        kind="lines",
+        columns={**columns, "with": [ADAPTER] * len(columns["layer"])},
+        x="layer",
+        y=["l0", "decoder_norm", "dead_fraction"],
+        section=SECTION,
+        title="The adapter's layers",
+        group="with",
+        words={
+            "l0": "L0, active latents a token",
+            "decoder_norm": "median norm of decoder rows",
+            "dead_fraction": "latents that never fired, share",
+        },
+    )

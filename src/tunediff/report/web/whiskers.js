@@ -1,37 +1,4 @@
-// Figures of numbers with their intervals: lines with bands, and rows of dots or bars with whiskers.
-
-// lines with the bands of their intervals. Each is { word, colour, xs, values, lows, highs, dashed }; `place` says where a
-// point lies, `asX` and `asY` are what an axis shows of a number, `level` is a value to hold the lines against
-function bands(title, lines, xWord, { place, rows, asX = (v) => v, asY = (v) => v, level = null, ...axes }) {
-  const drawnLines = lines.map((line) => ({ ...line, points: line.xs.map((at, i) => ({ at, value: line.values[i], low: line.lows?.[i] ?? line.values[i], high: line.highs?.[i] ?? line.values[i] }))
-    .filter((point) => point.value !== null && point.value !== undefined) })).filter((line) => line.points.length);
-  if (!drawnLines.length) return null;
-  const every = drawnLines.flatMap((line) => line.points), all = [...every.flatMap((point) => [point.value, point.low, point.high]), ...(level === null ? [] : [level])].map(asY);
-  const low = Math.min(...all), high = Math.max(...all), room = (high - low) * 0.06, places = (axes.atX ?? []).concat(every.map((point) => asX(point.at)));
-  const { svg, x, y } = frame(title, [Math.min(...places), Math.max(...places)], [low - room, high + room], xWord, { ...axes, atY: axes.atY?.(low - room, high + room) });
-  if (level !== null) svg.append(drawn("line", { class: "mark", x1: LEFT, x2: WIDE - RIGHT, y1: y(asY(level)), y2: y(asY(level)) }));
-  for (const { word, colour, points, lows, dashed } of drawnLines) {
-    const at = (name) => points.map((point) => `${x(asX(point.at)).toFixed(1)},${y(asY(point[name])).toFixed(1)}`);
-    if (lows) svg.append(drawn("polygon", { points: [...at("high"), ...at("low").reverse()].join(" "), fill: colour, opacity: dashed ? 0.08 : 0.18 }));
-    svg.append(drawn("polyline", { points: at("value").join(" "), fill: "none", stroke: colour, "stroke-width": 1.6, ...(dashed ? { "stroke-dasharray": "4 3" } : {}) }));
-    for (const point of points) {
-      const dot = drawn("circle", { cx: x(asX(point.at)), cy: y(asY(point.value)), r: 2.6, fill: colour });
-      dot.append(drawn("title", {}, `${word}, ${place(point.at)}: ${spelled(point.value)}${lows ? ` (${spelled(point.low, point.value)} to ${spelled(point.high, point.value)})` : ""}`));
-      svg.append(dot);
-    }
-  }
-  return figure(title, svg, { rows });
-}
-
-// a line a column of the table of layers
-function banded(title, layers, lines) {
-  const columns = lines.flatMap(([name]) => [name, `${name}_low`, `${name}_high`]).filter((name) => DATA.layers[name]);
-  return bands(title, lines.map(([name, word, colour]) => ({ word, colour, xs: layers, values: DATA.layers[name], lows: DATA.layers[`${name}_low`], highs: DATA.layers[`${name}_high`] })), "layer", {
-    place: (layer) => `layer ${layer}`,
-    rows: () => [["layer", ...columns], layers.map((layer, i) => [layer, ...columns.map((name) => DATA.layers[name][i])])] });
-}
-
-// -- rows of dots with whiskers, a panel a measure ---------------------------------------------------------------------
+// Rows of dots or bars with whiskers, a panel a measure, as wide as there is room for.
 
 // Rows are { label, colour, control, first, ruled, of }: `of` holds the numbers, `first` opens a group, and a line stands
 // in every panel at a row that is ruled. Columns are { name, word, log }. Drawn as wide as there is room for.
