@@ -20,7 +20,7 @@ from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
 from tunediff.evaluations.latents.statistics import Usual, usual
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language
 
@@ -57,6 +57,8 @@ def intervention(operations, **given):
 
 def parted(found):
     found = list(found)
+    for figure in (item for item in found if isinstance(item, Figure)):
+        figure.check()
     tables = {item.name: item.columns for item in found if isinstance(item, Table)}
     findings = {item.name: item for item in found if isinstance(item, Finding)}
     return findings, tables, [item.text for item in found if isinstance(item, Note)]

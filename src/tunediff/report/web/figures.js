@@ -6,9 +6,13 @@ const LONG = 12; // rows of numbers below a drawing, above which they stand fold
 const FEW = 4; // lines whose bands can still be told apart
 
 const known = (value) => typeof value === "number";
-const range = (row, name) => (known(row[`${name}_low`]) ? `${spelled(row[`${name}_low`], row[name])} to ${spelled(row[`${name}_high`], row[name])}` : "");
+const range = (row, name) => {
+  const [low, high] = [row[`${name}_low`], row[`${name}_high`]];
+  return known(low) ? `${spelled(low, row[name])} to ${spelled(high, row[name])}` : "";
+};
 const ranged = (row, name) => spelled(row[name]) + (range(row, name) ? ` (${range(row, name)})` : "");
 const wordIn = ({ words }, column) => words[column] ?? wordOf(column);
+const plain = (value) => wordOf(String(value));
 const legendOf = (entries) => element("p", { class: "legend keys broad" }, entries.map(([word, colour, dashed]) =>
   element("span", { style: `border-color:${colour}${dashed ? ";border-bottom-style:dashed" : ""}` }, word)));
 
@@ -28,7 +32,8 @@ function sectionsOf(figures) {
   return distinct(figures.map((spec) => spec.section)).map((title) => {
     const mine = figures.filter((spec) => spec.section === title);
     const keys = new Map(mine.flatMap(legendIn).map((entry) => [entry.join(), entry]));
-    return section(title, distinct(mine.map((spec) => spec.caption)).filter(Boolean).map((caption) => element("p", { class: "soft" }, caption)),
+    const captions = distinct(mine.map((spec) => spec.caption)).filter(Boolean);
+    return section(title, captions.map((caption) => element("p", { class: "soft" }, caption)),
       keys.size > 1 ? legendOf([...keys.values()]) : null, element("div", { class: "grid" }, mine.map(shown)));
   });
 }
@@ -36,7 +41,8 @@ function sectionsOf(figures) {
 function legendIn(spec) {
   if (!spec.group || spec.kind === "heat") return [];
   const colours = coloursOf(spec), lines = spec.kind === "lines" && spec.control;
-  return [...colours].flatMap(([group, colour]) => [[wordOf(String(group)), colour], ...(lines ? [[`${wordOf(String(group))}, ${wordIn(spec, spec.control)}`, colour, true]] : [])]);
+  const dashed = (group, colour) => (lines ? [[`${plain(group)}, ${wordIn(spec, spec.control)}`, colour, true]] : []);
+  return [...colours].flatMap(([group, colour]) => [[plain(group), colour], ...dashed(group, colour)]);
 }
 
 // one figure with its choices; its drawings lie in the grid of their section
@@ -51,18 +57,20 @@ function shown(spec) {
     return picker(word, options, (value) => { chosen.set(key, value); draw(); });
   };
   const pickers = spec.choices.filter((column) => distinct(spec.columns[column]).length > 1)
-    .map((column) => choose(column, wordIn(spec, column), distinct(spec.columns[column]).map((value) => [String(value), wordOf(String(value))])));
+    .map((column) => choose(column, wordIn(spec, column), distinct(spec.columns[column]).map((value) => [String(value), plain(value)])));
   if (spec.kind === "heat" && spec.y.length > 1) pickers.push(choose("y", "measured as", spec.y.map((name) => [name, wordIn(spec, name)])));
   const groups = [...coloursOf(spec).keys()];
   if (spec.kind === "lines" && groups.length > 2)
-    pickers.push(choose("group", wordIn(spec, spec.group), [["", "all, without bands"], ...groups.map((group) => [String(group), wordOf(String(group))])]));
+    pickers.push(choose("group", wordIn(spec, spec.group),
+      [["", "all, without bands"], ...groups.map((group) => [String(group), plain(group)])]));
   draw();
   return element("div", { class: "loose" }, pickers.length ? element("div", { class: "filters broad" }, pickers) : null, holder);
 }
 
 // what stands above one drawing: also what was chosen, for it may be saved and stand alone
 function titleOf(spec, facet, chosen, y = null) {
-  const choices = spec.choices.filter((column) => chosen.has(column)).map((column) => `${wordIn(spec, column)} ${wordOf(chosen.get(column))}`);
+  const choices = spec.choices.filter((column) => chosen.has(column))
+    .map((column) => `${wordIn(spec, column)} ${plain(chosen.get(column))}`);
   return [y !== null && spec.y.length > 1 ? wordIn(spec, y) : spec.title, facet, ...choices].filter((part) => part !== null).join(", ");
 }
 
@@ -83,13 +91,15 @@ function curvesIn(spec, rows, facets, chosen) {
     const keys = distinct(here.map(key)), bands = spec.columns[`${y}_low`] && keys.length <= FEW;
     const lines = keys.map((one) => {
       const [group, control] = JSON.parse(one), some = here.filter((row) => key(row) === one).sort((a, b) => a[spec.x] - b[spec.x]);
-      const word = [group === null ? null : wordOf(String(group)), control ? wordIn(spec, spec.control) : null].filter((part) => part !== null).join(", ") || wordIn(spec, y);
-      const points = some.map((row) => ({ at: row[spec.x], value: row[y], low: bands ? row[`${y}_low`] : null, high: bands ? row[`${y}_high`] : null,
+      const parts = [group === null ? null : plain(group), control ? wordIn(spec, spec.control) : null].filter((part) => part !== null);
+      const word = parts.join(", ") || wordIn(spec, y), end = (row, which) => (bands ? row[`${y}_${which}`] : null);
+      const points = some.map((row) => ({ at: row[spec.x], value: row[y], low: end(row, "low"), high: end(row, "high"),
         said: `${word}, ${wordIn(spec, spec.x)} ${spelled(row[spec.x])}: ${ranged(row, y)}` }));
       return { word, colour: colours.get(group) ?? "var(--thinking)", dashed: control, points };
     });
     const rules = spec.rule ? here.filter((row) => row[spec.rule]).map((row) => row[y]).slice(0, 1) : [];
-    return plot(titleOf(spec, facet, chosen, y), lines, { xWord: wordIn(spec, spec.x), xLog: spec.log.includes(spec.x), yLog: spec.log.includes(y), rules,
+    const log = (column) => spec.log.includes(column);
+    return plot(titleOf(spec, facet, chosen, y), lines, { xWord: wordIn(spec, spec.x), xLog: log(spec.x), yLog: log(y), rules,
       joined: spec.kind === "lines", rows: taken(spec, mine.filter((row) => facet === null || row[spec.facet] === facet)) });
   })).filter(Boolean);
 }
@@ -112,7 +122,8 @@ function scaleOf(values, log, tried) {
 // Lines of points { at, value, low, high, said }. `rules` are levels to hold them against; where it `settles`, the axis spans what
 // follows the first eighth, and the rest is cut.
 function plot(title, lines, { xWord, xLog = false, yLog = false, rules = [], joined = true, dots = true, settles = false, rows }) {
-  const present = lines.map((line) => ({ ...line, points: line.points.filter((point) => known(point.value)) })).filter((line) => line.points.length);
+  const present = lines.map((line) => ({ ...line, points: line.points.filter((point) => known(point.value)) }))
+    .filter((line) => line.points.length);
   if (!present.length) return null;
   const all = present.flatMap(({ points }) => points.slice(settles ? Math.floor(points.length / 8) : 0));
   const scaleX = scaleOf(present.flatMap(({ points }) => points.map((point) => point.at)), xLog, true);
@@ -128,18 +139,22 @@ function plot(title, lines, { xWord, xLog = false, yLog = false, rules = [], joi
   for (const rule of rules) svg.append(drawn("line", { class: "mark", x1: LEFT, x2: WIDE - RIGHT, y1: up(rule), y2: up(rule) }));
   for (const { word, colour, dashed, points: every } of present) {
     const points = kept(every), bounded = points.filter((point) => known(point.low) && known(point.high));
-    const edge = [...bounded.map((point) => `${across(point)},${up(point.high)}`), ...bounded.map((point) => `${across(point)},${up(point.low)}`).reverse()];
+    const edgeOf = (end) => bounded.map((point) => `${across(point)},${up(point[end])}`);
+    const edge = [...edgeOf("high"), ...edgeOf("low").reverse()];
     if (bounded.length && joined) svg.append(drawn("polygon", { points: edge.join(" "), fill: colour, opacity: dashed ? 0.08 : 0.18 }));
     if (joined) {
-      const line = drawn("polyline", { points: points.map((point) => `${across(point)},${up(point.value)}`).join(" "), fill: "none", stroke: colour,
-        "stroke-width": 1.6, ...(dashed ? { "stroke-dasharray": "4 3" } : {}) });
+      const middle = points.map((point) => `${across(point)},${up(point.value)}`).join(" ");
+      const dashes = dashed ? { "stroke-dasharray": "4 3" } : {};
+      const line = drawn("polyline", { points: middle, fill: "none", stroke: colour, "stroke-width": 1.6, ...dashes });
       line.append(drawn("title", {}, `${word}: ${spelled(points.at(-1)?.value)} at the end`));
       svg.append(line);
     }
     for (const point of dots ? points : []) {
       const mark = drawn("g", { opacity: dashed && !joined ? 0.5 : 1 });
-      if (!joined && known(point.low)) mark.append(drawn("line", { x1: across(point), x2: across(point), y1: up(point.low), y2: up(point.high), stroke: colour }));
-      mark.append(drawn("circle", { cx: across(point), cy: up(point.value), r: joined ? 2.6 : 3.4, fill: colour }), drawn("title", {}, point.said));
+      const at = across(point);
+      const ends = !joined && known(point.low) ? { x1: at, x2: at, y1: up(point.low), y2: up(point.high), stroke: colour } : null;
+      if (ends) mark.append(drawn("line", ends));
+      mark.append(drawn("circle", { cx: at, cy: up(point.value), r: joined ? 2.6 : 3.4, fill: colour }), drawn("title", {}, point.said));
       svg.append(mark);
     }
   }
@@ -156,33 +171,38 @@ function rowsIn(spec, rows, facets, chosen) {
     const parts = (n) => [n - 1, n + 1].some((beside) => here[beside]?.[spec.control]); // controls stand beside it
     const lines = here.map((row, n) => ({ of: row, label: String(row[spec.x]), colour: colours.get(row[spec.group]) ?? "var(--thinking)",
       control: Boolean(row[spec.control]), first: !row[spec.control] && parts(n), ruled: Boolean(row[spec.rule]) }));
-    const drawing = columns.length ? [whiskers(titleOf(spec, facet, chosen), lines, columns, { bar: spec.kind === "bars", table: taken(spec, here) })] : [];
-    return [...drawing, numbers(spec, here)];
+    const drawing = () => whiskers(titleOf(spec, facet, chosen), lines, columns, { bar: spec.kind === "bars", table: taken(spec, here) });
+    return [...(columns.length ? [drawing()] : []), numbers(spec, here)];
   });
 }
 
 // the same numbers to be read, intervals below what they bound
 function numbers(spec, rows) {
-  const names = Object.keys(spec.columns).filter((name) => !/_(low|high)$/.test(name) && ![spec.group === spec.x ? null : spec.group, spec.facet, spec.control, spec.rule, ...spec.choices].includes(name));
+  const hidden = [spec.group, spec.facet, spec.control, spec.rule, ...spec.choices].filter((name) => name !== spec.x);
+  const names = Object.keys(spec.columns).filter((name) => !/_(low|high)$/.test(name) && !hidden.includes(name));
   const some = names.filter((name) => rows.some((row) => row[name] !== null && row[name] !== undefined));
   const wordy = new Set(some.filter((name) => name !== spec.x && rows.some((row) => typeof row[name] === "string")));
   const cell = (row, name) => element("td", { class: wordy.has(name) ? "words" : name === spec.x && row[spec.control] ? "control" : "" },
     typeof row[name] === "string" ? row[name] : spelled(row[name]), range(row, name) ? element("small", {}, range(row, name)) : null);
   const more = some.some((name) => name !== spec.x && !spec.y.includes(name)); // than the drawing shows
   const order = [spec.x, ...some.filter((name) => name !== spec.x)];
-  return element("details", { class: "broad", ...(more && rows.length <= LONG ? { open: "" } : {}) }, element("summary", {}, "The same in numbers"),
+  const heads = order.map((name) => element("th", wordy.has(name) ? { class: "words" } : {}, wordIn(spec, name)));
+  const lines = rows.map((row) => element("tr", row[spec.control] ? { class: "control" } : {}, order.map((name) => cell(row, name))));
+  const open = more && rows.length <= LONG ? "" : null;
+  return element("details", { class: "broad", open }, element("summary", {}, "The same in numbers"),
     element("div", { class: "wide" }, element("table", { class: "measured" },
-      element("thead", {}, element("tr", {}, order.map((name) => element("th", wordy.has(name) ? { class: "words" } : {}, wordIn(spec, name))))),
-      element("tbody", {}, rows.map((row) => element("tr", row[spec.control] ? { class: "control" } : {}, order.map((name) => cell(row, name))))))));
+      element("thead", {}, element("tr", {}, heads)), element("tbody", {}, lines))));
 }
 
 // -- heat --------------------------------------------------------------------------------------------------------------------
 
 function heatsIn(spec, rows, facets, chosen) {
   const y = chosen.get("y") ?? spec.y[0], most = rows.reduce((sum, row) => Math.max(sum, row[y] ?? 0), 1e-12);
-  const across = distinct(spec.columns[spec.x]), up = distinct(spec.columns[spec.group]).sort((a, b) => a - b), said = element("p", { class: "readout broad", role: "status" });
-  const place = (row) => [spec.facet && row[spec.facet], `${wordIn(spec, spec.group)} ${row[spec.group]}`, `${wordIn(spec, spec.x)} ${row[spec.x]}`];
-  const words = (row) => `${place(row).filter(Boolean).join(", ")}: ${spec.y.filter((name) => known(row[name])).map((name) => `${ranged(row, name)} ${wordIn(spec, name)}`).join(", ")}`;
+  const across = distinct(spec.columns[spec.x]), up = distinct(spec.columns[spec.group]).sort((a, b) => a - b);
+  const at = (row, column) => `${wordIn(spec, column)} ${row[column]}`, said = element("p", { class: "readout broad", role: "status" });
+  const place = (row) => [spec.facet && row[spec.facet], at(row, spec.group), at(row, spec.x)].filter(Boolean).join(", ");
+  const measured = (row) => spec.y.filter((name) => known(row[name])).map((name) => `${ranged(row, name)} ${wordIn(spec, name)}`);
+  const words = (row) => `${place(row)}: ${measured(row).join(", ")}`;
   said.textContent = "Hover a cell, or choose a grid and use the arrow keys, to read its number.";
   const grids = facets.map((facet) => heat(titleOf(spec, facet, chosen), rows.filter((row) => facet === null || row[spec.facet] === facet),
     { spec, across, up, y, most, words, say: (row) => (said.textContent = words(row)) }));
