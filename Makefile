@@ -1,11 +1,15 @@
-# Two commands do everything: make demo, make test. Both install what they need into .venv first.
+# Two commands do everything: make demo, make test. Both install the versions of constraints.txt into .venv first.
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # a CPU machine: make demo TORCH_INDEX=<an index of CPU builds of torch>
-PIP_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
+PIP_INSTALL := install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
+SUITE := -m pytest -n auto --dist loadgroup
+# an environment from nothing, outside the lock: $(call fresh,folder,options of pip). Its torch is named, for pip knows no
+# newest or lowest CPU build
+TORCH ?= torch==2.13.0
+fresh = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip $(PIP_INSTALL) "$(TORCH)" && $(1)/bin/pip $(PIP_INSTALL) $(2) -e ".[test]"
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-newest test-lowest lock lint clean
 
 demo: .venv/.ready
 	$(BIN)/python train.py
@@ -13,18 +17,36 @@ demo: .venv/.ready
 test: .venv/.ready
 	bash tests/install_system.sh
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
+
+# the newest versions that pyproject.toml allows
+test-newest:
+	$(call fresh,.venv-newest)
+	OMP_NUM_THREADS=1 .venv-newest/bin/python $(SUITE)
+
+# the lowest
+test-lowest:
+	mkdir -p build
+	$(PYTHON) tests/lowest.py > build/lowest.txt
+	$(call fresh,.venv-lowest,-c build/lowest.txt)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(SUITE)
+
+# packages of one platform are left out: torch names their exact versions itself
+lock:
+	$(call fresh,.venv-newest)
+	.venv-newest/bin/pip freeze --exclude-editable > .venv-newest/frozen.txt
+	echo "# All that make demo and make test install, in exact versions. Written by make lock." > constraints.txt
+	grep -vE '^(nvidia|cuda|triton)' .venv-newest/frozen.txt | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort >> constraints.txt
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tunediff needs Python 3.11 or newer; name one: make demo PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_INDEX) "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_INDEX) -e ".[test]"
+	$(BIN)/pip $(PIP_INSTALL) -c constraints.txt -e ".[test]"
 	@touch $@
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-newest .venv-lowest build dist

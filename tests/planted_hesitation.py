@@ -6,7 +6,7 @@ import torch
 
 from tunediff.activations import harvest
 from tunediff.dictionary import L1, Crosscoder, Normalisation
-from tunediff.evaluations import Trained
+from tunediff.evaluations import Given, Trained
 from tunediff.shapes import TUNED
 
 LATENTS = 24
@@ -17,7 +17,7 @@ def planted(pair, text, *, tokens: int = 12_000, folder=None) -> Trained:
     """An SAE on the tuned model's last layer. Latent 0 fires at the dot before a hesitation, by a linear probe, and writes
     what such dots have more than other dots; the others read and write random directions of like size."""
     stream = pair.streams("resid_post", 3, reads=TUNED)[0]
-    empty = Trained(pair, text, None, tokens)
+    empty = Given(pair, text, tokens)
     rows, labels = [], {"decision": [], "hesitation_follows": []}
     for batch in empty.held_out:
         rows.append(harvest(pair, batch, [stream]).values)
@@ -46,4 +46,4 @@ def planted(pair, text, *, tokens: int = 12_000, folder=None) -> Trained:
     made.b_enc.copy_(-(mean @ made.W_enc.double()).float() - 0.3)
     made.b_enc[0] += float(probe[-1])
     made.b_dec.copy_(mean.float())
-    return Trained(pair, text, made.eval().requires_grad_(False), tokens, folder=folder)
+    return Trained(pair, text, tokens, folder=folder, dictionary=made.eval().requires_grad_(False))

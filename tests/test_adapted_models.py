@@ -191,9 +191,9 @@ def test_a_pair_holds_the_tuned_model_once_and_of_the_base_its_mlps_alone(adapte
 def test_the_latents_of_a_tuned_model_are_read_and_edited_at_their_hookpoint(adapted_pair):
     assert adapted_pair.width("tuned", "transcoder") == LATENTS  # before any weight is loaded
     adapted_pair.load()
-    adapter = adapted_pair.adapter_of("tuned")
+    adapter = adapted_pair.sources["tuned"].beside.read()
     inside = decoder_layers(adapted_pair.models["tuned"])[1].mlp.transcoder
-    assert adapter.layers[1].W_dec.data_ptr() == inside.W_dec.data_ptr() and adapter.streams[1].role == "tuned"
+    assert torch.equal(adapter.layers[1].W_dec, inside.W_dec)
     ones = torch.ones(adapter.latents)
     everything = transcoder_edits(adapter, range(adapter.latents), Zero(), scale=ones, mean=ones, role="tuned")
     known = Sequences.of_prompts(adapted_pair.tokenizers[0], IDS.tolist())
@@ -204,8 +204,6 @@ def test_the_latents_of_a_tuned_model_are_read_and_edited_at_their_hookpoint(ada
     assert torch.allclose(found, logits(expected), atol=1e-5) and all(change.max() > 0 for change in changes)
     with pytest.raises(PairError, match="The base model has no transcoder adapters"):
         adapted_pair.width("base", "transcoder")
-    with pytest.raises(PairError, match="The base model has no transcoder adapters"):
-        adapted_pair.adapter_of("base")
 
 
 def test_the_pair_of_a_run_is_an_option_of_model_pair(pair, folders, tmp_path, monkeypatch):
@@ -481,6 +479,52 @@ def test_a_run_of_another_dictionary_has_no_adapted_model_to_save(pair, folders,
     run.dictionary = None
     with pytest.raises(Refused, match="trained no transcoder adapters"):
         run.save_adapted(tmp_path / "out")
+
+
+# -- wherever a file has its tensors ---------------------------------------------------------------------------------
+
+
+def shift(folder, padding):
+    """The same tensors, each so many bytes further into its file; how far from a multiple of 64 they then lie."""
+    places = set()
+    for path in sorted(folder.rglob("*.safetensors")):
+        content = path.read_bytes()
+        length = 8 + int.from_bytes(content[:8], "little")
+        header = content[8:length].rstrip() + b" " * (padding + -len(content[8:length].rstrip()) % 8)
+        path.write_bytes(len(header).to_bytes(8, "little") + header + content[length:])
+        starts = [value["data_offsets"][0] for name, value in json.loads(header).items() if name != "__metadata__"]
+        places |= {(8 + len(header) + start) % 64 for start in starts}
+    return places
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "lora", "run", "checkpoint"])
+def test_logits_do_not_depend_on_where_a_file_has_its_tensors(pair, folders, tmp_path, kind):
+    place, settings = tmp_path / "model", {}
+    if kind == "checkpoint":
+        checkpoint(folders, place)
+    else:
+        shutil.copytree(folders["tuned"], place)
+    if kind == "tied":
+        reconfigure(place, tie_word_embeddings=True)
+        own = safetensors.torch.load_file(place / "model.safetensors")
+        del own["lm_head.weight"]
+        safetensors.torch.save_file(own, place / "model.safetensors", metadata={"format": "pt"})
+    if kind == "lora":
+        settings["adapter"] = str(save_adapter(tmp_path / "lora", place, rank=3))
+    if kind == "run":
+        run_folder(pair, tmp_path / "run")
+    made = source(place, **settings)
+    if kind == "run":
+        made = AdaptedSource(str(place), dtype="float32", mlps=made, transcoders=str(tmp_path / "run"))
+    found, places = [], set()
+    for padding in range(0, 64, 8):
+        places |= shift(tmp_path, padding)
+        model = made.weights()
+        for tensor in (*model.parameters(), *model.buffers()):
+            assert tensor.data_ptr() % 64 == 0 and tensor.is_contiguous()
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == (kind == "tied")
+        found.append(logits(model))
+    assert places >= set(range(0, 64, 8)) and all(torch.equal(one, found[0]) for one in found)
 
 
 # -- the published pair ----------------------------------------------------------------------------------------------

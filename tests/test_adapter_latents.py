@@ -12,7 +12,6 @@ from tunediff.edits import Add, Everywhere, Keep, MeanAblate, Patch, Scale, Sequ
 from tunediff.evaluations import Intervention, SteeringSweep, Trained
 from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import alike, decoder_rows
-from tunediff.evaluations.latents.statistics import usual
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.generation import Batched, Decoding, ask, generate
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Refused
@@ -45,7 +44,7 @@ def standing_beside(pair, tokenizer):
     adapter.eval().requires_grad_(False)
     pair.stand_beside(adapter)
     text = Text(lambda: language.rows(0, "trace"), held_out=language.is_held_out, context=256, window=16)
-    return Trained(pair, text, adapter, 1500)
+    return Trained(pair, text, 1500, dictionary=adapter)
 
 
 def said(tokenizer):
@@ -82,7 +81,7 @@ def doubled(adapter, numbers):
 def test_zeroing_latents_is_leaving_them_out_and_scaling_them_is_scaling_their_decoder_rows(
     trained, numbers, tokenizer
 ):
-    edits = functools.partial(latent_edits, trained, ADAPTER, numbers, seen=usual(trained))
+    edits = functools.partial(latent_edits, trained, ADAPTER, numbers, seen=trained.statistics)
     adapter, plain, word = trained.dictionary, logits(trained), said(tokenizer)
     assert len(edits(Zero())) == len(numbers)  # one a layer
     without = logits(trained, edits(Zero()))
@@ -94,7 +93,7 @@ def test_zeroing_latents_is_leaving_them_out_and_scaling_them_is_scaling_their_d
 
 
 def test_a_model_that_writes_under_an_edit_writes_what_it_would_without_these_latents(trained, tokenizer):
-    edits = functools.partial(latent_edits, trained, ADAPTER, SOME, seen=usual(trained))
+    edits = functools.partial(latent_edits, trained, ADAPTER, SOME, seen=trained.statistics)
     plain, without = answers(trained), answers(trained, edits(Zero()))
     assert {token for ids in plain for token in ids} == {said(tokenizer)}
     assert without == answers(trained, adapter=trained.dictionary.without(SOME)) != plain
@@ -102,7 +101,7 @@ def test_a_model_that_writes_under_an_edit_writes_what_it_would_without_these_la
 
 
 def test_what_a_mean_and_a_strength_are_is_found_on_the_held_out_text(trained):
-    seen = usual(trained)
+    seen = trained.statistics
     assert seen.maximum[PLANTED] == pytest.approx(2.0) == seen.mean[PLANTED].item()
     part = latent_edits(trained, ADAPTER, [PLANTED], MeanAblate(), seen=seen)[0].part
     assert part.mean.item() == pytest.approx(2.0) and part.names == ("2.1",)
@@ -155,14 +154,14 @@ def test_a_change_at_several_layers_is_a_mean_over_all_of_them(trained):
 
 
 def test_controls_of_an_adapters_latents_are_drawn_across_layers_by_what_they_write(trained):
-    seen, norms = usual(trained), decoder_rows(trained, None).norm(dim=-1)
+    seen, norms = trained.statistics, decoder_rows(trained, None).norm(dim=-1)
     assert torch.allclose(norms, trained.dictionary.code_norms()) and int(norms.argmax()) == PLANTED
     drawn = {alike(seen, norms, [PLANTED], seed=seed)[0] // EACH for seed in range(40)}
     assert drawn == {0, 1, 2}
 
 
 def test_steering_adapters_latents_has_a_control_as_large_in_each_of_their_layers(trained):
-    numbers, seen = [1, 3, PLANTED], usual(trained)
+    numbers, seen = [1, 3, PLANTED], trained.statistics
     parts = steering_parts(trained, ADAPTER, seen, numbers, unit="latent_maximum", seed=0)
     rows = trained.dictionary.W_dec * seen.maximum[:, None]
     wanted = [rows[[1, 3]].sum(0).norm(), rows[PLANTED].norm()]
@@ -200,7 +199,7 @@ def test_the_model_that_is_written_follows_from_the_dictionary(trained):
             sparsity=L1(coefficient=0.0),
             normalisation=functools.partial(Normalisation, kind="none"),
         )
-        return role_of(Trained(trained.pair, trained.text, made, 10), asked, setting="ablation")
+        return role_of(Trained(trained.pair, trained.text, 10, dictionary=made), asked, setting="ablation")
 
     assert [role(reads) for reads in ("both", TUNED, BASE, "difference")] == [TUNED, TUNED, BASE, TUNED]
     assert role("both", BASE) == role(TUNED, BASE) == BASE and role_of(trained, None, setting="a") == ADAPTER
@@ -209,4 +208,4 @@ def test_the_model_that_is_written_follows_from_the_dictionary(trained):
     with pytest.raises(Refused, match="choose base or tuned, or adapter"):
         ablation(role=HYBRID)
     with pytest.raises(Refused, match="leave `along` out"):
-        latent_edits(trained, ADAPTER, [1], Keep(), seen=usual(trained), along=torch.ones(3))
+        latent_edits(trained, ADAPTER, [1], Keep(), seen=trained.statistics, along=torch.ones(3))

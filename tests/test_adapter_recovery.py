@@ -43,7 +43,7 @@ def measured(pair, solved=SOLVED, log=None, tasks=None, dictionary=None):
         decoding=Decoding(tokens=64),
         engine=Planted(solved, {} if log is None else log),
     )
-    return parted(asked.run(Trained(pair, TEXT, dictionary or adapter, 100)))
+    return parted(asked.run(Trained(pair, TEXT, 100, dictionary=dictionary or adapter)))
 
 
 def test_what_was_planted_is_recovered_of_the_hybrid_and_of_the_base(pair):
@@ -103,7 +103,7 @@ def test_on_the_embedded_pair_an_untrained_adapter_recovers_nothing_of_what_is_l
     asked = AdapterRecovery(
         tasks={"eggs": problems(24, "{question}")}, decoding=Decoding(tokens=100), engine=Batched(24)
     )
-    findings, tables, _ = parted(asked.run(Trained(pair, TEXT, adapter, 100)))
+    findings, tables, _ = parted(asked.run(Trained(pair, TEXT, 100, dictionary=adapter)))
     responses = tables["adapter_recovery_outputs"]["response"]
     assert responses[24:48] == responses[48:72] != responses[72:]
     assert findings["adapter_recovery/eggs/tokens/recovered_of_hybrid"][1:4] == (0, 0, 0)

@@ -390,7 +390,7 @@ def trained(pair, tmp_path):
         adapter.layers[-1].b_enc[5] = 10.0
     pair.stand_beside(adapter.eval())
     text = Text(lambda: itertools.islice(language.rows(0, "trace"), 150), held_out=0.3, context=256, window=16)
-    return Trained(pair, text, adapter, 4000, 1024, tmp_path)
+    return Trained(pair, text, 4000, 1024, tmp_path, dictionary=adapter)
 
 
 def found_by(evaluation, trained):

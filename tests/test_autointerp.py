@@ -56,7 +56,7 @@ def trained(pair, monkeypatch, tmp_path):
             yield reading._replace(latents=latents)
 
     monkeypatch.setattr(Trained, "readings", readings)
-    return Trained(pair, toy_text(), dictionary, 3000, folder=tmp_path)
+    return Trained(pair, toy_text(), 3000, folder=tmp_path, dictionary=dictionary)
 
 
 def measured(evaluation, trained):
@@ -157,7 +157,7 @@ def test_latents_are_chosen_by_number_or_by_how_much_they_belong_to_one_model(se
 
 def test_a_dictionary_of_one_model_wants_numbers(server, pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1, reads="tuned")))
-    one = Trained(pair, toy_text(), dictionary, 2000)
+    one = Trained(pair, toy_text(), 2000, dictionary=dictionary)
     with pytest.raises(Refused, match=r"evaluation.autointerp.latents=2 takes .* reads tuned only: give their numbers"):
         measured(asking(server), one)
     assert not server.asked
@@ -358,7 +358,7 @@ def test_the_latent_cache_is_of_the_latents_that_were_asked_for_and_of_this_run(
     with pytest.raises(Refused, match="context=100000: the held-out text is shorter"):
         cached(trained, context=100_000)
     with pytest.raises(Refused, match="evaluation.latent_cache writes files"):
-        list(LatentCache().run(Trained(trained.pair, trained.text, trained.dictionary, 500)))
+        list(LatentCache().run(Trained(trained.pair, trained.text, 500, dictionary=trained.dictionary)))
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs

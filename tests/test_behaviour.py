@@ -17,7 +17,7 @@ from tunediff.evaluations.behaviour.solving import KeptResponses
 from tunediff.evaluations.behaviour.steering_sweep import dip
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
-from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.statistics import ALL, LatentStatistics
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
@@ -114,7 +114,7 @@ def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_n
 
 
 def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
-    seen = usual(trained)
+    seen = trained.statistics
     telling = Telling("hesitation_follows", count=2, at="decision").choose(trained, seen)
     assert telling[0] == 0
     written = torch.ones(LATENTS)
@@ -164,7 +164,7 @@ def test_an_operation_that_changes_nothing_leaves_every_grade(trained, operation
 
 
 def test_the_mean_of_an_ablation_is_that_of_the_held_out_text(trained):
-    part = latent_edits(trained, TUNED, [0, 3], MeanAblate(), seen=usual(trained))[0].part
+    part = latent_edits(trained, TUNED, [0, 3], MeanAblate(), seen=trained.statistics)[0].part
     values = torch.cat([reading.latents[reading.admitted][:, [0, 3]] for reading in trained.readings("means")])
     assert torch.allclose(part.mean, values.mean(0), atol=1e-5)
     assert torch.allclose(part.scale, values.amax(0))
@@ -278,7 +278,7 @@ def test_controls_write_as_much_where_the_edit_is(trained):
     assert torch.allclose(rows, trained.dictionary.W_dec)
     alive = torch.ones(100)
     written = torch.where(torch.arange(100) < 50, 100.0, 1.0)
-    *loud, quiet = alike(Usual(alive, alive, alive, {}), written, [0, 1, 2, 60], seed=0)
+    *loud, quiet = alike(LatentStatistics({ALL: 1}, {ALL: alive}, alive, alive, {}), written, [0, 1, 2, 60], seed=0)
     assert all(2 < latent < 50 for latent in loud) and quiet > 49 and quiet != 60
 
 

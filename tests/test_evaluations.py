@@ -49,7 +49,7 @@ def identity_dictionary(streams, *, gain=1.0):
 
 
 def run(evaluation, pair, dictionary, tokens=2000):
-    trained = Trained(pair, toy_text(), dictionary, tokens)
+    trained = Trained(pair, toy_text(), tokens, dictionary=dictionary)
     found = list(evaluation.run(trained))
     findings = {f.name: f for f in found if isinstance(f, Finding)}
     tables = {t.name: t.columns for t in found if isinstance(t, Table)}
@@ -65,7 +65,7 @@ def fitted(pair, dictionary):
 @pytest.mark.parametrize("hookpoint", ["resid_pre", "resid_post", "mlp_out"])
 def test_a_perfect_reconstruction_recovers_everything(pair, hookpoint):
     dictionary = fitted(pair, identity_dictionary(pair.streams(hookpoint, 1)))
-    findings, _, _ = run(Fidelity(resamples=50), pair, dictionary)
+    findings, _, _ = run(Fidelity(), pair, dictionary)
     for role in ("base", "tuned"):
         assert abs(findings[f"fidelity/explained_variance/{role}"].value - 1) < 1e-6
         assert abs(findings[f"fidelity/kl_spliced/{role}"].value) < 1e-5
@@ -77,12 +77,12 @@ def test_a_perfect_reconstruction_recovers_everything(pair, hookpoint):
 def test_the_mean_predictor_explains_nothing_and_is_the_mean_ablation(pair):
     streams = pair.streams("resid_post", 1)
     dictionary = fitted(pair, identity_dictionary(streams))
-    trained = Trained(pair, toy_text(), dictionary, 2000)
+    trained = Trained(pair, toy_text(), 2000, dictionary=dictionary)
     values = torch.cat([r.rows.values for r in trained.readings("")])
     with torch.no_grad():
         dictionary.W_enc.zero_()
         dictionary.b_dec.copy_(dictionary.normalisation.normalise(values.mean(0)))
-    findings, _, _ = run(Fidelity(resamples=50), pair, dictionary)
+    findings, _, _ = run(Fidelity(), pair, dictionary)
     for role in ("base", "tuned"):
         assert abs(findings[f"fidelity/explained_variance/{role}"].value) < 1e-6
         assert abs(findings[f"fidelity/ce_spliced/{role}"].value - findings[f"fidelity/ce_mean/{role}"].value) < 1e-5
@@ -92,7 +92,7 @@ def test_the_mean_predictor_explains_nothing_and_is_the_mean_ablation(pair):
 def test_a_dictionary_of_one_model_is_measured_in_that_model(pair):
     for role in ("base", "tuned"):
         dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1, reads=role)))
-        findings, tables, _ = run(Fidelity(resamples=10), pair, dictionary)
+        findings, tables, _ = run(Fidelity(), pair, dictionary)
         assert abs(findings[f"fidelity/kl_recovered/{role}"].value - 1) < 1e-3
         assert {name.split("/")[2] for name in findings if name.count("/") > 1 and "l0" not in name} == {role, "pooled"}
         findings, tables, _ = run(Geometry(), pair, dictionary)
@@ -101,10 +101,10 @@ def test_a_dictionary_of_one_model_is_measured_in_that_model(pair):
 
 def test_a_difference_is_written_into_the_tuned_model_and_without_it_the_bases_activations_stand_there(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1, reads="difference")))
-    findings, _, _ = run(Fidelity(resamples=10), pair, dictionary)
+    findings, _, _ = run(Fidelity(), pair, dictionary)
     assert abs(findings["fidelity/explained_variance/difference"].value - 1) < 1e-6
     assert abs(findings["fidelity/kl_spliced/difference"].value) < 1e-5
-    trained = Trained(pair, toy_text(), dictionary, 300)
+    trained = Trained(pair, toy_text(), 300, dictionary=dictionary)
     reading = next(trained.readings(""))
     assert reading.admitted.all()
     without, scored = predictions(trained, reading, "difference", torch.zeros_like(reading.rows.values))
@@ -126,9 +126,9 @@ def test_explained_variance_does_not_depend_on_batching(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1), gain=0.7))
     found = []
     for tokens_per_batch in (300, 3000):
-        trained = Trained(pair, toy_text(), dictionary, 2000, tokens_per_batch)
+        trained = Trained(pair, toy_text(), 2000, tokens_per_batch, dictionary=dictionary)
         values = torch.cat([r.rows.values.double() for r in trained.readings("")])
-        findings = {f.name: f.value for f in Fidelity(resamples=10).run(trained) if isinstance(f, Finding)}
+        findings = {f.name: f.value for f in Fidelity().run(trained) if isinstance(f, Finding)}
         direct = 1 - (0.3 * values[:, :32]).square().sum() / (values - values.mean(0))[:, :32].square().sum()
         found.append(findings["fidelity/explained_variance/base"])
         assert abs(found[-1] - direct) < 1e-5
@@ -136,7 +136,7 @@ def test_explained_variance_does_not_depend_on_batching(pair):
 
 def test_cross_entropy_is_the_models_own(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
-    findings, _, _ = run(Fidelity(resamples=10), pair, dictionary, tokens=300)
+    findings, _, _ = run(Fidelity(), pair, dictionary, tokens=300)
     batch = next(toy_text().batches(pair.tokenizers, held_out=True, tokens_per_batch=2048))
     if len(batch.token) >= 300:
         losses = []
@@ -153,7 +153,7 @@ def test_cross_entropy_is_the_models_own(pair):
 
 def test_segments_and_intervals_hold_the_whole(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1), gain=0.8))
-    findings, tables, _ = run(Fidelity(resamples=200), pair, dictionary)
+    findings, tables, _ = run(Fidelity(), pair, dictionary)
     for role in ("base", "tuned"):
         names = [f"fidelity/ce_clean/{role}/{s}" for s in ("prompt", "prefix", "thinking", "answer")]
         values = [findings[name].value for name in names]
@@ -185,7 +185,7 @@ def test_evaluations_change_nothing(pair):
     before = {name: value.clone() for name, value in dictionary.state_dict().items()}
     state = torch.get_rng_state()
     for evaluation in (
-        Fidelity(resamples=10),
+        Fidelity(),
         Geometry(),
         Examples(strongest=2),
         LabelAlignment(label="hesitation_follows", at="decision", shuffles=5),
@@ -240,7 +240,7 @@ def test_latents_of_a_transcoder_adapter_are_listed_with_their_layers(folders):
 def test_firing_rates_by_segment_are_those_of_the_latents(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
     _, tables, _ = run(Geometry(), pair, dictionary)
-    trained = Trained(pair, toy_text(), dictionary, 2000)
+    trained = Trained(pair, toy_text(), 2000, dictionary=dictionary)
     readings = list(trained.readings(""))
     answer = torch.cat([r.latents[r.batch.segment == 3] for r in readings])
     assert torch.allclose(
@@ -338,7 +338,7 @@ def test_examples_are_the_strongest_documents_with_their_own_activations(pair):
     _, tables, _ = run(Examples(strongest=3, quantiles=4, random=1, before=4, after=2), pair, dictionary)
     columns = tables["examples"]
     peaks = {}
-    for reading in Trained(pair, toy_text(), dictionary, 2000).readings(""):
+    for reading in Trained(pair, toy_text(), 2000, dictionary=dictionary).readings(""):
         for sequence in reading.batch.sequence.unique():
             here = reading.batch.sequence == sequence
             document = int(reading.batch.document[here][0])
@@ -361,7 +361,7 @@ def test_quantile_examples_are_spread_over_the_documents_in_which_a_latent_fires
     _, tables, _ = run(Examples(strongest=1, quantiles=4, random=2), pair, dictionary, tokens=6000)
     columns = tables["examples"]
     peaks = []
-    for reading in Trained(pair, toy_text(), dictionary, 6000).readings(""):
+    for reading in Trained(pair, toy_text(), 6000, dictionary=dictionary).readings(""):
         peaks += [reading.latents[reading.batch.sequence == n].amax(0) for n in reading.batch.sequence.unique()]
     stacked = torch.stack(peaks)
     off = []
@@ -424,7 +424,7 @@ def test_rates_of_places_are_those_of_the_tokens_in_them_and_tenths_are_of_the_w
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
     findings, tables, _ = run(Segments(), pair, dictionary)
     table = tables["segments"]
-    readings = list(Trained(pair, toy_text(), dictionary, 2000).readings(""))
+    readings = list(Trained(pair, toy_text(), 2000, dictionary=dictionary).readings(""))
     tenth = [r.latents[(r.batch.segment == 2) & (r.batch.progress >= 0.3) & (r.batch.progress < 0.4)] for r in readings]
     fires = (torch.cat(tenth) != 0).float()
     assert torch.allclose(torch.tensor(table["rate/thinking/3"]), fires.mean(0), atol=1e-6)
@@ -520,7 +520,7 @@ def test_the_nearest_decoder_rows_are_neighbours_and_dead_latents_are_none(pair)
 
 def test_where_a_stretch_begins_its_other_tokens_are_not_looked_at(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
-    trained = Trained(pair, toy_text(), dictionary, 2000)
+    trained = Trained(pair, toy_text(), 2000, dictionary=dictionary)
     for first in (False, True):
         for reading, here in at_label(trained, "opening", None, "", first=first):
             labels, sequences = reading.batch.labels["opening"], reading.batch.sequence

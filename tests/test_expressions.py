@@ -14,7 +14,6 @@ from tunediff.evaluations import Examples, Telling, Trained
 from tunediff.evaluations.latents.columns import chosen_by_expression
 from tunediff.evaluations.latents.expressions import Expression
 from tunediff.evaluations.latents.selection import choose, chosen_latents
-from tunediff.evaluations.latents.statistics import usual
 from tunediff.settings import check, check_command_line
 from tunediff.shapes import TUNED, Refused, Stream
 from tunediff.study.parts import STUDY, evaluations_of
@@ -162,12 +161,12 @@ PLANTED = {
 
 
 def test_a_column_has_the_values_that_were_planted(trained):
-    seen = usual(trained)
+    seen = trained.statistics
     assert {text: chosen_by_expression(trained, text, seen) for text in PLANTED} == PLANTED
 
 
 def test_an_expression_chooses_by_a_label_what_telling_chooses(trained):
-    seen = usual(trained)
+    seen = trained.statistics
     assert chosen_by_expression(trained, "top(4, auroc.decision)") == Telling("decision", 4).choose(trained, seen)
 
 
@@ -217,7 +216,7 @@ def test_a_column_that_a_dictionary_cannot_have_is_refused():
 
 def test_looks_and_edits_take_the_same_expression(trained):
     text = "top(2, relative_norm) and rate < .1"
-    assert choose(trained, usual(trained), text, None, whose=TUNED) == [0]
+    assert choose(trained, trained.statistics, text, None, whose=TUNED) == [0]
     assert chosen_latents(trained, text, setting="evaluation.latent_cache.latents") == [0]
     (table,) = Examples(strongest=2, latents=text).run(trained)
     assert set(table.columns["latent"]) == {0} and max(table.columns["activation"]) == 3

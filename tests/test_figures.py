@@ -80,6 +80,7 @@ def test_the_words_of_the_headline_are_kept_where_there_are_any_and_older_findin
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 PACKAGE = '''
+from tunediff.evaluations import Needs
 from tunediff.shapes import Figure, Finding
 
 HOSTILE = {hostile!r}
@@ -88,7 +89,7 @@ HOSTILE = {hostile!r}
 class Spread:
     """A number, and a figure of every kind."""
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(self, *, scale):
         self.scale = scale

@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
 from conftest import ROOT
 from tunediff.report.page import RUN_SCRIPTS
+from tunediff.shapes import VERSION
 
 SOURCE = ROOT / "src" / "tunediff"
 FLOORS = {
@@ -55,6 +58,28 @@ def test_a_file_imports_only_from_lower_floors_or_its_own_folder():
                 assert FLOORS[parts[1]] < FLOORS[here] or parts[1] == "shapes", f"{path.name} imports {name}"
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Inside functions and for types alone as well: of two such files neither can be understood first."""
+    files = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    below: dict[str, set[str]] = {}
+    for name, path in files.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        of = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+        # `from package import file` asks for the file, any other name for what the package gives
+        below[name] = {f"{m}.{n}" if f"{m}.{n}" in files else m for m, n in of if m} | plain
+    while free := [name for name, found in below.items() if not found & below.keys()]:
+        below = {name: found for name, found in below.items() if name not in free}
+    imported = set().union(*below.values())
+    assert not below, f"circles among {sorted(below.keys() & imported)}"
+
+
+def test_the_version_is_one():
+    for name in ("pyproject.toml", "CITATION.cff"):
+        assert re.search(rf'version[:=" ]+{re.escape(VERSION)}"?$', (ROOT / name).read_text(), re.MULTILINE), name
+
+
 def test_frameworks_stay_behind_their_fences():
     for path in SOURCE.rglob("*.py"):
         for name in imports(path):
@@ -83,6 +108,19 @@ def test_no_secret_and_no_machine_path_is_kept():
         ):
             found = pattern.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path}: {found}"
+
+
+def test_each_package_has_a_lowest_version_one_that_is_too_new_and_one_between_in_the_lock():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    header, *lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert header.startswith("#") and lines == sorted(set(lines))
+    locked = dict(re.fullmatch(r"([a-z0-9.-]+)==([a-z0-9.]+)", line).groups() for line in lines)  # no build, no marker
+    assert not [name for name in locked if name.startswith(("nvidia", "cuda", "triton"))]  # torch asks for its own
+    given = {*project["dependencies"], *extras["test"], *extras["notebooks"], *extras["optuna"]}
+    for named in map(Requirement, given - {"tunediff[notebooks,optuna]"}):
+        assert {one.operator for one in named.specifier} in ({"=="}, {">=", "<"}), named
+        assert named.specifier.contains(locked[named.name]), named
 
 
 def test_the_command_line_needs_no_torch():

@@ -49,7 +49,7 @@ def trained(pair, monkeypatch):
             yield reading._replace(latents=latents)
 
     monkeypatch.setattr(Trained, "readings", readings)
-    return Trained(pair, toy_text(), dictionary, 3000)
+    return Trained(pair, toy_text(), 3000, dictionary=dictionary)
 
 
 def id_of(pair, word):
@@ -147,7 +147,7 @@ def test_a_latent_is_shown_with_the_tokens_it_raises_in_the_model_it_belongs_to(
 def test_what_is_not_written_into_the_residual_stream_raises_nothing_that_is_known(server, pair, trained):
     dictionary = fitted(pair, identity_dictionary(pair.streams("mlp_in", 1)))
     server.rule = lambda asked: SAID[word_of(asked)]
-    other = Trained(pair, trained.text, dictionary, 3000)
+    other = Trained(pair, trained.text, 3000, dictionary=dictionary)
     _, tables, notes = measured(sorting(server, latents=[3]), other)
     assert tables["latent_classes"]["class"] == ["domain"] and "showed no raised tokens" in notes[0]
     assert server.asked[0][2]["messages"][1]["content"].endswith("Made more likely: not known")

@@ -14,7 +14,6 @@ from test_replacement import LATENTS, TEXT, random, untrained
 from tunediff.evaluations import LatentSets, Telling, Trained
 from tunediff.evaluations.behaviour import solving
 from tunediff.evaluations.latents.selection import choose
-from tunediff.evaluations.latents.statistics import usual
 from tunediff.generation import Batched, Decoding
 from tunediff.report.behaviour import behaviour
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused
@@ -49,7 +48,7 @@ def trained(pair):
     last = adapter.layers[2]
     last.W_enc[:, 5], last.b_enc[5], last.W_dec[5] = 0.0, 4.0, direction / 4
     pair.stand_beside(adapter)
-    return Trained(pair, TEXT, adapter, 300, tokens_per_batch=150)
+    return Trained(pair, TEXT, 300, tokens_per_batch=150, dictionary=adapter)
 
 
 def asked(trained, **given):
@@ -102,7 +101,7 @@ def test_responses_are_as_probable_as_the_model_finds_them_that_was_changed(trai
 
 
 def test_all_latents_are_the_adapter_none_the_hybrid_and_nothing_negated_the_tuned_model(trained):
-    alive = usual(trained).alive.nonzero()[:, 0].tolist()
+    alive = trained.statistics.alive.nonzero()[:, 0].tolist()
     table = asked(trained, latents=alive, scale=0.0, control_sizes=[])[1]["latent_sets_outputs"]
     written = {}
     for condition, response in zip(table["condition"], table["response"], strict=True):
@@ -113,7 +112,7 @@ def test_all_latents_are_the_adapter_none_the_hybrid_and_nothing_negated_the_tun
 
 
 def test_random_sets_are_of_other_latents_that_live_and_are_left_out_where_there_are_too_few(trained):
-    seen = usual(trained)
+    seen = trained.statistics
     evaluation = LatentSets(
         latents=[SAYS_IT, 0], tasks={}, decoding=Decoding(), engine=Batched(1), draws=3, control_sizes=[4, 1, 99]
     )
@@ -127,7 +126,7 @@ def test_random_sets_are_of_other_latents_that_live_and_are_left_out_where_there
 
 
 def test_every_set_keeps_its_own_responses(trained, tmp_path, monkeypatch):
-    kept = Trained(trained.pair, TEXT, trained.dictionary, 300, tokens_per_batch=150, folder=tmp_path)
+    kept = Trained(trained.pair, TEXT, 300, tokens_per_batch=150, folder=tmp_path, dictionary=trained.dictionary)
     whole = asked(kept, control_sizes=[2])
     assert len(list((tmp_path / "outputs").iterdir())) == 3 + 3 * (1 + 1) + 1
     monkeypatch.setattr(solving, "generate", None)  # nothing is asked again
@@ -136,7 +135,7 @@ def test_every_set_keeps_its_own_responses(trained, tmp_path, monkeypatch):
 
 def test_a_set_may_be_chosen_by_the_label_that_it_tells(trained):
     text = Text(functools.partial(language.mixture, 1, {"trace": 1.0}), held_out=language.is_held_out, context=256)
-    fresh = Trained(trained.pair, text, trained.dictionary, 2000)
+    fresh = Trained(trained.pair, text, 2000, dictionary=trained.dictionary)
     read = {False: [], True: []}
     for batch in fresh.held_out:
         (x,) = trained.pair.read(batch, trained.dictionary.streams[:1])
@@ -144,18 +143,18 @@ def test_a_set_may_be_chosen_by_the_label_that_it_tells(trained):
             rows.append(x[batch.labels["hesitation"] == label])
     first = trained.dictionary.layers[0]
     first.W_enc[:, 7] = 50 * (torch.cat(read[True]).mean(0) - torch.cat(read[False]).mean(0))
-    assert Telling("hesitation", count=1).choose(fresh, usual(fresh)) == [7]
+    assert Telling("hesitation", count=1).choose(fresh, fresh.statistics) == [7]
     findings, tables, _ = asked(fresh, latents=None, chosen_by=Telling("hesitation", count=1))
     assert tables["latent_sets_latents"]["latent"] == [7]
     assert findings["latent_sets/eggs/necessity/hesitation_change"].value == 0  # it tells, and does nothing
     with pytest.raises(Refused, match="takes those most adapter's own of two models"):
-        choose(fresh, usual(fresh), 3, None, whose=ADAPTER)
+        choose(fresh, fresh.statistics, 3, None, whose=ADAPTER)
 
 
 def test_another_dictionary_an_empty_set_and_sizes_below_one_are_refused(trained):
     crosscoder = identity_dictionary(trained.pair.streams("mlp_in", 1))
     with pytest.raises(Refused, match="evaluation=latent_sets asks about models with a transcoder adapter"):
-        asked(Trained(trained.pair, TEXT, crosscoder, 100))
+        asked(Trained(trained.pair, TEXT, 100, dictionary=crosscoder))
     with pytest.raises(Refused, match=r"control_sizes=\[0\]: each is a multiple"):
         asked(trained, control_sizes=[0])
     with pytest.raises(Refused, match="no latent is chosen"):

@@ -37,6 +37,11 @@ def adapter(folders, tmp_path_factory):
     return save_adapter(tmp_path_factory.mktemp("adapter"), folders["base"])
 
 
+def written(parts, values):
+    """What A x [..., rank] adds to its module's output: scale * B A x."""
+    return torch.nn.functional.linear(values, parts.up.weight) * parts.scale
+
+
 def pair_of(folders, adapter, **settings):
     base = ModelSource(str(folders["base"]), dtype="float32")
     return ModelPair(base, ModelSource(str(folders["base"]), dtype="float32", adapter=str(adapter), **settings))
@@ -101,7 +106,7 @@ def test_the_stream_times_scale_and_b_is_what_the_adapter_adds_to_its_module(ada
         given, output = seen[str(parts.adapter)]
         with torch.no_grad():
             without = parts.module.base_layer(given)
-        added = parts.contribution(stream[..., parts.adapter.columns])
+        added = written(parts, stream[..., parts.adapter.columns])
         assert added.abs().max() > 1e-3
         assert torch.allclose(output - without, added, atol=1e-5)
 
@@ -176,7 +181,7 @@ def test_steering_through_the_adapters_adds_value_times_scale_times_b(adapted):
     handle = first.module.register_forward_hook(lambda _, __, output: outputs.append(output))
     (_, changes), _ = logits(adapted, [steered]), logits(adapted, [])
     handle.remove()
-    added = first.contribution(2.0 * row[:, first.adapter.columns])
+    added = written(first, 2.0 * row[:, first.adapter.columns])
     change, real = outputs[0] - outputs[1], known(adapted).real
     assert torch.allclose(change[real], added.expand_as(change[real]), atol=1e-5) and (change[~real] == 0).all()
     assert torch.allclose(changes[0][real], 2.0 * row.norm(), rtol=1e-4)

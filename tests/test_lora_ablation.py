@@ -10,7 +10,7 @@ from transformers import Qwen2ForCausalLM
 
 from test_lora import MODULES, pair_of, save_adapter
 from tunediff.benchmarks import Task
-from tunediff.evaluations import LoraAblation, Trained
+from tunediff.evaluations import Given, LoraAblation
 from tunediff.evaluations.lora.costs import costs, cut
 from tunediff.evaluations.lora.groups import BY, lora_groups, random_groups, removal
 from tunediff.generation import Batched, Decoding
@@ -32,7 +32,7 @@ def toy_task(prompts=ALIKE):
 
 
 def ablation(**settings):
-    settings = {"tasks": None, "random": 1, "resamples": 50, **settings}
+    settings = {"tasks": None, "random": 1, **settings}
     return LoraAblation(decoding=Decoding(tokens=6), engine=Batched(64), **settings)
 
 
@@ -41,7 +41,7 @@ def text_of(kind="trace"):
 
 
 def measured(pair, evaluation=None, *, folder=None, tokens=400, tokens_per_batch=256, kind="trace"):
-    trained = Trained(pair, text_of(kind), None, tokens, tokens_per_batch, folder)
+    trained = Given(pair, text_of(kind), tokens, tokens_per_batch, folder)
     found = list((evaluation or ablation()).run(trained))
     for figure in (item for item in found if isinstance(item, Figure)):
         figure.check()
@@ -107,7 +107,7 @@ def test_random_groups_have_the_size_asked_for_and_depend_on_no_other_size():
 
 def test_without_any_adapter_the_model_is_the_base_exactly(adapted):
     at, adapters = parts_of(adapted)
-    trained = Trained(adapted, text_of(), None, 400, 256)
+    trained = Given(adapted, text_of(), 400, 256)
     everything = frozenset(range(len(adapters)))
     tokens, sums = costs(trained, at, adapters, [frozenset(), everything])
     for batch in trained.held_out:
@@ -139,7 +139,7 @@ def naive(pair, trained, ablated):
 def test_both_divergences_of_a_group_are_those_of_the_model_whose_weights_lack_it(adapted, folders, tmp_path):
     _, adapters = parts_of(adapted)
     pair = pair_of(folders, save_adapter(tmp_path, folders["base"])).load()
-    trained = Trained(pair, text_of(), None, 200, 256)
+    trained = Given(pair, text_of(), 200, 256)
     findings, _, _ = measured(pair, ablation(by=["layer"], only=False), tokens=200)
     full = {id(batch): pair.logits(TUNED, batch) for batch in trained.held_out}
     weights = {name: value for name, value in pair.models[TUNED].named_parameters() if "lora_B" in name}
@@ -175,7 +175,7 @@ def test_what_is_scored_is_what_writes_under_the_edit(adapted):
     from tunediff.edits import Sequences
 
     at, adapters = parts_of(adapted)
-    trained = Trained(adapted, text_of(), None, 100, 256)
+    trained = Given(adapted, text_of(), 100, 256)
     members, batch = frozenset([2, 9, 17]), trained.held_out[0]
     with cut(trained, at, adapters, members):
         scored = adapted.logits(TUNED, batch)
@@ -191,7 +191,7 @@ def test_a_group_is_measured_once_though_it_is_asked_for_twice(adapted, monkeypa
     passes, logits = [], adapted.logits
     monkeypatch.setattr(adapted, "logits", lambda *given: passes.append(given[0]) or logits(*given))
     findings, tables, _ = measured(adapted, ablation(by=["type"], random=0))
-    batches = len(Trained(adapted, text_of(), None, 400, 256).held_out)
+    batches = len(Given(adapted, text_of(), 400, 256).held_out)
     assert passes == [TUNED] * 4 * batches  # full, none, without mlp, without attention
     assert findings["type/mlp/ce"].value == findings["only_type/attention/ce"].value
     assert len(tables["lora_ablation"]["group"]) == 6 and "type/mlp/over_random" not in findings
@@ -225,7 +225,7 @@ def test_an_interrupted_measurement_goes_on_with_the_batches_that_are_missing(ad
     first = file.read_text()
     assert len(first.splitlines()) == 1
     file.write_text(first + first[:50])  # what a process that was killed left of its last line
-    batches = len(Trained(adapted, text_of(), None, 400, 256).held_out)
+    batches = len(Given(adapted, text_of(), 400, 256).held_out)
     passes, most = [], 10**6
     found, _, _ = measured(adapted, evaluation, folder=tmp_path)
     assert len(passes) == 4 * (batches - 1) > 0 and file.read_text().startswith(first)

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from test_study import call
 
-SMALL = ["scale=smoke", "trainer=cpu", "evaluation.fidelity.resamples=20"]
+SMALL = ["scale=smoke", "trainer=cpu"]
 TRAINED = {
     "01_meet_the_pair": None,
     "02_read_a_latent": ["dictionary=l1_crosscoder", "hydra.run.dir=runs/l1", "budget.evaluation_tokens=8000"],

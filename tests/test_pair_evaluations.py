@@ -13,7 +13,7 @@ import torch
 import tunediff
 from conftest import ROOT, save_model
 from tunediff import folders as run_folders
-from tunediff.evaluations import LayerDivergence, Tokenizers, Trained
+from tunediff.evaluations import Given, LayerDivergence, Tokenizers
 from tunediff.evaluations.pair.tokenizers import losses, responses
 from tunediff.measures.clustered import ratio
 from tunediff.models import ModelPair, ModelSource
@@ -35,7 +35,7 @@ def toy_text(*, rows=None, **settings):
 
 
 def measured(evaluation, pair, *, tokens=1500, text=None, tokens_per_batch=2048):
-    found = list(evaluation.run(Trained(pair, text or toy_text(), None, tokens, tokens_per_batch)))
+    found = list(evaluation.run(Given(pair, text or toy_text(), tokens, tokens_per_batch)))
     for figure in (item for item in found if isinstance(item, Figure)):
         figure.check()
     findings = {f.name: f for f in found if isinstance(f, Finding)}
@@ -137,7 +137,7 @@ def naive_layers(pair, batches):
 def test_layers_are_those_of_the_models_own_hidden_states_in_any_batching(pair):
     """Long documents are read in pieces that come in several batches: they are still one document."""
     text = toy_text(rows=40, held_out=0.5, context=50)
-    expected = naive_layers(pair, Trained(pair, text, None, 10**6).held_out)
+    expected = naive_layers(pair, Given(pair, text, 10**6).held_out)
     for tokens_per_batch in (2048, 200):
         _, tables, _ = measured(LayerDivergence(), pair, text=text, tokens=10**6, tokens_per_batch=tokens_per_batch)
         for n, name in enumerate(("l2", "cosine", "norm_base", "norm_tuned")):
@@ -325,7 +325,7 @@ def test_a_finished_run_is_measured_again_to_the_same_numbers(folder):
 def test_a_loaded_run_of_a_pair_has_no_dictionary_and_can_be_asked_more(folder):
     run = tunediff.load(folder)
     assert run.dictionary is None and run.table("layers").num_rows == 5
-    found = {f.name: f for f in LayerDivergence().run(run.trained()) if isinstance(f, Finding)}
+    found = {f.name: f for f in LayerDivergence().run(run.given()) if isinstance(f, Finding)}
     assert found["layer_divergence/l2/largest"] == run.findings["layer_divergence/l2/largest"]
 
 

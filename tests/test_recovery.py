@@ -11,7 +11,7 @@ import pytest
 from conftest import save_model
 from test_behaviour import by_condition, parted
 from tunediff.benchmarks import Task
-from tunediff.evaluations import Recovery, Trained
+from tunediff.evaluations import Given, Recovery
 from tunediff.generation import Batched, Decoding, Response
 from tunediff.measures import recovery
 from tunediff.models import ModelPair, ModelSource
@@ -158,7 +158,7 @@ def measured(trio, *, solved=SOLVED, log=None, folder=None, full="full", **given
     text = Text(functools.partial(language.mixture, 1, {"trace": 1.0}), held_out=language.is_held_out, context=256)
     settings = {"tasks": {"eggs": problems()}, "full": trio[full], "decoding": Decoding(tokens=64), **given}
     asked = Recovery(engine=Planted(solved, [] if log is None else log), **settings)
-    found = parted(asked.run(Trained(pair, text, None, 100, folder=folder)))
+    found = parted(asked.run(Given(pair, text, 100, folder=folder)))
     assert sorted(pair.models) == [BASE, TUNED]  # as it was given
     return found
 
@@ -297,7 +297,7 @@ def test_on_the_embedded_pair_a_model_recovers_all_of_itself_however_the_base_is
         decoding=Decoding(tokens=192),
         engine=Batched(64),
     )
-    findings, tables, _ = parted(evaluation.run(Trained(pair, text, None, 100)))
+    findings, tables, _ = parted(evaluation.run(Given(pair, text, 100)))
     for name in tasks:
         assert findings[f"recovery/{name}/recovered"][1:4] == (1, 1, 1)
         assert findings[f"recovery/{name}/tokens/recovered"].value == 1

@@ -35,7 +35,7 @@ def random(pair):
 
 def measured(pair, adapter):
     pair.stand_beside(adapter)
-    trained = Trained(pair, TEXT, adapter, 300, tokens_per_batch=150)
+    trained = Trained(pair, TEXT, 300, tokens_per_batch=150, dictionary=adapter)
     return trained, *parted(Replacement().run(trained))
 
 
@@ -153,4 +153,4 @@ def test_latents_of_each_layer_are_counted_in_the_adapted_model(pair):
 def test_a_dictionary_that_stands_beside_no_mlp_is_refused(pair):
     crosscoder = identity_dictionary(pair.streams("mlp_in", 1))
     with pytest.raises(Refused, match=r"evaluation=replacement .* is a Crosscoder: .*dictionary=transcoder_adapter"):
-        list(Replacement().run(Trained(pair, TEXT, crosscoder, 100)))
+        list(Replacement().run(Trained(pair, TEXT, 100, dictionary=crosscoder)))

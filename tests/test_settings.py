@@ -1,12 +1,17 @@
 """Every option composes and builds; what is misspelt or wrong is refused by name; the identity cannot lie."""
 
+import importlib
+import inspect
 import itertools
+import pkgutil
+import re
 from pathlib import Path
 
 import hydra
 import pytest
 from omegaconf import OmegaConf
 
+import tunediff
 from conftest import ROOT
 from tunediff.models import ModelSource
 from tunediff.schedules import Length
@@ -15,6 +20,7 @@ from tunediff.shapes import Refused, Stream
 from tunediff.study.finetune import FINE_TUNE
 from tunediff.study.parts import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns
 from tunediff.study.trainer import make_trainer
+from tunediff.sweep.launch import study
 from tunediff.training import Learner, Recipe, TranscoderLearner
 
 CONF = ROOT / "conf"
@@ -355,3 +361,65 @@ def test_a_word_where_an_object_belongs_is_refused_with_the_way_to_name_one():
         Refused, match=r"gate='thinking' is no Gate: name its class, evaluation.ablation.gate._target_="
     ):
         check(cfg, STUDY)
+
+
+# -- every guard is called ------------------------------------------------------------------------------------------------
+
+
+SMOKE = ("scale=smoke", "trainer=cpu", "dry_run=true", "evaluation=none")
+ASKED_OF_A_MODEL = {"Distillation", "Imitation"}  # whether its head is followed: where a model is given to train
+IN_A_STUDY = {  # class -> a study that has one
+    "AuxK": [],
+    "Anneal": [],
+    "Constant": [],
+    "Difference": ["dictionary=delta_crosscoder"],
+    "Reconstruction": [],
+    "Resampling": ["optimizer.resampling={_target_: tunediff.training.Resampling, every: 0.1}"],
+    "Text": [],
+    "Warmup": ["dictionary=l1_crosscoder", "l1_schedule=warmup"],
+    "WarmupCooldown": [],
+    "WarmupCosine": ["dictionary=transcoder_adapter"],
+}
+
+
+def guarded():
+    """Every class of ours that an option may name and that can refuse its settings in a method of the name check."""
+    named = {name for path in CONF.rglob("*.yaml") for name in re.findall(r"tunediff\.[\w.]+", path.read_text())}
+    found = {}
+    for module in pkgutil.walk_packages(tunediff.__path__, "tunediff."):
+        for name, one in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if f"{module.name}.{name}" in named and callable(getattr(one, "check", None)):
+                found[name] = one
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(set(guarded()) - ASKED_OF_A_MODEL))
+def test_every_check_of_a_setting_is_reached_by_a_dry_run(name, tmp_path, monkeypatch):
+    one, reached = guarded()[name], []
+    own = one.check
+
+    def watched(self, *args, **kwargs):
+        reached.append(type(self))
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(one, "check", watched)
+    study(composed(*SMOKE, *IN_A_STUDY[name]), tmp_path / "run")
+    assert one in reached and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["optimizer.resampling={_target_: tunediff.training.Resampling, every: 0.0001}"],
+            "every=0.0001 is less than a",
+        ),
+        (
+            ["dictionary=transcoder_adapter", "l1_schedule={_target_: tunediff.schedules.Warmup, warmup: x}"],
+            "warmup=x: ",
+        ),
+    ],
+)
+def test_what_training_cannot_follow_is_refused_by_a_dry_run(words, message, tmp_path):
+    with pytest.raises(Refused, match=message):
+        study(composed(*SMOKE, *words), tmp_path / "run")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunediff.dictionary import Crosscoder, Linear, Normalisation
-from tunediff.evaluations import AttentionSinks, KLPatching, Trained
+from tunediff.evaluations import AttentionSinks, Given, KLPatching, Trained
 from tunediff.evaluations.pair.attention_sinks import GROUPS, Sums, measured, sentence_starts, summed, watch
 from tunediff.evaluations.reading.kl_patching import places, replacements
 from tunediff.hookpoints import Point, attending, writing
@@ -44,8 +44,8 @@ def text_of(kind="trace", *, rows=150):
 
 
 def evaluated(evaluation, pair, dictionary=None, *, text=None, tokens_per_batch=1024):
-    trained = Trained(pair, text or text_of(), dictionary, 10**6, tokens_per_batch)
-    found = list(evaluation.run(trained))
+    given = Given(pair, text or text_of(), 10**6, tokens_per_batch)
+    found = list(evaluation.run(given if dictionary is None else given.reading(dictionary)))
     for figure in (item for item in found if isinstance(item, Figure)):
         figure.check()
     findings = {f.name: f for f in found if isinstance(f, Finding)}
@@ -140,7 +140,7 @@ def test_masses_are_those_of_every_document_alone_in_any_batching_and_sum_to_1(p
 
 def planted(pair, weights_of):
     """What is measured of made-up attention: weights_of(query, key, first of the prefix, one past it) for each pair."""
-    trained = Trained(pair, text_of(), None, 10**6, 1024)
+    trained = Given(pair, text_of(), 10**6, 1024)
     parts = []
     for batch in trained.held_out:
         watched = watch(batch, 0, pair.tokenizers[0])
@@ -281,7 +281,7 @@ def test_the_kind_that_holds_the_difference_closes_the_gap_and_the_shared_ones_d
 
 def test_the_parts_of_the_difference_make_it_up_again(pair):
     dictionary = imperfect()
-    trained = Trained(pair, text_of(), dictionary, 10**6)
+    trained = Trained(pair, text_of(), 10**6, dictionary=dictionary)
     reading = next(iter(trained.readings("")))
     every = torch.arange(dictionary.latents)
     base, latents, offset, both, error, tuned, chosen, first, second = replacements(
@@ -316,7 +316,7 @@ def test_bases_vectors_are_put_in_where_the_text_keeps_tokens_and_nowhere_else(p
 
 
 def test_places_are_by_the_predicted_token_and_labels_by_the_token_before_it(pair):
-    batch = Trained(pair, text_of(), None, 10**6).held_out[0]
+    batch = Given(pair, text_of(), 10**6).held_out[0]
     found = places(batch, 3, ["decision", "unknown"])
     tokenizer = pair.tokenizers[0]
     for row in range(len(batch.ids[0])):

@@ -111,7 +111,7 @@ def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit
     members = [*([f"dictionary={option}"] for option in EVERY), *OTHERS]
     small = ["model_pair=toy_lora", "budget.tokens=24576", "budget.dead_after=4000", "checkpoint_every=0.2"]
     members = [[*words, *small] for words in members]  # a pair by adapter has a place for every one of them
-    fidelity = ["evaluation=[fidelity,geometry]", "budget.evaluation_tokens=300", "evaluation.fidelity.resamples=20"]
+    fidelity = ["evaluation=[fidelity,geometry]", "budget.evaluation_tokens=300"]
     measured = [[*words, *(fidelity if words[0].endswith(MEASURED) else ["evaluation=geometry"])] for words in members]
     whole = trained(tmp_path / "whole", *measured)
     assert len({stream_key(run.cfg) for run in whole}) == 1 and len({weights(run) for run in whole}) == len(members)

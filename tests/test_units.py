@@ -8,7 +8,7 @@ import torch
 from test_evaluations import identity_dictionary, toy_text
 from test_lora import pair_of, save_adapter
 from tunediff.dictionary import Polarities
-from tunediff.evaluations import Judge, PolarityExamples, Trained, UnitComparison
+from tunediff.evaluations import Given, Judge, PolarityExamples, UnitComparison
 from tunediff.evaluations.judging.unit_classes import verdict_in
 from tunediff.evaluations.lora.units import Kind, Unit, matched_neurons
 from tunediff.hookpoints import lora_adapters
@@ -49,7 +49,8 @@ def ids_of(pair, word):
 
 
 def measured(evaluation, pair, dictionary=None, tokens=2000):
-    found = list(evaluation.run(Trained(pair, toy_text(), dictionary, tokens)))
+    given = Given(pair, toy_text(), tokens)
+    found = list(evaluation.run(given if dictionary is None else given.reading(dictionary)))
     tables = {t.name: t.columns for t in found if isinstance(t, Table)}
     return {f.name: f for f in found if isinstance(f, Finding)}, tables, [n.text for n in found if isinstance(n, Note)]
 
@@ -115,7 +116,7 @@ def test_a_units_scaled_activation_is_what_its_direction_adds_to_its_module(fold
     for row in rows_of(tables["adapter_examples"]):
         alone = torch.zeros(3)
         alone[units["direction"][row["unit"]]] = row["activation"]
-        added = pytest.approx(float(parts.contribution(alone).norm()), rel=1e-4)
+        added = pytest.approx(float(torch.nn.functional.linear(alone, parts.up.weight * parts.scale).norm()), rel=1e-4)
         assert row["scaled_activation"] == added == units["max_written"][row["unit"]]
 
 
@@ -130,7 +131,7 @@ def test_a_pair_without_adapters_is_refused_with_the_way_out(pair):
 @pytest.fixture
 def worded(monkeypatch):
     """Held-out text whose labels are the planted words."""
-    original = Trained.held_out.func
+    original = Given.held_out.func
 
     def held_out(self):
         return [
@@ -138,7 +139,7 @@ def worded(monkeypatch):
             for batch in original(self)
         ]
 
-    monkeypatch.setattr(Trained, "held_out", property(held_out))
+    monkeypatch.setattr(Given, "held_out", property(held_out))
 
 
 def compared(pair, dictionary=None, tokens=4000, judge=None, **settings):

@@ -9,11 +9,13 @@ Axes, as they are written in signatures:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
     from torch import Tensor
+
+VERSION = "0.1.0"  # of tunediff; pyproject.toml has it too
 
 BASE, TUNED = "base", "tuned"
 ROLES = (BASE, TUNED)
@@ -75,6 +77,12 @@ class Table(NamedTuple):
 
     name: str
     columns: dict[str, list]
+
+    @classmethod
+    def of(cls, name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+        """The table of rows that have the same columns; without columns where there is no row."""
+        rows = list(rows)
+        return cls(name, {column: [row[column] for row in rows] for column in rows[0]} if rows else {})
 
 
 FIGURE_KINDS = ("lines", "points", "bars", "intervals", "heat")

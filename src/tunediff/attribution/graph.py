@@ -163,6 +163,9 @@ class _Rows:
         if len(nodes) <= most:
             self._explain(nodes)
             return
+        # Influence flows from the logits down through rows that are known, and ends at latents that have none yet: the ones
+        # it reaches most are explained next. What they lead to is then measured anew, since their rows open further paths.
+        # The logits' rows were added first, and `influence` takes them last: hence the roll.
         while len(self.of) < most:
             waiting = torch.zeros(len(self.layer), dtype=torch.bool)
             waiting[nodes] = True

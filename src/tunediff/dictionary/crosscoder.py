@@ -75,8 +75,6 @@ class Crosscoder(Saved):
                      measured); always false with several processes
     """
 
-    unit: Tensor
-
     def __init__(
         self,
         streams: Sequence[Stream],
@@ -141,8 +139,6 @@ class Crosscoder(Saved):
             self.W_enc = nn.Parameter(start.T)
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.b_dec = nn.Parameter(torch.zeros(sum(self.widths)))
-        # norm of a decoder row as stored * unit = its norm in the units it was trained in; 1 unless rebased
-        self.register_buffer("unit", torch.ones(len(self.widths)))
         if partition is not None:
             partition.bind(self.streams, latents)
             with torch.no_grad():
@@ -263,10 +259,8 @@ class Crosscoder(Saved):
     def decoder_norms(self) -> Tensor:
         """[stream, latent], in the units of training: there every model has the same typical size."""
         if len(set(self.widths)) == 1:
-            norms = self.W_dec.view(self.latents, len(self.widths), -1).norm(dim=-1).T
-        else:
-            norms = torch.stack([rows.norm(dim=-1) for rows in self.W_dec.split(self.widths, dim=-1)])
-        return self.unit[:, None] * norms
+            return self.W_dec.view(self.latents, len(self.widths), -1).norm(dim=-1).T
+        return torch.stack([rows.norm(dim=-1) for rows in self.W_dec.split(self.widths, dim=-1)])
 
     def code_norms(self) -> Tensor:
         """[latent]: how much a latent weighs in selection and penalty."""
@@ -275,32 +269,10 @@ class Crosscoder(Saved):
         norms = self.decoder_norms()
         return norms.sum(0) if self.code_norm == "sum" else norms.norm(dim=0)
 
-    def decoder_of(self, stream: int) -> Tensor:
-        """[latent, width] of one stream."""
-        return self.W_dec.split(self.widths, dim=-1)[stream]
-
     def part(self, values: Tensor, role: str) -> Tensor:
         """The columns [..., width] of one role's streams, side by side."""
         pieces = values.split(self.widths, dim=-1)
         return torch.cat([p for p, stream in zip(pieces, self.streams, strict=True) if stream.role == role], dim=-1)
-
-    @torch.no_grad()
-    def rebase(self, mean: Tensor, scale: Tensor) -> None:
-        """Rewrites the weights for another normalisation (x - mean) * scale, [width] each with one scale a stream:
-        every latent and reconstruction stays. Zeros and ones fold the normalisation in; the old values unfold it."""
-        if self.normalisation.needs_moments:
-            raise Refused("sequence_zscore belongs to each sequence and cannot be folded into weights.")
-        if self.is_tied:
-            raise Refused("encoder_start=tied: one matrix cannot take a normalisation in as encoder and as decoder.")
-        old, ratio = self.normalisation, scale / self.normalisation.scale
-        if not self.subtract_decoder_bias:
-            self.b_enc.add_(((mean - old.mean) * old.scale) @ self.W_enc)
-        self.W_enc.div_(ratio[:, None])
-        self.W_dec.mul_(ratio)
-        self.b_dec.copy_(self.b_dec * ratio + (old.mean - mean) * scale)
-        self.unit.div_(torch.stack([r[0] for r in ratio.split(self.widths)]))
-        old.mean.copy_(mean)
-        old.scale.copy_(scale)
 
 
 def geometric_median(points: Tensor, *, steps: int = 30) -> Tensor:

@@ -107,7 +107,7 @@ def _check_adapters(edit: Edit) -> None:
 
 
 def _order(stream: Stream) -> tuple[int, int]:
-    return stream.layer, HOOKPOINTS.index(stream.hookpoint)
+    return stream.layer, list(HOOKPOINTS).index(stream.hookpoint)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from tunediff.evaluations.behaviour.benchmark import Benchmark
 from tunediff.evaluations.behaviour.intervention import Intervention
 from tunediff.evaluations.behaviour.recovery import Recovery
 from tunediff.evaluations.behaviour.steering_sweep import SteeringSweep
-from tunediff.evaluations.given import Reading, Trained
+from tunediff.evaluations.given import Evaluation, Given, Needs, Reading, Trained, declared
 from tunediff.evaluations.judging.autointerp import Autointerp
 from tunediff.evaluations.judging.delphi_cache import LatentCache
 from tunediff.evaluations.judging.judge import Judge
@@ -38,9 +38,11 @@ __all__ = [
     "AttributionGraphs",
     "Autointerp",
     "Benchmark",
+    "Evaluation",
     "Examples",
     "Fidelity",
     "Geometry",
+    "Given",
     "Intervention",
     "Judge",
     "KLPatching",
@@ -51,6 +53,7 @@ __all__ = [
     "LatentSets",
     "LayerDivergence",
     "LogitEffect",
+    "Needs",
     "PolarityExamples",
     "Probing",
     "Reading",
@@ -65,5 +68,6 @@ __all__ = [
     "Trained",
     "UnitComparison",
     "latent_scaling",
+    "declared",
     "score",
 ]

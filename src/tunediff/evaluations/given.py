@@ -1,18 +1,18 @@
-"""What an evaluation is given, and how it reads the held-out text.
+"""What an evaluation is, what it is given, and how it reads the held-out text.
 
-An evaluation is a class with settings in __init__ and one verb, run(trained), which yields Findings, Tables and Notes.
-It changes nothing of what it is given: no counter, no threshold, no random state. A class that asks about the pair
-alone says `needs_dictionary = False`; all others are refused in a study that trains none. One that asks about what a
-dictionary reconstructs says `needs_reconstruction = True`, one that asks about a transcoder adapter `needs_adapter = True`.
+An evaluation is a class with settings in __init__ and one verb, run, which yields Findings, Tables and Notes. It changes
+nothing of what it is given: no counter, no threshold, no random state. What `Evaluation` says with a value here may be left
+out of a class.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,11 +20,46 @@ from tqdm import tqdm
 
 from tunediff.activations import harvest
 from tunediff.dictionary import Crosscoder, Polarities, TranscoderAdapter
+from tunediff.evaluations.latents.statistics import LatentStatistics, latent_statistics
 from tunediff.models import ModelPair
-from tunediff.shapes import Refused, Rows
+from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.text import Batch, Text
 
 KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
+
+
+Dictionary = Crosscoder | TranscoderAdapter
+
+
+class Needs(Enum):
+    """The least that a study must have for an evaluation to be asked; each has what the former has."""
+
+    PAIR = "pair"  # two models and a text: run(given: Given)
+    DICTIONARY = "dictionary"  # and a dictionary of any kind: run(trained: Trained), as with all that follow
+    RECONSTRUCTION = "reconstruction"  # one that reconstructs activations
+    ADAPTER = "adapter"  # a transcoder adapter, which replaces MLPs and reconstructs nothing
+
+
+class Evaluation(Protocol):
+    """A question that is asked of a study.
+
+    needs     what the study must have; others are refused before anything is trained
+    name      what its findings stand under; None: as it is called in the config
+    latents   which latents it asks about: an expression is checked before anything is trained
+    """
+
+    needs: Needs = Needs.DICTIONARY
+    name: str | None = None
+    latents: Any = None
+
+    def run(self, given: Any, /) -> Iterator[Finding | Table | Figure | Note]:
+        """Findings of a Given where the pair is enough, of a Trained otherwise."""
+        ...
+
+
+def declared(evaluation: Any, member: str) -> Any:
+    """A member of an evaluation, or what `Evaluation` has for it where the class leaves it out."""
+    return getattr(evaluation, member, getattr(Evaluation, member))
 
 
 class Reading(NamedTuple):
@@ -41,14 +76,12 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A trained dictionary with its pair and its text; no dictionary where a study measures the pair alone. `tokens` is the
-    evaluation budget of held-out tokens; `folder` is the run's, for an evaluation that leaves files of another kind than
-    findings and tables."""
+class Given:
+    """A pair with its text. `tokens` is the evaluation budget of held-out tokens; `folder` is the run's, for an evaluation
+    that leaves files of another kind than findings and tables."""
 
     pair: ModelPair
     text: Text
-    dictionary: Crosscoder | Polarities | TranscoderAdapter | None
     tokens: int
     tokens_per_batch: int = 2048
     folder: Path | None = None
@@ -65,6 +98,23 @@ class Trained:
             read += len(batch.token)
             batches.append(batch)
         return batches
+
+    def reading(self, dictionary: Dictionary | Polarities) -> Trained:
+        """The same pair and text, read by another dictionary; polarities have no decoder, for those who ask for none."""
+        read = cast(Dictionary, dictionary)
+        return Trained(self.pair, self.text, self.tokens, self.tokens_per_batch, self.folder, dictionary=read)
+
+
+@dataclass(frozen=True)
+class Trained(Given):
+    """A pair with its text and the dictionary that was trained on it."""
+
+    dictionary: Dictionary = field(kw_only=True)
+
+    @functools.cached_property
+    def statistics(self) -> LatentStatistics:
+        """Statistics of each latent on the held-out text, which is read for them once."""
+        return latent_statistics(self)
 
     @torch.no_grad()
     def readings(self, title: str) -> Iterator[Reading]:
@@ -96,16 +146,25 @@ class Trained:
         return []
 
     def streams_of(self, role: str) -> list[int]:
-        """Which of the dictionary's streams belong to a model."""
+        """Numbers of the dictionary's streams that belong to a model."""
         return [n for n, stream in enumerate(self.dictionary.streams) if stream.role == role]
 
     def part(self, values: Tensor, role: str) -> Tensor:
-        """The columns of one model's streams."""
-        return self.dictionary.part(values, role)
+        """The columns [..., width] of one model's streams, side by side."""
+        pieces = values.split([stream.width for stream in self.dictionary.streams], dim=-1)
+        return torch.cat([pieces[n] for n in self.streams_of(role)], dim=-1)
 
     @property
     def roles(self) -> list[str]:
+        """Roles of the models that the dictionary reads, each once."""
         return list(dict.fromkeys(stream.role for stream in self.dictionary.streams))
+
+    @property
+    def crosscoder(self) -> Crosscoder:
+        """The dictionary, which reconstructs activations. Raises Refused for a transcoder adapter, which does not."""
+        if isinstance(self.dictionary, TranscoderAdapter):
+            raise Refused("A transcoder adapter reconstructs no activations: choose evaluation=replacement.")
+        return self.dictionary
 
     def adapter(self, evaluation: str) -> TranscoderAdapter:
         """The dictionary, which stands beside the pair's MLPs. Raises Refused for one that cannot."""

@@ -6,13 +6,26 @@
                   added (Gemma norms it once more         lora          A x of every adapter of the model, side by side,
                   afterwards: this is before that)                      without scale and without B (adapters.py)
 
+Each is a row of a table (places.py), and a user's own is one more: `dictionary.hookpoint={name: attn_z, module: self_attn.o_proj,
+read: input}`, on the command line or in a YAML of one's own.
+
 Layer l is counted from 0, and resid_post of layer l is resid_pre of layer l+1: a published "layer l" must say which.
 Hooks live inside a `with` and are gone afterwards, also when the body raises.
 """
 
 from tunediff.hookpoints.hooks import ForwardStopped, attending, reading, writing, writing_pieces
 from tunediff.hookpoints.lora import LoraAdapter, in_order, lora_adapters
-from tunediff.hookpoints.places import HOOKPOINTS, LORA, Point, check_hookpoint, decoder_layers, mlp_of, transcoder_of
+from tunediff.hookpoints.places import (
+    HOOKPOINTS,
+    LORA,
+    Point,
+    add_hookpoint,
+    check_hookpoint,
+    decoder_layers,
+    mlp_of,
+    transcoder_of,
+    width_of,
+)
 
 __all__ = [
     "HOOKPOINTS",
@@ -22,12 +35,14 @@ __all__ = [
     "Point",
     "lora_adapters",
     "attending",
+    "add_hookpoint",
     "check_hookpoint",
     "decoder_layers",
     "in_order",
     "mlp_of",
     "reading",
     "transcoder_of",
+    "width_of",
     "writing",
     "writing_pieces",
 ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from tunediff.hookpoints.places import decoder_layers
 from tunediff.shapes import Refused
@@ -60,10 +60,6 @@ class Parts(NamedTuple):
     down: nn.Module
     up: nn.Module
     scale: float
-
-    def contribution(self, values: Tensor) -> Tensor:
-        """What A x [..., rank] adds to the module's output, [..., width of it]: scale * B A x."""
-        return nn.functional.linear(values.to(self.up.weight), self.up.weight) * self.scale
 
 
 def lora_adapters(model: nn.Module) -> list[Parts]:

@@ -1,17 +1,68 @@
-"""Names of hookpoints, and the decoder layers of a model."""
+"""Names of hookpoints, each one row of a table, and the decoder layers of a model."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from tunediff.shapes import LORA, TRANSCODER, Refused
 
-# in the order a layer computes them; adapters stand in all of its modules
-HOOKPOINTS = ("resid_pre", "attn_out", "mlp_in", "mlp_neurons", TRANSCODER, "mlp_out", "resid_post", LORA)
-ATTENTION_NAMES = ("self_attn", "attn", "attention")
-LAST_PROJECTIONS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2")
+
+class Place(NamedTuple):
+    """Where in a decoder layer a hookpoint lies.
+
+    module   path of the module within the layer; "a|b" stands for the first of these names that is there
+    read     whether the hookpoint is the module's input or its output
+    width    its width: a number, or names in the model's configuration such as num_attention_heads*head_dim, and again
+             "a|b" for the first that is there
+    before   the next hookpoint in the order in which a layer computes them; null: that of attention or of the MLP which the
+             module is a part of, else resid_post
+    """
+
+    module: str
+    read: str = "output"
+    width: int | str = "hidden_size"
+    before: str | None = None
+
+
+ATTENTION = "self_attn|attn|attention"
+LAST_PROJECTION = "down_proj|c_proj|dense_4h_to_h|fc2|w2"
+HOOKPOINTS = {  # in the order in which a layer computes them; the adapters of lora stand in all of its modules
+    "resid_pre": Place("", "input"),
+    "attn_out": Place(ATTENTION),
+    "mlp_in": Place("mlp", "input"),
+    "mlp_neurons": Place(f"mlp.{LAST_PROJECTION}", "input", "intermediate_size|n_inner|4*hidden_size"),
+    TRANSCODER: Place(f"mlp.{TRANSCODER}.kept"),  # as wide as the adapter that stands there has latents
+    "mlp_out": Place("mlp"),
+    "resid_post": Place(""),
+    LORA: Place(""),  # of the whole model: see lora.py
+}
+
+
+def add_hookpoint(name: str, row: Mapping[str, Any]) -> None:
+    """Adds a row of the user's own to the table. Raises Refused where the name stands for another place, or the row says
+    something that no row says."""
+    if unknown := sorted(set(row) - set(Place._fields)):
+        raise Refused(f"dictionary.hookpoint.{unknown[0]} is not a setting: a row has {', '.join(Place._fields)}.")
+    if "module" not in row:
+        raise Refused(f"dictionary.hookpoint.module is not set: where in a decoder layer does {name} lie?")
+    place = Place(**row)
+    if place.read not in ("input", "output"):
+        raise Refused(f"dictionary.hookpoint.read='{place.read}': choose input or output.")
+    part = place.module.partition(".")[0]
+    follows = place.before or {"mlp": "mlp_out"}.get(part, "attn_out" if part in ATTENTION.split("|") else "resid_post")
+    if follows not in HOOKPOINTS:
+        raise Refused(f"dictionary.hookpoint.before='{follows}': the hookpoints are {list(HOOKPOINTS)}.")
+    if HOOKPOINTS.get(name, place) != place:
+        raise Refused(f"dictionary.hookpoint.name={name} stands for another place already: give yours another name.")
+    if name not in HOOKPOINTS:
+        rows = list(HOOKPOINTS.items())
+        rows.insert(list(HOOKPOINTS).index(follows), (name, place))
+        HOOKPOINTS.clear()
+        HOOKPOINTS.update(rows)
 
 
 class Point(NamedTuple):
@@ -38,16 +89,31 @@ def check_hookpoint(hookpoint: str) -> None:
 def module_of(model: nn.Module, point: Point) -> tuple[nn.Module, bool]:
     """The module of a point, and whether the point is its input (else its output). Not for lora, which has many."""
     check_hookpoint(point.hookpoint)
-    layer = decoder_layers(model)[point.layer]
-    if point.hookpoint in ("resid_pre", "resid_post"):
-        return layer, point.hookpoint == "resid_pre"
-    if point.hookpoint in ("mlp_in", "mlp_out"):
-        return layer.mlp, point.hookpoint == "mlp_in"
-    if point.hookpoint == "mlp_neurons":
-        return _first(mlp_of(layer), LAST_PROJECTIONS, "last projection of the MLP"), True
+    module, place = decoder_layers(model)[point.layer], HOOKPOINTS[point.hookpoint]
     if point.hookpoint == TRANSCODER:
-        return transcoder_of(layer).kept, False
-    return _first(layer, ATTENTION_NAMES, "attention"), False
+        transcoder_of(module)
+    for names in place.module.split(".") if place.module else ():
+        found = [name for name in names.split("|") if hasattr(module, name)]
+        if not found and hasattr(module, TRANSCODER):  # the MLP's own modules, where an adapter stands beside it
+            module = module.mlp
+            found = [name for name in names.split("|") if hasattr(module, name)]
+        if not found:
+            raise Refused(
+                f"{type(module).__name__} has no module under one of the names {', '.join(names.split('|'))}, where "
+                f"{point.hookpoint} of this model is looked for."
+            )
+        module = getattr(module, found[0])
+    return module, place.read == "input"
+
+
+def width_of(config: Any, hookpoint: str) -> int:
+    """Width of a hidden vector at a hookpoint, by the configuration of the model. Raises Refused where that does not say."""
+    width = HOOKPOINTS[hookpoint].width
+    for product in str(width).split("|"):
+        factors = [int(word) if word.isdecimal() else getattr(config, word, None) for word in product.split("*")]
+        if all(factors):
+            return math.prod(factors)
+    raise Refused(f"dictionary.hookpoint.width={width}: the configuration of the model does not say; give a number.")
 
 
 def mlp_of(layer: nn.Module) -> nn.Module:
@@ -60,10 +126,3 @@ def transcoder_of(layer: nn.Module) -> nn.Module:
     if not hasattr(layer.mlp, TRANSCODER):
         raise Refused("No transcoder adapter stands beside the MLPs of this model: read the role adapter.")
     return layer.mlp.transcoder
-
-
-def _first(module: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
-    found = next((getattr(module, name) for name in names if hasattr(module, name)), None)
-    if found is None:
-        raise Refused(f"{type(module).__name__} has no {what} under one of the names {', '.join(names)}.")
-    return found

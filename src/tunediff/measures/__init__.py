@@ -1,8 +1,8 @@
 """Measuring instruments that several evaluations share: intervals, comparisons, separation, matching. Know no dictionary.
 
-clustered.py    interval of a ratio, documents as clusters     separation.py   AUROC and its interval
-bootstrap.py    interval of a ratio by resampling documents    next_tokens.py  cross-entropy and KL of next tokens
-paired.py       two conditions on the same problems            matching.py     latents of two runs, one to one
+clustered.py    sums per document; intervals over documents    next_tokens.py  cross-entropy and KL of next tokens
+paired.py       shares; conditions on the same problems        matching.py     latents of two runs, one to one
+separation.py   AUROC, its interval, and that of shuffled labels
 """
 
 from tunediff.measures.paired import (
@@ -15,6 +15,7 @@ from tunediff.measures.paired import (
     recovery,
     scaling,
     scaling_difference,
+    share,
     wilson,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "recovery",
     "scaling",
     "scaling_difference",
+    "share",
     "wilson",
 ]

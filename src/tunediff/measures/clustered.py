@@ -1,18 +1,58 @@
-"""A ratio of sums over tokens -> its value and its interval, with whole documents as the units of chance.
+"""Sums over the tokens of each document -> a number and its interval, with whole documents as the units of chance.
 
 Tokens of one document are not independent, so that an interval which counts tokens is far too narrow. Here every
-document gives one number, its influence on the ratio, and the interval is that of their sum: the clustered standard
+document gives one number, its influence on the value, and the interval is that of their sum: the clustered standard
 error of Miller 2024 (arXiv 2411.00640, "Clustered standard errors") for clusters of unequal size, with the small-sample factor
 D / (D - 1) and Student's t at D - 1 degrees of freedom for D documents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
+
+Bounded = tuple[
+    float | None, float | None, float | None
+]  # a value, its lower and its upper bound, as a finding has them
+
+
+class DocumentSums:
+    """Sums over the tokens of every document, in the order in which documents are first met. A document may go on in the
+    next batch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    @property
+    def documents(self) -> list[int]:
+        """Numbers of the documents."""
+        return list(self._sums)
+
+    def add(self, rows: Tensor, documents: Tensor) -> None:
+        """Adds rows [token, ...] of tokens that stand in these documents [token]."""
+        self.merge(by_document(rows, documents))
+
+    def merge(self, sums: Mapping[int, Tensor]) -> None:
+        """Adds sums that documents have already."""
+        for document, part in sums.items():
+            self._sums[document] = self._sums[document] + part if document in self._sums else part
+
+    def stacked(self) -> Tensor:
+        """[document, ...]"""
+        return torch.stack(list(self._sums.values()))
+
+
+def by_document(rows: Tensor, documents: Tensor) -> dict[int, Tensor]:
+    """Number of a document -> sum [...] of its rows, of rows [token, ...] that stand in these documents [token]."""
+    return {document: rows[documents == document].sum(0) for document in documents.unique().tolist()}
 
 
 class Estimate(NamedTuple):
@@ -34,13 +74,15 @@ class Estimate(NamedTuple):
         reach = float(stdtrit(documents - 1, 0.5 + level / 2)) * error
         return self.value - reach, self.value + reach
 
-    def bounded(self, level: float = 0.95) -> tuple[float | None, float | None, float | None]:
-        """Of one number: its value and both bounds as a finding has them, None where they are not defined."""
-        return number(self.value), *map(number, self.interval(level))
+    def bounded(self, level: float = 0.95, *, least: float = -inf, most: float = inf) -> Bounded:
+        """Value and both bounds of one number as a finding has them, None where they are not defined; bounds end at what
+        the measure can be, from `least` to `most`."""
+        low, high = self.interval(level)
+        return number(self.value), number(low.clamp(min=least)), number(high.clamp(max=most))
 
 
 def number(value: Tensor) -> float | None:
-    """None where it is not defined, such as a rate over no token."""
+    """The value as a finding has it: None where it is not defined, such as a rate over no token."""
     return float(value) if torch.isfinite(value) else None
 
 
@@ -52,7 +94,18 @@ def ratio(sums: Tensor, counts: Tensor) -> Estimate:
     return Estimate(value, (sums - value * counts) / total)
 
 
-def mean_of(values: Tensor) -> tuple[float | None, float | None, float | None]:
+@torch.enable_grad()
+def of_sums(measure: Callable[[Mapping[str, Tensor]], Tensor], sums: Tensor, names: Sequence[str]) -> Estimate:
+    """One number that `measure` makes of named sums over all documents, of sums [document, name]. The influence of a
+    document is its sums times the derivative of the measure (the delta method): of a ratio the same as `ratio` gives."""
+    totals = sums.sum(0).requires_grad_()
+    value = measure(dict(zip(names, totals, strict=True)))
+    (slope,) = torch.autograd.grad(value, totals)
+    used = slope != 0  # a sum that the measure does not take may be undefined
+    return Estimate(value.detach(), sums[:, used] @ slope[used])
+
+
+def mean_of(values: Tensor) -> Bounded:
     """Mean of independent values [n] with its 95 % interval; None for what so few do not give."""
     if not len(values):
         return None, None, None

@@ -36,7 +36,7 @@ class Paired(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """What an adapter recovers of a change: 0 where it is the base, 1 where it is the fully tuned model.
+    """The share of a change that an adapter recovers: 0 where it is the base, 1 where it is the fully tuned model.
 
     share    of the change, with its interval; None where the change itself cannot be told from none
     change   mean of full less base         gone   of `draws`, those in which it was none or went the other way
@@ -62,6 +62,11 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, flo
     reach = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     low, high = ((middle + sign * reach) / (1 + z * z / trials) for sign in (-1, 1))
     return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
+
+
+def share(successes: int, trials: int, level: float = 0.95) -> tuple[float | None, float | None, float | None]:
+    """A share and its score interval, as a finding has them; None of no trial."""
+    return (successes / trials, *wilson(successes, trials, level)) if trials else (None, None, None)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
@@ -161,7 +166,7 @@ class BudgetCurve(NamedTuple):
 def scaling(
     correct: ArrayLike, budgets: Sequence[int], *, draws: int = 1000, level: float = 0.95, seed: int = 0
 ) -> BudgetCurve:
-    """Of right answers [problem, budget]. Intervals by the bootstrap over problems: a problem drawn twice counts twice
+    """The curve of right answers [problem, budget]. Intervals by the bootstrap over problems: a problem drawn twice counts twice
     at every budget."""
     answers, tokens = _by_budget(correct, budgets)
     curves = _drawn(answers, draws, seed)
@@ -228,17 +233,22 @@ def _measures(curves: NDArray, tokens: NDArray) -> list[NDArray | None]:
 
 
 def _slopes(curves: NDArray, places: NDArray) -> NDArray:
-    """Of the least-squares lines through accuracies [draw, budget] at these places."""
+    """Slopes of the least-squares lines through accuracies [draw, budget] at these places."""
     centred = places - places.mean()
     rises = curves - curves[:, :1]  # so that a flat curve has the slope 0, not a rounding of it
     return rises @ (centred / (centred @ centred))
 
 
 def _with_intervals(measured: Sequence[NDArray | None], drawn: Sequence[NDArray | None], level: float) -> BudgetCurve:
-    ends = (0.5 - level / 2, 0.5 + level / 2)
-    return BudgetCurve(
-        *(
-            None if value is None else Interval(float(value[0]), *map(float, np.quantile(draws, ends)))
-            for value, draws in zip(measured, drawn, strict=True)
-        )
-    )
+    found = []
+    for value, draws in zip(measured, drawn, strict=True):
+        if value is None or draws is None:
+            found.append(None)
+        else:
+            found.append(Interval(float(value[0]), *_ends(draws, level)))
+    return BudgetCurve(*found)
+
+
+def _ends(draws: NDArray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(draws, (0.5 - level / 2, 0.5 + level / 2))
+    return float(low), float(high)

@@ -38,7 +38,7 @@ class ActiveScores:
 
     @classmethod
     def of(cls, blocks: Iterable[Tensor], latents: int) -> ActiveScores:
-        """From blocks [token, latent], one after the other."""
+        """The scores of blocks [token, latent], one after the other."""
         places, values, tokens = [torch.empty(0, 2, dtype=torch.long)], [torch.empty(0)], 0
         for block in blocks:
             found = block.nonzero()
@@ -61,7 +61,7 @@ class ActiveScores:
         )
 
     def column(self, latent: int) -> Tensor:
-        """[token] of one latent."""
+        """Scores [token] of one latent."""
         here = (self.latent == latent) & ~self.is_zeros
         return torch.zeros(self.tokens).index_copy_(0, self.token[here], self.value[here])
 
@@ -141,6 +141,26 @@ def _auroc_of(ranks: Tensor, truth: Tensor) -> Tensor:
     return ((ranks @ truth.double() - labelled * (labelled + 1) / 2) / (labelled * rest)).float()
 
 
+def shuffled_auroc(
+    first: ActiveScores | DenseScores,
+    second: ActiveScores | DenseScores,
+    chosen_on: Tensor,
+    tested_on: Tensor,
+    shuffles: int,
+) -> Tensor:
+    """[shuffle]: AUROC on one half of the column that is best for shuffled labels of the other: the permutation null of a
+    column that was chosen. `chosen_on` and `tested_on` [token] bool are the labels of either half."""
+    generator = torch.Generator().manual_seed(0)
+    found, columns = [], {}
+    for _ in range(shuffles):
+        shuffled, other = (t[torch.randperm(len(t), generator=generator)] for t in (chosen_on, tested_on))
+        best = int(first.auroc(shuffled).argmax())
+        if best not in columns:
+            columns[best] = second.column(best)
+        found.append(auroc(columns[best][None], other)[0])
+    return torch.stack(found)
+
+
 def rule_auroc(values: Tensor, truth: Tensor, select: Tensor, test: Tensor) -> tuple[float, float]:
     """AUROC of the rate of the label given the value [token], learned on `select`: there, and on `test`."""
     size = int(values.max()) + 1
@@ -148,7 +168,8 @@ def rule_auroc(values: Tensor, truth: Tensor, select: Tensor, test: Tensor) -> t
     hits = torch.bincount(values[select], weights=truth[select].double(), minlength=size)
     prior = truth[select].double().mean()
     score = ((hits + prior) / (seen + 1))[values]
-    return tuple(float(auroc(score[side][None], truth[side])[0]) for side in (select, test))
+    chosen_on, tested = (float(auroc(score[side][None], truth[side])[0]) for side in (select, test))
+    return chosen_on, tested
 
 
 def delong_interval(scores: Tensor, truth: Tensor) -> tuple[float, float]:

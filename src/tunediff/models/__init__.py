@@ -7,6 +7,8 @@ option.py    the two, as pair.yaml        adapted_source.py     where such a mod
                                           transcoder_files.py   its adapters, ours and in the authors' format
 """
 
+from transformers import PreTrainedModel
+
 from tunediff.models.adapted_source import AdaptedSource
 from tunediff.models.hybrid import replaceable, replacing, switch_mlps
 from tunediff.models.lora import PairError
@@ -20,6 +22,7 @@ __all__ = [
     "ModelPair",
     "ModelSource",
     "PairError",
+    "PreTrainedModel",
     "TranscoderFiles",
     "switch_mlps",
     "option",

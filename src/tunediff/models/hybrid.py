@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
-from tunediff.dictionary import Normalisation, TranscoderAdapter
-from tunediff.hookpoints import decoder_layers, transcoder_of
+from tunediff.dictionary import TranscoderAdapter
+from tunediff.hookpoints import decoder_layers
 from tunediff.models.lora import PairError, twin
-from tunediff.shapes import ADAPTER, TUNED, Stream
+from tunediff.shapes import ADAPTER, TUNED
 
 
 class AdaptedMLP(nn.Module):
@@ -75,19 +74,6 @@ def adapted(hybrid: nn.Module, adapter: TranscoderAdapter) -> nn.Module:
     for layer, transcoder in zip(decoder_layers(made), _beside(hybrid, adapter), strict=True):
         layer.mlp = AdaptedMLP(layer.mlp, transcoder)
     return made
-
-
-def adapter_in(model: nn.Module, role: str) -> TranscoderAdapter:
-    """The adapter beside the MLPs of a model with this role, over its tensors. Raises Refused where none stands there."""
-    layers = [transcoder_of(layer) for layer in decoder_layers(model)]
-    width, latents = layers[0].W_enc.shape
-    streams = [Stream(role, "mlp_in", number, width) for number in range(len(layers))]
-    bias = layers[0].b_dec is not None
-    with torch.device("meta"):
-        made = TranscoderAdapter(streams, latents=latents, sparsity=layers[0].sparsity, decoder_bias=bias)
-    made.layers = nn.ModuleList(twin(layer) for layer in layers)
-    made.normalisation = Normalisation(made.widths, kind="none", sink_multiple=None).to(layers[0].W_enc.device)
-    return made.eval()
 
 
 def replaceable(tuned: nn.Module, base: nn.Module, adapter: TranscoderAdapter) -> nn.Module:

@@ -16,6 +16,7 @@ from pathlib import Path
 import huggingface_hub
 import peft
 import safetensors
+import torch
 from torch import nn
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers, in_order, lora_adapters
@@ -113,6 +114,15 @@ def twin(model: nn.Module) -> nn.Module:
     """Another module over the same tensors: what is added to it is not added to the first."""
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)
+
+
+def aligned(model: nn.Module) -> nn.Module:
+    """The model with each tensor contiguous and at a multiple of 64 bytes, where allocations begin: tensors mapped from a
+    file lie where the file has them, and the last bits of their products follow. Tied tensors stay tied."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.data_ptr() % 64 or not tensor.is_contiguous():
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return model
 
 
 def adapted(model: nn.Module, folder: Path, *, merged: bool) -> nn.Module:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
-from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading
-from tunediff.models.hybrid import adapted, adapter_in, hybrid
+from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading, width_of
+from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError
 from tunediff.models.source import ModelSource
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
@@ -58,7 +58,7 @@ class ModelPair:
         self.configs = {role: source.config().get_text_config() for role, source in self.sources.items()}
         self.owner, self.align, self.hesitations = tokenizer, align, tuple(hesitations)
         self._tokenizers = {role: source.tokenizer() for role, source in self.sources.items()}
-        self.models: dict[str, nn.Module] = {}
+        self.models: dict[str, transformers.PreTrainedModel] = {}
         self.adapter: TranscoderAdapter | None = None  # of the models that stand beside, and what it stands in
         self.adapter_on = HYBRID
         for role in BESIDE:
@@ -183,14 +183,8 @@ class ModelPair:
         return Stream(reads, LORA, last, adapters[-1].columns.stop)
 
     def width(self, role: str, hookpoint: str) -> int:
-        """Of a hidden vector at a hookpoint of one layer."""
-        if hookpoint == TRANSCODER:
-            return self._latents_of(role)
-        config = self.configs[role]
-        if hookpoint != "mlp_neurons":
-            return config.hidden_size
-        inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-        return inner or 4 * config.hidden_size  # GPT-2 where it does not say
+        """Width of a hidden vector at a hookpoint of one layer."""
+        return self._latents_of(role) if hookpoint == TRANSCODER else width_of(self.configs[role], hookpoint)
 
     def _layer(self, role: str, layer: int | float) -> int:
         depth = self.depth(role)
@@ -233,12 +227,6 @@ class ModelPair:
         other.models = dict(self.models)
         other.stand_beside(adapter, on=on)
         return other
-
-    def adapter_of(self, role: str) -> TranscoderAdapter:
-        """The transcoder adapter beside the MLPs of a model, over its tensors; of a loaded pair. Raises PairError where
-        none stands there."""
-        self._latents_of(role)
-        return self.adapter if role == ADAPTER else adapter_in(self.models[role], role)
 
     def _check_same_tokens(self) -> None:
         if self.align != "strict":
@@ -291,7 +279,12 @@ class ModelPair:
             whole |= {(role, point): value for point, value in read.items()}
 
         def kept(role: str, stream: Stream) -> Tensor:
-            return whole[role, Point(stream.hookpoint, stream.layer)].flatten(0, 1)[self.places(role, batch)]
+            value = whole[role, Point(stream.hookpoint, stream.layer)]
+            if value.shape[-1] != stream.width:
+                raise PairError(
+                    f"{stream} is {value.shape[-1]} wide and not {stream.width}: set dictionary.hookpoint.width."
+                )
+            return value.flatten(0, 1)[self.places(role, batch)]
 
         def read(stream: Stream) -> Tensor:
             if stream.role != DIFFERENCE:

@@ -16,7 +16,7 @@ from torch import nn
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.hybrid import adapted as with_transcoders
-from tunediff.models.lora import PairError, adapted, brought, check, located, shapes, twin
+from tunediff.models.lora import PairError, adapted, aligned, brought, check, located, shapes, twin
 from tunediff.models.transcoder_files import KEY, TranscoderFiles, published
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
@@ -109,7 +109,7 @@ class ModelSource:
             model = self._whole()
         if self.adapter is not None:
             model = adapted(model, self._adapter(), merged=self.merged)
-        return model.eval().requires_grad_(False)
+        return aligned(model).eval().requires_grad_(False)
 
     def _whole(self, **options):
         kind, dtype = transformers.AutoModelForCausalLM, getattr(torch, self.dtype)

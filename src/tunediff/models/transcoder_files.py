@@ -26,7 +26,7 @@ from tunediff import dictionary
 from tunediff.dictionary import L1, Normalisation, Sparsity, TranscoderAdapter, latents_of
 from tunediff.hookpoints import lora_adapters
 from tunediff.models.hybrid import AdaptedMLP
-from tunediff.models.lora import PairError, located, twin
+from tunediff.models.lora import PairError, aligned, located, twin
 from tunediff.shapes import ADAPTER, Stream
 
 LATENTS, DECODER_BIAS = "transcoder_n_features", "transcoder_dec_bias"
@@ -103,7 +103,7 @@ class TranscoderFiles:
             found |= {f"normalisation.{name}": value for name, value in made.normalisation.state_dict().items()}
         self._check({name: tuple(value.shape) for name, value in found.items()}, expected)
         made.load_state_dict(found, assign=True)
-        return made.eval().requires_grad_(False)
+        return aligned(made).eval().requires_grad_(False)
 
     def files(self) -> list[Path]:
         """Weight files of a local folder."""

@@ -7,12 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-import tunediff
 from tunediff.dictionary import latents_of
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
 from tunediff.settings import identity, material
-from tunediff.shapes import ADAPTER, ROLES, Stream
+from tunediff.shapes import ADAPTER, ROLES, VERSION, Stream
 from tunediff.study.parts import learns
 
 
@@ -45,7 +44,7 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
         }
-    return {"identity": identity(cfg), "study": {**study, "version": tunediff.__version__}}
+    return {"identity": identity(cfg), "study": {**study, "version": VERSION}}
 
 
 def spelled(layers: Sequence[int]) -> str:

@@ -21,10 +21,10 @@ from omegaconf import DictConfig
 from tunediff import folders
 from tunediff.dictionary import Crosscoder, TranscoderAdapter
 from tunediff.edits import Edit, Everywhere, Gate, Operation
-from tunediff.evaluations import Trained
+from tunediff.evaluations import Given, Trained
 from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import choose
-from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import ModelPair, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
@@ -34,11 +34,11 @@ from tunediff.study.described import about
 from tunediff.study.parts import (
     build_dictionary,
     evaluations_of,
+    given_of,
     inside,
     learns,
     read_config,
     streams_of,
-    trained_of,
 )
 from tunediff.study.run import evaluate, say_headline
 from tunediff.text import Text
@@ -94,7 +94,7 @@ class Loaded:
         those most the role's own; as evaluations take them."""
         trained = self.trained()
         role = role_of(trained, role, setting="latents")
-        return choose(trained, self._usual, which, None, whose=role)
+        return choose(trained, self._statistics, which, None, whose=role)
 
     def edits(
         self,
@@ -111,7 +111,7 @@ class Loaded:
         trained = self.trained()
         role = role_of(trained, role, setting="edits")
         numbers = self.latents(latents, role=role)
-        return latent_edits(trained, role, numbers, operation, seen=self._usual, gate=gate, mode=mode)
+        return latent_edits(trained, role, numbers, operation, seen=self._statistics, gate=gate, mode=mode)
 
     def edit(
         self,
@@ -139,7 +139,7 @@ class Loaded:
     ) -> list[Response]:
         """What the model with this role answers, through the chat template and behind the text's system message, under edits;
         by default the model that these are written into, without any the tuned one."""
-        self.trained()
+        self.given()
         role = role or (edits[0].at.role if edits else TUNED)
         tokenizer = self.pair.tokenizers[self.pair.entry(role)]
         asked = ask([(question, question) for question in questions], tokenizer, self.text.system)
@@ -151,20 +151,28 @@ class Loaded:
         latents that are not ReLU's."""
         if not isinstance(self.dictionary, TranscoderAdapter):
             raise Refused(f"{self.folder} trained no transcoder adapters: dictionary=transcoder_adapter does.")
-        pair = self.trained().pair
+        pair = self.given().pair
         return save_adapted(pair.models[ADAPTER], folder, pair.tokenizer_of(ADAPTER))
 
     @functools.cached_property
-    def _usual(self) -> Usual:
-        return usual(self.trained())
+    def _statistics(self) -> LatentStatistics:
+        return self.trained().statistics
 
     def trained(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Trained:
-        """What an evaluation is given, with the models loaded; `tokens` of held-out text, by default the run's budget."""
+        """What an evaluation is given, with the models loaded; `tokens` of held-out text, by default the run's budget. Raises
+        Refused for a run that trained no dictionary."""
+        given = self.given(device=device, tokens=tokens)
+        if not isinstance(given, Trained):
+            raise Refused(f"{self.folder} trained no dictionary: run.given() has its pair and its text.")
+        return given
+
+    def given(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Given:
+        """The same of any run, without a dictionary where it trained none."""
         if not self.pair.models or self.pair.device(TUNED) != torch.device(device):
             self.pair.load(device)
         dictionary = None if self.dictionary is None else self.dictionary.to(device)
         tokens = tokens or self.cfg.budget.evaluation_tokens
-        return trained_of(self.pair, self.text, dictionary, tokens, self.folder)
+        return given_of(self.pair, self.text, dictionary, tokens, self.folder)
 
 
 REEVALUATION = "evaluation task trainer run tokens trust".split()
@@ -179,9 +187,9 @@ def reevaluate(cfg: DictConfig) -> None:
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
-        trained = run.trained(device=device, tokens=cfg.tokens)
+        given = run.given(device=device, tokens=cfg.tokens)
         try:
-            findings = evaluate(evaluations, trained, about(run.cfg, run.pair, run.streams))
+            findings = evaluate(evaluations, given, about(run.cfg, run.pair, run.streams))
         except KeyboardInterrupt:
             raise Refused(
                 "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tunediff
 from tunediff.models import ModelSource, option
+from tunediff.shapes import VERSION
 from tunediff.text import Examples
 from tunediff.training.recipe import Recipe
 from tunediff.training.trainable import Lora
@@ -78,7 +78,7 @@ def card(
         base=source.path,
         library="peft" if adapter else "transformers",
         title=f"{Path(source.path).name}, {'with an adapter' if adapter else 'fine-tuned'}",
-        version=tunediff.__version__,
+        version=VERSION,
         revision=f" at {source.revision}" if source.revision else "",
         part=str(recipe.part),
         losses="\n".join(f"| {name} | {value:.4f} |" for name, value in losses(history).items()),

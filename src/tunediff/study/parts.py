@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from tunediff.activations import WholeSequences
 from tunediff.dictionary import Crosscoder, TranscoderAdapter
-from tunediff.evaluations import Trained
+from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
 from tunediff.folders import write_atomically
+from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ModelPair, TranscoderFiles
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream
@@ -35,24 +35,25 @@ def learns(cfg: DictConfig) -> bool:
     return bool(given)
 
 
-def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Any]:
+def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
     """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none, or about another
     kind: one that stands `inside` the models reconstructs nothing, and the others replace nothing."""
     built = {name: build(node) for name, node in (nodes or {}).items()}
     for name, evaluation in built.items():
-        if not learns and getattr(evaluation, "needs_dictionary", True):
+        needs = declared(evaluation, "needs")
+        if not learns and needs is not Needs.PAIR:
             raise Refused(
                 f"evaluation={name} needs a dictionary, and this study trains none: leave it out, as in "
                 "evaluation=[layer_divergence,tokenizers], or leave out the experiment that takes the dictionary away."
             )
-        if inside and getattr(evaluation, "needs_reconstruction", False):
+        if inside and needs is Needs.RECONSTRUCTION:
             raise Refused(
                 f"evaluation={name} measures what a dictionary reconstructs, and a transcoder adapter reconstructs nothing: "
                 "choose evaluation=replacement."
             )
-        if learns and not inside and getattr(evaluation, "needs_adapter", False):
+        if learns and not inside and needs is Needs.ADAPTER:
             raise Refused(f"evaluation={name} asks about a transcoder adapter: choose dictionary=transcoder_adapter.")
-        if isinstance(latents := getattr(evaluation, "latents", None), str):
+        if isinstance(latents := declared(evaluation, "latents"), str):
             checked(latents)  # before hours of training, not after them
     return built
 
@@ -63,6 +64,9 @@ def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
         each = (pair.streams("resid_post", list(range(pair.depth(role))), reads=role) for role in ROLES)
         return [stream for streams in each for stream in streams]
     hookpoint, reads = cfg.dictionary.hookpoint, cfg.dictionary.reads
+    row = {key: hookpoint[key] for key in hookpoint if key not in ("name", "equal_widths", "layer")}
+    if row:
+        add_hookpoint(hookpoint.name, row)
     return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
 
 
@@ -117,13 +121,16 @@ def inside(cfg: DictConfig) -> bool:
     return stands
 
 
-def trained_of(
+def given_of(
     pair: ModelPair, text: Text, dictionary: Crosscoder | TranscoderAdapter | None, tokens: int, folder: Path
-) -> Trained:
-    """What evaluations are given; beside the loaded pair stands what an adapter makes of it."""
+) -> Given:
+    """What evaluations are given, Trained where there is a dictionary; beside the loaded pair stands what an adapter makes of
+    it."""
+    if dictionary is None:
+        return Given(pair, text, tokens, folder=folder)
     if isinstance(dictionary, TranscoderAdapter):
         pair.stand_beside(dictionary)
-    return Trained(pair, text, dictionary, tokens, folder=folder)
+    return Trained(pair, text, tokens, folder=folder, dictionary=dictionary)
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from tunediff import folders
 from tunediff.activations import ActivationSource, select
 from tunediff.dictionary import TranscoderAdapter
-from tunediff.evaluations import Trained
+from tunediff.evaluations import Evaluation, Given, declared
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.models import ModelPair, TranscoderFiles, pair_of_adapter
 from tunediff.report import line_of, write_report
@@ -31,10 +31,10 @@ from tunediff.study.parts import (
     build_dictionary,
     check_reads,
     evaluations_of,
+    given_of,
     inside,
     learns,
     streams_of,
-    trained_of,
     write_config,
 )
 from tunediff.text import Text
@@ -161,8 +161,8 @@ class Run:
                 found.append(Table("training", curves_of(self.learner.history)))
         described = about(self.cfg, pair, self.streams)
         write_findings(self.folder, found, described, by="study")
-        trained = trained_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)
-        findings = evaluate(self.evaluations, trained, described)
+        given = given_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)
+        findings = evaluate(self.evaluations, given, described)
         for logger in self.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
             logger.log_metrics(values, step=self.steps or 0)
@@ -193,17 +193,17 @@ class Run:
             logger.finalize("failed")
 
 
-def evaluate(evaluations: Mapping[str, Any], trained: Trained, described: Mapping[str, Any]) -> dict[str, dict]:
+def evaluate(evaluations: Mapping[str, Evaluation], given: Given, described: Mapping[str, Any]) -> dict[str, dict]:
     """All findings of the run's folder. Those of an evaluation are written before the next begins: one that fails takes
     no other's with it."""
-    findings = write_findings(trained.folder, (), described)
+    findings = write_findings(given.folder, (), described)
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
-        found = list(evaluation.run(trained))
+        found = list(evaluation.run(given))
         for note in (item.text for item in found if isinstance(item, Note)):
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")
         # two of one class may stand under names of their own
-        findings = write_findings(trained.folder, found, described, by=getattr(evaluation, "name", name))
+        findings = write_findings(given.folder, found, described, by=declared(evaluation, "name") or name)
     return findings
 
 

@@ -40,6 +40,7 @@ def _study(cfg: DictConfig, folder: Path) -> float | None:
     if cfg.dry_run:
         run = Run(cfg, folder)
         pair: ModelPair = build(cfg.model_pair)
+        build(cfg.text).check(evaluated=bool(cfg.evaluation))
         run.build(pair, weights=False)
         if inside(cfg):
             print(f"memory of one device:\n{adapter_items(cfg, pair).table()}")

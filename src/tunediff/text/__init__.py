@@ -7,8 +7,8 @@ A row is a dictionary of strings: a problem with its response, or plain text. No
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
 """
 
-from tunediff.text.batches import Batch, TextBatches, collate, padded_groups
-from tunediff.text.documents import Document, Text
+from tunediff.text.batches import Batch, Document, TextBatches, collate, padded_groups
+from tunediff.text.documents import Text
 from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
 from tunediff.text.preparing import each_generation, first_exchange, in_s1_form
 from tunediff.text.rendering import CLOSINGS, LAYOUTS, OPENINGS, Layout, Rendered, render, render_prompt

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tunediff.text.rows import TextError
 
-if TYPE_CHECKING:
-    from tunediff.text.documents import Document, Text
-
 Item = TypeVar("Item")
+
+
+class Document(NamedTuple):
+    """One sequence for a forward pass; a long row gives several.
+
+    ids       token ids for each tokenizer (one list when both models read the same ids)
+    places    for each tokenizer, the positions of the kept tokens; aligned, so all of one length
+    segments  index into SEGMENTS of each kept token            labels   names of labels -> flag of each kept token
+    progress  share of its segment, by characters of the whole row, that lies before each kept token
+    """
+
+    row: int
+    ids: tuple[list[int], ...]
+    places: tuple[list[int], ...]
+    segments: list[int]
+    progress: list[float]
+    labels: dict[str, list[bool]]
 
 
 class Batch(NamedTuple):
@@ -42,12 +56,21 @@ class Batch(NamedTuple):
 class TextBatches:
     """Batches without end, bucketed by length: a window of documents is sorted, cut into batches of at most
     `tokens_per_batch` padded tokens, and the batches are shuffled. A finite text starts again with another shuffle.
+    `documents` gives the documents anew at every call; TextError says `when_empty` if there are none.
 
     The position is (pass over the data, window, batch): state_dict() now, load_state_dict() later, same batches."""
 
-    def __init__(self, text: Text, tokenizers: Sequence, *, held_out: bool, tokens_per_batch: int):
-        self.text, self.tokenizers, self.held_out = text, tokenizers, held_out
-        self.tokens_per_batch = tokens_per_batch
+    def __init__(
+        self,
+        documents: Callable[[], Iterator[Document]],
+        *,
+        window_size: int,
+        tokens_per_batch: int,
+        seed: int,
+        when_empty: str,
+    ):
+        self.documents, self.window_size, self.tokens_per_batch = documents, window_size, tokens_per_batch
+        self.seed, self.when_empty = seed, when_empty
         self.load_state_dict({"epoch": 0, "window": 0, "batch": 0})
 
     def state_dict(self) -> dict[str, int]:
@@ -72,27 +95,18 @@ class TextBatches:
 
     def _next_groups(self, skipped_windows: int) -> list[list[Document]]:
         if self._source is None:
-            self._source = self._documents()
-            for _ in itertools.islice(self._source, skipped_windows * self.text.window):
+            self._source = self.documents()
+            for _ in itertools.islice(self._source, skipped_windows * self.window_size):
                 pass
-        documents = list(itertools.islice(self._source, self.text.window))
+        documents = list(itertools.islice(self._source, self.window_size))
         if not documents:
             if self.window == 0:
-                side = (
-                    "evaluate on: raise text.held_out"
-                    if self.held_out
-                    else "train on: the text is empty or filtered away"
-                )
-                raise TextError(f"The text has no tokens to {side}.")
+                raise TextError(self.when_empty)
             self.epoch, self.window, self.batch, self._source = self.epoch + 1, 0, 0, None
             return self._next_groups(0)
         groups = padded_groups(documents, self.tokens_per_batch, lambda document: max(map(len, document.ids)))
-        generator = torch.Generator().manual_seed(hash((self.text.seed, self.epoch, self.window)) % 2**63)
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, self.window)) % 2**63)
         return [groups[i] for i in torch.randperm(len(groups), generator=generator)]
-
-    def _documents(self) -> Iterator[Document]:
-        for row in self.text.named_rows(held_out=self.held_out):
-            yield from self.text.documents(row, self.tokenizers)
 
 
 def padded_groups(items: Iterable[Item], tokens_per_batch: int, length: Callable[[Item], int]) -> list[list[Item]]:
@@ -127,7 +141,7 @@ def collate(documents: Sequence[Document]) -> Batch:
         mask=mask,
         places=places,
         token=ids[0].flatten()[places[0]],
-        document=torch.tensor([d.index for d in documents for _ in d.segments]),
+        document=torch.tensor([d.row for d in documents for _ in d.segments]),
         sequence=sequence,
         position=places[0] - sequence * lengths[0],
         segment=torch.tensor([s for d in documents for s in d.segments], dtype=torch.uint8),

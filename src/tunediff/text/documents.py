@@ -6,10 +6,10 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tunediff.shapes import SEGMENTS, THINKING_FORMAT
-from tunediff.text.batches import TextBatches
+from tunediff.text.batches import Document, TextBatches
 from tunediff.text.rendering import Rendered, Span, layout, refuse_all_but_strings, render
 from tunediff.text.rows import TextError
 from tunediff.text.tokenizers import encode
@@ -25,23 +25,6 @@ INSTEAD = {
     "response": {"thinking", "answer", "text"},
 }
 LABELS = {"spans", "pieces"}
-
-
-class Document(NamedTuple):
-    """One sequence for a forward pass; a long row gives several.
-
-    ids       token ids for each tokenizer (one list when both models read the same ids)
-    places    for each tokenizer, the positions of the kept tokens; aligned, so all of one length
-    segments  index into SEGMENTS of each kept token            labels   names of labels -> flag of each kept token
-    progress  share of its segment, by characters of the whole row, that lies before each kept token
-    """
-
-    index: int
-    ids: tuple[list[int], ...]
-    places: tuple[list[int], ...]
-    segments: list[int]
-    progress: list[float]
-    labels: dict[str, list[bool]]
 
 
 class Text:
@@ -224,8 +207,19 @@ class Text:
         self, tokenizers: Sequence, *, held_out: bool = False, tokens_per_batch: int | None = None
     ) -> TextBatches:
         """Batches from the first document on; `tokens_per_batch` counts padding too."""
-        limit = tokens_per_batch or self.tokens_per_batch
-        return TextBatches(self, tokenizers, held_out=held_out, tokens_per_batch=limit)
+
+        def documents() -> Iterator[Document]:
+            for row in self.named_rows(held_out=held_out):
+                yield from self.documents(row, tokenizers)
+
+        side = "evaluate on: raise text.held_out" if held_out else "train on: the text is empty or filtered away"
+        return TextBatches(
+            documents,
+            window_size=self.window,
+            tokens_per_batch=tokens_per_batch or self.tokens_per_batch,
+            seed=self.seed,
+            when_empty=f"The text has no tokens to {side}.",
+        )
 
 
 def _key(named: Mapping[str, Any]) -> str:

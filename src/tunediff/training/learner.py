@@ -52,8 +52,10 @@ class Learner:
         )
 
     def check(self, length: Length) -> None:
-        """Raises Refused where a schedule does not fit the run."""
+        """Raises Refused where a schedule, or how often dead latents are resampled, does not fit the run."""
         check_schedules(self.schedules(), length)
+        if self.resampling is not None:
+            self.resampling.check(length)
 
     def schedules(self) -> dict[str, Schedule]:
         """All of them, under their names in the config."""

@@ -30,7 +30,7 @@ from tunediff.objectives import Distillation, Imitation, PassLosses
 from tunediff.schedules import Length, Schedule, steps_of
 from tunediff.shapes import Refused
 from tunediff.text import Batches, MicroBatch, Step
-from tunediff.training import sum_gradients
+from tunediff.training.on_activations import sum_gradients
 from tunediff.training.trainable import trained_weights
 
 PRECISIONS = ("32-true", "bf16-mixed")

@@ -20,6 +20,8 @@ from tunediff.text import Batches
 from tunediff.training.on_sequences import FineTuning, interval
 from tunediff.training.trainable import trained_weights
 
+UNKNOWN = Length(2**53, 1)  # the text has not been read: long enough for every number of steps or tokens
+
 
 @dataclass
 class TranscoderLearner:
@@ -44,6 +46,7 @@ class TranscoderLearner:
 
     def __post_init__(self) -> None:
         self.objective.teach(self.dictionary, self.l1_schedule)
+        self.check(UNKNOWN)
 
     def check(self, length: Length) -> None:
         """Raises Refused where a schedule does not fit the run."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tunediff.benchmarks import Grader, Problem, Task
 from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.generation import Decoding, Engine, Response
 from tunediff.measures import BudgetCurve, scaling, scaling_difference, wilson
 from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
@@ -38,7 +38,7 @@ class Benchmark:
     hesitations   words that count as one, as regular expressions; None: the pair's own
     """
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, pr
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
 from tunediff.evaluations.latents.selection import Selection, alike, choose, decoder_rows
-from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.generation import Decoding, Engine
 from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
@@ -77,7 +77,7 @@ class Intervention:
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting=self.name)
-        seen = usual(trained)
+        seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by, whose=self._whose(role))
         conditions = self.conditions(trained, role, seen, chosen)
         yield Note(f"{self.name}: latents {', '.join(map(str, chosen))}, written into the {role} model")
@@ -112,7 +112,7 @@ class Intervention:
         patched = all(operation.reads_other for operation in self.operations.values())
         return CONTRAST[role] if patched else role
 
-    def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
+    def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         beside = role == ADAPTER
         modes = (("delta",) if beside else MODES) if self.modes is None else self.modes
         other, asked_as = CONTRAST[role], TUNED if beside else None
@@ -171,7 +171,7 @@ def other_prompt(role: str) -> list[Condition]:
     ]
 
 
-def latents_table(seen: Usual, chosen: Sequence[int]) -> dict[str, list]:
+def latents_table(seen: LatentStatistics, chosen: Sequence[int]) -> dict[str, list]:
     numbers = torch.tensor(chosen)
     return {
         "latent": list(chosen),

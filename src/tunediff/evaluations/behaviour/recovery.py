@@ -24,7 +24,7 @@ from tunediff.evaluations.behaviour.recovered import (
     told,
 )
 from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.generation import Decoding, Engine
 from tunediff.measures import wilson
 from tunediff.models import ModelPair, ModelSource, PairError
@@ -44,7 +44,7 @@ class Recovery:
     Raises Refused where `full` cannot be found.
     """
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(
         self,
@@ -89,9 +89,9 @@ class Recovery:
                 where = f"recovery/{name}" if measure == ACCURACY else f"recovery/{name}/{measure}"
                 yield told(CHANGE, name, measured, where=f"{where}/recovered", how=how)
                 rows.append(_row(name, measured, self.tasks[name].prompts[BASE], self.full.path))
-        columns = {key: [row[key] for row in rows] for key in rows[0]}
-        yield Table("recovery", columns)
-        yield figure(columns)
+        table = Table.of("recovery", rows)
+        yield table
+        yield figure(table.columns)
 
     def _second(self, pair: ModelPair, texts: Sequence[str]) -> tuple[ModelPair, list[Note]]:
         """The base with the full model in the tuned one's place, no weights yet. Raises Refused where they read different

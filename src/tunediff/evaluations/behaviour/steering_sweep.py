@@ -29,7 +29,7 @@ from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, pr
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.generation import Decoding, Engine
 from tunediff.measures import wilson
@@ -92,7 +92,7 @@ class SteeringSweep:
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")
-        seen = usual(trained)
+        seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by, whose=role)
         yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {role} model")
         name, task = next(iter(self.tasks.items()))
@@ -117,11 +117,11 @@ class SteeringSweep:
                 rows += [point(gate, kind, strength, s) for strength, s in zip(self.strengths, curve, strict=True)]
             said += self._findings(gate, plain, curves)
         yield from said
-        columns = {key: [row[key] for row in rows] for key in rows[0]}
-        yield Table("steering_sweep", columns)
-        yield from figures(columns, said, self.gates, self.unit)
+        table = Table.of("steering_sweep", rows)
+        yield table
+        yield from figures(table.columns, said, self.gates, self.unit)
 
-    def conditions(self, trained: Trained, role: str, seen: Usual, chosen: Sequence[int]) -> list[Condition]:
+    def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
         asked_as = TUNED if role == ADAPTER else None
         made = [Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as)]

@@ -39,17 +39,17 @@ from tunediff.evaluations.judging.examination import (
 )
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.evaluations.reading.examples import Examples
+from tunediff.measures.clustered import mean_of
 from tunediff.shapes import Finding, Note, Refused, Table
 
 log = logging.getLogger(__name__)
 
 SETTING = "evaluation.autointerp"
-RESAMPLES = 1000
 
 
 class Examined(NamedTuple):
-    """What became of a latent: None where no answer could be read. `calls` counts answers, `unread` those of them that
-    could not be read."""
+    """The explanation of a latent and its scores, None where no answer could be read. `calls` counts answers, `unread` those
+    of them that could not be read."""
 
     latent: int
     explanation: str | None
@@ -136,7 +136,7 @@ class Autointerp:
                 f"no list of 0 and 1 for every text. They are left out of the scores."
             )
         for test, what in ((DETECTION, "which texts activate the latent"), (FUZZING, "where its tokens are marked")):
-            yield self._finding(test, what, [one.scores[test] for one in examined if one.scores[test] is not None])
+            yield self._finding(test, what, [one.scores[test] for one in examined])
         yield Table(
             "autointerp",
             {
@@ -147,23 +147,17 @@ class Autointerp:
             },
         )
 
-    def _finding(self, test: str, what: str, scores: list[float]) -> Finding:
+    def _finding(self, test: str, what: str, scores: Sequence[float | None]) -> Finding:
+        known = [score for score in scores if score is not None]
         name = f"autointerp/{test}/balanced_accuracy"
         meaning = (
             f"balanced accuracy of {self.chat.model} in telling {what} by an explanation of its own, mean over "
-            f"{len(scores)} latents, 95 % interval over these; 0.5 is chance"
+            f"{len(known)} latents, 95 % interval over these; 0.5 is chance"
         )
-        if not scores:
-            return Finding(name, None, meaning=meaning)
-        values = torch.tensor(scores, dtype=torch.float64)
-        if len(values) < 2:
-            return Finding(name, float(values), meaning=meaning)
-        drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
-        low, high = values[drawn].mean(-1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return Finding(name, float(values.mean()), low, high, meaning)
+        return Finding(name, *mean_of(torch.tensor(known, dtype=torch.float64)), meaning)
 
     def _subjects(self, trained: Trained) -> tuple[list[Subject], list[int]]:
-        """What will be asked, and the latents that were wanted but have too few examples."""
+        """The latents that will be asked about, and those that were wanted but have too few examples."""
         half = self.examples // 2
         chosen = chosen_latents(trained, self.latents, setting=f"{SETTING}.latents")
         self._allow(len(chosen))
@@ -202,8 +196,8 @@ class Autointerp:
 
 
 def windows_of(trained: Trained, latents: Sequence[int], *, strongest: int, silent: int) -> dict[int, list[Window]]:
-    """Of each latent its strongest windows, strongest first, and random ones in which it fires nowhere, as far as there
-    are so many."""
+    """The strongest windows of each latent, strongest first, and random ones in which it fires nowhere, as far as there are
+    so many."""
     windows: dict[int, list[Window]] = {latent: [] for latent in latents}
     examples = Examples(strongest=strongest, quantiles=0, random=2 * silent, latents=latents)
     for columns in (table.columns for table in examples.run(trained)):

@@ -7,7 +7,6 @@ never along with a redirection, and into no setting, log or message.
 from __future__ import annotations
 
 import http.client
-import itertools
 import json
 import os
 import time
@@ -22,7 +21,8 @@ from tqdm import tqdm
 
 from tunediff.shapes import Refused
 
-Item, Answer = TypeVar("Item"), TypeVar("Answer")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 PAUSE = 1.0  # seconds before the second try; twice as long before each further one
 LONGEST_PAUSE = 60.0
@@ -108,7 +108,8 @@ class Chat:
         several threads. Raises Refused when there is none: the endpoint, why, and the setting to look at."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
         asked = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.answer_tokens}
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             try:
                 return self._answer(json.dumps(asked).encode()).rpartition("</think>")[2].strip()
             except Busy as busy:
@@ -120,6 +121,7 @@ class Chat:
                         f"how long to wait."
                     ) from None
                 time.sleep(min(max(busy.wait, PAUSE * 2**attempt), LONGEST_PAUSE))
+                attempt += 1
 
     def _answer(self, asked: bytes) -> str:
         request = urllib.request.Request(

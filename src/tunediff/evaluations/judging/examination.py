@@ -69,7 +69,7 @@ class Subject(NamedTuple):
 
     @property
     def characters(self) -> int:
-        """Of all prompts."""
+        """Number of characters of all prompts."""
         asked = [(JUDGE[test], q.about(EXPECTED)) for test in TESTS for q in self.questions[test]]
         return sum(len(part) for prompt in [(EXPLAIN, self.passages), *asked] for part in prompt)
 
@@ -97,7 +97,7 @@ def examined_on(latent: int, windows: Sequence[Window], half: int, texts_per_cal
 
 
 def together(texts: Sequence[tuple[str, bool]], texts_per_call: int, chance: random.Random) -> list[Quiz]:
-    """Shuffled, as many texts a question."""
+    """Questions with `texts_per_call` texts each, in shuffled order."""
     shuffled = chance.sample(texts, len(texts))
     parts = [shuffled[n : n + texts_per_call] for n in range(0, len(shuffled), texts_per_call)]
     return [Quiz([text for text, _ in part], [truth for _, truth in part]) for part in parts]
@@ -112,7 +112,7 @@ def firing_places(window: Window) -> set[int]:
 
 
 def silent_places(window: Window, chance: random.Random) -> set[int]:
-    """As many tokens as fire, or all there are, among those where the latent is silent."""
+    """Places of as many tokens as fire, or of all there are, drawn from those where the latent is silent."""
     silent = [n for n, activation in enumerate(window.activations) if activation == 0]
     return set(chance.sample(silent, min(len(silent), len(firing_places(window)))))
 
@@ -121,12 +121,12 @@ def silent_places(window: Window, chance: random.Random) -> set[int]:
 
 
 def plain(tokens: Sequence[str]) -> str:
-    """On one line, so that numbered texts stay apart."""
+    """The text of the tokens on one line, so that numbered texts stay apart."""
     return "".join(tokens).replace("\n", "\\n")
 
 
 def marked(tokens: Sequence[str], places: set[int]) -> str:
-    """Every run of these tokens between << and >>."""
+    """The text on one line, every run of the tokens at these places between << and >>."""
     runs = groupby(range(len(tokens)), key=places.__contains__)
     texts = ((inside, plain([tokens[n] for n in run])) for inside, run in runs)
     return "".join(f"<<{text}>>" if inside else text for inside, text in texts)
@@ -147,13 +147,13 @@ def passages(windows: Sequence[Window]) -> str:
 
 
 def sentence_in(answer: str, name: str) -> str | None:
-    """What follows "<name>:" on the last line that has it."""
+    """The text that follows "<name>:" on the last line that has it."""
     found = re.findall(rf"^\W*{name}\W*:[\s*_]*(\S.*?)[\s*_]*$", answer, flags=re.IGNORECASE | re.MULTILINE)
     return found[-1] if found else None
 
 
 def choice_in(answer: str, name: str, choices: Sequence[str]) -> str | None:
-    """Which of the choices stands, alone, on the last line that begins with the name."""
+    """The choice that stands, alone, on the last line that begins with the name; None where it is none of the choices."""
     found = re.findall(rf"^\W*{name}\b\W*(.*?)\W*$", answer, flags=re.IGNORECASE | re.MULTILINE)
     said = found[-1].strip("_").lower() if found else None
     return said if said in choices else None

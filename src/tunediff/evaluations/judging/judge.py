@@ -36,7 +36,7 @@ class Judge:
     answer_tokens: int = 2000
 
     def chat(self, setting: str) -> Chat | None:
-        """None where nobody is asked. Raises Refused, naming the setting where these stand, where address, model or key are
+        """The endpoint, or None where nobody is asked. Raises Refused, naming the setting, where address, model or key are
         none, and for too few examples."""
         if self.endpoint is None:
             return None

@@ -30,9 +30,9 @@ from tunediff.evaluations.judging.examination import FEWEST, choice_in, passages
 from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.latents.columns import layers_of
 from tunediff.evaluations.latents.selection import chosen_latents
-from tunediff.evaluations.latents.statistics import relative_decoder_norm, usual
+from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.logit_effect import WRITTEN, strongest_effects, written_rows
-from tunediff.measures import wilson
+from tunediff.measures import share
 from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
 
 SETTING = "evaluation.latent_classes"
@@ -120,13 +120,15 @@ class LatentClasses:
             yield Note(
                 "latent_classes showed no raised tokens: what latents write is not added to the residual stream."
             )
-        questions = [_question(passages(windows[latent]), raised and raised[latent]) for latent in shown]
+        questions = [
+            _question(passages(windows[latent]), None if raised is None else raised[latent]) for latent in shown
+        ]
         answers, notes = self.judge.answers(
             self.chat, QUESTION, questions, evaluation="latent_classes", units="latents"
         )
         yield from notes
         verdicts = {shown[n]: verdict_in(answer) for n, answer in answers.items()}
-        yield from self._findings(list(verdicts.values()))
+        yield from self._findings(self.chat.model, list(verdicts.values()))
         layers = layers_of(trained.dictionary)
         given = verdicts.values()
         yield Table(
@@ -149,7 +151,7 @@ class LatentClasses:
     def _chosen(self, trained: Trained) -> list[int]:
         if self.latents is not None:
             return chosen_latents(trained, self.latents, setting=f"{SETTING}.latents")
-        alive, layers = usual(trained).alive, layers_of(trained.dictionary)
+        alive, layers = trained.statistics.alive, layers_of(trained.dictionary)
         layers = torch.zeros(len(alive)) if layers is None else layers
         generator, chosen = torch.Generator().manual_seed(self.seed), []
         for layer in layers.unique():
@@ -158,11 +160,11 @@ class LatentClasses:
             chosen += drawn.sort().values.tolist()
         return chosen
 
-    def _findings(self, given: Sequence[Verdict | None]) -> Iterator[Finding]:
+    def _findings(self, model: str, given: Sequence[Verdict | None]) -> Iterator[Finding]:
         read = [verdict for verdict in given if verdict is not None]
         about = {name: [verdict for verdict in read if verdict.kind == name] for name in CLASSES}
         drawn = f"up to {self.each_layer} drawn among those alive of each layer"
-        how = f"sorted by {self.chat.model}, {drawn if self.latents is None else 'chosen by the setting latents'}"
+        how = f"sorted by {model}, {drawn if self.latents is None else 'chosen by the setting latents'}"
         for name in CLASSES:
             what = f"share of {len(read)} latents, {how}, that are of the class {name}; each counts alike"
             yield _share(f"latent_classes/{name}/share", len(about[name]), len(read), what)
@@ -179,7 +181,8 @@ class LatentClasses:
 
 
 def verdict_in(answer: str) -> Verdict | None:
-    """None where the class is none of those asked for, or lacks the domain or the mechanism that belongs to it."""
+    """The verdict of an answer; None where the class is none of those asked for, or lacks the domain or the mechanism that
+    belongs to it."""
     kind = choice_in(answer, "class", CLASSES)
     domain = choice_in(answer, "domain", DOMAINS) if kind == DOMAIN else None
     mechanism = choice_in(answer, "mechanism", MECHANISMS) if kind != UNINTERPRETABLE else None
@@ -212,5 +215,4 @@ def _question(shown: str, raised: Sequence[str] | None) -> str:
 
 
 def _share(name: str, count: int, of: int, what: str) -> Finding:
-    bounds = (count / of, *wilson(count, of)) if of else (None, None, None)
-    return Finding(name, *bounds, f"{what}; Wilson interval over latents")
+    return Finding(name, *share(count, of), f"{what}; Wilson interval over latents")

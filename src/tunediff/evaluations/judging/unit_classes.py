@@ -6,7 +6,6 @@ sorts units of several kinds, without being told which kind a unit is of.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from tunediff.evaluations.judging.chat import Chat
 from tunediff.evaluations.judging.examination import FEWEST, choice_in, passages, sentence_in
 from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.lora.units import Kind, Unit
-from tunediff.measures import wilson
+from tunediff.measures import share
 from tunediff.measures.clustered import mean_of
 from tunediff.shapes import Finding, Note, Table
 
@@ -43,8 +42,8 @@ class JudgedUnit(NamedTuple):
 def sort_units(
     judge: Judge, chat: Chat, kinds: Sequence[Kind], *, units: int, seed: int
 ) -> Iterator[Finding | Table | Note]:
-    """Of each kind so many living ones. Raises Refused where the endpoint gives no answer at all; once it has answered, what
-    is known is reported."""
+    """Asks about `units` living units of each kind. Raises Refused where the endpoint gives no answer at all; once it has
+    answered, what is known is reported."""
     subjects = [subject for kind in kinds for subject in _subjects(kind, units, judge.examples, seed)]
     short = sum(min(units, int(kind.alive.sum())) for kind in kinds) - len(subjects)
     if short:
@@ -53,16 +52,12 @@ def sort_units(
     answers, notes = judge.answers(chat, QUESTION, questions, evaluation="unit_comparison", units="units")
     yield from notes
     said = {n: verdict_in(answer) for n, answer in answers.items()}
-    columns: dict[str, list] = defaultdict(list)
+    rows = []
     for n, verdict in said.items():
-        named = {"kind": subjects[n].kind, **subjects[n].unit._asdict()}
-        read = (
-            {"class": None, "reason": None} if verdict is None else dict(zip(("class", "reason"), verdict, strict=True))
-        )
-        for name, value in (named | read).items():
-            columns[name].append(value)
-    if columns:
-        yield Table("unit_classes", dict(columns))
+        number, reason = verdict or (None, None)
+        rows.append({"kind": subjects[n].kind, **subjects[n].unit._asdict(), "class": number, "reason": reason})
+    if rows:
+        yield Table.of("unit_classes", rows)
     for kind in kinds:
         given = [verdict for n, verdict in said.items() if subjects[n].kind == kind.name]
         yield from _findings(chat.model, kind, given)
@@ -75,7 +70,7 @@ def verdict_in(answer: str) -> tuple[int, str] | None:
 
 
 def _subjects(kind: Kind, units: int, examples: int, seed: int) -> Iterator[JudgedUnit]:
-    """Of a sample of living units those with enough examples."""
+    """The units with enough examples among `units` living ones, drawn by the seed."""
     alive = kind.alive.nonzero()[:, 0]
     drawn = alive[torch.randperm(len(alive), generator=torch.Generator().manual_seed(seed))][:units].sort().values
     numbers = [kind.numbers[n] for n in drawn.tolist()]
@@ -91,8 +86,8 @@ def _findings(model: str, kind: Kind, given: Sequence[tuple[int, str] | None]) -
     how = f"of {len(classes)} {kind.what}, drawn among the living and judged by {model}"
     for number, name in enumerate(CLASSES):
         count = classes.count(number)
-        share = (count / len(classes), *wilson(count, len(classes))) if classes else (None, None, None)
-        yield Finding(f"{where}/{name}", *share, f"share {how}, that are {name}; Wilson interval over units")
+        meaning = f"share {how}, that are {name}; Wilson interval over units"
+        yield Finding(f"{where}/{name}", *share(count, len(classes)), meaning)
     meaning = f"mean class {how}: 0 monosemantic, 1 broad, 2 polysemantic; interval over units"
     yield Finding(f"{where}/mean_class", *mean_of(torch.tensor(classes)), meaning)
     meaning = "answers of the judge that could not be read: no line 'Class:' with 0, 1 or 2. They are left out"

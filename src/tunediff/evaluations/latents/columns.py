@@ -20,18 +20,18 @@ from torch import Tensor
 from tunediff.dictionary import Crosscoder, TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.expressions import Expression, Path, nearest
-from tunediff.evaluations.latents.statistics import Usual, decoder_cosine, relative_decoder_norm, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics, decoder_cosine, relative_decoder_norm
 from tunediff.evaluations.reading.label_alignment import aurocs
 from tunediff.shapes import BASE, TUNED, Refused
 
 AUROC, INFLUENCE = "auroc", "graph_influence"
 
 
-def chosen_by_expression(trained: Trained, text: str, seen: Usual | None = None) -> list[int]:
+def chosen_by_expression(trained: Trained, text: str, seen: LatentStatistics | None = None) -> list[int]:
     """The latents that an expression chooses; `seen` is found out where it is not given. Raises Refused where it chooses
     none, and where a column that it names cannot be had."""
     expression = checked(text)
-    seen = usual(trained) if seen is None else seen
+    seen = trained.statistics if seen is None else seen
 
     def column(path: Path) -> Tensor:
         return (OWN[path[0]](trained, seen) if len(path) == 1 else _dotted(trained, path)).double().cpu()
@@ -57,12 +57,12 @@ def _of_both(trained: Trained, name: str) -> None:
         raise Refused(f"{name} compares two models, and this dictionary reads {', '.join(trained.roles)} only.")
 
 
-def _relative_norm(trained: Trained, seen: Usual) -> Tensor:
+def _relative_norm(trained: Trained, seen: LatentStatistics) -> Tensor:
     _of_both(trained, "relative_norm")
     return relative_decoder_norm(trained)
 
 
-def _cosine(trained: Trained, seen: Usual) -> Tensor:
+def _cosine(trained: Trained, seen: LatentStatistics) -> Tensor:
     _of_both(trained, "cosine")
     cosine = decoder_cosine(trained)
     if cosine is None:
@@ -70,11 +70,11 @@ def _cosine(trained: Trained, seen: Usual) -> Tensor:
     return cosine
 
 
-def _norm(trained: Trained, seen: Usual) -> Tensor:
+def _norm(trained: Trained, seen: LatentStatistics) -> Tensor:
     return trained.dictionary.code_norms().detach()
 
 
-def _layer(trained: Trained, seen: Usual) -> Tensor:
+def _layer(trained: Trained, seen: LatentStatistics) -> Tensor:
     layers = layers_of(trained.dictionary)
     if layers is None:
         read = sorted({stream.layer for stream in trained.dictionary.streams})
@@ -82,7 +82,7 @@ def _layer(trained: Trained, seen: Usual) -> Tensor:
     return layers
 
 
-def _influence(trained: Trained, seen: Usual) -> Tensor:
+def _influence(trained: Trained, seen: LatentStatistics) -> Tensor:
     tables = _tables(trained)
     if INFLUENCE not in tables:
         raise Refused(
@@ -91,7 +91,7 @@ def _influence(trained: Trained, seen: Usual) -> Tensor:
     return _column(trained, INFLUENCE, "influence").nan_to_num(0.0)
 
 
-OWN: dict[str, Callable[[Trained, Usual], Tensor]] = {
+OWN: dict[str, Callable[[Trained, LatentStatistics], Tensor]] = {
     "relative_norm": _relative_norm,
     "cosine": _cosine,
     "rate": lambda trained, seen: seen.rate,

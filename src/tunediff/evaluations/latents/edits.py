@@ -15,7 +15,7 @@ from torch import Tensor
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Everywhere, Gate, Latents, Operation, transcoder_edits
 from tunediff.evaluations.given import Trained
-from tunediff.evaluations.latents.statistics import Usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, TUNED, Refused, Stream
 
 CONTRAST = {**OTHER, ADAPTER: HYBRID}  # the model beside which one that is edited is shown
@@ -49,7 +49,7 @@ def latent_edits(
     numbers: Sequence[int],
     operation: Operation,
     *,
-    seen: Usual,
+    seen: LatentStatistics,
     gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
     mode: str = "delta",
     along: Tensor | None = None,

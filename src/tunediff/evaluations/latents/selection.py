@@ -13,7 +13,7 @@ from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import opposite
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.columns import chosen_by_expression
-from tunediff.evaluations.latents.statistics import Usual, relative_decoder_norm, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics, relative_decoder_norm
 from tunediff.evaluations.reading.label_alignment import aurocs
 from tunediff.shapes import BASE, TUNED, Refused, Stream
 
@@ -23,7 +23,7 @@ ALIKE = 20  # latents that write about as much, of which one is drawn
 class Selection(Protocol):
     """A way to choose latents."""
 
-    def choose(self, trained: Trained, seen: Usual) -> list[int]: ...
+    def choose(self, trained: Trained, seen: LatentStatistics) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Telling:
     at: str | None = None
     first: bool = False
 
-    def choose(self, trained: Trained, seen: Usual) -> list[int]:
+    def choose(self, trained: Trained, seen: LatentStatistics) -> list[int]:
         scores = aurocs(trained, self.label, self.at, first=self.first)
         order = scores.masked_fill(~seen.alive, -1.0).argsort(descending=True, stable=True)
         return order[: self.count].tolist()
@@ -43,7 +43,7 @@ class Telling:
 
 def choose(
     trained: Trained,
-    seen: Usual,
+    seen: LatentStatistics,
     latents: int | str | Sequence[int] | None,
     chosen_by: Selection | None,
     *,
@@ -74,7 +74,7 @@ def choose(
     return own.argsort(descending=True, stable=True)[: min(latents, int(seen.alive.sum()))].tolist()
 
 
-def alike(seen: Usual, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:
+def alike(seen: LatentStatistics, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:
     """As many other latents, each drawn from those that write about as much as the one that it stands for: mean activation
     times the norm [latent] of what one unit writes where the edit is. One drawn from all would usually be a weak one."""
     size = seen.mean * written
@@ -129,7 +129,7 @@ def chosen_latents(
             f"{', '.join(trained.roles)} only: give their numbers, such as {setting}=[3,17], or an expression, such as "
             f"{setting}='top({latents}, norm)'."
         )
-    alive = usual(trained).alive if alive is None else alive
+    alive = trained.statistics.alive if alive is None else alive
     apart = (relative_decoder_norm(trained) - 0.5).abs()
     order = apart.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)
     return order[alive[order]][:latents].tolist()

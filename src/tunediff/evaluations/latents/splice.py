@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tunediff.evaluations.given import Reading, Trained
 from tunediff.hookpoints import Point, writing
+from tunediff.measures.next_tokens import predicted
 from tunediff.shapes import DIFFERENCE, TUNED
 
 
@@ -17,9 +18,8 @@ def predictions(trained: Trained, reading: Reading, role: str, replacement: Tens
     """Log-probabilities [scored token, vocabulary] in float32 at the position before each kept token, with the
     activations of the admitted tokens replaced; and which kept tokens are scored, [token] bool (not a first one)."""
     pair, batch, model = trained.pair, reading.batch, model_of(role)
+    before, _, _, scored = predicted(pair, model, batch)
     places = pair.places(model, batch)
-    width = batch.ids[pair.entry(model)].shape[1]
-    scored = (places % width > 0).cpu()
     with ExitStack() as edits:
         if replacement is not None:
             if role == DIFFERENCE:  # what is written is the change of the difference
@@ -37,7 +37,7 @@ def predictions(trained: Trained, reading: Reading, role: str, replacement: Tens
 
                 edits.enter_context(writing(pair.models[model], Point(stream.hookpoint, stream.layer), splice))
         logits = pair.logits(model, batch).flatten(0, 1)
-    return logits[places[scored.to(places.device)] - 1].log_softmax(-1), scored
+    return logits[before].log_softmax(-1), scored
 
 
 def model_of(role: str) -> str:

@@ -6,53 +6,80 @@ nothing of which latents are asked for.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from tunediff.evaluations.given import Trained
 from tunediff.shapes import BASE, SEGMENTS, TUNED
 
+if TYPE_CHECKING:  # what is given has them, computed once
+    from tunediff.evaluations.given import Trained
 
-class Usual(NamedTuple):
-    """What latents do on held-out text, on the tokens that a dictionary admits; `norms` by role.
+ALL = "all"  # in place of a segment
 
-    maximum, mean   [latent] of the activations, the mean over all tokens        rate   [latent] share of tokens where active
-    norms           role -> mean norm of its hidden vectors
+
+class LatentStatistics(NamedTuple):
+    """Counts and sums over the held-out tokens that a dictionary admits.
+
+    tokens    segment -> how many there are; "all" of all        active   segment -> [latent] on how many it is not zero
+    total     [latent] sum of the activations                   maximum   [latent]
+    norms     role -> mean norm of its hidden vectors
     """
 
+    tokens: dict[str, int]
+    active: dict[str, Tensor]
+    total: Tensor
     maximum: Tensor
-    mean: Tensor
-    rate: Tensor
     norms: dict[str, float]
 
     @property
     def alive(self) -> Tensor:
-        return self.rate > 0
+        """[latent] bool: whether it fires at all."""
+        return self.active[ALL] > 0
+
+    @property
+    def rate(self) -> Tensor:
+        """[latent]: share of tokens where it is active."""
+        return (self.active[ALL] / max(self.tokens[ALL], 1)).float()
+
+    @property
+    def mean(self) -> Tensor:
+        """[latent]: mean activation over all tokens."""
+        return (self.total / max(self.tokens[ALL], 1)).float()
+
+    def columns(self) -> dict[str, list]:
+        """Firing rate of each latent, over all tokens and over each segment that there is; mean and largest activation where
+        it is active."""
+        found = {}
+        for segment, count in self.tokens.items():
+            if count:
+                name = "firing_rate" if segment == ALL else f"firing_rate/{segment}"
+                found[name] = (self.active[segment] / count).tolist()
+        found["mean_activation"] = (self.total / self.active[ALL].clamp(min=1)).tolist()
+        found["max_activation"] = self.maximum.tolist()
+        return found
 
 
-def usual(trained: Trained) -> Usual:
-    """In one pass over the held-out text."""
+def latent_statistics(trained: Trained) -> LatentStatistics:
+    """Reads the held-out text once; `trained.statistics` has the result of a run."""
     count = trained.dictionary.latents
-    maximum, total, active, tokens = torch.zeros(count), torch.zeros(count).double(), torch.zeros(count).double(), 0
-    norms = dict.fromkeys(trained.roles, 0.0)
-    for reading in trained.readings("what latents usually do"):
-        latents = reading.latents.cpu()
-        maximum = torch.maximum(maximum, latents.amax(0))
+    total, maximum = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
+    active = {segment: torch.zeros(count, dtype=torch.float64) for segment in (ALL, *SEGMENTS)}
+    tokens, norms = dict.fromkeys(active, 0), dict.fromkeys(trained.roles, 0.0)
+    for reading in trained.readings("latent statistics"):
+        latents, admitted = reading.latents.cpu(), reading.admitted.cpu()
         total += latents.sum(0, dtype=torch.float64)
-        active += (latents != 0).sum(0)
-        admitted = reading.admitted.cpu()
-        tokens += int(admitted.sum())
+        maximum = torch.maximum(maximum, latents.amax(0))
+        for n, segment in enumerate((ALL, *SEGMENTS), start=-1):
+            here = admitted if segment == ALL else admitted & (reading.batch.segment == n)
+            tokens[segment] += int(here.sum())
+            active[segment] += (latents[here] != 0).sum(0)
         for role in norms:
             norms[role] += float(trained.part(reading.rows.values, role).cpu()[admitted].norm(dim=-1).double().sum())
-    per_token = max(tokens, 1)
-    return Usual(
-        maximum,
-        (total / per_token).float(),
-        (active / per_token).float(),
-        {role: value / per_token for role, value in norms.items()},
-    )
+    means = {role: value / max(tokens[ALL], 1) for role, value in norms.items()}
+    return LatentStatistics(tokens, active, total, maximum, means)
 
 
 def role_norms(trained: Trained, role: str) -> Tensor:
@@ -66,36 +93,13 @@ def relative_decoder_norm(trained: Trained) -> Tensor:
     return tuned / (base + tuned)
 
 
-def decoder_cosine(trained: Trained, first: Tensor | None = None, second: Tensor | None = None) -> Tensor | None:
-    """Cosine of base row `first` with tuned row `second`, by default of each latent with itself; None for unequal widths."""
+def both_decoders(trained: Trained) -> tuple[Tensor, Tensor]:
+    """Decoder rows [latent, width] of base and of tuned."""
     base, tuned = (trained.part(trained.dictionary.W_dec.detach(), role).cpu() for role in (BASE, TUNED))
-    if base.shape != tuned.shape:
-        return None
-    if first is not None:
-        base, tuned = base[first], tuned[second]
-    return torch.nn.functional.cosine_similarity(base, tuned, dim=-1)
+    return base, tuned
 
 
-def firing(trained: Trained) -> dict[str, list]:
-    """Firing rate of each latent, over all held-out tokens and over each segment; mean and largest value when active."""
-    latents = trained.dictionary.latents
-    active = {segment: torch.zeros(latents, dtype=torch.float64) for segment in ("", *SEGMENTS)}
-    tokens = dict.fromkeys(active, 0)
-    total, largest = torch.zeros(latents, dtype=torch.float64), torch.zeros(latents)
-    for reading in trained.readings("firing rates"):
-        values = reading.latents.cpu()
-        total += values.sum(0, dtype=torch.float64)
-        largest = torch.maximum(largest, values.amax(0))
-        for segment in active:
-            here = reading.admitted.cpu()
-            if segment:
-                here = here & (reading.batch.segment == SEGMENTS.index(segment))
-            tokens[segment] += int(here.sum())
-            active[segment] += (values[here] != 0).sum(0)
-    columns: dict[str, list] = {}
-    for segment, count in tokens.items():
-        if count:
-            columns["firing_rate" + (f"/{segment}" if segment else "")] = (active[segment] / count).tolist()
-    columns["mean_activation"] = (total / active[""].clamp(min=1)).tolist()
-    columns["max_activation"] = largest.tolist()
-    return columns
+def decoder_cosine(trained: Trained) -> Tensor | None:
+    """[latent]: cosine of the two decoder rows of each latent; None for unequal widths."""
+    base, tuned = both_decoders(trained)
+    return cosine_similarity(base, tuned, dim=-1) if base.shape == tuned.shape else None

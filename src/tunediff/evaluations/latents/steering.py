@@ -15,13 +15,15 @@ from tunediff.edits import Add, Directions, Part
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.edits import latent_edits, random_direction, written_at
 from tunediff.evaluations.latents.selection import decoder_rows
-from tunediff.evaluations.latents.statistics import Usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.shapes import ADAPTER, Refused, Stream
 
 Parts = dict[str, list[tuple[Stream, Part]]]
 
 
-def steering_parts(trained: Trained, role: str, seen: Usual, chosen: Sequence[int], *, unit: str, seed: int) -> Parts:
+def steering_parts(
+    trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int], *, unit: str, seed: int
+) -> Parts:
     """latents and random_direction -> what strength 1 adds, and where; `unit` as in SteeringSweep. Raises Refused where
     latents have no one direction, or no such unit."""
     if role == ADAPTER:
@@ -46,7 +48,7 @@ def steering_parts(trained: Trained, role: str, seen: Usual, chosen: Sequence[in
     return {"latents": [(at, steered)], "random_direction": [(at, elsewhere(at, scale, rows, seed=seed))]}
 
 
-def _of_layers(trained: Trained, seen: Usual, chosen: Sequence[int], *, unit: str, seed: int) -> Parts:
+def _of_layers(trained: Trained, seen: LatentStatistics, chosen: Sequence[int], *, unit: str, seed: int) -> Parts:
     """In every layer where one of these latents of a transcoder adapter stands: more of them, and as much in a random
     direction of what leaves the MLP."""
     if unit == "residual_norm":

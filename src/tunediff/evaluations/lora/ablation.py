@@ -9,7 +9,7 @@ Each is left out (by "layer"), and may be all that is left (by "only_layer"):
                       lost; given where that gain is above 0 beyond doubt
     over_random       kl_full_ablated over that of as many adapters drawn at random, mean of the draws
 
-Costs do not add up: later layers are not linear. Intervals: 95 %, bootstrap over documents; the draws are taken as given.
+Costs do not add up: later layers are not linear. Intervals: 95 %, clustered by document; the draws are taken as given.
 On benchmarks the adapters of each type are left out while the model writes, beside random adapters of the same number.
 
 # Differs from the paper: text is the study's held-out text and tokens are those that it keeps, where the paper takes 16
@@ -29,13 +29,13 @@ from tunediff.benchmarks import Task
 from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.behaviour.intervention import never_touched
 from tunediff.evaluations.behaviour.solving import Solver, problems_of
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.lora.behaviour import against_none, pairs_base, without_types
 from tunediff.evaluations.lora.costs import MEASURES, Costs, Removed, costs
 from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups
 from tunediff.generation import Decoding, Engine
 from tunediff.hookpoints import LORA, LoraAdapter
-from tunediff.measures.bootstrap import bootstrap
+from tunediff.measures.clustered import Bounded, of_sums
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
 
 NAME = "lora_ablation"
@@ -55,7 +55,7 @@ RATIOS: dict[str, tuple[str, Callable]] = {
         lambda s: s["kl_full_ablated"] / s["kl_random"],
     ),
 }
-Measured = Mapping[str, tuple[float | None, float | None, float | None]]  # measure -> value, low, high
+Measured = Mapping[str, Bounded]
 
 
 class Ablation(NamedTuple):
@@ -76,10 +76,10 @@ class LoraAblation:
     """by          which groups: of layer, module, type, layer_type
     only        each group is also measured alone               random     draws of as many adapters; 0: no control
     tasks       name -> benchmark; None: no benchmark           problems   of each at most; null: all
-    resamples   of the bootstrap over documents                 seed       of the draws
+    seed        of the draws
     """
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(
         self,
@@ -92,7 +92,6 @@ class LoraAblation:
         random: int = 3,
         problems: int | None = None,
         hesitations: Sequence[str] | None = None,
-        resamples: int = 1000,
         seed: int = 0,
     ):
         unknown = [kind for kind in by if kind not in BY]
@@ -100,7 +99,7 @@ class LoraAblation:
             raise Refused(f"{NAME}.by names {unknown}: choose of {', '.join(BY)}.")
         self.tasks, self.decoding, self.engine, self.problems = tasks or {}, decoding, engine, problems
         self.by, self.only, self.random, self.seed = tuple(dict.fromkeys(by)), only, random, seed
-        self.hesitations, self.resamples = hesitations, resamples
+        self.hesitations = hesitations
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         at = trained.pair.streams(LORA, "all", reads=TUNED)[0]  # refuses a pair without adapters
@@ -123,7 +122,7 @@ class LoraAblation:
         sets = list(dict.fromkeys(ablation.removed(everything) for ablation in ablations))
         found = costs(trained, at, adapters, sets)
         documents = self._by_document(found, sets, ablations, everything)
-        gain = bootstrap(documents[ablations[1]], RATIOS["excess"][1], self.resamples, SUMS)[0]
+        _, gain, _ = of_sums(RATIOS["excess"][1], documents[ablations[1]], SUMS).bounded()
         if gain is None or gain <= 0:
             yield Note(
                 f"{NAME}: on this text the adapters do not lower the cross-entropy beyond doubt, so that no share of their "
@@ -131,7 +130,7 @@ class LoraAblation:
             )
             for sums in documents.values():
                 sums[:, SUMS.index("ce_base")] = torch.nan
-        measured = {ablation: self._measured(sums) for ablation, sums in documents.items()}
+        measured = {ablation: _measured(sums) for ablation, sums in documents.items()}
         for ablation, of in measured.items():
             if ablation.group.draw is None:
                 yield from self._findings(ablation, of, len(adapters))
@@ -173,21 +172,12 @@ class LoraAblation:
 
         return {ablation: columns(ablation) for ablation in ablations}
 
-    def _measured(self, documents: Tensor) -> Measured:
-        found = {}
-        for name, (_, ratio) in RATIOS.items():
-            value = ratio(dict(zip(SUMS, documents.sum(0), strict=True)))
-            known = bool(torch.isfinite(value))
-            ends = bootstrap(documents, ratio, self.resamples, SUMS) if known else (None, None)
-            found[name] = (float(value) if known else None, *ends)
-        return found
-
     def _findings(self, ablation: Ablation, of: Measured, adapters: int, what: str = "") -> Iterator[Finding]:
         group = ablation.group
         how = f"{'only' if ablation.only else 'without'} {len(group.members)} of {adapters} adapters{what}"
         for name, (value, low, high) in of.items():
             if value is not None:
-                meaning = f"{RATIOS[name][0]}; {how}; bootstrap over documents"
+                meaning = f"{RATIOS[name][0]}; {how}; interval over documents"
                 yield Finding(f"{NAME}/{ablation.by}/{group.name}/{name}", value, low, high, meaning)
 
     def _random_findings(self, documents: Mapping[Ablation, Tensor], adapters: int) -> Iterator[Finding]:
@@ -198,7 +188,7 @@ class LoraAblation:
                 draws[ablation.only, ablation.group.name].append(ablation)
         for some in draws.values():
             mean = torch.stack([documents[ablation] for ablation in some]).mean(0)
-            yield from self._findings(some[0], self._measured(mean), adapters, f", mean of {len(some)} random draws")
+            yield from self._findings(some[0], _measured(mean), adapters, f", mean of {len(some)} random draws")
 
     # -- on benchmarks -------------------------------------------------------------------------------------------------
 
@@ -224,18 +214,21 @@ class LoraAblation:
         yield from against_none(NAME, found)
 
 
+def _measured(documents: Tensor) -> Measured:
+    return {name: of_sums(measure, documents, SUMS).bounded() for name, (_, measure) in RATIOS.items()}
+
+
 def table(measured: Mapping[Ablation, Measured]) -> Table:
     """A row an ablation; `adapters` are those that are removed, or with `only` those that are left."""
-    columns: dict[str, list] = defaultdict(list)
+    rows = []
     for ablation, of in measured.items():
         group = ablation.group
         row = {"group": group.name, "by": group.by, "only": ablation.only, "draw": group.draw}
         row["adapters"] = len(group.members)
         for name, bounded in of.items():
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), bounded, strict=True))
-        for column, value in row.items():
-            columns[column].append(value)
-    return Table(NAME, dict(columns))
+        rows.append(row)
+    return Table.of(NAME, rows)
 
 
 def figure(columns: Mapping[str, list]) -> Iterator[Figure]:

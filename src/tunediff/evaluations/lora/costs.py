@@ -24,7 +24,8 @@ from tqdm import tqdm
 from tunediff.evaluations.behaviour.solving import digest, whole_lines
 from tunediff.evaluations.given import Trained
 from tunediff.hookpoints import LoraAdapter, Point, writing_pieces
-from tunediff.measures.next_tokens import by_document, compared, merge, predicted
+from tunediff.measures.clustered import DocumentSums, by_document
+from tunediff.measures.next_tokens import compared, predicted
 from tunediff.shapes import BASE, TUNED, Stream
 from tunediff.text import Batch
 
@@ -44,7 +45,7 @@ class Costs(NamedTuple):
 def costs(trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed]) -> Costs:
     """Of the tuned model without each of these sets; an empty one is the full model and takes no pass of its own."""
     kept = KeptSums(trained, removed)
-    found: dict[int, Tensor] = {}
+    found = DocumentSums()
     title = f"adapter ablation, {len(removed)} sets"
     with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
         for batch in trained.held_out:
@@ -52,9 +53,9 @@ def costs(trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], removed
             if documents is None:
                 documents = _of_batch(trained, at, adapters, removed, batch)
                 kept.write(batch, documents)
-            merge(found, documents)
+            found.merge(documents)
             bar.update(len(batch.token))
-    stacked = torch.stack(list(found.values()))
+    stacked = found.stacked()
     return Costs(stacked[:, 0], stacked[:, 1:].unflatten(1, (len(removed), len(MEASURES))))
 
 
@@ -64,7 +65,7 @@ def _of_batch(
 ) -> dict[int, Tensor]:
     """Document -> its scored tokens, and then each set's MEASURES, in one row."""
     pair = trained.pair
-    before, targets, documents = predicted(pair, TUNED, batch)
+    before, targets, documents, _ = predicted(pair, TUNED, batch)
 
     def logits(without: Removed) -> Tensor:
         with cut(trained, at, adapters, without) if without else nullcontext():

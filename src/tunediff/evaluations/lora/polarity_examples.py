@@ -8,13 +8,9 @@ its module's output. Nearly every unit fires on about half of the tokens: how st
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
-import torch
-
-from tunediff.evaluations.given import Trained
-from tunediff.evaluations.latents.statistics import firing
+from tunediff.evaluations.given import Given, Needs
 from tunediff.evaluations.lora.units import adapter_units, read_columns
 from tunediff.evaluations.reading.examples import Examples
 from tunediff.shapes import Finding, Table
@@ -26,21 +22,21 @@ class PolarityExamples:
 
     Raises Refused for a pair without adapters."""
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(self, *, strongest: int = 50, quantiles: int = 5, random: int = 2, before: int = 20, after: int = 10):
         self.examples = Examples(strongest=strongest, quantiles=quantiles, random=random, before=before, after=after)
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table]:
-        polarities, units = adapter_units(trained.pair)
-        reading = dataclasses.replace(trained, dictionary=polarities)
-        fires = firing(reading)
-        written = torch.tensor(fires["max_activation"]) * polarities.code_norms().cpu()
-        yield Table("adapter_units", read_columns(units) | fires | {"max_written": written.tolist()})
+    def run(self, given: Given) -> Iterator[Finding | Table]:
+        polarities, units = adapter_units(given.pair)
+        reading = given.reading(polarities)
+        seen = reading.statistics
+        written = seen.maximum * polarities.code_norms().cpu()
+        yield Table("adapter_units", read_columns(units) | seen.columns() | {"max_written": written.tolist()})
         for table in self.examples.run(reading):
             named = {"unit" if name == "latent" else name: values for name, values in table.columns.items()}
             yield Table("adapter_examples", named)
-        silent = sum(rate == 0 for rate in fires["firing_rate"])
+        silent = int((~seen.alive).sum())
         meaning = "units: both polarities of every direction of every adapter"
         yield Finding("polarity_examples/units", len(units), meaning=meaning)
         yield Finding("polarity_examples/silent", silent, meaning="units that fire on no held-out token")

@@ -20,14 +20,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given, Needs, Trained
 from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
 from tunediff.evaluations.lora.units import HeldOut, Kind, kinds_of, read_columns
-from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later, null_of
-from tunediff.measures import wilson
+from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later
+from tunediff.measures import share
 from tunediff.measures.clustered import mean_of
-from tunediff.measures.separation import ActiveScores, delong_interval
+from tunediff.measures.separation import ActiveScores, delong_interval, shuffled_auroc
 from tunediff.shapes import Finding, Note, Refused, Table
 
 SETTING = "evaluation.unit_comparison"
@@ -46,7 +46,7 @@ class UnitComparison:
     Raises Refused before a model is loaded where the judge cannot be asked or could be asked too often; later for a pair
     without adapters."""
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class UnitComparison:
             counted = f"{judged:,} units of each of {KINDS} kinds"
             self.chat.allow(KINDS * judged, judge.most_calls, counted=counted, fewer=f"{SETTING}.judged")
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        kinds, held_out = kinds_of(trained, seed=self.seed)
-        if trained.dictionary is None:
+    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
+        kinds, held_out = kinds_of(given, seed=self.seed)
+        if not isinstance(given, Trained):
             yield Note("unit_comparison has no latents to compare: the study trains no dictionary.")
         for kind in kinds:
             silent = int((~kind.alive).sum())
@@ -100,16 +100,16 @@ class UnitComparison:
                 column, where = second.column(best), f"unit_comparison/{kind.name}/{label}"
                 auroc, (low, high) = float(tested[kind.name][-1][best]), delong_interval(column, truth[test])
                 precision = float(ActiveScores.of([column[:, None]], 1).average_precision(truth[test]))
-                null = float(null_of(first, second, truth[select], truth[test], self.shuffles).quantile(0.95))
+                null = float(shuffled_auroc(first, second, truth[select], truth[test], self.shuffles).quantile(0.95))
                 how = f"chosen on {int(select.sum())} tokens and tested on {int(test.sum())} of other documents"
                 meaning = f"AUROC of {kind.units[best]}, the best of {len(kind.units)} {kind.what}, {how}"
                 yield Finding(f"{where}/auroc", auroc, low, high, meaning)
                 yield Finding(f"{where}/null_p95", null, meaning="the same with shuffled labels, 95 % quantile")
-                share = float(truth[test].double().mean())
-                meaning = f"average precision of that unit; the share of labelled tokens, {share:.3g}, is chance"
+                chance = float(truth[test].double().mean())
+                meaning = f"average precision of that unit; the share of labelled tokens, {chance:.3g}, is chance"
                 yield Finding(f"{where}/average_precision", precision, meaning=meaning)
                 measured = {"auroc": auroc, "low": low, "high": high, "null_p95": null}
-                measured |= {"average_precision": precision, "share": share}
+                measured |= {"average_precision": precision, "share": chance}
                 rows.append({"label": label, "kind": kind.name, **kind.units[best]._asdict(), **measured})
         if too_few:
             yield Note(
@@ -119,7 +119,7 @@ class UnitComparison:
         if not labels:
             yield Note("unit_comparison measured no label: the held-out text has none that is frequent enough.")
             return
-        yield Table("unit_labels", {name: [row[name] for row in rows] for name in rows[0]})
+        yield Table.of("unit_labels", rows)
         by_kind = [(kind, torch.stack(chosen[kind.name]), torch.stack(tested[kind.name])) for kind in kinds]
         yield from self._own_labels(by_kind, labels)
         yield from self._equal_numbers(by_kind)
@@ -153,9 +153,8 @@ class UnitComparison:
             where, alive = f"unit_comparison/{kind.name}", reached[kind.alive]
             how = f"over {len(alive)} living units, each on the label it tells best on the other half of the documents"
             telling = int((alive > self.above).sum())
-            share = (telling / len(alive), *wilson(telling, len(alive))) if len(alive) else (None, None, None)
             meaning = f"share of units with an AUROC above {self.above:g}, {how}; Wilson interval over units"
-            yield Finding(f"{where}/telling", *share, meaning)
+            yield Finding(f"{where}/telling", *share(telling, len(alive)), meaning)
             yield Finding(f"{where}/auroc", *mean_of(alive), f"mean AUROC {how}; interval over units")
         yield Table("unit_comparison", dict(columns))
 

@@ -8,7 +8,6 @@ latents    of the study's dictionary, as they are
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tunediff.dictionary import SIGNS, Polarities
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given, Trained
 from tunediff.hookpoints import LORA, lora_adapters
 from tunediff.measures.separation import ActiveScores, DenseScores
 from tunediff.models import ModelPair
@@ -103,22 +102,22 @@ def matched_neurons(pair: ModelPair, *, seed: int) -> tuple[list[Stream], Tensor
     return streams, torch.cat(columns), units
 
 
-def kinds_of(trained: Trained, *, seed: int) -> tuple[list[Kind], HeldOut]:
+def kinds_of(given: Given, *, seed: int) -> tuple[list[Kind], HeldOut]:
     """Adapters and neurons, read together, and latents where the study has a dictionary; on one pass of the held-out text
     each. Raises Refused for a pair without adapters."""
-    adapters, directions = adapter_units(trained.pair)
-    streams, columns, neurons = matched_neurons(trained.pair, seed=seed)
+    adapters, directions = adapter_units(given.pair)
+    streams, columns, neurons = matched_neurons(given.pair, seed=seed)
     width = sum(adapters.widths)
     every = Polarities([*adapters.streams, *streams], columns=torch.cat([torch.arange(width), columns + width]))
-    reading = dataclasses.replace(trained, dictionary=every.to(trained.pair.device(TUNED)))
+    reading = given.reading(every.to(given.pair.device(TUNED)))
     batches, blocks = [], []
     for read in reading.readings("adapters and neurons"):
         batches.append(read.batch)
         blocks.append(read.latents.T.cpu())
     values, last = torch.cat(blocks, dim=1), len(directions)
     latents, admitted = None, torch.ones(values.shape[1], dtype=torch.bool)
-    if trained.dictionary is not None:
-        latents, admitted = _latents(trained)
+    if isinstance(given, Trained):
+        latents, admitted = _latents(given)
     alive = (values > 0)[:, admitted].any(1)
     kinds = [
         Kind(name, what, reading, numbers, units, DenseScores(values[numbers]), alive[numbers])
@@ -138,17 +137,15 @@ def both(place: str, numbers: Sequence[int]) -> Iterator[Unit]:
 def _latents(trained: Trained) -> tuple[Kind, Tensor]:
     """The dictionary's own, and the tokens it admits."""
     count, admitted = trained.dictionary.latents, []
-    alive = torch.zeros(count, dtype=torch.bool)
 
     def blocks() -> Iterator[Tensor]:
         for read in trained.readings("latents"):
-            latents = read.latents.cpu()
-            alive.logical_or_((latents != 0).any(0))
             admitted.append(read.admitted.cpu())
-            yield latents
+            yield read.latents.cpu()
 
     scores = ActiveScores.of(blocks(), count)
     where = ", ".join(map(str, trained.dictionary.streams))
     units = [Unit(where, number, "") for number in range(count)]
-    kind = Kind("latents", f"latents of the study's dictionary on {where}", trained, range(count), units, scores, alive)
+    what, alive = f"latents of the study's dictionary on {where}", trained.statistics.alive
+    kind = Kind("latents", what, trained, range(count), units, scores, alive)
     return kind, torch.cat(admitted)

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given, Needs
 from tunediff.hookpoints import attending
-from tunediff.measures.clustered import Estimate, ratio
+from tunediff.measures.clustered import DocumentSums, Estimate, ratio
 from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED, Figure, Finding, Note, Table
 from tunediff.text import Batch
 
@@ -43,7 +43,7 @@ MEANINGS = {
 
 
 class Watched(NamedTuple):
-    """What is looked at in one batch. A window is a later sentence, cut to as many tokens as the prefix has; its reach are
+    """The queries and keys of one batch that are looked at. A window is a later sentence, cut to as many tokens as the prefix has; its reach are
     the tokens that are no further from a query than those after the first are from the prefix's query.
 
     queries  [batch, query] bool                    members  [batch, key, group + window + reach], 1 where a key belongs to it
@@ -81,14 +81,15 @@ SHOWN = {
 class AttentionSinks:
     """level   of the intervals, over documents"""
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(self, *, level: float = 0.95):
         self.level = level
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
-        sums = {role: self._sums(trained, role) for role in ROLES}
-        if None in sums.values():
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
+        read = {role: self._sums(given, role) for role in ROLES}
+        sums = {role: found for role, found in read.items() if found is not None}
+        if len(sums) < len(ROLES):
             yield Note(
                 "attention_sinks was not measured: no held-out sequence has the opening sentence of a thinking and tokens "
                 "after it."
@@ -138,10 +139,8 @@ class AttentionSinks:
         yield self._finding(f"head/{role}/mass", mass, f"attention on the prefix by {how}; measured on the other half")
 
     def _finding(self, name: str, estimate: Estimate, meaning: str) -> Finding:
-        low, high = (float(bound) for bound in estimate.interval(self.level))
-        bounds = (low, high) if low == low else (None, None)
         how = f"{len(estimate.influence):,} documents; {self.level:.0%} interval over documents"
-        return Finding(f"attention_sinks/{name}", float(estimate.value), *bounds, f"{meaning}; {how}")
+        return Finding(f"attention_sinks/{name}", *estimate.bounded(self.level), f"{meaning}; {how}")
 
     def _add_rows(self, columns: dict[str, list], role: str, measures: dict[str, Estimate], sums: Sums) -> None:
         places = (sums.uniform.sum(0) > 0).expand(measures["mass"].value.shape).nonzero()  # [row, (layer, head, group)]
@@ -161,11 +160,11 @@ class AttentionSinks:
             columns.setdefault(name, []).extend(values)
 
     @torch.no_grad()
-    def _sums(self, trained: Trained, role: str) -> Sums | None:
-        pair, found = trained.pair, []
+    def _sums(self, given: Given, role: str) -> Sums | None:
+        pair, found = given.pair, [DocumentSums() for _ in range(4)]
         model, entry, title = pair.models[role], pair.entry(role), f"{role} attention"
-        with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
-            for batch in trained.held_out:
+        with tqdm(total=given.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
+            for batch in given.held_out:
                 bar.update(len(batch.token))
                 watched = watch(batch, entry, pair.tokenizers[entry])
                 if watched is None:
@@ -180,20 +179,24 @@ class AttentionSinks:
                     model.base_model(**inputs, use_cache=False)
                 uniform = summed(uniform_attention(inputs["attention_mask"]), watched)[:, 0, :COUNT]
                 counts = (mask.sum(1) for mask in (watched.queries, watched.matched))
-                number = torch.zeros(len(batch.ids[entry]), dtype=torch.long)
-                number[batch.sequence] = batch.document
-                sums = (uniform, *counts)
-                found.append(Sums(torch.stack(layers, dim=1), *(t.cpu().double() for t in sums), number))
-        if not found:
+                document = torch.zeros(len(batch.ids[entry]), dtype=torch.long)  # of each sequence
+                document[batch.sequence] = batch.document
+                asked = watched.queries.any(1).cpu()
+                for field, sums in zip(found, (torch.stack(layers, dim=1), uniform, *counts), strict=True):
+                    field.add(sums.cpu().double()[asked], document[asked])
+        if not len(found[0]):
             return None
-        return by_document(Sums(*(torch.cat(field) for field in zip(*found, strict=True))))
+        document, order = torch.tensor(found[0].documents).sort()
+        attention, uniform, queries, matched = (field.stacked()[order] for field in found)
+        return Sums(attention, uniform, queries, matched, document)
 
 
 # -- what is looked at -----------------------------------------------------------------------------------------------
 
 
 def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
-    """Of the ids that one model reads; None where no sequence of the batch has a prefix with queries after it."""
+    """Queries and groups of keys among the ids that one model reads; None where no sequence of the batch has a prefix with
+    queries after it."""
     if "opening" not in batch.labels:
         return None
     rows, length = batch.ids[entry].shape
@@ -204,6 +207,8 @@ def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
     groups, windows = torch.zeros(rows, length, COUNT), []  # windows: row, its query's distance further on, its tokens
     for row in range(rows):
         here = batch.sequence == row
+        # Bounds of the groups among all ids of the sequence. Kept tokens alone are known by their segment: special ones
+        # between them, such as the think tag's, fall into the group that they stand in.
         prefix = position[here & batch.labels["opening"]]
         if len(prefix) == 0 or prefix.max() == 0:
             continue
@@ -219,6 +224,9 @@ def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
         windows += [(row, s - start, slice(s, s + stop - start)) for s in starts if s + stop - start <= end]
     if not queries.any():
         return None
+    # A query sees the prefix from some distance. From the same distance a window is seen by the query that is as much
+    # further on as the window is, where there is one: `both` marks that pair at the place of the former. Each such query
+    # is compared with the mean over its windows; `control` moves their weights to the queries that see the windows.
     count = max((sum(row == n for n, _, _ in windows) for row in range(rows)), default=0)
     window, reach = (torch.zeros(rows, length, count) for _ in range(2))
     both = torch.zeros(rows, length, count)  # prefix's queries that have one of a window at the same distance
@@ -269,15 +277,6 @@ def summed(weights: Tensor, watched: Watched) -> Tensor:
     own_share = torch.einsum("bhq,bq->bh", prefix, watched.matched.float())
     others = torch.einsum("bhqw,bqw->bh", window / reach.clamp(min=1e-12), watched.control)
     return torch.cat([each, own_share[..., None], others[..., None]], dim=-1)
-
-
-def by_document(sums: Sums) -> Sums:
-    """Sums of sequences -> of the documents that have queries."""
-    asked = sums.queries > 0
-    *fields, number = (field[asked] for field in sums)
-    documents, place = number.unique(return_inverse=True)
-    totals = (f.new_zeros(len(documents), *f.shape[1:]).index_add_(0, place, f) for f in fields)
-    return Sums(*totals, documents)
 
 
 def measured(sums: Sums) -> dict[str, Estimate]:

@@ -7,7 +7,7 @@ norm_*    mean over held-out tokens of |h|_2 of each model: a distance says litt
 h is the residual stream that leaves a layer (resid_post), before any final norm; layer -1 is what enters layer 0, the
 output of the embedding. This is the divergence plot of the DeepScaleR study ("Diffing Reasoning Models on Math": 1,000
 samples, 99 % intervals). Both models run once a batch and give all their layers; of each batch only sums remain. The
-intervals take documents as clusters (intervals.py): the published ones do not say what they count.
+intervals take documents as clusters (measures/clustered.py): the published ones do not say what they count.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from tunediff.evaluations.given import Trained
-from tunediff.measures.clustered import ratio
+from tunediff.evaluations.given import Given, Needs
+from tunediff.measures.clustered import DocumentSums, ratio
 from tunediff.shapes import ROLES, Figure, Finding, Note, Stream, Table
 
 MEASURES = ("l2", "cosine", "norm_base", "norm_tuned")
@@ -36,13 +36,13 @@ COLUMNS = {"l2": ("largest distance", "at layer")}  # heads of those that stand 
 class LayerDivergence:
     """level   of the intervals"""
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(self, *, level: float = 0.99):
         self.level = level
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
-        pair = trained.pair
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
+        pair = given.pair
         depths = {role: pair.depth(role) for role in ROLES}
         layers = list(range(-1, min(depths.values())))
         streams = pair.streams("resid_pre", 0, equal_widths=False)
@@ -59,7 +59,7 @@ class LayerDivergence:
                 f"The models have different depths (base {depths['base']} layers, tuned {depths['tuned']}): layers of the "
                 f"same number are compared, up to {layers[-1]}."
             )
-        sums, tokens = self._sums(trained, streams, comparable)
+        sums, tokens = self._sums(given, streams, comparable)
         estimate = ratio(sums, tokens[:, None, None])
         low, high = estimate.interval(self.level)
         columns: dict[str, list] = {"layer": layers}
@@ -79,34 +79,27 @@ class LayerDivergence:
             how = f"{int(tokens.sum()):,} tokens of {len(tokens):,} documents; {self.level:.0%} interval over documents"
             for name, word, n in (("l2", "largest", columns["l2"]), ("cosine", "smallest", columns["cosine"])):
                 at = n.index(max(n) if word == "largest" else min(n))
-                bounds = (columns[name + part][at] for part in ("_low", "_high"))
+                low, high = (_known(columns[name + part][at]) for part in ("_low", "_high"))
                 meaning = f"{MEANINGS[name]}, at the layer where it is {word}; {how}"
-                columns_here = COLUMNS.get(name, ("", ""))
-                line = f"{word} {'distance' if name == 'l2' else name}"
-                yield Finding(
-                    f"layer_divergence/{name}/{word}", n[at], *map(_known, bounds), meaning, columns_here[0], line
-                )
+                heads, line = COLUMNS.get(name, ("", "")), f"{word} {'distance' if name == 'l2' else name}"
+                yield Finding(f"layer_divergence/{name}/{word}", n[at], low, high, meaning, heads[0], line)
                 meaning = f"that layer, counted from 0; -1 is the output of the embedding; the mean is {word} there"
                 where = f"layer_divergence/{name}/{word}_layer"
-                yield Finding(where, layers[at], meaning=meaning, column=columns_here[1], line="at layer")
+                yield Finding(where, layers[at], meaning=meaning, column=heads[1], line="at layer")
 
-    def _sums(self, trained: Trained, streams: list[Stream], comparable: bool) -> tuple[Tensor, Tensor]:
+    def _sums(self, given: Given, streams: list[Stream], comparable: bool) -> tuple[Tensor, Tensor]:
         """Sums over the tokens of each document [document, layer, measure] and their numbers [document], in float64."""
-        sums: dict[int, Tensor] = {}
-        with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc="layers", leave=False, delay=2) as bar:
-            for batch in trained.held_out:
-                values = trained.pair.read(batch, streams)
+        sums = DocumentSums()
+        with tqdm(total=given.tokens, unit="tok", unit_scale=True, desc="layers", leave=False, delay=2) as bar:
+            for batch in given.held_out:
+                values = given.pair.read(batch, streams)
                 measured = torch.stack(
                     [measures(b, t, comparable) for b, t in zip(values[::2], values[1::2], strict=True)]
                 )
                 measured = torch.cat([measured, torch.ones_like(measured[:, :1])], dim=1)  # the last counts tokens
-                documents, place = batch.document.unique(return_inverse=True)
-                added = torch.zeros(len(documents), *measured.shape[:2], dtype=torch.float64)
-                added.index_add_(0, place, measured.permute(2, 0, 1).cpu().double())
-                for document, part in zip(documents.tolist(), added, strict=True):
-                    sums[document] = sums[document] + part if document in sums else part
+                sums.add(measured.permute(2, 0, 1).cpu().double(), batch.document)
                 bar.update(len(batch.token))
-        stacked = torch.stack(list(sums.values()))
+        stacked = sums.stacked()
         return stacked[..., :-1], stacked[:, 0, -1]
 
 

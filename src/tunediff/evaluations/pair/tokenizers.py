@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given, Needs
 from tunediff.measures.clustered import Estimate, ratio
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Table
@@ -51,23 +51,23 @@ class Piece(NamedTuple):
 class Tokenizers:
     """level   of the intervals"""
 
-    needs_dictionary = False
+    needs = Needs.PAIR
 
     def __init__(self, *, level: float = 0.95):
         self.level = level
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        pair = trained.pair
+    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
+        pair = given.pair
         tokenizers = {role: pair.tokenizer_of(role) for role in ROLES}
         yield from told_special_tokens(tokenizers[BASE], tokenizers[TUNED])
-        if are_one(tokenizers[BASE], tokenizers[TUNED], trained.text.samples()):
+        if are_one(tokenizers[BASE], tokenizers[TUNED], given.text.samples()):
             yield Note("Both models have the same tokenizer: there is none to choose, and each model is measured once.")
             tokenizers = {SHARED: tokenizers[BASE]}
-        pieces = dict(zip(tokenizers, _pieces(trained, list(tokenizers.values())), strict=True))
+        pieces = dict(zip(tokenizers, _pieces(given, list(tokenizers.values())), strict=True))
         if not pieces[next(iter(pieces))]:
             yield Note("tokenizers was not measured: no held-out row has a response within text.context tokens.")
             return
-        columns: dict[str, list] = {}
+        rows: list[dict[str, Any]] = []
         found: dict[tuple[str, str], Estimate] = {}
         for owner, tokenizer in tokenizers.items():
             some = pieces[owner]
@@ -75,14 +75,14 @@ class Tokenizers:
             tokens = torch.tensor([len(piece.ids) - piece.first for piece in some]).double()
             yield self._finding("tokens_per_byte", owner, ratio(tokens, size))
             for role in ROLES:
-                largest, rows = max(tokenizer.get_vocab().values()), pair.embedded(role)
-                if largest >= rows:
+                largest, embedded = max(tokenizer.get_vocab().values()), pair.embedded(role)
+                if largest >= embedded:
                     yield Note(
-                        f"The {owner} tokenizer has ids up to {largest:,}, but the embedding of the {role} model has {rows:,} "
-                        "rows: this combination was not measured."
+                        f"The {owner} tokenizer has ids up to {largest:,}, but the embedding of the {role} model has "
+                        f"{embedded:,} rows: this combination was not measured."
                     )
                     continue
-                nats = losses(pair, role, some, trained.tokens_per_batch, f"{role} with {owner} tokenizer")
+                nats = losses(pair, role, some, given.tokens_per_batch, f"{role} with {owner} tokenizer")
                 found[role, owner] = bits = ratio(nats / log(2), size)
                 loss = ratio(nats, tokens)
                 row = {"model": role, "tokenizer": owner, "documents": len(some), "tokens": int(tokens.sum())}
@@ -90,9 +90,8 @@ class Tokenizers:
                 for name, estimate in (("nats_per_token", loss), ("bits_per_byte", bits)):
                     row |= dict(zip((name, f"{name}_low", f"{name}_high"), estimate.bounded(self.level), strict=True))
                     yield self._finding(name, f"{role}/{owner}", estimate)
-                for name, value in row.items():
-                    columns.setdefault(name, []).append(value)
-        yield Table("tokenizers", columns)
+                rows.append(row)
+        yield Table.of("tokenizers", rows)
         yield from self._differences(found)
 
     def _differences(self, found: Mapping[tuple[str, str], Estimate]) -> Iterator[Finding | Note]:
@@ -112,7 +111,7 @@ class Tokenizers:
         meaning = "the mean of both models' differences; below 0 the tuned tokenizer serves the pair better"
         words = ("bits a byte apart", "bits per byte, tuned tokenizer less base")
         yield Finding("tokenizers/difference/pair", value, low, high, self._meaning(meaning), *words)
-        if low is None or low <= 0 <= high:
+        if value is None or low is None or high is None or low <= 0 <= high:
             yield Note(
                 "In bits per byte, these documents cannot tell which of the two tokenizers serves the pair better."
             )
@@ -135,14 +134,14 @@ class Tokenizers:
 # -- the same characters for every tokenizer -------------------------------------------------------------------------
 
 
-def _pieces(trained: Trained, tokenizers: Sequence) -> list[list[Piece]]:
-    """For each tokenizer the held-out responses, until the ids of the first reach the budget of tokens."""
+def _pieces(given: Given, tokenizers: Sequence) -> list[list[Piece]]:
+    """The held-out responses under each tokenizer, until the ids of the first reach the budget of tokens."""
     found: list[list[Piece]] = [[] for _ in tokenizers]
     read = 0
-    for row in trained.text.named_rows(held_out=True):
-        if read >= trained.tokens:
+    for row in given.text.named_rows(held_out=True):
+        if read >= given.tokens:
             break
-        pieces = responses(row, tokenizers, trained.text)
+        pieces = responses(row, tokenizers, given.text)
         if pieces:
             read += len(pieces[0].ids)
             for some, piece in zip(found, pieces, strict=True):

@@ -109,7 +109,7 @@ class Examples:
         return wanted
 
     def _spread(self, sampled: Best) -> Best:
-        """Of a sample of firing documents those nearest to the middle of each quantile, highest first; their key is the
+        """The documents nearest to the middle of each quantile among a sample of firing ones, highest first; their key is the
         quantile."""
         count = (sampled.key > 0).sum(0)
         order = torch.where(sampled.key > 0, sampled.peak, -torch.inf).argsort(dim=0, descending=True)
@@ -125,7 +125,7 @@ class Examples:
 
 
 class Best:
-    """For every latent the documents with the largest keys so far: [kept, latent] on one device."""
+    """The documents with the largest keys of every latent so far: [kept, latent] on one device."""
 
     def __init__(self, kept: int, latents: int, device: torch.device):
         self.key, self.peak = (torch.zeros(kept, latents, device=device) for _ in range(2))

@@ -10,25 +10,30 @@ A dictionary of the difference tuned - base is written into the tuned model: bas
 activations, so that its zero-ablation is the tuned model with the base's activations.
 
 All in float32 or better, over the kept tokens, each predicted from the position before it. Special tokens and attention
-sinks are left untouched by every splice and ablation. Intervals: 95 %, bootstrap over documents.
+sinks are left untouched by every splice and ablation. Intervals: 95 %, clustered by document (measures/clustered.py).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from math import inf
 
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Reading, Trained
+from tunediff.evaluations.given import Needs, Reading, Trained
 from tunediff.evaluations.latents.splice import model_of, predictions
-from tunediff.measures.bootstrap import bootstrap
+from tunediff.evaluations.latents.statistics import ALL
+from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
+from tunediff.measures.next_tokens import cross_entropy, kl, predicted
 from tunediff.shapes import ROLES, SEGMENTS, Finding, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
-ALL = "all"
+A_TOKEN = ("ce_clean", "ce_spliced", "ce_zero", "ce_mean", "kl_spliced", "kl_zero")  # nats, never below 0
+UP_TO_ONE = ("explained_variance", "kl_recovered", "kl_recovered_from_mean")
+Sums = dict[tuple[str, str], DocumentSums]  # role and segment -> of every document the SUMS
 
 MEANINGS = {
     "explained_variance": "1 - sum |x - x_hat|^2 / sum |x - mean|^2 over held-out tokens, in the model's own units",
@@ -46,33 +51,29 @@ MEANINGS = {
 }
 
 
+WORDS = {"explained_variance": ("EV", "explained variance"), "ce_recovered": ("CE rec.", "CE recovered")}
+
+
 class Fidelity:
-    """resamples   draws of the bootstrap over documents"""
-
-    needs_reconstruction = True
-
-    def __init__(self, *, resamples: int = 1000):
-        self.resamples = resamples
+    needs = Needs.RECONSTRUCTION
 
     def run(self, trained: Trained) -> Iterator[Finding | Table]:
         means = segment_means(trained)
-        sums: dict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)  # (role, segment) -> document -> [SUMS]
+        sums: Sums = defaultdict(DocumentSums)
         latents = trained.dictionary.latents
-        fired = torch.zeros(latents, dtype=torch.bool)
         active = torch.zeros(latents + 1, dtype=torch.long)
         for reading in trained.readings("fidelity"):
-            fired |= (reading.latents != 0).any(0).cpu()
             counts = (reading.latents[reading.admitted] != 0).sum(-1).cpu()
             active += torch.bincount(counts, minlength=latents + 1)
-            restored = trained.dictionary.decode(reading.latents, reading.rows.moments).detach()
+            restored = trained.crosscoder.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
                 self._add(sums, trained, reading, restored, role, means[role])
         yield from self._findings(sums)
-        yield from self._l0(active, fired)
+        yield from self._l0(active, trained.statistics.alive)
         yield documents_table(sums)
 
     def _add(
-        self, sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: dict[str, Tensor]
+        self, sums: Sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: dict[str, Tensor]
     ) -> None:
         batch, admitted = reading.batch, reading.admitted.cpu()
         values, spliced = trained.part(reading.rows.values, role).cpu().double(), trained.part(restored, role)
@@ -85,26 +86,22 @@ class Fidelity:
             "zero": torch.zeros_like(spliced),
             "mean": means[ALL].float().to(spliced).expand_as(spliced),
         }
-        targets = batch.token if trained.pair.entry(model_of(role)) == 0 else batch.ids[1].flatten()[batch.places[1]]
-        targets = targets[scored].to(clean.device)[:, None]
-        columns["ce_clean"] = _spread_out(-clean.gather(1, targets)[:, 0], scored)
+        targets = predicted(trained.pair, model_of(role), batch).targets.to(clean.device)
+        columns["ce_clean"] = _spread_out(cross_entropy(clean, targets), scored)
         for name, replacement in ablations.items():
             changed, _ = predictions(trained, reading, role, replacement)
-            columns[f"ce_{name}"] = _spread_out(-changed.gather(1, targets)[:, 0], scored)
-            columns[f"kl_{name}"] = _spread_out((clean.exp() * (clean - changed)).sum(-1), scored)
+            columns[f"ce_{name}"] = _spread_out(cross_entropy(changed, targets), scored)
+            columns[f"kl_{name}"] = _spread_out(kl(clean, changed), scored)
             del changed
         for segment in (ALL, *SEGMENTS):
             here = torch.ones_like(admitted) if segment == ALL else batch.segment == SEGMENTS.index(segment)
             if not here.any():
                 continue
             columns["spread"] = (values - means[segment]).square().sum(-1) * admitted
-            stacked = torch.stack([columns[name] for name in SUMS], dim=-1)[here]
-            for document in batch.document[here].unique().tolist():
-                part = stacked[batch.document[here] == document].sum(0)
-                known = sums[role, segment].get(document)
-                sums[role, segment][document] = part if known is None else known + part
+            stacked = torch.stack([columns[name] for name in SUMS], dim=-1)
+            sums[role, segment].add(stacked[here], batch.document[here])
 
-    def _l0(self, active: Tensor, fired: Tensor) -> Iterator[Finding]:
+    def _l0(self, active: Tensor, alive: Tensor) -> Iterator[Finding]:
         tokens = active.sum()
         yield Finding(
             "fidelity/l0/mean",
@@ -122,45 +119,48 @@ class Fidelity:
                 meaning=f"{quantile:.0%} quantile of active latents a token",
             )
         meaning = f"share of latents that fired on none of {int(tokens):,} held-out tokens"
-        yield Finding(
-            "fidelity/dead_fraction", float((~fired).float().mean()), meaning=meaning, column="dead", line="dead"
-        )
+        dead = float((~alive).float().mean())
+        yield Finding("fidelity/dead_fraction", dead, meaning=meaning, column="dead", line="dead")
 
-    def _findings(self, sums) -> Iterator[Finding]:
-        whole = [torch.stack(list(documents.values())) for (_, segment), documents in sums.items() if segment == ALL]
-        yield self._ratio("explained_variance", "pooled", torch.cat(whole), explained_variance)
+    def _findings(self, sums: Sums) -> Iterator[Finding]:
+        whole = [documents.stacked() for (_, segment), documents in sums.items() if segment == ALL]
+        pooled = of_sums(explained_variance, torch.cat(whole), SUMS)
+        # one document is one cluster, also where two models read it
+        pooled = Estimate(pooled.value, pooled.influence.view(len(whole), -1).sum(0))
+        yield _finding("explained_variance", "pooled", pooled)
         for (role, segment), documents in sums.items():
-            stacked = torch.stack(list(documents.values()))  # [document, SUMS]
             place = role if segment == ALL else f"{role}/{segment}"
-            yield self._ratio("explained_variance", place, stacked, explained_variance)
-            for name in ("ce_clean", "ce_spliced", "ce_zero", "ce_mean", "kl_spliced", "kl_zero"):
-                yield self._ratio(name, place, stacked, lambda s, name=name: s[name] / s["predicted"])
-            for name, ratio in RECOVERED.items():
-                yield self._ratio(name, place, stacked, ratio)
+            for name, measure in RATIOS.items():
+                yield _finding(name, place, of_sums(measure, documents.stacked(), SUMS))
 
-    def _ratio(self, name: str, place: str, stacked: Tensor, ratio: Callable) -> Finding:
-        value = ratio(dict(zip(SUMS, stacked.sum(0), strict=True)))
-        low, high = bootstrap(stacked, ratio, self.resamples, SUMS)
-        known = (float(value), low, high) if torch.isfinite(value) else (None, None, None)
-        return Finding(f"fidelity/{name}/{place}", *known, MEANINGS[name], *headline(name, place))
+
+def _finding(name: str, place: str, estimate: Estimate) -> Finding:
+    bounded = estimate.bounded(least=0.0 if name in A_TOKEN else -inf, most=1.0 if name in UP_TO_ONE else inf)
+    return Finding(f"fidelity/{name}/{place}", *bounded, MEANINGS[name], *headline(name, place))
 
 
 def headline(name: str, place: str) -> tuple[str, str]:
     """The words of a finding at the head of a column and in the last line; of other places than the models none."""
-    column, line = {
-        "explained_variance": ("EV", "explained variance"),
-        "ce_recovered": ("CE rec.", "CE recovered"),
-    }.get(name, ("", ""))
+    column, line = WORDS.get(name, ("", ""))
     if column and place in ROLES:
         return f"{column} {place}", f"{line} {place}"
-    return ("EV", "") if (name, place) == ("explained_variance", "pooled") else ("", "")
+    return (column, "") if (name, place) == ("explained_variance", "pooled") else ("", "")
 
 
-def explained_variance(s):
+Measure = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def explained_variance(s: Mapping[str, Tensor]) -> Tensor:
     return 1 - s["unexplained"] / s["spread"]
 
 
-RECOVERED: dict[str, Callable] = {
+def _a_token(name: str) -> Measure:
+    return lambda s: s[name] / s["predicted"]
+
+
+RATIOS: dict[str, Measure] = {
+    "explained_variance": explained_variance,
+    **{name: _a_token(name) for name in A_TOKEN},
     "ce_recovered": lambda s: 1 - (s["ce_spliced"] - s["ce_clean"]) / (s["ce_zero"] - s["ce_clean"]),
     "ce_recovered_from_mean": lambda s: 1 - (s["ce_spliced"] - s["ce_clean"]) / (s["ce_mean"] - s["ce_clean"]),
     "excess_ce": lambda s: (s["ce_spliced"] - s["ce_clean"]) / s["ce_clean"],
@@ -192,8 +192,13 @@ def _spread_out(values: Tensor, scored: Tensor) -> Tensor:
     return whole
 
 
-def documents_table(sums) -> Table:
+def documents_table(sums: Sums) -> Table:
     """Every sum that the findings are made of, by model, segment and document."""
-    rows = [(r, s, d, *v.tolist()) for (r, s), documents in sums.items() for d, v in documents.items()]
-    columns = zip(*rows, strict=True)
-    return Table("fidelity", dict(zip(("model", "segment", "document", *SUMS), map(list, columns), strict=True)))
+    return Table.of(
+        "fidelity",
+        (
+            {"model": role, "segment": segment, "document": document, **dict(zip(SUMS, part.tolist(), strict=True))}
+            for (role, segment), documents in sums.items()
+            for document, part in zip(documents.documents, documents.stacked(), strict=True)
+        ),
+    )

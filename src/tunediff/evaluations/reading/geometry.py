@@ -14,10 +14,16 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
-from tunediff.evaluations.latents.statistics import decoder_cosine, firing, relative_decoder_norm, role_norms
+from tunediff.evaluations.latents.statistics import (
+    both_decoders,
+    decoder_cosine,
+    relative_decoder_norm,
+    role_norms,
+)
 from tunediff.shapes import BASE, TUNED, Finding, Note, Table
 
 KINDS = ("base_only", "shared", "tuned_only", "other")
@@ -42,8 +48,7 @@ class Geometry:
         self.neighbours = neighbours
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        columns = firing(trained)
-        alive = torch.tensor(columns["firing_rate"]) > 0
+        columns, alive = trained.statistics.columns(), trained.statistics.alive
         columns["latent"] = list(range(trained.dictionary.latents))
         if isinstance(trained.dictionary, TranscoderAdapter):
             columns["layer"] = [trained.dictionary.place_of(number)[0] for number in columns["latent"]]
@@ -98,7 +103,8 @@ class Geometry:
         generator = torch.Generator().manual_seed(0)
         first, second = torch.randint(len(cosine), (2, self.random_pairs), generator=generator)
         different = first != second
-        random = decoder_cosine(trained, first[different], second[different])
+        base, tuned = both_decoders(trained)
+        random = cosine_similarity(base[first[different]], tuned[second[different]], dim=-1)
         meaning = f"{{}} of the cosine between decoder rows of {int(different.sum())} random pairs of different latents"
         yield Finding("geometry/decoder_cosine/random_pairs_mean", float(random.mean()), meaning=meaning.format("mean"))
         p95 = float(random.quantile(0.95))
@@ -106,7 +112,7 @@ class Geometry:
 
 
 def neighbours(rows: Tensor, alive: Tensor, count: int) -> dict[str, list]:
-    """For each alive latent the `count` alive others with the nearest decoder rows [latent, width], by cosine."""
+    """The `count` alive latents with the nearest decoder rows [latent, width], by cosine, of each alive one."""
     numbers = alive.nonzero()[:, 0]
     units = torch.nn.functional.normalize(rows[numbers.to(rows.device)], dim=-1)
     columns: dict[str, list] = {"latent": [], "rank": [], "neighbour": [], "cosine": []}

@@ -19,16 +19,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Reading, Trained
+from tunediff.evaluations.given import Needs, Reading, Trained
 from tunediff.evaluations.latents.splice import predictions
-from tunediff.evaluations.latents.statistics import relative_decoder_norm
-from tunediff.evaluations.reading.fidelity import ALL
+from tunediff.evaluations.latents.statistics import ALL, relative_decoder_norm
 from tunediff.evaluations.reading.geometry import KINDS, Geometry
-from tunediff.measures.clustered import Estimate, number, ratio
+from tunediff.measures.clustered import DocumentSums, Estimate, number, ratio
+from tunediff.measures.next_tokens import kl
 from tunediff.shapes import BASE, SEGMENTS, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Batch
 
@@ -53,7 +54,7 @@ class KLPatching:
     level       of the intervals, over documents
     """
 
-    needs_reconstruction = True
+    needs = Needs.RECONSTRUCTION
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class KLPatching:
         best: int = 32,
         draws: int = 5,
         initial: int = 10,
-        labels: Sequence[str] = (),
+        labels: Sequence[str] = ("decision", "hesitation_follows", "hesitation"),
         level: float = 0.95,
     ):
         self.geometry = Geometry(exclusive=exclusive, shared=shared)
@@ -74,36 +75,37 @@ class KLPatching:
         classes, notes = self.classes(trained)
         yield from notes
         names = [*WHOLE, *(name for name, _ in classes)]
-        sums: dict[str, dict[int, Tensor]] = defaultdict(dict)  # place -> document -> [condition, and the tokens]
+        sums: dict[str, DocumentSums] = defaultdict(
+            DocumentSums
+        )  # place -> of every document [condition, and the tokens]
         for reading in trained.readings("KL patching"):
             divergence, scored = divergences(trained, reading, classes)
-            divergence = torch.cat([divergence, torch.ones(1, divergence.shape[1], dtype=torch.float64)])
+            divergence = torch.cat([divergence, torch.ones(1, divergence.shape[1], dtype=torch.float64)]).T
             for place, here in places(reading.batch, self.initial, self.labels).items():
                 here = here & scored
-                for document in reading.batch.document[here].unique().tolist():
-                    part = divergence[:, here & (reading.batch.document == document)].sum(1)
-                    known = sums[place].get(document)
-                    sums[place][document] = part if known is None else known + part
+                sums[place].add(divergence[here], reading.batch.document[here])
         latents = dict.fromkeys(WHOLE, 0) | {name: len(numbers) for name, numbers in classes}
         latents |= dict.fromkeys(("all", "reconstruction", "tuned"), trained.dictionary.latents)
-        columns: dict[str, list] = defaultdict(list)
+        rows = []
         for place, documents in sums.items():
-            found = self._measured(torch.stack(list(documents.values())), names)
+            if not len(documents):
+                continue
+            stacked = documents.stacked()
+            found = self._measured(stacked, names)
             if found[f"kl/{BASE}"].value == 0:
                 yield Note(
                     f"kl_patching: at '{place}' base's vectors predict what tuned's do: there is no gap to close."
                 )
             yield from self._findings(found, place, latents, len(documents))
-            self._add_rows(columns, found, place, latents, documents)
-        yield Table("kl_patching", dict(columns))
-        yield figure(columns)
+            rows += self._rows(found, place, latents, stacked)
+        table = Table.of("kl_patching", rows)
+        yield table
+        yield figure(table.columns)
 
     def classes(self, trained: Trained) -> tuple[list[Class], list[Note]]:
         """The conditions that add some latents, and what is to be said about those that cannot be made."""
         relative = relative_decoder_norm(trained)
-        alive = torch.zeros(trained.dictionary.latents, dtype=torch.bool)
-        for reading in trained.readings("alive latents"):
-            alive |= (reading.latents != 0).any(0).cpu()
+        alive = trained.statistics.alive
         kinds, classes, notes = self.geometry.kinds(relative), [], []
         for n, kind in enumerate(KINDS):
             numbers = ((kinds == n) & alive).nonzero()[:, 0]
@@ -168,22 +170,16 @@ class KLPatching:
             meaning = f"the {word} of {len(drawn)} draws"
             yield Finding(f"kl_patching/closed/{RANDOM}_{word}{where}", number(value), meaning=meaning)
 
-    def _add_rows(
-        self,
-        columns: dict[str, list],
-        found: Mapping[str, Estimate],
-        place: str,
-        latents: Mapping[str, int],
-        documents: Mapping[int, Tensor],
-    ) -> None:
-        tokens = int(sum(part[-1] for part in documents.values()))
+    def _rows(
+        self, found: Mapping[str, Estimate], place: str, latents: Mapping[str, int], stacked: Tensor
+    ) -> Iterator[dict[str, Any]]:
+        tokens = int(stacked[:, -1].sum())
         for name, count in latents.items():
-            row = {"condition": name, "place": place, "latents": count, "tokens": tokens, "documents": len(documents)}
+            row = {"condition": name, "place": place, "latents": count, "tokens": tokens, "documents": len(stacked)}
             for measure in ("kl", "closed"):
                 bounded = found[f"{measure}/{name}"].bounded(self.level)
                 row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), bounded, strict=True))
-            for column, value in row.items():
-                columns[column].append(value)
+            yield row
 
 
 BOUNDED = [f"{measure}{end}" for measure in ("kl", "closed") for end in ("", "_low", "_high")]
@@ -236,14 +232,14 @@ def divergences(trained: Trained, reading: Reading, classes: Sequence[Class]) ->
     for patched in replacements(trained, reading, classes):
         changed, _ = predictions(trained, reading, TUNED, patched)
         whole = torch.zeros(len(scored), dtype=torch.float64)
-        whole[scored] = (clean.exp() * (clean - changed)).sum(-1).cpu().double()
+        whole[scored] = kl(clean, changed).cpu().double()
         found.append(whole)
     return torch.stack(found), scored
 
 
 def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -> Iterator[Tensor]:
-    """What stands in place of tuned's vectors [token, width], in the order of WHOLE and then of the classes."""
-    dictionary, (values, moments) = trained.dictionary, reading.rows
+    """Vectors that stand in place of tuned's [token, width], in the order of WHOLE and then of the classes."""
+    dictionary, (values, moments) = trained.crosscoder, reading.rows
 
     def apart(written: Tensor) -> Tensor:
         return trained.part(written, TUNED) - trained.part(written, BASE)

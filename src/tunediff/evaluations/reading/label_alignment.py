@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tunediff.evaluations.given import Reading, Trained
-from tunediff.measures.separation import ActiveScores, DenseScores, auroc, delong_interval, rule_auroc
+from tunediff.measures.separation import ActiveScores, delong_interval, rule_auroc, shuffled_auroc
 from tunediff.shapes import Finding, Note, Refused, Table
 from tunediff.text import Batch
 
@@ -75,7 +75,7 @@ class LabelAlignment:
         how = f"latent chosen on {int(select.sum())} tokens, tested on {int(test.sum())} of other documents"
         yield Finding(f"{where}/auroc", float(tested[best]), low, high, f"AUROC of the best latent; {how}")
         yield Finding(f"{where}/latent", best, meaning="number of that latent")
-        null = null_of(first, second, truth[select], truth[test], self.shuffles)
+        null = shuffled_auroc(first, second, truth[select], truth[test], self.shuffles)
         for name, value, word in (("mean", null.mean(), "mean"), ("p95", null.quantile(0.95), "95 % quantile")):
             yield Finding(f"{where}/null_{name}", float(value), meaning=f"the same with shuffled labels, {word}")
         found = {name: rule_auroc(values, truth, select, test) for name, values in rules.items()}
@@ -113,25 +113,6 @@ def aurocs(trained: Trained, label: str, at: str | None = None, *, first: bool =
     return scores.auroc(truth)
 
 
-def null_of(
-    first: ActiveScores | DenseScores,
-    second: ActiveScores | DenseScores,
-    chosen_on: Tensor,
-    tested_on: Tensor,
-    shuffles: int,
-) -> Tensor:
-    """[shuffle]: AUROC on one half of the latent that is best for shuffled labels of the other."""
-    generator = torch.Generator().manual_seed(0)
-    found, columns = [], {}
-    for _ in range(shuffles):
-        shuffled, other = (t[torch.randperm(len(t), generator=generator)] for t in (chosen_on, tested_on))
-        best = int(first.auroc(shuffled).argmax())
-        if best not in columns:
-            columns[best] = second.column(best)
-        found.append(auroc(columns[best][None], other)[0])
-    return torch.stack(found)
-
-
 def at_label(
     trained: Trained, label: str, at: str | None, title: str, *, first: bool = False
 ) -> Iterator[tuple[Reading, Tensor]]:
@@ -152,7 +133,7 @@ def later(batch: Batch, label: str) -> Tensor:
 
 
 def gathered(looked_at: list[tuple[Batch, Tensor]], label: str) -> Labelled | None:
-    """What stands at the looked-at tokens [token] bool of each batch; nothing where there is none."""
+    """Labels, halves and rules of the looked-at tokens [token] bool of each batch; None where there is no batch."""
     if not looked_at:
         return None
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tunediff.dictionary import Crosscoder
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.shapes import BASE, OTHER, TUNED, Finding, Note, Rows, Table
 
@@ -36,7 +36,7 @@ class LatentScaling:
     largest_nu_error, largest_nu_reconstruction   up to these the call is confirmed (the paper's section 3.3)
     """
 
-    needs_reconstruction = True
+    needs = Needs.RECONSTRUCTION
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class LatentScaling:
         self.largest = largest_nu_error, largest_nu_reconstruction
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        dictionary = trained.dictionary
+        dictionary = trained.crosscoder
         if set(trained.roles) != {BASE, TUNED}:
             yield Note("Latent scaling compares two models: this dictionary reads one.")
             return
@@ -117,10 +117,12 @@ class Scaling(NamedTuple):
 
 @torch.no_grad()
 def latent_scaling(dictionary: Crosscoder, blocks: Iterable[tuple[Rows, Tensor]]) -> dict[str, Scaling]:
-    """For each model the scaling of every latent as if it belonged there, in one pass over blocks of rows with their
-    latents [token, latent], whatever the number of latents: sums of f_j times the error and times the reconstruction are
-    enough. Products in float32, sums over blocks in float64."""
+    """The scaling of every latent as if it belonged to either model, in one pass over blocks of rows with their latents
+    [token, latent]. Products in float32, sums over blocks in float64."""
     shape, device = dictionary.W_dec.shape, dictionary.W_dec.device
+    # All three targets are sums of two: x = error + x_hat, and the error target is error + f_j d_j. So <d_j, y> summed with
+    # f_j needs only the sums of f_j times the error and times x_hat, [latent, width], however many latents there are; the
+    # latent's own part is |f_j|^2 times the product of its two decoder rows.
     of_error, of_restored = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
     squares = torch.zeros(dictionary.latents, dtype=torch.float64, device=device)
     for rows, latents in blocks:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.splice import model_of
+from tunediff.models import PreTrainedModel
 from tunediff.shapes import Note, Table
 from tunediff.text import spelling
 
@@ -82,7 +83,7 @@ def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
     return dictionary.streams[highest].hookpoint, rows.split(dictionary.widths, dim=-1)[highest]
 
 
-def gained_unembedding(model: torch.nn.Module) -> Tensor:
+def gained_unembedding(model: PreTrainedModel) -> Tensor:
     """[vocabulary, width]: the unembedding with the final norm's gain taken in; without one where the model has no norm of
     a known name."""
     weight = model.get_output_embeddings().weight.float()

@@ -32,18 +32,17 @@ class Probing:
 
     def run(self, trained: Trained) -> Iterator[Finding | Note]:
         normalise = trained.dictionary.normalisation.normalise
-        looked_at, rows, alive = [], [], torch.zeros(trained.dictionary.latents, dtype=torch.bool)
+        looked_at, rows, alive = [], [], int(trained.statistics.alive.sum())
         for reading, here in at_label(trained, self.label, self.at, "probing"):
             looked_at.append((reading.batch, here))
             rows.append(normalise(*reading.rows).cpu()[here])
-            alive |= (reading.latents != 0).any(0).cpu()
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
             yield too_few("probing", self.label, self.at)
             return
         truth, select, test, _ = labelled
         values = torch.cat(rows)
-        for name, scores, what in self._candidates(trained, values, truth & select, ~truth & select, int(alive.sum())):
+        for name, scores, what in self._candidates(trained, values, truth & select, ~truth & select, alive):
             chosen, tested = (
                 torch.cat([auroc(part[:, side], truth[side]) for part in scores.split(64)]) for side in (select, test)
             )

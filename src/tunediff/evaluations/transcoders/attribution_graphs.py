@@ -22,8 +22,7 @@ from tqdm import tqdm
 from tunediff.attribution import Graph, Pruned, attribute, check_share, prune, summed, write_graph
 from tunediff.benchmarks import hesitations
 from tunediff.dictionary import TranscoderAdapter
-from tunediff.evaluations.given import Trained
-from tunediff.evaluations.latents.statistics import usual
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.reading.label_alignment import later
 from tunediff.shapes import ADAPTER, Finding, Note, Refused, Table
 from tunediff.text import Batch, encode, spelling
@@ -53,7 +52,7 @@ class AttributionGraphs:
     batch       targets whose gradients are taken at once
     """
 
-    needs_adapter = True
+    needs = Needs.ADAPTER
 
     def __init__(
         self,
@@ -194,7 +193,7 @@ class AttributionGraphs:
         carrying = min(int((share < CARRY).sum()) + 1, int((influence > 0).sum()))
         meaning = f"latents that carry {CARRY:.0%} of the influence of all latents, summed over {count} graphs"
         yield Finding(f"{where}/carrying", carrying, meaning=meaning)
-        living = int(usual(trained).alive.sum())
+        living = int(trained.statistics.alive.sum())
         if living:
             meaning = f"these as a share of the {living:,} latents that fire in the held-out text"
             yield Finding(f"{where}/carrying_share", carrying / living, meaning=meaning)

@@ -22,9 +22,9 @@ from tunediff.evaluations.behaviour.changes import Changed, columns, measures, t
 from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.behaviour.intervention import latents_table
 from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import Usual, usual
+from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.generation import Decoding, Engine
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Figure, Finding, Note, Refused, Table
@@ -70,7 +70,7 @@ class LatentSets:
     hesitations    words that count as one, as regular expressions; None: the pair's own
     """
 
-    needs_adapter = True
+    needs = Needs.ADAPTER
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class LatentSets:
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)
-        seen = usual(trained)
+        seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by, whose=ADAPTER)
         if not chosen:
             raise Refused(
@@ -124,11 +124,11 @@ class LatentSets:
             changes, some = _compared(name, questions, of_task)
             yield from changes
             rows += some
-        yield Table(NAME, {key: [row[key] for row in rows] for key in rows[0]})
+        yield Table.of(NAME, rows)
         yield from figures(rows)
 
     def questions(
-        self, adapter: TranscoderAdapter, seen: Usual, chosen: Sequence[int]
+        self, adapter: TranscoderAdapter, seen: LatentStatistics, chosen: Sequence[int]
     ) -> tuple[list[AskedSet], list[str]]:
         """Every set, each way; and sentences about controls that cannot be."""
         free = seen.alive.clone()

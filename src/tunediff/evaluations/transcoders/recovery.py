@@ -15,7 +15,7 @@ from tunediff.benchmarks import Task
 from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate, mostly_cut, side_by_side
 from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, check_resamples, columns, share, told
 from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
 from tunediff.generation import Decoding, Engine
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 
@@ -42,7 +42,7 @@ class AdapterRecovery:
     hesitations   words that count as one, as regular expressions; None: the pair's own
     """
 
-    needs_adapter = True
+    needs = Needs.ADAPTER
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class AdapterRecovery:
         yield from findings
         yield from tables
         yield from shares
-        of_rows = {key: [row[key] for row in rows] for key in rows[0]}
-        yield Table(NAME, of_rows)
-        yield from figures(of_rows)
+        table = Table.of(NAME, rows)
+        yield table
+        yield from figures(table.columns)
 
     def _shares(
         self, task: str, measure: str, answers: Mapping[str, Sequence[Solved]], how: str

@@ -8,7 +8,7 @@ in its residual stream (arXiv 2602.20904, appendix A).
                     after every layer, before the final norm; the mean is not taken off
 
 Each also with the bare hybrid in the adapter's place. All in float32 or better over the kept tokens, in batches as the
-study reads them; intervals: 95 %, clustered by document (evaluations/intervals.py).
+study reads them; intervals: 95 %, clustered by document (measures/clustered.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Needs, Trained
+from tunediff.evaluations.latents.statistics import ALL
 from tunediff.hookpoints import Point, reading
-from tunediff.measures.clustered import Estimate, ratio
-from tunediff.measures.next_tokens import by_document, compared, merge, predicted
+from tunediff.measures.clustered import DocumentSums, Estimate, ratio
+from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import replaceable, replacing
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 from tunediff.text import Batch
@@ -62,7 +63,7 @@ class Measured(NamedTuple):
 class Replacement:
     """Passes over the held-out text: 4 a layer."""
 
-    needs_adapter = True
+    needs = Needs.ADAPTER
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)
@@ -90,26 +91,27 @@ def measured(trained: Trained, runs: Sequence[Choices]) -> Measured:
     model = replaceable(pair.models[TUNED], pair.models[BASE], adapter)
     depth = len(adapter.layers)
     runs = list(dict.fromkeys([(TUNED,) * depth, *((stand_in,) * depth for stand_in in STAND_INS), *runs]))
-    costs: dict[int, Tensor] = {}
-    residual: dict[int, Tensor] = {}
+    costs, residual = DocumentSums(), DocumentSums()
     with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc=NAME, leave=False, delay=2) as bar:
         for batch in trained.held_out:
-            for kept, more in zip((costs, residual), _of_batch(trained, model, runs, batch), strict=True):
-                merge(kept, more)
+            documents, each_cost, along = _of_batch(trained, model, runs, batch)
+            costs.add(each_cost, documents)
+            residual.add(along, batch.document)
             bar.update(len(batch.token))
-    of_runs = torch.stack(list(costs.values()))  # tokens, then KL and cross-entropy of each run
+    of_runs = costs.stacked()  # tokens, then KL and cross-entropy of each run
     by_run = {run: of_runs[:, [0, 2 * n + 1, 2 * n + 2]] for n, run in enumerate(runs)}
-    squares, *errors = torch.stack(list(residual.values())).split(depth + 1, dim=1)
+    squares, *errors = residual.stacked().split(depth + 1, dim=1)
     return Measured(by_run, torch.stack(errors, dim=1), squares)
 
 
 @torch.no_grad()
 def _of_batch(
     trained: Trained, model: nn.Module, runs: Sequence[Choices], batch: Batch
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Document -> its sums, of the costs and of the residual stream, each in one row. The tuned model runs first."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Documents of the tokens that are scored and their costs [scored, column], and squares along the residual stream of all
+    kept tokens [token, column]. The tuned model runs first."""
     pair, depth = trained.pair, len(runs[0])
-    before, targets, documents = predicted(pair, TUNED, batch)
+    before, targets, documents, _ = predicted(pair, TUNED, batch)
     inputs, places = pair.inputs(TUNED, batch), pair.places(TUNED, batch)
     points = [Point("resid_pre", 0), *(Point("resid_post", layer) for layer in range(depth))]
 
@@ -132,8 +134,7 @@ def _of_batch(
             logits, _ = run(choices, ())
         columns.append(compared(tuned, logits, targets)[:, [0, 2]].cpu().double())
         del logits
-    kept = by_document(torch.cat(columns, dim=1), documents)
-    return kept, by_document(torch.cat(along, dim=1).cpu(), batch.document)
+    return documents, torch.cat(columns, dim=1), torch.cat(along, dim=1).cpu()
 
 
 # -- what is said of it ----------------------------------------------------------------------------------------------
@@ -143,20 +144,13 @@ def _kl(costs: Tensor) -> Estimate:
     return ratio(costs[:, 1], costs[:, 0])
 
 
-def _ends(estimate: Estimate, least: float | None = None) -> tuple[float | None, float | None]:
-    """95 %, not below what the measure can be; None where documents are too few."""
-    _, *ends = estimate.bounded()
-    return tuple(end if end is None or least is None else max(end, least) for end in ends)
-
-
 def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]:
     of = {who: costs[(who,) * depth] for who in (TUNED, *STAND_INS)}
     if of[HYBRID][:, 1].sum() > 0:
         lost = ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
         recovered = Estimate(1 - lost.value, -lost.influence)
         meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
-        words = ("KL rec.", "KL recovered")
-        yield Finding(f"{NAME}/kl_recovered", float(recovered.value), *_ends(recovered), meaning, *words)
+        yield Finding(f"{NAME}/kl_recovered", *recovered.bounded(), meaning, "KL rec.", "KL recovered")
     else:
         yield Note(
             f"{NAME}: the hybrid predicts just what the tuned model does, so that there is nothing an adapter could recover: "
@@ -165,12 +159,12 @@ def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]
     for who in STAND_INS:
         kl = _kl(of[who])
         meaning = f"KL(tuned || {who}), nats a token of held-out text, interval over documents"
-        words = ("KL adapter", "KL of the adapter") if who == ADAPTER else ()
-        yield Finding(f"{NAME}/kl/{who}", float(kl.value), *_ends(kl, 0.0), meaning, *words)
+        words = ("KL adapter", "KL of the adapter") if who == ADAPTER else ("", "")
+        yield Finding(f"{NAME}/kl/{who}", *kl.bounded(least=0.0), meaning, *words)
     for who, sums in of.items():
         loss = ratio(sums[:, 2], sums[:, 0])
         meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
-        yield Finding(f"{NAME}/lm_loss/{who}", float(loss.value), *_ends(loss), meaning)
+        yield Finding(f"{NAME}/lm_loss/{who}", *loss.bounded(), meaning)
 
 
 def _worst(kls: dict[Partial, Estimate]) -> Iterator[Finding]:
@@ -180,15 +174,14 @@ def _worst(kls: dict[Partial, Estimate]) -> Iterator[Finding]:
             f"largest KL(tuned || replaced) over all cutoffs, nats a token: {worst.direction} with {who}, cutoff "
             f"{worst.cutoff}; its own interval over documents"
         )
-        yield Finding(f"{NAME}/worst_kl/{who}", float(kls[worst].value), *_ends(kls[worst], 0.0), meaning)
+        yield Finding(f"{NAME}/worst_kl/{who}", *kls[worst].bounded(least=0.0), meaning)
 
 
 def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], depth: int) -> dict[str, list]:
     rows = []
     for partial, kl in kls.items():
         sums = costs[partial.choices(depth)]
-        loss = ratio(sums[:, 2], sums[:, 0])
-        rows.append((*partial, float(kl.value), *_ends(kl, 0.0), float(loss.value), *_ends(loss)))
+        rows.append((*partial, *kl.bounded(least=0.0), *ratio(sums[:, 2], sums[:, 0]).bounded()))
     names = ("direction", "with", "cutoff", "kl", "kl_low", "kl_high", "lm_loss", "lm_loss_low", "lm_loss_high")
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
@@ -202,7 +195,7 @@ def _residual(found: Measured) -> Iterator[Finding | Table | Figure]:
             f"sum |h_{who} - h_tuned|^2 / sum |h_tuned|^2 over held-out tokens, mean of {len(estimate.value)} points of the "
             "residual stream, the embeddings among them; interval over documents"
         )
-        yield Finding(f"{NAME}/nmse/{who}", float(mean.value), *_ends(mean, 0.0), meaning)
+        yield Finding(f"{NAME}/nmse/{who}", *mean.bounded(least=0.0), meaning)
     columns = {who: estimate.value.tolist() for who, estimate in nmse.items()}
     points = list(range(found.squares.shape[1]))
     yield Table("residual_nmse", {"point": points, **columns})
@@ -214,10 +207,7 @@ def _latents(trained: Trained) -> Iterator[Finding | Table | Figure]:
     """Of each layer, in the adapted model; the decoder norm is the median of latents that fired."""
     adapter = trained.adapter(NAME)
     shape = (len(adapter.layers), adapter.latents_per_layer)
-    active, tokens = torch.zeros(adapter.latents, dtype=torch.float64), 0
-    for one in trained.readings("latents of each layer"):
-        active += (one.latents != 0).sum(0).cpu()
-        tokens += int(one.admitted.sum())
+    active, tokens = trained.statistics.active[ALL], trained.statistics.tokens[ALL]
     l0, alive = active.view(shape).sum(1) / max(tokens, 1), active.view(shape) > 0
     norms = adapter.code_norms().cpu().view(shape)
     dead = 1 - alive.double().mean(1)

@@ -1,0 +1,172 @@
+"""Laws of the instruments that evaluations share, and of what a run computes once for all of them."""
+
+from functools import partial
+from itertools import combinations
+
+import pytest
+import torch
+
+from tunediff.activations import LiveRows, take
+from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
+from tunediff.evaluations import Fidelity, Geometry, Given, KLPatching, LogitEffect, Needs, Probing, declared
+from tunediff.evaluations.latents.selection import chosen_latents
+from tunediff.measures import share, wilson
+from tunediff.measures.clustered import DocumentSums, mean_of, of_sums, ratio
+from tunediff.measures.next_tokens import compared, cross_entropy, kl
+from tunediff.models import ModelPair, ModelSource
+from tunediff.shapes import Finding, Table
+from tunediff.text import Text
+from tunediff.toy import language
+
+NAMES = ("clean", "spliced", "zero", "unused")
+
+
+def recovered(s):
+    return 1 - (s["spliced"] - s["clean"]) / (s["zero"] - s["clean"])
+
+
+def documents_of(count, generator):
+    """Sums [document, NAMES] of documents of unequal length, the last not a number. The truth of `recovered` is 0.75."""
+    length = torch.randint(5, 40, (count,), generator=generator).double()
+    means = torch.tensor([2.0, 3.0, 6.0]).double()
+    noise = torch.randn(count, 3, generator=generator, dtype=torch.float64) * torch.tensor([0.2, 0.5, 1.0]).double()
+    return torch.cat([length[:, None] * (means + noise), torch.full((count, 1), torch.nan).double()], dim=1)
+
+
+def test_a_ratio_is_a_measure_of_sums_and_sums_that_it_does_not_take_may_be_undefined():
+    sums = documents_of(9, torch.Generator().manual_seed(0))
+    found = of_sums(lambda s: s["clean"] / s["zero"], sums, NAMES)
+    value, influence = ratio(sums[:, 0], sums[:, 2])
+    assert found.value == value and torch.allclose(found.influence, influence, atol=1e-15, rtol=1e-12)
+    assert of_sums(lambda s: s["unused"] / s["zero"], sums, NAMES).bounded() == (None, None, None)
+
+
+def test_the_influence_of_a_document_is_what_leaving_it_out_takes_away():
+    sums = documents_of(400, torch.Generator().manual_seed(1))
+    found = of_sums(recovered, sums, NAMES)
+    without = torch.stack(
+        [of_sums(recovered, torch.cat([sums[:n], sums[n + 1 :]]), NAMES).value for n in range(len(sums))]
+    )
+    assert torch.allclose(found.value - without, found.influence, atol=0.02 * float(found.influence.abs().max()))
+
+
+def test_the_interval_of_what_is_recovered_covers_the_truth_as_often_as_it_says():
+    generator, tries, covered = torch.Generator().manual_seed(2), 1000, 0
+    for _ in range(tries):
+        _, low, high = of_sums(recovered, documents_of(12, generator), NAMES).bounded(0.9)
+        covered += low <= 0.75 <= high
+    assert 0.86 < covered / tries < 0.94
+
+
+def test_bounds_end_at_what_a_measure_can_be():
+    estimate = ratio(torch.tensor([0.0, 3.0]).double(), torch.ones(2).double())
+    assert estimate.bounded()[1] < 0 and estimate.bounded()[2] > 3
+    assert estimate.bounded(least=0.0, most=2.0) == (1.5, 0.0, 2.0)
+
+
+def test_sums_of_documents_do_not_know_how_the_text_was_cut_into_batches():
+    rows = torch.randint(0, 100, (50, 2, 3), generator=torch.Generator().manual_seed(0)).double()
+    documents = torch.tensor([7] * 20 + [3] * 18 + [9] * 12)
+    whole = torch.stack([rows[documents == n].sum(0) for n in (7, 3, 9)])
+    for cuts in combinations((1, 19, 20, 33, 49), 2):
+        sums = DocumentSums()
+        for begin, end in zip((0, *cuts), (*cuts, 50), strict=True):
+            sums.add(rows[begin:end], documents[begin:end])
+        order = [sums.documents.index(n) for n in (7, 3, 9)]
+        assert torch.equal(sums.stacked()[order], whole) and len(sums) == 3
+
+
+def test_independent_values_have_students_interval_and_a_single_one_none():
+    value, low, high = mean_of(torch.tensor([1.0, 3.0]))
+    assert (
+        value == 2 and high - value == pytest.approx(12.7062, rel=1e-5) and value - low == pytest.approx(high - value)
+    )
+    assert mean_of(torch.tensor([5.0])) == (5.0, None, None) and mean_of(torch.tensor([])) == (None, None, None)
+    assert share(3, 4) == (0.75, *wilson(3, 4)) and share(0, 0) == (None, None, None)
+
+
+def test_costs_of_next_tokens_are_torchs_and_equal_predictions_are_exactly_0_apart():
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(6, 11, generator=generator) for _ in range(2))
+    targets = torch.randint(11, (6,), generator=generator)
+    p, q = one.log_softmax(-1), other.log_softmax(-1)
+    expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+    assert torch.allclose(kl(p, q), expected, atol=1e-6) and not kl(p, p).any()
+    loss = torch.nn.functional.cross_entropy(other, targets, reduction="none")
+    assert torch.allclose(cross_entropy(q, targets), loss, atol=1e-6)
+    assert torch.equal(compared(one, other, targets), torch.stack([kl(p, q), kl(q, p), cross_entropy(q, targets)], -1))
+
+
+def test_rows_become_a_table_in_the_order_of_the_first():
+    assert Table.of("t", iter([{"b": 1, "a": 2}, {"a": 4, "b": 3}])) == Table("t", {"b": [1, 3], "a": [2, 4]})
+    assert Table.of("t", []) == Table("t", {})
+
+
+# -- what is computed once -------------------------------------------------------------------------------------------
+
+
+def trained_on(pair, tokens=1500, latents=24):
+    text = Text(lambda: language.rows(0, "trace"), held_out=0.1, context=256, window=16, tokens_per_batch=1024)
+    streams = pair.streams("resid_post", 1)
+    dictionary = Crosscoder(
+        streams,
+        latents=latents,
+        sparsity=BatchTopK(4),
+        normalisation=partial(Normalisation, kind="mean_norm", sink_multiple=1.1),
+    )
+    dictionary.normalisation.fit(take(LiveRows(pair, text, streams, dtype=torch.float32), 1500).values)
+    return Given(pair, text, tokens, tokens_per_batch=400).reading(dictionary.eval())
+
+
+def test_what_latents_usually_do_is_read_once_for_all_evaluations_of_a_run(pair, monkeypatch):
+    trained, encode, passes = trained_on(pair), Crosscoder.encode, []
+    monkeypatch.setattr(Crosscoder, "encode", lambda self, rows: passes.append(len(rows.values)) or encode(self, rows))
+    batches = len(trained.held_out)
+    assert batches > 2
+    for first in (Geometry(), LogitEffect()):
+        list(first.run(trained))
+    chosen_latents(trained, 5, setting="latents")
+    KLPatching(best=2, draws=1).classes(trained)
+    assert len(passes) == batches
+    for evaluation, own in ((Probing(label="hesitation"), 1), (Fidelity(), 2), (Geometry(), 0)):
+        passes.clear()
+        list(evaluation.run(trained))
+        assert len(passes) == own * batches
+
+
+def test_statistics_are_those_of_all_readings_side_by_side(pair):
+    trained = trained_on(pair)
+    readings = list(trained.readings(""))
+    latents, admitted = (torch.cat([getattr(r, name) for r in readings]) for name in ("latents", "admitted"))
+    assert not admitted.all() and admitted.any()
+    seen, tokens = trained.statistics, int(admitted.sum())
+    assert torch.allclose(seen.rate, (latents != 0).sum(0) / tokens) and torch.equal(seen.alive, (latents != 0).any(0))
+    assert torch.allclose(seen.mean, latents.sum(0) / tokens) and torch.equal(seen.maximum, latents.amax(0))
+    active = torch.tensor(seen.columns()["mean_activation"])
+    assert torch.allclose(active.float(), latents.sum(0) / (latents != 0).sum(0).clamp(min=1))
+    norms = torch.cat([trained.part(r.rows.values, "tuned") for r in readings])[admitted].norm(dim=-1)
+    assert seen.norms["tuned"] == pytest.approx(float(norms.double().mean()))
+
+
+def test_two_equal_models_are_no_more_documents_than_one(folders):
+    """A document is one unit of chance, however many models read it."""
+    source = ModelSource(str(folders["base"]), dtype="float32")
+    found = Fidelity().run(trained_on(ModelPair(source, source).load()))
+    findings = {f.name.removeprefix("fidelity/explained_variance/"): f for f in found if isinstance(f, Finding)}
+    for one in (findings["base"], findings["tuned"]):
+        assert findings["pooled"].value == pytest.approx(one.value)
+        assert findings["pooled"].low == pytest.approx(one.low) and findings["pooled"].high == pytest.approx(one.high)
+
+
+class Asked:
+    def __init__(self, needs=None):
+        if needs is not None:
+            self.needs = needs
+
+    def run(self, given):
+        return ()
+
+
+def test_a_class_that_says_nothing_asks_about_a_dictionary():
+    assert declared(Asked(), "needs") is Needs.DICTIONARY and declared(Asked(), "name") is None
+    assert declared(Asked(Needs.PAIR), "needs") is Needs.PAIR
