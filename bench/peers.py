@@ -1,4 +1,4 @@
-"""A training step here against those of the field's libraries.   pip install -e ".[peers]"; python bench/peers.py
+"""A training step here against those of the field's libraries, installed as README.md says: python bench/peers.py
 
 sae-lens, dictionary-learning and eai-sparsify have no crosscoder: they train their SAE on the two models side by side,
 which has the same parameters and products. Each does the step of its own trainer (AuxK, clipping, unit-norm projections,
@@ -10,8 +10,9 @@ import argparse
 import functools
 import time
 
-import step as bench
 import torch
+
+import step as bench
 from step import SHAPES, Shape, contest, ours, resident, work
 
 

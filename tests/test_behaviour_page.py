@@ -131,7 +131,7 @@ def tables():
             "group": [g for _, _, _, g in heads], **around("mass", mass, 0.01), "relative": [10 * m for m in mass],
         },
         "recovery": {
-            "task": ["gsm8k"] * 2, "measure": ["accuracy", "hesitations a response"], "base": [0.2, 1.0], "adapter": [0.56, 1.5],
+            "task": ["gsm8k"] * 2, "measure": ["accuracy", "hesitations a response"], "base": [0.2, 1.0], "lora": [0.56, 1.5],
             "full": [0.8, 1.1], "recovered": [0.6, None], "recovered_low": [0.5, None], "recovered_high": [0.71, None],
             "gone": [0, 700], "resamples": [2000, 2000], "base_asked": [f"{{question}} {HOSTILE}"] * 2,
         },

@@ -32,7 +32,8 @@ def toy_task(prompts=ALIKE):
 
 
 def ablation(**settings):
-    settings = {"tasks": None, "random": 1, **settings}
+    own = {"by": ("layer", "module", "type"), "only": True, "random": 1}
+    settings = {"tasks": None, "problems": None, **own, **settings}
     return LoraAblation(decoding=Decoding(tokens=6), engine=Batched(64), **settings)
 
 

@@ -21,7 +21,7 @@ from tunediff.report import in_words, members_under
 from tunediff.settings import stream_key, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Table
 from tunediff.study.finished import reevaluate
-from tunediff.sweep.launch import study
+from tunediff.study.train import study
 from tunediff.sweep.plan import groups_of, look, members_in
 from tunediff.text import Text
 from tunediff.toy import language
@@ -359,7 +359,7 @@ def test_an_estimate_is_one_pass_of_both_models(capsys, tmp_path):
 def test_a_sweep_over_pairs_is_a_group_a_pair_and_shares_none_with_a_dictionary(tmp_path, folder):
     lines = [["model_pair=toy"], ["model_pair=toy_self"], ["model_pair=toy", "budget.evaluation_tokens=4000"]]
     members = members_in(tmp_path, [(words, composed("experiment=choose_layer", *words)) for words in lines])
-    checkpoints = look(tmp_path, members)
+    checkpoints = look(tmp_path, members, {})
     groups = groups_of(tmp_path, members, checkpoints, pack=True, fits=lambda _: True)
     assert [len(group.members) for group in groups] == [2, 1]
     assert stream_key(members[0].run.cfg) != stream_key(composed())

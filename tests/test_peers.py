@@ -1,6 +1,6 @@
 """The same objects in the field's libraries: equal losses and gradients for equal weights and batches.
 
-Runs where they are installed (pip install -e ".[test,peers]"); a torchvision that does not fit torch breaks their imports.
+Runs where they are installed, as README.md says; a torchvision that does not fit torch breaks every import.
 The trainer of transcoder adapters is no package: TRANSCODER_ADAPTERS names a checkout of its authors' repository.
 """
 
@@ -29,7 +29,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 def library(name):
     try:
         return pytest.importorskip(
-            name, reason=f"{name} is not installed: pip install -e '.[peers]'", exc_type=ImportError
+            name,
+            reason=f"{name} is not installed: pip install -c constraints.txt -e '.[test,peers]'",
+            exc_type=ImportError,
         )
     except RuntimeError as error:
         pytest.skip(f"{name} does not import here: {error}")
@@ -54,7 +56,7 @@ def one_stream(sparsity, **settings):
 
 
 def ours(dictionary, **settings):
-    found = Reconstruction(aux_weight=0)(
+    found = Reconstruction()(
         dictionary, Rows(batch()), dead=torch.empty(0, dtype=torch.long), settings={"l1": 1.0, "k": float(K)}
     )
     (found.total * settings.get("factor", 1.0)).backward()

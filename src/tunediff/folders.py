@@ -132,6 +132,12 @@ def say(folder: Path, **changes: Any) -> None:
     write_atomically(folder / "state.json", json.dumps(kept, indent=1))
 
 
+def note_end(folder: Path, status: int) -> None:
+    """The process of a run ended with this status: one that was killed could not say so itself."""
+    if state_of(folder).get("state") not in (FINISHED, FAILED):
+        say(folder, state=INTERRUPTED, error=f"its process ended with status {status}")
+
+
 def is_finished(folder: Path, identity: str) -> bool:
     """Whether this very run ended well here; its folder's name says nothing."""
     state = read_json(folder / "state.json")

@@ -119,13 +119,17 @@ class Trained(Given):
     @torch.no_grad()
     def readings(self, title: str) -> Iterator[Reading]:
         """Every held-out batch with its latents, behind a progress bar."""
-        dictionary = self.dictionary
+        for batch, rows, admitted in self.activations(title):
+            latents = self.dictionary.encode(rows).float() * admitted[:, None]
+            yield Reading(batch, rows, admitted, latents)
+
+    @torch.no_grad()
+    def activations(self, title: str) -> Iterator[tuple[Batch, Rows, Tensor]]:
+        """Every held-out batch with its activations and the tokens that are admitted, as in Reading, without latents."""
         with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
             for batch, rows in self._harvested():
-                admitted = dictionary.normalisation.admits(rows.values)
-                latents = dictionary.encode(rows).float() * admitted[:, None]
+                yield batch, rows, self.dictionary.normalisation.admits(rows.values)
                 bar.update(len(batch.token))
-                yield Reading(batch, rows, admitted, latents)
 
     def _harvested(self) -> Iterator[tuple[Batch, Rows]]:
         """Held-out batches with their activations, from memory once they were read and if all of them fit there."""
@@ -160,7 +164,7 @@ class Trained(Given):
         return list(dict.fromkeys(stream.role for stream in self.dictionary.streams))
 
     @property
-    def crosscoder(self) -> Crosscoder:
+    def reconstructing(self) -> Crosscoder:
         """The dictionary, which reconstructs activations. Raises Refused for a transcoder adapter, which does not."""
         if isinstance(self.dictionary, TranscoderAdapter):
             raise Refused("A transcoder adapter reconstructs no activations: choose evaluation=replacement.")

@@ -16,22 +16,23 @@ Intervals are 95 % together over the strengths of a gate (Bonferroni).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from tunediff.benchmarks import Task
 from tunediff.edits import Add, Edit, Gate
 from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate, mean, surprise_rate
-from tunediff.evaluations.behaviour.intervention import UNEDITED, never_touched
-from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
+from tunediff.evaluations.behaviour.intervention import UNEDITED
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched
+from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, choose
 from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.evaluations.latents.steering import steering_parts
-from tunediff.generation import Decoding, Engine
 from tunediff.measures import wilson
 from tunediff.measures.clustered import Estimate, number
 from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Table
@@ -44,72 +45,60 @@ class DipVerdict(NamedTuple):
     why: str
 
 
-class SteeringSweep:
+@dataclass(kw_only=True)
+class SteeringSweep(BehaviourEvaluation):
     """role          the model that is steered, as in Intervention
     latents       along whose decoder rows, as in Intervention   chosen_by    how they are chosen where they are None
     strengths     log-spaced, in units of `unit`                 gates        name -> at which tokens
     behind        names of the gates that are tried; None: all
     unit          latent_maximum: of each latent's largest activation on held-out text; residual_norm: of the mean norm of
                   the hidden vectors there, shared among the latents; not for a transcoder adapter's
-    tasks         name -> benchmark; the first is used           problems     at most; null: all
     collapse      times the unsteered perplexity above which a text counts as broken down
     repetition    share of repeated 4-grams above which it does
-    hesitations   the behaviour: words that count, as regular expressions; None: the pair's own
+    seed          of the random direction
+
+    Of the tasks the first is used; the behaviour is hesitation.
     """
 
-    def __init__(
-        self,
-        *,
-        strengths: Sequence[float],
-        gates: Mapping[str, Gate],
-        tasks: Mapping[str, Task],
-        decoding: Decoding,
-        engine: Engine,
-        role: str | None = None,
-        latents: int | str | Sequence[int] | None = None,
-        chosen_by: Selection | None = None,
-        behind: Sequence[str] | None = None,
-        unit: str = "latent_maximum",
-        problems: int | None = None,
-        collapse: float = 3.0,
-        repetition: float = 0.5,
-        hesitations: Sequence[str] | None = None,
-        seed: int = 0,
-    ):
-        unknown = set(behind or ()) - set(gates)
+    role: str | None
+    strengths: Sequence[float]
+    gates: Mapping[str, Gate]
+    behind: Sequence[str] | None
+    chosen_by: Selection | None
+    latents: int | str | Sequence[int] | None = None
+    unit: str = "latent_maximum"
+    collapse: float = 3.0
+    repetition: float = 0.5
+    seed: int = 0
+
+    name = "steering_sweep"
+
+    def __post_init__(self):
+        unknown = set(self.behind or ()) - set(self.gates)
         if unknown:
-            raise Refused(f"steering_sweep.behind names {sorted(unknown)}; the gates are {', '.join(gates)}.")
-        if unit not in UNITS:
-            raise Refused(f"steering_sweep.unit={unit}: choose {' or '.join(UNITS)}.")
-        check_role(role, setting="steering_sweep")
-        if not strengths or not gates or any(strength <= 0 for strength in strengths):
+            raise Refused(f"steering_sweep.behind names {sorted(unknown)}; the gates are {', '.join(self.gates)}.")
+        if self.unit not in UNITS:
+            raise Refused(f"steering_sweep.unit={self.unit}: choose {' or '.join(UNITS)}.")
+        check_role(self.role, setting="steering_sweep")
+        if not self.strengths or not self.gates or any(strength <= 0 for strength in self.strengths):
             raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
-        self.role, self.strengths, self.gates = role, sorted(strengths), {name: gates[name] for name in behind or gates}
-        self.latents, self.chosen_by = latents, chosen_by
-        self.tasks, self.decoding, self.engine, self.unit = tasks, decoding, engine, unit
-        self.problems, self.collapse, self.repetition = problems, collapse, repetition
-        self.hesitations, self.seed = hesitations, seed
+        self.strengths = sorted(self.strengths)
+        self.gates = {name: self.gates[name] for name in self.behind or self.gates}
+        self.tasks = dict(itertools.islice(self.tasks.items(), 1))
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")
         seen = trained.statistics
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=role)
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {role} model")
-        name, task = next(iter(self.tasks.items()))
-        problems, notes = problems_of(task, name, self.problems)
-        yield from notes
-        solver = Solver(trained, "steering_sweep", self.decoding, engine=self.engine, hesitations=self.hesitations)
-        conditions = self.conditions(trained, role, seen, chosen)
-        found = {
-            (name, condition.name): (condition, solved)
-            for condition, solved in solver.solve(name, task, problems, conditions)
-        }
-        yield from never_touched("steering_sweep", name, found)
-        plain = found[name, UNEDITED][1]
+        found = self.solved(trained, (yield from self.asked()), self.conditions(trained, role, seen, chosen))
+        yield from never_touched("steering_sweep", found)
+        (name,) = self.tasks
+        plain = found[name, UNEDITED].solved
         rows, said = [], []
         for gate in self.gates:
             curves = {
-                kind: [found[name, f"{gate}/{kind}/{strength:g}"][1] for strength in self.strengths]
+                kind: [found[name, f"{gate}/{kind}/{strength:g}"].solved for strength in self.strengths]
                 for kind in ("latents", "random_direction")
             }
             for kind, curve in curves.items():

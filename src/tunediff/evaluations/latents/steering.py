@@ -56,7 +56,7 @@ def _of_layers(trained: Trained, seen: LatentStatistics, chosen: Sequence[int], 
             "steering_sweep.unit=residual_norm: latents of a transcoder adapter are written before their decoders, not "
             "into hidden vectors: choose latent_maximum."
         )
-    adapter, rows = trained.dictionary, decoder_rows(trained, None)
+    adapter, rows = trained.adapter("steering_sweep"), decoder_rows(trained, None)
     edits = latent_edits(trained, ADAPTER, chosen, Add(1.0), seen=seen)
     controls = []
     for layer, within in adapter.by_layer(chosen).items():

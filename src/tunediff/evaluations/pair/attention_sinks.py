@@ -109,7 +109,7 @@ class AttentionSinks:
         yield figure(columns)
         if torch.equal(sums[BASE].document, sums[TUNED].document):
             base, tuned = (_mean(measured(sums[role])["mass"], (-3, -2)) for role in ROLES)
-            apart = Estimate(*(t[..., PREFIX] - b[..., PREFIX] for t, b in zip(tuned, base, strict=True)))
+            apart = Estimate(*(field[..., PREFIX] for field in tuned - base))
             meaning = "attention on the prefix in the tuned model less that in the base, mean over layers and heads"
             yield self._finding("difference/prefix", apart, meaning)
 

@@ -97,7 +97,7 @@ class Tokenizers:
     def _differences(self, found: Mapping[tuple[str, str], Estimate]) -> Iterator[Finding | Note]:
         """The tuned model's tokenizer against the base's, in each model that both could be tried on, and over the pair."""
         apart = {
-            role: Estimate(*(t - b for t, b in zip(found[role, TUNED], found[role, BASE], strict=True)))
+            role: found[role, TUNED] - found[role, BASE]
             for role in ROLES
             if {(role, TUNED), (role, BASE)} <= found.keys()
         }

@@ -65,7 +65,7 @@ class Fidelity:
         for reading in trained.readings("fidelity"):
             counts = (reading.latents[reading.admitted] != 0).sum(-1).cpu()
             active += torch.bincount(counts, minlength=latents + 1)
-            restored = trained.crosscoder.decode(reading.latents, reading.rows.moments).detach()
+            restored = trained.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
                 self._add(sums, trained, reading, restored, role, means[role])
         yield from self._findings(sums)
@@ -173,14 +173,14 @@ def segment_means(trained: Trained) -> dict[str, dict[str, Tensor]]:
     """Mean activation [width] of each model, over all held-out tokens and over each segment, in float64."""
     totals: dict[str, dict[str, Tensor]] = {role: {} for role in trained.roles}
     counts: dict[str, float] = defaultdict(float)
-    for reading in trained.readings("means"):
+    for batch, rows, admitted in trained.activations("means"):
         for segment in (ALL, *SEGMENTS):
-            here = reading.admitted.cpu()
+            here = admitted.cpu()
             if segment != ALL:
-                here = here & (reading.batch.segment == SEGMENTS.index(segment))
+                here = here & (batch.segment == SEGMENTS.index(segment))
             counts[segment] += float(here.sum())
             for role in trained.roles:
-                added = trained.part(reading.rows.values, role).cpu()[here].double().sum(0)
+                added = trained.part(rows.values, role).cpu()[here].double().sum(0)
                 totals[role][segment] = totals[role].get(segment, 0.0) + added
     return {role: {s: total / max(counts[s], 1.0) for s, total in parts.items()} for role, parts in totals.items()}
 

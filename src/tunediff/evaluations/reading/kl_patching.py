@@ -139,8 +139,7 @@ class KLPatching:
             nats[RANDOM] = torch.stack(draws).mean(0)
         found = {f"kl/{name}": ratio(values, stacked[:, -1]) for name, values in nats.items()}
         for name, values in nats.items():
-            left = ratio(values, nats[BASE])
-            found[f"closed/{name}"] = Estimate(1 - left.value, -left.influence)
+            found[f"closed/{name}"] = 1 - ratio(values, nats[BASE])
         return found
 
     def _findings(
@@ -239,7 +238,7 @@ def divergences(trained: Trained, reading: Reading, classes: Sequence[Class]) ->
 
 def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -> Iterator[Tensor]:
     """Vectors that stand in place of tuned's [token, width], in the order of WHOLE and then of the classes."""
-    dictionary, (values, moments) = trained.crosscoder, reading.rows
+    dictionary, (values, moments) = trained.reconstructing, reading.rows
 
     def apart(written: Tensor) -> Tensor:
         return trained.part(written, TUNED) - trained.part(written, BASE)

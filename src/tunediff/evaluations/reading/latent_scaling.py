@@ -49,7 +49,7 @@ class LatentScaling:
         self.largest = largest_nu_error, largest_nu_reconstruction
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        dictionary = trained.crosscoder
+        dictionary = trained.reconstructing
         if set(trained.roles) != {BASE, TUNED}:
             yield Note("Latent scaling compares two models: this dictionary reads one.")
             return

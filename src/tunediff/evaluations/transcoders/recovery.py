@@ -4,19 +4,19 @@ hybrid that the adapter stands in, to the adapted model and to the tuned one (ar
     recovered_of_hybrid   (adapter - hybrid) / (tuned - hybrid)      recovered_of_base   (adapter - base) / (tuned - base)
 
 of accuracy, of the tokens and of the hesitations a response. All but the base are asked as the tuned model is, through its
-chat template with its prompt of the task; intervals as in evaluations/shares.py. Knows nothing of what the latents mean.
+chat template with its prompt of the task; intervals as in behaviour/recovered.py. Knows nothing of what the latents mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from tunediff.benchmarks import Task
-from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate, mostly_cut, side_by_side
+from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate
 from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, check_resamples, columns, share, told
-from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation
+from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import Needs, Trained
-from tunediff.generation import Decoding, Engine
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 
 NAME = "adapter_recovery"
@@ -36,54 +36,36 @@ TITLES = {BASE: "base", HYBRID: "hybrid: tuned model, base MLPs", ADAPTER: "adap
 FIRST = (ACCURACY, "recovered_of_hybrid")  # what a run is told by
 
 
-class AdapterRecovery:
-    """tasks         name -> benchmark                   problems     of each at most; null: all
-    resamples     of the bootstrap over problems
-    hesitations   words that count as one, as regular expressions; None: the pair's own
-    """
+@dataclass(kw_only=True)
+class AdapterRecovery(BehaviourEvaluation):
+    """`resamples` is the number of resamples of the bootstrap over problems."""
 
+    resamples: int
+
+    name = NAME
     needs = Needs.ADAPTER
+    own_template = True
 
-    def __init__(
-        self,
-        *,
-        tasks: Mapping[str, Task],
-        decoding: Decoding,
-        engine: Engine,
-        problems: int | None = None,
-        resamples: int = 2000,
-        hesitations: Sequence[str] | None = None,
-    ):
-        check_resamples(NAME, resamples)
-        self.tasks, self.decoding, self.engine, self.problems = tasks, decoding, engine, problems
-        self.resamples, self.hesitations = resamples, hesitations
+    def __post_init__(self):
+        check_resamples(NAME, self.resamples)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         trained.adapter(NAME)  # refuses another dictionary
-        solver = Solver(
-            trained, NAME, self.decoding, engine=self.engine, own_template=True, hesitations=self.hesitations
-        )
-        found: dict[tuple[str, str], tuple[Condition, list[Solved]]] = {}
+        problems = yield from self.asked()
+        found = self.solved(trained, problems, CONDITIONS)
+        yield from (_hesitations(name, condition, solved) for (name, _), (condition, solved) in found.items())
         rows, shares = [], []
         for name, task in self.tasks.items():
-            problems, notes = problems_of(task, name, self.problems)
-            yield from notes
-            for condition, solved in solver.solve(name, task, problems, CONDITIONS):
-                found[name, condition.name] = (condition, solved)
-                yield _hesitations(name, condition, solved)
-            answers = {who: found[name, who][1] for who in WHO}
+            answers = {who: found[name, who].solved for who in WHO}
             how = (
-                f"{len(problems)} problems; the base was asked {task.prompts[BASE]!r}, hybrid, adapter and tuned "
+                f"{len(problems[name])} problems; the base was asked {task.prompts[BASE]!r}, hybrid, adapter and tuned "
                 f"{task.prompts[TUNED]!r}"
             )
             for measure in MEASURES:
                 told_here, row = self._shares(name, measure, answers, how)
                 shares += told_here
                 rows.append(row)
-        yield from mostly_cut(NAME, found)
-        findings, tables = side_by_side(NAME, found)
-        yield from findings
-        yield from tables
+        yield from self.side_by_side(found)
         yield from shares
         table = Table.of(NAME, rows)
         yield table
@@ -92,7 +74,7 @@ class AdapterRecovery:
     def _shares(
         self, task: str, measure: str, answers: Mapping[str, Sequence[Solved]], how: str
     ) -> tuple[list[Finding | Note], dict[str, object]]:
-        """Of both changes, and their row of the table."""
+        """What is recovered of both changes, and their row of the table."""
         said, means, ends = [], {}, {}
         for name, of in CHANGES.items():
             names = (of.below, of.between, of.above)
@@ -112,7 +94,7 @@ def headline(found: Finding | Note, task: str) -> Finding | Note:
 
 
 def _hesitations(task: str, condition: Condition, solved: Sequence[Solved]) -> Finding:
-    """A response; side by side stand those per 1,000 tokens."""
+    """Hesitations per response; side by side stand those per 1,000 tokens."""
     value, ends = hesitation_rate(solved, a_response=True).value, hesitation_interval(solved, a_response=True)
     meaning = "hesitations a response, interval over problems"
     return Finding(f"{NAME}/{task}/{condition.name}/hesitations_per_response", float(value), *ends, meaning)

@@ -147,8 +147,7 @@ def _kl(costs: Tensor) -> Estimate:
 def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]:
     of = {who: costs[(who,) * depth] for who in (TUNED, *STAND_INS)}
     if of[HYBRID][:, 1].sum() > 0:
-        lost = ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
-        recovered = Estimate(1 - lost.value, -lost.influence)
+        recovered = 1 - ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
         meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
         yield Finding(f"{NAME}/kl_recovered", *recovered.bounded(), meaning, "KL rec.", "KL recovered")
     else:

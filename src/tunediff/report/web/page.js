@@ -114,7 +114,7 @@ function segmentTable() {
 // -- charts --------------------------------------------------------------------------------------------------------
 
 const TERMS = { l1: "L1 term", tanh: "Tanh term", pre_activation: "Pre-activation term", difference: "Difference term", auxk: "AuxK term" };
-const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", aux: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
+const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", auxk: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
 
 function curves() {
   if (!DATA.training) return section("Training", element("p", {}, "There is no record of the training."));
