@@ -16,9 +16,9 @@ from tunediff.evaluations.behaviour.benchmark import cut
 from tunediff.evaluations.behaviour.conditions import rate
 from tunediff.evaluations.behaviour.solving import KeptResponses
 from tunediff.evaluations.behaviour.steering_sweep import dip
+from tunediff.evaluations.given import ALL, LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
-from tunediff.evaluations.latents.statistics import ALL, LatentStatistics
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table

@@ -25,7 +25,7 @@ FLOORS = {
 FENCES = {
     "hydra": {"settings", "sweep"},
     "omegaconf": {"settings", "study", "sweep"},
-    "submitit": {"sweep"},
+    "submitit": {"study", "sweep"},
     "transformers": {"models", "text", "toy", "training", "attribution"},
     "peft": {"models", "training"},
     "lightning": {"training", "activations", "loggers"},

@@ -160,7 +160,7 @@ def figure(columns: Mapping[str, list]) -> Figure:
         },
         x="share of",
         y=["recovered"],
-        section="What the adapter recovers",
+        section="What the low-rank adapter recovers",
         title="Share of what full fine-tuning changed",
         caption="(lora - base) / (full - base): 0 is the base, 1 the fully fine-tuned model. It depends on how the base was "
         "asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover, "

@@ -28,10 +28,9 @@ from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesit
 from tunediff.evaluations.behaviour.intervention import UNEDITED
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched
 from tunediff.evaluations.behaviour.solving import Condition, Solved
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.measures import wilson
 from tunediff.measures.clustered import Estimate, number

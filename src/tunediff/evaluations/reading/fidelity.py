@@ -22,9 +22,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Needs, Reading, Trained
+from tunediff.evaluations.given import ALL, Needs, Reading, Trained
 from tunediff.evaluations.latents.splice import model_of, predictions
-from tunediff.evaluations.latents.statistics import ALL
 from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
 from tunediff.measures.next_tokens import cross_entropy, kl, predicted
 from tunediff.shapes import ROLES, SEGMENTS, Finding, Table

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Needs, Reading, Trained
+from tunediff.evaluations.given import ALL, Needs, Reading, Trained
 from tunediff.evaluations.latents.splice import predictions
-from tunediff.evaluations.latents.statistics import ALL, relative_decoder_norm
+from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.geometry import KINDS, Geometry
 from tunediff.measures.clustered import DocumentSums, Estimate, number, ratio
 from tunediff.measures.next_tokens import kl

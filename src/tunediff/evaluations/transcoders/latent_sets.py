@@ -22,9 +22,8 @@ from tunediff.evaluations.behaviour.changes import Changed, columns, measures, t
 from tunediff.evaluations.behaviour.intervention import latents_table
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
-from tunediff.evaluations.given import Needs, Trained
+from tunediff.evaluations.given import LatentStatistics, Needs, Trained
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Figure, Finding, Note, Refused, Table
 

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tunediff.evaluations.given import Needs, Trained
-from tunediff.evaluations.latents.statistics import ALL
+from tunediff.evaluations.given import ALL, Needs, Trained
 from tunediff.hookpoints import Point, reading
 from tunediff.measures.clustered import DocumentSums, Estimate, ratio
 from tunediff.measures.next_tokens import compared, predicted
