@@ -16,12 +16,12 @@ from tunediff.evaluations.behaviour.benchmark import cut
 from tunediff.evaluations.behaviour.conditions import rate
 from tunediff.evaluations.behaviour.solving import KeptResponses
 from tunediff.evaluations.behaviour.steering_sweep import dip
+from tunediff.evaluations.given import ALL, LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
-from tunediff.evaluations.latents.statistics import ALL, LatentStatistics
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language
 
@@ -63,6 +63,8 @@ def intervention(operations, **given):
 
 def parted(found):
     found = list(found)
+    for figure in (item for item in found if isinstance(item, Figure)):
+        figure.check()
     tables = {item.name: item.columns for item in found if isinstance(item, Table)}
     findings = {item.name: item for item in found if isinstance(item, Finding)}
     return findings, tables, [item.text for item in found if isinstance(item, Note)]

@@ -238,6 +238,18 @@ def test_sparse_codes_have_the_losses_and_every_gradient_of_dense_ones(sparsity,
         assert torch.allclose(sparse.float(), dense.float(), rtol=1e-5, atol=2e-5)
 
 
+def test_sparse_codes_made_dense_are_the_dense_ones_with_their_gradient():
+    found = []
+    for sparse in (True, False):
+        dictionary = crosscoder(TopK(4), sparse_codes=sparse)
+        normalised = dictionary.normalisation.normalise(sample().values)
+        latents = dictionary.code(normalised, dictionary.code_norms().detach(), {"k": 4.0}).dense()
+        latents.square().sum().backward()
+        found.append((latents.detach(), dictionary.W_enc.grad))
+    for one, other in zip(*found, strict=True):
+        assert one.abs().max() > 0 and torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_selecting_holds_one_block_of_pre_activations():
     """Nothing of the size token x latent, forward or backward."""
     dictionary = Crosscoder(STREAMS, latents=4096, sparsity=TopK(4), normalisation=partial(Normalisation, kind="none"))

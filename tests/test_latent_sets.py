@@ -89,11 +89,14 @@ def test_the_planted_latent_is_needed_is_enough_and_negated_silences_the_tuned_m
 
 def test_the_page_puts_each_control_below_the_set_it_belongs_to(trained):
     tables = asked(trained)[1]
-    block = behaviour({name: pyarrow.table(columns) for name, columns in tables.items()})[0]["conditions"][0]["columns"]
-    under = {key: above for key, above in zip(block["key"], block["under"], strict=True) if above is not None}
-    ways = {f"random/{way}/1/0": way for way in ("necessity", "sufficiency", "negation")}
-    assert under == {**ways, "empty/sufficiency": "sufficiency"}
-    assert block["title"][block["key"].index("random/necessity/1/0")] == "adapter without random latents (1)"
+    drawn = behaviour({name: pyarrow.table(columns) for name, columns in tables.items()})[0]["conditions"][0]["columns"]
+    under, above = {}, None
+    for title, control in zip(drawn["condition"], drawn["control"], strict=True):
+        above = above if control else title
+        under |= {title: above} if control else {}
+    ways = ("adapter without {}", "hybrid with {} alone", "tuned with {} negated")
+    expected = {way.format("random latents (1)"): way.format("the set") for way in ways}
+    assert under == {**expected, "hybrid with decoder biases alone": "hybrid with the set alone"}
 
 
 def test_responses_are_as_probable_as_the_model_finds_them_that_was_changed(trained):

@@ -19,7 +19,7 @@ from tunediff.measures.clustered import ratio
 from tunediff.models import ModelPair, ModelSource
 from tunediff.report import in_words, members_under
 from tunediff.settings import stream_key, within
-from tunediff.shapes import Finding, Note, Refused, Table
+from tunediff.shapes import Figure, Finding, Note, Refused, Table
 from tunediff.study.finished import reevaluate
 from tunediff.study.train import study
 from tunediff.sweep.plan import groups_of, look, members_in
@@ -36,6 +36,8 @@ def toy_text(*, rows=None, **settings):
 
 def measured(evaluation, pair, *, tokens=1500, text=None, tokens_per_batch=2048):
     found = list(evaluation.run(Given(pair, text or toy_text(), tokens, tokens_per_batch)))
+    for figure in (item for item in found if isinstance(item, Figure)):
+        figure.check()
     findings = {f.name: f for f in found if isinstance(f, Finding)}
     tables = {t.name: t.columns for t in found if isinstance(t, Table)}
     return findings, tables, [n.text for n in found if isinstance(n, Note)]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra.errors
 import pydantic
 import pydantic_core
 from hydra.core.hydra_config import HydraConfig

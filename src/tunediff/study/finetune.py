@@ -119,7 +119,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
         )
     if estimate.total <= available:
         return
-    largest = max(estimate.items, key=estimate.items.get)
+    largest = max(estimate.items, key=lambda name: estimate.items[name])
     less = [] if recipe.gradient_checkpointing else ["recipe.gradient_checkpointing=true"]
     less += [f"a recipe.micro_batch below {recipe.micro_batch}"] if recipe.micro_batch > 1 else []
     less += [f"a recipe.block below {recipe.block:,}", f"a recipe.objective.chunk below {recipe.objective.chunk:,}"]

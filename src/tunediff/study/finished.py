@@ -22,9 +22,9 @@ from tunediff import folders
 from tunediff.dictionary import Crosscoder, TranscoderAdapter
 from tunediff.edits import Edit, Everywhere, Gate, Operation
 from tunediff.evaluations import Given, Trained
+from tunediff.evaluations.given import LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import choose
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import ModelPair, save_adapted
 from tunediff.report import in_words, members_under, write_comparison

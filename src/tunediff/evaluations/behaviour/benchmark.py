@@ -18,7 +18,7 @@ from tunediff.evaluations.behaviour.solving import Answered, Condition
 from tunediff.evaluations.given import Given, Needs
 from tunediff.generation import Response
 from tunediff.measures import BudgetCurve, scaling, scaling_difference, wilson
-from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
 
 MEANINGS = {
     "best": "largest accuracy over the budgets, chosen and measured on the same problems",
@@ -61,18 +61,22 @@ class Benchmark(BehaviourEvaluation):
             )
         self.budgets = sorted({*self.budgets, self.decoding.tokens})
 
-    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         found: Found = {}
         curves: list[dict[str, object]] = []
+        slopes: list[Finding] = []
         for name, problems in (yield from self.asked()).items():
             right: dict[str, list[list[bool]]] = {}
             for condition in CONDITIONS:
                 by_budget, found[name, condition.name] = self._by_budget(given, name, problems, condition)
                 right[condition.role] = [list(answers) for answers in zip(*by_budget, strict=True)]
                 curves += curve(name, condition.role, right[condition.role], self.budgets)
-            yield from self._scaling(name, right)
+            slopes += self._scaling(name, right)
+        yield from slopes
         yield from self.side_by_side(found)
-        yield Table("benchmark_scaling", {key: [row[key] for row in curves] for key in curves[0]})
+        table = Table.of("benchmark_scaling", curves)
+        yield table
+        yield from figures(table.columns, slopes)
 
     def _by_budget(
         self, given: Given, name: str, problems: Sequence[Problem], condition: Condition
@@ -99,6 +103,46 @@ class Benchmark(BehaviourEvaluation):
             yield from _findings(f"benchmark/{name}/{role}", scaling(right[role], self.budgets), "")
         both = scaling_difference(right[BASE], right[TUNED], self.budgets)
         yield from _findings(f"benchmark/{name}/tuned_less_base", both, ", tuned less base")
+
+
+def figures(curves: dict[str, list], slopes: Sequence[Finding]) -> Iterator[Figure]:
+    """Accuracy against the budget, and below it what its slopes are found to be."""
+    section = "Accuracy against thinking budget"
+    yield Figure(
+        name="benchmark/budgets",
+        kind="lines",
+        columns=curves,
+        x="tokens",
+        y=["accuracy"],
+        section=section,
+        title="Accuracy against the budget of tokens",
+        caption="Each model may write so many tokens and no more. Bands are 95 % intervals over problems.",
+        group="role",
+        facet="task",
+        log=["tokens"],
+        words={"tokens": "tokens allowed"},
+    )
+    by_row: dict[tuple[str, str], dict[str, float | None]] = {}
+    for finding in slopes:
+        _, task, model, measure = finding.name.split("/")
+        row = by_row.setdefault((task, model), {})
+        row |= {measure: finding.value, f"{measure}_low": finding.low, f"{measure}_high": finding.high}
+    names = list(dict.fromkeys(name for row in by_row.values() for name in row))
+    if names:
+        columns = {name: [row.get(name) for row in by_row.values()] for name in names}
+        columns |= {"task": [task for task, _ in by_row], "model": [model.replace("_", " ") for _, model in by_row]}
+        yield Figure(
+            name="benchmark/slopes",
+            kind="intervals",
+            columns=columns,
+            x="model",
+            y=[name for name in names if not name.endswith(("_low", "_high"))],
+            section=section,
+            title="Slopes",
+            facet="task",
+            group="model",
+            words={"slope_per_1000_tokens": "points per 1,000 tokens", "slope_per_doubling": "points per doubling"},
+        )
 
 
 def cut(response: Response, budget: int, tokenizer) -> Response:

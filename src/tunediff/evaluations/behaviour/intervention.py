@@ -26,10 +26,9 @@ from tunediff.edits import Edit, Everywhere, Gate, Keep, Operation, Whole
 from tunediff.edits.editing import MODES
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
 from tunediff.evaluations.latents.selection import Selection, alike, choose, decoder_rows
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"

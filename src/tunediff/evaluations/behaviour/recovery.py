@@ -9,7 +9,7 @@ tuned model was made. After arXiv 2511.06739 (a rank-1 LoRA against s1.1-32B: 73
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tunediff.evaluations.behaviour.recovered import (
     ACCURACY,
@@ -26,7 +26,7 @@ from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
 from tunediff.evaluations.given import Given, Needs
 from tunediff.measures import wilson
 from tunediff.models import ModelPair, ModelSource, PairError
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 
 LORA, FULL = "lora", "full"
 WHO = (BASE, LORA, FULL)
@@ -58,7 +58,7 @@ class Recovery(BehaviourEvaluation):
                 "evaluation.recovery.full.path=<folder>."
             ) from error
 
-    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         problems = yield from self.asked()
         texts = [problem.question for some in problems.values() for problem in some]
         second, notes = self._second(given.pair, texts)
@@ -76,7 +76,9 @@ class Recovery(BehaviourEvaluation):
                 where = f"recovery/{name}" if measure == ACCURACY else f"recovery/{name}/{measure}"
                 yield told(CHANGE, name, measured, where=f"{where}/recovered", how=how)
                 rows.append(_row(name, measured, self.tasks[name].prompts[BASE], self.full.path))
-        yield Table.of("recovery", rows)
+        table = Table.of("recovery", rows)
+        yield table
+        yield figure(table.columns)
 
     def _second(self, pair: ModelPair, texts: Sequence[str]) -> tuple[ModelPair, list[Note]]:
         """The base with the full model in the tuned one's place, no weights yet. Raises Refused where they read different
@@ -145,3 +147,23 @@ def _row(task: str, found: Share, prompt: str, full: str) -> dict[str, object]:
         "base_asked": prompt,
         "full_model": full,
     }
+
+
+def figure(columns: Mapping[str, list]) -> Figure:
+    labels = [f"{measure}, {task}" for measure, task in zip(columns["measure"], columns["task"], strict=True)]
+    return Figure(
+        name="recovery/shares",
+        kind="intervals",
+        columns={
+            "share of": labels,
+            **{name: values for name, values in columns.items() if name not in ("measure", "task")},
+        },
+        x="share of",
+        y=["recovered"],
+        section="What the low-rank adapter recovers",
+        title="Share of what full fine-tuning changed",
+        caption="(lora - base) / (full - base): 0 is the base, 1 the fully fine-tuned model. It depends on how the base was "
+        "asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover, "
+        "for so many resamples were without a gain.",
+        words={"gone": "resamples without a gain", "base_asked": "the base was asked"},
+    )

@@ -28,16 +28,15 @@ from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesit
 from tunediff.evaluations.behaviour.intervention import UNEDITED
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched
 from tunediff.evaluations.behaviour.solving import Condition, Solved
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.measures import wilson
 from tunediff.measures.clustered import Estimate, number
-from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Table
 
-UNITS = ("latent_maximum", "residual_norm")
+UNITS = {"latent_maximum": "maxima of the latent", "residual_norm": "mean norms of the stream"}
 
 
 class DipVerdict(NamedTuple):
@@ -86,7 +85,7 @@ class SteeringSweep(BehaviourEvaluation):
         self.gates = {name: self.gates[name] for name in self.behind or self.gates}
         self.tasks = dict(itertools.islice(self.tasks.items(), 1))
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")
         seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by)
@@ -95,7 +94,7 @@ class SteeringSweep(BehaviourEvaluation):
         yield from never_touched("steering_sweep", found)
         (name,) = self.tasks
         plain = found[name, UNEDITED].solved
-        rows = []
+        rows, said = [], []
         for gate in self.gates:
             curves = {
                 kind: [found[name, f"{gate}/{kind}/{strength:g}"].solved for strength in self.strengths]
@@ -104,8 +103,11 @@ class SteeringSweep(BehaviourEvaluation):
             for kind, curve in curves.items():
                 rows.append(point(gate, kind, 0.0, plain))
                 rows += [point(gate, kind, strength, s) for strength, s in zip(self.strengths, curve, strict=True)]
-            yield from self._findings(gate, plain, curves)
-        yield Table.of("steering_sweep", rows)
+            said += self._findings(gate, plain, curves)
+        yield from said
+        table = Table.of("steering_sweep", rows)
+        yield table
+        yield from figures(table.columns, said, self.gates, self.unit)
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
@@ -144,6 +146,63 @@ class SteeringSweep(BehaviourEvaluation):
             bool(surprise_rate(solved).value.exp() <= limit) and (repeated(solved) or 0.0) <= self.repetition
             for solved in curve
         ]
+
+
+def figures(
+    columns: dict[str, list], said: Sequence[Finding | Note], gates: Sequence[str], unit: str
+) -> Iterator[Figure]:
+    """The curves, and below them gate by gate what was found of them."""
+    section, strengths = "Steering, from weak to strong", columns["strength"]
+    yield Figure(
+        name="steering_sweep/curves",
+        kind="lines",
+        columns=columns
+        | {
+            "random": [kind != "latents" for kind in columns["kind"]],
+            "plain": [strength == 0 for strength in strengths],
+        },
+        x="strength",
+        y=["behaviour", "perplexity", "accuracy"],
+        section=section,
+        title="Steering",
+        caption="The axis of strengths is logarithmic and begins with 0, no edit, which the dashed level continues. Bands are "
+        "95 % intervals.",
+        group="gate",
+        control="random",
+        rule="plain",
+        log=["strength", "perplexity"],
+        words={
+            "behaviour": "hesitations per 1,000 tokens",
+            "perplexity": "perplexity of the responses",
+            "random": "random direction",
+            "strength": f"strength, in {UNITS[unit]}",
+        },
+    )
+    found = {item.name: item for item in said if isinstance(item, Finding)}
+    notes = [item.text for item in said if isinstance(item, Note)]
+
+    def of(measure: str, field: str = "value") -> list[float | None]:
+        return [getattr(found.get(f"steering_sweep/{gate}/{measure}"), field, None) for gate in gates]
+
+    yield Figure(
+        name="steering_sweep/peaks",
+        kind="intervals",
+        columns={
+            "gate": list(gates),
+            **{"peak": of("peak"), "peak_low": of("peak", "low"), "peak_high": of("peak", "high")},
+            **{"peak_strength": of("peak_strength"), "dip": of("dip")},
+            "verdict": [
+                " ".join(note.partition(": ")[2] for note in notes if note.startswith(f"steering_sweep, {gate}: "))
+                for gate in gates
+            ],
+        },
+        x="gate",
+        y=["peak", "peak_strength"],
+        section=section,
+        title="What the sweep found, gate by gate",
+        group="gate",
+        words={"peak": "hesitations at the peak", "peak_strength": "strength at the peak", "dip": "oversteering dip"},
+    )
 
 
 def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> DipVerdict:

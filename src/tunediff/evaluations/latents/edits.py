@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Everywhere, Gate, Latents, Operation, transcoder_edits
-from tunediff.evaluations.given import Trained
-from tunediff.evaluations.latents.statistics import LatentStatistics
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, TUNED, Refused, Stream
 
 CONTRAST = {**OTHER, ADAPTER: HYBRID}  # the model beside which one that is edited is shown

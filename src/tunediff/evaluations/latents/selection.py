@@ -19,9 +19,9 @@ from torch import Tensor
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import opposite
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.columns import chosen_by_expression
-from tunediff.evaluations.latents.statistics import LatentStatistics, relative_decoder_norm
+from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.label_alignment import aurocs
 from tunediff.shapes import BASE, TUNED, Refused, Stream
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from tunediff.edits import Add, Directions, Part
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import latent_edits, random_direction, written_at
 from tunediff.evaluations.latents.selection import decoder_rows
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.shapes import ADAPTER, Refused, Stream
 
 Parts = dict[str, list[tuple[Stream, Part]]]

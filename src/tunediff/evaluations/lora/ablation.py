@@ -35,7 +35,7 @@ from tunediff.evaluations.lora.costs import MEASURES, Costs, Removed, costs
 from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups
 from tunediff.hookpoints import LORA, LoraAdapter
 from tunediff.measures.clustered import Bounded, of_sums
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Stream, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
 
 NAME = "lora_ablation"
 SUMS = ("tokens", *MEASURES, "ce_full", "ce_base", "kl_random")
@@ -96,7 +96,7 @@ class LoraAblation(BehaviourEvaluation):
             raise Refused(f"{NAME}.by names {unknown}: choose of {', '.join(BY)}.")
         self.tasks, self.by = self.tasks or {}, tuple(dict.fromkeys(self.by))
 
-    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         at = given.pair.streams(LORA, "all", reads=TUNED)[0]  # refuses a pair without adapters
         adapters = given.pair.sources[TUNED].adapters
         if not given.pair.shares_weights(TUNED):
@@ -128,7 +128,9 @@ class LoraAblation(BehaviourEvaluation):
             if ablation.group.draw is None:
                 yield from self._findings(ablation, of, len(adapters))
         yield from self._random_findings(documents, len(adapters))
-        yield table(measured)
+        found = table(measured)
+        yield found
+        yield from figure(found.columns)
 
     def ablations(self, adapters: Sequence[LoraAdapter]) -> list[Ablation]:
         """The full adapter, none of it, and then every group."""
@@ -210,3 +212,55 @@ def table(measured: Mapping[Ablation, Measured]) -> Table:
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), bounded, strict=True))
         rows.append(row)
     return Table.of(NAME, rows)
+
+
+def figure(columns: Mapping[str, list]) -> Iterator[Figure]:
+    """The groups of one kind, left out or alone, beside random ones of their sizes and the base; none without groups."""
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    whole = [row for row in rows if row["by"] == "whole" and row["adapters"] > 0]
+    shown = []
+    for kind in dict.fromkeys(row["by"] for row in rows if row["by"] not in ("whole", RANDOM)):
+        for only in dict.fromkeys(row["only"] for row in rows if row["by"] == kind):
+            mine = [row for row in rows if (row["by"], row["only"]) == (kind, only)]
+            sizes = {row["adapters"] for row in mine}
+            drawn = [row for row in rows if (row["by"], row["only"]) == (RANDOM, only) and row["adapters"] in sizes]
+            for row in (*mine, *drawn, *whole):
+                kinds = {"kinds": kind.replace("layer_type", "layer and type"), "mode": "alone" if only else "left out"}
+                shown.append({**row, "adapters": _label(row), **kinds, "random": row["by"] == RANDOM})
+    if not shown:
+        return
+    measures = ["kl_full_ablated", "kl_ablated_full", "excess", "share"]
+    yield Figure(
+        name=f"{NAME}/costs",
+        kind="intervals",
+        columns={
+            name: [row[name] for row in shown] for name in shown[0] if name not in ("group", "by", "only", "draw")
+        },
+        x="adapters",
+        y=measures,
+        section="What each adapter carries",
+        title="What is lost",
+        caption="The tuned model on held-out text without some of its adapters, or with those alone; full is the model with "
+        "all of them. Rings: as many adapters drawn at random, without which a cost says little. In the last row all are "
+        "left out. Whiskers are 95 % intervals; costs do not add up.",
+        choices=["kinds", "mode"],
+        control="random",
+        log=measures[:2],
+        words={
+            "kl_full_ablated": "KL(full || ablated), nats",
+            "kl_ablated_full": "KL(ablated || full), nats",
+            "excess": "excess CE, nats a token",
+            "share": "share of the gain lost",
+            "kinds": "adapters by",
+            "mode": "that are",
+        },
+    )
+
+
+def _label(row: Mapping[str, object]) -> str:
+    if row["by"] == RANDOM:
+        return f"{row['group']} random adapters, draw {row['draw'] + 1}"
+    if row["by"] == "whole":
+        return "all, which leaves the base"
+    layer = "layer " if row["by"] == "layer" else ""
+    return f"{layer}{row['group']}, {row['adapters']} adapter{'s' if row['adapters'] > 1 else ''}"

@@ -22,11 +22,10 @@ from tunediff.evaluations.behaviour.changes import Changed, columns, measures, t
 from tunediff.evaluations.behaviour.intervention import latents_table
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
-from tunediff.evaluations.given import Needs, Trained
+from tunediff.evaluations.given import LatentStatistics, Needs, Trained
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.models import ModelPair
-from tunediff.shapes import ADAPTER, HYBRID, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import ADAPTER, HYBRID, TUNED, Figure, Finding, Note, Refused, Table
 
 NAME = "latent_sets"
 NECESSITY, SUFFICIENCY, NEGATION = "necessity", "sufficiency", "negation"
@@ -87,7 +86,7 @@ class LatentSets(BehaviourEvaluation):
             )
         self.control_sizes = sorted(set(self.control_sizes))
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)
         seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by)
@@ -109,6 +108,7 @@ class LatentSets(BehaviourEvaluation):
             yield from changes
             rows += some
         yield Table.of(NAME, rows)
+        yield from figures(rows)
 
     def questions(
         self, adapter: TranscoderAdapter, seen: LatentStatistics, chosen: Sequence[int]
@@ -197,3 +197,91 @@ def _compared(
 def _controls(other: AskedSet, question: AskedSet) -> bool:
     same = (other.asked, len(other.numbers)) == (question.asked, len(question.numbers))
     return question.which == CHOSEN and other.which == RANDOM and same
+
+
+# -- how it is drawn -------------------------------------------------------------------------------------------------
+
+SHOWN = {
+    "hesitation_rate": "hesitations per 1,000 tokens",
+    "hesitating": "share that hesitates",
+    "length": "tokens a response",
+    "accuracy": "accuracy",
+}
+MODELS = {ADAPTER: "adapted model", HYBRID: "hybrid, no adapter", TUNED: "tuned model"}
+# what is asked: title, the model that lies beyond, and how the chosen, the random and the empty set are called in it
+QUESTIONS = {
+    NECESSITY: (
+        "Are they needed? Latents taken out of the adapted model",
+        HYBRID,
+        {CHOSEN: "without the {:,} chosen", RANDOM: "without {:,} at random, draw {}"},
+    ),
+    SUFFICIENCY: (
+        "Are they enough? Latents given alone to the hybrid",
+        ADAPTER,
+        {
+            CHOSEN: "hybrid with the {:,} chosen",
+            RANDOM: "hybrid with {:,} at random, draw {}",
+            EMPTY: "hybrid with the biases alone",
+        },
+    ),
+    NEGATION: (
+        "Does the tuned model lose it? Latents negated beside its MLPs",
+        None,
+        {CHOSEN: "less the {:,} chosen", RANDOM: "less {:,} at random, draw {}"},
+    ),
+}
+CAPTION = (
+    "The same problems to the adapted model without some latents, to the hybrid with those alone, and to the tuned model with "
+    "what they write negated and scaled. The dashed line continues the model that a row is compared with; paler and indented: "
+    "controls, as many latents or more drawn at random, without which a change says little. Whiskers are 95 % intervals of the "
+    "change."
+)
+
+
+def figures(rows: Sequence[Mapping[str, object]]) -> Iterator[Figure]:
+    """One a task and question: the model that is compared with, the sets, and the model that lies beyond."""
+    order = (CHOSEN, RANDOM, EMPTY)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        models = {row["set"]: row for row in rows if row["task"] == task and row["asked"] is None}
+        for asked, (title, beyond, names) in QUESTIONS.items():
+            sets = [row for row in rows if (row["task"], row["asked"]) == (task, asked)]
+            sets.sort(key=lambda row: (order.index(row["set"]), row["size"], row["draw"] or 0))
+            if not sets:
+                continue
+            reference = COMPARED_WITH[asked]
+            shown = [models[reference], *sets, *([models[beyond]] if beyond else [])]
+            yield Figure(
+                name=f"{NAME}/{task}/{asked}",
+                kind="bars",
+                columns={
+                    "set": [
+                        MODELS.get(row["set"]) or names[row["set"]].format(row["size"], (row["draw"] or 0) + 1)
+                        for row in shown
+                    ],
+                    **{name: [value[name] for value in map(_around, shown)] for name in _around(shown[0])},
+                    "model": [row["set"] if row["set"] in MODELS else "set" for row in shown],
+                    "random": [row["set"] in order[1:] for row in shown],
+                    "compared": [row["set"] == reference for row in shown],
+                },
+                x="set",
+                y=list(SHOWN),
+                section="Latent sets: needed, enough, negated",
+                title=f"{title}, {task}",
+                caption=CAPTION,
+                group="model",
+                control="random",
+                rule="compared",
+                words=SHOWN,
+            )
+
+
+def _around(row: Mapping[str, object]) -> dict[str, float | None]:
+    """The measures of a row, each with the interval of its change laid around it."""
+    found = {}
+    for name in SHOWN:
+        value, change = row[name], row.get(f"{name}_change")
+        ends = [row.get(f"{name}_change_{end}") for end in ("low", "high")]
+        found[name] = value
+        for end, at in zip(("low", "high"), ends, strict=True):
+            found[f"{name}_{end}"] = None if None in (value, change, at) else value - change + at
+    return found
