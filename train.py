@@ -5,7 +5,7 @@ from tunediff.settings import run_folder, verb
 
 @verb("train")
 def main(cfg):
-    from tunediff.sweep.launch import study
+    from tunediff.study.train import study
 
     return study(cfg, run_folder())
 

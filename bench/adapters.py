@@ -24,13 +24,13 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import adapter_authors
 import lightning
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+import adapter_authors
 from tunediff.activations import WholeSequences
 from tunediff.dictionary import L1, TranscoderAdapter
 from tunediff.objectives import Distillation

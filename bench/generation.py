@@ -12,12 +12,12 @@ import time
 
 import torch
 
+from toy_pair import held_out_problems
 from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
 from tunediff.edits import Add, Directions, Edit, Latents, Zero
 from tunediff.generation import Batched, Decoding, ask, generate
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Rows
-from tunediff.toy.build import held_out_problems
 
 PROBLEMS, TOKENS = 200, 256
 

@@ -42,7 +42,7 @@ def group(members: int, steps: int) -> tuple[DictionaryTraining, ShuffledRows]:
     made = [
         Learner(
             f"m{n}", Crosscoder(STREAMS, latents=16, sparsity=BatchTopK(2), normalisation=plain, seed=n),
-            Reconstruction(aux_weight=0.0), Constant(), Constant(),
+            Reconstruction(), Constant(), Constant(),
         )
         for n in range(members)
     ]  # fmt: skip

@@ -10,8 +10,9 @@ import argparse
 import functools
 import time
 
-import step as bench
 import torch
+
+import step as bench
 from step import SHAPES, Shape, contest, ours, resident, work
 
 

@@ -75,7 +75,7 @@ def ours(
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
     from tunediff.dictionary import L1, BatchTopK, Crosscoder, JumpReLU, Normalisation, TopK
-    from tunediff.objectives import Reconstruction
+    from tunediff.objectives import AuxK, Reconstruction
     from tunediff.schedules import Constant, Length, WarmupCooldown
     from tunediff.shapes import Rows, Stream
     from tunediff.training import DictionaryTraining, Learner
@@ -95,7 +95,7 @@ def ours(
         normalisation=functools.partial(Normalisation, kind="none", sink_multiple=None),
         sparse_codes=sparse,
     )
-    objective = Reconstruction(aux_weight=0 if dead is None else 1 / 32, look_every=10**9)
+    objective = Reconstruction(terms={} if dead is None else {"auxk": AuxK(1 / 32)}, look_every=10**9)
     learner = Learner(
         "m", dictionary, objective, Constant(), WarmupCooldown(0.1, 0.2), learning_rate=1e-4, compile=compiled
     )

@@ -18,7 +18,7 @@ from transformers import Qwen2ForCausalLM
 import tunediff
 from conftest import ROOT, save_model
 from test_lora import save_adapter
-from tunediff.dictionary import L1, BatchTopK, JumpReLU, TranscoderAdapter
+from tunediff.dictionary import L1, BatchTopK, JumpReLU, TranscoderAdapter, save_dictionary
 from tunediff.edits import Sequences, Zero, transcoder_edits
 from tunediff.generation import VLLM, Decoding
 from tunediff.hookpoints import decoder_layers
@@ -77,7 +77,7 @@ def run_folder(pair, folder, kind="l1", **settings):
     adapter = made_adapter(pair, sparsity, **settings)
     config = {"_target_": "tunediff.dictionary.TranscoderAdapter", "_partial_": True, "latents": LATENTS, "seed": 0}
     config |= {"sparsity": node, "decoder_bias": settings.get("bias", True), "reads": ADAPTER, "objective": {"a": 1}}
-    adapter.save(folder / "dictionary", config)
+    save_dictionary(adapter, folder / "dictionary", config)
     return adapter
 
 

@@ -121,13 +121,18 @@ def settings(**given):
         "tasks": {"toy": task},
         "decoding": Decoding(tokens=8),
         "engine": Batched(64),
+        "problems": None,
         "latents": [PLANTED],
+        "role": None,
+        "chosen_by": None,
         **given,
     }
 
 
 def ablation(**given):
-    return Intervention(**settings(name="ablation", **{"operations": {"zero": Zero()}, "draws": 1, **given}))
+    return Intervention(
+        **settings(name="ablation", **{"operations": {"zero": Zero()}, "modes": None, "draws": 1, **given})
+    )
 
 
 def test_an_ablation_of_an_adapters_latents_stands_beside_the_hybrid_and_latents_that_write_as_much(trained, tokenizer):
@@ -168,7 +173,8 @@ def test_steering_adapters_latents_has_a_control_as_large_in_each_of_their_layer
     controls = parts["random_direction"]
     assert [str(at) for at, _ in controls] == ["adapter.mlp_out.0", "adapter.mlp_out.2"]
     assert [float(part.scale * part.rows.norm()) for _, part in controls] == pytest.approx(list(map(float, wanted)))
-    sweep = SteeringSweep(strengths=[1.0], gates={"everywhere": Everywhere()}, **settings(latents=numbers))
+    gates = {"everywhere": Everywhere()}
+    sweep = SteeringSweep(strengths=[1.0], gates=gates, behind=None, **settings(latents=numbers))
     table = parted(sweep.run(trained))[1]["steering_sweep"]
     assert (
         table["kind"] == ["latents"] * 2 + ["random_direction"] * 2 and table["touched"][1] == table["touched"][3] == 1
@@ -183,7 +189,7 @@ def test_steering_adapters_latents_has_a_control_as_large_in_each_of_their_layer
         ({"modes": ["replace"]}, "reconstructs no hidden vector that could take its place"),
         ({"operations": {"patch": Patch()}}, r"Patch\(\) takes what the other model has"),
         ({"role": TUNED}, "ablation.role=tuned: latents of a transcoder adapter are written in the adapter model"),
-        ({"latents": 3}, r"give numbers, latents=\[3,17\], or an expression, latents='top\(3, norm\)'"),
+        ({"latents": 3}, r"such as latents=\[3,17\], or an expression, such as latents='top\(3, norm\)'"),
     ],
 )
 def test_what_an_adapters_latents_cannot_have_is_refused(trained, given, said):

@@ -7,7 +7,7 @@ import pytest
 
 from test_behaviour import by_condition, parted
 from test_evaluations import identity_dictionary
-from test_recovery import problems
+from test_recovery import ALL, problems
 from test_replacement import TEXT, untrained
 from tunediff.evaluations import AdapterRecovery, Trained
 from tunediff.generation import Batched, Decoding, Response
@@ -42,6 +42,7 @@ def measured(pair, solved=SOLVED, log=None, tasks=None, dictionary=None):
         tasks=tasks or {"eggs": problems()},
         decoding=Decoding(tokens=64),
         engine=Planted(solved, {} if log is None else log),
+        **ALL,
     )
     return parted(asked.run(Trained(pair, TEXT, 100, dictionary=dictionary or adapter)))
 
@@ -70,7 +71,7 @@ def test_what_was_planted_is_recovered_of_the_hybrid_and_of_the_base(pair):
 def test_the_page_has_the_four_models_beside_each_other(pair):
     tables = measured(pair)[1]
     shown, _ = behaviour({name: pyarrow.table(columns) for name, columns in tables.items()})
-    assert shown["conditions"][0]["columns"]["role"] == list(SOLVED) == shown["conditions"][0]["columns"]["key"]
+    assert shown["conditions"][0]["columns"]["role"] == list(SOLVED)
     rows = by_condition(tables["adapter_recovery_conditions"])
     assert rows["adapter"]["reference"] == "hybrid" and rows["adapter"]["difference"] == pytest.approx(0.6)
 
@@ -92,7 +93,7 @@ def test_another_dictionary_and_too_few_resamples_are_refused(pair):
     with pytest.raises(Refused, match="evaluation=adapter_recovery asks about models with a transcoder adapter"):
         measured(pair, dictionary=identity_dictionary(pair.streams("mlp_in", 1)))
     with pytest.raises(Refused, match=r"adapter_recovery.resamples=10 .* at least 100"):
-        AdapterRecovery(tasks={}, decoding=Decoding(), engine=Batched(1), resamples=10)
+        AdapterRecovery(tasks={}, problems=None, decoding=Decoding(), engine=Batched(1), resamples=10)
 
 
 def test_on_the_embedded_pair_an_untrained_adapter_recovers_nothing_of_what_is_lost_with_the_tuned_mlps():
@@ -101,7 +102,7 @@ def test_on_the_embedded_pair_an_untrained_adapter_recovers_nothing_of_what_is_l
     adapter = untrained(pair)
     pair.stand_beside(adapter)
     asked = AdapterRecovery(
-        tasks={"eggs": problems(24, "{question}")}, decoding=Decoding(tokens=100), engine=Batched(24)
+        tasks={"eggs": problems(24, "{question}")}, decoding=Decoding(tokens=100), engine=Batched(24), **ALL
     )
     findings, tables, _ = parted(asked.run(Trained(pair, TEXT, 100, dictionary=adapter)))
     responses = tables["adapter_recovery_outputs"]["response"]

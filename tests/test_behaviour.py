@@ -1,5 +1,6 @@
 """What latents do to what a model writes: on the embedded pair, with a latent whose meaning was planted."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -15,12 +16,12 @@ from tunediff.evaluations.behaviour.benchmark import cut
 from tunediff.evaluations.behaviour.conditions import rate
 from tunediff.evaluations.behaviour.solving import KeptResponses
 from tunediff.evaluations.behaviour.steering_sweep import dip
+from tunediff.evaluations.given import ALL, LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
-from tunediff.evaluations.latents.statistics import ALL, LatentStatistics
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language
 
@@ -46,8 +47,13 @@ def settings(**given):
         "engine": Batched(64),
         "problems": 40,
         "latents": [0],
+        "chosen_by": None,
         **given,
     }
+
+
+def steering(**given):
+    return SteeringSweep(**settings(**{"role": TUNED, "gates": {"everywhere": Everywhere()}, "behind": None, **given}))
 
 
 def intervention(operations, **given):
@@ -57,6 +63,8 @@ def intervention(operations, **given):
 
 def parted(found):
     found = list(found)
+    for figure in (item for item in found if isinstance(item, Figure)):
+        figure.check()
     tables = {item.name: item.columns for item in found if isinstance(item, Table)}
     findings = {item.name: item for item in found if isinstance(item, Finding)}
     return findings, tables, [item.text for item in found if isinstance(item, Note)]
@@ -94,7 +102,7 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
 
 def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_not(trained):
     gates = {"everywhere": Everywhere(), "never": AfterMatch("Perhaps")}
-    sweep = SteeringSweep(role=TUNED, strengths=[0.1, 0.2], gates=gates, **settings())
+    sweep = steering(strengths=[0.1, 0.2], gates=gates)
     findings, tables, notes = parted(sweep.run(trained))
     rows = [
         dict(zip(tables["steering_sweep"], row, strict=True))
@@ -119,13 +127,13 @@ def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
     others = alike(seen, written, [0, 5], seed=0)
     assert len(set(others)) == 2 and not {0, 5} & set(others) and others != alike(seen, written, [0, 5], seed=1)
     with pytest.raises(Refused, match="too few tokens with and without the label 'joy'"):
-        Telling("joy").choose(trained, seen)
+        Telling("joy", count=1, at=None).choose(trained, seen)
     with pytest.raises(Refused, match=f"latents 0 to {LATENTS - 1}"):
-        choose(trained, seen, [99], None, whose=TUNED)
+        choose(trained, seen, [99], None)
     with pytest.raises(Refused, match="Name the latents"):
-        choose(trained, seen, None, None, whose=TUNED)
-    with pytest.raises(Refused, match="takes those most tuned's own of two models"):
-        choose(trained, seen, 3, None, whose=TUNED)
+        choose(trained, seen, None, None)
+    with pytest.raises(Refused, match="latents=3 takes the latents that belong most to one of two models"):
+        choose(trained, seen, 3, None)
     assert (seen.maximum > 0).any() and seen.norms[TUNED] > 1
 
 
@@ -172,8 +180,8 @@ def test_the_mean_of_an_ablation_is_that_of_the_held_out_text(trained):
 
 
 def benchmark(**given):
-    given.setdefault("decoding", Decoding(tokens=128))
-    return Benchmark(**{k: v for k, v in settings(**given).items() if k != "latents"})
+    given = {"decoding": Decoding(tokens=128), "budgets": [], "force": False, "answer_tokens": 32, **given}
+    return Benchmark(**{k: v for k, v in settings(**given).items() if k not in ("latents", "chosen_by")})
 
 
 def test_a_smaller_budget_is_the_same_response_cut(trained):
@@ -213,7 +221,7 @@ def test_a_cut_response_is_finished_only_where_it_had_ended():
 
 
 def test_an_evaluation_that_was_interrupted_asks_only_what_is_missing(trained, tmp_path, monkeypatch):
-    kept = trained.__class__(trained.pair, trained.text, trained.dictionary, trained.tokens, folder=tmp_path)
+    kept = dataclasses.replace(trained, folder=tmp_path)
     whole = parted(benchmark(problems=20).run(kept))[1]
     file = next((tmp_path / "outputs").glob("*.jsonl"))
     lines = file.read_text().splitlines(keepends=True)
@@ -254,11 +262,11 @@ def test_bad_settings_are_refused_before_anything_is_written(trained):
     with pytest.raises(Refused, match="choose base or tuned"):
         intervention({}, role="both")
     with pytest.raises(Refused, match="strengths above 0"):
-        SteeringSweep(role=TUNED, strengths=[0.0], gates={"everywhere": Everywhere()}, **settings())
+        steering(strengths=[0.0])
     with pytest.raises(Refused, match=r"behind names \['late'\]; the gates are early"):
-        SteeringSweep(role=TUNED, strengths=[1.0], gates={"early": Everywhere()}, behind=["late"], **settings())
+        steering(strengths=[1.0], gates={"early": Everywhere()}, behind=["late"])
     with pytest.raises(Refused, match="latent_maximum or residual_norm"):
-        SteeringSweep(role=TUNED, strengths=[1.0], gates={"a": Everywhere()}, unit="metres", **settings())
+        steering(strengths=[1.0], unit="metres")
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------

@@ -11,9 +11,14 @@ import pyarrow.parquet
 import pytest
 
 from browser import in_browser
+from tunediff.evaluations.behaviour import benchmark, recovery, steering_sweep
+from tunediff.evaluations.lora import ablation as lora_ablation
+from tunediff.evaluations.pair import attention_sinks
+from tunediff.evaluations.reading import kl_patching
+from tunediff.folders import write_findings
 from tunediff.report import write_report
 from tunediff.report.behaviour import CHARACTERS, PROBLEMS, behaviour, shortened
-from tunediff.shapes import Refused
+from tunediff.shapes import Figure, Finding, Note, Refused
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><del>all</del>"
 
@@ -126,7 +131,7 @@ def tables():
             "group": [g for _, _, _, g in heads], **around("mass", mass, 0.01), "relative": [10 * m for m in mass],
         },
         "recovery": {
-            "task": ["gsm8k"] * 2, "measure": ["accuracy", "hesitations a response"], "base": [0.2, 1.0], "adapter": [0.56, 1.5],
+            "task": ["gsm8k"] * 2, "measure": ["accuracy", "hesitations a response"], "base": [0.2, 1.0], "lora": [0.56, 1.5],
             "full": [0.8, 1.1], "recovered": [0.6, None], "recovered_low": [0.5, None], "recovered_high": [0.71, None],
             "gone": [0, 700], "resamples": [2000, 2000], "base_asked": [f"{{question}} {HOSTILE}"] * 2,
         },
@@ -158,10 +163,24 @@ def make_run(folder, content):
         for name, value in FOUND.items()
     ]
     found = {"identity": "abc", "study": {"model_pair": "tuned vs base"}, "findings": findings if content else []}
-    said = f"steering_sweep, everywhere: {VERDICT}"
-    notes = {"notes": [said], "noted_by": {said: "steering_sweep"}} if content else {"notes": []}
-    (folder / "findings.json").write_text(json.dumps({**found, **notes}))
+    (folder / "findings.json").write_text(json.dumps({**found, "notes": []}))
+    write_findings(folder, drawn(content) if content else [], {"identity": "abc", "study": found["study"]})
     return write_report(folder)
+
+
+def drawn(content):
+    """The figures, and the note, that the evaluations would yield with these tables."""
+    slopes = [Finding(name, v, v - 0.01, v + 0.01, name) for name, v in FOUND.items() if name.startswith("benchmark")]
+    note = Note(f"steering_sweep, everywhere: {VERDICT}")
+    dip = Finding("steering_sweep/everywhere/dip", 0.0, -0.01, 0.01, "what steering_sweep/everywhere/dip is")
+    gates = ("at a hesitation", "everywhere")
+    yield note
+    yield recovery.figure(content["recovery"])
+    yield from benchmark.figures(content["benchmark_scaling"], slopes)
+    yield from steering_sweep.figures(content["steering_sweep"], [dip, note], gates, "latent_maximum")
+    yield kl_patching.figure(content["kl_patching"])
+    yield from lora_ablation.figure(content["lora_ablation"])
+    yield attention_sinks.figure(content["attention_sinks"])
 
 
 @pytest.fixture(scope="module")
@@ -184,29 +203,34 @@ def arrow(**content):
 def test_controls_follow_what_they_control_and_lose_no_number():
     given = conditions("gsm8k")
     shown, packed = behaviour(arrow(patching_conditions=given))
-    (block,), columns = shown["conditions"], shown["conditions"][0]["columns"]
-    assert (block["name"], block["task"], packed) == ("patching", "gsm8k", {})
-    under = dict(zip(columns["key"], columns["under"], strict=True))
-    assert list(under) == [
+    (figure,), columns = shown["conditions"], shown["conditions"][0]["columns"]
+    Figure(**figure).check()
+    assert (figure["title"], figure["kind"], packed) == ("Patching on gsm8k: 200 problems", "intervals", {})
+    titles = dict(zip(given["condition"], given["title"], strict=True))
+    brief = titles["random_latents/zero/delta/0"].removeprefix("zero, delta: ")
+    order = [
         "unedited", "zero/delta", "random_latents/zero/delta/0", "random_latents/zero/delta/1",
         "random_direction/zero/delta/0", "reconstruction", "zero/replace",
     ]  # fmt: skip
-    assert [under[key] for key in list(under)[1:4]] == [None, "zero/delta", "zero/delta"]
-    titles = dict(zip(columns["key"], columns["title"], strict=True))
-    assert titles["random_latents/zero/delta/1"] == "zero, delta: latents that contribute as much, draw 2"
-    given.pop("title")
+    titles |= {f"random_latents/zero/delta/{draw}": f"{brief}, draw {draw + 1}" for draw in (0, 1)}
+    assert columns["condition"] == [titles[key] for key in order]
+    assert columns["control"] == [False, False, True, True, True, False, False]
+    assert columns["ruled"] == [True, *[False] * 6]  # a reference that is compared itself is no level
     for name, values in given.items():
-        order = [given["condition"].index(key) for key in columns["key"]]
-        assert columns[name] == [values[n] for n in order], name
+        if name in columns and name != "condition":
+            assert columns[name] == [values[given["condition"].index(key)] for key in order], name
+    assert {"accuracy_low", "difference_high", "p", "perplexity_low", "touched", "finished"} <= columns.keys()
 
 
 def test_both_models_may_stand_under_one_name_if_the_outputs_say_which_wrote():
     one, other = (conditions("gsm8k") for _ in range(2))
     other["role"] = ["base"] * len(other["role"])
     both = {name: one[name] + other[name] for name in one}
-    (block,) = behaviour(arrow(benchmark_conditions=both))[0]["conditions"]
-    compared = dict(zip(block["columns"]["key"], block["columns"]["compared"], strict=True))
-    assert len(compared) == 14 and compared["base/zero/replace"] == "base/reconstruction"
+    (figure,) = behaviour(arrow(benchmark_conditions=both))[0]["conditions"]
+    named = figure["columns"]["condition"]
+    assert len(set(named)) == 14 and sum(label.endswith(" · base") for label in named) == 7
+    ruled = zip(named, figure["columns"]["ruled"], strict=True)
+    assert [label for label, here in ruled if here] == ["without edits · tuned", "without edits · base"]
     with pytest.raises(Refused, match="role"):
         behaviour(arrow(benchmark_conditions=both, benchmark_outputs=outputs("gsm8k")))
     said = outputs("gsm8k")
@@ -274,27 +298,29 @@ def test_every_conditions_numbers_stand_on_the_page_and_in_its_csv(page):
       const saved = [];
       const keep = save;
       save = (name, type, content) => saved.push(content);
-      const figures = [...document.querySelectorAll('#to-behaviour-condition-by-condition figure')];
-      for (const figure of figures) [...figure.querySelectorAll('.tools button')].find((b) => b.textContent === 'CSV').click();
-      figures[0].querySelector('.tools button').click();
+      const part = document.querySelector('#to-behaviour-condition-by-condition'), drawing = part.querySelector('figure');
+      for (const word of ['CSV', 'SVG']) [...drawing.querySelectorAll('.tools button')].find((b) => b.textContent === word).click();
       save = keep;
-      return { saved, rows: [...figures[1].querySelectorAll('tbody tr')].map((row) => [row.className, ...[...row.cells].map((cell) => cell.firstChild?.textContent ?? '')]),
-        dots: [...figures[0].querySelectorAll('circle')].map((dot) => dot.parentNode.textContent) };"""
+      return { saved, heads: [...part.querySelectorAll('th')].map((head) => head.textContent),
+        rows: [...part.querySelectorAll('tbody tr')].map((row) => [row.className, ...[...row.cells].map((cell) => cell.firstChild?.textContent ?? '')]),
+        dots: [...drawing.querySelectorAll('circle')].map((dot) => dot.parentNode.textContent) };"""
     found, given = page.run(script), conditions("gsm8k")
-    drawn, tabled, svg = found["saved"]
-    assert drawn == tabled and svg.count("<circle") == 28
-    assert "var(" not in svg and "xmlns" in svg
-    read = list(csv.DictReader(io.StringIO(tabled)))
+    table, svg = found["saved"]
+    assert svg.count("<circle") == 28 and "var(" not in svg and "xmlns" in svg
+    read = list(csv.DictReader(io.StringIO(table)))
+    titles = [title.removeprefix("zero, delta: ") for title in given["title"]]
     for n, key in enumerate(given["condition"]):
-        (row,) = (row for row in read if row["condition"] == key)
+        title = titles[n] + (f", draw {int(key[-1]) + 1}" if "random_latents" in key else "")
+        (row,) = (row for row in read if row["condition"] == title)
         for name, values in given.items():
             if isinstance(values[n], float):
                 assert float(row[name]) == pytest.approx(values[n], rel=1e-4), (key, name)
-        (title,) = (row["title"].removeprefix("zero, delta: ") for row in read if row["condition"] == key)
         (shown,) = (shown for shown in found["rows"] if shown[1] == title)
         assert shown[0] == ("control" if given["control"][n] else "")
-        assert float(shown[2]) == given["accuracy"][n] and float(shown[6]) == given["hesitations"][n]
-        assert float(shown[7]) == given["tokens"][n] and float(shown[8]) == pytest.approx(given["perplexity"][n])
+        cells = dict(zip(found["heads"], shown[1:], strict=True))
+        for head, name in (("accuracy",) * 2, ("hesitations per 1,000 tokens", "hesitations"), ("perplexity",) * 2):
+            assert float(cells[head]) == pytest.approx(given[name][n]), head
+        assert cells["against"] == {None: "–", "unedited": "without edits"}.get(given["reference"][n], titles[5])
         dots = [dot for dot in found["dots"] if dot.startswith(title + ":")]
         assert len(dots) == 4 and any(f"tokens a response {given['tokens'][n]:.0f} (" in dot for dot in dots)
 
@@ -302,12 +328,12 @@ def test_every_conditions_numbers_stand_on_the_page_and_in_its_csv(page):
 @in_browser
 def test_a_share_stands_with_its_interval_and_how_the_base_was_asked_and_a_dash_where_nothing_was_to_recover(page):
     script = """
-      const shares = [...document.querySelectorAll('#to-what-the-adapter-recovers tbody tr')];
-      return shares.map((row) => [...row.cells].map((cell) => cell.textContent)).concat([[shares[1].querySelector('abbr').title]]);"""
-    told, untold, (why,) = page.run(script)
+      const part = document.querySelector('#to-what-the-adapter-recovers');
+      return [...part.querySelectorAll('tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent)).concat([[part.querySelectorAll('circle').length]]);"""
+    told, untold, (dots,) = page.run(script)
     asked = f"{{question}} {HOSTILE}"
-    assert told == ["accuracy", "gsm8k", "0.200", "0.560", "0.800", "0.6000.500 to 0.710", asked]
-    assert untold == ["hesitations a response", "gsm8k", "1", "1.500", "1.100", "–", asked] and "700 of 2,000" in why
+    assert told == ["accuracy, gsm8k", "0.200", "0.560", "0.800", "0.6000.500 to 0.710", "0", "2,000", asked]
+    assert untold == ["hesitations a response, gsm8k", "1", "1.500", "1.100", "–", "700", "2,000", asked] and dots == 1
 
 
 MARKED = "const marked = (tag) => [...document.querySelectorAll(`#outputs ${tag}`)].map((node) => node.textContent);"
@@ -408,18 +434,18 @@ def test_hostile_responses_and_questions_do_nothing(report, page):
 @in_browser
 def test_curves_and_slopes_say_the_numbers_of_their_tables(page):
     budgets, steering = page.run("""
-      const text = (id) => [...document.querySelectorAll(`${id} figure`)].map((figure) => figure.textContent).join(' ');
-      return [text('#to-accuracy-against-thinking-budget'), document.querySelector('#to-steering-from-weak-to-strong').textContent];""")
+      return [document.querySelector('#to-accuracy-against-thinking-budget').textContent, document.querySelector('#to-steering-from-weak-to-strong').textContent];""")
     given = tables()["benchmark_scaling"]
     for role, tokens, accuracy in zip(given["role"], given["tokens"], given["accuracy"], strict=True):
-        assert f"{role}, {tokens:,} tokens: {accuracy:.3f} (" in budgets
-    assert "per doubling of the budget" in budgets and "6.130" in budgets and "6.120 to 6.140" in budgets
+        assert f"{role}, tokens allowed {tokens:,}: {accuracy:.3f} (" in budgets
+    assert "points per doubling" in budgets and "6.130" in budgets and "6.120 to 6.140" in budgets
     given = tables()["steering_sweep"]
     for n, strength in enumerate(given["strength"]):
         control = ", random direction" if given["kind"][n] == "random_direction" else ""
-        said = f"{given['gate'][n]}{control}, strength {strength:.3f}".removesuffix(".000") + ": "
-        assert (said in steering) == (strength != 0), said
-    assert steering.endswith(f"everywhere0-0.010 to 0.010{VERDICT}")
+        unit = "strength, in maxima of the latent"
+        said = f"{given['gate'][n]}{control}, {unit} {strength:.3f}".removesuffix(".000") + ": "
+        assert said in steering, said
+    assert steering.endswith(f"everywhere0{VERDICT}")
 
 
 @in_browser
@@ -465,7 +491,7 @@ def test_bars_of_kl_patching_are_those_of_the_chosen_tokens(page):
 def test_dots_of_adapters_are_those_of_the_chosen_groups_beside_random_ones_of_their_size(page):
     script = """
       const dots = () => [...document.querySelectorAll('#to-what-each-adapter-carries g title')].map((title) => title.textContent);
-      const before = dots(); set('adapters by', 'module'); set('adapters that are', 'only'); return [before, dots()];"""
+      const before = dots(); set('adapters by', 'module'); set('that are', 'alone'); return [before, dots()];"""
     left_out, alone = page.run(script)
     given = tables()["lora_ablation"]
     names = ["layer 0, 7 adapters", "layer 1, 7 adapters", "7 random adapters, draw 1", "7 random adapters, draw 2"]

@@ -5,11 +5,22 @@ from functools import partial
 import pytest
 import torch
 
-from tunediff.dictionary import L1, BatchTopK, Crosscoder, DenseCodes, JumpReLU, Linear, Normalisation, Partition, TopK
+from tunediff.dictionary import (
+    L1,
+    BatchTopK,
+    Crosscoder,
+    DenseCodes,
+    JumpReLU,
+    Linear,
+    Normalisation,
+    Partition,
+    TopK,
+    save_dictionary,
+)
 from tunediff.dictionary.codes import BLOCK
 from tunediff.dictionary.crosscoder import geometric_median
 from tunediff.dictionary.normalisation import KINDS
-from tunediff.objectives import Reconstruction
+from tunediff.objectives import AuxK, Difference, Reconstruction
 from tunediff.schedules import Anneal, Length
 from tunediff.shapes import Refused, Rows, Stream
 from tunediff.training import Resampling
@@ -74,6 +85,36 @@ def test_planted_sink_tokens_are_turned_away():
     assert open_to_all.admits(rows.values).all()
 
 
+def test_the_limit_of_sinks_is_a_multiple_of_the_median_norm_which_no_sink_moves():
+    values = sample().values
+    values[::50] *= 10_000.0  # their norms carry the mean
+    values[1] *= 30 / (values[1].norm() / values.norm(dim=-1).median())  # thirty times the median
+    normalisation = Normalisation([24], sink_multiple=10.0)
+    normalisation.fit(values)
+    assert normalisation.largest_norm.item() == pytest.approx(10 * float(values.norm(dim=-1).median()))
+    assert not normalisation.admits(values)[1] and normalisation.admits(values).sum() == 489
+
+
+@pytest.mark.parametrize("kind", ["mean_norm", "unit_rms"])
+def test_a_token_that_is_a_sink_in_one_stream_alone_counts_for_no_stream(kind):
+    values = sample().values
+    values[::50, :12] *= 1000.0
+    fitted, clean = Normalisation([12, 12], kind=kind), Normalisation([12, 12], kind=kind, sink_multiple=None)
+    fitted.fit(values)
+    clean.fit(values[fitted.admits(values)])
+    assert torch.equal(fitted.mean, clean.mean) and torch.equal(fitted.scale, clean.scale)
+
+
+def test_statistics_are_those_of_tokens_that_are_no_sinks():
+    values = sample().values
+    values[::50] *= 1000.0
+    fitted = Normalisation([12, 12], sink_multiple=10.0)
+    fitted.fit(values)
+    rest = values[[n for n in range(500) if n % 50]]
+    for piece, scale in zip(rest.double().split(12, dim=-1), fitted.scale.split(12), strict=True):
+        assert torch.allclose(scale, (12**0.5 / piece.norm(dim=-1).mean()).float().expand(12))
+
+
 def test_decode_speaks_the_models_own_units():
     dictionary = crosscoder(L1(1.0))
     rows = sample(seed=3)
@@ -118,7 +159,7 @@ def test_outside_training_a_token_does_not_depend_on_its_batch():
 def test_the_threshold_follows_the_smallest_kept_value_and_gives_training_l0(sparse):
     dictionary = crosscoder(BatchTopK(4, threshold_memory=0.9), sparse_codes=sparse)
     for seed in range(60):
-        losses(dictionary, Reconstruction(), rows=sample(seed=seed))
+        losses(dictionary, objective(), rows=sample(seed=seed))
         dictionary.sparsity.settle()
     l0 = (dictionary.encode(sample(seed=99)) > 0).sum(-1).float().mean()
     assert abs(l0 - 4) < 0.2
@@ -128,11 +169,11 @@ def test_what_equals_the_smallest_kept_value_is_kept_too_and_zero_never():
     rows = Rows(sample().values[:1].repeat(8, 1))  # eight tokens alike
     for sparse in (True, False):
         dictionary = crosscoder(BatchTopK(3), sparse_codes=sparse)
-        found = losses(dictionary, Reconstruction(), rows=rows, settings={"k": 2.5})
+        found = losses(dictionary, objective(), rows=rows, settings={"k": 2.5})
         assert found.l0 == 3
         with torch.no_grad():
             dictionary.b_enc.fill_(-100.0)
-        assert losses(dictionary, Reconstruction(), rows=rows).l0 == 0
+        assert losses(dictionary, objective(), rows=rows).l0 == 0
 
 
 def test_signed_latents_stay_signed_and_are_asked_for_by_name():
@@ -189,7 +230,7 @@ def test_sparse_codes_have_the_losses_and_every_gradient_of_dense_ones(sparsity,
         seen = []
         for rows in (sample(seed=1), sample(seed=2), Rows(sample(seed=3).values / 50)):
             dictionary.zero_grad()
-            one = losses(dictionary, Reconstruction(aux_weight=0.1), rows=rows, dead=torch.arange(7))
+            one = losses(dictionary, objective(aux_weight=0.1), rows=rows, dead=torch.arange(7))
             one.total.backward()
             seen += [one.total, one.l0, one.fired, *(p.grad for p in dictionary.parameters())]
         found.append(seen)
@@ -214,7 +255,7 @@ def test_selecting_holds_one_block_of_pre_activations():
         sparsity.prepare(4096)
         dictionary.sparsity = sparsity
         with Sizes():
-            losses(dictionary, Reconstruction(aux_weight=0), rows=sample(2048)).total.backward()
+            losses(dictionary, objective(aux_weight=0), rows=sample(2048)).total.backward()
     assert largest <= BLOCK * 4096 < 2048 * 4096
 
 
@@ -264,7 +305,7 @@ def test_nested_dictionaries_each_reconstruct_alone():
     for restored, expected in zip(dictionary.reconstructions(codes), alone, strict=True):
         assert torch.allclose(restored, expected, atol=1e-5)
     mean = sum((target - restored).square().sum(-1).mean() for restored in alone) / 3
-    assert torch.allclose(losses(dictionary, Reconstruction()).terms["reconstruction"], mean)
+    assert torch.allclose(losses(dictionary, objective()).terms["reconstruction"], mean)
     with pytest.raises(Refused, match=r"prefixes=\[0.5\]: give rising shares of the latents that end with 1"):
         BatchTopK(4, prefixes=[0.5])
 
@@ -315,7 +356,7 @@ def stepped(dictionary, objective, *, steps=20, dead=None):
         losses(dictionary, objective, rows=sample(seed=step), dead=dead, settings=settings).total.backward()
         dictionary.constrain_gradients()
         optimizer.step()
-        dictionary.constrain()
+        dictionary.settle()
     return dictionary
 
 
@@ -323,7 +364,7 @@ def stepped(dictionary, objective, *, steps=20, dead=None):
 def test_dedicated_latents_neither_read_nor_write_the_other_model_after_training_with_auxk(sparse):
     dictionary = crosscoder(partition=Partition(free=0.5, base_only=0.25, tuned_only=0.25), sparse_codes=sparse)
     start = dictionary.W_dec.detach().clone()
-    stepped(dictionary, Reconstruction(aux_weight=1.0), dead=torch.arange(15, 35))
+    stepped(dictionary, objective(aux_weight=1.0), dead=torch.arange(15, 35))
     base, tuned = slice(0, 12), slice(12, 24)
     for latents, other, own in ((slice(20, 30), tuned, base), (slice(30, 40), base, tuned)):
         assert (dictionary.W_enc[other, latents] == 0).all() and (dictionary.W_dec[latents, other] == 0).all()
@@ -342,13 +383,13 @@ def test_dedicated_latents_neither_read_nor_write_the_other_model_after_training
 def test_designated_shared_latents_stay_tied_to_the_bit_and_pay_less():
     dictionary = crosscoder(L1(1.0), partition=Partition(tied=0.25, free=0.75), shared_start=False, sparse_codes=False)
     assert torch.equal(dictionary.W_dec[:10, :12], dictionary.W_dec[:10, 12:])
-    stepped(dictionary, Reconstruction(aux_weight=0))
+    stepped(dictionary, objective(aux_weight=0))
     assert torch.equal(dictionary.W_dec[:10, :12], dictionary.W_dec[:10, 12:])
     assert not torch.allclose(dictionary.W_dec[10:, :12], dictionary.W_dec[10:, 12:], atol=0.1)
     weights = dictionary.partition.weights(0.15, 40, torch.device("cpu"))
     assert torch.allclose(weights[:10], torch.tensor(0.15)) and (weights[10:] == 1).all()
     cheap, dear = (
-        losses(dictionary, Reconstruction(), settings={"l1": 1.0, "tied_penalty": p}).terms["l1"] for p in (0.15, 1.0)
+        losses(dictionary, objective(), settings={"l1": 1.0, "tied_penalty": p}).terms["l1"] for p in (0.15, 1.0)
     )
     latents, norms = dictionary.encode(sample()), dictionary.code_norms()
     assert torch.allclose(dear - cheap, 0.85 * (latents * norms)[:, :10].sum(-1).mean(), rtol=1e-4)
@@ -367,16 +408,28 @@ def test_parts_that_do_not_sum_to_one_or_lack_a_model_are_refused():
 
 
 def test_unit_decoders_keep_their_norm_and_tied_encoders_their_decoder():
-    dictionary = stepped(crosscoder(unit_decoder=True, decoder_norm=2.0), Reconstruction())
+    dictionary = stepped(crosscoder(unit_decoder=True, decoder_norm=2.0), objective())
     assert torch.allclose(dictionary.W_dec.norm(dim=-1), torch.full((40,), 2 * 2**0.5), atol=1e-4)
-    tied = stepped(crosscoder(encoder_start="tied", fit=False), Reconstruction())
+    tied = stepped(crosscoder(encoder_start="tied", fit=False), objective())
     assert torch.equal(tied.encoder, tied.W_dec.T) and "W_enc" not in tied.state_dict()
+
+
+def test_no_gradient_is_left_along_a_unit_row():
+    """Else Adam's moments hold what the projection afterwards takes away (Bricken et al. 2023)."""
+    dictionary = crosscoder(unit_decoder=True, decoder_norm=2.0)
+    losses(dictionary, objective()).total.backward()
+    along = (dictionary.W_dec.grad * dictionary.W_dec).sum(-1)
+    across = dictionary.W_dec.grad - along[:, None] * dictionary.W_dec / dictionary.W_dec.square().sum(-1, keepdim=True)
+    assert along.abs().max() > 0.1
+    dictionary.constrain_gradients()
+    assert (dictionary.W_dec.grad * dictionary.W_dec).sum(-1).abs().max() < 1e-5 * along.abs().max()
+    assert torch.allclose(dictionary.W_dec.grad, across, atol=1e-5 * float(along.abs().max()))
 
 
 def test_dead_latents_begin_anew_where_the_error_is():
     dictionary, dead = crosscoder(fit=False), torch.tensor([3, 30])
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=0.01)
-    losses(dictionary, Reconstruction()).total.backward()
+    losses(dictionary, objective()).total.backward()
     optimizer.step()
     error = torch.zeros(500, 24)
     error[7, 5], error[8, 2] = 3.0, 2.0  # all that is left is at two tokens
@@ -422,7 +475,7 @@ def test_a_dictionary_comes_back_from_its_folder(tmp_path):
     import safetensors.torch
 
     dictionary = crosscoder()
-    dictionary.save(tmp_path, {"latents": 40})
+    save_dictionary(dictionary, tmp_path, {"latents": 40})
     again = crosscoder(fit=False)
     again.load_state_dict(safetensors.torch.load_file(tmp_path / "weights.safetensors"))
     assert torch.equal(again.encode(sample()), dictionary.encode(sample()))
@@ -432,9 +485,14 @@ def test_a_dictionary_comes_back_from_its_folder(tmp_path):
 # -- the objective ---------------------------------------------------------------------------------------------------
 
 
-def losses(dictionary, objective, *, dead=None, settings=None, rows=None):
+def objective(*, aux_weight=1 / 32, difference_weight=0.0, **settings):
+    terms = {"difference": Difference(difference_weight), "auxk": AuxK(aux_weight)}
+    return Reconstruction(terms=terms, **settings)
+
+
+def losses(dictionary, minimised, *, dead=None, settings=None, rows=None):
     dead = torch.empty(0, dtype=torch.long) if dead is None else dead
-    return objective(dictionary, rows or sample(), dead=dead, settings=settings or {"l1": 1.0, "k": 4.0})
+    return minimised(dictionary, rows or sample(), dead=dead, settings=settings or {"l1": 1.0, "k": 4.0})
 
 
 def test_the_l1_loss_is_that_of_the_published_formulas():
@@ -443,35 +501,46 @@ def test_the_l1_loss_is_that_of_the_published_formulas():
     f = torch.relu(x @ dictionary.W_enc + dictionary.b_enc)
     error = x - f @ dictionary.W_dec - dictionary.b_dec
     norms = dictionary.W_dec[:, :12].norm(dim=-1) + dictionary.W_dec[:, 12:].norm(dim=-1)
-    squared = losses(dictionary, Reconstruction(squared=True, aux_weight=0.0), settings={"l1": 0.5})
+    squared = losses(dictionary, objective(squared=True, aux_weight=0.0), settings={"l1": 0.5})
     assert torch.allclose(squared.terms["reconstruction"], error.square().sum(-1).mean(), rtol=1e-5)
     assert torch.allclose(squared.terms["l1"], 0.3 * 0.5 * (f * norms).sum(-1).mean(), rtol=1e-5)
-    unsquared = losses(dictionary, Reconstruction(squared=False, aux_weight=0.0))
+    unsquared = losses(dictionary, objective(squared=False, aux_weight=0.0))
     by_model = (error[:, :12].norm(dim=-1).mean() + error[:, 12:].norm(dim=-1).mean()) / 2
     assert torch.allclose(unsquared.terms["reconstruction"], by_model, rtol=1e-5)
 
 
 def test_the_logged_terms_add_up_to_what_is_differentiated():
-    found = losses(crosscoder(L1(0.3)), Reconstruction(), dead=torch.arange(20))
+    found = losses(crosscoder(L1(0.3)), objective(), dead=torch.arange(20))
     assert set(found.terms) == {"reconstruction", "l1", "auxk"} and found.terms["auxk"] > 0
     assert torch.allclose(found.total, sum(found.terms.values()))
 
 
 def test_auxk_teaches_dead_latents_on_both_sides_and_nothing_else():
     dictionary = crosscoder()
-    losses(dictionary, Reconstruction(aux_weight=1.0), dead=torch.arange(10)).terms["auxk"].backward()
+    losses(dictionary, objective(aux_weight=1.0), dead=torch.arange(10)).terms["auxk"].backward()
     dead = torch.arange(40) < 10
     for gradient in (dictionary.W_enc.grad.T, dictionary.W_dec.grad):
         assert (gradient[dead].norm(dim=-1) > 0).all() and (gradient[~dead] == 0).all()
     assert dictionary.b_dec.grad is None or (dictionary.b_dec.grad == 0).all()
 
 
+def test_auxk_asks_half_the_width_of_dead_latents_unless_it_is_told_how_many():
+    dictionary, dead, rows = crosscoder(), torch.arange(40), Rows(sample().values[:64])
+
+    def of(latents):
+        return losses(dictionary, Reconstruction(terms={"auxk": AuxK(1.0, latents=latents)}), dead=dead, rows=rows)
+
+    assert of(None).terms["auxk"] == of(12).terms["auxk"] != of(24).terms["auxk"]
+    few = losses(dictionary, objective(aux_weight=1.0), dead=dead[:5], rows=rows)  # all there are
+    assert few.terms["auxk"] > 0
+
+
 def test_auxk_is_silent_while_no_latent_is_dead_and_passes_nothing_through_zeros():
     dictionary = crosscoder()
-    assert losses(dictionary, Reconstruction()).terms["auxk"] == 0
+    assert losses(dictionary, objective()).terms["auxk"] == 0
     with torch.no_grad():
         dictionary.b_enc.fill_(-100.0)
-    losses(dictionary, Reconstruction(), dead=torch.arange(40)).total.backward()
+    losses(dictionary, objective(), dead=torch.arange(40)).total.backward()
     assert (dictionary.W_enc.grad == 0).all()
 
 
@@ -483,7 +552,7 @@ def test_auxk_against_reconstruction_does_not_depend_on_the_scale_of_activations
         with torch.no_grad():
             dictionary.W_dec.mul_(1.0)
         for squared in (True, False):
-            found = losses(dictionary, Reconstruction(squared=squared), dead=torch.arange(10), rows=rows)
+            found = losses(dictionary, objective(squared=squared), dead=torch.arange(10), rows=rows)
             ratios.append(found.terms["auxk"] / found.terms["reconstruction"])
     assert torch.allclose(ratios[0], ratios[2], rtol=1e-3) and torch.allclose(ratios[1], ratios[3], rtol=1e-3)
 
@@ -497,15 +566,15 @@ def test_one_stream_is_an_sae():
 
 def test_the_difference_term_is_the_error_of_the_reconstructed_difference():
     dictionary = crosscoder(L1(1.0))
-    found = losses(dictionary, Reconstruction(difference_weight=0.3))
+    found = losses(dictionary, objective(difference_weight=0.3))
     target = dictionary.normalisation.normalise(sample().values)
     restored = dictionary.reconstruct(dictionary.encode(sample()))
     (base, tuned), (base_hat, tuned_hat) = target.split(12, -1), restored.split(12, -1)
     by_hand = 0.3 * ((tuned - base) - (tuned_hat - base_hat)).square().sum(-1).mean()
     assert torch.allclose(found.terms["difference"], by_hand, rtol=1e-4)
     for streams in (STREAMS[1:], [STREAMS[0], STREAMS[1]._replace(width=14)]):
-        with pytest.raises(Refused, match="difference_weight=1.0 needs both models, with equal widths"):
-            Reconstruction(difference_weight=1.0).check(streams)
+        with pytest.raises(Refused, match="terms.difference needs both models, with equal widths"):
+            objective(difference_weight=1.0).check(crosscoder(streams=streams, shared_start=False, fit=False))
 
 
 def test_auxk_teaches_what_the_decoder_bias_left_and_does_not_count_it_again():
@@ -514,7 +583,7 @@ def test_auxk_teaches_what_the_decoder_bias_left_and_does_not_count_it_again():
         dictionary.b_dec.copy_(sample().values.mean(0))
         dictionary.b_enc.fill_(-100.0)  # nothing fires: the reconstruction is the bias
     dead = torch.arange(40)
-    found = losses(dictionary, Reconstruction(aux_weight=1.0), dead=dead)
+    found = losses(dictionary, objective(aux_weight=1.0), dead=dead)
     assert torch.allclose(found.terms["auxk"], found.terms["reconstruction"])
 
 
@@ -528,7 +597,7 @@ def test_l1_loss_and_gradients_are_those_of_the_published_squared_trainer():
     x_hat = torch.einsum("bf,fmd->bmd", f, mine[1]) + mine[3]
     loss = (x - x_hat).pow(2).sum((-1, -2)).mean() + 2.0 * 0.7 * (f * mine[1].norm(dim=-1).sum(-1)).sum(-1).mean()
     loss.backward()
-    found = losses(dictionary, Reconstruction(aux_weight=0), settings={"l1": 0.7})
+    found = losses(dictionary, objective(aux_weight=0), settings={"l1": 0.7})
     found.total.backward()
     assert torch.allclose(found.total, loss, rtol=1e-5)
     same_gradients(dictionary, mine)
@@ -544,7 +613,7 @@ def test_l1_loss_and_gradients_are_those_of_the_published_unsquared_trainer():
         + 0.036 * (f * mine[1].norm(dim=-1).sum(-1)).norm(p=1, dim=-1).mean()
     )
     loss.backward()
-    found = losses(dictionary, Reconstruction(squared=False, aux_weight=0))
+    found = losses(dictionary, objective(squared=False, aux_weight=0))
     found.total.backward()
     assert torch.allclose(found.total, loss, rtol=1e-5)
     same_gradients(dictionary, mine)
@@ -560,7 +629,7 @@ def test_batchtopk_loss_and_gradients_are_those_of_the_published_crosscoder(spar
     x_hat = torch.einsum("bf,fmd->bmd", kept, mine[1]) + mine[3]
     loss = torch.linalg.norm(x - x_hat, dim=-1).mean()
     loss.backward()
-    found = losses(dictionary, Reconstruction(squared=False, aux_weight=0))
+    found = losses(dictionary, objective(squared=False, aux_weight=0))
     found.total.backward()
     assert torch.allclose(found.total, loss, rtol=1e-5)
     same_gradients(dictionary, mine)

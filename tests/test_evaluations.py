@@ -246,6 +246,10 @@ def test_firing_rates_by_segment_are_those_of_the_latents(pair):
     assert torch.allclose(
         torch.tensor(tables["latents"]["firing_rate/answer"]).float(), (answer > 0).float().mean(0), atol=1e-6
     )
+    every = torch.cat([r.latents for r in readings])
+    when_active = every.sum(0) / (every > 0).sum(0).clamp(min=1)
+    assert torch.allclose(torch.tensor(tables["latents"]["mean_activation"]).float(), when_active, rtol=1e-4)
+    assert torch.equal(torch.tensor(tables["latents"]["max_activation"]), every.amax(0))
 
 
 # -- labels ----------------------------------------------------------------------------------------------------------

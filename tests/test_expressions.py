@@ -1,21 +1,24 @@
 """Which latents an expression chooses: on made-up columns, on a dictionary whose columns were planted, on a command line."""
 
 import functools
+import re
 import types
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import safetensors.torch
 import torch
+from omegaconf import OmegaConf
 
 from test_settings import CONF, STREAMS, composed
 from tunediff.dictionary import L1, Crosscoder, Normalisation, TopK, TranscoderAdapter
-from tunediff.evaluations import Examples, Telling, Trained
+from tunediff.evaluations import Autointerp, Examples, LatentCache, LatentClasses, Telling, Trained
 from tunediff.evaluations.latents.columns import chosen_by_expression
 from tunediff.evaluations.latents.expressions import Expression
 from tunediff.evaluations.latents.selection import choose, chosen_latents
 from tunediff.settings import check, check_command_line
-from tunediff.shapes import TUNED, Refused, Stream
+from tunediff.shapes import Refused, Stream
 from tunediff.study.parts import STUDY, evaluations_of
 from tunediff.text import Text
 from tunediff.toy import language
@@ -135,7 +138,7 @@ def trained(pair, tmp_path):
         base[1], base[2] = tuned[1], -9 * tuned[2]
     text = Text(lambda: language.rows(0, "trace"), held_out=0.1, context=256, window=16)
     (tmp_path / "tables").mkdir()
-    return Planted(pair, text, made, 2000, folder=tmp_path)
+    return Planted(pair, text, 2000, folder=tmp_path, dictionary=made)
 
 
 def written(trained, name, **columns):
@@ -167,7 +170,7 @@ def test_a_column_has_the_values_that_were_planted(trained):
 
 def test_an_expression_chooses_by_a_label_what_telling_chooses(trained):
     seen = trained.statistics
-    assert chosen_by_expression(trained, "top(4, auroc.decision)") == Telling("decision", 4).choose(trained, seen)
+    assert chosen_by_expression(trained, "top(4, auroc.decision)") == Telling("decision", 4, None).choose(trained, seen)
 
 
 def test_tables_of_the_run_are_columns_too(trained):
@@ -216,7 +219,7 @@ def test_a_column_that_a_dictionary_cannot_have_is_refused():
 
 def test_looks_and_edits_take_the_same_expression(trained):
     text = "top(2, relative_norm) and rate < .1"
-    assert choose(trained, trained.statistics, text, None, whose=TUNED) == [0]
+    assert choose(trained, trained.statistics, text, None) == [0]
     assert chosen_latents(trained, text, setting="evaluation.latent_cache.latents") == [0]
     (table,) = Examples(strongest=2, latents=text).run(trained)
     assert set(table.columns["latent"]) == {0} and max(table.columns["activation"]) == 3
@@ -236,6 +239,44 @@ TAKE_LATENTS = (
     "autointerp",
     "latent_classes",
 )
+
+
+def taken(evaluation, trained):
+    """The latents that an evaluation takes, as it says them, shows them or asks about them."""
+    if isinstance(evaluation, Autointerp):
+        shown, passed_over = evaluation._subjects(trained)
+        return {*(subject.latent for subject in shown), *passed_over}
+    if isinstance(evaluation, LatentClasses):
+        return set(evaluation._chosen(trained))
+    first = next(iter(evaluation.run(trained)))
+    if isinstance(evaluation, Examples):
+        return set(first.columns["latent"])
+    if isinstance(evaluation, LatentCache):
+        files = (trained.folder / "latent_cache" / "dictionary").glob("*.safetensors")
+        starts = ((int(path.stem.partition("_")[0]), safetensors.torch.load_file(path)) for path in files)
+        return {start + latent for start, file in starts for latent in file["locations"][:, 2].tolist()}
+    return set(map(int, re.search(r"latents ([\d, ]+)\d*", first.text)[1].strip(", ").split(", ")))
+
+
+@pytest.mark.parametrize("name", TAKE_LATENTS)
+def test_so_many_latents_are_the_same_wherever_latents_are_taken(trained, name):
+    """Those furthest from a relative norm of 0.5 that are alive, whichever model they belong to and which is written."""
+    given = [f"evaluation={name}", f"evaluation.{name}.latents=3"]
+    given += [f"evaluation.{name}.draws=0"] if name in ("ablation", "scaling", "patching") else []
+    given += ["evaluation.autointerp.model=m"] if name == "autointerp" else []
+    evaluation = evaluations_of(composed(*given).evaluation, learns=True)[name]
+    assert taken(evaluation, trained) == {0, 2, 4}
+
+
+def test_the_latents_most_one_models_own_are_an_expression(trained):
+    assert chosen_by_expression(trained, "top(3, relative_norm)") == [0, 4, 1]  # the tuned model's
+    assert chosen_by_expression(trained, "bottom(3, relative_norm)") == [2, 5, 1]  # the base's
+
+
+def test_every_option_with_latents_is_one_of_those_that_are_compared():
+    nodes = {name: node for path in CONF.glob("evaluation/*.yaml") for name, node in OmegaConf.load(path).items()}
+    having = {name for name, node in nodes.items() if name != "defaults" and node and "latents" in node}
+    assert having == {*TAKE_LATENTS, "latent_sets"}  # of a transcoder adapter, which reads one model alone
 
 
 def test_a_command_line_takes_an_expression_in_quotes():

@@ -27,15 +27,15 @@ from tunediff.text.examples import IGNORED, collated
 from tunediff.toy import language
 from tunediff.training import (
     AllWeights,
+    Checkpoints,
     FineTuning,
-    FineTuningCheckpoints,
     Lora,
     Pulse,
     Replicas,
     Shards,
     TokenProgress,
     latest_checkpoint,
-    load_state,
+    load_checkpoint,
     memory,
     process_environment,
 )
@@ -411,27 +411,27 @@ def out_of_power():
 def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, part, step):
     held_out = Batches(sequences(6, seed=9), batch=4, micro_batch=4)
     whole = tuned(part, evaluate=held_out, evaluate_every=4)
-    saving = FineTuningCheckpoints(tmp_path, seconds=0.0, digest="d")
+    saving = Checkpoints(tmp_path, seconds=0.0, digest="d")
     with pytest.raises(ArithmeticError):
         tuned(part, evaluate=held_out, evaluate_every=4, callbacks=[saving, Killed(step, out_of_power)])
-    assert [path.name for path in tmp_path.iterdir()] == [f"step-{step:07d}.ckpt"]
-    with pytest.raises(Refused, match="other examples or settings"):
-        load_state(latest_checkpoint(tmp_path), digest="e")
-    state = load_state(latest_checkpoint(tmp_path), digest="d")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:07d}.{end}" for end in ("ckpt", "json")]
+    with pytest.raises(Refused, match="on other examples or with other settings"):
+        load_checkpoint(latest_checkpoint(tmp_path), digest="e")
+    state = load_checkpoint(latest_checkpoint(tmp_path), digest="d")
     again = tuned(part, evaluate=held_out, evaluate_every=4, state=state)
     assert_equal(learned_weights(again), learned_weights(whole))
     assert again.history == whole.history
 
 
 def test_a_signal_saves_at_the_end_of_the_step(tmp_path):
-    saving = FineTuningCheckpoints(tmp_path, seconds=1e9, digest="d")
+    saving = Checkpoints(tmp_path, seconds=1e9, digest="d")
     with pytest.raises(SystemExit):
         tuned(callbacks=[saving, Killed(5, lambda: os.kill(os.getpid(), signal.SIGTERM))])
     assert latest_checkpoint(tmp_path).stem == "step-0000006"
-    saving = FineTuningCheckpoints(tmp_path, seconds=1e9, digest="d")
-    again = tuned(callbacks=[saving], state=load_state(latest_checkpoint(tmp_path), digest="d"))
+    saving = Checkpoints(tmp_path, seconds=1e9, digest="d")
+    again = tuned(callbacks=[saving], state=load_checkpoint(latest_checkpoint(tmp_path), digest="d"))
     assert again.history == tuned().history
-    state = load_state(latest_checkpoint(tmp_path), digest="d")  # of the end: nothing is left to fit
+    state = load_checkpoint(latest_checkpoint(tmp_path), digest="d")  # of the end: nothing is left to fit
     settings = {"learning_rate": 1e-2, "learning_rate_schedule": WarmupCosine(0.1)}
     module = FineTuning(AllWeights().prepare(model_of(), 0), Imitation(), batches_of(), **settings, state=state)
     assert module.step == module.steps and module.history == again.history
@@ -455,7 +455,7 @@ def shared(name, folder, *, strategy=None, world=1, rank=0, callbacks=(), **sett
         trainer |= {"strategy": STRATEGIES[strategy](), "plugins": [process_environment(expected=world)]}
     held_out = Batches(sequences(3, seed=9), batch=3, micro_batch=1, rank=rank, world=world)
     batches = batches_of(10, batch=5, micro_batch=1, rank=rank, world=world)
-    callbacks = [FineTuningCheckpoints(folder, seconds=1e9, digest="d"), *callbacks]
+    callbacks = [Checkpoints(folder, seconds=1e9, digest="d"), *callbacks]
     module = tuned(
         part,
         batches,
@@ -503,7 +503,7 @@ def share(rank, port, folder):
         for strategy in STRATEGIES
         for name in SHARED
     }
-    state = load_state(latest_checkpoint(folder / "left"), digest="d")
+    state = load_checkpoint(latest_checkpoint(folder / "left"), digest="d")
     left = shared("whole", folder / "shards-left", strategy="shards", state=state, **settings)
     if rank == 0:
         torch.save({**found, "shards-left": left.history}, folder / "found.pt")
@@ -523,8 +523,8 @@ def test_two_processes_learn_what_one_learns_replicated_and_sharded(tmp_path):
         name = run.partition("-")[2].replace("left", "whole")
         noise = 1e-2 if name == "adapter" else 1e-3  # bfloat16 has 8 bits
         same_curves(history, alone[name].history, rel=noise)
-        state, mine = load_state(latest_checkpoint(tmp_path / run), digest="d"), learned_weights(alone[name])
-        assert_equal({key: state["weights"][key] for key in mine}, mine, atol=noise / 10)
+        state, mine = load_checkpoint(latest_checkpoint(tmp_path / run), digest="d"), learned_weights(alone[name])
+        assert_equal({key: state["members"]["model"]["weights"][key] for key in mine}, mine, atol=noise / 10)
         (file,) = (tmp_path / name / "saved").glob("*.safetensors")
         written = safetensors.torch.load_file(tmp_path / run / "saved" / file.name)
         assert_equal(written, safetensors.torch.load_file(file), atol=noise / 10, rtol=1e-2)

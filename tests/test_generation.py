@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from test_edits import dictionary_of, direction, latents
+from toy_pair import held_out_problems
 from tunediff.edits import Add, AfterMatch, Edit, Keep, Patch, Response, Scale, Sequences, Thinking, Whole, Zero
 from tunediff.generation import VLLM, Batched, Decoding, ask, generate, next_tokens
 from tunediff.generation.writer import Writer
@@ -17,7 +18,6 @@ from tunediff.hookpoints import Point, reading
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Refused
 from tunediff.text import encode
-from tunediff.toy.build import held_out_problems
 
 ROLES = (BASE, TUNED)
 

@@ -9,9 +9,10 @@ import pyarrow.parquet
 import pytest
 
 from browser import in_browser
+from tunediff.evaluations.transcoders import latent_sets, recovery, replacement
+from tunediff.folders import write_findings
 from tunediff.report import line_of, write_report
 from tunediff.report.graphs import MOST_EDGES, MOST_NODES, graphs
-from tunediff.report.headline import columns_of
 from tunediff.shapes import Refused
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
@@ -168,11 +169,25 @@ def make_run(folder, content):
     told = {f"replacement/{name}": value for name, value in told.items()} | {
         "adapter_recovery/gsm8k/accuracy/recovered_of_hybrid": 0.84
     }
-    findings = [{"name": name, "value": value, "low": 0.95 * value, "high": 1.01 * value, "meaning": f"what {name} is"} for name, value in told.items()]  # fmt: skip
+    words = {"kl_recovered": "KL recovered", "accuracy/recovered_of_hybrid": "accuracy recovered on gsm8k", "l0": "L0 a layer"}  # fmt: skip
+    findings = [{"name": name, "value": value, "line": next((words[end] for end in words if name.endswith(f"/{end}")), ""), "low": 0.95 * value, "high": 1.01 * value, "meaning": f"what {name} is"} for name, value in told.items()]  # fmt: skip
     (folder / "findings.json").write_text(
         json.dumps({"identity": "abc", "study": STUDY, "findings": findings, "notes": []})
     )
+    write_findings(folder, drawn(content), {"identity": "abc", "study": STUDY})
     return write_report(folder)
+
+
+def drawn(content):
+    """The figures that the evaluations would yield with these tables."""
+    if "adapter_recovery" in content:
+        yield from recovery.figures(content["adapter_recovery"])
+        nmse = dict(content["residual_nmse"])
+        yield from replacement.partial_figures(content["partial_replacement"])
+        yield replacement.residual_figure(nmse.pop("point"), nmse)
+        yield replacement.layers_figure(content["adapter_layers"])
+        rows = zip(*content["latent_sets"].values(), strict=True)
+        yield from latent_sets.figures([dict(zip(content["latent_sets"], row, strict=True)) for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -260,9 +275,7 @@ def test_eight_graphs_of_three_hundred_nodes_stay_small(report):
 def test_a_run_is_told_first_by_what_its_adapter_recovers_of_each_task(report):
     findings = json.loads((report.parent / "findings.json").read_text())["findings"]
     line = line_of({finding["name"]: finding for finding in findings})
-    assert line.startswith("KL recovered 0.962, accuracy recovered on gsm8k 0.84, ") and "L0 a layer 7.75" in line
-    metrics = {f"adapter_recovery/{name}/recovered_of_hybrid": [0.5] for name in ("aime24/accuracy", "aime24/tokens", "gsm8k/accuracy")}  # fmt: skip
-    assert list(columns_of([{"metrics": metrics}]).values()) == ["accuracy rec., aime24", "accuracy rec., gsm8k"]
+    assert line == "KL recovered 0.962, L0 a layer 7.75, accuracy recovered on gsm8k 0.84"
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------
@@ -408,9 +421,9 @@ def test_curves_of_replaced_layers_and_bars_of_sets_say_the_numbers_of_their_tab
     plots, bars, shares, latents = page.run("""
       const titles = (id) => [...document.querySelectorAll(`#to-${id} circle title, #to-${id} g title`)].map((one) => one.textContent);
       return [titles('replacing-mlps-layer-by-layer'), titles('latent-sets-needed-enough-negated'), document.querySelector('#to-what-the-adapter-recovers').textContent, [...document.querySelectorAll('#latents th')].map((head) => head.textContent)];""")
-    assert sum(said.startswith("adapter, 4 layers from the adapted model: ") for said in plots) == 1
-    assert "hybrid, after 3 layers: 0.410" in plots and any("layer 1: 6.250" in said for said in plots)
-    assert not any(re.search(r"0 layers from the adapted model: ", said) for said in plots)  # 0 has no logarithm
+    assert sum(said.startswith("adapter, layers before the cut 4: 0.1") for said in plots) == 1
+    assert "hybrid, after so many layers 3: 0.410" in plots and any("layer 1: 6.250" in said for said in plots)
+    assert not any(re.search(r"before the cut [04]: 0( |$)", said) for said in plots)  # 0 has no logarithm
     assert "without the 60 chosen: hesitations per 1,000 tokens 3.100 (2.300 to 3.900)" in bars
     assert "hybrid with 60 at random, draw 2: accuracy 0.320 (0.280 to 0.360)" in bars
     assert "less the 60 chosen: tokens a response 610 (580 to 640)" in bars

@@ -1,14 +1,18 @@
 """The floors and fences of the house."""
 
 import ast
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 
+import pytest
 from packaging.requirements import Requirement
 
 from conftest import ROOT
+from tunediff.report.page import RUN_SCRIPTS
 from tunediff.shapes import VERSION
 
 SOURCE = ROOT / "src" / "tunediff"
@@ -21,7 +25,7 @@ FLOORS = {
 FENCES = {
     "hydra": {"settings", "sweep"},
     "omegaconf": {"settings", "study", "sweep"},
-    "submitit": {"sweep"},
+    "submitit": {"study", "sweep"},
     "transformers": {"models", "text", "toy", "training", "attribution"},
     "peft": {"models", "training"},
     "lightning": {"training", "activations", "loggers"},
@@ -162,3 +166,49 @@ def test_the_wheel_carries_conf_verbs_and_weights(tmp_path):
     )
     assert "latents: 64" in shown.stdout, shown.stderr
     assert "hydra_plugins/tunediff_launchers/__init__.py" in names and "hydra_plugins/__init__.py" not in names
+
+
+# -- the page's scripts ------------------------------------------------------------------------------------------------
+
+WEB = SOURCE / "report" / "web"
+
+
+def eslint():
+    """The linter that package.json names, installed once into a folder that git ignores; skips where there is none."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not at hand: the page's scripts are not linted on this machine")
+    place = ROOT / "build" / "eslint"
+    wanted = json.loads((WEB / "package.json").read_text())["devDependencies"]["eslint"]
+    installed = place / "node_modules" / "eslint" / "package.json"
+    if not installed.exists() or json.loads(installed.read_text())["version"] != wanted:
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(WEB / "package.json", place)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefix", str(place)]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"npm could not install eslint {wanted}: {done.stderr.strip()[-200:]}")
+    return place / "node_modules" / ".bin" / "eslint"
+
+
+def test_the_linter_has_nothing_to_say_of_the_pages_scripts_and_finds_what_is_planted(tmp_path):
+    program = eslint()
+
+    def lint(folder):
+        command = [str(program), "--max-warnings", "0", "."]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+    said = lint(WEB)
+    assert said.returncode == 0, said.stdout + said.stderr
+    shutil.copytree(WEB, tmp_path / "web")
+    with open(tmp_path / "web" / "figures.js", "a") as script:
+        script.write("\nfunction planted(node) { node.innerHTML = unheardOf; }\n")
+    said = lint(tmp_path / "web").stdout
+    assert "innerHTML" in said and "'unheardOf' is not defined" in said
+
+
+def test_every_script_belongs_to_a_page_and_everything_at_its_top_is_used():
+    texts = {path.name: path.read_text() for path in WEB.glob("*.js")}
+    assert set(texts) == {*RUN_SCRIPTS, "compare.js"}
+    whole = "\n".join(texts.values())
+    for name in re.findall(r"^(?:async )?(?:function|const|let) (\w+)", whole, flags=re.M):
+        assert len(re.findall(rf"\b{name}\b", whole)) > 1, f"{name} is defined and never used"

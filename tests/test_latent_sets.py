@@ -52,8 +52,12 @@ def trained(pair):
 
 
 def asked(trained, **given):
-    settings = {"latents": [SAYS_IT], "tasks": {"eggs": problems(4)}, "draws": 1, **given}
-    return parted(LatentSets(decoding=Decoding(tokens=8), engine=Batched(8), **settings).run(trained))
+    return parted(sets(**{"latents": [SAYS_IT], "tasks": {"eggs": problems(4)}, **given}).run(trained))
+
+
+def sets(**given):
+    settings = {"problems": None, "chosen_by": None, "scale": -0.5, "draws": 1, "control_sizes": [1], **given}
+    return LatentSets(decoding=Decoding(tokens=8), engine=Batched(8), **settings)
 
 
 def table_rows(table):
@@ -85,11 +89,14 @@ def test_the_planted_latent_is_needed_is_enough_and_negated_silences_the_tuned_m
 
 def test_the_page_puts_each_control_below_the_set_it_belongs_to(trained):
     tables = asked(trained)[1]
-    block = behaviour({name: pyarrow.table(columns) for name, columns in tables.items()})[0]["conditions"][0]["columns"]
-    under = {key: above for key, above in zip(block["key"], block["under"], strict=True) if above is not None}
-    ways = {f"random/{way}/1/0": way for way in ("necessity", "sufficiency", "negation")}
-    assert under == {**ways, "empty/sufficiency": "sufficiency"}
-    assert block["title"][block["key"].index("random/necessity/1/0")] == "adapter without random latents (1)"
+    drawn = behaviour({name: pyarrow.table(columns) for name, columns in tables.items()})[0]["conditions"][0]["columns"]
+    under, above = {}, None
+    for title, control in zip(drawn["condition"], drawn["control"], strict=True):
+        above = above if control else title
+        under |= {title: above} if control else {}
+    ways = ("adapter without {}", "hybrid with {} alone", "tuned with {} negated")
+    expected = {way.format("random latents (1)"): way.format("the set") for way in ways}
+    assert under == {**expected, "hybrid with decoder biases alone": "hybrid with the set alone"}
 
 
 def test_responses_are_as_probable_as_the_model_finds_them_that_was_changed(trained):
@@ -113,9 +120,7 @@ def test_all_latents_are_the_adapter_none_the_hybrid_and_nothing_negated_the_tun
 
 def test_random_sets_are_of_other_latents_that_live_and_are_left_out_where_there_are_too_few(trained):
     seen = trained.statistics
-    evaluation = LatentSets(
-        latents=[SAYS_IT, 0], tasks={}, decoding=Decoding(), engine=Batched(1), draws=3, control_sizes=[4, 1, 99]
-    )
+    evaluation = sets(latents=[SAYS_IT, 0], tasks={}, draws=3, control_sizes=[4, 1, 99])
     questions, (note,) = evaluation.questions(trained.dictionary, seen, [SAYS_IT, 4])
     drawn = [set(one.numbers) for one in questions if (one.which, one.asked) == ("random", "necessity")]
     assert [len(some) for some in drawn] == [2, 2, 2, 8, 8, 8] and len(set(map(frozenset, drawn))) == 6
@@ -143,12 +148,14 @@ def test_a_set_may_be_chosen_by_the_label_that_it_tells(trained):
             rows.append(x[batch.labels["hesitation"] == label])
     first = trained.dictionary.layers[0]
     first.W_enc[:, 7] = 50 * (torch.cat(read[True]).mean(0) - torch.cat(read[False]).mean(0))
-    assert Telling("hesitation", count=1).choose(fresh, fresh.statistics) == [7]
-    findings, tables, _ = asked(fresh, latents=None, chosen_by=Telling("hesitation", count=1))
+    assert Telling("hesitation", count=1, at=None).choose(fresh, fresh.statistics) == [7]
+    findings, tables, _ = asked(fresh, latents=None, chosen_by=Telling("hesitation", count=1, at=None))
     assert tables["latent_sets_latents"]["latent"] == [7]
     assert findings["latent_sets/eggs/necessity/hesitation_change"].value == 0  # it tells, and does nothing
-    with pytest.raises(Refused, match="takes those most adapter's own of two models"):
-        choose(fresh, fresh.statistics, 3, None, whose=ADAPTER)
+    with pytest.raises(
+        Refused, match="latents that belong most to one of two models, and this dictionary reads adapter only"
+    ):
+        choose(fresh, fresh.statistics, 3, None)
 
 
 def test_another_dictionary_an_empty_set_and_sizes_below_one_are_refused(trained):

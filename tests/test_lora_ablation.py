@@ -18,7 +18,7 @@ from tunediff.hookpoints import LORA
 from tunediff.measures.next_tokens import compared
 from tunediff.models import ModelPair, ModelSource
 from tunediff.models.lora import located
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language
 
@@ -32,7 +32,8 @@ def toy_task(prompts=ALIKE):
 
 
 def ablation(**settings):
-    settings = {"tasks": None, "random": 1, **settings}
+    own = {"by": ("layer", "module", "type"), "only": True, "random": 1}
+    settings = {"tasks": None, "problems": None, **own, **settings}
     return LoraAblation(decoding=Decoding(tokens=6), engine=Batched(64), **settings)
 
 
@@ -43,6 +44,8 @@ def text_of(kind="trace"):
 def measured(pair, evaluation=None, *, folder=None, tokens=400, tokens_per_batch=256, kind="trace"):
     trained = Given(pair, text_of(kind), tokens, tokens_per_batch, folder)
     found = list((evaluation or ablation()).run(trained))
+    for figure in (item for item in found if isinstance(item, Figure)):
+        figure.check()
     findings = {f.name.removeprefix("lora_ablation/"): f for f in found if isinstance(f, Finding)}
     tables = {t.name: t.columns for t in found if isinstance(t, Table)}
     return findings, tables, [n.text for n in found if isinstance(n, Note)]

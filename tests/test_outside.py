@@ -7,16 +7,18 @@ import textwrap
 
 import pyarrow.parquet
 import pytest
+import safetensors.torch
 import torch
 
+import tunediff
 from test_models import batch_of
 from test_settings import composed
 from tunediff.hookpoints import HOOKPOINTS, Point, add_hookpoint, decoder_layers, reading, writing
 from tunediff.models import PairError
 from tunediff.shapes import Refused, Stream
-from tunediff.sweep.launch import study
+from tunediff.study.train import study
 
-SMOKE = ("scale=smoke", "trainer=cpu", "evaluation=none", "budget.tokens=20_000")
+SMOKE = ("scale=smoke", "trainer=cpu", "evaluation=none", "budget.tokens=10_240")
 
 
 def findings(folder):
@@ -135,3 +137,173 @@ def test_a_study_reads_a_hookpoint_that_a_file_of_ones_own_names(options, tmp_pa
     saved = json.loads((tmp_path / "run" / "dictionary" / "config.json").read_text())
     assert [stream[:3] for stream in saved["streams"]] == [["base", "attn_z", 1], ["tuned", "attn_z", 1]]
     assert curves(tmp_path / "run")["l0"][-1] > 0
+
+
+# -- a loss term -----------------------------------------------------------------------------------------------------------
+
+
+OVERLAP = """
+    from dataclasses import dataclass
+
+    from tunediff.objectives import Term
+
+
+    @dataclass(frozen=True)
+    class DecoderOverlap(Term):
+        '''Squared products of decoder rows, and the mean latent.'''
+
+        latents: float = 0.0
+
+        def __call__(self, given):
+            rows = given.dictionary.W_dec
+            overlap = (rows @ rows.T).triu(1).square().sum()
+            return overlap + self.latents * given.codes.dense().mean()
+"""
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_loss_term_of_ones_own_is_trained_with_and_stands_in_the_curves(sparse, package, tmp_path):
+    package(OVERLAP)
+    line = [*SMOKE, "trust=[mypkg]", f"dictionary.sparse_codes={str(sparse).lower()}"]
+    study(composed(*line), tmp_path / "without")
+    schedule = "{_target_: tunediff.schedules.Warmup, warmup: 0.5}"
+    term = f"{{_target_: mypkg.DecoderOverlap, weight: 5.0, latents: 2.0, schedule: {schedule}}}"
+    study(composed(*line, f"+dictionary.objective.terms.mine={term}"), tmp_path / "with")
+    without, with_it = curves(tmp_path / "without"), curves(tmp_path / "with")
+    assert "loss/mine" not in without and with_it["loss/mine"][-1] > 0 and with_it["schedule/mine"][-1] == 1.0
+    total = [sum(with_it[f"loss/{name}"][n] for name in ("reconstruction", "auxk", "mine")) for n in range(2)]
+    assert with_it["loss/total"][:2] == pytest.approx(total, rel=1e-5)
+
+    def overlap(folder):
+        weights = safetensors.torch.load_file(folder / "dictionary" / "weights.safetensors")["W_dec"]
+        return float((weights @ weights.T).triu(1).square().sum())
+
+    assert overlap(tmp_path / "with") < 0.8 * overlap(tmp_path / "without")
+
+
+def test_a_term_that_would_hide_another_or_pushes_the_wrong_way_is_refused(package, tmp_path):
+    package(OVERLAP)
+    for name, weight, message in (("l1", 1.0, "terms.l1 would stand for two things"), ("m", -1, "a weight is not neg")):
+        term = f"+dictionary.objective.terms.{name}={{_target_: mypkg.DecoderOverlap, weight: {weight}}}"
+        with pytest.raises(Refused, match=message):
+            study(composed(*SMOKE, "trust=[mypkg]", "dry_run=true", term), tmp_path / "run")
+
+
+# -- a dictionary ---------------------------------------------------------------------------------------------------------
+
+
+LISTA = """
+    import torch
+    from torch import nn
+    from tunediff.dictionary import DenseCodes, Normalisation
+
+
+    class Lista(nn.Module):
+        '''Latents after one step of iterative shrinkage, under an L1 penalty of its own; no class of ours above it.'''
+
+        has_penalty = True
+
+        def __init__(self, streams, *, latents, shrink):
+            super().__init__()
+            self.streams, self.latents, self.shrink = streams, latents, shrink
+            self.widths = [stream.width for stream in streams]
+            self.normalisation = Normalisation(self.widths)
+            rows = torch.randn(latents, sum(self.widths), generator=torch.Generator().manual_seed(0))
+            self.W_dec = nn.Parameter(nn.functional.normalize(rows, dim=-1))
+            self.b_dec = nn.Parameter(torch.zeros(sum(self.widths)))
+            self.steps = 0
+
+        def fit(self, rows):
+            self.normalisation.fit(rows.values)
+
+        def latents_of(self, normalised):
+            first = torch.relu((normalised - self.b_dec) @ self.W_dec.T - self.shrink)
+            left = normalised - self.reconstruct(first)
+            return torch.relu(first + 0.1 * left @ self.W_dec.T)
+
+        def encode(self, rows):
+            return self.latents_of(self.normalisation.normalise(*rows))
+
+        def decode(self, latents, moments=None):
+            return self.normalisation.restore(self.reconstruct(latents), moments)
+
+        def reconstruct(self, latents):
+            return latents @ self.W_dec + self.b_dec
+
+        def written(self, change, numbers, moments=None):
+            return self.normalisation.restore_change(change @ self.W_dec[numbers], moments)
+
+        def decoder_norms(self):
+            return torch.stack([rows.norm(dim=-1) for rows in self.W_dec.split(self.widths, dim=-1)])
+
+        def code_norms(self):
+            return self.W_dec.norm(dim=-1)
+
+        def part(self, values, role):
+            pieces = zip(values.split(self.widths, dim=-1), self.streams)
+            return torch.cat([piece for piece, stream in pieces if stream.role == role], dim=-1)
+
+        def code(self, normalised, norms, settings):
+            return DenseCodes(self.latents_of(normalised))
+
+        def reconstructions(self, codes):
+            return [self.reconstruct(codes.latents)]
+
+        def penalties(self, codes, norms, settings):
+            return {"shrinkage": 0.01 * settings["l1"] * (codes.latents * norms).sum(-1).mean()}
+
+        def schedules(self):
+            return {}
+
+        def scheduled(self, step, length):
+            return {}
+
+        def constrain_gradients(self):
+            pass
+
+        def settle(self):
+            self.steps += 1
+
+        def observed(self):
+            return {"steps": torch.tensor(float(self.steps))}
+"""
+LISTA_OPTION = """
+    defaults:
+      - hookpoint: resid_post
+      - objective: squared
+      - _self_
+    _target_: mypkg.Lista
+    _partial_: true
+    reads: both
+    latents: 48
+    shrink: 0.5
+    l1_schedule: {_target_: tunediff.schedules.Warmup, warmup: 0.5}
+    objective: {terms: {auxk: {weight: 0}}}
+"""
+
+
+def test_a_dictionary_that_is_no_subclass_of_ours_is_trained_and_measured(package, options, tmp_path):
+    package(LISTA)
+    chosen = options("dictionary", "lista", LISTA_OPTION)
+    evaluations = "evaluation=[fidelity,geometry,latent_scaling,segments,logit_effect,kl_patching]"
+    line = ["scale=smoke", "trainer=cpu", "trust=[mypkg]", *chosen]
+    study(composed(*line, evaluations, "budget.tokens=20_480", "budget.evaluation_tokens=2000"), tmp_path / "run")
+    learned, found = curves(tmp_path / "run"), findings(tmp_path / "run")
+    assert learned["loss/reconstruction"][-1] < learned["loss/reconstruction"][0] and learned["steps"][-1] == 20
+    assert learned["loss/shrinkage"][-1] > 0 and learned["schedule/l1"][-1] == 1.0
+    assert {name.split("/")[0] for name in found} >= {"fidelity", "geometry", "latent_scaling", "kl_patching"}
+    loaded = tunediff.load(tmp_path / "run")
+    assert type(loaded.dictionary).__mro__[1] is torch.nn.Module and loaded.dictionary.latents == 48
+
+
+def test_what_a_dictionary_of_ones_own_cannot_do_is_refused_before_it_is_trained(package, options, tmp_path):
+    package(LISTA)
+    line = [*SMOKE, "trust=[mypkg]", "dry_run=true", *options("dictionary", "lista", LISTA_OPTION)]
+    with pytest.raises(Refused, match="Lista has no code_of to ask for them: set .*auxk.weight=0"):
+        study(composed(*line, "dictionary.objective.terms.auxk.weight=1"), tmp_path / "run")
+    resampling = "optimizer.resampling={_target_: tunediff.training.Resampling, every: 0.5}"
+    with pytest.raises(
+        Refused, match="optimizer.resampling writes into the weights of a Crosscoder, and Lista is none"
+    ):
+        study(composed(*line, resampling), tmp_path / "run")
+    study(composed(*line), tmp_path / "run")  # and nothing else

@@ -19,9 +19,9 @@ from tunediff.measures.clustered import ratio
 from tunediff.models import ModelPair, ModelSource
 from tunediff.report import in_words, members_under
 from tunediff.settings import stream_key, within
-from tunediff.shapes import Finding, Note, Refused, Table
+from tunediff.shapes import Figure, Finding, Note, Refused, Table
 from tunediff.study.finished import reevaluate
-from tunediff.sweep.launch import study
+from tunediff.study.train import study
 from tunediff.sweep.plan import groups_of, look, members_in
 from tunediff.text import Text
 from tunediff.toy import language
@@ -36,6 +36,8 @@ def toy_text(*, rows=None, **settings):
 
 def measured(evaluation, pair, *, tokens=1500, text=None, tokens_per_batch=2048):
     found = list(evaluation.run(Given(pair, text or toy_text(), tokens, tokens_per_batch)))
+    for figure in (item for item in found if isinstance(item, Figure)):
+        figure.check()
     findings = {f.name: f for f in found if isinstance(f, Finding)}
     tables = {t.name: t.columns for t in found if isinstance(t, Table)}
     return findings, tables, [n.text for n in found if isinstance(n, Note)]
@@ -357,7 +359,7 @@ def test_an_estimate_is_one_pass_of_both_models(capsys, tmp_path):
 def test_a_sweep_over_pairs_is_a_group_a_pair_and_shares_none_with_a_dictionary(tmp_path, folder):
     lines = [["model_pair=toy"], ["model_pair=toy_self"], ["model_pair=toy", "budget.evaluation_tokens=4000"]]
     members = members_in(tmp_path, [(words, composed("experiment=choose_layer", *words)) for words in lines])
-    checkpoints = look(tmp_path, members)
+    checkpoints = look(tmp_path, members, {})
     groups = groups_of(tmp_path, members, checkpoints, pack=True, fits=lambda _: True)
     assert [len(group.members) for group in groups] == [2, 1]
     assert stream_key(members[0].run.cfg) != stream_key(composed())

@@ -56,7 +56,7 @@ def one_stream(sparsity, **settings):
 
 
 def ours(dictionary, **settings):
-    found = Reconstruction(aux_weight=0)(
+    found = Reconstruction()(
         dictionary, Rows(batch()), dead=torch.empty(0, dtype=torch.long), settings={"l1": 1.0, "k": float(K)}
     )
     (found.total * settings.get("factor", 1.0)).backward()

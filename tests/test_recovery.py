@@ -1,4 +1,4 @@
-"""What an adapter recovers of full fine-tuning: on numbers, on models whose right answers are planted, on the embedded pair."""
+"""What a LoRA recovers of full fine-tuning: on numbers, on models whose right answers are planted, on the embedded pair."""
 
 import dataclasses
 import functools
@@ -24,23 +24,22 @@ from tunediff.toy.tokenizer import build_tokenizer
 # -- the share, on numbers -------------------------------------------------------------------------------------------
 
 
-def answered(problems, base, adapter, full, seed=0):
+def answered(problems, base, lora, full, seed=0):
     """Right answers to problems of unequal difficulty, so that the three agree more often than by chance."""
     generator = np.random.default_rng(seed)
     difficulty = 0.7 * generator.random(problems)
     alone = 0.3 * generator.random((3, problems))
     return [
-        (difficulty + own < 0.85 * chance).astype(float)
-        for own, chance in zip(alone, (base, adapter, full), strict=True)
+        (difficulty + own < 0.85 * chance).astype(float) for own, chance in zip(alone, (base, lora, full), strict=True)
     ]
 
 
 def test_a_model_that_is_the_full_one_recovers_all_and_one_that_is_the_base_nothing():
-    base, adapter, full = answered(200, 0.2, 0.6, 0.8)
+    base, lora, full = answered(200, 0.2, 0.6, 0.8)
     assert recovery(base, full, full).share == pytest.approx((1, 1, 1))
     assert recovery(base, base, full).share == pytest.approx((0, 0, 0))
-    share = recovery(base, adapter, full).share
-    assert share.value == pytest.approx((adapter.mean() - base.mean()) / (full.mean() - base.mean()))
+    share = recovery(base, lora, full).share
+    assert share.value == pytest.approx((lora.mean() - base.mean()) / (full.mean() - base.mean()))
     assert share.low < share.value < share.high
 
 
@@ -51,11 +50,11 @@ def test_the_order_of_the_problems_changes_nothing():
 
 
 def test_seen_from_the_other_end_the_share_is_what_was_left_and_a_unit_changes_nothing():
-    base, adapter, full = answered(400, 0.2, 0.6, 0.8)
-    there, back = recovery(base, adapter, full), recovery(full, adapter, base)
+    base, lora, full = answered(400, 0.2, 0.6, 0.8)
+    there, back = recovery(base, lora, full), recovery(full, lora, base)
     assert back.share.value == pytest.approx(1 - there.share.value) and back.change == pytest.approx(-there.change)
     assert back.share[1:] == pytest.approx((1 - there.share.high, 1 - there.share.low), abs=0.02)  # of other draws
-    scaled = recovery(*(7 * values + 3 for values in (base, adapter, full)))
+    scaled = recovery(*(7 * values + 3 for values in (base, lora, full)))
     assert scaled.share == pytest.approx(there.share)
 
 
@@ -67,8 +66,8 @@ def planted_shares(draw, truth, studies=1000):
 
 def test_the_interval_of_right_answers_holds_the_truth_in_95_of_100_studies():
     """Expectations by a large sample; 1,000 studies have a standard error of 0.7 points."""
-    base, adapter, full = (values.mean() for values in answered(1_000_000, 0.2, 0.6, 0.8, seed=9))
-    held, *missed = planted_shares(functools.partial(answered, 150, 0.2, 0.6, 0.8), (adapter - base) / (full - base))
+    base, lora, full = (values.mean() for values in answered(1_000_000, 0.2, 0.6, 0.8, seed=9))
+    held, *missed = planted_shares(functools.partial(answered, 150, 0.2, 0.6, 0.8), (lora - base) / (full - base))
     assert 0.925 < held < 0.97 and max(missed) < 0.05
 
 
@@ -83,10 +82,10 @@ def test_the_interval_of_skewed_lengths_holds_the_truth_in_95_of_100_studies():
 
 
 def test_where_the_change_is_not_told_from_none_there_is_no_share_but_a_count():
-    base, adapter, full = answered(40, 0.5, 0.52, 0.55, seed=3)
-    found = recovery(base, adapter, full)
+    base, lora, full = answered(40, 0.5, 0.52, 0.55, seed=3)
+    found = recovery(base, lora, full)
     assert found.share is None and 50 < found.gone < 1950 and found.draws == 2000
-    assert recovery(base, adapter, base) == (None, 0.0, 2000, 2000)
+    assert recovery(base, lora, base) == (None, 0.0, 2000, 2000)
 
 
 def test_there_is_a_share_exactly_while_fewer_draws_lose_the_change_than_lie_in_a_tail():
@@ -115,8 +114,8 @@ def test_values_that_do_not_belong_together_are_refused(values, given, message):
 
 # -- three models whose right answers are planted --------------------------------------------------------------------
 
-SOLVED = {"base": 20, "adapter": 56, "full": 80}  # of the first so many of 100 problems
-HESITATIONS = {"base": 0, "adapter": 1, "full": 2}
+SOLVED = {"base": 20, "lora": 56, "full": 80}  # of the first so many of 100 problems
+HESITATIONS = {"base": 0, "lora": 1, "full": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +137,9 @@ class Planted:
             yield place, Response(tokenizer(said, add_special_tokens=False)["input_ids"], said, True, False)
 
 
+ALL = {"problems": None, "resamples": 2000}
+
+
 def problems(count=100, base="Solve: {question}"):
     rows = [{"question": f"Anna has {n} eggs. How many eggs?", "answer": str(n)} for n in range(count)]
     prompts = {"base": base, "tuned": "{question}"}
@@ -154,9 +156,9 @@ def trio(tmp_path_factory, tokenizer):
 
 
 def measured(trio, *, solved=SOLVED, log=None, folder=None, full="full", **given):
-    pair = ModelPair(trio["base"], trio["adapter"]).load()
+    pair = ModelPair(trio["base"], trio["lora"]).load()
     text = Text(functools.partial(language.mixture, 1, {"trace": 1.0}), held_out=language.is_held_out, context=256)
-    settings = {"tasks": {"eggs": problems()}, "full": trio[full], "decoding": Decoding(tokens=64), **given}
+    settings = {"tasks": {"eggs": problems()}, "full": trio[full], "decoding": Decoding(tokens=64), **ALL, **given}
     asked = Recovery(engine=Planted(solved, [] if log is None else log), **settings)
     found = parted(asked.run(Given(pair, text, 100, folder=folder)))
     assert sorted(pair.models) == [BASE, TUNED]  # as it was given
@@ -166,18 +168,18 @@ def measured(trio, *, solved=SOLVED, log=None, folder=None, full="full", **given
 def test_what_was_planted_is_recovered_and_every_finding_says_how_the_base_was_asked(trio):
     findings, tables, notes = measured(trio)
     assert {who: findings[f"recovery/eggs/accuracy/{who}"].value for who in SOLVED} == {
-        "base": 0.2, "adapter": 0.56, "full": 0.8
+        "base": 0.2, "lora": 0.56, "full": 0.8
     }  # fmt: skip
     share = findings["recovery/eggs/recovered"]
     assert share.value == pytest.approx(0.6) and 0.45 < share.low < 0.55 < 0.65 < share.high < 0.75
     for finding in findings.values():
-        assert "base was asked 'Solve: {question}', adapter and full '{question}'" in finding.meaning
-    assert "base 20.0%, adapter 56.0%, full 80.0%" in share.meaning and "100 problems" in share.meaning
+        assert "base was asked 'Solve: {question}', lora and full '{question}'" in finding.meaning
+    assert "base 20.0%, lora 56.0%, full 80.0%" in share.meaning and "100 problems" in share.meaning
     assert findings["recovery/eggs/hesitations/recovered"][1:4] == pytest.approx((0.5, 0.5, 0.5))
     assert findings["recovery/eggs/tokens/recovered"].value == pytest.approx(0.5, abs=0.02) and not notes
     rows = by_condition(tables["recovery_conditions"])
     assert [(who, row["role"], row["reference"]) for who, row in rows.items()] == [
-        ("base", "base", None), ("adapter", "tuned", "base"), ("full", "full", "base")
+        ("base", "base", None), ("lora", "tuned", "base"), ("full", "full", "base")
     ]  # fmt: skip
     assert tables["recovery"]["recovered"][0] == share.value and len(tables["recovery_outputs"]["response"]) == 300
 
@@ -185,9 +187,11 @@ def test_what_was_planted_is_recovered_and_every_finding_says_how_the_base_was_a
 def test_the_page_has_the_three_models_and_their_responses_beside_each_other(trio):
     tables = measured(trio, tasks={"eggs": problems(10), "more": problems(5)})[1]
     shown, packed = behaviour({name: pyarrow.table(columns) for name, columns in tables.items()})
-    assert [block["columns"]["title"] for block in shown["conditions"]] == [["base", "adapter", "full fine-tuning"]] * 2
+    assert [figure["columns"]["condition"] for figure in shown["conditions"]] == [
+        ["base", "LoRA", "full fine-tuning"]
+    ] * 2
     assert [one["role"] for one in shown["outputs"][0]["conditions"]] == ["base", "tuned", "full"]
-    assert set(packed["outputs-1-0"]["of"]) == set(SOLVED) and shown["recovered"]["task"] == ["eggs"] * 3 + ["more"] * 3
+    assert set(packed["outputs-1-0"]["of"]) == set(SOLVED)
 
 
 def test_a_task_may_ask_the_base_otherwise_and_has_a_share_of_its_own(trio):
@@ -226,12 +230,12 @@ def test_of_the_full_model_alone_the_weights_are_there_while_it_writes(trio, mon
     measured(trio, log=log, tasks={"eggs": problems(4), "more": problems(3)})
     assert moved == [[BASE, TUNED]]
     assert [(who, models) for who, _, models in log] == [
-        *[("full", [TUNED])] * 2, *[(who, [BASE, TUNED]) for who in ("base", "adapter")] * 2
+        *[("full", [TUNED])] * 2, *[(who, [BASE, TUNED]) for who in ("base", "lora")] * 2
     ]  # fmt: skip
 
 
 def test_weights_that_are_set_aside_wait_on_the_host_and_come_back_even_after_an_error(trio, monkeypatch):
-    pair = ModelPair(trio["base"], trio["adapter"]).load()
+    pair = ModelPair(trio["base"], trio["lora"]).load()
     visited = []
 
     def to(role, device):
@@ -249,7 +253,7 @@ def test_weights_that_are_set_aside_wait_on_the_host_and_come_back_even_after_an
 def test_an_evaluation_that_goes_on_asks_only_what_is_missing(trio, tmp_path):
     log = []
     whole = measured(trio, log=log, folder=tmp_path)
-    assert [(who, count) for who, count, _ in log] == [("full", 100), ("base", 100), ("adapter", 100)]
+    assert [(who, count) for who, count, _ in log] == [("full", 100), ("base", 100), ("lora", 100)]
     log.clear()
     assert measured(trio, log=log, folder=tmp_path) == whole and log == []
     file = next(path for path in (tmp_path / "outputs").iterdir() if path.read_text().count("Wait") == 200)
@@ -257,8 +261,8 @@ def test_an_evaluation_that_goes_on_asks_only_what_is_missing(trio, tmp_path):
     assert measured(trio, log=log, folder=tmp_path) == whole
     assert [(who, count) for who, count, _ in log] == [("full", 30)]
     log.clear()
-    findings, _, notes = measured(trio, log=log, folder=tmp_path, full="adapter")
-    assert log == []  # the adapter's own responses are kept
+    findings, _, notes = measured(trio, log=log, folder=tmp_path, full="lora")
+    assert log == []  # the LoRA's own responses are kept
     assert findings["recovery/eggs/recovered"].value == 1 and "is the pair's tuned model itself" in notes[0]
     assert all(json.loads(line)["key"] for line in file.read_text().splitlines())
 
@@ -294,6 +298,7 @@ def test_on_the_embedded_pair_a_model_recovers_all_of_itself_however_the_base_is
         full=ModelSource("pkg://tunediff.toy/weights/tuned"),  # bfloat16, unless the pair's own dtype is taken
         decoding=Decoding(tokens=192),
         engine=Batched(64),
+        **ALL,
     )
     findings, tables, _ = parted(evaluation.run(Given(pair, text, 100)))
     for name in tasks:

@@ -13,8 +13,10 @@ import torch
 
 from browser import in_browser
 from tunediff import folders
+from tunediff.evaluations.pair import layer_divergence
 from tunediff.measures.matching import partners
 from tunediff.report import in_words, line_of, members_under, write_comparison, write_report
+from tunediff.report.headline import columns_of
 from tunediff.shapes import Table
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
@@ -77,6 +79,8 @@ def make_run(folder, *, tables=ALL):
     }  # fmt: skip
     for name in tables:
         pyarrow.parquet.write_table(pyarrow.table(content[name]), folder / "tables" / f"{name}.parquet")
+    if "layers" in tables:
+        folders.write_findings(folder, layer_divergence.figures(content["layers"]), {"identity": "abc", "study": study})
     return write_report(folder)
 
 
@@ -449,11 +453,32 @@ def test_directions_of_adapters_are_shown_where_there_is_no_table_of_latents(tmp
 
 
 def test_the_line_of_a_run_names_a_measure_once_and_never_leaves_it_out():
-    def line(*names):
-        return line_of({name: {"value": 0.5} for name in names})
+    def line(*words):
+        return line_of({f"any/{n}": {"value": 0.5, "line": word} for n, word in enumerate(words)})
 
-    variance, recovered = "fidelity/explained_variance", "fidelity/ce_recovered"
-    assert line(f"{variance}/base", f"{variance}/tuned") == "explained variance base 0.5, tuned 0.5"
-    assert line(f"{variance}/tuned", f"{recovered}/tuned") == "explained variance tuned 0.5, CE recovered tuned 0.5"
-    bits = [f"tokenizers/bits_per_byte/{role}/shared" for role in ("base", "tuned")]
-    assert line(*bits) == "bits per byte base 0.5, tuned 0.5"
+    variance, recovered = "explained variance", "CE recovered"
+    assert line(f"{variance} base", "L0", f"{variance} tuned") == "explained variance base 0.5, tuned 0.5, L0 0.5"
+    assert line(f"{variance} tuned", f"{recovered} tuned") == "explained variance tuned 0.5, CE recovered tuned 0.5"
+    assert (
+        line("largest", "at layer", "", "smallest", "at layer")
+        == "largest 0.5, at layer 0.5, smallest 0.5, at layer 0.5"
+    )
+    assert line_of({"any/a": {"value": None, "line": "a"}, "any/b": {"value": 1}}) == ""
+
+
+def test_one_of_both_models_is_a_column_only_where_somebody_has_none_of_each():
+    heads = {"ev/pooled": "EV", "l0": "L0", "ev/base": "EV base", "ev/tuned": "EV tuned", "ce/base": "CE base"}
+
+    def member(*names):
+        return {"columns": {name: heads[name] for name in names}, "metrics": {name: [0.5] for name in names}}
+
+    whole = member(*heads)
+    assert list(columns_of([whole]).values()) == ["L0", "EV base", "EV tuned", "CE base"]
+    assert list(columns_of([whole, member("ev/pooled", "l0")]).values()) == [
+        "EV",
+        "L0",
+        "EV base",
+        "EV tuned",
+        "CE base",
+    ]
+    assert columns_of([member("ev/pooled")]) == {"ev/pooled": "EV"} and columns_of([member()]) == {}

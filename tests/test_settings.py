@@ -17,10 +17,21 @@ from tunediff.models import ModelSource
 from tunediff.schedules import Length
 from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
 from tunediff.shapes import Refused, Stream
+from tunediff.study.described import dictionary_name
+from tunediff.study.estimate import cost_of
 from tunediff.study.finetune import FINE_TUNE
-from tunediff.study.parts import STUDY, build_dictionary, check_reads, evaluations_of, inside, learns
-from tunediff.study.trainer import make_trainer
-from tunediff.sweep.launch import study
+from tunediff.study.parts import (
+    STUDY,
+    build_dictionary,
+    build_learner,
+    evaluations_of,
+    inside,
+    learns,
+    streams_of,
+)
+from tunediff.study.run import Run
+from tunediff.study.train import study
+from tunediff.study.trainer import make_trainer, shares_out_layers
 from tunediff.training import Learner, Recipe, TranscoderLearner
 
 CONF = ROOT / "conf"
@@ -138,6 +149,29 @@ def test_a_file_anywhere_is_an_option_of_its_group(tmp_path, monkeypatch):
     assert composed(f"model_pair={swept.partition(',')[2]}").model_pair == composed("model_pair=toy_self").model_pair
     with pytest.raises(Refused, match="missing.yaml: there is no such file"):
         with_files(["model_pair=missing.yaml"], CONF)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("evaluation={file}", ["entropy"]),
+        ("evaluation=[{file}]", ["entropy"]),
+        ("evaluation=[fidelity,{file}]", ["fidelity", "entropy"]),
+        ("evaluation=[ '{file}' , geometry]", ["entropy", "geometry"]),
+        ('evaluation=[geometry,"{odd}",fidelity]', ["geometry", "odd", "fidelity"]),
+    ],
+)
+def test_a_file_in_a_list_of_options_is_one_of_them(tmp_path, words, names):
+    files = {"file": tmp_path / "entropy.yaml", "odd": tmp_path / "it's a folder" / "odd, 3=x.yaml"}
+    for name, file in zip(("entropy", "odd"), files.values(), strict=True):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{name}: {{_target_: tunediff.evaluations.Fidelity, resamples: 7}}")
+    given = with_files([words.format(**files)], CONF)
+    for verb in ("train", "evaluate"):
+        check_command_line([*given, "run=x"] if verb == "evaluate" else given, CONF, verb)
+        cfg = composed(*given, name=verb)
+        built = evaluations_of(cfg.evaluation, learns=True)
+        assert list(built) == names and next(built[n] for n in names if n in ("entropy", "odd")).resamples == 7
 
 
 def refused(*arguments, verb="train"):
@@ -303,7 +337,7 @@ def test_models_that_stand_beside_a_pair_are_read_by_what_stands_in_them(words):
     reads, *dictionary = words
     cfg = composed(f"dictionary.{reads}", *(f"dictionary={name}" for name in dictionary))
     with pytest.raises(Refused, match=f"dictionary.{reads}: hybrid and adapter stand beside a pair"):
-        check_reads(cfg)
+        streams_of(cfg, build(cfg.model_pair))
 
 
 def test_a_precision_that_the_device_lacks_or_that_rounds_the_weights_is_refused(tmp_path):
@@ -325,6 +359,24 @@ def test_every_option_of_dictionary_says_only_how_it_differs():
             continue
         for key, value in OmegaConf.load(path).items():
             assert key not in given or given[key] != value, f"{path.name}: {key}"
+
+
+def test_every_evaluation_of_behaviour_says_only_how_it_differs_and_takes_the_settings_they_share():
+    shared = OmegaConf.to_container(OmegaConf.load(CONF / "evaluation" / "defaults" / "behaviour.yaml"))
+    own = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF / "evaluation").glob("*.yaml")}
+    sharing = {name: options[name] for name, options in own.items() if "defaults" in options}
+    assert len(sharing) == 9
+    for name, options in sharing.items():
+        assert own[name]["defaults"] == [f"defaults/behaviour@{name}", "_self_"]
+        assert not [key for key in options if options[key] == shared.get(key, Ellipsis)], name
+    cfg = composed(f"evaluation=[{','.join(sharing)}]", *(f"evaluation.{name}.decoding.tokens=7" for name in sharing))
+    check(cfg, STUDY)
+    assert {cfg.evaluation[name].decoding.tokens for name in sharing} == {7}
+    for key, value in (("problems", "many"), ("tasks", 3), ("hesitations", "wait")):
+        for name in sharing:
+            wrong = composed(f"evaluation={name}", f"evaluation.{name}.{key}={value}")
+            with pytest.raises(Refused, match=f"evaluation.{name}.{key}"):
+                check(wrong, STUDY)
 
 
 def test_every_dictionary_is_told_of_in_the_readme():
@@ -361,6 +413,49 @@ def test_a_word_where_an_object_belongs_is_refused_with_the_way_to_name_one():
         Refused, match=r"gate='thinking' is no Gate: name its class, evaluation.ablation.gate._target_="
     ):
         check(cfg, STUDY)
+
+
+def test_a_class_from_elsewhere_is_taken_for_what_it_inherits_from(tmp_path, monkeypatch):
+    (tmp_path / "outside.py").write_text(
+        "from tunediff import dictionary\n"
+        "from tunediff.training import Shards\n"
+        "class Gated(dictionary.TranscoderAdapter): pass\n"
+        "class TranscoderAdapter(dictionary.Crosscoder): pass\n"
+        "class Parted(Shards): pass\n"
+        "class OfShards: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def mine(*words):
+        cfg = composed("scale=smoke", "trust=[outside]", *words)
+        check(cfg, STUDY)
+        return cfg
+
+    adapter = mine("dictionary=transcoder_adapter", "dictionary._target_=outside.Gated")
+    streams = [Stream("adapter", "mlp_in", n, 16) for n in range(3)]
+    learner, _ = build_learner(adapter, streams)
+    assert inside(adapter) and isinstance(learner, TranscoderLearner)
+    assert dictionary_name(adapter) == dictionary_name(composed("dictionary=transcoder_adapter"))
+    crosscoder = mine("dictionary._target_=outside.TranscoderAdapter")
+    assert not inside(crosscoder) and isinstance(build_learner(crosscoder, STREAMS)[0], Learner)
+    for cfg, activations in ((adapter, "live"), (crosscoder, "sequences")):
+        cfg.activations = composed(f"activations={activations}").activations
+        with pytest.raises(Refused, match="activations"):
+            build_learner(cfg, streams)
+    parted = mine("trainer=fsdp", "trainer.strategy._target_=outside.Parted")
+    other = mine("trainer=fsdp", "trainer.strategy._target_=outside.OfShards")
+    assert shares_out_layers(parted) and not shares_out_layers(other)
+
+
+def test_rows_that_statistics_are_fitted_on_are_in_the_estimate(tmp_path):
+    def cost(*words):
+        cfg = composed("scale=smoke", "activations=stored", *words)
+        run, pair = Run(cfg, tmp_path), build(cfg.model_pair)
+        run.build(pair, weights=False)
+        return cost_of([run], pair)
+
+    few, many = cost(), cost("activations.fit_tokens=1000000")
+    assert many.disk > 2 * few.disk and many.flops > 2 * few.flops
 
 
 # -- every guard is called ------------------------------------------------------------------------------------------------

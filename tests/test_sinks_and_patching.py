@@ -12,7 +12,20 @@ from tunediff.evaluations import AttentionSinks, Given, KLPatching, Trained
 from tunediff.evaluations.pair.attention_sinks import GROUPS, Sums, measured, sentence_starts, summed, watch
 from tunediff.evaluations.reading.kl_patching import places, replacements
 from tunediff.hookpoints import Point, attending, writing
-from tunediff.shapes import BASE, DIFFERENCE, ROLES, SEGMENTS, TUNED, Finding, Note, Refused, Rows, Stream, Table
+from tunediff.shapes import (
+    BASE,
+    DIFFERENCE,
+    ROLES,
+    SEGMENTS,
+    TUNED,
+    Figure,
+    Finding,
+    Note,
+    Refused,
+    Rows,
+    Stream,
+    Table,
+)
 from tunediff.text import Text, encode
 from tunediff.toy import language
 
@@ -33,6 +46,8 @@ def text_of(kind="trace", *, rows=150):
 def evaluated(evaluation, pair, dictionary=None, *, text=None, tokens_per_batch=1024):
     given = Given(pair, text or text_of(), 10**6, tokens_per_batch)
     found = list(evaluation.run(given if dictionary is None else given.reading(dictionary)))
+    for figure in (item for item in found if isinstance(item, Figure)):
+        figure.check()
     findings = {f.name: f for f in found if isinstance(f, Finding)}
     tables = {t.name: t.columns for t in found if isinstance(t, Table)}
     return findings, tables, [n.text for n in found if isinstance(n, Note)]

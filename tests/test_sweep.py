@@ -19,13 +19,15 @@ from omegaconf import open_dict
 from conftest import ROOT
 from test_study import call, findings
 from tunediff import folders
+from tunediff.dictionary import save_dictionary
 from tunediff.settings import stream_key
 from tunediff.shapes import Refused
 from tunediff.study.run import Run
-from tunediff.study.train import train
-from tunediff.sweep.launch import launch, study
-from tunediff.sweep.plan import groups_of, members_in
-from tunediff.sweep.work import work
+from tunediff.study.train import study, train
+from tunediff.study.work import work
+from tunediff.sweep.launch import launch
+from tunediff.sweep.local import Local
+from tunediff.sweep.plan import Member, Standing, groups_of, members_in
 
 SMALL = ["scale=smoke", "trainer=cpu", "evaluation=none"]  # `words` that follow have the last word
 
@@ -129,7 +131,7 @@ def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit
     killed_at(tmp_path / "cut", measured, 17, monkeypatch, SystemExit(9))
     runs = [Run(composed(*words), tmp_path / "cut" / str(n)) for n, words in enumerate(measured)]
     with monkeypatch.context() as m:
-        m.setattr(Run, "finish", lambda run, *_: run.learner.dictionary.save(run.folder / "dictionary", {}))
+        m.setattr(Run, "finish", lambda run, *_: save_dictionary(run.learner.dictionary, run.folder / "dictionary", {}))
         train(runs, tmp_path / "cut" / "checkpoints")
     for one, again in zip(whole, runs, strict=True):
         assert weights(one) == weights(again) and one.learner.history == again.learner.history, one.cfg.dictionary
@@ -370,7 +372,7 @@ def until_free(sweep):
 # -- the launcher ----------------------------------------------------------------------------------------------------
 
 
-def launched(folder, *axes, words=(), where="local", **settings):
+def launched(folder, *axes, words=()):
     """A sweep as Hydra hands it to the launcher: the product of the axes, `words` in common."""
     overrides = [[*SMALL, *words, *choice] for choice in itertools.product(*axes)]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
@@ -380,7 +382,7 @@ def launched(folder, *axes, words=(), where="local", **settings):
         def compose(_, own):
             return hydra.compose("train", own, return_hydra_config=True)
 
-        return launch(config, compose, overrides, where=where, settings=settings or {"parallel": None})
+        return launch(config, compose, overrides, Local(parallel=None))
 
 
 def refused(*arguments, **options):
@@ -409,6 +411,13 @@ def test_the_same_line_again_trains_nothing_and_says_what_differs_in_another(tmp
     folders.say(run, identity="another")
     launched(tmp_path, ["layer=1", "layer=2"], words=[*fixed, "dry_run=true"])
     assert "2 members, 1 to run" in capfd.readouterr().out
+
+
+def test_what_is_done_with_a_member_hangs_on_how_it_stands_and_not_on_words(tmp_path):
+    for standing in Standing:
+        member = Member(Run(composed(), tmp_path), [], standing, "finished, running elsewhere")
+        assert member.is_left is (standing not in (Standing.FINISHED, Standing.QUEUED, Standing.ELSEWHERE))
+        assert ("running elsewhere" in member.status) is (standing is Standing.ELSEWHERE or "{}" in standing.value)
 
 
 def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(tmp_path, capfd):
@@ -450,7 +459,7 @@ MEMBERS = [["layer=1", "layer=2"], ["seed=0", "seed=1"]]
 def test_three_kills_lose_nothing_and_double_nothing(tmp_path, capfd):
     """SIGKILL at random moments of one packed sweep, started again each time; at last the line is typed again."""
     spawn = multiprocessing.get_context("forkserver")
-    spawn.set_forkserver_preload(["tunediff.sweep.work", "pandas", "pyarrow.dataset"])
+    spawn.set_forkserver_preload(["tunediff.study.work", "pandas", "pyarrow.dataset"])
     launched(tmp_path / "whole", *MEMBERS, words=KILLED)
     folder, draw = tmp_path / "killed", torch.Generator().manual_seed(0)
     members = members_in(folder, [(words, composed(*KILLED, *words)) for words in itertools.product(*MEMBERS)])

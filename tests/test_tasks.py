@@ -8,13 +8,13 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
+import toy_pair
 from conftest import ROOT
 from tunediff.benchmarks import ManyNumbers, Problem, Task, TaskError
 from tunediff.settings import build, check, check_command_line, identity, line, plain
 from tunediff.shapes import Refused
 from tunediff.study.parts import STUDY, read_config, write_config
 from tunediff.text import TextError
-from tunediff.toy import build as toy
 from tunediff.toy import language
 
 CONF = ROOT / "conf"
@@ -107,7 +107,7 @@ def test_several_tasks_stand_side_by_side_and_an_evaluation_takes_them_all():
 
 def test_the_toy_problems_are_those_of_the_card():
     made = option("toy")
-    expected = toy.held_out_problems(500, 0)
+    expected = toy_pair.held_out_problems(500, 0)
     found = made.problems()
     assert [(p.question, p.gold) for p in found] == [(p.text, str(p.answer)) for p in expected]
     assert all(language.is_held_out(p.question) for p in found)

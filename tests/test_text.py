@@ -9,9 +9,10 @@ import pyarrow.parquet
 import pytest
 import torch
 
+import toy_pair
 from tunediff.shapes import SEGMENTS
 from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render, spelling
-from tunediff.toy import build, language
+from tunediff.toy import language
 
 ROWS = list(itertools.islice(language.rows(0, "trace"), 200))
 
@@ -35,7 +36,7 @@ def test_segments_cover_the_text_and_name_its_parts(tokenizer):
 
 def test_a_toy_row_is_rendered_as_the_models_were_trained(tokenizer):
     for row in itertools.chain(ROWS[:20], itertools.islice(language.rows(0, "direct"), 20)):
-        assert render(row, tokenizer).text == "".join(build.render(row, tokenizer))
+        assert render(row, tokenizer).text == "".join(toy_pair.render(row, tokenizer))
 
 
 def test_a_template_that_opens_the_thinking_is_not_opened_twice(tokenizer, monkeypatch):

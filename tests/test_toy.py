@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+import toy_pair
 from tunediff import toy
-from tunediff.toy import build, language
+from tunediff.toy import language
 
 WEIGHTS = Path(toy.__file__).parent / "weights"
 EQUATION = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
@@ -74,7 +75,7 @@ def test_rows_are_the_same_for_the_same_seed_and_others_for_another():
 
 
 def test_no_held_out_problem_is_trained_on():
-    rows = itertools.islice(build.training_rows({**build.BASE_MIXTURE, "trace": 0.5}, 0), 5000)
+    rows = itertools.islice(toy_pair.training_rows({**toy_pair.BASE_MIXTURE, "trace": 0.5}, 0), 5000)
     assert not any(language.is_held_out(row["prompt"]) for row in rows if "prompt" in row)
     assert 0.05 < sum(language.is_held_out(row["prompt"]) for row in some("trace", 2000)) / 2000 < 0.15
     asked = some("steps", 1)[0]["prompt"]
@@ -94,13 +95,13 @@ def test_the_tokenizer_loses_nothing_and_keeps_markers_and_digits_whole():
 
 def test_a_smoke_build_runs_and_is_deterministic(tmp_path, capsys):
     for name in ("first", "second"):
-        build.build(tmp_path / name, smoke=True)
+        toy_pair.build(tmp_path / name, smoke=True)
     for model in ("base", "tuned"):
         pair = [tmp_path / name / model / "model.safetensors" for name in ("first", "second")]
         assert filecmp.cmp(*pair, shallow=False)
     assert "Wilson" in (tmp_path / "first" / "README.md").read_text()
-    build.torch.use_deterministic_algorithms(False)
-    build.torch.set_num_threads(2)
+    toy_pair.torch.use_deterministic_algorithms(False)
+    toy_pair.torch.set_num_threads(2)
 
 
 def test_the_card_keeps_its_promises():
@@ -115,9 +116,9 @@ def test_the_card_keeps_its_promises():
 
 def test_the_shipped_models_do_what_the_card_says():
     tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "base")
-    problems = build.held_out_problems(60, seed=9)
+    problems = toy_pair.held_out_problems(60, seed=9)
     measured = {
-        role: build.measure(Qwen2ForCausalLM.from_pretrained(WEIGHTS / role).float().eval(), tokenizer, problems)
+        role: toy_pair.measure(Qwen2ForCausalLM.from_pretrained(WEIGHTS / role).float().eval(), tokenizer, problems)
         for role in ("base", "tuned")
     }
     assert measured["base"]["accuracy"] < 0.4 < 0.85 < measured["tuned"]["accuracy"]
@@ -125,5 +126,5 @@ def test_the_shipped_models_do_what_the_card_says():
 
 
 def test_wilson_intervals_are_those_of_the_textbook():
-    low, high = build.wilson(22, 50)  # 44 % of 50
+    low, high = toy_pair.wilson(22, 50)  # 44 % of 50
     assert (round(low, 3), round(high, 3)) == (0.312, 0.577)

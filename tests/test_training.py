@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunediff.activations import ShuffledRows
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, JumpReLU, Linear, Normalisation, Partition, TopK
-from tunediff.objectives import Reconstruction
+from tunediff.objectives import AuxK, Reconstruction
 from tunediff.schedules import Anneal, Constant, Length, Warmup, WarmupCooldown, WarmupCosine
 from tunediff.shapes import Refused, Rows, Stream
 from tunediff.training import DictionaryTraining, Learner, Resampling
@@ -49,7 +49,7 @@ def made(sparsity, **settings):
 
 def member(sparsity, *, sparse_codes=None, dead_after=5_000, **settings):
     schedules = {"l1_schedule": Constant(), "learning_rate_schedule": WarmupCooldown(0.05, 0.2)}
-    objective = Reconstruction(dead_after=dead_after)
+    objective = Reconstruction(terms={"auxk": AuxK(1 / 32)}, dead_after=dead_after)
     dictionary = made(sparsity, sparse_codes=sparse_codes)
     return Learner("m", dictionary, objective, **{**schedules, "learning_rate": 5e-3, **settings})
 
@@ -140,7 +140,7 @@ def test_an_exploding_loss_stops_with_the_step():
 
 
 def test_an_l1_schedule_without_a_penalty_is_refused():
-    with pytest.raises(Refused, match=r"l1_schedule is Warmup\(warmup=0.1\), but BatchTopK has no penalty"):
+    with pytest.raises(Refused, match=r"l1_schedule is Warmup\(warmup=0.1\), but the dictionary has no penalty"):
         member(BatchTopK(2), l1_schedule=Warmup(0.1))
 
 
@@ -188,20 +188,20 @@ def test_every_schedule_acts_on_its_own_setting():
     half = Anneal(0.5, 1.0)
     parts = Partition(tied=0.5, free=0.5, tied_penalty=0.2, tied_penalty_schedule=half)
     dictionary = made(L1(1.0), partition=parts)
-    objective = Reconstruction(aux_schedule=half)
+    objective = Reconstruction(terms={"auxk": AuxK(1 / 32, half)})
     one = Learner("m", dictionary, objective, l1_schedule=half, learning_rate_schedule=half, learning_rate=8.0)
-    assert one.settings(0, Length(10, 64)) == {"learning_rate": 4.0, "l1": 0.5, "aux": 0.5, "tied_penalty": 0.1}
+    assert one.settings(0, Length(10, 64)) == {"learning_rate": 4.0, "l1": 0.5, "auxk": 0.5, "tied_penalty": 0.1}
     sparsity = BatchTopK(2, k_schedule=Anneal(3.0, 1.0))
     other = Learner("m", made(sparsity), objective, l1_schedule=Constant(), learning_rate_schedule=Constant())
-    assert other.settings(0, Length(10, 64)) == {"learning_rate": 1e-3, "k": 6.0, "aux": 0.5}
-    assert set(other.schedules()) >= {"dictionary.sparsity.k_schedule", "dictionary.objective.aux_schedule"}
+    assert other.settings(0, Length(10, 64)) == {"learning_rate": 1e-3, "k": 6.0, "auxk": 0.5}
+    assert set(other.schedules()) >= {"dictionary.sparsity.k_schedule", "dictionary.objective.terms.auxk.schedule"}
     x = next(Planted())
 
     def terms(settings):
         return objective(dictionary, x, dead=torch.arange(8), settings=settings).terms
 
-    whole = terms({"l1": 1.0, "tied_penalty": 1.0, "aux": 1.0})
-    part = terms({"l1": 0.5, "tied_penalty": 1.0, "aux": 0.25})
+    whole = terms({"l1": 1.0, "tied_penalty": 1.0, "auxk": 1.0})
+    part = terms({"l1": 0.5, "tied_penalty": 1.0, "auxk": 0.25})
     assert torch.allclose(part["l1"], 0.5 * whole["l1"]) and whole["l1"] > 0
     assert torch.allclose(part["auxk"], 0.25 * whole["auxk"]) and whole["auxk"] > 0
 
@@ -226,8 +226,12 @@ def test_mixed_precision_keeps_weights_losses_statistics_and_thresholds_in_float
     dictionary = trained.dictionary
     assert {value.dtype for value in dictionary.state_dict().values()} == {torch.float32}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = Reconstruction()(dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS)
-    full = Reconstruction()(dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS)
+        low = Reconstruction(terms={"auxk": AuxK(1 / 32)})(
+            dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS
+        )
+    full = Reconstruction(terms={"auxk": AuxK(1 / 32)})(
+        dictionary, next(Planted()), dead=torch.arange(4), settings=SETTINGS
+    )
     assert {value.dtype for value in (low.total, low.error, *low.terms.values())} == {torch.float32}
     assert torch.allclose(low.total, full.total, rtol=0.02) and not torch.equal(low.total, full.total)
 
@@ -314,7 +318,7 @@ def test_dead_latents_are_resampled_when_it_is_due_and_only_then():
     steps = [step for step in range(100) if Resampling(every=0.1, until="45 steps").due(step, Length(100, 64))]
     assert steps == [10, 20, 30, 40]
     with pytest.raises(Refused, match="resampling.every=0.001 is less than a step"):
-        Resampling(every=0.001).check(Length(100, 64))
+        Resampling(every=0.001).check(Length(100, 64), made(L1(1.0)))
     without, with_it = (member(L1(3.0), resampling=r, dead_after=300) for r in (None, Resampling(every=0.1, until=0.8)))
     for one in (without, with_it):
         fit([one], steps=200)

@@ -24,15 +24,14 @@ from tunediff.objectives import Distillation
 from tunediff.objectives.distillation import real_tokens
 from tunediff.schedules import Constant, Length, Warmup, WarmupCosine
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Refused, Rows, Stream
-from tunediff.study.train import adapt
-from tunediff.sweep.launch import study
+from tunediff.study.train import adapt, study
 from tunediff.text import Batches, Example
 from tunediff.text.examples import collated
 from tunediff.training import (
-    FineTuningCheckpoints,
+    Checkpoints,
     TranscoderLearner,
     latest_checkpoint,
-    load_state,
+    load_checkpoint,
     process_environment,
 )
 from tunediff.training.memory import adapter_memory, adapter_parameters
@@ -349,11 +348,11 @@ class Stopped(lightning.Callback):
 @pytest.mark.parametrize("sparsity", [L1(1e-3), BatchTopK(4, k_schedule=Constant())])
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(tmp_path, sparsity):
     whole, member = taught(adapter_of(copy.deepcopy(sparsity)), held_out=batches_of(4, epochs=1))
-    saving = FineTuningCheckpoints(tmp_path, seconds=0.0, digest="d", name="m")
+    saving = Checkpoints(tmp_path, seconds=0.0, digest="d")
     with pytest.raises(ArithmeticError):
         taught(adapter_of(copy.deepcopy(sparsity)), held_out=batches_of(4, epochs=1), callbacks=[saving, Stopped(3)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000003.ckpt", "step-0000003.json"]
-    state = load_state(latest_checkpoint(tmp_path), digest="d")
+    state = load_checkpoint(latest_checkpoint(tmp_path), digest="d")
     again, other = taught(adapter_of(copy.deepcopy(sparsity), seed=8), held_out=batches_of(4, epochs=1), state=state)
     assert_equal(weights(other.dictionary), weights(member.dictionary))
     assert again.history == whole.history
@@ -400,10 +399,10 @@ def test_models_that_are_shared_out_are_held_by_nobody_else(shares_out_layers, t
     )  # fmt: skip
     settings = {"budget": SimpleNamespace(tokens=1), "dictionary": SimpleNamespace(_target_="TranscoderAdapter")}
     cfg = SimpleNamespace(**settings, seed=0, checkpoint_every=1.0)
-    run = SimpleNamespace(cfg=cfg, member=member, identity="i", loggers=[], open_loggers=lambda: None)
+    run = SimpleNamespace(cfg=cfg, learner=member, identity="i", loggers=[], open_loggers=lambda: None)
     strategy = SimpleNamespace(shares_out_layers=shares_out_layers)
     trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1, callbacks=[])
-    trainer.fit = lambda module: held.extend(pair.models)
+    trainer.fit = lambda module, **_: held.extend(pair.models)
     adapt(run, pair, SimpleNamespace(seed=0), trainer, tmp_path, resume_from=None)
     assert held == ([] if shares_out_layers else ["base", "tuned"])
 

@@ -1,7 +1,7 @@
 """The run folder: what lies in it, who writes it, and how it becomes whole.
 
-    config.yaml  identity.json  state.json  dictionary/  findings.json  tables/*.parquet  report.html  run.log  lock
-    latent_cache/ where it was asked for
+    config.yaml  identity.json  state.json  dictionary/  findings.json  figures.json  tables/*.parquet  report.html  run.log
+    lock         latent_cache/ where it was asked for
 
 The folder is the interface between commands. Every file is written to a temporary name, flushed and renamed, so a
 reader never sees half of one. `lock` is held by the one process that writes; the system lets go of it when that
@@ -24,7 +24,7 @@ import filelock
 import pyarrow
 import pyarrow.parquet
 
-from tunediff.shapes import Finding, Note, Refused, Table
+from tunediff.shapes import Figure, Finding, Note, Refused, Table
 
 FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
 INTERRUPTED, CANCELLED = "interrupted", "cancelled"
@@ -132,6 +132,12 @@ def say(folder: Path, **changes: Any) -> None:
     write_atomically(folder / "state.json", json.dumps(kept, indent=1))
 
 
+def note_end(folder: Path, status: int) -> None:
+    """The process of a run ended with this status: one that was killed could not say so itself."""
+    if state_of(folder).get("state") not in (FINISHED, FAILED):
+        say(folder, state=INTERRUPTED, error=f"its process ended with status {status}")
+
+
 def is_finished(folder: Path, identity: str) -> bool:
     """Whether this very run ended well here; its folder's name says nothing."""
     state = read_json(folder / "state.json")
@@ -143,7 +149,8 @@ def is_finished(folder: Path, identity: str) -> bool:
 
 def clear(folder: Path) -> None:
     """Takes away what an earlier study left in a folder that is used again: its findings are not this one's."""
-    for left in (folder / "findings.json", folder / "report.html", *(folder / "tables").glob("*.parquet")):
+    files = (folder / name for name in ("findings.json", "figures.json", "report.html"))
+    for left in (*files, *(folder / "tables").glob("*.parquet")):
         left.unlink(missing_ok=True)
     for name in ("latent_cache", "outputs"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -162,30 +169,57 @@ def write_table(folder: Path, table: Table) -> None:
 
 
 def write_findings(
-    folder: Path, found: Iterable[Finding | Table | Note], described: Mapping[str, Any], *, by: str | None = None
+    folder: Path,
+    found: Iterable[Finding | Table | Figure | Note],
+    described: Mapping[str, Any],
+    *,
+    by: str | None = None,
 ) -> dict[str, dict]:
-    """findings.json and tables/*.parquet. What an earlier call left stays: tables, which join their columns with those of the
-    same name, and findings and notes unless they are `by` the same."""
+    """findings.json, figures.json and tables/*.parquet. What an earlier call left stays: tables, which join their columns
+    with those of the same name, and findings, figures and notes unless they are `by` the same. Raises Refused for a
+    figure that cannot be drawn, before anything is written."""
+    found = list(found)
+    for figure in (item for item in found if isinstance(item, Figure)):
+        figure.check()
     path = folder / "findings.json"
     old = read_json(path) or {"findings": [], "notes": []}
     found_by, noted_by = old.get("found_by", {}), {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
     findings = {finding["name"]: finding for finding in old["findings"]}
     withdrawn = {name for name in findings if by is not None and found_by.get(name) == by}
     noted_by = {note: who for note, who in noted_by.items() if who is None or who != by}
+    figures = {f["name"]: f for f in figures_of(folder) if by is None or f["by"] != by}
     tables: dict[str, dict[str, list]] = {}
     for item in found:
         if isinstance(item, Finding):
-            findings[item.name], found_by[item.name] = item._asdict(), by
+            findings[item.name], found_by[item.name] = _told(item), by
             withdrawn.discard(item.name)
         elif isinstance(item, Table):
             tables[item.name] = {**tables.get(item.name, {}), **item.columns}
+        elif isinstance(item, Figure):
+            figures[item.name] = {**item._asdict(), "by": by}
         else:
             noted_by[item.text] = by
     for name, columns in tables.items():
         write_table(folder, Table(name, columns))
+    if figures or (folder / "figures.json").exists():
+        write_atomically(
+            folder / "figures.json",
+            json.dumps({"figures": list(figures.values())}, default=lambda array: array.tolist()),
+        )
     findings = {name: finding for name, finding in findings.items() if name not in withdrawn}
     found_by = {name: who for name, who in found_by.items() if name in findings}
     content = {**described, "findings": list(findings.values()), "notes": list(noted_by)}
     content |= {"found_by": found_by, "noted_by": noted_by}
     write_atomically(path, json.dumps(content, indent=1))
     return findings
+
+
+def _told(finding: Finding) -> dict[str, Any]:
+    """Its entry in findings.json: the words of the headline only where it belongs there."""
+    words = ("column", "line")
+    return {name: value for name, value in finding._asdict().items() if value or name not in words}
+
+
+def figures_of(folder: Path) -> list[dict[str, Any]]:
+    """The figures of a run as they were written, in their order, each with the evaluation that it is `by`."""
+    return read_json(folder / "figures.json").get("figures", [])

@@ -1,20 +1,61 @@
-"""Sums over the processes that train one dictionary together. With one process every function gives back what it got."""
+"""Processes that train together: how they are started, and sums over them. With one process every sum is what it was given."""
 
 from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
+def start(command: Sequence[str], *, devices: int = 1, gpu: str | None = None) -> subprocess.Popen:
+    """`python <command>` as one process, or by torchrun as one for each of `devices`. Its input is a pipe that closes when
+    this process is gone. `gpu` is the one that it sees; None leaves that as it is."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"] if devices > 1 else []
+    environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
+    return subprocess.Popen([sys.executable, *torchrun, *command], stdin=subprocess.PIPE, env=environment)
+
+
+def wait(process: subprocess.Popen) -> int:
+    """Its exit status. SIGTERM and Ctrl-C are passed on as SIGTERM, after which it saves and ends."""
+    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+    try:
+        return process.wait()
+    finally:
+        stop([process])
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop(started: Sequence[subprocess.Popen]) -> None:
+    """Asks all of them to save and end, and waits until they have; a second Ctrl-C does not wait."""
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in started:
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
 def count() -> int:
-    """How many processes share each batch."""
+    """Number of processes that share each batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this is."""
     return dist.get_rank() if count() > 1 else 0
+
+
+def meet() -> None:
+    """Waits until all of them are here."""
+    if count() > 1:
+        dist.barrier()
 
 
 def summed(values: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra.errors
 import pydantic
 import pydantic_core
 from hydra.core.hydra_config import HydraConfig
@@ -48,6 +49,9 @@ IMMATERIAL = (
     "optimized_metric",
     "task",  # counts where an evaluation names it, as ${task}
 )
+
+
+ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -101,10 +105,10 @@ def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
     placed_arguments = []
     for argument in arguments:
         group, given, value = argument.partition("=")
-        if given and value.strip("'\"]").endswith(".yaml") and (folder / group).is_dir():
+        if given and ".yaml" in value and (folder / group).is_dir():
             inside = value.removeprefix("[").removesuffix("]")
-            whole = Path(inside.strip("'\"")).expanduser().is_file()  # a name with a comma is no list
-            words = ",".join(placed(group, one) for one in ([inside] if whole else inside.split(",")))
+            whole = Path(inside.strip().strip("'\"")).expanduser().is_file()  # a name with a comma is no list
+            words = ",".join(placed(group, one) for one in ([inside] if whole else ONE_OF_A_LIST.findall(inside)))
             argument = f"{group}=[{words}]" if inside != value else f"{group}={words}"
         placed_arguments.append(argument)
     return placed_arguments
@@ -157,7 +161,7 @@ def _not_set(key: str, words: str) -> str:
 
 
 def _comment(path: Path, key: str) -> str:
-    """What stands behind a key that was left open; three dots where nothing does."""
+    """The comment behind a key that was left open; three dots where there is none."""
     found = re.search(rf"^{re.escape(key)}: *\?\?\? *# *(.+?) *$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else "..."
 
@@ -235,9 +239,8 @@ def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) ->
             f"{path}._target_={name} names a package that is not trusted ({', '.join(trusted)}). "
             f"If it is yours, add trust=[{name.partition('.')[0]}]."
         )
-    module, _, attribute = name.rpartition(".")
     try:
-        target = getattr(importlib.import_module(module), attribute)
+        target = target_of(node)
     except (ImportError, AttributeError, ValueError) as error:
         raise Refused(f"{path}._target_={name} cannot be imported: {error}.") from error
     parameters = inspect.signature(target).parameters
@@ -286,7 +289,7 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
 
 
 def _describes_objects(value: Any) -> bool:
-    """Whether it stands for an object, or for a list or mapping of objects."""
+    """True for a value that describes an object, or a list or mapping of objects."""
     if isinstance(value, Mapping):
         return "_target_" in value or (bool(value) and all(map(_describes_objects, value.values())))
     return isinstance(value, list) and bool(value) and all(map(_describes_objects, value))
@@ -294,6 +297,13 @@ def _describes_objects(value: Any) -> bool:
 
 def _spelled(hint: Any) -> str:
     return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("NoneType", "null")
+
+
+def target_of(node: Mapping[str, Any]) -> Any:
+    """The class or function that the _target_ of a node names. Raises ImportError, AttributeError or ValueError where there
+    is none."""
+    module, _, attribute = node["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def build(node: Any, **extra: Any) -> Any:
@@ -372,7 +382,7 @@ def line(_root_: DictConfig) -> str:
 
 
 def read_at(_root_: DictConfig) -> list[str]:
-    """Where the dictionary of a config reads, as the tags of a logger; none for a pair alone."""
+    """The hookpoint and layers that the dictionary of a config reads, as tags of a logger; none for a pair alone."""
     hookpoint = OmegaConf.select(_root_, "dictionary.hookpoint.name")
     return [] if hookpoint is None else [hookpoint, f"layer {plain(_root_.layer)}"]
 

@@ -9,7 +9,7 @@ Axes, as they are written in signatures:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
@@ -60,13 +60,16 @@ class Stream(NamedTuple):
 class Finding(NamedTuple):
     """A named number. `name` is a path such as "fidelity/explained_variance/base/thinking"; `low` and `high` bound
     the interval where one was computed, at 95 % unless `meaning` says otherwise; `meaning` is one sentence with the
-    definition."""
+    definition. A finding that belongs to what is said of a run first has two more words: `column` heads its column
+    where runs stand side by side, `line` names it in the last line of a run, where `tuned` may follow `base`."""
 
     name: str
     value: float | None
     low: float | None = None
     high: float | None = None
     meaning: str = ""
+    column: str = ""
+    line: str = ""
 
 
 class Table(NamedTuple):
@@ -80,6 +83,64 @@ class Table(NamedTuple):
         """The table of rows that have the same columns; without columns where there is no row."""
         rows = list(rows)
         return cls(name, {column: [row[column] for row in rows] for column in rows[0]} if rows else {})
+
+
+FIGURE_KINDS = ("lines", "points", "bars", "intervals", "heat")
+ENDS = ("low", "high")
+
+
+class Figure(NamedTuple):
+    """A picture of numbers, drawn by the page from columns of equal length. Columns <y>_low and <y>_high bound a number.
+
+    lines, points     `y` over `x`, with bands: a drawing for each of the `y`, a line for each value of `group`
+    bars, intervals   a row for each label in the column `x`, a panel for each of the `y`, with whiskers
+    heat              cells at `x` across and `group` up, shaded by one of the `y`, which the reader chooses
+
+    name      unique in a run, such as "steering_sweep/curves"     section  heading that it stands under on the page
+    title     of the figure itself                                 caption  how it is read, and what its intervals are
+    facet     a drawing for each value of this column              choices  columns of which the reader chooses one value
+    control   true for rows that are paler, dashed or indented     rule     true for rows that others are held against
+    log       columns with a logarithmic axis, where they span enough of it
+    words     column -> how it is called on axes and above panels
+
+    Columns that are named nowhere stand in the figure's table of numbers only.
+    """
+
+    name: str
+    kind: str
+    columns: Mapping[str, list]
+    x: str
+    y: Sequence[str]
+    section: str
+    title: str
+    caption: str = ""
+    group: str | None = None
+    facet: str | None = None
+    choices: Sequence[str] = ()
+    control: str | None = None
+    rule: str | None = None
+    log: Sequence[str] = ()
+    words: Mapping[str, str] = {}
+
+    def check(self) -> None:
+        """Raises Refused for a kind that is unknown, columns that are missing or of unequal length, and an interval with
+        one end."""
+        if self.kind not in FIGURE_KINDS:
+            raise Refused(f"Figure {self.name}: there is no kind '{self.kind}'; choose of {', '.join(FIGURE_KINDS)}.")
+        lengths = {name: len(values) for name, values in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise Refused(f"Figure {self.name}: its columns have unequal lengths, {lengths}.")
+        if isinstance(self.y, str) or not self.y:
+            raise Refused(f"Figure {self.name}: y={self.y!r} is no list of columns; write y=['{self.y or 'value'}'].")
+        named = [self.x, *self.y, *self.choices, *self.log, *(self.group, self.facet, self.control, self.rule)]
+        missing = [name for name in dict.fromkeys(named) if name is not None and name not in lengths]
+        if self.kind == "heat" and self.group is None:
+            missing.append("group, the rows of a heat")
+        if missing:
+            raise Refused(f"Figure {self.name} names {', '.join(missing)}; its columns are {', '.join(lengths)}.")
+        for name in self.y:
+            if len([end for end in ENDS if f"{name}_{end}" in lengths]) == 1:
+                raise Refused(f"Figure {self.name}: an interval of {name} has two ends, {name}_low and {name}_high.")
 
 
 class Note(NamedTuple):

@@ -13,12 +13,14 @@ from hydra.plugins.launcher import Launcher
 
 
 class PackingLauncher(Launcher):
-    """Abstract: members of a sweep to `tunediff.sweep.launch`, which groups them and runs the groups somewhere."""
-
-    where = ""
+    """Abstract: members of a sweep to `tunediff.sweep.launch`, which groups them and runs the groups at a place."""
 
     def __init__(self, **settings: Any):
         self.settings = settings
+
+    def place(self, **settings: Any) -> Any:
+        """Where the groups of a sweep run."""
+        raise NotImplementedError
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from tunediff.sweep.launch import prepare
@@ -27,19 +29,26 @@ class PackingLauncher(Launcher):
         prepare(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from tunediff.settings import plain
         from tunediff.sweep.launch import launch
 
-        compose = self.hydra_context.config_loader.load_sweep_config
-        return launch(self.config, compose, job_overrides, where=self.where, settings=self.settings)
+        place = self.place(**{key: plain(value) for key, value in self.settings.items()})
+        return launch(self.config, self.hydra_context.config_loader.load_sweep_config, job_overrides, place)
 
 
 class LocalLauncher(PackingLauncher):
     """Groups as processes of this machine."""
 
-    where = "local"
+    def place(self, **settings: Any) -> Any:
+        from tunediff.sweep.local import Local
+
+        return Local(**settings)
 
 
 class SlurmLauncher(PackingLauncher):
     """Groups as the tasks of one job array."""
 
-    where = "slurm"
+    def place(self, **settings: Any) -> Any:
+        from tunediff.sweep.slurm import Slurm
+
+        return Slurm(**settings)

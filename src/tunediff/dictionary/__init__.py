@@ -5,6 +5,7 @@ from tunediff.dictionary.crosscoder import Crosscoder, latents_of
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
 from tunediff.dictionary.polarities import SIGNS, Polarities
+from tunediff.dictionary.protocol import Dictionary, LearningDictionary, LinearDecoder, save_dictionary
 from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK
 from tunediff.dictionary.transcoder_adapter import Pass, Transcoder, TranscoderAdapter
 
@@ -14,8 +15,11 @@ __all__ = [
     "BatchTopK",
     "Crosscoder",
     "DenseCodes",
+    "Dictionary",
     "JumpReLU",
+    "LearningDictionary",
     "Linear",
+    "LinearDecoder",
     "Normalisation",
     "Partition",
     "Pass",
@@ -26,4 +30,5 @@ __all__ = [
     "Transcoder",
     "TranscoderAdapter",
     "latents_of",
+    "save_dictionary",
 ]

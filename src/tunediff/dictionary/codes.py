@@ -33,6 +33,10 @@ class DenseCodes:
             return self.latents @ W_dec
         return self.latents[:, first:last] @ W_dec[first:last]
 
+    def dense(self) -> Tensor:
+        """[token, latent]"""
+        return self.latents
+
     def fired(self) -> Tensor:
         """[latent] bool"""
         return self.latents.detach().bool().any(0)
@@ -100,6 +104,11 @@ class SparseCodes:
             return _Decode.apply(self.values, W_dec, self.places)
         here = (self.places.latent >= first) & (self.places.latent < last)
         return _Decode.apply(self.values[here], W_dec, self.places.those(here))
+
+    def dense(self) -> Tensor:
+        """[token, latent], for what needs all of it: it is as large as dense codes are."""
+        flat = self.values.new_zeros(self.places.tokens * self.places.latents)
+        return flat.index_put((self.places.flat,), self.values).view(self.places.tokens, self.places.latents)
 
     def fired(self) -> Tensor:
         flags = torch.zeros(self.places.latents, dtype=torch.bool, device=self.values.device)

@@ -8,13 +8,8 @@ crosscoder for model diffing. encode and decode speak the models' own units. Kno
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +17,9 @@ from tunediff import processes
 from tunediff.dictionary.codes import DenseCodes, Screened, SparseCodes
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
+from tunediff.dictionary.protocol import LinearDecoder
 from tunediff.dictionary.sparsity import Sparsity, strongest
+from tunediff.schedules import Length, Schedule
 from tunediff.shapes import Refused, Rows, Stream
 
 
@@ -35,24 +32,7 @@ def latents_of(setting: int | str, streams: Sequence[Stream]) -> int:
     return int(number) * (streams[0].width if words.endswith("x") else 1)
 
 
-class Saved(nn.Module):
-    """A dictionary that has a folder of its own: weights.safetensors and config.json."""
-
-    streams: list[Stream]
-
-    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """`config` is what built this dictionary, kept for rebuilding it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        partial = folder / "weights.partial"
-        safetensors.torch.save_file(state, partial)
-        os.replace(partial, folder / "weights.safetensors")
-        described = {**config, "streams": [list(s) for s in self.streams]}
-        (folder / "config.partial").write_text(json.dumps(described, indent=1))
-        os.replace(folder / "config.partial", folder / "config.json")
-
-
-class Crosscoder(Saved):
+class Crosscoder(LinearDecoder):
     """W_enc [width, latent], b_enc [latent], W_dec [latent, width], b_dec [width]. W_enc lies in memory as its transpose,
     so that what concerns one latent is contiguous in both matrices.
 
@@ -110,7 +90,6 @@ class Crosscoder(Saved):
             )
         sparsity.prepare(latents)
         self.streams = [Stream(*stream) for stream in streams]
-        self.widths = [stream.width for stream in self.streams]
         if shared_start and len(set(self.widths)) > 1:
             raise Refused(
                 f"dictionary.shared_start=true needs streams of equal width, these have {self.widths}: set it to false."
@@ -147,8 +126,8 @@ class Crosscoder(Saved):
         self.start_norms = self.W_dec.detach().norm(dim=-1, keepdim=True) if unit_decoder else None
 
     @property
-    def latents(self) -> int:
-        return len(self.b_enc)
+    def has_penalty(self) -> bool:
+        return self.sparsity.has_penalty
 
     @property
     def is_tied(self) -> bool:
@@ -185,7 +164,6 @@ class Crosscoder(Saved):
         return normalised - self.b_dec if self.subtract_decoder_bias else normalised
 
     def code(self, normalised: Tensor, norms: Tensor, settings: Mapping[str, float]) -> DenseCodes | SparseCodes:
-        """The latents of a training batch [token, width]; selection may look at all of it."""
         if self.sparsity.few and self.goes_sparse(normalised, settings["k"], self.latents):
             rows = self.centred(normalised)
             codes = self.sparsity.select_sparse(Screened(rows, self.encoder, self.b_enc), norms.detach(), settings)
@@ -211,7 +189,6 @@ class Crosscoder(Saved):
         return self.sparse_codes if self.sparse_codes is not None else rows.device.type == "cpu" and 8 * k < latents
 
     def reconstructions(self, codes: DenseCodes | SparseCodes) -> list[Tensor]:
-        """[token, width] of each nested dictionary, the whole one last."""
         ends = [round(share * self.latents) for share in self.sparsity.prefixes]
         so_far, found = self.b_dec, []
         for first, last in zip([0, *ends], ends, strict=False):
@@ -219,12 +196,8 @@ class Crosscoder(Saved):
             found.append(so_far)
         return found
 
-    def reconstruct(self, latents: Tensor) -> Tensor:
-        return latents @ self.W_dec + self.b_dec
-
     @torch.no_grad()
     def constrain_gradients(self) -> None:
-        """Before an optimizer step: what must not change gets no gradient."""
         if self.unit_decoder:
             unit = nn.functional.normalize(self.W_dec, dim=-1)
             self.W_dec.grad -= (self.W_dec.grad * unit).sum(-1, keepdim=True) * unit
@@ -233,46 +206,45 @@ class Crosscoder(Saved):
             self.partition.tie(self.W_dec.grad)
 
     @torch.no_grad()
-    def constrain(self) -> None:
-        """After an optimizer step."""
-        if self.unit_decoder:
+    def settle(self) -> None:
+        if self.start_norms is not None:
             self.W_dec.copy_(nn.functional.normalize(self.W_dec, dim=-1) * self.start_norms.to(self.W_dec.device))
+        self.sparsity.settle()
+
+    def penalties(
+        self, codes: DenseCodes | SparseCodes, norms: Tensor, settings: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        weights = 1.0
+        if self.partition is not None:
+            weights = self.partition.weights(settings["tied_penalty"], self.latents, norms.device)
+        return self.sparsity.penalties(codes, norms, weights, settings)
+
+    def schedules(self) -> dict[str, Schedule]:
+        found = {f"sparsity.{name}": schedule for name, schedule in self.sparsity.schedules().items()}
+        if self.partition is not None:
+            found["partition.tied_penalty_schedule"] = self.partition.tied_penalty_schedule
+        return found
+
+    def scheduled(self, step: int, length: Length) -> dict[str, float]:
+        values = dict(self.sparsity.scheduled(step, length))
+        if self.partition is not None:
+            factor = self.partition.tied_penalty_schedule(step, length)
+            values["tied_penalty"] = self.partition.tied_penalty * factor
+        return values
+
+    def observed(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.sparsity.named_buffers() if name == "threshold"}
 
     # -- in the models' own units, for everything else ----------------------------------------------------------------
 
     def encode(self, rows: Rows) -> Tensor:
-        """[token, latent]; a token's latents depend on that token alone."""
         return self.sparsity(self.pre_activations(self.normalisation.normalise(*rows)), self.code_norms())
 
-    def decode(self, latents: Tensor, moments: Tensor | None = None) -> Tensor:
-        return self.normalisation.restore(self.reconstruct(latents), moments)
-
-    def written(self, change: Tensor, numbers: Tensor, moments: Tensor | None = None) -> Tensor:
-        """[token, width]: what a change [token, n] of latents `numbers` [n] adds to the reconstruction."""
-        added = change @ self.W_dec[numbers]
-        return self.normalisation.restore_change(added, moments)
-
-    def forward(self, rows: Rows) -> Tensor:
-        """The reconstruction [token, width]."""
-        return self.decode(self.encode(rows), rows.moments)
-
-    def decoder_norms(self) -> Tensor:
-        """[stream, latent], in the units of training: there every model has the same typical size."""
-        if len(set(self.widths)) == 1:
-            return self.W_dec.view(self.latents, len(self.widths), -1).norm(dim=-1).T
-        return torch.stack([rows.norm(dim=-1) for rows in self.W_dec.split(self.widths, dim=-1)])
-
     def code_norms(self) -> Tensor:
-        """[latent]: how much a latent weighs in selection and penalty."""
         if self.code_norm == "none":
             return torch.ones_like(self.b_enc)
         norms = self.decoder_norms()
         return norms.sum(0) if self.code_norm == "sum" else norms.norm(dim=0)
-
-    def part(self, values: Tensor, role: str) -> Tensor:
-        """The columns [..., width] of one role's streams, side by side."""
-        pieces = values.split(self.widths, dim=-1)
-        return torch.cat([p for p, stream in zip(pieces, self.streams, strict=True) if stream.role == role], dim=-1)
 
 
 def geometric_median(points: Tensor, *, steps: int = 30) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunediff.dictionary.codes import DenseCodes
-from tunediff.dictionary.crosscoder import Saved, latents_of
+from tunediff.dictionary.crosscoder import latents_of
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.sparsity import Sparsity
 from tunediff.shapes import Refused, Rows, Stream
@@ -100,7 +100,7 @@ class Transcoder(nn.Module):
         return torch.ones_like(self.b_enc)
 
 
-class TranscoderAdapter(Saved):
+class TranscoderAdapter(nn.Module):
     """One Transcoder a stream: streams are `mlp_in` of the adapted model, one a layer. Latent n of layer l has the number
     l * latents_per_layer + n.
 
@@ -149,10 +149,6 @@ class TranscoderAdapter(Saved):
     def sparsity(self) -> Sparsity:
         """Its kind and settings; of the first layer."""
         return self.layers[0].sparsity
-
-    @property
-    def partition(self) -> None:
-        return None
 
     def place_of(self, number: int) -> tuple[int, int]:
         """Layer, and number within it."""

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from tunediff.activations import harvest
 from tunediff.dictionary import Crosscoder, Polarities, TranscoderAdapter
-from tunediff.evaluations.latents.statistics import LatentStatistics, latent_statistics
 from tunediff.models import ModelPair
-from tunediff.shapes import Finding, Note, Refused, Rows, Table
+from tunediff.shapes import SEGMENTS, Figure, Finding, Note, Refused, Rows, Table
 from tunediff.text import Batch, Text
 
+ALL = "all"  # in place of a segment
 KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
 
 
@@ -52,7 +52,7 @@ class Evaluation(Protocol):
     name: str | None = None
     latents: Any = None
 
-    def run(self, given: Any, /) -> Iterator[Finding | Table | Note]:
+    def run(self, given: Any, /) -> Iterator[Finding | Table | Figure | Note]:
         """Findings of a Given where the pair is enough, of a Trained otherwise."""
         ...
 
@@ -73,6 +73,48 @@ class Reading(NamedTuple):
     rows: Rows
     admitted: Tensor
     latents: Tensor
+
+
+class LatentStatistics(NamedTuple):
+    """Counts and sums over the held-out tokens that a dictionary admits.
+
+    tokens    segment -> how many there are; "all" of all        active   segment -> [latent] on how many it is not zero
+    total     [latent] sum of the activations                   maximum   [latent]
+    norms     role -> mean norm of its hidden vectors
+    """
+
+    tokens: dict[str, int]
+    active: dict[str, Tensor]
+    total: Tensor
+    maximum: Tensor
+    norms: dict[str, float]
+
+    @property
+    def alive(self) -> Tensor:
+        """[latent] bool: whether it fires at all."""
+        return self.active[ALL] > 0
+
+    @property
+    def rate(self) -> Tensor:
+        """[latent]: share of tokens where it is active."""
+        return (self.active[ALL] / max(self.tokens[ALL], 1)).float()
+
+    @property
+    def mean(self) -> Tensor:
+        """[latent]: mean activation over all tokens."""
+        return (self.total / max(self.tokens[ALL], 1)).float()
+
+    def columns(self) -> dict[str, list]:
+        """Firing rate of each latent, over all tokens and over each segment that there is; mean and largest activation where
+        it is active."""
+        found = {}
+        for segment, count in self.tokens.items():
+            if count:
+                name = "firing_rate" if segment == ALL else f"firing_rate/{segment}"
+                found[name] = (self.active[segment] / count).tolist()
+        found["mean_activation"] = (self.total / self.active[ALL].clamp(min=1)).tolist()
+        found["max_activation"] = self.maximum.tolist()
+        return found
 
 
 @dataclass(frozen=True)
@@ -119,13 +161,17 @@ class Trained(Given):
     @torch.no_grad()
     def readings(self, title: str) -> Iterator[Reading]:
         """Every held-out batch with its latents, behind a progress bar."""
-        dictionary = self.dictionary
+        for batch, rows, admitted in self.activations(title):
+            latents = self.dictionary.encode(rows).float() * admitted[:, None]
+            yield Reading(batch, rows, admitted, latents)
+
+    @torch.no_grad()
+    def activations(self, title: str) -> Iterator[tuple[Batch, Rows, Tensor]]:
+        """Every held-out batch with its activations and the tokens that are admitted, as in Reading, without latents."""
         with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
             for batch, rows in self._harvested():
-                admitted = dictionary.normalisation.admits(rows.values)
-                latents = dictionary.encode(rows).float() * admitted[:, None]
+                yield batch, rows, self.dictionary.normalisation.admits(rows.values)
                 bar.update(len(batch.token))
-                yield Reading(batch, rows, admitted, latents)
 
     def _harvested(self) -> Iterator[tuple[Batch, Rows]]:
         """Held-out batches with their activations, from memory once they were read and if all of them fit there."""
@@ -160,7 +206,7 @@ class Trained(Given):
         return list(dict.fromkeys(stream.role for stream in self.dictionary.streams))
 
     @property
-    def crosscoder(self) -> Crosscoder:
+    def reconstructing(self) -> Crosscoder:
         """The dictionary, which reconstructs activations. Raises Refused for a transcoder adapter, which does not."""
         if isinstance(self.dictionary, TranscoderAdapter):
             raise Refused("A transcoder adapter reconstructs no activations: choose evaluation=replacement.")
@@ -174,3 +220,23 @@ class Trained(Given):
                 f"{type(self.dictionary).__name__}: train one with dictionary=transcoder_adapter."
             )
         return self.dictionary
+
+
+def latent_statistics(trained: Trained) -> LatentStatistics:
+    """Reads the held-out text once; `trained.statistics` has the result of a run."""
+    count = trained.dictionary.latents
+    total, maximum = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
+    active = {segment: torch.zeros(count, dtype=torch.float64) for segment in (ALL, *SEGMENTS)}
+    tokens, norms = dict.fromkeys(active, 0), dict.fromkeys(trained.roles, 0.0)
+    for reading in trained.readings("latent statistics"):
+        latents, admitted = reading.latents.cpu(), reading.admitted.cpu()
+        total += latents.sum(0, dtype=torch.float64)
+        maximum = torch.maximum(maximum, latents.amax(0))
+        for n, segment in enumerate((ALL, *SEGMENTS), start=-1):
+            here = admitted if segment == ALL else admitted & (reading.batch.segment == n)
+            tokens[segment] += int(here.sum())
+            active[segment] += (latents[here] != 0).sum(0)
+        for role in norms:
+            norms[role] += float(trained.part(reading.rows.values, role).cpu()[admitted].norm(dim=-1).double().sum())
+    means = {role: value / max(tokens[ALL], 1) for role, value in norms.items()}
+    return LatentStatistics(tokens, active, total, maximum, means)

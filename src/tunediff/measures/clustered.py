@@ -56,14 +56,21 @@ def by_document(rows: Tensor, documents: Tensor) -> dict[int, Tensor]:
 
 
 class Estimate(NamedTuple):
-    """A number that documents have given, in float64; differences and means of such numbers over the same documents are
-    taken entry by entry, on both fields.
+    """A number that documents have given, in float64; means of such numbers over the same documents are taken entry by
+    entry, on both fields.
 
     value       [...]             influence   [document, ...], what each document adds to value - its expectation
     """
 
     value: Tensor
     influence: Tensor
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The difference of two numbers over the same documents: it pairs them."""
+        return Estimate(self.value - other.value, self.influence - other.influence)
+
+    def __rsub__(self, constant: float) -> Estimate:
+        return Estimate(constant - self.value, -self.influence)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """Lower and upper bound [...] at a level such as 0.99; not a number for fewer than two documents."""

@@ -1,12 +1,24 @@
 """What training minimises: a batch -> losses.
 
 reconstruction.py   of activations, by a dictionary        distillation.py   of the tuned model, by adapters
-imitation.py        of a text, by a model
+terms.py            further terms of its loss              imitation.py        of a text, by a model
 """
 
 from tunediff.objectives.distillation import Distillation
 from tunediff.objectives.imitation import Imitation
 from tunediff.objectives.pass_losses import PassLosses
-from tunediff.objectives.reconstruction import Losses, Reconstruction
+from tunediff.objectives.reconstruction import Losses, Objective, Reconstruction
+from tunediff.objectives.terms import AuxK, Difference, Term, TermInputs
 
-__all__ = ["Distillation", "Imitation", "Losses", "PassLosses", "Reconstruction"]
+__all__ = [
+    "AuxK",
+    "Difference",
+    "Distillation",
+    "TermInputs",
+    "Imitation",
+    "Losses",
+    "Objective",
+    "PassLosses",
+    "Reconstruction",
+    "Term",
+]

@@ -1,4 +1,4 @@
-"""A dictionary and rows -> the losses of one training step: reconstruction, difference, sparsity penalty, AuxK.
+"""A dictionary and rows -> the losses of one training step: reconstruction error, sparsity penalties, and further terms.
 
 All terms are taken in normalised units and in float32, whatever the precision of the matrix products. Knows no
 optimizer, no logger and no model.
@@ -6,15 +6,18 @@ optimizer, no logger and no model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import Crosscoder
-from tunediff.schedules import Constant, Length, Schedule
-from tunediff.shapes import BASE, TUNED, Refused, Rows, Stream
+from tunediff.dictionary import LearningDictionary
+from tunediff.objectives.terms import Term, TermInputs
+from tunediff.schedules import Length, Schedule
+from tunediff.shapes import Refused, Rows
+
+TAKEN = ("total", "reconstruction", "l1", "tanh", "pre_activation", "k", "learning_rate", "tied_penalty")
 
 
 class Losses(NamedTuple):
@@ -31,96 +34,95 @@ class Losses(NamedTuple):
     error: Tensor
 
 
+class Objective(Protocol):
+    """What training asks of an objective: the loss of a step, and which latents count as dead.
+
+    dead_after   tokens without firing after which a latent counts as dead
+    look_every   steps between two looks at which latents are dead; a look waits for the device
+    """
+
+    dead_after: int
+    look_every: int
+
+    def check(self, dictionary: LearningDictionary) -> None:
+        """Raises Refused for a dictionary that it cannot teach."""
+
+    def schedules(self) -> Mapping[str, Schedule]:
+        """Its own schedules, under their names in the config."""
+        ...
+
+    def scheduled(self, step: int, length: Length) -> Mapping[str, float]:
+        """Values of its own schedules at a step."""
+        ...
+
+    def __call__(
+        self, dictionary: LearningDictionary, rows: Rows, *, dead: Tensor, settings: Mapping[str, float]
+    ) -> Losses:
+        """`dead` [n]: the numbers of the dead latents; `settings` holds this step's scheduled values."""
+        ...
+
+
 class Reconstruction:
-    """Reconstruction error of a crosscoder.
+    """Reconstruction error of a dictionary, with its sparsity penalties and what is asked beside them.
 
     squared      true: sum over streams and width of (x - x_hat)^2, mean over tokens (Lindsey et al. 2024; Kissane 2024)
                  false: norm of x - x_hat, mean over tokens and streams (Minder et al. 2025; mitroitskii 2025)
-    aux_weight   weight of AuxK: the detached error is reconstructed by the `aux_latents` most active of the dead latents
-                 (Gao et al. 2024, arXiv 2406.04093, section A.2); taken as the same kind of error, so that its size
-                 against the reconstruction does not depend on the scale of the activations
-    aux_latents  null: half the width
-    aux_schedule factor of aux_weight over the run
-    dead_after   tokens without firing after which a latent counts as dead
-    look_every   steps between two looks at which latents are dead; a look waits for the device
-    difference_weight   weight of |(x_tuned - x_base) - (x_hat_tuned - x_hat_base)|^2, which asks for what differs between
-                 the models beyond what each one's own error asks (the idea of Delta-Crosscoder, arXiv 2603.04426)
+    terms        name -> a further term of the loss, as AuxK; those of weight 0 are left out
+    dead_after, look_every   see Objective
     """
 
     def __init__(
         self,
         *,
         squared: bool = True,
-        aux_weight: float = 1 / 32,
-        aux_latents: int | None = None,
-        aux_schedule: Schedule = Constant(),  # noqa: B008 (a frozen dataclass)
+        terms: Mapping[str, Term] | None = None,
         dead_after: int = 10_000_000,
         look_every: int = 10,
-        difference_weight: float = 0.0,
     ):
-        for name, weight in (("aux_weight", aux_weight), ("difference_weight", difference_weight)):
-            if weight < 0:
-                raise Refused(f"dictionary.objective.{name}={weight}: a weight is not negative.")
+        for name, term in (terms or {}).items():
+            if term.weight < 0:
+                raise Refused(f"dictionary.objective.terms.{name}.weight={term.weight}: a weight is not negative.")
+            if name in TAKEN:
+                raise Refused(f"dictionary.objective.terms.{name} would stand for two things in the curves: rename it.")
         if look_every < 1:
             raise Refused(f"dictionary.objective.look_every={look_every}: give a number of steps from 1.")
-        self.squared, self.difference_weight = squared, difference_weight
-        self.aux_weight, self.aux_latents, self.aux_schedule = aux_weight, aux_latents, aux_schedule
-        self.dead_after, self.look_every = dead_after, look_every
+        self.squared, self.dead_after, self.look_every = squared, dead_after, look_every
+        self.terms = {name: term for name, term in (terms or {}).items() if term.weight > 0}
+
+    def check(self, dictionary: LearningDictionary) -> None:
+        for term in self.terms.values():
+            term.check(dictionary)
+
+    def schedules(self) -> dict[str, Schedule]:
+        return {f"terms.{name}.schedule": term.schedule for name, term in self.terms.items()}
 
     def scheduled(self, step: int, length: Length) -> dict[str, float]:
-        return {"aux": self.aux_schedule(step, length)} if self.aux_weight > 0 else {}
+        return {name: term.schedule(step, length) for name, term in self.terms.items()}
 
-    def check(self, streams: Sequence[Stream]) -> None:
-        """Raises Refused where a term needs streams that are not read."""
-        widths = [[stream.width for stream in streams if stream.role == role] for role in (BASE, TUNED)]
-        if self.difference_weight > 0 and (widths[0] != widths[1] or not widths[0]):
-            raise Refused(
-                f"dictionary.objective.difference_weight={self.difference_weight} needs both models, with equal widths; "
-                f"here the base is read with {widths[0]}, the tuned model with {widths[1]}. Set it to 0."
-            )
-
-    def __call__(self, dictionary: Crosscoder, rows: Rows, *, dead: Tensor, settings: Mapping[str, float]) -> Losses:
-        """`dead` [n]: the numbers of the dead latents; `settings` holds this step's scheduled values."""
+    def __call__(
+        self, dictionary: LearningDictionary, rows: Rows, *, dead: Tensor, settings: Mapping[str, float]
+    ) -> Losses:
         with torch.no_grad():
             target = dictionary.normalisation.normalise(*rows)
-        penalised = dictionary.sparsity.has_penalty
+        penalised = dictionary.has_penalty
         with torch.set_grad_enabled(penalised and torch.is_grad_enabled()):
             norms = dictionary.code_norms()
         codes = dictionary.code(target, norms, settings)
-        penalties = {}  # before the reconstruction, so that their gradient is added to that of the latents in place
-        if penalised:
-            weights = 1.0
-            if dictionary.partition is not None:
-                weights = dictionary.partition.weights(settings["tied_penalty"], dictionary.latents, target.device)
-            penalties = dictionary.sparsity.penalties(codes, norms, weights, settings)
+        # penalties before the reconstruction, so that their gradient is added to that of the latents in place
+        penalties = dictionary.penalties(codes, norms, settings) if penalised else {}
         errors = [target - restored for restored in dictionary.reconstructions(codes)]
-        terms = {"reconstruction": sum(self.size(error, dictionary.widths) for error in errors) / len(errors)}
-        error = errors[-1]
-        if self.difference_weight > 0:
-            terms["difference"] = self.difference_weight * difference(error, dictionary.streams)
-        terms |= penalties
-        if self.aux_weight > 0:
-            weight = self.aux_weight * settings.get("aux", 1.0)
-            terms["auxk"] = weight * self.aux(dictionary, target, error.detach(), dead)
-        return Losses(sum(terms.values()), terms, codes.fired(), codes.l0(), error.detach())
+
+        def size(error: Tensor) -> Tensor:
+            return self.size(error, dictionary.widths)
+
+        terms = {"reconstruction": sum(map(size, errors[1:]), size(errors[0])) / len(errors), **penalties}
+        given = TermInputs(dictionary, codes, target, errors[-1], dead, size, settings)
+        for name, term in self.terms.items():
+            terms[name] = term.weight * settings.get(name, 1.0) * term(given)
+        first, *others = terms.values()
+        return Losses(sum(others, first), terms, codes.fired(), codes.l0(), errors[-1].detach())
 
     def size(self, error: Tensor, widths: list[int]) -> Tensor:
         if self.squared:
             return error.square().sum(-1).mean()
         return torch.stack([piece.norm(dim=-1).mean() for piece in error.split(widths, dim=-1)]).mean()
-
-    def aux(self, dictionary: Crosscoder, target: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-        """Size of what the dead latents leave of the error; 0 while none is dead."""
-        if len(dead) == 0:
-            return error.new_zeros(())
-        count = min(self.aux_latents or error.shape[1] // 2, len(dead))
-        restored = dictionary.code_of(dead, target, count).decode(dictionary.W_dec.index_select(0, dead))
-        return self.size(error - restored.float(), dictionary.widths)
-
-
-def difference(error: Tensor, streams: Sequence[Stream]) -> Tensor:
-    """Mean over tokens of |error_tuned - error_base|^2, summed over layers: the error of the reconstructed difference,
-    since (t - b) - (t_hat - b_hat) = (t - t_hat) - (b - b_hat)."""
-    pieces = error.split([stream.width for stream in streams], dim=-1)
-    base, tuned = ([p for p, s in zip(pieces, streams, strict=True) if s.role == role] for role in (BASE, TUNED))
-    return sum((t - b).square().sum(-1).mean() for b, t in zip(base, tuned, strict=True))

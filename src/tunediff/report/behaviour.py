@@ -1,6 +1,6 @@
-"""Tables of how the models behave under edits -> what the page draws of them.
+"""Tables of conditions and of outputs -> what the page shows of how the models behave.
 
-Conditions come with the controls of each below it; of the outputs a few problems are kept, those first on which the
+Conditions are a figure and come with the controls of each below it; of the outputs a few problems are kept, those first on which the
 conditions disagree, each packed by itself and unpacked when it is looked at. Knows no model, no task and no grade: only
 the columns that evaluations leave.
 """
@@ -14,41 +14,36 @@ from typing import Any
 import pyarrow
 import pyarrow.compute
 
-from tunediff.shapes import Refused
+from tunediff.shapes import Figure, Refused
 
 PROBLEMS = 40  # of a task, whose outputs the page carries
 CHARACTERS = 20_000  # of a response: as many words as two responses are compared by
 CONDITIONS, OUTPUTS = "_conditions", "_outputs"
-CURVES = {
-    "benchmark_scaling": "scaling",
-    "steering_sweep": "steering",
-    "kl_patching": "kl",
-    "lora_ablation": "adapters",
-    "recovery": "recovered",
-    "adapter_recovery": "adapter_recovered",
-    "partial_replacement": "replacement",
-    "residual_nmse": "nmse",
-    "adapter_layers": "layers",
-    "latent_sets": "sets",
+MEASURES = ("accuracy", "hesitations", "tokens", "perplexity")  # that have a panel of their own
+FACTS = ("finished", "closed", "repetition", "touched", "change")
+WORDS = {
+    "hesitations": "hesitations per 1,000 tokens",
+    "tokens": "tokens a response",
 }
-SINKS = "attention_sinks"
-OF_A_HEAD = ("model", "layer", "head", "group", "mass", "mass_low", "mass_high", "relative", "times")
+CAPTION = (
+    "Whiskers and ranges are 95 % intervals. The dashed line continues the condition that others are compared with; rings, "
+    "paler and indented, are controls of the condition above them. Perplexity is that of the responses under the model "
+    "without edits. Difference and p, an exact McNemar test problem by problem, are against the condition that is named. Finished, closed, touched: shares of responses that ended by themselves, closed "
+    "their thinking, were changed by the edit in at least one token; repetition: the share of repeated text; change: the mean "
+    "norm of what the edit changed."
+)
 
 
 def tells_behaviour(name: str) -> bool:
     """Whether a table of this name belongs to it."""
-    return name.endswith((CONDITIONS, OUTPUTS)) or name in (*CURVES, SINKS)
+    return name.endswith((CONDITIONS, OUTPUTS))
 
 
 def behaviour(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the page needs at once, empty where there is nothing to show, and what it unpacks later, by name. Raises
     Refused where outputs do not say which model's condition wrote them."""
-    shown: dict[str, Any] = {kind: tables[name].to_pydict() for name, kind in CURVES.items() if name in tables}
+    shown: dict[str, Any] = {}
     packed: dict[str, Any] = {}
-    if SINKS in tables:
-        heads = tables[SINKS]
-        packed["sinks"] = heads.select([name for name in OF_A_HEAD if name in heads.column_names]).to_pydict()
-        shown["sinks"] = True
     blocks = [block for name in tables if name.endswith(CONDITIONS) for block in _conditions(name, tables[name])]
     sets = []
     for name in tables:
@@ -56,7 +51,8 @@ def behaviour(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict
             for kept, texts in _outputs(name.removesuffix(OUTPUTS), tables[name], blocks):
                 packed |= {f"outputs-{len(sets)}-{n}": problem for n, problem in enumerate(texts)}
                 sets.append(kept)
-    shown |= {name: found for name, found in (("conditions", blocks), ("outputs", sets)) if found}
+    conditions = [_figure(**block)._asdict() for block in blocks]
+    shown |= {name: found for name, found in (("conditions", conditions), ("outputs", sets)) if found}
     return shown, packed
 
 
@@ -95,6 +91,45 @@ def _conditions(name: str, table: pyarrow.Table) -> Iterator[dict[str, Any]]:
         ordered += [control for control in controls if control["under"] is None]
         columns = {column: [row[column] for row in ordered] for column in ordered[0]}
         yield {"name": evaluation, "task": task, "by_role": by_role, "columns": columns}
+
+
+def _figure(name: str, task: str, by_role: bool, columns: Mapping[str, list]) -> Figure:
+    """Of one task: a row a condition, those that others are compared with ruled."""
+    titles = dict(zip(columns["key"], columns["title"], strict=True))
+    compared = {key for key in columns["compared"] if key is not None}
+    labels = []
+    for title, role, under in zip(columns["title"], columns["role"], columns["under"], strict=True):
+        # a control stands below its condition, whose name it need not repeat
+        brief = title.removeprefix(f"{titles.get(under)}: ")
+        labels.append(f"{brief} · {role}" if columns["title"].count(title) > 1 else brief)
+    against = [None if key is None else titles.get(key, key) for key in columns["compared"]]
+    rows = zip(columns["key"], columns["compared"], strict=True)
+    ended = [f"{measure}{end}" for measure in (*MEASURES, "difference") for end in ("", "_low", "_high")]
+    drawn, words = {"condition": labels}, dict(WORDS)
+    if len(compared) > 1:
+        drawn["against"] = against
+    elif compared:
+        words["difference"] = f"difference against “{titles.get(*compared, *compared)}”"
+    kept = [*ended[:3], *ended[-3:], "p", *ended[3:-3], *FACTS, "edit"]
+    drawn |= {column: columns[column] for column in kept if column in columns}
+    drawn |= {"role": columns["role"], "control": columns["control"]}
+    drawn["ruled"] = [reference is None and key in compared for key, reference in rows]
+    title = f"{name.replace('_', ' ').capitalize()} on {task}: {max(columns['problems']):,} problems"
+    return Figure(
+        name=f"{name}/{task}/conditions",
+        kind="intervals",
+        columns=drawn,
+        x="condition",
+        y=MEASURES,
+        section="Behaviour, condition by condition",
+        title=title,
+        caption=CAPTION,
+        group="role",
+        control="control",
+        rule="ruled",
+        log=("tokens", "perplexity"),
+        words=words,
+    )
 
 
 def _key(role: str, condition: str, by_role: bool) -> str:

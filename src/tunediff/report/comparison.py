@@ -91,6 +91,7 @@ def _member(run: Path) -> dict[str, Any]:
         "job": state.get("job"),
         "error": state.get("error"),
         "study": found.get("study", {}),
+        "columns": {f["name"]: f["column"] for f in found.get("findings", []) if f.get("column")},
         "metrics": {f["name"]: [f["value"], f["low"], f["high"]] for f in found.get("findings", [])},
         "curves": {name: curves[name] for name in ("tokens", *CURVES) if name in curves},
     }

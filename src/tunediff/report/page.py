@@ -23,7 +23,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from tunediff.folders import write_atomically
+from tunediff.folders import figures_of, write_atomically
 from tunediff.report.behaviour import behaviour, tells_behaviour
 from tunediff.report.graphs import graphs, tells_graphs
 
@@ -33,11 +33,10 @@ SHARES = 9999  # activations are kept as whole numbers of the largest one of the
 RUN_SCRIPTS = (
     "base.js",
     "plots.js",
-    "intervals.js",
+    "whiskers.js",
+    "figures.js",
     "latents.js",
     "outputs.js",
-    "behaviour.js",
-    "transcoders.js",
     "layered.js",
     "graphs.js",
     "page.js",
@@ -73,12 +72,11 @@ def write_report(folder: Path) -> Path:
         **found,
         "folder": folder.name,
         "training": thinned(read_table(folder, "training")),
-        "layers": read_table(folder, "layers"),
         "chunk": CHUNK,
         "shares": SHARES,
         "explored": {},
     }
-    packed = {}
+    packed = {"figures": _finite(figures_of(folder))}
     for noun, explored in EXPLORED.items():
         latents = read_table(folder, explored.table)
         if not latents:

@@ -18,6 +18,7 @@ from tunediff.report.page import read_table
 
 SEEDS = ("seed", "dictionary.seed")
 KINDS = ("all", "shared", "base_only", "tuned_only", "other")
+WORDS = {"all": "", "shared": "shared", "base_only": "base-only", "tuned_only": "tuned-only"}
 
 
 class Latents(NamedTuple):
@@ -42,6 +43,8 @@ def add_stability(members: Sequence[dict[str, Any]]) -> None:
         for member, found in zip(twins, shares, strict=True):
             for kind, values in found.items():
                 member["metrics"][f"stability/{kind}"] = [sum(values) / len(values), None, None]
+                if kind in WORDS:
+                    member["columns"][f"stability/{kind}"] = f"stable {WORDS[kind]}".rstrip()
 
 
 def groups_by_seed(members: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

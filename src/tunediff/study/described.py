@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from tunediff import folders
 from tunediff.dictionary import latents_of
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
-from tunediff.settings import identity, material
-from tunediff.shapes import ADAPTER, ROLES, VERSION, Stream
-from tunediff.study.parts import learns
+from tunediff.settings import identity, material, target_of
+from tunediff.shapes import ROLES, VERSION, Stream, Table
+from tunediff.study.parts import inside, learns
 
 
 def open_logger(logger: Any, cfg: DictConfig, history: Sequence[Mapping[str, float | None]]) -> None:
@@ -28,8 +30,16 @@ def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
     return {key: [record.get(key) for record in history] for key in history[-1]}
 
 
+def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int, steps: int | None) -> None:
+    """Writes how far a training is, with its curves, for whoever looks at its folder."""
+    if history:
+        folders.write_table(folder, Table("training", curves_of(history)))
+    variance = history[-1].get("explained_variance/pooled") if history else None
+    folders.say(folder, state=folders.RUNNING, step=step, steps=steps, explained_variance=variance)
+
+
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
-    """What the page and the tables say of a study; of a dictionary only where there is one."""
+    """The entries of a study on the page and in tables, with those of its dictionary where there is one."""
     study = {"model_pair": pair_name(pair), **{role: pair.sources[role].described for role in ROLES}}
     if learns(cfg):
         study |= {
@@ -39,8 +49,7 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
             else spelled(sorted({stream.layer for stream in streams})),
             "streams": ", ".join(map(str, streams)),
             "hookpoint": cfg.dictionary.hookpoint.name,
-            "latents": latents_of(cfg.dictionary.latents, streams)
-            * (len(streams) if cfg.dictionary.reads == ADAPTER else 1),
+            "latents": latents_of(cfg.dictionary.latents, streams) * (len(streams) if inside(cfg) else 1),
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
         }
@@ -59,7 +68,9 @@ def pair_name(pair: ModelPair) -> str:
 
 
 def dictionary_name(cfg: DictConfig) -> str:
-    kind = cfg.dictionary.sparsity._target_.rpartition(".")[2]
-    if cfg.dictionary.reads == ADAPTER:
+    if "sparsity" not in cfg.dictionary:  # of the user's own
+        return target_of(cfg.dictionary).__name__
+    kind = target_of(cfg.dictionary.sparsity).__name__
+    if inside(cfg):
         return f"{kind} transcoder adapter"
     return f"{kind} crosscoder" if cfg.dictionary.reads == "both" else f"{kind} SAE on {cfg.dictionary.reads}"

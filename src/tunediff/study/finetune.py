@@ -7,12 +7,9 @@ pair.yaml    base and tuned: python train.py model_pair=<run folder>/pair.yaml
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,21 +23,20 @@ from tunediff import folders, processes
 from tunediff.models import ModelSource, placed
 from tunediff.settings import build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
-from tunediff.study.described import curves_of, open_logger
+from tunediff.study.described import beat, curves_of, open_logger
+from tunediff.study.estimate import GB, device_of, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import write_config
-from tunediff.study.trainer import make_trainer, processes_of, shares_out_layers
+from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of, shares_out_layers
 from tunediff.text import Batches, Examples, Text, TextError, examples, packed
 from tunediff.training import (
+    Checkpoints,
     FineTuning,
-    FineTuningCheckpoints,
     Lora,
-    Pulse,
     Recipe,
-    TokenProgress,
     interval,
     latest_checkpoint,
-    load_state,
+    load_checkpoint,
 )
 
 log = logging.getLogger(__name__)
@@ -48,7 +44,6 @@ log = logging.getLogger(__name__)
 FINE_TUNE = (
     "model text recipe trainer logger seed trust checkpoint_every evaluate_every sweep dry_run memory_gb".split()
 )
-GB = 1e9
 
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
@@ -70,16 +65,16 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         if cfg.dry_run:
             return
         if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
-            start_processes(cfg, folder)
+            in_processes(command_again(cfg, folder), cfg, folder, "The fine-tune")
             return
         folders.make_folder(folder)
         if rank > 0:
-            learn(cfg, folder, source, recipe, learned, held_out)
+            tune(cfg, folder, source, recipe, learned, held_out)
             return
         with folders.held(folder, "The fine-tune"):
             begin(cfg, folder)
             try:
-                learn(cfg, folder, source, recipe, learned, held_out)
+                tune(cfg, folder, source, recipe, learned, held_out)
             except SystemExit:  # a signal, answered once everything was saved
                 folders.say(folder, state=folders.INTERRUPTED)
                 log.info("the same command with hydra.run.dir=%s goes on from the last step", folder)
@@ -117,14 +112,14 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
         source.config().get_text_config(), source.dtype, precision=precision, processes=count, sharded=sharded
     )
     learning = recipe.part.parameters(source.config().get_text_config())
-    available = device_memory(cfg)
+    available = memory_of(device_of(cfg), given_gb=cfg.memory_gb)
     if cfg.dry_run:
         print(
             f"{learning:,} parameters learn\nmemory of each of {count} devices{', sharded' * sharded}:\n{estimate.table()}"
         )
-    if available is None or estimate.total <= available:
+    if estimate.total <= available:
         return
-    largest = max(estimate.items, key=estimate.items.get)
+    largest = max(estimate.items, key=lambda name: estimate.items[name])
     less = [] if recipe.gradient_checkpointing else ["recipe.gradient_checkpointing=true"]
     less += [f"a recipe.micro_batch below {recipe.micro_batch}"] if recipe.micro_batch > 1 else []
     less += [f"a recipe.block below {recipe.block:,}", f"a recipe.objective.chunk below {recipe.objective.chunk:,}"]
@@ -139,19 +134,8 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
     log.warning("note: %s", sentence)
 
 
-def device_memory(cfg: DictConfig) -> float | None:
-    """Bytes of one device, as given or as found here; None where it cannot be told: a GPU is asked for and none is here."""
-    if cfg.memory_gb is not None:
-        return cfg.memory_gb * GB
-    if cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    if cfg.trainer.accelerator in ("gpu", "cuda"):
-        return None
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
 def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
-    """What is learned, and what is only measured."""
+    """The examples that are learned, and those that are only measured."""
     text.check(evaluated=False)
     tokenizer = source.tokenizer()
     learned = examples(text, tokenizer, block=recipe.block, limit=recipe.examples)
@@ -164,30 +148,16 @@ def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text
         raise Refused(f"{error} Without a held-out loss: recipe.held_out=0.") from error
 
 
-def start_processes(cfg: DictConfig, folder: Path) -> None:
-    """The same command once for each device of this machine, by torchrun, until all have ended. For several machines, start
-    torchrun yourself with this command, and name hydra.run.dir."""
+def command_again(cfg: DictConfig, folder: Path) -> list[str]:
+    """The command that was typed, for this folder. Raises Refused for several machines, each of which has to be given it."""
     if cfg.trainer.get("num_nodes", 1) > 1:
         raise Refused(
             f"trainer.num_nodes={cfg.trainer.num_nodes}: start it on each machine with torchrun --nnodes=... "
             f"--nproc-per-node={cfg.trainer.devices} finetune.py ... hydra.run.dir=<one folder for all>."
         )
-    words = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.trainer.devices}", sys.argv[0]]
     place = str(folder).replace("'", "\\'")
-    process = subprocess.Popen([sys.executable, *torchrun, *words, f"hydra.run.dir='{place}'"])
-    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))  # they save and end
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise Refused("stopped. The same command with this hydra.run.dir goes on from the last step.") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if not folders.is_finished(folder, identity(cfg)):
-        said = folders.state_of(folder).get("error") or f"its processes ended with status {status}"
-        raise Refused(f"The fine-tune did not end well: {said}")
+    words = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
+    return [sys.argv[0], *words, f"hydra.run.dir='{place}'"]
 
 
 # -- the steps -------------------------------------------------------------------------------------------------------
@@ -207,7 +177,7 @@ def begin(cfg: DictConfig, folder: Path) -> None:
     folders.say(folder, identity=identity(cfg), state=folders.RUNNING, error=None, started=folders.clock())
 
 
-def learn(
+def tune(
     cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, held_out: Examples | None
 ) -> None:
     checkpoints = folder / "checkpoints"
@@ -223,19 +193,18 @@ def learn(
     steps = batches(learned, epochs=recipe.epochs)
     stands_for = f"{identity(cfg)} {learned.digest}"
     saved = latest_checkpoint(checkpoints)
-    state = None if saved is None else load_state(saved, digest=stands_for)
-    if state is not None:
-        log.info("going on from step %s of %s", f"{state['step']:,}", f"{len(steps):,}")
+    state = None if saved is None else load_checkpoint(saved, digest=stands_for)
     with within(folder):
         loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
     with told_of_failure(loggers):
         for logger in loggers:
-            open_logger(logger, cfg, [] if state is None else state["history"])
+            open_logger(logger, cfg, [] if state is None else state["members"][identity(cfg)]["history"])
         model = recipe.part.prepare(source.weights(), cfg.seed)
         module = FineTuning(
             model,
             recipe.objective,
             steps,
+            name=identity(cfg),
             learning_rate=recipe.learning_rate,
             learning_rate_schedule=recipe.learning_rate_schedule,
             betas=tuple(recipe.betas),
@@ -249,12 +218,12 @@ def learn(
             state=state,
         )
         if module.step < module.steps:
-            trainer.callbacks += [
-                TokenProgress(steps.tokens),
-                FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for),
-                Pulse(functools.partial(beat, folder, module), seconds=min(10.0, cfg.checkpoint_every)),
-            ]
-            trainer.fit(module)
+
+            def tell(step: int) -> None:
+                beat(folder, module.history, step, module.steps)
+
+            saving = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for)
+            fit(trainer, module, tokens=steps.tokens, checkpoints=saving, beat=tell)
         if processes.count() > 1 or trainer.global_rank == 0:  # without a step to take, no process knows of the others
             recipe.part.save(model, folder / "model", base_path=placed(source.path))
         if processes.count() > 1:
@@ -278,12 +247,6 @@ def told_of_failure(loggers: Sequence[Any]) -> Iterator[None]:
         for logger in loggers:
             logger.finalize("failed")
         raise
-
-
-def beat(folder: Path, module: FineTuning, step: int) -> None:
-    if module.history:
-        folders.write_table(folder, Table("training", curves_of(module.history)))
-    folders.say(folder, state=folders.RUNNING, step=step, steps=module.steps)
 
 
 def write_down(

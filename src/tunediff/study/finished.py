@@ -22,9 +22,9 @@ from tunediff import folders
 from tunediff.dictionary import Crosscoder, TranscoderAdapter
 from tunediff.edits import Edit, Everywhere, Gate, Operation
 from tunediff.evaluations import Given, Trained
+from tunediff.evaluations.given import LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import choose
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import ModelPair, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
@@ -69,7 +69,7 @@ class Loaded:
 
     @functools.cached_property
     def dictionary(self) -> Crosscoder | TranscoderAdapter | None:
-        """With frozen weights; None where the study measured the pair alone."""
+        """The dictionary of the run, with frozen weights; None where the study measured the pair alone."""
         if not learns(self.cfg):
             return None
         made = build_dictionary(self.cfg.dictionary, self.streams)
@@ -78,7 +78,7 @@ class Loaded:
 
     @property
     def findings(self) -> dict[str, Finding]:
-        """By name; as the folder says now."""
+        """The findings of the run by name, as its folder has them now."""
         return {f["name"]: Finding(**f) for f in folders.read_json(self.folder / "findings.json")["findings"]}
 
     def table(self, name: str) -> pyarrow.Table:
@@ -89,12 +89,10 @@ class Loaded:
             raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
         return pyarrow.parquet.read_table(path)
 
-    def latents(self, which: int | str | Sequence[int], *, role: str | None = None) -> list[int]:
+    def latents(self, which: int | str | Sequence[int]) -> list[int]:
         """Their numbers: those that an expression chooses, such as "top(20, auroc.hesitation) and rate < .1", or so many of
-        those most the role's own; as evaluations take them."""
-        trained = self.trained()
-        role = role_of(trained, role, setting="latents")
-        return choose(trained, self._statistics, which, None, whose=role)
+        those most one model's own; as evaluations take them."""
+        return choose(self.trained(), self._statistics, which, None)
 
     def edits(
         self,
@@ -110,7 +108,7 @@ class Loaded:
         mean is that over the same text."""
         trained = self.trained()
         role = role_of(trained, role, setting="edits")
-        numbers = self.latents(latents, role=role)
+        numbers = self.latents(latents)
         return latent_edits(trained, role, numbers, operation, seen=self._statistics, gate=gate, mode=mode)
 
     def edit(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tunediff.activations import WholeSequences
@@ -14,9 +17,11 @@ from tunediff.evaluations.latents.columns import checked
 from tunediff.folders import write_atomically
 from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ModelPair, TranscoderFiles
-from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
+from tunediff.schedules import Length
+from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, target_of, within
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream
 from tunediff.text import Text
+from tunediff.training import Learner, TranscoderLearner
 
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
@@ -24,7 +29,7 @@ LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a d
 
 
 def learns(cfg: DictConfig) -> bool:
-    """Whether a study trains a dictionary; without one it measures the pair alone. Raises Refused for half of either."""
+    """True for a study that trains a dictionary; one without measures the pair alone. Raises Refused for half of either."""
     given = [part for part in LEARNING if part in cfg]
     if given and len(given) < len(LEARNING):
         missing = [part for part in LEARNING if part not in cfg]
@@ -38,7 +43,7 @@ def learns(cfg: DictConfig) -> bool:
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
     """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none, or about another
     kind: one that stands `inside` the models reconstructs nothing, and the others replace nothing."""
-    built = {name: build(node) for name, node in (nodes or {}).items()}
+    built: dict[str, Evaluation] = {str(name): build(node) for name, node in (nodes or {}).items()}
     for name, evaluation in built.items():
         needs = declared(evaluation, "needs")
         if not learns and needs is not Needs.PAIR:
@@ -59,7 +64,8 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
 
 
 def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
-    """What the dictionary of a config reads of a pair; without one, all layers of both models."""
+    """The streams that the dictionary of a config reads; without one, all layers of both models. Raises Refused for a
+    dictionary that would read what is not there before an adapter was trained."""
     if not learns(cfg):
         each = (pair.streams("resid_post", list(range(pair.depth(role))), reads=role) for role in ROLES)
         return [stream for streams in each for stream in streams]
@@ -67,28 +73,86 @@ def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
     row = {key: hookpoint[key] for key in hookpoint if key not in ("name", "equal_widths", "layer")}
     if row:
         add_hookpoint(hookpoint.name, row)
-    return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
-
-
-def check_reads(cfg: DictConfig) -> None:
-    """Raises Refused for a dictionary that would read what is not there before an adapter was trained."""
-    reads = cfg.dictionary.reads
     if (reads == ADAPTER) is not inside(cfg) or reads == HYBRID:
         raise Refused(
             f"dictionary.reads={reads}: hybrid and adapter stand beside a pair once an adapter was trained, and a dictionary "
             "reads base, tuned, both or difference; dictionary=transcoder_adapter reads adapter."
         )
+    return pair.streams(hookpoint.name, plain(cfg.layer), reads=reads, equal_widths=hookpoint.equal_widths)
 
 
-def build_dictionary(node: DictConfig, streams: list[Stream]) -> Crosscoder | TranscoderAdapter:
+def inside(cfg: DictConfig) -> bool:
+    """True for a study whose dictionary stands inside the models and changes them, as its class says; the others
+    learn from the same activations side by side."""
+    if not learns(cfg):
+        return False
+    kind = target_of(cfg.dictionary)
+    return isinstance(kind, type) and issubclass(kind, TranscoderAdapter)
+
+
+def build_learner(
+    cfg: DictConfig, streams: list[Stream], *, weights: bool = True
+) -> tuple[Learner | TranscoderLearner, Length | None]:
+    """The dictionary of a study with all that trains it, and the length of its training; None for a transcoder adapter,
+    whose steps are known once the text was read. Without `weights` an adapter, which may be as large as a model, has none:
+    for a look at what would run. Raises Refused for parts that do not fit one another."""
+    activations, adapter = build(cfg.activations), inside(cfg)
+    if adapter and not isinstance(activations, WholeSequences):
+        raise Refused(
+            "A transcoder adapter learns inside the models: leave activations and optimizer out, or choose "
+            "activations=sequences and optimizer=adam_cosine."
+        )
+    if isinstance(activations, WholeSequences) and not adapter:
+        raise Refused(
+            f"activations=sequences is for dictionary=transcoder_adapter; {cfg.dictionary._target_} learns from shuffled "
+            "activations: choose activations=live or stored."
+        )
+    given = {
+        "name": identity(cfg),
+        "objective": build(cfg.dictionary.objective),
+        "l1_schedule": build(cfg.l1_schedule),
+        "learning_rate_schedule": build(cfg.optimizer.learning_rate_schedule),
+        "learning_rate": cfg.optimizer.learning_rate,
+        "betas": tuple(cfg.optimizer.betas),
+        "clip_norm": cfg.optimizer.clip_norm,
+    }
+    if adapter:
+        made = build_adapter(cfg, streams, weights)
+        return TranscoderLearner(dictionary=made, sequences=activations, **given), None
+    length = Length(cfg.budget.tokens // cfg.optimizer.batch, cfg.optimizer.batch)
+    if length.steps < 1:
+        raise Refused(
+            f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
+        )
+    learner = Learner(
+        dictionary=build_dictionary(cfg.dictionary, streams),
+        resampling=build(cfg.optimizer.resampling),
+        compile=cfg.optimizer.compile,
+        **given,
+    )
+    learner.check(length)
+    return learner, length
+
+
+def build_dictionary(node: DictConfig, streams: list[Stream]) -> Any:
     """The dictionary of a config, over these streams; the settings that the study reads stand beside its own."""
     settings = {key: node[key] for key in node if key not in READ_BY_STUDY["dictionary"]}
     return build(settings)(streams)
 
 
-def begin_at(dictionary: TranscoderAdapter, files: TranscoderFiles, weights: bool) -> None:
-    """The weights of another adapter in place of its own start. Raises Refused for one of another shape."""
-    here = (len(dictionary.layers), dictionary.latents_per_layer, dictionary.layers[0].b_dec is not None)
+def build_adapter(cfg: DictConfig, streams: list[Stream], weights: bool) -> TranscoderAdapter:
+    """A transcoder adapter at its own start, or with the weights of another one. Raises Refused for a start of another
+    shape, and where there is nothing to train and no start to measure."""
+    with contextlib.nullcontext() if weights else torch.device("meta"):
+        adapter: TranscoderAdapter = build_dictionary(cfg.dictionary, streams)
+    if cfg.dictionary.start is None:
+        if cfg.budget.tokens < 1:
+            raise Refused(
+                "budget.tokens=0 trains nothing: name what is measured, dictionary.start=<run folder or checkpoint>."
+            )
+        return adapter
+    files = TranscoderFiles(cfg.dictionary.start)
+    here = (len(adapter.layers), adapter.latents_per_layer, adapter.layers[0].b_dec is not None)
     there = (len(files.streams), files.latents, files.decoder_bias)
     if here != there:
         raise Refused(
@@ -98,27 +162,8 @@ def begin_at(dictionary: TranscoderAdapter, files: TranscoderFiles, weights: boo
         )
     if weights:
         known = files.read().state_dict()
-        dictionary.load_state_dict({name: known.get(name, own) for name, own in dictionary.state_dict().items()})
-
-
-def inside(cfg: DictConfig) -> bool:
-    """Whether a study trains a dictionary that stands inside the models and changes them; the others learn from the same
-    activations side by side. Raises Refused where dictionary and activations do not agree on that."""
-    if not learns(cfg):
-        return False
-    stands = cfg.dictionary._target_.rpartition(".")[2] == TranscoderAdapter.__name__
-    sequences = isinstance(build(cfg.activations), WholeSequences)
-    if stands and not sequences:
-        raise Refused(
-            "A transcoder adapter learns inside the models: leave activations and optimizer out, or choose "
-            "activations=sequences and optimizer=adam_cosine."
-        )
-    if sequences and not stands:
-        raise Refused(
-            f"activations=sequences is for dictionary=transcoder_adapter; {cfg.dictionary._target_} learns from shuffled "
-            "activations: choose activations=live or stored."
-        )
-    return stands
+        adapter.load_state_dict({name: known.get(name, own) for name, own in adapter.state_dict().items()})
+    return adapter
 
 
 def given_of(

@@ -17,26 +17,16 @@ from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.activations import ActivationSource, select
-from tunediff.dictionary import TranscoderAdapter
+from tunediff.dictionary import TranscoderAdapter, save_dictionary
 from tunediff.evaluations import Evaluation, Given, declared
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
-from tunediff.models import ModelPair, TranscoderFiles, pair_of_adapter
+from tunediff.models import ModelPair, pair_of_adapter
 from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Note, Refused, Rows, Table
 from tunediff.study.described import about, curves_of, open_logger
-from tunediff.study.parts import (
-    begin_at,
-    build_dictionary,
-    check_reads,
-    evaluations_of,
-    given_of,
-    inside,
-    learns,
-    streams_of,
-    write_config,
-)
+from tunediff.study.parts import build_learner, evaluations_of, given_of, inside, learns, streams_of, write_config
 from tunediff.text import Text
 from tunediff.training import Learner, TranscoderLearner
 
@@ -66,64 +56,15 @@ class Run:
         as a model, has none: for a look at what would run."""
         cfg = self.cfg
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
-        if learns(cfg):
-            check_reads(cfg)
         self.streams = streams_of(cfg, pair)
         with within(self.folder):
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
         if learns(cfg):
-            self._build_learner(weights)
-
-    def _build_learner(self, weights: bool) -> None:
-        cfg = self.cfg
-        if inside(cfg):
-            self._build_adapter(weights)
-            return
-        self.length = Length(cfg.budget.tokens // cfg.optimizer.batch, cfg.optimizer.batch)
-        if self.length.steps < 1:
-            raise Refused(
-                f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
-            )
-        self.learner = Learner(
-            name=self.identity,
-            dictionary=build_dictionary(cfg.dictionary, self.streams),
-            objective=build(cfg.dictionary.objective),
-            l1_schedule=build(cfg.l1_schedule),
-            learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
-            learning_rate=cfg.optimizer.learning_rate,
-            betas=tuple(cfg.optimizer.betas),
-            clip_norm=cfg.optimizer.clip_norm,
-            resampling=build(cfg.optimizer.resampling),
-            compile=cfg.optimizer.compile,
-        )
-        self.learner.check(self.length)
-
-    def _build_adapter(self, weights: bool) -> None:
-        """Its steps are known once the text was read."""
-        cfg = self.cfg
-        with contextlib.nullcontext() if weights else torch.device("meta"):
-            dictionary = build_dictionary(cfg.dictionary, self.streams)
-        if cfg.dictionary.start is not None:
-            begin_at(dictionary, TranscoderFiles(cfg.dictionary.start), weights)
-        elif cfg.budget.tokens < 1:
-            raise Refused(
-                "budget.tokens=0 trains nothing: name what is measured, dictionary.start=<run folder or checkpoint>."
-            )
-        self.learner = TranscoderLearner(
-            name=self.identity,
-            dictionary=dictionary,
-            objective=build(cfg.dictionary.objective),
-            sequences=build(cfg.activations),
-            l1_schedule=build(cfg.l1_schedule),
-            learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
-            learning_rate=cfg.optimizer.learning_rate,
-            betas=tuple(cfg.optimizer.betas),
-            clip_norm=cfg.optimizer.clip_norm,
-        )
+            self.learner, self.length = build_learner(cfg, self.streams, weights=weights)
 
     @property
     def steps(self) -> int | None:
-        """Of its dictionary; None where none is trained, or how many is not known yet."""
+        """Number of training steps of its dictionary; None where none is trained, or it is not known yet."""
         return None if self.length is None else self.length.steps
 
     @property
@@ -140,6 +81,7 @@ class Run:
         for stream in self.streams:
             if stream in source.broken:
                 raise Refused(source.broken[stream])
+        assert isinstance(self.learner, Learner)
         mine = select(rows, source.streams, self.streams, moments=self.learner.reader().moments)
         self.learner.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
 
@@ -154,7 +96,7 @@ class Run:
             self.open_loggers()
         else:
             dictionary = self.learner.dictionary.to(device).eval().requires_grad_(False)
-            dictionary.save(self.folder / "dictionary", plain(self.cfg.dictionary))
+            save_dictionary(dictionary, self.folder / "dictionary", plain(self.cfg.dictionary))
             if isinstance(dictionary, TranscoderAdapter):
                 write_atomically(self.folder / "pair.yaml", pair_of_adapter(pair, self.folder))
             if self.learner.history:
@@ -175,7 +117,7 @@ class Run:
 
     @contextlib.contextmanager
     def on_its_own(self) -> Iterator[None]:
-        """What goes wrong inside is this run's: recorded in its folder, and the others go on."""
+        """Records what goes wrong inside in the folder of this run alone, so that the others go on."""
         try:
             yield
         except Exception as error:

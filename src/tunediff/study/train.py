@@ -1,6 +1,10 @@
-"""The stories: train, reevaluate, compare. Each reads as what happens, in order.
+"""The story of a study, from its config to its page, as it happens:
 
-Everything below this floor takes plain values and objects.
+study   the config is checked; what is finished is left as it is, what was interrupted goes on      run.py
+train   the parts are built and the models loaded           parts.py, models/pair.py
+learn   dictionaries learn from activations                 training/on_activations.py -> dictionary/crosscoder.py
+adapt   a transcoder adapter learns inside the models       training/on_sequences.py -> dictionary/transcoder_adapter.py
+finish  what was learned is saved, measured, shown          run.py -> evaluations/, report/
 """
 
 from __future__ import annotations
@@ -17,28 +21,56 @@ from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.activations import ActivationSource, ShuffledRows, Wanted, take
-from tunediff.folders import RUNNING
 from tunediff.models import ModelPair
 from tunediff.schedules import Length
-from tunediff.settings import build, digest, material
-from tunediff.shapes import Refused, Stream, Table
-from tunediff.study.described import curves_of
-from tunediff.study.parts import inside, learns
+from tunediff.settings import build, check, digest, material
+from tunediff.shapes import Refused, Stream
+from tunediff.study.described import beat
+from tunediff.study.estimate import forecast
+from tunediff.study.parts import STUDY, inside, learns
 from tunediff.study.run import Run
-from tunediff.study.trainer import make_trainer
+from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of
 from tunediff.text import Text
 from tunediff.training import (
     Checkpoints,
     DictionaryTraining,
-    FineTuningCheckpoints,
-    Pulse,
-    TokenProgress,
+    Learner,
+    TranscoderLearner,
     latest_checkpoint,
     load_checkpoint,
-    load_state,
+    load_position,
+    names_in,
 )
 
 log = logging.getLogger(__name__)
+
+
+def study(cfg: DictConfig, folder: Path) -> float | None:
+    """One study in its folder. Where the same study is finished it is left as it is; where it was interrupted it goes on.
+    Returns the value of the finding that `optimized_metric` names. A dry run only says what the study would take."""
+    with folders.unless_refused(folder):
+        check(cfg, STUDY)
+        run, checkpoints = Run(cfg, folder), folder / "checkpoints"
+        if cfg.dry_run:
+            print(forecast(run))
+            return None
+        folders.make_folder(folder)
+        if folders.is_finished(folder, run.identity):
+            print(f"finished already: {folder / 'report.html'}. Remove the folder to train it again.")
+            return folders.state_of(folder).get("value")
+        saved = latest_checkpoint(checkpoints)
+        if saved is not None and run.identity not in names_in(saved):
+            raise Refused(f"{checkpoints} belongs to another study. Choose another hydra.run.dir, or remove it.")
+        if processes_of(cfg) > 1:  # as many begin here anew, each with train([run], checkpoints)
+            run.begin()
+            in_processes(["-m", "tunediff.study.work", str(folder), "--with-parent"], cfg, folder, "The study")
+            return folders.state_of(folder).get("value")
+        with folders.held(folder, "The run"):
+            run.begin()
+            train([run], checkpoints)
+        if run.error is not None:
+            raise run.error
+        return run.value
 
 
 def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = None) -> None:
@@ -97,10 +129,10 @@ def learn(
     device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
     streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
     log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, streams)))
-    source = functools.partial(source_of, cfg, pair, text, streams, any(r.learner.reader().moments for r in runs))
-    saved = latest_checkpoint(checkpoints) or resume_from
+    moments = any(learner.reader().moments for learner in learners_of(runs))
+    source = functools.partial(source_of, cfg, pair, text, streams, moments)
+    state, saved = None, latest_checkpoint(checkpoints) or resume_from
     if saved is None:
-        state = position = None
         sample = source()
         rows = take(sample, cfg.activations.fit_tokens)
         for run in runs:
@@ -108,33 +140,30 @@ def learn(
                 run.fit(rows, sample)
         runs = going(runs)
     else:
-        state, position = load_checkpoint(saved, rank=rank, world=world)
-        log.info("going on from step %s of %s", f"{state['step']:,}", f"{runs[0].steps:,}")
+        state = load_checkpoint(saved)
     if rank > 0:  # one process speaks for all
         for run in runs:
             run.loggers = []
     loggers = {run.identity: run.loggers for run in runs}
-    module = DictionaryTraining([run.learner for run in runs], length=runs[0].length, state=state, loggers=loggers)
+    learners = learners_of(runs)
+    module = DictionaryTraining(learners, length=runs[0].length, state=state, loggers=loggers)
     stream = ShuffledRows(
         source(rank, world),
-        [run.learner.reader() for run in runs],
+        [learner.reader() for learner in learners],
         batch=cfg.optimizer.batch,
         capacity=cfg.activations.buffer,
         steps=module.steps,
         seed=text.seed,
         device=device,
     )
-    if position is not None:
-        stream.load_state_dict(position, [state["readers"].index(run.identity) for run in runs])
+    if saved is not None:
+        stream.load_state_dict(*load_position(saved, [run.identity for run in runs], rank=rank, world=world))
     for run in runs:
         run.open_loggers()
     if module.step < module.steps:
-        trainer.callbacks += [
-            TokenProgress(module.steps * stream.batch),
-            Checkpoints(checkpoints, stream, seconds=cfg.checkpoint_every),
-            Pulse(functools.partial(beat, runs), seconds=min(10.0, cfg.checkpoint_every)),
-        ]
-        trainer.fit(module, train_dataloaders=stream)
+        saving = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, stream=stream)
+        tokens = module.steps * stream.batch
+        fit(trainer, module, tokens=tokens, checkpoints=saving, beat=functools.partial(tell, runs), rows=stream)
         if world > 1:
             torch.distributed.destroy_process_group()
     return runs, {run.identity: stream.left_out(n) for n, run in enumerate(runs)}
@@ -143,6 +172,7 @@ def learn(
 def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None) -> None:
     """An adapter learns inside the models, from whole sequences."""
     cfg, learner, rank, world = run.cfg, run.learner, trainer.global_rank, trainer.world_size
+    assert isinstance(learner, TranscoderLearner)
     if cfg.budget.tokens == 0:  # it is measured as it began
         run.open_loggers()
         return
@@ -153,9 +183,7 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
     run.length = Length(len(steps), steps.tokens_of_a_step)
     saved = latest_checkpoint(checkpoints) or resume_from
     stands_for = f"{run.identity} {learned.digest}"
-    state = None if saved is None else load_state(saved, digest=stands_for)
-    if state is not None:
-        log.info("going on from step %s of %s", f"{state['step']:,}", f"{run.steps:,}")
+    state = None if saved is None else load_checkpoint(saved, digest=stands_for)
     if rank > 0:  # one process speaks for all
         run.loggers = []
     measured = None if held_out is None else learner.sequences.batches(held_out, **place)
@@ -164,12 +192,8 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
         pair.models.clear()  # sharding moves tensors to the device in place: the pair would hold them all there, whole
     run.open_loggers()
     if module.step < module.steps:
-        trainer.callbacks += [
-            TokenProgress(steps.tokens),
-            FineTuningCheckpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for, name=run.identity),
-            Pulse(functools.partial(beat, [run]), seconds=min(10.0, cfg.checkpoint_every)),
-        ]
-        trainer.fit(module)
+        saving = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for)
+        fit(trainer, module, tokens=steps.tokens, checkpoints=saving, beat=functools.partial(tell, [run]))
         learner.bring_back(module.model)
         if world > 1:
             torch.distributed.destroy_process_group()
@@ -179,35 +203,31 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
 
 
 def going(runs: Sequence[Run]) -> list[Run]:
-    """Those that have not failed. With none left there is nothing to go on with."""
+    """The runs that have not failed. Raises the error of the last one where none is left."""
     left = [run for run in runs if run.error is None]
-    if not left:
-        raise runs[-1].error
+    if not left and (error := runs[-1].error) is not None:
+        raise error
     return left
 
 
+def learners_of(runs: Sequence[Run]) -> list[Learner]:
+    """The learners of the runs that train a dictionary on activations."""
+    return [run.learner for run in runs if isinstance(run.learner, Learner)]
+
+
 def described(runs: Sequence[Run]) -> str:
-    if len(runs) == 1:
-        return runs[0].cfg.dictionary._target_.rpartition(".")[2]
-    return f"{len(runs)} dictionaries"
+    """The class of the one dictionary, or how many there are."""
+    kinds = [type(run.learner.dictionary).__name__ for run in runs if run.learner is not None]
+    return kinds[0] if len(kinds) == 1 else f"{len(kinds)} dictionaries"
 
 
-def beat(runs: Sequence[Run], step: int) -> None:
-    """How far each run is, with its curves, for whoever looks at its folder; a run that was dropped says why at once."""
+def tell(runs: Sequence[Run], step: int) -> None:
+    """Writes how far each run is; a run that was dropped says why at once."""
     for run in runs:
-        if run.learner.error is None:
-            if run.learner.history:
-                folders.write_table(run.folder, Table("training", curves_of(run.learner.history)))
-            last = run.learner.history[-1] if run.learner.history else {}
-            folders.say(
-                run.folder,
-                state=RUNNING,
-                step=step,
-                steps=run.steps,
-                explained_variance=last.get("explained_variance/pooled"),
-            )
-        elif run.error is None:
-            run.fail(run.learner.error)
+        if run.learner is not None and run.dropped is None:
+            beat(run.folder, run.learner.history, step, run.steps)
+        elif run.dropped is not None and run.error is None:
+            run.fail(run.dropped)
 
 
 def source_of(

@@ -1,19 +1,18 @@
-"""Lightning's Trainer as a study uses it: the device, the precision and the processes."""
+"""Lightning's Trainer as the stories use it: the device, the precision and the processes."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from tunediff.settings import build
+from tunediff import folders, processes
+from tunediff.settings import build, identity, target_of
 from tunediff.shapes import Refused
-from tunediff.training import (
-    Shards,
-    process_environment,
-)
+from tunediff.training import Checkpoints, Pulse, TokenProgress, process_environment
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -49,11 +48,37 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Any:
 
 
 def processes_of(cfg: DictConfig) -> int:
-    """How many processes train one dictionary together."""
+    """Number of processes that train together."""
     return cfg.trainer.devices * cfg.trainer.get("num_nodes", 1)
 
 
 def shares_out_layers(cfg: DictConfig) -> bool:
-    """Whether the processes share out the layers of the models, by the trainer's strategy as it is asked for."""
+    """True where the processes share out the layers of the models, as the class of the trainer's strategy says."""
     strategy = cfg.trainer.get("strategy") or {}
-    return not isinstance(strategy, str) and strategy.get("_target_", "").endswith(Shards.__name__)
+    return (
+        not isinstance(strategy, str)
+        and "_target_" in strategy
+        and getattr(target_of(strategy), "shares_out_layers", False)
+    )
+
+
+def in_processes(command: Sequence[str], cfg: DictConfig, folder: Path, what: str) -> None:
+    """Runs `python <command>` once for each device of this machine, until all have ended. Raises Refused, saying why, where
+    the run of the folder did not end well."""
+    process = processes.start(command, devices=cfg.trainer.devices)
+    try:
+        status = processes.wait(process)
+    except KeyboardInterrupt:
+        raise Refused("stopped. The same command with this hydra.run.dir goes on from the last step.") from None
+    folders.note_end(folder, status)
+    if not folders.is_finished(folder, identity(cfg)):
+        raise Refused(f"{what} did not end well: {folders.state_of(folder).get('error', f'see {folder}/run.log')}")
+
+
+def fit(
+    trainer: Any, module: Any, *, tokens: int, checkpoints: Checkpoints, beat: Callable[[int], None], rows: Any = None
+) -> None:
+    """Takes the steps that are left, with a bar in tokens, checkpoints, and a pulse for whoever looks at the folder."""
+    pulse = Pulse(beat, seconds=min(10.0, checkpoints.seconds))
+    trainer.callbacks += [TokenProgress(tokens), checkpoints, pulse]
+    trainer.fit(module, train_dataloaders=rows)

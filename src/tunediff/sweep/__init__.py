@@ -1,8 +1,6 @@
 """Many studies as few passes of the models: what a sweep costs, where it runs, what is finished already.
 
 plan.py      members -> groups that share a stream; finished ones are skipped, half-finished ones go on
-estimate.py  groups -> memory, disk and time, before anything starts
-work.py      one group in one process, wherever that process was started
 local.py     groups here, a few at a time          slurm.py   groups as tasks of one job array
 launch.py    the story of a sweep, from the overrides to the table at its end
 """

@@ -6,9 +6,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
@@ -16,61 +15,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders
 from tunediff.models import ModelPair
-from tunediff.settings import build, check, plain
+from tunediff.settings import build
 from tunediff.shapes import Refused
-from tunediff.study.parts import STUDY, inside
+from tunediff.study.estimate import GB, columns, cost_of, memory_of, table
 from tunediff.study.run import Run
-from tunediff.study.train import train
-from tunediff.study.trainer import processes_of
-from tunediff.sweep import local, slurm
-from tunediff.sweep.estimate import GB, adapter_items, columns, cost_of, device_of, memory_of, table
-from tunediff.sweep.plan import Group, Member, forget_checkpoints, groups_of, look, members_in
-from tunediff.training import latest_checkpoint, names_in
-
-
-def study(cfg: DictConfig, folder: Path) -> float | None:
-    """One study in its folder, in this process; several processes for one dictionary are started as a group is. A
-    folder in which the same study is finished is left as it is; where it was interrupted, it goes on."""
-    with folders.unless_refused(folder):
-        return _study(cfg, folder)
-
-
-def _study(cfg: DictConfig, folder: Path) -> float | None:
-    check(cfg, STUDY)
-    if cfg.dry_run:
-        run = Run(cfg, folder)
-        pair: ModelPair = build(cfg.model_pair)
-        build(cfg.text).check(evaluated=bool(cfg.evaluation))
-        run.build(pair, weights=False)
-        if inside(cfg):
-            print(f"memory of one device:\n{adapter_items(cfg, pair).table()}")
-        print(table([([run], cost_of([run], pair))], device=device_of(run)))
-        return None
-    folders.make_folder(folder)
-    run = Run(cfg, folder)
-    if folders.is_finished(folder, run.identity):
-        print(f"finished already: {folder / 'report.html'}. Remove the folder to train it again.")
-        return folders.state_of(folder).get("value")
-    if processes_of(cfg) > 1:
-        group = Group([Member(run, [])], folder)
-        group.write()
-        local.run_groups([group], parallel=1)
-        if not folders.is_finished(folder, run.identity):
-            raise Refused(f"The study failed: {folders.state_of(folder).get('error', f'see {folder}/run.log')}")
-        return folders.state_of(folder).get("value")
-    checkpoints = folder / "checkpoints"
-    saved = latest_checkpoint(checkpoints) if checkpoints.exists() else None
-    if saved is not None and run.identity not in names_in(saved):
-        raise Refused(f"{checkpoints} belongs to another study. Choose another hydra.run.dir, or remove it.")
-    with folders.held(folder, "The run"):
-        run.begin()
-        train([run], checkpoints)
-    if run.error is not None:
-        raise run.error
-    return run.value
-
-
-# -- a sweep ---------------------------------------------------------------------------------------------------------
+from tunediff.sweep.local import Local
+from tunediff.sweep.plan import Group, Member, Standing, forget_checkpoints, groups_of, look, members_in
+from tunediff.sweep.slurm import Slurm
 
 
 @contextlib.contextmanager
@@ -82,7 +33,7 @@ def said_plainly() -> Iterator[None]:
 
 
 def prepare(config: DictConfig) -> None:
-    """Before Hydra writes into the sweep's folder."""
+    """Makes the sweep's folder, before Hydra writes into it."""
     with said_plainly():
         folders.make_folder(Path(config.hydra.sweep.dir))
 
@@ -91,35 +42,28 @@ def launch(
     config: DictConfig,
     compose: Callable[[DictConfig, list[str]], DictConfig],
     overrides: Sequence[Sequence[str]],
-    *,
-    where: str,
-    settings: Mapping[str, Any],
+    place: Local | Slurm,
 ) -> list[JobReturn]:
-    """Members as lists of overrides -> what became of each, in their order."""
+    """Members as lists of overrides -> what became of each, in their order, once they ran at a place."""
     with said_plainly():
         sweep = Path(config.hydra.sweep.dir)
-        settings = {key: plain(value) for key, value in settings.items()}
         composed = [(list(words), member_config(config, compose, words)) for words in overrides]
         members = members_in(sweep, composed)
         by_identity = {member.run.identity: member for member in members}
         in_order = [by_identity[Run(cfg, sweep).identity] for _, cfg in composed]
         with folders.held(sweep, "The sweep"):
-            queued = slurm.queued(sweep) if where == "slurm" else {}
-            groups = plan(sweep, members, queued, config, where)
+            groups = groups_left(sweep, members, config, place)
             if not config.dry_run:
                 write_sweep(sweep, config, members)
                 for group in groups:
                     group.write()
                 try:
-                    if where == "slurm":
-                        slurm.run_groups(sweep, groups, members, queued, **settings)
-                    else:
-                        local.run_groups(groups, **settings)
+                    place.run(sweep, groups, members)
                 except KeyboardInterrupt:
-                    left = "the jobs go on" if where == "slurm" else "the same line goes on from here"
-                    sys.exit(f"stopped: {left}; the state of all members: python compare.py {os.path.relpath(sweep)}")
+                    state = f"the state of all members: python compare.py {os.path.relpath(sweep)}"
+                    sys.exit(f"stopped: {place.after_ctrl_c}; {state}")
                 forget_checkpoints(sweep)
-        if config.dry_run or not settings.get("wait", True):
+        if config.dry_run or not place.wait:
             return [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]
         return tell(sweep, in_order, overrides)
 
@@ -133,13 +77,10 @@ def member_config(config: DictConfig, compose: Callable, words: Sequence[str]) -
     return cfg
 
 
-def plan(sweep: Path, members: list[Member], queued: Mapping[str, str], config: DictConfig, where: str) -> list[Group]:
-    """What is left to do, said with what it takes."""
-    checkpoints = look(sweep, members)
-    for member in members:
-        if member.run.identity in queued and not member.finished:
-            member.status = f"in the queue as job {queued[member.run.identity]}"
-    todo = [m for m in members if not m.status.startswith(("finished", "running elsewhere", "in the queue"))]
+def groups_left(sweep: Path, members: list[Member], config: DictConfig, place: Local | Slurm) -> list[Group]:
+    """The groups that are left to run. Prints them with what they take."""
+    checkpoints = look(sweep, members, place.queued(sweep))
+    left = [member for member in members if member.is_left]
     pairs: dict[str, ModelPair] = {}
 
     def cost(some: Sequence[Member]):
@@ -149,23 +90,22 @@ def plan(sweep: Path, members: list[Member], queued: Mapping[str, str], config: 
             pairs[key] = build(cfg)
         return cost_of([member.run for member in some], pairs[key])
 
-    device = device_of(members[0].run)
-    asked = config.launcher.memory_gb
-    limit = asked * GB if asked is not None else memory_of(device) if where == "local" else float("inf")
+    device = place.device(members[0].run)
+    limit = memory_of(device, given_gb=config.launcher.memory_gb)
     groups = groups_of(
         sweep,
-        todo,
+        left,
         checkpoints,
         pack=config.launcher.pack,
         fits=lambda some: len(some) == 1 or cost(some).memory <= limit,
     )
-    print(f"sweep {sweep}: {len(members)} members, {len(todo)} to run in {len(groups)} processes")
+    print(f"sweep {sweep}: {len(members)} members, {len(left)} to run in {len(groups)} processes")
     number = {id(member): str(n) for n, group in enumerate(groups) for member in group.members}
     rows = [[number.get(id(m), "-"), m.name or "the study", m.run.folder.name, m.status] for m in members]
     print(columns([["group", "member", "folder", ""], *rows]))
     if groups:
         costs = [([member.run for member in group.members], cost(group.members)) for group in groups]
-        print(table(costs, device=device if where == "local" else None))
+        print(table(costs, device=device))
         for group, (_, each) in zip(groups, costs, strict=True):
             if each.memory > limit:
                 print(f"note: {group.members[0].name} alone is estimated at more than {limit / GB:.1f} GB.")
@@ -196,7 +136,7 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
         rows = [["member", "state", "why", "log"]]
         for member in wrong:
             state = states[id(member)]
-            elsewhere = member.status.startswith("running elsewhere")
+            elsewhere = member.standing is Standing.ELSEWHERE
             why = f"{member.status}, at" if elsewhere else state.get("error") or "stopped at"
             why += "" if state.get("error") else f" step {state.get('step', 0):,}"
             log = "job.log" if (member.run.folder / "job.log").exists() else "run.log"

@@ -3,66 +3,63 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from tunediff import folders
-from tunediff.sweep.plan import Group
+from tunediff import folders, processes
+from tunediff.study.estimate import device_of
+from tunediff.study.run import Run
+from tunediff.sweep.plan import Group, Member
 
 
-def start(group: Group, *, gpu: str | None = None) -> subprocess.Popen:
-    """The process of a group, or torchrun over its processes. It ends when this process ends."""
-    trainer = group.members[0].run.cfg.trainer
-    module = ["-m", "tunediff.sweep.work", str(group.folder), "--with-parent"]
-    if trainer.devices > 1:
-        module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.devices}", *module]
-    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})}
-    return subprocess.Popen([sys.executable, *module], stdin=subprocess.PIPE, env=environment)
+class Local:
+    """This machine, on which so many groups run at a time; None: one for each GPU, or one."""
 
+    wait = True
+    after_ctrl_c = "the same line goes on from here"
 
-def run_groups(groups: Sequence[Group], *, parallel: int | None) -> None:
-    """Until all have ended. What became of them stands in their folders."""
-    gpus = visible_gpus()
-    slots = parallel or max(1, len(gpus))
-    free = list(range(slots))
-    waiting, running = list(groups), {}
-    try:
-        while waiting or running:
-            while waiting and free:
-                slot = free.pop(0)
-                alone = slots > 1 and len(gpus) > 1
-                group = waiting.pop(0)
-                running[slot] = group, start(group, gpu=gpus[slot % len(gpus)] if alone else None)
-            for slot, (group, process) in list(running.items()):
-                if process.poll() is not None:
-                    process.stdin.close()
-                    del running[slot]
-                    free.append(slot)
-                    note_end(group, process.returncode)
-            time.sleep(0.1)
-    except BaseException:
-        for _, process in running.values():  # they save and end; a second Ctrl-C does not wait for them
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for _, process in running.values():
-            process.wait()
-            process.stdin.close()
-        raise
+    def __init__(self, *, parallel: int | None):
+        self.parallel = parallel
 
+    def queued(self, sweep: Path) -> dict[str, str]:
+        """Nothing waits here once the sweep has ended."""
+        return {}
 
-def note_end(group: Group, status: int) -> None:
-    """A process that was killed could not say so itself."""
-    for member in group.members:
-        state = folders.state_of(member.run.folder)
-        if state.get("state") not in (folders.FINISHED, folders.FAILED):
-            folders.say(member.run.folder, state=folders.INTERRUPTED, error=f"its process ended with status {status}")
+    def device(self, run: Run) -> torch.device | None:
+        """The device on which a group would run."""
+        return device_of(run.cfg)
+
+    def run(self, sweep: Path, groups: Sequence[Group], members: Sequence[Member]) -> None:
+        """Runs the groups until all have ended. What became of them stands in their folders."""
+        gpus = visible_gpus()
+        slots = self.parallel or max(1, len(gpus))
+        free = list(range(slots))
+        waiting, running = list(groups), {}
+        try:
+            while waiting or running:
+                while waiting and free:
+                    slot, group = free.pop(0), waiting.pop(0)
+                    running[slot] = (
+                        group,
+                        group.start(gpu=gpus[slot % len(gpus)] if slots > 1 and len(gpus) > 1 else None),
+                    )
+                for slot, (group, process) in list(running.items()):
+                    if process.poll() is not None:
+                        processes.stop([process])
+                        del running[slot]
+                        free.append(slot)
+                        for member in group.members:
+                            folders.note_end(member.run.folder, process.returncode)
+                time.sleep(0.1)
+        except BaseException:
+            processes.stop([process for _, process in running.values()])
+            raise
 
 
 def visible_gpus() -> list[str]:
+    """The numbers of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES spells them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]

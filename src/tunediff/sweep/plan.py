@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tunediff import folders
+from tunediff import folders, processes
 from tunediff.models import ModelPair
 from tunediff.settings import build, check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
@@ -21,13 +23,37 @@ from tunediff.training import latest_checkpoint, names_in
 NEAR = 3  # settings by which a run may differ and still be called nearly the same
 
 
+class Standing(enum.Enum):
+    """The state of a member before anything is started. Its value is the sentence that says so."""
+
+    FINISHED = "finished"
+    QUEUED = "in the queue as job {}"
+    ELSEWHERE = "running elsewhere"
+    SAVED = "goes on from step {}"
+    FAILED = "failed before ({}), tried again"
+    INTERRUPTED = "was interrupted before its first checkpoint, begins again"
+    NEW = "new{}"
+
+
 @dataclass
 class Member:
-    """One study of a sweep. `words` are the overrides that tell it from the others; `status` says what is to be done."""
+    """One study of a sweep. `words` are the overrides that tell it from the others; `detail` is what the sentence of its
+    standing leaves open."""
 
     run: Run
     words: list[str]
-    status: str = "new"
+    standing: Standing = Standing.NEW
+    detail: str = ""
+
+    @property
+    def is_left(self) -> bool:
+        """True where this sweep has to run the member."""
+        return self.standing not in (Standing.FINISHED, Standing.QUEUED, Standing.ELSEWHERE)
+
+    @property
+    def status(self) -> str:
+        """The sentence on how it stands."""
+        return self.standing.value.format(self.detail)
 
     @property
     def name(self) -> str:
@@ -50,17 +76,18 @@ class Group:
         """group.json, and a folder for each member that says what it waits for."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for member in self.members:
-            make_run_folder(member.run)
+            folders.make_folder(member.run.folder)
+            member.run.begin()
         content = {
             "members": [str(member.run.folder.resolve()) for member in self.members],
             "resume_from": None if self.resume_from is None else str(self.resume_from.resolve()),
         }
         folders.write_atomically(self.folder / "group.json", json.dumps(content, indent=1))
 
-
-def make_run_folder(run: Run) -> None:
-    folders.make_folder(run.folder)
-    run.begin()
+    def start(self, *, gpu: str | None = None) -> subprocess.Popen:
+        """The process of a group, or torchrun over its processes. It ends when this process ends."""
+        command = ["-m", "tunediff.study.work", str(self.folder), "--with-parent"]
+        return processes.start(command, devices=self.members[0].run.cfg.trainer.devices, gpu=gpu)
 
 
 def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) -> list[Member]:
@@ -87,8 +114,9 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
     return list(members.values())
 
 
-def look(sweep: Path, members: Sequence[Member]) -> list[tuple[Path, set[str]]]:
-    """Fills in each member's status; returns the checkpoints that somebody may go on from, the furthest first."""
+def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> list[tuple[Path, set[str]]]:
+    """Fills in how each member stands, with the jobs that are queued by their identities; returns the checkpoints that
+    somebody may go on from, the furthest first."""
     checkpoints = []
     for group in sorted((sweep / "groups").glob("*/checkpoints")):
         path = latest_checkpoint(group)
@@ -98,18 +126,21 @@ def look(sweep: Path, members: Sequence[Member]) -> list[tuple[Path, set[str]]]:
     for member in members:
         state = folders.state_of(member.run.folder)
         saved = next((path for path, names in checkpoints if member.run.identity in names), None)
+        member.detail = ""
         if member.finished:
-            member.status = "finished"
+            member.standing = Standing.FINISHED
+        elif member.run.identity in queued:
+            member.standing, member.detail = Standing.QUEUED, queued[member.run.identity]
         elif folders.is_held(member.run.folder):
-            member.status = "running elsewhere"
+            member.standing = Standing.ELSEWHERE
         elif saved is not None:
-            member.status = f"goes on from step {step_of(saved):,}"
+            member.standing, member.detail = Standing.SAVED, f"{step_of(saved):,}"
         elif state.get("state") == folders.FAILED:
-            member.status = f"failed before ({state.get('error', '')[:60]}), tried again"
+            member.standing, member.detail = Standing.FAILED, state.get("error", "")[:60]
         elif state.get("state") == folders.INTERRUPTED:
-            member.status = "was interrupted before its first checkpoint, begins again"
+            member.standing = Standing.INTERRUPTED
         else:
-            member.status = "new" + nearest(sweep, member, members)
+            member.standing, member.detail = Standing.NEW, nearest(sweep, member, members)
     return checkpoints
 
 
@@ -166,7 +197,7 @@ def groups_of(
 
 
 def forget_checkpoints(sweep: Path) -> None:
-    """Of groups all of whose members are finished; one without a whole checkpoint may be writing its first."""
+    """Removes the checkpoints of groups all of whose members are finished; one without a whole checkpoint may be writing its first."""
     for folder in (sweep / "groups").glob("*/checkpoints"):
         path = latest_checkpoint(folder)
         if path is not None and all(folders.is_finished(sweep / name, name) for name in names_in(path)):

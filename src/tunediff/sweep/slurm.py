@@ -12,90 +12,106 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import submitit
+import submitit.core.utils
+import torch
 
 from tunediff import folders
 from tunediff.shapes import Refused
-from tunediff.sweep.plan import Group, Member
-from tunediff.sweep.work import Work
+from tunediff.study.run import Run
+from tunediff.study.work import Work
+from tunediff.sweep.plan import Group, Member, Standing
 
 ENDED = (folders.FINISHED, folders.FAILED)
 
 
-def run_groups(
-    sweep: Path,
-    groups: Sequence[Group],
-    members: Sequence[Member],
-    queued: Mapping[str, str],
-    *,
-    wait: bool,
-    poll_s: float,
-    **settings: Any,
-) -> None:
-    """Submits the groups as one array, and watches their members and those that were queued before."""
-    jobs = dict(queued)
-    if groups:
-        jobs |= submit(sweep, groups, **settings)
-    print(f"the state of all members, also after this terminal is closed: python compare.py {sweep}", flush=True)
-    if wait:
-        watch([member for member in members if member.run.identity in jobs], jobs, seconds=poll_s)
+@dataclass(frozen=True)
+class Slurm:
+    """A cluster, which runs the groups of a sweep as the tasks of one job array; conf/hydra/launcher/slurm.yaml says what
+    each setting is."""
 
+    partition: str | None
+    account: str | None
+    qos: str | None
+    timeout_min: int
+    gpus_per_node: int | None
+    cpus_per_task: int
+    mem_gb: float | None
+    nodes: int
+    tasks_per_node: int
+    parallel: int
+    signal_delay_s: int
+    max_restarts: int
+    setup: Sequence[str]
+    extra: Mapping[str, Any]
+    wait: bool
+    poll_s: float
 
-def submit(
-    sweep: Path,
-    groups: Sequence[Group],
-    *,
-    partition: str | None,
-    account: str | None,
-    qos: str | None,
-    timeout_min: int,
-    gpus_per_node: int | None,
-    cpus_per_task: int,
-    mem_gb: float | None,
-    nodes: int,
-    tasks_per_node: int,
-    parallel: int,
-    signal_delay_s: int,
-    max_restarts: int,
-    setup: Sequence[str],
-    extra: Mapping[str, Any],
-) -> dict[str, str]:
-    """identity -> job. Raises Refused with the cluster's own words where it does not take the array."""
-    check_cluster(partition)
-    check_processes(groups, nodes, tasks_per_node)
-    executor = submitit.SlurmExecutor(folder=sweep / "slurm" / "%j", max_num_timeout=max_restarts)
-    given = {"partition": partition, "account": account, "qos": qos, "gpus_per_node": gpus_per_node or None}
-    given["mem"] = None if mem_gb is None else f"{mem_gb:g}G"
-    executor.update_parameters(
-        **{key: value for key, value in given.items() if value is not None},
-        job_name=name_of(sweep),
-        time=timeout_min,
-        nodes=nodes,
-        ntasks_per_node=tasks_per_node,
-        cpus_per_task=cpus_per_task,
-        array_parallelism=parallel,
-        signal_delay_s=signal_delay_s,
-        setup=list(setup),
-        stderr_to_stdout=True,
-        additional_parameters={"requeue": True, **extra},
-    )
-    try:
-        submitted = executor.map_array(Work.__call__, [Work(str(group.folder.resolve())) for group in groups])
-    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
-        raise Refused(f"sbatch did not take the sweep: {str(error).strip().splitlines()[-1]}") from error
-    jobs = {}
-    for group, job in zip(groups, submitted, strict=True):
-        for member in group.members:
-            jobs[member.run.identity] = job.job_id
-            folders.say(member.run.folder, state=folders.WAITING, job=job.job_id, error=None)
-            link = member.run.folder / "job.log"
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(job.paths.stdout, link.parent))
-    print(f"submitted {len(groups)} groups as job {submitted[0].job_id.partition('_')[0]}", flush=True)
-    return jobs
+    after_ctrl_c: ClassVar[str] = "the jobs go on"
+
+    def queued(self, sweep: Path) -> dict[str, str]:
+        """identity -> job, of the members that a former start of the sweep left in the queue."""
+        check_cluster(None)
+        alive = living(name_of(sweep)) or {}
+        states = {path.parent.name: folders.read_json(path) for path in sweep.glob("*/state.json")}
+        return {name: state["job"] for name, state in states.items() if state.get("job") in alive}
+
+    def device(self, run: Run) -> torch.device | None:
+        """None: a login node does not know the devices of the others."""
+        return None
+
+    def run(self, sweep: Path, groups: Sequence[Group], members: Sequence[Member]) -> None:
+        """Submits the groups as one array, and watches their members and those that were queued before."""
+        jobs = {member.run.identity: member.detail for member in members if member.standing is Standing.QUEUED}
+        if groups:
+            jobs |= self.submit(sweep, groups)
+        print(f"the state of all members, also after this terminal is closed: python compare.py {sweep}", flush=True)
+        if self.wait:
+            watch([member for member in members if member.run.identity in jobs], jobs, seconds=self.poll_s)
+
+    def submit(self, sweep: Path, groups: Sequence[Group]) -> dict[str, str]:
+        """identity -> job. Raises Refused with the cluster's own words where it does not take the array."""
+        check_cluster(self.partition)
+        check_processes(groups, self.nodes, self.tasks_per_node)
+        executor = submitit.SlurmExecutor(folder=sweep / "slurm" / "%j", max_num_timeout=self.max_restarts)
+        given = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "gpus_per_node": self.gpus_per_node or None,
+            "mem": None if self.mem_gb is None else f"{self.mem_gb:g}G",
+        }
+        executor.update_parameters(
+            **{key: value for key, value in given.items() if value is not None},
+            job_name=name_of(sweep),
+            time=self.timeout_min,
+            nodes=self.nodes,
+            ntasks_per_node=self.tasks_per_node,
+            cpus_per_task=self.cpus_per_task,
+            array_parallelism=self.parallel,
+            signal_delay_s=self.signal_delay_s,
+            setup=list(self.setup),
+            stderr_to_stdout=True,
+            additional_parameters={"requeue": True, **self.extra},
+        )
+        try:
+            submitted = executor.map_array(Work.__call__, [Work(str(group.folder.resolve())) for group in groups])
+        except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
+            raise Refused(f"sbatch did not take the sweep: {str(error).strip().splitlines()[-1]}") from error
+        jobs = {}
+        for group, job in zip(groups, submitted, strict=True):
+            for member in group.members:
+                jobs[member.run.identity] = job.job_id
+                folders.say(member.run.folder, state=folders.WAITING, job=job.job_id, error=None)
+                link = member.run.folder / "job.log"
+                link.unlink(missing_ok=True)
+                link.symlink_to(os.path.relpath(job.paths.stdout, link.parent))
+        print(f"submitted {len(groups)} groups as job {submitted[0].job_id.partition('_')[0]}", flush=True)
+        return jobs
 
 
 def name_of(sweep: Path) -> str:
@@ -133,7 +149,7 @@ def check_processes(groups: Sequence[Group], nodes: int, tasks_per_node: int) ->
 
 
 def call(*words: str) -> str | None:
-    """What a command of Slurm prints; None where it fails, as it does while the controller is away."""
+    """The output of a command of Slurm; None where it fails, as it does while the controller is away."""
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
     except (subprocess.SubprocessError, OSError):
@@ -146,16 +162,8 @@ def living(sweep_name: str) -> dict[str, str] | None:
     return None if said is None else dict(line.split() for line in said.splitlines() if line.strip())
 
 
-def queued(sweep: Path) -> dict[str, str]:
-    """identity -> job, of the members that a former start of the sweep left in the queue."""
-    check_cluster(None)
-    alive = living(name_of(sweep)) or {}
-    states = {path.parent.name: folders.read_json(path) for path in sweep.glob("*/state.json")}
-    return {name: state["job"] for name, state in states.items() if state.get("job") in alive}
-
-
 def why(job: str) -> str:
-    """How a job that is gone ended, in Slurm's word."""
+    """The state in which a job that is gone ended, in Slurm's word."""
     said = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State")
     if said and said.strip():
         return said.split()[0]

@@ -1,8 +1,8 @@
-"""A training group stopped at any step -> the same group, gone on from there to the same bits.
+"""A training stopped at any step -> the same training, gone on from there to the same bits.
 
-    step-0000120.stream-0.ckpt   the stream's position with its buffer, one file a process
-    step-0000120.json            the names of the members, for whoever plans without loading
-    step-0000120.ckpt            members: weights, optimizer, dead counters, curves; written last, so it means "whole"
+    step-0000120.stream-0.ckpt   where a stream of activations stands, with its buffer; one file a process
+    step-0000120.json            names of the members, for whoever plans without loading; readers of the stream; digest
+    step-0000120.ckpt            members: weights, optimizer, counters, curves; written last, so it means "whole"
 
 Written to a temporary name, flushed, renamed; older steps are removed afterwards.
 """
@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,42 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def names_in(path: Path) -> list[str]:
-    """Who can go on from a checkpoint."""
-    return json.loads(path.with_suffix(".json").read_text())
+    """Names of the members that can go on from a checkpoint."""
+    return json.loads(path.with_suffix(".json").read_text())["members"]
 
 
-def load_checkpoint(path: Path, *, rank: int, world: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The members' part and this process's position in the stream."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["processes"] != world:
+def load_checkpoint(path: Path, *, digest: str = "") -> dict[str, Any]:
+    """The state that a module goes on from. Raises Refused where the checkpoint was written under another digest."""
+    said = json.loads(path.with_suffix(".json").read_text())
+    if said["digest"] != digest:
         raise Refused(
-            f"{path} was written by {state['processes']} processes, now there are {world}: go on with as many "
+            f"{path} belongs to a training on other examples or with other settings. Choose another folder, or remove "
+            f"{path.parent} to begin anew."
+        )
+    # whole models stay on disk until they are read
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=not said["readers"])
+    log.info("going on from step %s", f"{state['step']:,}")
+    return state
+
+
+def load_position(path: Path, names: Sequence[str], *, rank: int, world: int) -> tuple[dict[str, Any], list[int]]:
+    """The position of this process in the stream, and the numbers that the readers of these names had. Raises Refused for
+    another number of processes."""
+    said = json.loads(path.with_suffix(".json").read_text())
+    if said["processes"] != world:
+        raise Refused(
+            f"{path} was written by {said['processes']} processes, now there are {world}: go on with as many "
             f"(trainer.devices, trainer.num_nodes), or remove {path.parent} to begin anew."
         )
-    stream = path.with_name(f"{path.stem}.stream-{rank}.ckpt")
-    return state, torch.load(stream, map_location="cpu", weights_only=True)
+    position = torch.load(path.with_name(f"{path.stem}.stream-{rank}.ckpt"), map_location="cpu", weights_only=True)
+    return position, [said["readers"].index(name) for name in names]
 
 
-class Saving(Callback):
-    """Abstract. Saves every `seconds`, at the last step, and when a signal says that the process must go.
+class Checkpoints(Callback):
+    """Saves every `seconds`, at the last step, and when a signal says that the process must go.
+
+    digest   stands for whatever decides the steps to come besides the state (examples, settings)
+    stream   where dictionaries read their rows; each process keeps where it stands in it
 
     SIGUSR2 is how submitit tells of a time limit or preemption: its own handler, which requeues the job, is called once
     everything is saved. SIGTERM and SIGINT end the process after saving. The signal is only noted when it comes and
@@ -61,43 +80,43 @@ class Saving(Callback):
 
     SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, folder: Path, *, seconds: float):
-        self.folder, self.seconds = folder, seconds
+    def __init__(self, folder: Path, *, seconds: float, digest: str = "", stream: ShuffledRows | None = None):
+        self.folder, self.seconds, self.digest, self.stream = folder, seconds, digest, stream
         self.asked: int | None = None
         self.before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer, module) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
         self.last = time.monotonic()
         self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
 
     def _note(self, number: int, _frame) -> None:
         self.asked = self.asked or number
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         due = trainer.global_rank == 0 and time.monotonic() - self.last > self.seconds
-        wanted = due or self.asked is not None or module.step == module.steps
+        wanted = due or self.asked is not None or pl_module.step == pl_module.steps
         leave = self.asked is not None
         if processes.count() > 1:  # all save at the same step, and all leave
-            wanted, leave = processes.any_of(torch.tensor([wanted, leave], device=module.device)).tolist()
+            wanted, leave = processes.any_of(torch.tensor([wanted, leave], device=pl_module.device)).tolist()
         if wanted:
-            self.save(module)
+            self.save(pl_module)
             self.last = time.monotonic()
         if leave and self.asked is None:
             sys.exit(1)
         if leave:
             number, before = self.asked, self.before.get(self.asked)
             self._restore()
-            log.warning("%s: saved at step %s", signal.Signals(number).name, module.step)
+            log.warning("%s: saved at step %s", signal.Signals(number).name, pl_module.step)
             if number == signal.SIGUSR2 and callable(before):
                 before(number, None)
                 if processes.rank() > 0:  # the first process requeues the job; leaving early could end it before
                     time.sleep(60)
             sys.exit(128 + number)
 
-    def on_train_end(self, trainer, module) -> None:
+    def on_train_end(self, trainer, pl_module) -> None:
         self._restore()
 
-    def on_exception(self, trainer, module, exception) -> None:
+    def on_exception(self, trainer, pl_module, exception) -> None:
         self._restore()
 
     def _restore(self) -> None:
@@ -119,65 +138,27 @@ class Saving(Callback):
             log.warning("No checkpoint at step %s: %s", module.step, error)
 
     def write(self, path: Path, module) -> None:
-        """Called in every process. The file at `path` is written last, by the first process."""
-        raise NotImplementedError
-
-
-class Checkpoints(Saving):
-    """Of a group of dictionaries and of the stream that they read."""
-
-    def __init__(self, folder: Path, stream: ShuffledRows, *, seconds: float):
-        super().__init__(folder, seconds=seconds)
-        self.stream = stream
-
-    def write(self, path: Path, module) -> None:
-        position = self.stream.state_dict(rows=module.step < module.steps)  # at the end no row is needed any more
-        write_state(path.with_name(f"{path.stem}.stream-{processes.rank()}.ckpt"), position)
-        if processes.count() > 1:
-            torch.distributed.barrier()
-        if processes.rank() == 0:
-            readers = [learner.name for learner in module.learners]
-            state = {**module.training_state(), "processes": processes.count(), "readers": readers}
-            write_atomically(path.with_suffix(".json"), json.dumps(list(state["members"])))
-            write_state(path, state)
+        """Called in every process; the first one writes the file at `path`, last of all."""
+        state = module.training_state()  # gathers what is sharded: every process takes part
+        if self.stream is not None:
+            position = self.stream.state_dict(rows=module.step < module.steps)  # at the end no row is needed any more
+            write_state(path.with_name(f"{path.stem}.stream-{processes.rank()}.ckpt"), position)
+        processes.meet()
+        try:
+            if processes.rank() == 0:
+                said = {"members": list(state["members"]), "processes": processes.count(), "digest": self.digest}
+                said["readers"] = [] if self.stream is None else [learner.name for learner in module.learners]
+                write_atomically(path.with_suffix(".json"), json.dumps(said))
+                write_state(path, state)
+        finally:
+            processes.meet()  # one that left now could take the writing process with it
 
 
 def write_state(path: Path, content: dict[str, Any]) -> None:
-    """Under a temporary name, flushed, then renamed: a reader never sees half of it."""
+    """Writes a file under a temporary name, flushes and renames it, so that a reader never sees half of it."""
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-class FineTuningCheckpoints(Saving):
-    """`digest`: of whatever decides the steps to come besides the weights (examples, settings); one that differs is
-    refused when a run goes on. `name`: of the study that goes on from them, for whoever plans a sweep without loading."""
-
-    def __init__(self, folder: Path, *, seconds: float, digest: str, name: str | None = None):
-        super().__init__(folder, seconds=seconds)
-        self.digest, self.name = digest, name
-
-    def write(self, path: Path, module) -> None:
-        state = module.training_state()  # gathers what is sharded: every process takes part
-        try:
-            if processes.rank() == 0:
-                if self.name is not None:
-                    write_atomically(path.with_suffix(".json"), json.dumps([self.name]))
-                write_state(path, {**state, "digest": self.digest})
-        finally:
-            if processes.count() > 1:  # one that left now could take the writing process with it
-                torch.distributed.barrier()
-
-
-def load_state(path: Path, *, digest: str) -> dict[str, Any]:
-    """What FineTuning(state=...) goes on from. The weights stay on disk until they are read."""
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if state["digest"] != digest:
-        raise Refused(
-            f"{path} belongs to a fine-tune of other examples or settings. Choose another folder, or remove "
-            f"{path.parent} to begin anew."
-        )
-    return state

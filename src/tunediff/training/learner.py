@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tunediff.activations import Reader
-from tunediff.dictionary import Crosscoder
-from tunediff.objectives import Reconstruction
+from tunediff.dictionary import LearningDictionary
+from tunediff.objectives import Objective
 from tunediff.schedules import Constant, Length, Schedule, check_schedules
 from tunediff.shapes import Refused
 from tunediff.training.resampling import Resampling
@@ -27,8 +27,8 @@ class Learner:
     """
 
     name: str
-    dictionary: Crosscoder
-    objective: Reconstruction
+    dictionary: LearningDictionary
+    objective: Objective
     l1_schedule: Schedule
     learning_rate_schedule: Schedule
     learning_rate: float = 1e-3
@@ -41,12 +41,12 @@ class Learner:
     error: Exception | None = None
 
     def __post_init__(self) -> None:
-        if not self.dictionary.sparsity.has_penalty and self.l1_schedule != Constant():
+        if not self.dictionary.has_penalty and self.l1_schedule != Constant():
             raise Refused(
-                f"l1_schedule is {self.l1_schedule}, but {type(self.dictionary.sparsity).__name__} has no penalty to schedule: "
-                "leave l1_schedule out, or choose dictionary=l1_crosscoder."
+                f"l1_schedule is {self.l1_schedule}, but the dictionary has no penalty to schedule: leave "
+                "l1_schedule out, or choose dictionary=l1_crosscoder."
             )
-        self.objective.check(self.dictionary.streams)
+        self.objective.check(self.dictionary)
         self.loss = (
             self.objective if self.compile is None else torch.compile(self.objective.__call__, backend=self.compile)
         )
@@ -55,29 +55,20 @@ class Learner:
         """Raises Refused where a schedule, or how often dead latents are resampled, does not fit the run."""
         check_schedules(self.schedules(), length)
         if self.resampling is not None:
-            self.resampling.check(length)
+            self.resampling.check(length, self.dictionary)
 
     def schedules(self) -> dict[str, Schedule]:
         """All of them, under their names in the config."""
         found = {"l1_schedule": self.l1_schedule, "optimizer.learning_rate_schedule": self.learning_rate_schedule}
-        found["dictionary.objective.aux_schedule"] = self.objective.aux_schedule
-        for name, schedule in self.dictionary.sparsity.schedules().items():
-            found[f"dictionary.sparsity.{name}"] = schedule
-        if self.dictionary.partition is not None:
-            found["dictionary.partition.tied_penalty_schedule"] = self.dictionary.partition.tied_penalty_schedule
-        return found
+        found |= {f"dictionary.objective.{name}": one for name, one in self.objective.schedules().items()}
+        return found | {f"dictionary.{name}": one for name, one in self.dictionary.schedules().items()}
 
     def settings(self, step: int, length: Length) -> dict[str, float]:
         """Scheduled values of one step."""
-        dictionary = self.dictionary
         values = {"learning_rate": self.learning_rate * self.learning_rate_schedule(step, length)}
-        if dictionary.sparsity.has_penalty:
+        if self.dictionary.has_penalty:
             values["l1"] = self.l1_schedule(step, length)
-        values |= dictionary.sparsity.scheduled(step, length) | self.objective.scheduled(step, length)
-        if dictionary.partition is not None:
-            partition = dictionary.partition
-            values["tied_penalty"] = partition.tied_penalty * partition.tied_penalty_schedule(step, length)
-        return values
+        return {**values, **self.dictionary.scheduled(step, length), **self.objective.scheduled(step, length)}
 
     def reader(self) -> Reader:
         """What it takes from a stream."""

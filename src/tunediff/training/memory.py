@@ -98,7 +98,7 @@ def adapter_memory(
     residuals: bool,
     share: int = 1,
 ) -> MemoryEstimate:
-    """Of one device that holds a pair and trains a transcoder adapter with `latents` a layer beside it. `residuals`: the
+    """The memory of one device that holds a pair and trains a transcoder adapter with `latents` a layer beside it. `residuals`: the
     error of the residual stream is learned from, so that the tuned model's is held meanwhile. `share`: devices over which
     layers are dealt out; each then also holds what is gathered, two layers of both models, and the adapter as it began."""
     model = skeleton(tuned)

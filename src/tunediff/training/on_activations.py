@@ -202,10 +202,9 @@ class DictionaryTraining(L.LightningModule):
         if learner.clip_norm is not None:
             clip(optimizer, learner.clip_norm, self.scalers[n])
         optimizer.step()
-        dictionary.constrain()
+        dictionary.settle()
         fired = processes.any_of(losses.fired)
         silent_for.add_(tokens).masked_fill_(fired, 0)
-        dictionary.sparsity.settle()
         if learner.resampling is not None and learner.resampling.due(self.step, self.length):
             dead = (silent_for > learner.objective.dead_after).nonzero()[:, 0]
             learner.resampling.apply(dictionary, dead, losses.error, optimizer, self.step)
@@ -236,8 +235,7 @@ class DictionaryTraining(L.LightningModule):
             unexplained, spread = unexplained + error, spread + here
         numbers["explained_variance/pooled"] = 1 - unexplained / spread
         numbers["dead_fraction"] = torch.tensor(len(learner.dead) / dictionary.latents)
-        if hasattr(dictionary.sparsity, "threshold"):
-            numbers["threshold"] = dictionary.sparsity.threshold
+        numbers |= dictionary.observed()
         record = {name: float(value) for name, value in numbers.items()}
         record |= {f"schedule/{name}": value for name, value in settings.items()}
         if not math.isfinite(record["loss/total"]):

@@ -56,6 +56,7 @@ class FineTuning(L.LightningModule):
     """Trains what of `model` requires a gradient, for len(batches) steps.
 
     model, objective   what learns, and by which loss: imitation of a text, or distillation into adapters
+    name               of what learns, in checkpoints
     learning_rate      times learning_rate_schedule(step, length)
     weight_decay       of matrices; biases and norms have none, as in transformers' Trainer
     clip_norm          largest norm of the whole gradient; None: as it is
@@ -72,6 +73,7 @@ class FineTuning(L.LightningModule):
         objective: Imitation | Distillation,
         batches: Batches,
         *,
+        name: str = "model",
         learning_rate: float,
         learning_rate_schedule: Schedule,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -100,18 +102,20 @@ class FineTuning(L.LightningModule):
         if gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers 5.23 and later
             (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.state = state
-        if state is not None:
-            unknown = model.load_state_dict(state["weights"], strict=False).unexpected_keys  # what is frozen is missing
-            for name, kept in objective.state(model).items():
-                kept.copy_(state["kept"][name])
+        self.name, self.kept = name, None if state is None else state["members"][name]
+        if self.kept is not None:
+            unknown = model.load_state_dict(
+                self.kept["weights"], strict=False
+            ).unexpected_keys  # what is frozen is missing
+            for number, kept in objective.state(model).items():
+                kept.copy_(self.kept["kept"][number])
             if unknown:
                 raise Refused(
                     f"The checkpoint has weights that the model does not know, such as {unknown[0]}: begin anew."
                 )
         self.step = 0 if state is None else state["step"]
-        self.tokens = 0 if state is None else state["tokens"]
-        self.history: list[dict[str, float | None]] = [] if state is None else [dict(r) for r in state["history"]]
+        self.tokens = 0 if self.kept is None else self.kept["tokens"]
+        self.history: list[dict[str, float | None]] = [dict(r) for r in self.kept["history"]] if self.kept else []
 
     @property
     def model(self) -> nn.Module:
@@ -128,7 +132,7 @@ class FineTuning(L.LightningModule):
         return batch.tokens
 
     def words(self) -> str:
-        """How it goes, for who looks at the terminal."""
+        """The last loss, for the terminal."""
         losses = [record["loss"] for record in self.history if record["loss"] is not None]
         return f"loss {losses[-1]:.3f}" if losses else ""
 
@@ -168,11 +172,11 @@ class FineTuning(L.LightningModule):
                     f"The batches are those of process {batches.rank} of {batches.world}, and this is process "
                     f"{processes.rank()} of {processes.count()}: make them with the trainer's global_rank and world_size."
                 )
-        if self.state is not None:
+        if self.kept is not None:
             options = StateDictOptions(full_state_dict=True, strict=False)  # strict would miss what is frozen
             optimizer = self.optimizers().optimizer
-            set_optimizer_state_dict(self.model, optimizer, self.state["optimizer"], options=options)
-            self.state = None
+            set_optimizer_state_dict(self.model, optimizer, self.kept["optimizer"], options=options)
+            self.kept = None
         if processes.count() > 1 and not self.sharded:
             for parameter in self.parameters():
                 if parameter.requires_grad:
@@ -182,14 +186,14 @@ class FineTuning(L.LightningModule):
         """All that decides the steps to come; every process calls it, and what it gives is whole in the first."""
         optimizer = get_optimizer_state_dict(self.model, self.optimizers().optimizer, options=WHOLE)
         weights = trained_weights(self.model)
-        return {
-            "step": self.step,
+        learned = {
             "tokens": self.tokens,
             "history": self.history,
             "weights": weights,
             "optimizer": optimizer,
             "kept": {name: kept.cpu() for name, kept in self.objective.state(self.model).items()},
         }
+        return {"step": self.step, "members": {self.name: learned}}
 
     # -- a step ----------------------------------------------------------------------------------------------------------
 
@@ -231,7 +235,7 @@ class FineTuning(L.LightningModule):
             self.record(held_out_loss=self.held_out_loss())
 
     def part(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses | Tensor:
-        """In the trainer's precision. Autocast keeps no copy of a weight: it would go stale with the step, and hold in one
+        """The losses of one pass, in the trainer's precision. Autocast keeps no copy of a weight: it would go stale with the step, and hold in one
         piece what is sharded."""
         mixed = self.trainer.precision == "bf16-mixed"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed, cache_enabled=False):

@@ -16,25 +16,26 @@ class TokenProgress(Callback):
     def __init__(self, tokens: int):
         self.total, self.bar = tokens, None
 
-    def on_train_start(self, trainer, module) -> None:
-        done = module.tokens_done()
+    def on_train_start(self, trainer, pl_module) -> None:
+        done = pl_module.tokens_done()
         often = 0.5 if sys.stderr.isatty() else 20.0  # a log file needs fewer lines
         self.bar = tqdm(
             total=self.total, initial=done, unit="tok", unit_scale=True, desc="training", mininterval=often,
             disable=trainer.global_rank > 0,
         )  # fmt: skip
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
-        self.bar.update(module.tokens_in(batch))
-        if batch_index % 50 == 0 or module.step == module.steps:
-            self.bar.set_postfix_str(module.words())
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        assert self.bar is not None
+        self.bar.update(pl_module.tokens_in(batch))
+        if batch_idx % 50 == 0 or pl_module.step == pl_module.steps:
+            self.bar.set_postfix_str(pl_module.words())
 
-    def on_train_end(self, trainer, module) -> None:
-        self.bar.close()
-
-    def on_exception(self, trainer, module, exception) -> None:
+    def on_train_end(self, trainer, pl_module) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        self.on_train_end(trainer, pl_module)
 
 
 class Pulse(Callback):
@@ -43,12 +44,12 @@ class Pulse(Callback):
     def __init__(self, beat: Callable[[int], None], *, seconds: float = 10.0):
         self.beat, self.seconds, self.last = beat, seconds, 0.0
 
-    def on_train_start(self, trainer, module) -> None:
-        self._beat(trainer, module)
+    def on_train_start(self, trainer, pl_module) -> None:
+        self._beat(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self.last > self.seconds:
-            self._beat(trainer, module)
+            self._beat(trainer, pl_module)
 
     def _beat(self, trainer, module) -> None:
         self.last = time.monotonic()

@@ -50,7 +50,7 @@ class Recipe:
     def memory(
         self, config: transformers.PretrainedConfig, dtype: str, *, precision: str, processes: int, sharded: bool
     ) -> MemoryEstimate:
-        """Of each device, before a weight is loaded."""
+        """The memory of each device, before a weight is loaded."""
         return memory(
             self.part, config, dtype, block=self.block, micro_batch=self.micro_batch, precision=precision,
             gradient_checkpointing=self.gradient_checkpointing, chunk=self.objective.chunk, processes=processes,

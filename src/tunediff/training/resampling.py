@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tunediff import processes
-from tunediff.dictionary import Crosscoder
+from tunediff.dictionary import Crosscoder, LearningDictionary
 from tunediff.schedules import Length, Span, steps_of
 from tunediff.shapes import Refused
 
@@ -26,7 +26,13 @@ class Resampling:
     until: Span = 0.5
     encoder_norm: float = 0.2
 
-    def check(self, length: Length) -> None:
+    def check(self, length: Length, dictionary: LearningDictionary) -> None:
+        """Raises Refused for spans that do not fit the run, and for a dictionary with other weights than a crosscoder's."""
+        if not isinstance(dictionary, Crosscoder):
+            raise Refused(
+                f"optimizer.resampling writes into the weights of a Crosscoder, and {type(dictionary).__name__} is none: set "
+                "optimizer.resampling=null."
+            )
         if round(steps_of("optimizer.resampling.every", self.every, length)) < 1:
             raise Refused(f"optimizer.resampling.every={self.every} is less than a step.")
         steps_of("optimizer.resampling.until", self.until, length)

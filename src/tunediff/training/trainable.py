@@ -40,11 +40,11 @@ class AllWeights:
         return model.float().requires_grad_(True)
 
     def parameters(self, config: transformers.PretrainedConfig) -> int:
-        """How many numbers learn, counted without loading a weight."""
+        """Number of weights that learn, counted without loading one."""
         return sum(parameter.numel() for parameter in skeleton(config).parameters())
 
     def frozen(self, config: transformers.PretrainedConfig) -> int:
-        """How many do not."""
+        """Number of weights that do not learn."""
         return 0
 
     def save(self, model: nn.Module, folder: Path, base_path: str | None = None) -> None:
@@ -115,12 +115,12 @@ class Lora:
         return {name: m for m in linear if (name := names[id(m)]).rpartition(".")[2] in self.modules}
 
     def parameters(self, config: transformers.PretrainedConfig) -> int:
-        """How many numbers learn, counted without loading a weight."""
+        """Number of weights that learn, counted without loading one."""
         targets = self.targets(skeleton(config)).values()
         return sum(self.rank * (module.in_features + module.out_features) for module in targets)
 
     def frozen(self, config: transformers.PretrainedConfig) -> int:
-        """How many do not."""
+        """Number of weights that do not learn."""
         return sum(parameter.numel() for parameter in skeleton(config).parameters())
 
     def save(self, model: nn.Module, folder: Path, base_path: str | None = None) -> None:
@@ -150,7 +150,7 @@ def skeleton(config: transformers.PretrainedConfig) -> nn.Module:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What learns, whole and on the CPU, by name: in the first process, whichever way it lies in the others. Every
+    """The weights that learn, whole and on the CPU, by name: in the first process, whichever way it lies in the others. Every
     process calls it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     weights = get_model_state_dict(model, options=options)  # with a frozen head too, where it is the embedding's matrix
@@ -159,7 +159,7 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _replaced(folder: Path, write) -> None:
-    """What write(path) puts into a new folder becomes `folder` once it is whole."""
+    """Puts what write(path) makes of a new folder in the place of `folder`, once it is whole."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

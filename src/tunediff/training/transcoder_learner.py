@@ -78,6 +78,7 @@ class TranscoderLearner:
             model,
             self.objective,
             batches,
+            name=self.name,
             learning_rate=self.learning_rate,
             learning_rate_schedule=self.learning_rate_schedule,
             betas=self.betas,

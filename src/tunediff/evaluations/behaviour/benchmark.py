@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from tunediff.benchmarks import Grader, Problem, Task
-from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
-from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Needs, Trained
-from tunediff.generation import Decoding, Engine, Response
+from tunediff.benchmarks import Grader, Problem
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
+from tunediff.evaluations.behaviour.solving import Answered, Condition
+from tunediff.evaluations.given import Given, Needs
+from tunediff.generation import Response
 from tunediff.measures import BudgetCurve, scaling, scaling_difference, wilson
-from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
 
 MEANINGS = {
     "best": "largest accuracy over the budgets, chosen and measured on the same problems",
@@ -30,92 +31,118 @@ NAMES = {"best": "best_accuracy", "per_1000_tokens": "slope_per_1000_tokens", "p
 NAMES |= {"per_token": "slope_per_token", "area": "area"}
 
 
-class Benchmark:
-    """tasks         name -> benchmark                     problems     of each at most; null: all
-    decoding      how responses are written; its budget is the largest
-    budgets       tokens of the smaller ones; empty: the one of `decoding` alone
-    force         thinking is ended `answer_tokens` before the budget is spent
-    hesitations   words that count as one, as regular expressions; None: the pair's own
+CONDITIONS = (Condition(BASE, "base", BASE), Condition(TUNED, "tuned", TUNED, reference=BASE))
+
+
+@dataclass(kw_only=True)
+class Benchmark(BehaviourEvaluation):
+    """budgets         numbers of tokens below that of `decoding`, which is always measured
+    force           thinking is ended `answer_tokens` before the budget is spent
     """
 
-    needs = Needs.PAIR
+    budgets: Sequence[int]
+    force: bool
+    answer_tokens: int
 
-    def __init__(
-        self,
-        *,
-        tasks: Mapping[str, Task],
-        decoding: Decoding,
-        engine: Engine,
-        problems: int | None = None,
-        budgets: Sequence[int] = (),
-        force: bool = False,
-        answer_tokens: int = 32,
-        hesitations: Sequence[str] | None = None,
-    ):
-        wrong = [budget for budget in budgets if not 0 < budget <= decoding.tokens]
+    name = "benchmark"
+    needs = Needs.PAIR
+    own_template = True
+
+    def __post_init__(self):
+        wrong = [budget for budget in self.budgets if not 0 < budget <= self.decoding.tokens]
         if wrong:
             raise Refused(
-                f"benchmark.budgets has {wrong}: each is a number of tokens up to decoding.tokens={decoding.tokens}."
+                f"benchmark.budgets has {wrong}: each is a number of tokens up to decoding.tokens={self.decoding.tokens}."
             )
-        if force and not decoding.conclusion:
+        if self.force and not self.decoding.conclusion:
             raise Refused(
                 "benchmark.force ends the thinking and asks for an answer: say with what, "
                 "such as decoding.conclusion='Final Answer:'."
             )
-        self.tasks, self.decoding, self.engine, self.problems = tasks, decoding, engine, problems
-        self.budgets = sorted({*budgets, decoding.tokens})
-        self.force, self.answer_tokens, self.hesitations = force, answer_tokens, hesitations
+        self.budgets = sorted({*self.budgets, self.decoding.tokens})
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        conditions = [Condition(BASE, "base", BASE), Condition(TUNED, "tuned", TUNED, reference=BASE)]
-        found: dict[tuple[str, str], tuple[Condition, list[Solved]]] = {}
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
+        found: Found = {}
         curves: list[dict[str, object]] = []
-        for name, task in self.tasks.items():
-            problems, notes = problems_of(task, name, self.problems)
-            yield from notes
+        slopes: list[Finding] = []
+        for name, problems in (yield from self.asked()).items():
             right: dict[str, list[list[bool]]] = {}
-            for condition in conditions:
-                by_budget, solved = self._by_budget(trained, name, task, problems, condition)
-                found[name, condition.name] = (condition, solved)
-                right[condition.role] = [list(answers) for answers in zip(*by_budget.values(), strict=True)]
+            for condition in CONDITIONS:
+                by_budget, found[name, condition.name] = self._by_budget(given, name, problems, condition)
+                right[condition.role] = [list(answers) for answers in zip(*by_budget, strict=True)]
                 curves += curve(name, condition.role, right[condition.role], self.budgets)
-            yield from self._scaling(name, right)
-        yield from mostly_cut("benchmark", found)
-        findings, tables = side_by_side("benchmark", found)
-        yield from findings
-        yield from tables
-        yield Table("benchmark_scaling", {key: [row[key] for row in curves] for key in curves[0]})
+            slopes += self._scaling(name, right)
+        yield from slopes
+        yield from self.side_by_side(found)
+        columns = {key: [row[key] for row in curves] for key in curves[0]}
+        yield Table("benchmark_scaling", columns)
+        yield from figures(columns, slopes)
 
     def _by_budget(
-        self, trained: Trained, name: str, task: Task, problems: Sequence[Problem], condition: Condition
-    ) -> tuple[dict[int, list[bool]], list[Solved]]:
-        """The graded responses of each budget; how they are written is measured for the largest alone."""
-        solver, found = self._solver(trained, self.decoding), {}
+        self, given: Given, name: str, problems: Sequence[Problem], condition: Condition
+    ) -> tuple[list[list[bool]], Answered]:
+        """Which answers are right under each budget; how responses are written is measured for the largest alone."""
+        solver, task = self.solver(given), self.tasks[name]
+        # the largest budget contains the smaller ones, unless thinking is ended at another place under each
+        whole = [] if self.force else solver.respond(name, problems, condition)
+        right, responses, grades = [], whole, []
         with Grader() as grader:
-            if not self.force:
-                whole = solver.respond(name, problems, condition)
             for budget in self.budgets:
                 if self.force:
-                    forced = dataclasses.replace(
-                        self.decoding, tokens=budget, think_at_most=max(0, budget - self.answer_tokens)
-                    )
-                    responses = self._solver(trained, forced).respond(name, problems, condition)
+                    thinking = max(0, budget - self.answer_tokens)
+                    forced = dataclasses.replace(self.decoding, tokens=budget, think_at_most=thinking)
+                    responses = dataclasses.replace(solver, decoding=forced).respond(name, problems, condition)
                 else:
                     responses = [cut(one, budget, solver.tokenizer(condition.role)) for one in whole]
-                found[budget] = solver.grades(task, problems, responses, grader)
-            measured = solver.measured(problems, responses, found[budget], condition)
-        return {budget: [grade.correct for grade in grades] for budget, grades in found.items()}, measured
-
-    def _solver(self, trained: Trained, decoding: Decoding) -> Solver:
-        return Solver(
-            trained, "benchmark", decoding, engine=self.engine, own_template=True, hesitations=self.hesitations
-        )
+                grades = solver.grades(task, problems, responses, grader)
+                right.append([grade.correct for grade in grades])
+        return right, Answered(condition, solver.measured(problems, responses, grades, condition))
 
     def _scaling(self, name: str, right: Mapping[str, Sequence[Sequence[bool]]]) -> Iterator[Finding]:
         for role in ROLES:
             yield from _findings(f"benchmark/{name}/{role}", scaling(right[role], self.budgets), "")
         both = scaling_difference(right[BASE], right[TUNED], self.budgets)
         yield from _findings(f"benchmark/{name}/tuned_less_base", both, ", tuned less base")
+
+
+def figures(curves: dict[str, list], slopes: Sequence[Finding]) -> Iterator[Figure]:
+    """Accuracy against the budget, and below it what its slopes are found to be."""
+    section = "Accuracy against thinking budget"
+    yield Figure(
+        name="benchmark/budgets",
+        kind="lines",
+        columns=curves,
+        x="tokens",
+        y=["accuracy"],
+        section=section,
+        title="Accuracy against the budget of tokens",
+        caption="Each model may write so many tokens and no more. Bands are 95 % intervals over problems.",
+        group="role",
+        facet="task",
+        log=["tokens"],
+        words={"tokens": "tokens allowed"},
+    )
+    by_row: dict[tuple[str, str], dict[str, float | None]] = {}
+    for finding in slopes:
+        _, task, model, measure = finding.name.split("/")
+        row = by_row.setdefault((task, model), {})
+        row |= {measure: finding.value, f"{measure}_low": finding.low, f"{measure}_high": finding.high}
+    names = list(dict.fromkeys(name for row in by_row.values() for name in row))
+    if names:
+        columns = {name: [row.get(name) for row in by_row.values()] for name in names}
+        columns |= {"task": [task for task, _ in by_row], "model": [model.replace("_", " ") for _, model in by_row]}
+        yield Figure(
+            name="benchmark/slopes",
+            kind="intervals",
+            columns=columns,
+            x="model",
+            y=[name for name in names if not name.endswith(("_low", "_high"))],
+            section=section,
+            title="Slopes",
+            facet="task",
+            group="model",
+            words={"slope_per_1000_tokens": "points per 1,000 tokens", "slope_per_doubling": "points per doubling"},
+        )
 
 
 def cut(response: Response, budget: int, tokenizer) -> Response:
@@ -128,6 +155,7 @@ def cut(response: Response, budget: int, tokenizer) -> Response:
 
 
 def curve(task: str, role: str, right: Sequence[Sequence[bool]], budgets: Sequence[int]) -> list[dict[str, object]]:
+    """The accuracy of one model under each budget: rows of the table benchmark_scaling."""
     rows = []
     for n, budget in enumerate(budgets):
         count, problems = sum(answers[n] for answers in right), len(right)

@@ -1,7 +1,7 @@
 """Graded responses of a changed model, of the whole one and of controls, all to the same problems -> what the change does to
 how the model answers, and how much of that no control does.
 
-A change is that of a mean; its interval is over problems, of which every one enters all sides (evaluations/intervals.py). The
+A change is that of a mean; its interval is over problems, of which every one enters all sides (measures/clustered.py). The
 controls, such as random sets of latents, are taken as given. Knows no model and not what was changed.
 """
 
@@ -37,6 +37,7 @@ MEASURES: dict[str, tuple[str, Callable[[Sequence[Solved]], Estimate]]] = {
 
 
 def measures(solved: Sequence[Solved]) -> Measures:
+    """Every measure of one model's responses."""
     return {name: of(solved) for name, (_, of) in MEASURES.items()}
 
 
@@ -48,11 +49,11 @@ class Changed(NamedTuple):
     controls: Sequence[Measures] = ()
 
     def change(self, name: str) -> Estimate | None:
-        """Against the whole model."""
+        """The change of a measure against the whole model; None where there is none."""
         return None if self.whole is None else _less(self.own[name], self.whole[name])
 
     def over_random(self, name: str) -> Estimate | None:
-        """Against the mean of the controls."""
+        """The change of a measure against the mean of the controls; None where there are none."""
         if not self.controls:
             return None
         values, influences = zip(*(one[name] for one in self.controls), strict=True)
@@ -63,7 +64,7 @@ def told(where: str, changed: Changed) -> Iterator[Finding]:
     """Findings <where>/<measure>_change and <where>/<measure>_over_random."""
     for name, (what, _) in MEASURES.items():
         change, beyond = changed.change(name), changed.over_random(name)
-        if change is not None:
+        if change is not None and changed.whole is not None:
             values = (
                 f"{float(changed.own[name].value):.4g} less {float(changed.whole[name].value):.4g} of the whole model"
             )

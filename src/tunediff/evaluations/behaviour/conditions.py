@@ -1,29 +1,27 @@
-"""Graded responses under several conditions -> accuracies, lengths, hesitations and coherence side by side.
+"""Graded responses under one condition -> accuracy, length, hesitation and coherence, and what they are beside another's.
 
 accuracy        share of problems graded right (Wilson interval)
 hesitations     per 1,000 tokens of response                       tokens       mean length of a response
 perplexity      exp of the mean nats a token of the responses under the unedited model: what an edit makes incoherent is
                 improbable there. Of the responses as they are, so a short one counts little
 repetition      share of 4-grams that occurred before in the same response
+hesitating      share of responses with at least one hesitation (Wilson interval)
 p, difference   against the reference on the same problems: McNemar's exact test, Newcombe's interval
 
-hesitating      share of responses with at least one hesitation (Wilson interval)
-
-Intervals of ratios are clustered by problem (evaluations/intervals.py); where no response hesitates at all, the rate's
+Intervals of ratios are clustered by problem (measures/clustered.py); where no response hesitates at all, the rate's
 upper end is that of a Poisson count of zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.measures import difference, mcnemar, wilson
 from tunediff.measures.clustered import Estimate, number, ratio
-from tunediff.shapes import Finding, Note, Table
 
 NO_EVENT = -math.log(0.025)  # events expected at most, at 95 % two-sided, where none was seen
 
@@ -42,8 +40,6 @@ MEANINGS = {
     "change": "mean norm of what the edit changed, over the tokens that it changed",
 }
 
-Of = Mapping[tuple[str, str], tuple[Condition, Sequence[Solved]]]  # (task, condition) -> its responses
-
 
 def rate(numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) -> Estimate:
     """factor * sum / sum, with the influence of each problem."""
@@ -51,7 +47,7 @@ def rate(numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) ->
 
 
 def hesitation_rate(solved: Sequence[Solved], *, a_response: bool = False) -> Estimate:
-    """Per 1,000 tokens, or a response."""
+    """Hesitations per 1,000 tokens, or per response."""
     numbers = [s.behaviour.hesitations for s in solved]
     if a_response:
         return rate(numbers, [1.0] * len(solved))
@@ -59,7 +55,8 @@ def hesitation_rate(solved: Sequence[Solved], *, a_response: bool = False) -> Es
 
 
 def hesitation_interval(solved: Sequence[Solved], *, a_response: bool = False) -> tuple[float | None, float | None]:
-    """95 %. Between problems that all have none nothing varies, which would make the clustered interval empty."""
+    """The 95 % interval of that rate. Between problems that all have none nothing varies, which would make a clustered
+    interval empty: its upper end is then that of a Poisson count of zero."""
     seen = len(solved) if a_response else sum(s.behaviour.tokens for s in solved) / 1000
     if seen and not any(s.behaviour.hesitations for s in solved):
         return 0.0, NO_EVENT / seen
@@ -73,11 +70,12 @@ def surprise_rate(solved: Sequence[Solved]) -> Estimate:
 
 
 def length(solved: Sequence[Solved]) -> Estimate:
+    """Mean tokens of a response."""
     return rate([s.behaviour.tokens for s in solved], [1.0] * len(solved))
 
 
 def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solved] | None) -> dict[str, object]:
-    """One condition on one task: the columns of <name>_conditions."""
+    """One condition on one task: a row of the table <evaluation>_conditions."""
     right = [s.grade.correct for s in solved]
     columns: dict[str, object] = {
         "condition": condition.name,
@@ -124,62 +122,6 @@ def _ends(name: str, ends: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are defined."""
+    """The mean of those values that are defined; None where none is."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def side_by_side(name: str, found: Of) -> tuple[list[Finding], list[Table]]:
-    """Findings <name>/<task>/<condition>/<measure>, and the tables <name>_conditions and <name>_outputs."""
-    rows, findings = [], []
-    for (task, key), (condition, solved) in found.items():
-        reference = found.get((task, condition.reference))
-        columns = {"task": task, **row(condition, solved, None if reference is None else reference[1])}
-        rows.append(columns)
-        for measure, meaning in MEANINGS.items():
-            if columns[measure] is not None:
-                low, high = (columns.get(f"{measure}_{end}") for end in ("low", "high"))
-                meaning = meaning.format(reference=condition.reference)
-                findings.append(Finding(f"{name}/{task}/{key}/{measure}", columns[measure], low, high, meaning))
-    tables = [Table(f"{name}_conditions", _columns(rows)), Table(f"{name}_outputs", _columns(_outputs(found)))]
-    return findings, tables
-
-
-def mostly_cut(name: str, found: Of) -> list[Note]:
-    """Where the budget ended more than half of the responses, accuracies speak of the budget."""
-    return [
-        Note(
-            f"{name}, {task}: under {key} {1 - share:.0%} of the responses were cut by the budget, and count as wrong or as "
-            "what they had said by then: raise decoding.tokens."
-        )
-        for (task, key), (_, solved) in found.items()
-        if (share := mean([s.response.finished for s in solved])) < 0.5
-    ]
-
-
-def _outputs(found: Of) -> list[dict[str, object]]:
-    return [
-        {
-            "task": task,
-            "problem": s.problem.id,
-            "question": s.problem.question,
-            "gold": s.problem.gold,
-            "condition": key,
-            "response": s.response.text,
-            "answer": s.grade.answer,
-            "rule": s.grade.rule,
-            "correct": s.grade.correct,
-            "finished": s.response.finished,
-            "tokens": s.behaviour.tokens,
-            "hesitations": s.behaviour.hesitations,
-            "repetition": s.behaviour.repetition,
-            "nll": s.nats / s.behaviour.tokens if s.behaviour.tokens else None,
-            "touched": sum(s.response.touched),
-        }
-        for (task, key), (_, solved) in found.items()
-        for s in solved
-    ]
-
-
-def _columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list]:
-    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -8,77 +8,63 @@ numbers say nothing.
     random_direction    a change of the same size at the same tokens, in a random direction; of a dictionary of one layer
     all_latents, whole  of a patch: what every latent, and the whole hidden vector, would bring
 
-With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an accuracy of 0 % for latents scaled by 1.5 as well as by 0.5; without the second row it cannot be
-told from a broken splice.
+With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an
+accuracy of 0 % for latents scaled by 1.5 as well as by 0.5; without the row `reconstruction` it cannot be told from a
+broken splice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tunediff.benchmarks import Task
+from tunediff.benchmarks import Problem
 from tunediff.edits import Edit, Everywhere, Gate, Keep, Operation, Whole
 from tunediff.edits.editing import MODES
-from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
-from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
+from tunediff.evaluations.behaviour.solving import Condition, asked_differently
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
 from tunediff.evaluations.latents.selection import Selection, alike, choose, decoder_rows
-from tunediff.evaluations.latents.statistics import LatentStatistics
-from tunediff.generation import Decoding, Engine
 from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"
 
 
-class Intervention:
+@dataclass(kw_only=True)
+class Intervention(BehaviourEvaluation):
     """name          of its findings and tables
     role          the model that is written: base, tuned or adapter; None: the dictionary's, tuned where it reads both
-    latents       their numbers, an expression that chooses them, or how many of those that belong most to one model; None:
-                  as `chosen_by` chooses
+    latents       which ones, as in latents/selection.py; None: as `chosen_by` chooses
     operations    name -> what becomes of them
     modes         delta keeps the reconstruction error, replace does not; one or both; None: both where there is a
                   reconstruction, which a transcoder adapter has not
     gate          at which tokens                                 own_response   patches take what stood at the same place of
                                                                               the other model's own response, not the same tokens
-    tasks         name -> benchmark                               problems     of each at most; null: all
-    draws         random latents and random directions for each operation and mode
-    hesitations   words that count as one, as regular expressions; None: the pair's own
+    draws         random latents and random directions for each operation and mode; `seed` is that of the draws
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        operations: Mapping[str, Operation],
-        tasks: Mapping[str, Task],
-        decoding: Decoding,
-        engine: Engine,
-        role: str | None = None,
-        gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
-        modes: Sequence[str] | None = None,
-        latents: int | str | Sequence[int] | None = None,
-        chosen_by: Selection | None = None,
-        own_response: bool = False,
-        problems: int | None = None,
-        draws: int = 2,
-        hesitations: Sequence[str] | None = None,
-        seed: int = 0,
-    ):
-        check_role(role, setting=name)
-        self.name, self.role, self.operations = name, role, operations
-        self.latents, self.chosen_by = latents, chosen_by
-        self.tasks, self.decoding, self.engine, self.gate = tasks, decoding, engine, gate
-        self.modes, self.own_response, self.problems = modes, own_response, problems
-        self.draws, self.hesitations, self.seed = draws, hesitations, seed
+    name: str
+    operations: Mapping[str, Operation]
+    role: str | None
+    modes: Sequence[str] | None
+    chosen_by: Selection | None
+    draws: int
+    latents: int | str | Sequence[int] | None = None
+    gate: Gate = Everywhere()
+    own_response: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        check_role(self.role, setting=self.name)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting=self.name)
         seen = trained.statistics
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=self._whose(role))
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         conditions = self.conditions(trained, role, seen, chosen)
         yield Note(f"{self.name}: latents {', '.join(map(str, chosen))}, written into the {role} model")
         if role == ADAPTER and self.draws:
@@ -92,25 +78,11 @@ class Intervention:
                 "prompt; activations are then not quite those it was trained on."
             )
         yield Table(f"{self.name}_latents", latents_table(seen, chosen))
-        solver = Solver(trained, self.name, self.decoding, engine=self.engine, hesitations=self.hesitations)
-        found: dict[tuple[str, str], tuple[Condition, list[Solved]]] = {}
-        for name, task in self.tasks.items():
-            problems, notes = problems_of(task, name, self.problems)
-            yield from notes
-            differ = any(len(set(p.prompts.values())) > 1 for p in problems)
-            asked = [*conditions, *(other_prompt(role) if differ and role != ADAPTER else [])]
-            for condition, solved in solver.solve(name, task, problems, asked):
-                found[name, condition.name] = (condition, solved)
-            yield from never_touched(self.name, name, found)
-        yield from mostly_cut(self.name, found)
-        findings, tables = side_by_side(self.name, found)
-        yield from findings
-        yield from tables
-
-    def _whose(self, role: str) -> str:
-        """Which model's own latents are asked for by their count: those that are written, or patched in."""
-        patched = all(operation.reads_other for operation in self.operations.values())
-        return CONTRAST[role] if patched else role
+        found: Found = {}
+        for name, problems in (yield from self.asked()).items():
+            asked = [*conditions, *(other_prompt(role, problems) if role != ADAPTER else [])]
+            found |= self.solved(trained, {name: problems}, asked)
+        yield from self.side_by_side(found)
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         beside = role == ADAPTER
@@ -162,8 +134,10 @@ class Intervention:
         return made
 
 
-def other_prompt(role: str) -> list[Condition]:
-    """For a task that asks the two models differently: each also as the other is asked."""
+def other_prompt(role: str, problems: Sequence[Problem]) -> list[Condition]:
+    """For a task that asks the two models differently: each model is also asked as the other is."""
+    if not asked_differently(problems):
+        return []
     other = OTHER[role]
     return [
         Condition("same_prompt", f"{role}, unedited, asked as {other}", role, (), True, UNEDITED, other),
@@ -172,6 +146,7 @@ def other_prompt(role: str) -> list[Condition]:
 
 
 def latents_table(seen: LatentStatistics, chosen: Sequence[int]) -> dict[str, list]:
+    """The chosen latents with what each does on held-out text: the columns of the table <evaluation>_latents."""
     numbers = torch.tensor(chosen)
     return {
         "latent": list(chosen),
@@ -179,18 +154,3 @@ def latents_table(seen: LatentStatistics, chosen: Sequence[int]) -> dict[str, li
         "mean": seen.mean[numbers].tolist(),
         "firing_rate": seen.rate[numbers].tolist(),
     }
-
-
-def never_touched(
-    name: str, task: str, found: Mapping[tuple[str, str], tuple[Condition, Sequence[Solved]]]
-) -> Iterator[Note]:
-    """Gates behind which no edit changed a token are said: they never opened, or nothing it acts on was active."""
-    idle: dict[str, list[str]] = {}
-    for (of, key), (condition, solved) in found.items():
-        if of == task and condition.edits and not any(sum(s.response.touched) for s in solved):
-            idle.setdefault(condition.edits[0].gate.described, []).append(key)
-    for gate, keys in idle.items():
-        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        yield Note(
-            f"{name}, {task}: the edit of {keys[0]}{more} touched no position of any response; the gate is {gate}."
-        )

@@ -2,7 +2,7 @@
 
     (between - below) / (above - below) of accuracy, of the tokens and of the hesitations a response
 
-with the paired bootstrap over problems (benchmarks/measures.py). Where there is no change that could be recovered, a sentence
+with the paired bootstrap over problems (measures/). Where there is no change that could be recovered, a sentence
 says so in place of a number. Knows no model and how none was made.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tunediff.evaluations.behaviour.conditions import mean
 from tunediff.evaluations.behaviour.solving import Solved
 from tunediff.measures import Interval, Recovered, recovery
 from tunediff.shapes import Finding, Note, Refused
@@ -33,10 +32,10 @@ class Change(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Of one measure: its means below, between and above, and what is recovered."""
+    """The means of one measure below, between and above, and what is recovered of its change."""
 
     measure: str
-    means: tuple[float, float, float]
+    means: tuple[float, ...]
     recovered: Recovered
 
     @property
@@ -46,9 +45,10 @@ class Share(NamedTuple):
 
 
 def share(measure: str, answers: Sequence[Sequence[Solved]], resamples: int) -> Share:
-    """Of the responses below, between and above, to the same problems in one order."""
-    values = [[_value(measure, solved) for solved in of_one] for of_one in answers]
-    return Share(measure, tuple(map(mean, values)), recovery(*values, draws=resamples))
+    """What is recovered, by the responses below, between and above, to the same problems in one order."""
+    below, between, above = ([_value(measure, solved) for solved in of_one] for of_one in answers)
+    means = tuple(sum(of_one) / len(of_one) for of_one in (below, between, above))
+    return Share(measure, means, recovery(below, between, above, draws=resamples))
 
 
 def _value(measure: str, solved: Solved) -> float:

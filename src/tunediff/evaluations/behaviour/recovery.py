@@ -1,5 +1,5 @@
-"""How much of what full fine-tuning changed the pair's tuned model, an adapter, recovers: (adapter - base) / (full - base)
-of accuracy, of the tokens and of the hesitations a response.
+"""How much of what full fine-tuning changed the pair's tuned model, a LoRA, recovers: (lora - base) / (full - base) of
+accuracy, of the tokens and of the hesitations a response.
 
 The same problems to three models, each through its own chat template with its own prompt of the task; the full one is
 given the tuned model's. A share depends on how the base was asked, so that every finding says it. Knows nothing of how the
@@ -11,8 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from tunediff.benchmarks import Problem, Task
-from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.behaviour.recovered import (
     ACCURACY,
     MEASURES,
@@ -23,63 +21,52 @@ from tunediff.evaluations.behaviour.recovered import (
     share,
     told,
 )
-from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Needs, Trained
-from tunediff.generation import Decoding, Engine
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
+from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
+from tunediff.evaluations.given import Given, Needs
 from tunediff.measures import wilson
 from tunediff.models import ModelPair, ModelSource, PairError
-from tunediff.shapes import ADAPTER, BASE, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 
-FULL = "full"
-WHO = (BASE, ADAPTER, FULL)
+LORA, FULL = "lora", "full"
+WHO = (BASE, LORA, FULL)
 CHANGE = Change("recovery", *WHO, otherwise=", or ask the base otherwise")
 
 
-class Recovery:
-    """tasks         name -> benchmark                   problems     of each at most; null: all
-    full          the fully fine-tuned model that the tuned one is measured against, brought in the tuned one's dtype
+@dataclasses.dataclass(kw_only=True)
+class Recovery(BehaviourEvaluation):
+    """full          the fully fine-tuned model that the tuned one is measured against, brought in the tuned one's dtype
     resamples     of the bootstrap over problems
-    hesitations   words that count as one, as regular expressions; None: the pair's own
 
     Raises Refused where `full` cannot be found.
     """
 
-    needs = Needs.PAIR
+    full: ModelSource
+    resamples: int
 
-    def __init__(
-        self,
-        *,
-        tasks: Mapping[str, Task],
-        full: ModelSource,
-        decoding: Decoding,
-        engine: Engine,
-        problems: int | None = None,
-        resamples: int = 2000,
-        hesitations: Sequence[str] | None = None,
-    ):
-        check_resamples("recovery", resamples)
+    name = "recovery"
+    needs = Needs.PAIR
+    own_template = True
+
+    def __post_init__(self):
+        check_resamples("recovery", self.resamples)
         try:
-            full.config()
+            self.full.config()
         except PairError as error:
             raise Refused(
-                f"Cannot load '{full.path}', the fully fine-tuned model of recovery: name a Hub id or a local folder, "
+                f"Cannot load '{self.full.path}', the fully fine-tuned model of recovery: name a Hub id or a local folder, "
                 "evaluation.recovery.full.path=<folder>."
             ) from error
-        self.tasks, self.full, self.decoding, self.engine = tasks, full, decoding, engine
-        self.problems, self.resamples, self.hesitations = problems, resamples, hesitations
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        pair = trained.pair
-        problems: dict[str, list[Problem]] = {}
-        for name, task in self.tasks.items():
-            problems[name], notes = problems_of(task, name, self.problems)
-            yield from notes
-        second, notes = self._second(pair, [problem.question for some in problems.values() for problem in some])
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
+        problems = yield from self.asked()
+        texts = [problem.question for some in problems.values() for problem in some]
+        second, notes = self._second(given.pair, texts)
         yield from notes
-        found = self._solved(trained, second, problems)
-        by_task = {name: [found[name, who][1] for who in WHO] for name in self.tasks}
-        yield from mostly_cut("recovery", found)
-        yield from side_by_side("recovery", found)[1]
+        found = self.answers(given, second, problems)
+        by_task = {name: [found[name, who].solved for who in WHO] for name in self.tasks}
+        # its own findings say how the base was asked, and take the place of those side by side
+        yield from (said for said in self.side_by_side(found) if not isinstance(said, Finding))
         rows = []
         for name, answers in by_task.items():
             how = self._how(name, len(problems[name]))
@@ -89,7 +76,9 @@ class Recovery:
                 where = f"recovery/{name}" if measure == ACCURACY else f"recovery/{name}/{measure}"
                 yield told(CHANGE, name, measured, where=f"{where}/recovered", how=how)
                 rows.append(_row(name, measured, self.tasks[name].prompts[BASE], self.full.path))
-        yield Table.of("recovery", rows)
+        table = Table.of("recovery", rows)
+        yield table
+        yield figure(table.columns)
 
     def _second(self, pair: ModelPair, texts: Sequence[str]) -> tuple[ModelPair, list[Note]]:
         """The base with the full model in the tuned one's place, no weights yet. Raises Refused where they read different
@@ -112,42 +101,29 @@ class Recovery:
             )
         return second, [Note(said) for said in notes]
 
-    def _solved(
-        self, trained: Trained, second: ModelPair, problems: Mapping[str, Sequence[Problem]]
-    ) -> dict[tuple[str, str], tuple[Condition, list[Solved]]]:
-        """By task and model. The full model comes first, so that one that cannot be used is refused before the others have
-        written for hours; while it is there the pair waits, and the base is not brought a second time."""
+    def answers(self, given: Given, second: ModelPair, problems: Problems) -> Found:
+        """The responses of the three models. The full one comes first, so that one that cannot be used is refused before the
+        others have written for hours; while it is there the pair waits, and the base is not brought a second time."""
         full = Condition(FULL, "full fine-tuning", TUNED, reference=BASE)
-        base, adapter = Condition(BASE, "base", BASE), Condition(ADAPTER, "adapter", TUNED, reference=BASE)
-        device = trained.pair.device(TUNED)
-        with trained.pair.set_aside():
+        base, lora = Condition(BASE, "base", BASE), Condition(LORA, "LoRA", TUNED, reference=BASE)
+        device = given.pair.device(TUNED)
+        with given.pair.set_aside():
             second.load(device, roles=[TUNED])
             try:
-                theirs = self._answers(dataclasses.replace(trained, pair=second), problems, [full])
+                theirs = self.solved(dataclasses.replace(given, pair=second), problems, [full])
             finally:
                 second.models.clear()
         # in its own pair it stood in the tuned model's place; from here on it stands beside it
-        theirs = {key: (dataclasses.replace(full, role=FULL), solved) for key, (_, solved) in theirs.items()}
-        found = theirs | self._answers(trained, problems, [base, adapter])
+        beside = dataclasses.replace(full, role=FULL)
+        found = {key: Answered(beside, solved) for key, (_, solved) in theirs.items()}
+        found |= self.solved(given, problems, [base, lora])
         return {(task, who): found[task, who] for task in problems for who in WHO}
 
-    def _answers(
-        self, trained: Trained, problems: Mapping[str, Sequence[Problem]], conditions: Sequence[Condition]
-    ) -> dict[tuple[str, str], tuple[Condition, list[Solved]]]:
-        solver = Solver(
-            trained, "recovery", self.decoding, engine=self.engine, own_template=True, hesitations=self.hesitations
-        )
-        return {
-            (name, condition.name): (condition, solved)
-            for name, some in problems.items()
-            for condition, solved in solver.solve(name, self.tasks[name], some, conditions)
-        }
-
     def _how(self, name: str, count: int) -> str:
-        """What every number depends on."""
+        """What every number of a task depends on."""
         prompts = self.tasks[name].prompts
         return (
-            f"{count} problems; the base was asked {prompts[BASE]!r}, adapter and full {prompts[TUNED]!r}; "
+            f"{count} problems; the base was asked {prompts[BASE]!r}, lora and full {prompts[TUNED]!r}; "
             f"full is {self.full.path}"
         )
 
@@ -171,3 +147,23 @@ def _row(task: str, found: Share, prompt: str, full: str) -> dict[str, object]:
         "base_asked": prompt,
         "full_model": full,
     }
+
+
+def figure(columns: Mapping[str, list]) -> Figure:
+    labels = [f"{measure}, {task}" for measure, task in zip(columns["measure"], columns["task"], strict=True)]
+    return Figure(
+        name="recovery/shares",
+        kind="intervals",
+        columns={
+            "share of": labels,
+            **{name: values for name, values in columns.items() if name not in ("measure", "task")},
+        },
+        x="share of",
+        y=["recovered"],
+        section="What the low-rank adapter recovers",
+        title="Share of what full fine-tuning changed",
+        caption="(lora - base) / (full - base): 0 is the base, 1 the fully fine-tuned model. It depends on how the base was "
+        "asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover, "
+        "for so many resamples were without a gain.",
+        words={"gone": "resamples without a gain", "base_asked": "the base was asked"},
+    )

@@ -17,9 +17,10 @@ import torch
 
 from tunediff.benchmarks import Behaviour, Grade, Grader, Problem, Task, behaviour
 from tunediff.edits import Edit
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given
 from tunediff.generation import Asked, Decoding, Engine, Response, ask, generate, surprise
-from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Note, Refused
+from tunediff.models import ModelPair
+from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,42 +52,51 @@ class Solved(NamedTuple):
     nats: float
 
 
+class Answered(NamedTuple):
+    """A condition with its graded responses, in the order of the problems."""
+
+    condition: Condition
+    solved: list[Solved]
+
+
+@dataclasses.dataclass(frozen=True)
 class Solver:
     """name         of the evaluation, under which responses are kept
-    own_template    each model is asked through its own tokenizer and template; else both through the pair's
-    hesitations     words that count as one, as regular expressions; None: the pair's own
+    own_template    each model is asked through its own tokenizer and template; else both are through the pair's
+    hesitations     words that count as one, as regular expressions
     """
 
-    def __init__(
-        self,
-        trained: Trained,
-        name: str,
-        decoding: Decoding,
-        *,
-        engine: Engine,
-        own_template: bool = False,
-        hesitations: Sequence[str] | None = None,
-    ):
-        self.pair, self.folder, self.name = trained.pair, trained.folder, name
-        self.decoding, self.engine, self.system = decoding, engine, trained.text.system
-        self.own_template = own_template
-        self.hesitations = tuple(trained.pair.hesitations if hesitations is None else hesitations)
+    given: Given
+    name: str
+    decoding: Decoding
+    engine: Engine
+    own_template: bool
+    hesitations: tuple[str, ...]
+
+    @property
+    def pair(self) -> ModelPair:
+        return self.given.pair
 
     def tokenizer(self, role: str) -> Any:
         return self.pair.tokenizer_of(role) if self.own_template else self.pair.tokenizers[self.pair.entry(role)]
 
     def respond(self, task: str, problems: Sequence[Problem], condition: Condition) -> list[Response]:
-        """Under a condition, in the order of the problems; those that are kept are not asked again."""
+        """The responses under a condition, in the order of the problems; problems whose response is kept are not asked again."""
         tokenizer, alongside = self.tokenizer(condition.role), None
         whose = condition.asked_as or condition.role
         if condition.alongside:
             other = OTHER[condition.role]
             plain = Condition(f"{other} beside {condition.role}", "", other, asked_as=whose)
             alongside = self.respond(task, problems, plain)
-        asked = ask([(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems], tokenizer, self.system)
-        kept = KeptResponses(self.folder, self.name, task, self._stands_for(condition))
-        found = {place: kept.read(one) for place, one in enumerate(asked)}
-        missing = [place for place, response in found.items() if response is None]
+        asked = ask(
+            [(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems],
+            tokenizer,
+            self.given.text.system,
+        )
+        kept = KeptResponses(self.given.folder, self.name, task, self._stands_for(condition))
+        known = ((place, kept.read(one)) for place, one in enumerate(asked))
+        found = {place: response for place, response in known if response is not None}
+        missing = [place for place in range(len(asked)) if place not in found]
         if missing:
             some = [asked[place] for place in missing]
             written = generate(
@@ -106,13 +116,13 @@ class Solver:
 
     def solve(
         self, task: str, of: Task, problems: Sequence[Problem], conditions: Iterable[Condition]
-    ) -> Iterator[tuple[Condition, list[Solved]]]:
-        """Each condition with its graded responses."""
+    ) -> Iterator[Answered]:
+        """One condition after the other, with its graded responses."""
         with Grader() as grader:
             for condition in conditions:
                 responses = self.respond(task, problems, condition)
                 grades = self.grades(of, problems, responses, grader)
-                yield condition, self.measured(problems, responses, grades, condition)
+                yield Answered(condition, self.measured(problems, responses, grades, condition))
 
     def grades(
         self, of: Task, problems: Sequence[Problem], responses: Sequence[Response], grader: Grader
@@ -130,15 +140,15 @@ class Solver:
         grades: Sequence[Grade],
         condition: Condition,
     ) -> list[Solved]:
-        """How the responses are written, and how probable they are without edits."""
+        """How the responses are written, and how probable the unedited model finds them."""
         tokenizer, whose = self.tokenizer(condition.role), condition.asked_as or condition.role
-        prompts = ask([(problem.id, problem.prompts[whose]) for problem in problems], tokenizer, self.system)
+        prompts = ask([(problem.id, problem.prompts[whose]) for problem in problems], tokenizer, self.given.text.system)
         nats = surprise(self.pair, condition.role, prompts, responses, tokenizer=tokenizer)
         wrote = [behaviour(r.text, r.ids, patterns=self.hesitations, opened=r.opened) for r in responses]
         return [Solved(*parts) for parts in zip(problems, responses, grades, wrote, nats, strict=True)]
 
     def _stands_for(self, condition: Condition) -> str:
-        """All that decides a response beside its prompt, but for the batch it stands in."""
+        """A digest of all that decides a response beside its prompt, but for the batch it stands in."""
         sources = [self.pair.sources[role] for role in (BASE, TUNED)]
         named = [condition.role, *(f"{source} {source.files()}" for source in sources), repr(self.decoding)]
         named.append(type(self.engine).__name__)
@@ -149,13 +159,9 @@ class Solver:
         return digest([*named, *condition.edits])
 
 
-def problems_of(task: Task, name: str, count: int | None) -> tuple[list[Problem], list[Note]]:
-    """The first so many problems, and what a reader must know of those that were left out. Raises Refused for none."""
-    problems = task.problems()[:count]
-    if not problems:
-        raise Refused(f"task {name} has no problem: look at its filter, or raise problems={count}.")
-    left = task.left_out
-    return problems, [Note(f"{name}: {left} problems without an answer were left out")] if left else []
+def asked_differently(problems: Iterable[Problem]) -> bool:
+    """Whether a task has another prompt for one model than for the other."""
+    return any(len(set(problem.prompts.values())) > 1 for problem in problems)
 
 
 class KeptResponses:
@@ -183,7 +189,7 @@ class KeptResponses:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Of a file that is written line by line; what a process that was killed left of its last line is taken off."""
+    """The lines of a file that is written line by line; what a killed process left of its last line is cut off the file."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
@@ -194,7 +200,7 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def digest(parts: Any) -> str:
-    """Stands for plain values, tensors, modules and dataclasses of these."""
+    """A digest of plain values, tensors, modules and dataclasses of these."""
     state = hashlib.sha256()
 
     def add(value: Any) -> None:

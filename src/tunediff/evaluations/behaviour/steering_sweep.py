@@ -16,27 +16,27 @@ Intervals are 95 % together over the strengths of a gate (Bonferroni).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from tunediff.benchmarks import Task
 from tunediff.edits import Add, Edit, Gate
 from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate, mean, surprise_rate
-from tunediff.evaluations.behaviour.intervention import UNEDITED, never_touched
-from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.behaviour.intervention import UNEDITED
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched
+from tunediff.evaluations.behaviour.solving import Condition, Solved
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.evaluations.latents.steering import steering_parts
-from tunediff.generation import Decoding, Engine
 from tunediff.measures import wilson
 from tunediff.measures.clustered import Estimate, number
-from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Table
 
-UNITS = ("latent_maximum", "residual_norm")
+UNITS = {"latent_maximum": "maxima of the latent", "residual_norm": "mean norms of the stream"}
 
 
 class DipVerdict(NamedTuple):
@@ -44,79 +44,70 @@ class DipVerdict(NamedTuple):
     why: str
 
 
-class SteeringSweep:
+@dataclass(kw_only=True)
+class SteeringSweep(BehaviourEvaluation):
     """role          the model that is steered, as in Intervention
     latents       along whose decoder rows, as in Intervention   chosen_by    how they are chosen where they are None
     strengths     log-spaced, in units of `unit`                 gates        name -> at which tokens
     behind        names of the gates that are tried; None: all
     unit          latent_maximum: of each latent's largest activation on held-out text; residual_norm: of the mean norm of
                   the hidden vectors there, shared among the latents; not for a transcoder adapter's
-    tasks         name -> benchmark; the first is used           problems     at most; null: all
     collapse      times the unsteered perplexity above which a text counts as broken down
     repetition    share of repeated 4-grams above which it does
-    hesitations   the behaviour: words that count, as regular expressions; None: the pair's own
+    seed          of the random direction
+
+    Of the tasks the first is used; the behaviour is hesitation.
     """
 
-    def __init__(
-        self,
-        *,
-        strengths: Sequence[float],
-        gates: Mapping[str, Gate],
-        tasks: Mapping[str, Task],
-        decoding: Decoding,
-        engine: Engine,
-        role: str | None = None,
-        latents: int | str | Sequence[int] | None = None,
-        chosen_by: Selection | None = None,
-        behind: Sequence[str] | None = None,
-        unit: str = "latent_maximum",
-        problems: int | None = None,
-        collapse: float = 3.0,
-        repetition: float = 0.5,
-        hesitations: Sequence[str] | None = None,
-        seed: int = 0,
-    ):
-        unknown = set(behind or ()) - set(gates)
-        if unknown:
-            raise Refused(f"steering_sweep.behind names {sorted(unknown)}; the gates are {', '.join(gates)}.")
-        if unit not in UNITS:
-            raise Refused(f"steering_sweep.unit={unit}: choose {' or '.join(UNITS)}.")
-        check_role(role, setting="steering_sweep")
-        if not strengths or not gates or any(strength <= 0 for strength in strengths):
-            raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
-        self.role, self.strengths, self.gates = role, sorted(strengths), {name: gates[name] for name in behind or gates}
-        self.latents, self.chosen_by = latents, chosen_by
-        self.tasks, self.decoding, self.engine, self.unit = tasks, decoding, engine, unit
-        self.problems, self.collapse, self.repetition = problems, collapse, repetition
-        self.hesitations, self.seed = hesitations, seed
+    role: str | None
+    strengths: Sequence[float]
+    gates: Mapping[str, Gate]
+    behind: Sequence[str] | None
+    chosen_by: Selection | None
+    latents: int | str | Sequence[int] | None = None
+    unit: str = "latent_maximum"
+    collapse: float = 3.0
+    repetition: float = 0.5
+    seed: int = 0
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    name = "steering_sweep"
+
+    def __post_init__(self):
+        unknown = set(self.behind or ()) - set(self.gates)
+        if unknown:
+            raise Refused(f"steering_sweep.behind names {sorted(unknown)}; the gates are {', '.join(self.gates)}.")
+        if self.unit not in UNITS:
+            raise Refused(f"steering_sweep.unit={self.unit}: choose {' or '.join(UNITS)}.")
+        check_role(self.role, setting="steering_sweep")
+        if not self.strengths or not self.gates or any(strength <= 0 for strength in self.strengths):
+            raise Refused("steering_sweep needs at least one gate, and strengths above 0; 0 is always measured.")
+        self.strengths = sorted(self.strengths)
+        self.gates = {name: self.gates[name] for name in self.behind or self.gates}
+        self.tasks = dict(itertools.islice(self.tasks.items(), 1))
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")
         seen = trained.statistics
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=role)
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {role} model")
-        name, task = next(iter(self.tasks.items()))
-        problems, notes = problems_of(task, name, self.problems)
-        yield from notes
-        solver = Solver(trained, "steering_sweep", self.decoding, engine=self.engine, hesitations=self.hesitations)
-        conditions = self.conditions(trained, role, seen, chosen)
-        found = {
-            (name, condition.name): (condition, solved)
-            for condition, solved in solver.solve(name, task, problems, conditions)
-        }
-        yield from never_touched("steering_sweep", name, found)
-        plain = found[name, UNEDITED][1]
-        rows = []
+        found = self.solved(trained, (yield from self.asked()), self.conditions(trained, role, seen, chosen))
+        yield from never_touched("steering_sweep", found)
+        (name,) = self.tasks
+        plain = found[name, UNEDITED].solved
+        rows, said = [], []
         for gate in self.gates:
             curves = {
-                kind: [found[name, f"{gate}/{kind}/{strength:g}"][1] for strength in self.strengths]
+                kind: [found[name, f"{gate}/{kind}/{strength:g}"].solved for strength in self.strengths]
                 for kind in ("latents", "random_direction")
             }
             for kind, curve in curves.items():
                 rows.append(point(gate, kind, 0.0, plain))
                 rows += [point(gate, kind, strength, s) for strength, s in zip(self.strengths, curve, strict=True)]
-            yield from self._findings(gate, plain, curves)
-        yield Table.of("steering_sweep", rows)
+            said += self._findings(gate, plain, curves)
+        yield from said
+        table = Table.of("steering_sweep", rows)
+        yield table
+        yield from figures(table.columns, said, self.gates, self.unit)
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
@@ -155,6 +146,63 @@ class SteeringSweep:
             bool(surprise_rate(solved).value.exp() <= limit) and (repeated(solved) or 0.0) <= self.repetition
             for solved in curve
         ]
+
+
+def figures(
+    columns: dict[str, list], said: Sequence[Finding | Note], gates: Sequence[str], unit: str
+) -> Iterator[Figure]:
+    """The curves, and below them gate by gate what was found of them."""
+    section, strengths = "Steering, from weak to strong", columns["strength"]
+    yield Figure(
+        name="steering_sweep/curves",
+        kind="lines",
+        columns=columns
+        | {
+            "random": [kind != "latents" for kind in columns["kind"]],
+            "plain": [strength == 0 for strength in strengths],
+        },
+        x="strength",
+        y=["behaviour", "perplexity", "accuracy"],
+        section=section,
+        title="Steering",
+        caption="The axis of strengths is logarithmic and begins with 0, no edit, which the dashed level continues. Bands are "
+        "95 % intervals.",
+        group="gate",
+        control="random",
+        rule="plain",
+        log=["strength", "perplexity"],
+        words={
+            "behaviour": "hesitations per 1,000 tokens",
+            "perplexity": "perplexity of the responses",
+            "random": "random direction",
+            "strength": f"strength, in {UNITS[unit]}",
+        },
+    )
+    found = {item.name: item for item in said if isinstance(item, Finding)}
+    notes = [item.text for item in said if isinstance(item, Note)]
+
+    def of(measure: str, field: str = "value") -> list[float | None]:
+        return [getattr(found.get(f"steering_sweep/{gate}/{measure}"), field, None) for gate in gates]
+
+    yield Figure(
+        name="steering_sweep/peaks",
+        kind="intervals",
+        columns={
+            "gate": list(gates),
+            **{"peak": of("peak"), "peak_low": of("peak", "low"), "peak_high": of("peak", "high")},
+            **{"peak_strength": of("peak_strength"), "dip": of("dip")},
+            "verdict": [
+                " ".join(note.partition(": ")[2] for note in notes if note.startswith(f"steering_sweep, {gate}: "))
+                for gate in gates
+            ],
+        },
+        x="gate",
+        y=["peak", "peak_strength"],
+        section=section,
+        title="What the sweep found, gate by gate",
+        group="gate",
+        words={"peak": "hesitations at the peak", "peak_strength": "strength at the peak", "dip": "oversteering dip"},
+    )
 
 
 def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> DipVerdict:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from tunediff.dictionary import Crosscoder, TranscoderAdapter
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.expressions import Expression, Path, nearest
-from tunediff.evaluations.latents.statistics import LatentStatistics, decoder_cosine, relative_decoder_norm
+from tunediff.evaluations.latents.statistics import decoder_cosine, relative_decoder_norm
 from tunediff.evaluations.reading.label_alignment import aurocs
 from tunediff.shapes import BASE, TUNED, Refused
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Everywhere, Gate, Latents, Operation, transcoder_edits
-from tunediff.evaluations.given import Trained
-from tunediff.evaluations.latents.statistics import LatentStatistics
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, TUNED, Refused, Stream
 
 CONTRAST = {**OTHER, ADAPTER: HYBRID}  # the model beside which one that is edited is shown
 
 
 def check_role(role: str | None, *, setting: str) -> None:
+    """Raises Refused for a role whose model no latents are written into."""
     if role not in (None, *CONTRAST):
         raise Refused(f"{setting}.role={role}: choose base or tuned, or adapter for latents of a transcoder adapter.")
 
@@ -54,10 +54,13 @@ def latent_edits(
     mode: str = "delta",
     along: Tensor | None = None,
 ) -> tuple[Edit, ...]:
-    """Edits of these latents in the model with this role, of `role_of`. Raises Refused for what its dictionary cannot have:
-    a transcoder adapter reads no other model, has no reconstruction, and each layer would need a direction of its own."""
+    """The edits of these latents in the model that `role_of` gives: one, or one a layer of a transcoder adapter. Raises
+    Refused for what a transcoder adapter cannot have: it reads no other model, has no reconstruction, and each of its layers
+    would need a direction of its own."""
     dictionary, gate = trained.dictionary, gate.of(trained.dictionary)
     if isinstance(dictionary, TranscoderAdapter):
+        # its latents are computed while the model runs, so that they are changed in place, on the way to their decoders; a
+        # crosscoder's are not, so that what it adds to a hidden vector is changed
         if operation.reads_other:
             raise Refused(
                 f"{operation} takes what the other model has, and latents of a transcoder adapter stand in one model: set "
@@ -73,15 +76,17 @@ def latent_edits(
             )
         return transcoder_edits(dictionary, numbers, operation, scale=seen.maximum, mean=seen.mean, gate=gate)
     chosen, device = torch.tensor(numbers), trained.pair.device(role)
+    # strength 1 and the mean come from held-out text: from what is being written they would depend on the edit itself
     scale, mean = (values[chosen].to(device) for values in (seen.maximum, seen.mean))
     part = Latents(dictionary, chosen.to(device), scale, mean)
     return (Edit(written_at(trained, role), part, operation, gate, mode, along),)
 
 
 def written_at(trained: Trained, role: str) -> Stream:
-    """Where the dictionary's latents of a model are written. Raises Refused where there is no such place."""
+    """The place where the dictionary's latents of a model are written. Raises Refused where there is none."""
     streams = trained.dictionary.streams
     own = [stream for stream in streams if stream.role == role]
+    # tuned - base has the units of both, and what is added to tuned is added to it; base is what it is a difference from
     if not own and streams[0].role == DIFFERENCE and role == TUNED:
         own = [streams[0]._replace(role=TUNED)]
     if not own and len(streams) == 1 and streams[0].role != DIFFERENCE:  # an SAE of one model reads the other as well
@@ -95,4 +100,5 @@ def written_at(trained: Trained, role: str) -> Stream:
 
 
 def random_direction(at: Stream, *, seed: int) -> Tensor:
+    """A direction [width] of any length, uniform on the sphere."""
     return torch.randn(at.width, generator=torch.Generator().manual_seed(seed))

@@ -157,16 +157,18 @@ class Evaluated:
                 return torch.stack([COMPARISONS[type(op)](one, other) for op, one, other in pairs]).all(0)
             case ast.Call(func=ast.Name(id="abs"), args=[part]):
                 return self.value(part).abs()
-            case ast.Call(func=ast.Name(id=name), args=[ast.Constant(value=count), part]):
+            case ast.Call(func=ast.Name(id=name), args=[ast.Constant(value=int() as count), part]):
                 return self._ranked(self.value(part), count, largest=name == "top")
             case ast.BinOp(left=left, op=op, right=right):
                 return ARITHMETIC[type(op)](self.value(left), self.value(right))
             case ast.UnaryOp(op=op, operand=part):
                 return -self.value(part) if isinstance(op, ast.USub) else self.value(part)
-            case ast.Constant(value=number):
+            case ast.Constant(value=int() | float() as number):
                 return torch.full(self.alive.shape, float(number), dtype=torch.float64)
             case _:
-                return self.column(path_of(node))
+                path = path_of(node)
+                assert path is not None, "names are checked when the expression is made"
+                return self.column(path)
 
     def _ranked(self, values: Tensor, count: int, *, largest: bool) -> Tensor:
         order = values.argsort(descending=largest, stable=True)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from tunediff.edits import Add, Directions, Part
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import latent_edits, random_direction, written_at
 from tunediff.evaluations.latents.selection import decoder_rows
-from tunediff.evaluations.latents.statistics import LatentStatistics
 from tunediff.shapes import ADAPTER, Refused, Stream
 
 Parts = dict[str, list[tuple[Stream, Part]]]
@@ -56,7 +55,7 @@ def _of_layers(trained: Trained, seen: LatentStatistics, chosen: Sequence[int], 
             "steering_sweep.unit=residual_norm: latents of a transcoder adapter are written before their decoders, not "
             "into hidden vectors: choose latent_maximum."
         )
-    adapter, rows = trained.dictionary, decoder_rows(trained, None)
+    adapter, rows = trained.adapter("steering_sweep"), decoder_rows(trained, None)
     edits = latent_edits(trained, ADAPTER, chosen, Add(1.0), seen=seen)
     controls = []
     for layer, within in adapter.by_layer(chosen).items():

@@ -20,23 +20,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunediff.benchmarks import Task
-from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
-from tunediff.evaluations.behaviour.intervention import never_touched
-from tunediff.evaluations.behaviour.solving import Solver, problems_of
-from tunediff.evaluations.given import Needs, Trained
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
+from tunediff.evaluations.given import Given, Needs
 from tunediff.evaluations.lora.behaviour import against_none, pairs_base, without_types
 from tunediff.evaluations.lora.costs import MEASURES, Costs, Removed, costs
 from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups
-from tunediff.generation import Decoding, Engine
 from tunediff.hookpoints import LORA, LoraAdapter
 from tunediff.measures.clustered import Bounded, of_sums
-from tunediff.shapes import BASE, TUNED, Finding, Note, Refused, Stream, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
 
 NAME = "lora_ablation"
 SUMS = ("tokens", *MEASURES, "ce_full", "ce_base", "kl_random")
@@ -55,6 +54,7 @@ RATIOS: dict[str, tuple[str, Callable]] = {
         lambda s: s["kl_full_ablated"] / s["kl_random"],
     ),
 }
+SIGNED = ("excess", "share")  # the others are never below 0
 Measured = Mapping[str, Bounded]
 
 
@@ -72,55 +72,48 @@ class Ablation(NamedTuple):
         return everything - self.group.members if self.only else self.group.members
 
 
-class LoraAblation:
+@dataclass(kw_only=True)
+class LoraAblation(BehaviourEvaluation):
     """by          which groups: of layer, module, type, layer_type
     only        each group is also measured alone               random     draws of as many adapters; 0: no control
-    tasks       name -> benchmark; None: no benchmark           problems   of each at most; null: all
     seed        of the draws
+
+    Without tasks (None) no benchmark is solved.
     """
 
+    tasks: Mapping[str, Task] | None
+    by: Sequence[str]
+    only: bool
+    random: int
+    seed: int = 0
+
+    name = NAME
     needs = Needs.PAIR
 
-    def __init__(
-        self,
-        *,
-        tasks: Mapping[str, Task] | None,
-        decoding: Decoding,
-        engine: Engine,
-        by: Sequence[str] = ("layer", "module", "type"),
-        only: bool = True,
-        random: int = 3,
-        problems: int | None = None,
-        hesitations: Sequence[str] | None = None,
-        seed: int = 0,
-    ):
-        unknown = [kind for kind in by if kind not in BY]
+    def __post_init__(self):
+        unknown = [kind for kind in self.by if kind not in BY]
         if unknown:
             raise Refused(f"{NAME}.by names {unknown}: choose of {', '.join(BY)}.")
-        self.tasks, self.decoding, self.engine, self.problems = tasks or {}, decoding, engine, problems
-        self.by, self.only, self.random, self.seed = tuple(dict.fromkeys(by)), only, random, seed
-        self.hesitations = hesitations
+        self.tasks, self.by = self.tasks or {}, tuple(dict.fromkeys(self.by))
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        at = trained.pair.streams(LORA, "all", reads=TUNED)[0]  # refuses a pair without adapters
-        adapters = trained.pair.sources[TUNED].adapters
-        if not trained.pair.shares_weights(TUNED):
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
+        at = given.pair.streams(LORA, "all", reads=TUNED)[0]  # refuses a pair without adapters
+        adapters = given.pair.sources[TUNED].adapters
+        if not given.pair.shares_weights(TUNED):
             yield Note(
                 f"{NAME}: the adapters lie on other weights than the pair's base. Base means here those weights without "
                 "any adapter."
             )
-        yield from self._on_text(trained, at, adapters)
-        yield from self._on_tasks(trained, at, adapters)
+        yield from self._on_text(given, at, adapters)
+        yield from self._on_tasks(given, at, adapters)
 
     # -- on held-out text ----------------------------------------------------------------------------------------------
 
-    def _on_text(
-        self, trained: Trained, at: Stream, adapters: Sequence[LoraAdapter]
-    ) -> Iterator[Finding | Table | Note]:
+    def _on_text(self, given: Given, at: Stream, adapters: Sequence[LoraAdapter]) -> Iterator[Finding | Table | Note]:
         everything = frozenset(range(len(adapters)))
         ablations = self.ablations(adapters)
         sets = list(dict.fromkeys(ablation.removed(everything) for ablation in ablations))
-        found = costs(trained, at, adapters, sets)
+        found = costs(given, at, adapters, sets)
         documents = self._by_document(found, sets, ablations, everything)
         _, gain, _ = of_sums(RATIOS["excess"][1], documents[ablations[1]], SUMS).bounded()
         if gain is None or gain <= 0:
@@ -135,7 +128,9 @@ class LoraAblation:
             if ablation.group.draw is None:
                 yield from self._findings(ablation, of, len(adapters))
         yield from self._random_findings(documents, len(adapters))
-        yield table(measured)
+        found = table(measured)
+        yield found
+        yield from figure(found.columns)
 
     def ablations(self, adapters: Sequence[LoraAdapter]) -> list[Ablation]:
         """The full adapter, none of it, and then every group."""
@@ -190,30 +185,20 @@ class LoraAblation:
 
     # -- on benchmarks -------------------------------------------------------------------------------------------------
 
-    def _on_tasks(
-        self, trained: Trained, at: Stream, adapters: Sequence[LoraAdapter]
-    ) -> Iterator[Finding | Table | Note]:
+    def _on_tasks(self, given: Given, at: Stream, adapters: Sequence[LoraAdapter]) -> Iterator[Finding | Table | Note]:
         if not self.tasks:
             return
-        solver = Solver(trained, NAME, self.decoding, engine=self.engine, hesitations=self.hesitations)
-        found: dict = {}
-        for name, task in self.tasks.items():
-            problems, notes = problems_of(task, name, self.problems)
-            yield from notes
-            conditions = without_types(at, adapters, draws=self.random, seed=self.seed)
-            conditions += pairs_base(trained, problems)
-            for condition, solved in solver.solve(name, task, problems, conditions):
-                found[name, condition.name] = (condition, solved)
-            yield from never_touched(NAME, name, found)
-        yield from mostly_cut(NAME, found)
-        findings, tables = side_by_side(NAME, found)
-        yield from findings
-        yield from tables
+        found: Found = {}
+        conditions = without_types(at, adapters, draws=self.random, seed=self.seed)
+        for name, problems in (yield from self.asked()).items():
+            found |= self.solved(given, {name: problems}, [*conditions, *pairs_base(given, problems)])
+        yield from self.side_by_side(found)
         yield from against_none(NAME, found)
 
 
 def _measured(documents: Tensor) -> Measured:
-    return {name: of_sums(measure, documents, SUMS).bounded() for name, (_, measure) in RATIOS.items()}
+    estimates = {name: of_sums(measure, documents, SUMS) for name, (_, measure) in RATIOS.items()}
+    return {name: one.bounded(least=-inf if name in SIGNED else 0.0) for name, one in estimates.items()}
 
 
 def table(measured: Mapping[Ablation, Measured]) -> Table:
@@ -227,3 +212,55 @@ def table(measured: Mapping[Ablation, Measured]) -> Table:
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), bounded, strict=True))
         rows.append(row)
     return Table.of(NAME, rows)
+
+
+def figure(columns: Mapping[str, list]) -> Iterator[Figure]:
+    """The groups of one kind, left out or alone, beside random ones of their sizes and the base; none without groups."""
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    whole = [row for row in rows if row["by"] == "whole" and row["adapters"] > 0]
+    shown = []
+    for kind in dict.fromkeys(row["by"] for row in rows if row["by"] not in ("whole", RANDOM)):
+        for only in dict.fromkeys(row["only"] for row in rows if row["by"] == kind):
+            mine = [row for row in rows if (row["by"], row["only"]) == (kind, only)]
+            sizes = {row["adapters"] for row in mine}
+            drawn = [row for row in rows if (row["by"], row["only"]) == (RANDOM, only) and row["adapters"] in sizes]
+            for row in (*mine, *drawn, *whole):
+                kinds = {"kinds": kind.replace("layer_type", "layer and type"), "mode": "alone" if only else "left out"}
+                shown.append({**row, "adapters": _label(row), **kinds, "random": row["by"] == RANDOM})
+    if not shown:
+        return
+    measures = ["kl_full_ablated", "kl_ablated_full", "excess", "share"]
+    yield Figure(
+        name=f"{NAME}/costs",
+        kind="intervals",
+        columns={
+            name: [row[name] for row in shown] for name in shown[0] if name not in ("group", "by", "only", "draw")
+        },
+        x="adapters",
+        y=measures,
+        section="What each adapter carries",
+        title="What is lost",
+        caption="The tuned model on held-out text without some of its adapters, or with those alone; full is the model with "
+        "all of them. Rings: as many adapters drawn at random, without which a cost says little. In the last row all are "
+        "left out. Whiskers are 95 % intervals; costs do not add up.",
+        choices=["kinds", "mode"],
+        control="random",
+        log=measures[:2],
+        words={
+            "kl_full_ablated": "KL(full || ablated), nats",
+            "kl_ablated_full": "KL(ablated || full), nats",
+            "excess": "excess CE, nats a token",
+            "share": "share of the gain lost",
+            "kinds": "adapters by",
+            "mode": "that are",
+        },
+    )
+
+
+def _label(row: Mapping[str, object]) -> str:
+    if row["by"] == RANDOM:
+        return f"{row['group']} random adapters, draw {row['draw'] + 1}"
+    if row["by"] == "whole":
+        return "all, which leaves the base"
+    layer = "layer " if row["by"] == "layer" else ""
+    return f"{layer}{row['group']}, {row['adapters']} adapter{'s' if row['adapters'] > 1 else ''}"

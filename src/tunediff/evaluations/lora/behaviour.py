@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunediff.benchmarks import Problem
-from tunediff.evaluations.behaviour.conditions import Of
-from tunediff.evaluations.behaviour.solving import Condition
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.behaviour.runner import Found
+from tunediff.evaluations.behaviour.solving import Condition, asked_differently
+from tunediff.evaluations.given import Given
 from tunediff.evaluations.lora.groups import lora_groups, random_groups, removal
 from tunediff.hookpoints import LoraAdapter
 from tunediff.measures import difference, mcnemar
@@ -37,20 +37,19 @@ def without_types(at: Stream, adapters: Sequence[LoraAdapter], *, draws: int, se
     return made
 
 
-def pairs_base(trained: Trained, problems: Sequence[Problem]) -> list[Condition]:
+def pairs_base(given: Given, problems: Sequence[Problem]) -> list[Condition]:
     """The pair's base asked in its own way, where that is another question than the adapted model's, or other weights."""
-    differ = any(len(set(problem.prompts.values())) > 1 for problem in problems)
-    if not differ and trained.pair.shares_weights(TUNED):
+    if not asked_differently(problems) and given.pair.shares_weights(TUNED):
         return []
     return [Condition(BASE, "base, asked in its own way", BASE, control=True, reference=FULL)]
 
 
-def against_none(name: str, found: Of) -> Iterator[Finding]:
+def against_none(name: str, found: Found) -> Iterator[Finding]:
     """Each type left out, against the model without any adapter: whether the adapters that are left still help."""
     for (task, key), (condition, solved) in found.items():
         if condition.reference != FULL or condition.control or key == NONE:
             continue
-        before, right = ([one.grade.correct for one in some] for some in (found[task, NONE][1], solved))
+        before, right = ([one.grade.correct for one in some] for some in (found[task, NONE].solved, solved))
         paired, where = difference(before, right), f"{name}/{task}/{key}"
         meaning = "accuracy less that without any adapter, on the same problems, Newcombe's paired interval"
         yield Finding(f"{where}/difference_from_none", paired.value, paired.low, paired.high, meaning)

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.evaluations.behaviour.solving import digest, whole_lines
-from tunediff.evaluations.given import Trained
+from tunediff.evaluations.given import Given
 from tunediff.hookpoints import LoraAdapter, Point, writing_pieces
 from tunediff.measures.clustered import DocumentSums, by_document
 from tunediff.measures.next_tokens import compared, predicted
@@ -42,16 +42,16 @@ class Costs(NamedTuple):
     sums: Tensor
 
 
-def costs(trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed]) -> Costs:
+def costs(given: Given, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed]) -> Costs:
     """Of the tuned model without each of these sets; an empty one is the full model and takes no pass of its own."""
-    kept = KeptSums(trained, removed)
+    kept = KeptSums(given, removed)
     found = DocumentSums()
     title = f"adapter ablation, {len(removed)} sets"
-    with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
-        for batch in trained.held_out:
+    with tqdm(total=given.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
+        for batch in given.held_out:
             documents = kept.read(batch)
             if documents is None:
-                documents = _of_batch(trained, at, adapters, removed, batch)
+                documents = _of_batch(given, at, adapters, removed, batch)
                 kept.write(batch, documents)
             found.merge(documents)
             bar.update(len(batch.token))
@@ -61,14 +61,14 @@ def costs(trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], removed
 
 @torch.no_grad()
 def _of_batch(
-    trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed], batch: Batch
+    given: Given, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed], batch: Batch
 ) -> dict[int, Tensor]:
     """Document -> its scored tokens, and then each set's MEASURES, in one row."""
-    pair = trained.pair
+    pair = given.pair
     before, targets, documents, _ = predicted(pair, TUNED, batch)
 
     def logits(without: Removed) -> Tensor:
-        with cut(trained, at, adapters, without) if without else nullcontext():
+        with cut(given, at, adapters, without) if without else nullcontext():
             return pair.logits(TUNED, batch).flatten(0, 1)[before]
 
     full = logits(frozenset())
@@ -77,25 +77,25 @@ def _of_batch(
     return by_document(torch.cat(columns, dim=1), documents)
 
 
-def cut(trained: Trained, at: Stream, adapters: Sequence[LoraAdapter], without: Removed):
+def cut(given: Given, at: Stream, adapters: Sequence[LoraAdapter], without: Removed):
     """Inside, the tuned model runs without these adapters."""
-    gone = torch.zeros(at.width, dtype=torch.bool, device=trained.pair.device(TUNED))
+    gone = torch.zeros(at.width, dtype=torch.bool, device=given.pair.device(TUNED))
     for place in without:
         gone[adapters[place].columns] = True
 
     def zeroed(columns: slice, value: Tensor) -> Tensor:
         return value[..., columns].masked_fill(gone[columns], 0.0)
 
-    return writing_pieces(trained.pair.models[TUNED], Point(at.hookpoint, at.layer), zeroed)
+    return writing_pieces(given.pair.models[TUNED], Point(at.hookpoint, at.layer), zeroed)
 
 
 class KeptSums:
     """What batches gave, a line each, in <run folder>/outputs; nowhere where there is no folder."""
 
-    def __init__(self, trained: Trained, removed: Sequence[Removed]):
-        named = [f"{source} {source.files()}" for source in (trained.pair.sources[role] for role in (BASE, TUNED))]
+    def __init__(self, given: Given, removed: Sequence[Removed]):
+        named = [f"{source} {source.files()}" for source in (given.pair.sources[role] for role in (BASE, TUNED))]
         named += [str(sorted(without)) for without in removed]
-        folder = trained.folder
+        folder = given.folder
         self.path: Path | None = None
         if folder is not None:
             self.path = folder / "outputs" / f"lora_ablation-costs-{digest(named)}.jsonl"

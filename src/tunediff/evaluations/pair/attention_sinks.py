@@ -28,7 +28,7 @@ from tqdm import tqdm
 from tunediff.evaluations.given import Given, Needs
 from tunediff.hookpoints import attending
 from tunediff.measures.clustered import DocumentSums, Estimate, ratio
-from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED, Finding, Note, Table
+from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED, Figure, Finding, Note, Table
 from tunediff.text import Batch
 
 GROUPS = ("first", "prompt", "tag", "prefix", "later", "itself")
@@ -71,6 +71,13 @@ class Sums(NamedTuple):
     document: Tensor
 
 
+SHOWN = {
+    "mass": "of its attention",
+    "relative": "times uniform attention",
+    "times": "times the attention on later sentences",
+}
+
+
 class AttentionSinks:
     """level   of the intervals, over documents"""
 
@@ -79,7 +86,7 @@ class AttentionSinks:
     def __init__(self, *, level: float = 0.95):
         self.level = level
 
-    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         read = {role: self._sums(given, role) for role in ROLES}
         sums = {role: found for role, found in read.items() if found is not None}
         if len(sums) < len(ROLES):
@@ -99,9 +106,10 @@ class AttentionSinks:
             yield from self._findings(role, measures)
             yield from self._largest_head(role, sums[role])
         yield Table("attention_sinks", columns)
+        yield figure(columns)
         if torch.equal(sums[BASE].document, sums[TUNED].document):
             base, tuned = (_mean(measured(sums[role])["mass"], (-3, -2)) for role in ROLES)
-            apart = Estimate(*(t[..., PREFIX] - b[..., PREFIX] for t, b in zip(tuned, base, strict=True)))
+            apart = Estimate(*(field[..., PREFIX] for field in tuned - base))
             meaning = "attention on the prefix in the tuned model less that in the base, mean over layers and heads"
             yield self._finding("difference/prefix", apart, meaning)
 
@@ -292,3 +300,25 @@ def measured(sums: Sums) -> dict[str, Estimate]:
 
 def _mean(estimate: Estimate, axes: tuple[int, ...]) -> Estimate:
     return Estimate(*(field.mean(axes) for field in estimate))
+
+
+def figure(columns: dict[str, list]) -> Figure:
+    """The heads of either model in one shade; the prefix first, which is what is asked about."""
+    known = [name for name in SHOWN if any(value is not None for value in columns.get(name, ()))]
+    kept = ("model", "layer", "head", "group", "mass_low", "mass_high", *known)
+    order = sorted(range(len(columns["group"])), key=lambda n: columns["group"][n] != GROUPS[PREFIX])
+    return Figure(
+        name="attention_sinks/heads",
+        kind="heat",
+        columns={name: [columns[name][n] for n in order] for name in kept if name in columns},
+        x="head",
+        y=known,
+        section="Attention sinks",
+        title="Heads",
+        caption="How much of each head's attention goes to one part of the text, on average over what comes after the opening "
+        "sentence; both models share the shades.",
+        group="layer",
+        facet="model",
+        choices=["group"],
+        words={**SHOWN, "group": "attention on"},
+    )

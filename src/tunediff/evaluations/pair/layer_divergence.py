@@ -21,13 +21,16 @@ from tqdm import tqdm
 
 from tunediff.evaluations.given import Given, Needs
 from tunediff.measures.clustered import DocumentSums, ratio
-from tunediff.shapes import ROLES, Finding, Note, Stream, Table
+from tunediff.shapes import ROLES, Figure, Finding, Note, Stream, Table
 
 MEASURES = ("l2", "cosine", "norm_base", "norm_tuned")
 MEANINGS = {
     "l2": "mean over tokens of |h_base - h_tuned|, in the models' own units",
     "cosine": "mean over tokens of the cosine of the two residual streams",
 }
+
+
+COLUMNS = {"l2": ("largest distance", "at layer")}  # heads of those that stand beside other runs
 
 
 class LayerDivergence:
@@ -38,7 +41,7 @@ class LayerDivergence:
     def __init__(self, *, level: float = 0.99):
         self.level = level
 
-    def run(self, given: Given) -> Iterator[Finding | Table | Note]:
+    def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         pair = given.pair
         depths = {role: pair.depth(role) for role in ROLES}
         layers = list(range(-1, min(depths.values())))
@@ -65,6 +68,7 @@ class LayerDivergence:
                 known = comparable or name.startswith("norm")
                 columns[name + part] = values[:, n].tolist() if known else [None] * len(layers)
         yield Table("layers", columns)
+        yield from figures(columns)
         overflown = [layer for layer, value in zip(layers, estimate.value, strict=True) if not value.isfinite().all()]
         if overflown:
             yield Note(
@@ -77,9 +81,11 @@ class LayerDivergence:
                 at = n.index(max(n) if word == "largest" else min(n))
                 low, high = (_known(columns[name + part][at]) for part in ("_low", "_high"))
                 meaning = f"{MEANINGS[name]}, at the layer where it is {word}; {how}"
-                yield Finding(f"layer_divergence/{name}/{word}", n[at], low, high, meaning)
+                heads, line = COLUMNS.get(name, ("", "")), f"{word} {'distance' if name == 'l2' else name}"
+                yield Finding(f"layer_divergence/{name}/{word}", n[at], low, high, meaning, heads[0], line)
                 meaning = f"that layer, counted from 0; -1 is the output of the embedding; the mean is {word} there"
-                yield Finding(f"layer_divergence/{name}/{word}_layer", layers[at], meaning=meaning)
+                where = f"layer_divergence/{name}/{word}_layer"
+                yield Finding(where, layers[at], meaning=meaning, column=heads[1], line="at layer")
 
     def _sums(self, given: Given, streams: list[Stream], comparable: bool) -> tuple[Tensor, Tensor]:
         """Sums over the tokens of each document [document, layer, measure] and their numbers [document], in float64."""
@@ -95,6 +101,34 @@ class LayerDivergence:
                 bar.update(len(batch.token))
         stacked = sums.stacked()
         return stacked[..., :-1], stacked[:, 0, -1]
+
+
+def figures(columns: dict[str, list]) -> Iterator[Figure]:
+    """Distance and cosine where the models can be compared, and the norms of both."""
+    section = "Where the models differ, layer by layer"
+    caption = (
+        "Residual streams of the two models on the same held-out tokens. Bands: intervals of the mean over documents. Layer -1 "
+        "is the output of the embedding."
+    )
+    names = [name for name in ("l2", "cosine") if columns[name][0] is not None]
+    if names:
+        yield Figure(
+            "layer_divergence/apart",
+            kind="lines",
+            columns=columns,
+            x="layer",
+            y=names,
+            section=section,
+            title="Mean L2 distance",
+            caption=caption,
+            words={"l2": "Mean L2 distance", "cosine": "Mean cosine"},
+        )
+    norms = {"layer": columns["layer"] * 2, "model": [role for role in ROLES for _ in columns["layer"]]}
+    norms |= {
+        f"norm{end}": [v for role in ROLES for v in columns[f"norm_{role}{end}"]] for end in ("", "_low", "_high")
+    }
+    given = {"kind": "lines", "columns": norms, "x": "layer", "y": ["norm"], "section": section, "group": "model"}
+    yield Figure("layer_divergence/norms", title="Mean norm", caption=caption, **given)
 
 
 def measures(base: Tensor, tuned: Tensor, comparable: bool) -> Tensor:

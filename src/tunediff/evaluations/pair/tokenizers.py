@@ -97,7 +97,7 @@ class Tokenizers:
     def _differences(self, found: Mapping[tuple[str, str], Estimate]) -> Iterator[Finding | Note]:
         """The tuned model's tokenizer against the base's, in each model that both could be tried on, and over the pair."""
         apart = {
-            role: Estimate(*(t - b for t, b in zip(found[role, TUNED], found[role, BASE], strict=True)))
+            role: found[role, TUNED] - found[role, BASE]
             for role in ROLES
             if {(role, TUNED), (role, BASE)} <= found.keys()
         }
@@ -109,7 +109,8 @@ class Tokenizers:
         whole = Estimate(*((b + t) / 2 for b, t in zip(apart[BASE], apart[TUNED], strict=True)))
         value, low, high = whole.bounded(self.level)
         meaning = "the mean of both models' differences; below 0 the tuned tokenizer serves the pair better"
-        yield Finding("tokenizers/difference/pair", value, low, high, self._meaning(meaning))
+        words = ("bits a byte apart", "bits per byte, tuned tokenizer less base")
+        yield Finding("tokenizers/difference/pair", value, low, high, self._meaning(meaning), *words)
         if value is None or low is None or high is None or low <= 0 <= high:
             yield Note(
                 "In bits per byte, these documents cannot tell which of the two tokenizers serves the pair better."
@@ -122,7 +123,9 @@ class Tokenizers:
             )
 
     def _finding(self, name: str, place: str, estimate: Estimate) -> Finding:
-        return Finding(f"tokenizers/{name}/{place}", *estimate.bounded(self.level), self._meaning(MEANINGS[name]))
+        meaning, (role, _, owner) = self._meaning(MEANINGS[name]), place.partition("/")
+        line = f"bits per byte {role}" if (name, owner) == ("bits_per_byte", SHARED) else ""
+        return Finding(f"tokenizers/{name}/{place}", *estimate.bounded(self.level), meaning, line=line)
 
     def _meaning(self, words: str) -> str:
         return f"{words}; {self.level:.0%} interval over documents"

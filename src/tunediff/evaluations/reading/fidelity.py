@@ -22,12 +22,11 @@ from math import inf
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Needs, Reading, Trained
+from tunediff.evaluations.given import ALL, Needs, Reading, Trained
 from tunediff.evaluations.latents.splice import model_of, predictions
-from tunediff.evaluations.latents.statistics import ALL
 from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
 from tunediff.measures.next_tokens import cross_entropy, kl, predicted
-from tunediff.shapes import SEGMENTS, Finding, Table
+from tunediff.shapes import ROLES, SEGMENTS, Finding, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
@@ -51,6 +50,9 @@ MEANINGS = {
 }
 
 
+WORDS = {"explained_variance": ("EV", "explained variance"), "ce_recovered": ("CE rec.", "CE recovered")}
+
+
 class Fidelity:
     needs = Needs.RECONSTRUCTION
 
@@ -62,11 +64,11 @@ class Fidelity:
         for reading in trained.readings("fidelity"):
             counts = (reading.latents[reading.admitted] != 0).sum(-1).cpu()
             active += torch.bincount(counts, minlength=latents + 1)
-            restored = trained.crosscoder.decode(reading.latents, reading.rows.moments).detach()
+            restored = trained.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
                 self._add(sums, trained, reading, restored, role, means[role])
-        yield from self._l0(active, trained.statistics.alive)
         yield from self._findings(sums)
+        yield from self._l0(active, trained.statistics.alive)
         yield documents_table(sums)
 
     def _add(
@@ -104,6 +106,8 @@ class Fidelity:
             "fidelity/l0/mean",
             float((active * torch.arange(len(active))).sum() / tokens),
             meaning="active latents a token",
+            column="L0",
+            line="L0",
         )
         below = active.cumsum(0) / tokens
         for quantile in (0.1, 0.5, 0.9):
@@ -114,7 +118,8 @@ class Fidelity:
                 meaning=f"{quantile:.0%} quantile of active latents a token",
             )
         meaning = f"share of latents that fired on none of {int(tokens):,} held-out tokens"
-        yield Finding("fidelity/dead_fraction", float((~alive).float().mean()), meaning=meaning)
+        dead = float((~alive).float().mean())
+        yield Finding("fidelity/dead_fraction", dead, meaning=meaning, column="dead", line="dead")
 
     def _findings(self, sums: Sums) -> Iterator[Finding]:
         whole = [documents.stacked() for (_, segment), documents in sums.items() if segment == ALL]
@@ -130,7 +135,15 @@ class Fidelity:
 
 def _finding(name: str, place: str, estimate: Estimate) -> Finding:
     bounded = estimate.bounded(least=0.0 if name in A_TOKEN else -inf, most=1.0 if name in UP_TO_ONE else inf)
-    return Finding(f"fidelity/{name}/{place}", *bounded, MEANINGS[name])
+    return Finding(f"fidelity/{name}/{place}", *bounded, MEANINGS[name], *headline(name, place))
+
+
+def headline(name: str, place: str) -> tuple[str, str]:
+    """The words of a finding at the head of a column and in the last line; of other places than the models none."""
+    column, line = WORDS.get(name, ("", ""))
+    if column and place in ROLES:
+        return f"{column} {place}", f"{line} {place}"
+    return (column, "") if (name, place) == ("explained_variance", "pooled") else ("", "")
 
 
 Measure = Callable[[Mapping[str, Tensor]], Tensor]
@@ -159,14 +172,14 @@ def segment_means(trained: Trained) -> dict[str, dict[str, Tensor]]:
     """Mean activation [width] of each model, over all held-out tokens and over each segment, in float64."""
     totals: dict[str, dict[str, Tensor]] = {role: {} for role in trained.roles}
     counts: dict[str, float] = defaultdict(float)
-    for reading in trained.readings("means"):
+    for batch, rows, admitted in trained.activations("means"):
         for segment in (ALL, *SEGMENTS):
-            here = reading.admitted.cpu()
+            here = admitted.cpu()
             if segment != ALL:
-                here = here & (reading.batch.segment == SEGMENTS.index(segment))
+                here = here & (batch.segment == SEGMENTS.index(segment))
             counts[segment] += float(here.sum())
             for role in trained.roles:
-                added = trained.part(reading.rows.values, role).cpu()[here].double().sum(0)
+                added = trained.part(rows.values, role).cpu()[here].double().sum(0)
                 totals[role][segment] = totals[role].get(segment, 0.0) + added
     return {role: {s: total / max(counts[s], 1.0) for s, total in parts.items()} for role, parts in totals.items()}
 

@@ -90,9 +90,9 @@ class Geometry:
             "other": "between these bands",
         }
         for i, kind in enumerate(KINDS):
-            yield Finding(
-                f"geometry/count/{kind}", int(((kinds == i) & alive).sum()), meaning=f"alive latents, {bounds[kind]}"
-            )
+            count, word = int(((kinds == i) & alive).sum()), "" if kind == "other" else kind.replace("_", "-")
+            meaning = f"alive latents, {bounds[kind]}"
+            yield Finding(f"geometry/count/{kind}", count, meaning=meaning, column=word, line=word)
 
     def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Needs, Reading, Trained
+from tunediff.evaluations.given import ALL, Needs, Reading, Trained
 from tunediff.evaluations.latents.splice import predictions
-from tunediff.evaluations.latents.statistics import ALL, relative_decoder_norm
+from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.geometry import KINDS, Geometry
 from tunediff.measures.clustered import DocumentSums, Estimate, number, ratio
 from tunediff.measures.next_tokens import kl
-from tunediff.shapes import BASE, SEGMENTS, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, SEGMENTS, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Batch
 
 WHOLE = {
@@ -70,7 +70,7 @@ class KLPatching:
         self.geometry = Geometry(exclusive=exclusive, shared=shared)
         self.best, self.draws, self.initial, self.labels, self.level = best, draws, initial, tuple(labels), level
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         check(trained)
         classes, notes = self.classes(trained)
         yield from notes
@@ -98,7 +98,9 @@ class KLPatching:
                 )
             yield from self._findings(found, place, latents, len(documents))
             rows += self._rows(found, place, latents, stacked)
-        yield Table.of("kl_patching", rows)
+        table = Table.of("kl_patching", rows)
+        yield table
+        yield figure(table.columns)
 
     def classes(self, trained: Trained) -> tuple[list[Class], list[Note]]:
         """The conditions that add some latents, and what is to be said about those that cannot be made."""
@@ -137,8 +139,7 @@ class KLPatching:
             nats[RANDOM] = torch.stack(draws).mean(0)
         found = {f"kl/{name}": ratio(values, stacked[:, -1]) for name, values in nats.items()}
         for name, values in nats.items():
-            left = ratio(values, nats[BASE])
-            found[f"closed/{name}"] = Estimate(1 - left.value, -left.influence)
+            found[f"closed/{name}"] = 1 - ratio(values, nats[BASE])
         return found
 
     def _findings(
@@ -180,6 +181,36 @@ class KLPatching:
             yield row
 
 
+BOUNDED = [f"{measure}{end}" for measure in ("kl", "closed") for end in ("", "_low", "_high")]
+
+
+def figure(columns: Mapping[str, list]) -> Figure:
+    labels = []
+    for condition, count in zip(columns["condition"], columns["latents"], strict=True):
+        latents = f", {count:,} latent{'s' if count > 1 else ''}" if count else ""
+        labels.append(condition.replace("_", " ") + latents)
+    control = [condition.startswith(RANDOM) for condition in columns["condition"]]
+    return Figure(
+        name="kl_patching/kl",
+        kind="bars",
+        columns={
+            "patched": labels,
+            **{name: values for name, values in columns.items() if name in ("place", *BOUNDED)},
+            "random": control,
+        },
+        x="patched",
+        y=["kl", "closed"],
+        section="How near patched models come",
+        title="KL of patched models",
+        caption="KL(tuned || patched) of the next token on held-out text: base's vectors in place of tuned's, with a part of "
+        "what the dictionary says of their difference added. Paler: as many latents drawn at random. Whiskers are "
+        "intervals over documents.",
+        choices=["place"],
+        control="random",
+        words={"kl": "KL, nats a token", "closed": "share of the gap closed", "place": "tokens of"},
+    )
+
+
 def check(trained: Trained) -> None:
     """Raises Refused for a dictionary that does not write both models, or not in the same width."""
     streams = trained.dictionary.streams
@@ -207,7 +238,7 @@ def divergences(trained: Trained, reading: Reading, classes: Sequence[Class]) ->
 
 def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -> Iterator[Tensor]:
     """Vectors that stand in place of tuned's [token, width], in the order of WHOLE and then of the classes."""
-    dictionary, (values, moments) = trained.crosscoder, reading.rows
+    dictionary, (values, moments) = trained.reconstructing, reading.rows
 
     def apart(written: Tensor) -> Tensor:
         return trained.part(written, TUNED) - trained.part(written, BASE)

@@ -49,7 +49,7 @@ class LatentScaling:
         self.largest = largest_nu_error, largest_nu_reconstruction
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        dictionary = trained.crosscoder
+        dictionary = trained.reconstructing
         if set(trained.roles) != {BASE, TUNED}:
             yield Note("Latent scaling compares two models: this dictionary reads one.")
             return
@@ -70,7 +70,8 @@ class LatentScaling:
                 f"of {before} latents that are {kind.replace('_', '-')} by decoder norm, those with nu_error up to "
                 f"{self.largest[0]} and nu_reconstruction up to {self.largest[1]}"
             )
-            yield Finding(f"latent_scaling/count/{kind}", count, meaning=meaning)
+            column = f"confirmed {kind.replace('_', '-')}"
+            yield Finding(f"latent_scaling/count/{kind}", count, meaning=meaning, column=column)
         leans = relative >= 0.5
         columns: dict[str, list] = {"latent": list(range(dictionary.latents)), "confirmed": confirmed}
         for name in ("nu_error", "nu_reconstruction", "nu_activation"):

@@ -19,7 +19,7 @@ from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.splice import model_of
 from tunediff.models import PreTrainedModel
-from tunediff.shapes import Note, Table
+from tunediff.shapes import Note, Refused, Table
 from tunediff.text import spelling
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
@@ -86,7 +86,10 @@ def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
 def gained_unembedding(model: PreTrainedModel) -> Tensor:
     """[vocabulary, width]: the unembedding with the final norm's gain taken in; without one where the model has no norm of
     a known name."""
-    weight = model.get_output_embeddings().weight.float()
+    output = model.get_output_embeddings()
+    if output is None:
+        raise Refused(f"{type(model).__name__} has no unembedding: what a latent writes cannot be read as tokens.")
+    weight = output.weight.float()
     norm = next((part for name, part in model.base_model.named_children() if name in FINAL_NORMS), None)
     if norm is None:
         return weight

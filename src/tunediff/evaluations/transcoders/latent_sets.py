@@ -16,18 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from tunediff.benchmarks import Grader, Problem, Task
+from tunediff.benchmarks import Grader
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.behaviour.changes import Changed, columns, measures, told
-from tunediff.evaluations.behaviour.conditions import mostly_cut, side_by_side
 from tunediff.evaluations.behaviour.intervention import latents_table
-from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
-from tunediff.evaluations.given import Needs, Trained
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
+from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
+from tunediff.evaluations.given import LatentStatistics, Needs, Trained
 from tunediff.evaluations.latents.selection import Selection, choose
-from tunediff.evaluations.latents.statistics import LatentStatistics
-from tunediff.generation import Decoding, Engine
 from tunediff.models import ModelPair
-from tunediff.shapes import ADAPTER, HYBRID, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import ADAPTER, HYBRID, TUNED, Figure, Finding, Note, Refused, Table
 
 NAME = "latent_sets"
 NECESSITY, SUFFICIENCY, NEGATION = "necessity", "sufficiency", "negation"
@@ -62,44 +60,36 @@ class AskedSet:
         return Condition(self.name, title, ADAPTER, control=self.which != CHOSEN, reference=against, asked_as=TUNED)
 
 
-class LatentSets:
+@dataclasses.dataclass(kw_only=True)
+class LatentSets(BehaviourEvaluation):
     """latents        the set: numbers, or an expression; None: as `chosen_by` chooses
     scale          of what the set writes into the tuned model         draws    random sets of each size
     control_sizes  of random sets, times the size of the set; 1 is what the set is compared with
-    tasks          name -> benchmark                                   problems   of each at most; null: all
-    hesitations    words that count as one, as regular expressions; None: the pair's own
+    seed           of the random sets
     """
 
+    chosen_by: Selection | None
+    scale: float
+    draws: int
+    control_sizes: Sequence[int]
+    latents: str | Sequence[int] | None = None
+    seed: int = 0
+
+    name = NAME
     needs = Needs.ADAPTER
+    own_template = True
 
-    def __init__(
-        self,
-        *,
-        tasks: Mapping[str, Task],
-        decoding: Decoding,
-        engine: Engine,
-        latents: str | Sequence[int] | None = None,
-        chosen_by: Selection | None = None,
-        scale: float = -0.5,
-        draws: int = 2,
-        control_sizes: Sequence[int] = (1,),
-        problems: int | None = None,
-        hesitations: Sequence[str] | None = None,
-        seed: int = 0,
-    ):
-        if any(times < 1 for times in control_sizes):
+    def __post_init__(self):
+        if any(times < 1 for times in self.control_sizes):
             raise Refused(
-                f"{NAME}.control_sizes={list(control_sizes)}: each is a multiple of the set's size, from 1 on."
+                f"{NAME}.control_sizes={list(self.control_sizes)}: each is a multiple of the set's size, from 1 on."
             )
-        self.latents, self.chosen_by, self.scale, self.draws = latents, chosen_by, scale, draws
-        self.control_sizes = sorted(set(control_sizes))
-        self.tasks, self.decoding, self.engine, self.problems = tasks, decoding, engine, problems
-        self.hesitations, self.seed = hesitations, seed
+        self.control_sizes = sorted(set(self.control_sizes))
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)
         seen = trained.statistics
-        chosen = choose(trained, seen, self.latents, self.chosen_by, whose=ADAPTER)
+        chosen = choose(trained, seen, self.latents, self.chosen_by)
         if not chosen:
             raise Refused(
                 f"{NAME}: no latent is chosen, so that there is no set to ask about: give numbers, latents=[3,17]."
@@ -109,15 +99,8 @@ class LatentSets:
         places = [adapter.place_of(latent) for latent in chosen]
         where = {"layer": [layer for layer, _ in places], "within": [within for _, within in places]}
         yield Table(f"{NAME}_latents", {**latents_table(seen, chosen), **where})
-        problems: dict[str, list[Problem]] = {}
-        for name, task in self.tasks.items():
-            problems[name], notes = problems_of(task, name, self.problems)
-            yield from notes
-        found = self._solved(trained, questions, problems)
-        yield from mostly_cut(NAME, found)
-        findings, tables = side_by_side(NAME, found)
-        yield from findings
-        yield from tables
+        found = self.answers(trained, questions, (yield from self.asked()))
+        yield from self.side_by_side(found)
         rows = []
         for name in self.tasks:
             of_task = {key: solved for (task, key), (_, solved) in found.items() if task == name}
@@ -125,6 +108,7 @@ class LatentSets:
             yield from changes
             rows += some
         yield Table.of(NAME, rows)
+        yield from figures(rows)
 
     def questions(
         self, adapter: TranscoderAdapter, seen: LatentStatistics, chosen: Sequence[int]
@@ -133,7 +117,7 @@ class LatentSets:
         free = seen.alive.clone()
         free[list(chosen)] = False
         living, notes = free.nonzero()[:, 0], []
-        sets = [(CHOSEN, tuple(chosen), None)]
+        sets: list[tuple[str, tuple[int, ...], int | None]] = [(CHOSEN, tuple(chosen), None)]
         generator = torch.Generator().manual_seed(self.seed)
         for size in (times * len(chosen) for times in self.control_sizes if self.draws):
             if size > len(living):
@@ -150,23 +134,23 @@ class LatentSets:
             made.append(AskedSet(SUFFICIENCY, EMPTY, ()))
         return made, notes
 
-    def _solved(
-        self, trained: Trained, questions: Sequence[AskedSet], problems: Mapping[str, Sequence[Problem]]
-    ) -> dict[tuple[str, str], tuple[Condition, list[Solved]]]:
-        """By task and condition. One changed adapter is there at a time, and what it wrote is scored by the model that it
-        is compared with."""
-        plain, found = self._solver(trained), {}
+    def answers(self, trained: Trained, questions: Sequence[AskedSet], problems: Problems) -> Found:
+        """The responses of the whole models and of each question's, by task and condition."""
+        plain, found = self.solver(trained), {}
         whole = [(None, Condition(role, title, role, asked_as=TUNED)) for role, title in WHOLE.items()]
         with Grader() as grader:
             for question, condition in [*whole, *((question, question.condition) for question in questions)]:
                 solver, scored_by = plain, condition
                 if question is not None:
-                    solver = self._solver(dataclasses.replace(trained, pair=self.model(trained, question)))
+                    # one changed adapter is there at a time; what it wrote is scored by the model it is compared with
+                    pair = self.model(trained, question)
+                    solver = dataclasses.replace(plain, given=dataclasses.replace(trained, pair=pair))
                     scored_by = dataclasses.replace(condition, role=COMPARED_WITH[question.asked])
                 for name, some in problems.items():
                     responses = solver.respond(name, some, condition)
                     grades = plain.grades(self.tasks[name], some, responses, grader)
-                    found[name, condition.name] = (condition, plain.measured(some, responses, grades, scored_by))
+                    solved = plain.measured(some, responses, grades, scored_by)
+                    found[name, condition.name] = Answered(condition, solved)
         return {(name, key): found[name, key] for name in problems for of, key in found if of == name}
 
     def model(self, trained: Trained, question: AskedSet) -> ModelPair:
@@ -178,9 +162,6 @@ class LatentSets:
             return trained.pair.with_adapter(adapter.only(question.numbers))
         negated = adapter.only(question.numbers, scale=self.scale, bias=False)
         return trained.pair.with_adapter(negated, on=TUNED)
-
-    def _solver(self, trained: Trained) -> Solver:
-        return Solver(trained, NAME, self.decoding, engine=self.engine, own_template=True, hesitations=self.hesitations)
 
 
 def _compared(
@@ -216,3 +197,91 @@ def _compared(
 def _controls(other: AskedSet, question: AskedSet) -> bool:
     same = (other.asked, len(other.numbers)) == (question.asked, len(question.numbers))
     return question.which == CHOSEN and other.which == RANDOM and same
+
+
+# -- how it is drawn -------------------------------------------------------------------------------------------------
+
+SHOWN = {
+    "hesitation_rate": "hesitations per 1,000 tokens",
+    "hesitating": "share that hesitates",
+    "length": "tokens a response",
+    "accuracy": "accuracy",
+}
+MODELS = {ADAPTER: "adapted model", HYBRID: "hybrid, no adapter", TUNED: "tuned model"}
+# what is asked: title, the model that lies beyond, and how the chosen, the random and the empty set are called in it
+QUESTIONS = {
+    NECESSITY: (
+        "Are they needed? Latents taken out of the adapted model",
+        HYBRID,
+        {CHOSEN: "without the {:,} chosen", RANDOM: "without {:,} at random, draw {}"},
+    ),
+    SUFFICIENCY: (
+        "Are they enough? Latents given alone to the hybrid",
+        ADAPTER,
+        {
+            CHOSEN: "hybrid with the {:,} chosen",
+            RANDOM: "hybrid with {:,} at random, draw {}",
+            EMPTY: "hybrid with the biases alone",
+        },
+    ),
+    NEGATION: (
+        "Does the tuned model lose it? Latents negated beside its MLPs",
+        None,
+        {CHOSEN: "less the {:,} chosen", RANDOM: "less {:,} at random, draw {}"},
+    ),
+}
+CAPTION = (
+    "The same problems to the adapted model without some latents, to the hybrid with those alone, and to the tuned model with "
+    "what they write negated and scaled. The dashed line continues the model that a row is compared with; paler and indented: "
+    "controls, as many latents or more drawn at random, without which a change says little. Whiskers are 95 % intervals of the "
+    "change."
+)
+
+
+def figures(rows: Sequence[Mapping[str, object]]) -> Iterator[Figure]:
+    """One a task and question: the model that is compared with, the sets, and the model that lies beyond."""
+    order = (CHOSEN, RANDOM, EMPTY)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        models = {row["set"]: row for row in rows if row["task"] == task and row["asked"] is None}
+        for asked, (title, beyond, names) in QUESTIONS.items():
+            sets = [row for row in rows if (row["task"], row["asked"]) == (task, asked)]
+            sets.sort(key=lambda row: (order.index(row["set"]), row["size"], row["draw"] or 0))
+            if not sets:
+                continue
+            reference = COMPARED_WITH[asked]
+            shown = [models[reference], *sets, *([models[beyond]] if beyond else [])]
+            yield Figure(
+                name=f"{NAME}/{task}/{asked}",
+                kind="bars",
+                columns={
+                    "set": [
+                        MODELS.get(row["set"]) or names[row["set"]].format(row["size"], (row["draw"] or 0) + 1)
+                        for row in shown
+                    ],
+                    **{name: [value[name] for value in map(_around, shown)] for name in _around(shown[0])},
+                    "model": [row["set"] if row["set"] in MODELS else "set" for row in shown],
+                    "random": [row["set"] in order[1:] for row in shown],
+                    "compared": [row["set"] == reference for row in shown],
+                },
+                x="set",
+                y=list(SHOWN),
+                section="Latent sets: needed, enough, negated",
+                title=f"{title}, {task}",
+                caption=CAPTION,
+                group="model",
+                control="random",
+                rule="compared",
+                words=SHOWN,
+            )
+
+
+def _around(row: Mapping[str, object]) -> dict[str, float | None]:
+    """The measures of a row, each with the interval of its change laid around it."""
+    found = {}
+    for name in SHOWN:
+        value, change = row[name], row.get(f"{name}_change")
+        ends = [row.get(f"{name}_change_{end}") for end in ("low", "high")]
+        found[name] = value
+        for end, at in zip(("low", "high"), ends, strict=True):
+            found[f"{name}_{end}"] = None if None in (value, change, at) else value - change + at
+    return found

@@ -4,20 +4,20 @@ hybrid that the adapter stands in, to the adapted model and to the tuned one (ar
     recovered_of_hybrid   (adapter - hybrid) / (tuned - hybrid)      recovered_of_base   (adapter - base) / (tuned - base)
 
 of accuracy, of the tokens and of the hesitations a response. All but the base are asked as the tuned model is, through its
-chat template with its prompt of the task; intervals as in evaluations/shares.py. Knows nothing of what the latents mean.
+chat template with its prompt of the task; intervals as in behaviour/recovered.py. Knows nothing of what the latents mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from tunediff.benchmarks import Task
-from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate, mostly_cut, side_by_side
-from tunediff.evaluations.behaviour.recovered import MEASURES, Change, check_resamples, columns, share, told
-from tunediff.evaluations.behaviour.solving import Condition, Solved, Solver, problems_of
+from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate
+from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, check_resamples, columns, share, told
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation
+from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import Needs, Trained
-from tunediff.generation import Decoding, Engine
-from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Finding, Note, Table
+from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 
 NAME = "adapter_recovery"
 WHO = (BASE, HYBRID, ADAPTER, TUNED)
@@ -32,74 +32,108 @@ CHANGES = {
     "recovered_of_base": Change(NAME, BASE, ADAPTER, TUNED, otherwise=", or ask the base otherwise"),
 }
 
+TITLES = {BASE: "base", HYBRID: "hybrid: tuned model, base MLPs", ADAPTER: "adapter", TUNED: "tuned"}
+FIRST = (ACCURACY, "recovered_of_hybrid")  # what a run is told by
 
-class AdapterRecovery:
-    """tasks         name -> benchmark                   problems     of each at most; null: all
-    resamples     of the bootstrap over problems
-    hesitations   words that count as one, as regular expressions; None: the pair's own
-    """
 
+@dataclass(kw_only=True)
+class AdapterRecovery(BehaviourEvaluation):
+    """`resamples` is the number of resamples of the bootstrap over problems."""
+
+    resamples: int
+
+    name = NAME
     needs = Needs.ADAPTER
+    own_template = True
 
-    def __init__(
-        self,
-        *,
-        tasks: Mapping[str, Task],
-        decoding: Decoding,
-        engine: Engine,
-        problems: int | None = None,
-        resamples: int = 2000,
-        hesitations: Sequence[str] | None = None,
-    ):
-        check_resamples(NAME, resamples)
-        self.tasks, self.decoding, self.engine, self.problems = tasks, decoding, engine, problems
-        self.resamples, self.hesitations = resamples, hesitations
+    def __post_init__(self):
+        check_resamples(NAME, self.resamples)
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         trained.adapter(NAME)  # refuses another dictionary
-        solver = Solver(
-            trained, NAME, self.decoding, engine=self.engine, own_template=True, hesitations=self.hesitations
-        )
-        found: dict[tuple[str, str], tuple[Condition, list[Solved]]] = {}
+        problems = yield from self.asked()
+        found = self.solved(trained, problems, CONDITIONS)
+        yield from (_hesitations(name, condition, solved) for (name, _), (condition, solved) in found.items())
         rows, shares = [], []
         for name, task in self.tasks.items():
-            problems, notes = problems_of(task, name, self.problems)
-            yield from notes
-            for condition, solved in solver.solve(name, task, problems, CONDITIONS):
-                found[name, condition.name] = (condition, solved)
-                yield _hesitations(name, condition, solved)
-            answers = {who: found[name, who][1] for who in WHO}
+            answers = {who: found[name, who].solved for who in WHO}
             how = (
-                f"{len(problems)} problems; the base was asked {task.prompts[BASE]!r}, hybrid, adapter and tuned "
+                f"{len(problems[name])} problems; the base was asked {task.prompts[BASE]!r}, hybrid, adapter and tuned "
                 f"{task.prompts[TUNED]!r}"
             )
             for measure in MEASURES:
                 told_here, row = self._shares(name, measure, answers, how)
                 shares += told_here
                 rows.append(row)
-        yield from mostly_cut(NAME, found)
-        findings, tables = side_by_side(NAME, found)
-        yield from findings
-        yield from tables
+        yield from self.side_by_side(found)
         yield from shares
-        yield Table.of(NAME, rows)
+        table = Table.of(NAME, rows)
+        yield table
+        yield from figures(table.columns)
 
     def _shares(
         self, task: str, measure: str, answers: Mapping[str, Sequence[Solved]], how: str
     ) -> tuple[list[Finding | Note], dict[str, object]]:
-        """Of both changes, and their row of the table."""
+        """What is recovered of both changes, and their row of the table."""
         said, means, ends = [], {}, {}
         for name, of in CHANGES.items():
             names = (of.below, of.between, of.above)
             measured = share(measure, [answers[who] for who in names], self.resamples)
-            said.append(told(of, task, measured, where=f"{NAME}/{task}/{measure}/{name}", how=how))
+            found = told(of, task, measured, where=f"{NAME}/{task}/{measure}/{name}", how=how)
+            said.append(headline(found, task) if (measure, name) == FIRST else found)
             means |= dict(zip(names, measured.means, strict=True))
             ends |= columns(name, measured)
         return said, {"task": task, "measure": MEASURES[measure], **{who: means[who] for who in WHO}, **ends}
 
 
+def headline(found: Finding | Note, task: str) -> Finding | Note:
+    """The share with its words; a note where there is none."""
+    if isinstance(found, Note):
+        return found
+    return found._replace(column=f"accuracy rec., {task}", line=f"accuracy recovered on {task}")
+
+
 def _hesitations(task: str, condition: Condition, solved: Sequence[Solved]) -> Finding:
-    """A response; side by side stand those per 1,000 tokens."""
+    """Hesitations per response; side by side stand those per 1,000 tokens."""
     value, ends = hesitation_rate(solved, a_response=True).value, hesitation_interval(solved, a_response=True)
     meaning = "hesitations a response, interval over problems"
     return Finding(f"{NAME}/{task}/{condition.name}/hesitations_per_response", float(value), *ends, meaning)
+
+
+def figures(columns: Mapping[str, list]) -> Iterator[Figure]:
+    """The four models on each task, and below them the shares."""
+    section, words = "What the adapter recovers", {who: title for who, title in TITLES.items() if who != title}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for task in dict.fromkeys(columns["task"]):
+        mine = [row for row in rows if row["task"] == task]
+        of_models = {row["measure"]: [row[who] for who in WHO] for row in mine}
+        yield Figure(
+            name=f"{NAME}/{task}/models",
+            kind="bars",
+            columns={"model": [TITLES[who] for who in WHO], **of_models, "role": list(WHO)}
+            | {"ruled": [who == TUNED for who in WHO]},
+            x="model",
+            y=list(of_models),
+            section=section,
+            title=f"Four models on {task}",
+            caption="The hybrid is the tuned model with the MLPs of base; the adapter stands beside those. A share is (adapter - "
+            "hybrid) / (tuned - hybrid), or the same from base: 1 is the tuned model. Ranges are 95 % intervals; a dash "
+            "stands where nothing was there to recover.",
+            group="role",
+            rule="ruled",
+        )
+    labels = [f"{row['measure']}, {row['task']}" for row in rows]
+    yield Figure(
+        name=f"{NAME}/shares",
+        kind="intervals",
+        columns={
+            "share of": labels,
+            **{name: values for name, values in columns.items() if name not in ("measure", "task")},
+        },
+        x="share of",
+        y=list(CHANGES),
+        section=section,
+        title="Share of what fine-tuning changed, by the adapter",
+        words=words
+        | {"recovered_of_hybrid": "recovered, from the hybrid", "recovered_of_base": "recovered, from base"},
+    )

@@ -13,20 +13,19 @@ study reads them; intervals: 95 %, clustered by document (measures/clustered.py)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tunediff.evaluations.given import Needs, Trained
-from tunediff.evaluations.latents.statistics import ALL
+from tunediff.evaluations.given import ALL, Needs, Trained
 from tunediff.hookpoints import Point, reading
 from tunediff.measures.clustered import DocumentSums, Estimate, ratio
 from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import replaceable, replacing
-from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Finding, Note, Table
+from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 from tunediff.text import Batch
 
 NAME = "replacement"
@@ -65,7 +64,7 @@ class Replacement:
 
     needs = Needs.ADAPTER
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)
         depth = len(adapter.layers)
         partials = [
@@ -78,7 +77,9 @@ class Replacement:
         yield from _whole(found.costs, depth)
         kls = {partial: _kl(found.costs[partial.choices(depth)]) for partial in partials}
         yield from _worst(kls)
-        yield Table("partial_replacement", _partial_table(kls, found.costs, depth))
+        columns = _partial_table(kls, found.costs, depth)
+        yield Table("partial_replacement", columns)
+        yield from partial_figures(columns)
         yield from _residual(found)
         yield from _latents(trained)
 
@@ -144,24 +145,24 @@ def _kl(costs: Tensor) -> Estimate:
 
 def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]:
     of = {who: costs[(who,) * depth] for who in (TUNED, *STAND_INS)}
-    for who in STAND_INS:
-        kl = _kl(of[who])
-        meaning = f"KL(tuned || {who}), nats a token of held-out text, interval over documents"
-        yield Finding(f"{NAME}/kl/{who}", *kl.bounded(least=0.0), meaning)
-    for who, sums in of.items():
-        loss = ratio(sums[:, 2], sums[:, 0])
-        meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
-        yield Finding(f"{NAME}/lm_loss/{who}", *loss.bounded(), meaning)
-    if not of[HYBRID][:, 1].sum() > 0:
+    if of[HYBRID][:, 1].sum() > 0:
+        recovered = 1 - ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
+        meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
+        yield Finding(f"{NAME}/kl_recovered", *recovered.bounded(), meaning, "KL rec.", "KL recovered")
+    else:
         yield Note(
             f"{NAME}: the hybrid predicts just what the tuned model does, so that there is nothing an adapter could recover: "
             "the two models of the pair have the same MLPs."
         )
-        return
-    lost = ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
-    recovered = Estimate(1 - lost.value, -lost.influence)
-    meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
-    yield Finding(f"{NAME}/kl_recovered", *recovered.bounded(), meaning)
+    for who in STAND_INS:
+        kl = _kl(of[who])
+        meaning = f"KL(tuned || {who}), nats a token of held-out text, interval over documents"
+        words = ("KL adapter", "KL of the adapter") if who == ADAPTER else ("", "")
+        yield Finding(f"{NAME}/kl/{who}", *kl.bounded(least=0.0), meaning, *words)
+    for who, sums in of.items():
+        loss = ratio(sums[:, 2], sums[:, 0])
+        meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
+        yield Finding(f"{NAME}/lm_loss/{who}", *loss.bounded(), meaning)
 
 
 def _worst(kls: dict[Partial, Estimate]) -> Iterator[Finding]:
@@ -183,7 +184,7 @@ def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], d
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
-def _residual(found: Measured) -> Iterator[Finding | Table]:
+def _residual(found: Measured) -> Iterator[Finding | Table | Figure]:
     """Point 0 are the embeddings, point n stands after layer n - 1."""
     nmse = {who: ratio(found.errors[:, n], found.squares) for n, who in enumerate(STAND_INS)}
     for who, estimate in nmse.items():
@@ -194,11 +195,13 @@ def _residual(found: Measured) -> Iterator[Finding | Table]:
         )
         yield Finding(f"{NAME}/nmse/{who}", *mean.bounded(least=0.0), meaning)
     columns = {who: estimate.value.tolist() for who, estimate in nmse.items()}
-    yield Table("residual_nmse", {"point": list(range(found.squares.shape[1])), **columns})
+    points = list(range(found.squares.shape[1]))
+    yield Table("residual_nmse", {"point": points, **columns})
+    yield residual_figure(points, columns)
 
 
 @torch.no_grad()
-def _latents(trained: Trained) -> Iterator[Finding | Table]:
+def _latents(trained: Trained) -> Iterator[Finding | Table | Figure]:
     """Of each layer, in the adapted model; the decoder norm is the median of latents that fired."""
     adapter = trained.adapter(NAME)
     shape = (len(adapter.layers), adapter.latents_per_layer)
@@ -207,8 +210,67 @@ def _latents(trained: Trained) -> Iterator[Finding | Table]:
     norms = adapter.code_norms().cpu().view(shape)
     dead = 1 - alive.double().mean(1)
     medians = [float(of[fired].median()) if fired.any() else None for of, fired in zip(norms, alive, strict=True)]
-    yield Finding(f"{NAME}/l0", float(l0.mean()), meaning="active latents a token and layer, mean over layers")
+    meaning = "active latents a token and layer, mean over layers"
+    yield Finding(f"{NAME}/l0", float(l0.mean()), meaning=meaning, column="L0 a layer", line="L0 a layer")
     meaning = f"share of latents of all layers that fired on none of {tokens:,} held-out tokens"
-    yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning)
+    words = {"column": "never fired", "line": "never fired"}
+    yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning, **words)
     columns = {"l0": l0.tolist(), "dead_fraction": dead.tolist(), "decoder_norm": medians}
-    yield Table("adapter_layers", {"layer": list(range(shape[0])), **columns})
+    columns = {"layer": list(range(shape[0])), **columns}
+    yield Table("adapter_layers", columns)
+    yield layers_figure(columns)
+
+
+# -- how it is drawn -------------------------------------------------------------------------------------------------
+
+SECTION = "Replacing MLPs layer by layer"
+CAPTION = (
+    "The model is cut at a layer: on one side of the cut the MLPs are those of base with the adapter beside them (hybrid: with "
+    "nothing beside them), on the other the tuned ones. KL is that of the next token, KL(tuned || cut), in nats a token. Bands "
+    "are 95 % intervals; where all layers are tuned the KL is 0, which a logarithmic axis does not show."
+)
+DIRECTIONS = {ADAPTER_FIRST: "adapted layers first", TUNED_FIRST: "tuned layers first"}
+
+
+def partial_figures(columns: Mapping[str, list]) -> Iterator[Figure]:
+    columns = {**columns, "order": [DIRECTIONS[one] for one in columns["direction"]]}
+    columns["tuned_first"] = [one == TUNED_FIRST for one in columns["direction"]]
+    words = {"cutoff": "layers before the cut", "tuned_first": DIRECTIONS[TUNED_FIRST], "lm_loss": "loss, nats"}
+    given = {"kind": "lines", "columns": columns, "x": "cutoff", "section": SECTION, "group": "with", "words": words}
+    yield Figure("replacement/kl", y=["kl"], title="KL", caption=CAPTION, facet="order", log=["kl"], **given)
+    yield Figure(
+        "replacement/lm_loss", y=["lm_loss"], title="Loss of the next token, nats", control="tuned_first", **given
+    )
+
+
+def residual_figure(points: Sequence[int], nmse: Mapping[str, list]) -> Figure:
+    rows = [(point, who, value) for who, values in nmse.items() for point, value in zip(points, values, strict=True)]
+    return Figure(
+        name="replacement/nmse",
+        kind="lines",
+        columns=dict(zip(("point", "with", "nmse"), map(list, zip(*rows, strict=True)), strict=True)),
+        x="point",
+        y=["nmse"],
+        section=SECTION,
+        title="Residual stream, squared error",
+        group="with",
+        words={"point": "after so many layers"},
+    )
+
+
+def layers_figure(columns: Mapping[str, list]) -> Figure:
+    return Figure(
+        name="replacement/layers",
+        kind="lines",
+        columns={**columns, "with": [ADAPTER] * len(columns["layer"])},
+        x="layer",
+        y=["l0", "decoder_norm", "dead_fraction"],
+        section=SECTION,
+        title="The adapter's layers",
+        group="with",
+        words={
+            "l0": "L0, active latents a token",
+            "decoder_norm": "median norm of decoder rows",
+            "dead_fraction": "latents that never fired, share",
+        },
+    )

@@ -29,6 +29,8 @@ function spelled(value, like = value) {
   return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : size < 1 && size > 0.99 ? value.toFixed(4) : value.toFixed(3);
 }
 
+const distinct = (values) => [...new Set(values)];
+const wordOf = (label) => label.replaceAll("_", " ");
 const section = (title, ...children) => element("section", {}, element("h2", {}, title), ...children);
 
 // -- charts --------------------------------------------------------------------------------------------------------

@@ -45,7 +45,6 @@ function rowsOf(columns) {
 }
 
 const alive = (columns, i) => !columns.firing_rate || columns.firing_rate[i] > 0;
-const wordOf = (label) => label.replaceAll("_", " ");
 
 const KINDS = [["", "all kinds"], ["tuned_only", "tuned-only"], ["tuned_only!", "tuned-only, confirmed"], ["base_only", "base-only"],
   ["base_only!", "base-only, confirmed"], ["shared", "shared"], ["other", "in between"]];

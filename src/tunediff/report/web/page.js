@@ -114,7 +114,7 @@ function segmentTable() {
 // -- charts --------------------------------------------------------------------------------------------------------
 
 const TERMS = { l1: "L1 term", tanh: "Tanh term", pre_activation: "Pre-activation term", difference: "Difference term", auxk: "AuxK term" };
-const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", aux: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
+const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", auxk: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
 
 function curves() {
   if (!DATA.training) return section("Training", element("p", {}, "There is no record of the training."));
@@ -170,18 +170,6 @@ function geometry(columns) {
       .map(([name, word]) => element("span", { style: `border-color:var(--${name})` }, word))) : null);
 }
 
-function layers() {
-  if (!DATA.layers) return null;
-  const numbers = DATA.layers.layer, ink = "var(--ink)";
-  return section("Where the models differ, layer by layer",
-    element("p", { class: "soft" }, "Residual streams of the two models on the same held-out tokens. Bands: 99 % intervals of the mean over documents."),
-    element("div", { class: "grid" },
-      DATA.layers.l2 ? banded("Mean L2 distance", numbers, [["l2", "distance", ink]]) : null,
-      DATA.layers.cosine ? banded("Mean cosine", numbers, [["cosine", "cosine", ink]]) : null,
-      banded("Mean norm, base blue and tuned orange", numbers, ["base", "tuned"].filter((role) => DATA.layers[`norm_${role}`]).map((role) => [`norm_${role}`, role, `var(--${role})`]))),
-    element("p", { class: "soft" }, "Layer -1 is the output of the embedding."));
-}
-
 // -- the rest ------------------------------------------------------------------------------------------------------
 
 function everything() {
@@ -212,16 +200,26 @@ function opening() {
     element("div", { class: "soft" }, parts.length ? `${parts.join(", ")} · study ` : "study ", element("code", {}, DATA.identity ?? "")));
 }
 
+// a line of links to every section of the page
+function contents(sections) {
+  const entries = sections.map((one) => {
+    const title = one.querySelector("h2").textContent;
+    one.id = `to-${title.toLowerCase().replace(/[^a-z]+/g, "-")}`;
+    return element("a", { href: `#${one.id}` }, title);
+  });
+  return element("nav", { class: "contents", "aria-label": "contents" }, entries);
+}
+
 async function show() {
   const columns = await unpacked("latents"), units = await unpacked("unit-latents"), dictionary = DATA.study.dictionary !== undefined || columns;
   const readable = columns || units ? explorers({ ...(columns ? { latent: columns } : {}), ...(units ? { unit: units } : {}) }) : null;
   const missing = columns ? null : section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents."));
   const traced = DATA.graphs ? [attributionGraphs(columns, DATA.graphs.influence ? await unpacked("graph-influence") : null)] : [];
-  const behaves = [...await behaviour(), ...traced], page = document.getElementById("page"), beside = /^adapter\b/.test(DATA.study.streams ?? ""); // a transcoder adapter rebuilds no stream of either model
+  const behaves = [...sectionsOf(DATA.behaviour?.conditions ?? []), outputs(DATA.behaviour?.outputs), ...sectionsOf(await unpacked("figures") ?? []), ...traced].filter(Boolean), page = document.getElementById("page"), beside = /^adapter\b/.test(DATA.study.streams ?? ""); // a transcoder adapter rebuilds no stream of either model
   page.replaceChildren(...[
     opening(), headline(), labels(columns),
     DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
-    ...behaves, layers(), ...(dictionary ? [beside ? null : geometry(columns), missing, readable, beside ? null : segmentTable(), curves()] : [readable]), everything(), study(),
+    ...behaves, ...(dictionary ? [beside ? null : geometry(columns), missing, readable, beside ? null : segmentTable(), curves()] : [readable]), everything(), study(),
   ].filter(Boolean));
   if (behaves.length) {
     page.querySelector("header").after(contents([...page.querySelectorAll(":scope > section")]));

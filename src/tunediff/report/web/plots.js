@@ -49,24 +49,12 @@ function figure(title, shown, { rows = null, make = () => shown, kind = "" } = {
 }
 
 function curve(title, series, whole = false) {
-  const tokens = DATA.training.tokens;
-  const present = series.filter(([name]) => DATA.training[name]?.some((v) => v !== null));
-  if (!present.length) return null;
-  // the first steps of what is measured are far off: the axis spans what follows the first eighth
-  const settled = present.flatMap(([name]) => DATA.training[name].slice(whole ? 0 : Math.floor(tokens.length / 8))).filter((v) => v !== null);
-  const low = Math.min(...settled), high = Math.max(...settled), room = (high - low) * 0.06;
-  const { svg, x, y } = frame(title, [0, tokens.at(-1)], [low - room, high + room], "tokens");
-  const final = (name) => DATA.training[name].findLast((v) => v !== null);
-  const clip = (v) => Math.max(low - room, Math.min(high + room, v));
-  for (const [name, word, colour] of present) {
-    const points = DATA.training[name].map((v, i) => (v === null ? null : `${x(tokens[i]).toFixed(1)},${y(clip(v)).toFixed(1)}`)).filter(Boolean);
-    const line = drawn("polyline", { points: points.join(" "), fill: "none", stroke: colour, "stroke-width": 1.6 });
-    line.append(drawn("title", {}, `${word || title}: ${spelled(final(name))} at the end`));
-    svg.append(line);
-  }
-  const last = present.map(([name, word]) => `${word ? word + " " : ""}${spelled(final(name))}`).join(", ");
+  const tokens = DATA.training.tokens, present = series.filter(([name]) => DATA.training[name]?.some((v) => v !== null));
+  const last = present.map(([name, word]) => `${word ? word + " " : ""}${spelled(DATA.training[name].findLast((v) => v !== null))}`).join(", ");
+  const lines = present.map(([name, word, colour]) => ({ word: word || title, colour, points: tokens.map((at, i) => ({ at, value: DATA.training[name][i] })) }));
   const rows = () => [["tokens", ...present.map(([name]) => name)], tokens.map((t, i) => [t, ...present.map(([name]) => DATA.training[name][i])])];
-  return figure(`${title}: ${last}`, svg, { rows });
+  // the first steps of what is measured are far off
+  return plot(`${title}: ${last}`, lines, { xWord: "tokens", dots: false, settles: !whole, rows });
 }
 
 // `kinds` is [[word, colour, values]...], stacked in this order from below

@@ -1,4 +1,4 @@
-"""Trains the embedded pair from scratch: `python -m tunediff.toy.build [--out FOLDER] [--seed 0] [--smoke]`.
+"""Trains the embedded pair from scratch: `python bench/toy_pair.py --out <folder> [--seed 0] [--smoke]`.
 
     language -> tokenizer -> base (from random weights) -> tuned (all weights, on traces) -> bfloat16 folders -> card
 
@@ -210,7 +210,7 @@ Measured on {problems} held-out problems, greedy, with the shipped bfloat16 weig
 |---|---|---|---|---|
 {rows}
 
-Rebuild: `python -m tunediff.toy.build --seed {seed}` ({seconds:.0f} s on one core of the machine that made these). No
+Rebuild: `python bench/toy_pair.py --out <folder> --seed {seed}` ({seconds:.0f} s on one core of the machine that made these). No
 problem of the held-out tenth (`tunediff.toy.language.is_held_out`) was seen in training.
 """
 
@@ -270,7 +270,7 @@ def build(out: Path, *, seed: int = 0, smoke: bool = False) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded pair from scratch.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="folder of the two models")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the two models")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What a group will take, before it starts: memory of one device, disk, and a lower bound of its time.
+"""What studies that share a pass of the models will take, before they start: memory, disk, and a lower bound of the time.
 
 Memory and disk are counted from shapes. Time is a FLOP model of training (both models to the highest layer read; five
 dense products a dictionary, or one where codes are sparse) at the rate of one matrix product measured here; AuxK and
@@ -39,13 +39,23 @@ class Cost(NamedTuple):
     flops: float
 
 
+def forecast(run: Run) -> str:
+    """The lines on what one study will take. Everything that can be wrong is asked first."""
+    pair: ModelPair = build(run.cfg.model_pair)
+    build(run.cfg.text).check(evaluated=bool(run.cfg.evaluation))
+    run.build(pair, weights=False)
+    items = f"memory of one device:\n{adapter_items(run.cfg, pair).table()}\n" if inside(run.cfg) else ""
+    return items + table([([run], cost_of([run], pair))], device=device_of(run.cfg))
+
+
 def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
     cfg = runs[0].cfg
     if inside(cfg):
         return adapter_cost(cfg, pair)
     streams = dict.fromkeys(stream for run in runs for stream in run.streams)
     width = sum(stream.width for stream in streams)
-    tokens = cfg.budget.tokens + cfg.budget.fit_tokens if learns(cfg) else cfg.budget.evaluation_tokens
+    activations = build(cfg.activations) if learns(cfg) else None
+    tokens = cfg.budget.evaluation_tokens if activations is None else cfg.budget.tokens + activations.fit_tokens
     block = cfg.text.get("tokens_per_batch", 8192)  # a text of the user's own may have none
     memory, flops = 4.0 * block * width, 0.0
     for role in dict.fromkeys(role for stream in streams for role in stream.models):
@@ -55,9 +65,8 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
         memory += value * (held + 6 * block * (config.hidden_size + config.intermediate_size))
         layers = 1 + max(stream.layer for stream in streams if role in stream.models)
         flops += 2 * tokens * layers * one_layer
-    if not learns(cfg):
+    if activations is None:
         return Cost(memory, 0.0, flops)
-    activations = build(cfg.activations)
     value = torch.empty(0, dtype=getattr(torch, activations.dtype)).element_size()
     buffer = activations.buffer * width * value
     memory += buffer
@@ -68,13 +77,14 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
         parameters = 2 * latents * mine
         memory += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
         disk += 4 * parameters * (1 + 2 * 3)
-        products = 1 if build(run.cfg.dictionary.sparsity).few else 5
+        sparsity = build(run.cfg.dictionary.get("sparsity"))  # a dictionary of the user's own may have none
+        products = 1 if getattr(sparsity, "few", False) else 5
         flops += 2 * products * run.cfg.budget.tokens * latents * mine
     return Cost(memory, disk, flops)
 
 
 def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
-    """Of an adapter that learns inside the models; it has a process for itself."""
+    """The cost of an adapter that learns inside the models, in a process for itself."""
     latents = latents_of(cfg.dictionary.latents, pair.streams("mlp_in", 0, reads=TUNED))
     learned = adapter_parameters(pair.configs[TUNED], latents)
     objective, sequences = cfg.dictionary.objective, cfg.activations
@@ -90,7 +100,7 @@ def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
 
 
 def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
-    """What its memory is for."""
+    """The memory of an adapter, item by item."""
     return adapter_memory(
         pair.configs[BASE],
         pair.configs[TUNED],
@@ -106,17 +116,22 @@ def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
     )
 
 
-def device_of(run: Run) -> torch.device:
-    asked = run.cfg.trainer.accelerator
+def device_of(cfg: DictConfig) -> torch.device | None:
+    """The device of this machine that a trainer would take; None where a GPU is asked for and none is here."""
+    asked = cfg.trainer.accelerator
     if asked in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     if asked in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
-    return torch.device("cpu")
+    return torch.device("cpu") if asked in ("auto", "cpu") else None
 
 
-def memory_of(device: torch.device) -> float:
-    """Bytes of one device of this machine."""
+def memory_of(device: torch.device | None, *, given_gb: float | None = None) -> float:
+    """Bytes of one device: as given, else as found on this machine; infinite for a device that is not here."""
+    if given_gb is not None:
+        return given_gb * GB
+    if device is None:
+        return float("inf")
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(0).total_memory)
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,4 +1,4 @@
-"""One group in one process: python -m tunediff.sweep.work <group folder>
+"""One group in one process: python -m tunediff.study.work <folder of a group, or of a run>
 
 The process may stand anywhere: a child of the launcher, a rank of torchrun, a task of a Slurm array. All it needs is
 in the folder. It ends with status 1 when a member failed, so that whoever started it knows.
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def rank_here() -> int:
-    """Before torch.distributed knows."""
+    """The rank of this process, before torch.distributed knows it."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
@@ -48,7 +48,7 @@ class Work:
 
 def work(folder: Path) -> int:
     """Trains the group; returns how many of its members failed."""
-    content = folders.read_json(folder / "group.json")
+    content = folders.read_json(folder / "group.json") or {"members": [folder], "resume_from": None}
     resume_from = Path(content["resume_from"]) if content["resume_from"] else None
     saved = latest_checkpoint(folder / "checkpoints") or (resume_from if resume_from and resume_from.exists() else None)
     runs, failed = [], 0

@@ -1,0 +1,104 @@
+"""Terms of the loss beside the reconstruction error and the sparsity penalties: each a small class with one verb.
+
+A term of one's own is a subclass of Term and one setting, from the command line or in a YAML:
+
+    +dictionary.objective.terms.mine={_target_: mypkg.DecoderOverlap, weight: 0.1}      and trust=[mypkg]
+
+It stands under its name in the curves, as loss/mine, and its schedule as schedule/mine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tunediff.dictionary import DenseCodes, LearningDictionary, SparseCodes
+from tunediff.schedules import Constant, Schedule
+from tunediff.shapes import BASE, TUNED, Refused
+
+
+class TermInputs(NamedTuple):
+    """What a term is given of one training step, in normalised units. Nobody keeps it, so that the backward pass can let go
+    of the latents.
+
+    codes      latents of the batch; codes.dense() is [token, latent] with their gradient
+    target     [token, width]           error   [token, width] of the whole dictionary's reconstruction
+    dead       [n] numbers of the dead latents
+    size       size of an error [token, width] as the objective measures it: squared or not
+    settings   the step's scheduled values
+    """
+
+    dictionary: LearningDictionary
+    codes: DenseCodes | SparseCodes
+    target: Tensor
+    error: Tensor
+    dead: Tensor
+    size: Callable[[Tensor], Tensor]
+    settings: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Term:
+    """Abstract. The loss takes weight * schedule * term(given), for every term whose weight is not 0."""
+
+    weight: float
+    schedule: Schedule = Constant()
+
+    def __call__(self, given: TermInputs) -> Tensor:
+        """A number, with its gradient."""
+        raise NotImplementedError
+
+    def check(self, dictionary: LearningDictionary) -> None:
+        """Raises Refused for a dictionary that the term cannot be taken of."""
+
+
+@dataclass(frozen=True)
+class AuxK(Term):
+    """The detached error is reconstructed by the `latents` most active of the dead latents (Gao et al. 2024, arXiv
+    2406.04093, section A.2). It is measured as the error itself is, so that its size against the reconstruction does not
+    depend on the scale of the activations.
+
+    latents   null: half the width
+    """
+
+    latents: int | None = None
+
+    def __call__(self, given: TermInputs) -> Tensor:
+        error, dead = given.error.detach(), given.dead
+        if len(dead) == 0:
+            return error.new_zeros(())
+        count = min(self.latents or error.shape[1] // 2, len(dead))
+        codes = given.dictionary.code_of(dead, given.target, count)  # type: ignore[attr-defined] (see check)
+        return given.size(error - codes.decode(given.dictionary.W_dec.index_select(0, dead)).float())
+
+    def check(self, dictionary: LearningDictionary) -> None:
+        if not hasattr(dictionary, "code_of"):
+            raise Refused(
+                f"dictionary.objective.terms.auxk teaches some latents alone, and {type(dictionary).__name__} has no code_of "
+                "to ask for them: set dictionary.objective.terms.auxk.weight=0."
+            )
+
+
+@dataclass(frozen=True)
+class Difference(Term):
+    """Mean over tokens of |(x_tuned - x_base) - (x_hat_tuned - x_hat_base)|^2, summed over layers, which asks for what
+    differs between the models beyond what each one's own error asks (the idea of Delta-Crosscoder, arXiv 2603.04426). It is
+    |error_tuned - error_base|^2, since (t - b) - (t_hat - b_hat) = (t - t_hat) - (b - b_hat)."""
+
+    def __call__(self, given: TermInputs) -> Tensor:
+        streams = given.dictionary.streams
+        pieces = given.error.split([stream.width for stream in streams], dim=-1)
+        base, tuned = ([p for p, s in zip(pieces, streams, strict=True) if s.role == role] for role in (BASE, TUNED))
+        first, *others = [(t - b).square().sum(-1).mean() for b, t in zip(base, tuned, strict=True)]
+        return sum(others, first)
+
+    def check(self, dictionary: LearningDictionary) -> None:
+        widths = [[stream.width for stream in dictionary.streams if stream.role == role] for role in (BASE, TUNED)]
+        if widths[0] != widths[1] or not widths[0]:
+            raise Refused(
+                f"dictionary.objective.terms.difference needs both models, with equal widths; here the base is read with "
+                f"{widths[0]}, the tuned model with {widths[1]}: set its weight to 0."
+            )

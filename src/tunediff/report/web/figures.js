@@ -1,0 +1,240 @@
+// Figures as evaluations yield them (shapes.py says what each of their words means): drawn here without knowing whose they are.
+
+const OWN_COLOUR = new Set(["base", "tuned", "adapter", "hybrid", "full", "shared"]);
+const OTHERS = ["var(--prefix)", "var(--thinking)", "var(--answer)", "var(--tuned)", "var(--base)", "var(--shared)"];
+const LONG = 12; // rows of numbers below a drawing, above which they stand folded
+const FEW = 4; // lines whose bands can still be told apart
+
+const known = (value) => typeof value === "number";
+const range = (row, name) => {
+  const [low, high] = [row[`${name}_low`], row[`${name}_high`]];
+  return known(low) ? `${spelled(low, row[name])} to ${spelled(high, row[name])}` : "";
+};
+const ranged = (row, name) => spelled(row[name]) + (range(row, name) ? ` (${range(row, name)})` : "");
+const wordIn = ({ words }, column) => words[column] ?? wordOf(column);
+const plain = (value) => wordOf(String(value));
+const legendOf = (entries) => element("p", { class: "legend keys broad" }, entries.map(([word, colour, dashed]) =>
+  element("span", { style: `border-color:${colour}${dashed ? ";border-bottom-style:dashed" : ""}` }, word)));
+
+function picker(word, options, act) {
+  const made = element("select", { "aria-label": word }, options.map(([value, said]) => element("option", { value }, said)));
+  made.addEventListener("change", () => act(made.value));
+  return element("label", { class: "soft" }, `${word} `, made);
+}
+
+function coloursOf(spec) {
+  const groups = spec.group ? distinct(spec.columns[spec.group]) : [];
+  const others = groups.filter((group) => !OWN_COLOUR.has(group));
+  return new Map(groups.map((group) => [group, OWN_COLOUR.has(group) ? `var(--${group})` : OTHERS[others.indexOf(group) % OTHERS.length]]));
+}
+
+function sectionsOf(figures) {
+  return distinct(figures.map((spec) => spec.section)).map((title) => {
+    const mine = figures.filter((spec) => spec.section === title);
+    const keys = new Map(mine.flatMap(legendIn).map((entry) => [entry.join(), entry]));
+    const captions = distinct(mine.map((spec) => spec.caption)).filter(Boolean);
+    return section(title, captions.map((caption) => element("p", { class: "soft" }, caption)),
+      keys.size > 1 ? legendOf([...keys.values()]) : null, element("div", { class: "grid" }, mine.map(shown)));
+  });
+}
+
+function legendIn(spec) {
+  if (!spec.group || spec.kind === "heat") return [];
+  const colours = coloursOf(spec), lines = spec.kind === "lines" && spec.control;
+  const dashed = (group, colour) => (lines ? [[`${plain(group)}, ${wordIn(spec, spec.control)}`, colour, true]] : []);
+  return [...colours].flatMap(([group, colour]) => [[plain(group), colour], ...dashed(group, colour)]);
+}
+
+// one figure with its choices; its drawings lie in the grid of their section
+function shown(spec) {
+  const rows = rowsOf(spec.columns), chosen = new Map(), holder = element("div", { class: "loose" }), draw = () => {
+    const mine = rows.filter((row) => spec.choices.every((column) => !chosen.has(column) || String(row[column]) === chosen.get(column)));
+    const facets = spec.facet ? distinct(mine.map((row) => row[spec.facet])) : [null];
+    holder.replaceChildren(...DRAWN[spec.kind](spec, mine, facets, chosen));
+  };
+  const choose = (key, word, options) => {
+    chosen.set(key, options[0][0]);
+    return picker(word, options, (value) => { chosen.set(key, value); draw(); });
+  };
+  const pickers = spec.choices.filter((column) => distinct(spec.columns[column]).length > 1)
+    .map((column) => choose(column, wordIn(spec, column), distinct(spec.columns[column]).map((value) => [String(value), plain(value)])));
+  if (spec.kind === "heat" && spec.y.length > 1) pickers.push(choose("y", "measured as", spec.y.map((name) => [name, wordIn(spec, name)])));
+  const groups = [...coloursOf(spec).keys()];
+  if (spec.kind === "lines" && groups.length > 2)
+    pickers.push(choose("group", wordIn(spec, spec.group),
+      [["", "all, without bands"], ...groups.map((group) => [String(group), plain(group)])]));
+  draw();
+  return element("div", { class: "loose" }, pickers.length ? element("div", { class: "filters broad" }, pickers) : null, holder);
+}
+
+// what stands above one drawing: also what was chosen, for it may be saved and stand alone
+function titleOf(spec, facet, chosen, y = null) {
+  const choices = spec.choices.filter((column) => chosen.has(column))
+    .map((column) => `${wordIn(spec, column)} ${plain(chosen.get(column))}`);
+  return [y !== null && spec.y.length > 1 ? wordIn(spec, y) : spec.title, facet, ...choices].filter((part) => part !== null).join(", ");
+}
+
+const taken = (spec, rows) => () => {
+  const names = Object.keys(spec.columns);
+  return [names, rows.map((row) => names.map((name) => row[name]))];
+};
+
+const DRAWN = { lines: curvesIn, points: curvesIn, bars: rowsIn, intervals: rowsIn, heat: heatsIn };
+
+// -- lines and points --------------------------------------------------------------------------------------------------
+
+function curvesIn(spec, rows, facets, chosen) {
+  const colours = coloursOf(spec), mine = rows.filter((row) => !chosen.get("group") || String(row[spec.group]) === chosen.get("group"));
+  const key = (row) => JSON.stringify([spec.group && row[spec.group], spec.control ? Boolean(row[spec.control]) : false]);
+  return facets.flatMap((facet) => spec.y.map((y) => {
+    const here = mine.filter((row) => (facet === null || row[spec.facet] === facet) && known(row[y]));
+    const keys = distinct(here.map(key)), bands = spec.columns[`${y}_low`] && keys.length <= FEW;
+    const lines = keys.map((one) => {
+      const [group, control] = JSON.parse(one), some = here.filter((row) => key(row) === one).sort((a, b) => a[spec.x] - b[spec.x]);
+      const parts = [group === null ? null : plain(group), control ? wordIn(spec, spec.control) : null].filter((part) => part !== null);
+      const word = parts.join(", ") || wordIn(spec, y), end = (row, which) => (bands ? row[`${y}_${which}`] : null);
+      const points = some.map((row) => ({ at: row[spec.x], value: row[y], low: end(row, "low"), high: end(row, "high"),
+        said: `${word}, ${wordIn(spec, spec.x)} ${spelled(row[spec.x])}: ${ranged(row, y)}` }));
+      return { word, colour: colours.get(group) ?? "var(--thinking)", dashed: control, points };
+    });
+    const rules = spec.rule ? here.filter((row) => row[spec.rule]).map((row) => row[y]).slice(0, 1) : [];
+    const log = (column) => spec.log.includes(column);
+    return plot(titleOf(spec, facet, chosen, y), lines, { xWord: wordIn(spec, spec.x), xLog: log(spec.x), yLog: log(y), rules,
+      joined: spec.kind === "lines", rows: taken(spec, mine.filter((row) => facet === null || row[spec.facet] === facet)) });
+  })).filter(Boolean);
+}
+
+// A scale: where a number lies, and the marks of the axis. A logarithmic one with numbers on both sides of zero, or with zero,
+// begins two thirds of a factor of ten below the smallest.
+function scaleOf(values, log, tried) {
+  const above = values.filter((v) => v > 0), least = Math.min(...values.filter((v) => v !== 0).map(Math.abs));
+  if (!log || !above.length) return { as: (v) => v, spell: short, marks: () => null, log: false };
+  if (!tried) {
+    const far = Math.max(...above) > 8 * least;
+    return far ? { as: (v) => Math.log10(Math.max(v, least / 2)), spell: unlog, marks: logTicks, log: true } : scaleOf(values, false);
+  }
+  const as = values.every((v) => v > 0) ? Math.log10 : (v) => (v === 0 ? 0 : Math.sign(v) * (Math.log10(Math.abs(v) / least) + 0.66));
+  const all = distinct(values).sort((a, b) => b - a), every = Math.ceil(all.length / 6), marked = all.filter((_, n) => n % every === 0);
+  const spell = (at) => { const v = marked.find((one) => as(one) === at); return Number.isInteger(v) ? spelled(v) : short(v); };
+  return { as, spell, marks: () => marked.map(as), log: true };
+}
+
+// Lines of points { at, value, low, high, said }. `rules` are levels to hold them against; where it `settles`, the axis spans what
+// follows the first eighth, and the rest is cut.
+function plot(title, lines, { xWord, xLog = false, yLog = false, rules = [], joined = true, dots = true, settles = false, rows }) {
+  const present = lines.map((line) => ({ ...line, points: line.points.filter((point) => known(point.value)) }))
+    .filter((line) => line.points.length);
+  if (!present.length) return null;
+  const all = present.flatMap(({ points }) => points.slice(settles ? Math.floor(points.length / 8) : 0));
+  const scaleX = scaleOf(present.flatMap(({ points }) => points.map((point) => point.at)), xLog, true);
+  const scaleY = scaleOf([...all.map((point) => point.value), ...rules], yLog, false);
+  const kept = (points) => (scaleY.log ? points.filter((point) => point.value > 0) : points); // zero has no place on a logarithmic axis
+  const ys = [...kept(all).flatMap(({ value, low, high }) => [value, low ?? value, high ?? value]), ...rules].map(scaleY.as);
+  const xs = present.flatMap(({ points }) => points.map((point) => scaleX.as(point.at)));
+  const low = Math.min(...ys), high = Math.max(...ys), room = (high - low) * 0.06, ends = [low - room, high + room];
+  const titled = scaleY.log ? `${title}; logarithmic` : title;
+  const { svg, x, y } = frame(titled, [Math.min(...xs), Math.max(...xs)], ends, xWord,
+    { spellX: scaleX.spell, spellY: scaleY.spell, atX: scaleX.marks(), atY: scaleY.marks(...ends) });
+  const across = (point) => x(scaleX.as(point.at)).toFixed(1), up = (v) => y(Math.max(ends[0], Math.min(ends[1], scaleY.as(v)))).toFixed(1);
+  for (const rule of rules) svg.append(drawn("line", { class: "mark", x1: LEFT, x2: WIDE - RIGHT, y1: up(rule), y2: up(rule) }));
+  for (const { word, colour, dashed, points: every } of present) {
+    const points = kept(every), bounded = points.filter((point) => known(point.low) && known(point.high));
+    const edgeOf = (end) => bounded.map((point) => `${across(point)},${up(point[end])}`);
+    const edge = [...edgeOf("high"), ...edgeOf("low").reverse()];
+    if (bounded.length && joined) svg.append(drawn("polygon", { points: edge.join(" "), fill: colour, opacity: dashed ? 0.08 : 0.18 }));
+    if (joined) {
+      const middle = points.map((point) => `${across(point)},${up(point.value)}`).join(" ");
+      const dashes = dashed ? { "stroke-dasharray": "4 3" } : {};
+      const line = drawn("polyline", { points: middle, fill: "none", stroke: colour, "stroke-width": 1.6, ...dashes });
+      line.append(drawn("title", {}, `${word}: ${spelled(points.at(-1)?.value)} at the end`));
+      svg.append(line);
+    }
+    for (const point of dots ? points : []) {
+      const mark = drawn("g", { opacity: dashed && !joined ? 0.5 : 1 });
+      const at = across(point);
+      const ends = !joined && known(point.low) ? { x1: at, x2: at, y1: up(point.low), y2: up(point.high), stroke: colour } : null;
+      if (ends) mark.append(drawn("line", ends));
+      mark.append(drawn("circle", { cx: at, cy: up(point.value), r: joined ? 2.6 : 3.4, fill: colour }), drawn("title", {}, point.said));
+      svg.append(mark);
+    }
+  }
+  return figure(titled, svg, { rows });
+}
+
+// -- rows of dots or bars with whiskers, a panel a measure -----------------------------------------------------------------
+
+function rowsIn(spec, rows, facets, chosen) {
+  const colours = coloursOf(spec), panels = spec.y.filter((name) => rows.some((row) => known(row[name])));
+  const columns = panels.map((name) => ({ name, word: wordIn(spec, name), log: spec.log.includes(name) }));
+  return facets.flatMap((facet) => {
+    const here = rows.filter((row) => facet === null || row[spec.facet] === facet);
+    const parts = (n) => [n - 1, n + 1].some((beside) => here[beside]?.[spec.control]); // controls stand beside it
+    const lines = here.map((row, n) => ({ of: row, label: String(row[spec.x]), colour: colours.get(row[spec.group]) ?? "var(--thinking)",
+      control: Boolean(row[spec.control]), first: !row[spec.control] && parts(n), ruled: Boolean(row[spec.rule]) }));
+    const drawing = () => whiskers(titleOf(spec, facet, chosen), lines, columns, { bar: spec.kind === "bars", table: taken(spec, here) });
+    return [...(columns.length ? [drawing()] : []), numbers(spec, here)];
+  });
+}
+
+// the same numbers to be read, intervals below what they bound
+function numbers(spec, rows) {
+  const hidden = [spec.group, spec.facet, spec.control, spec.rule, ...spec.choices].filter((name) => name !== spec.x);
+  const names = Object.keys(spec.columns).filter((name) => !/_(low|high)$/.test(name) && !hidden.includes(name));
+  const some = names.filter((name) => rows.some((row) => row[name] !== null && row[name] !== undefined));
+  const wordy = new Set(some.filter((name) => name !== spec.x && rows.some((row) => typeof row[name] === "string")));
+  const cell = (row, name) => element("td", { class: wordy.has(name) ? "words" : name === spec.x && row[spec.control] ? "control" : "" },
+    typeof row[name] === "string" ? row[name] : spelled(row[name]), range(row, name) ? element("small", {}, range(row, name)) : null);
+  const more = some.some((name) => name !== spec.x && !spec.y.includes(name)); // than the drawing shows
+  const order = [spec.x, ...some.filter((name) => name !== spec.x)];
+  const heads = order.map((name) => element("th", wordy.has(name) ? { class: "words" } : {}, wordIn(spec, name)));
+  const lines = rows.map((row) => element("tr", row[spec.control] ? { class: "control" } : {}, order.map((name) => cell(row, name))));
+  const open = more && rows.length <= LONG ? "" : null;
+  return element("details", { class: "broad", open }, element("summary", {}, "The same in numbers"),
+    element("div", { class: "wide" }, element("table", { class: "measured" },
+      element("thead", {}, element("tr", {}, heads)), element("tbody", {}, lines))));
+}
+
+// -- heat --------------------------------------------------------------------------------------------------------------------
+
+function heatsIn(spec, rows, facets, chosen) {
+  const y = chosen.get("y") ?? spec.y[0], most = rows.reduce((sum, row) => Math.max(sum, row[y] ?? 0), 1e-12);
+  const across = distinct(spec.columns[spec.x]), up = distinct(spec.columns[spec.group]).sort((a, b) => a - b);
+  const at = (row, column) => `${wordIn(spec, column)} ${row[column]}`, said = element("p", { class: "readout broad", role: "status" });
+  const place = (row) => [spec.facet && row[spec.facet], at(row, spec.group), at(row, spec.x)].filter(Boolean).join(", ");
+  const measured = (row) => spec.y.filter((name) => known(row[name])).map((name) => `${ranged(row, name)} ${wordIn(spec, name)}`);
+  const words = (row) => `${place(row)}: ${measured(row).join(", ")}`;
+  said.textContent = "Hover a cell, or choose a grid and use the arrow keys, to read its number.";
+  const grids = facets.map((facet) => heat(titleOf(spec, facet, chosen), rows.filter((row) => facet === null || row[spec.facet] === facet),
+    { spec, across, up, y, most, words, say: (row) => (said.textContent = words(row)) }));
+  return [element("p", { class: "scale soft broad" }, "0 ", element("i"), ` ${spelled(most)} ${wordIn(spec, y)}`), ...grids, said];
+}
+
+function heat(title, rows, { spec, across, up, y: name, most, words, say }) {
+  const tall = Math.min(16, Math.max(7, 420 / up.length)), high = TOP + BOTTOM + tall * up.length, cells = new Map();
+  const { svg, x, y } = frame(title, [-0.5, across.length - 0.5], [-0.5, up.length - 0.5], wordIn(spec, spec.x),
+    { high, spellX: (n) => across[n] ?? "", spellY: (n) => up[n] ?? "" });
+  const at = (row) => [across.indexOf(row[spec.x]), up.indexOf(row[spec.group])];
+  let lit = null;
+  const show = (row) => { cells.get(lit)?.classList.remove("lit"); lit = row; cells.get(row).classList.add("lit"); say(row); };
+  svg.append(drawn("text", { x: 0, y: 7 }, wordIn(spec, spec.group)));
+  for (const row of rows) {
+    const [h, v] = at(row), shade = (0.05 + (0.95 * (row[name] ?? 0)) / most).toFixed(3);
+    const cell = drawn("rect", { class: "cell", x: x(h - 0.5) + 0.5, y: y(v + 0.5) + 0.5, width: x(1) - x(0) - 1, height: y(0) - y(1) - 1,
+      style: "fill:rgb(var(--heat))", "fill-opacity": shade });
+    cell.append(drawn("title", {}, words(row)));
+    cell.addEventListener("pointerenter", () => show(row));
+    cells.set(row, cell);
+    svg.append(cell);
+  }
+  svg.setAttribute("tabindex", 0);
+  svg.addEventListener("focus", () => show(lit ?? rows[0]));
+  svg.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const [h, v] = at(lit ?? rows[0]), next = rows.find((row) => at(row).every((n, k) => n === [h, v][k] + by[k]));
+    if (next) show(next);
+  });
+  return figure(title, svg, { rows: taken(spec, rows) });
+}
