@@ -1,4 +1,4 @@
-"""What a fine-tune is, but for the model and the text: which part of the model learns, by which loss, and for how long."""
+"""The settings of a fine-tune except model and text: the part of the model that learns, the loss, and the duration."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from tunediff.training.trainable import Trainable
 
 @dataclass(frozen=True)
 class Recipe:
-    """part, objective   what learns, and from which loss
-    examples, held_out   the first so many rows are learned, and measured; None: all, of a text that has an end
-    block      tokens of a sequence            packing      several examples in a sequence, none seeing another
-    batch      sequences a step, over all processes         micro_batch   of them in one forward pass
+    """Settings of a fine-tune; conf/recipe has the values.
+
+    part, objective      the weights that learn, and their loss
+    examples, held_out   number of rows that are learned, and on which the loss is measured; None: all, of a finite text
+    block         tokens per sequence
+    packing       true: several examples in a sequence, none of which sees another
+    batch         number of sequences per step, over all processes
+    micro_batch   number of sequences in one forward pass
     """
 
     part: Trainable
