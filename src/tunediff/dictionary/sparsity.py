@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tunediff import processes
 from tunediff.dictionary.codes import Codes, DenseCodes, Screened, SparseCodes
-from tunediff.schedules import Constant, Length, Schedule
+from tunediff.schedules import Anneal, Length, Schedule
 from tunediff.shapes import Refused
 
 
@@ -190,7 +190,7 @@ class TopK(Sparsity):
 
     few = True
 
-    def __init__(self, k: int, *, k_schedule: Schedule = Constant()):  # noqa: B008 (a frozen dataclass)
+    def __init__(self, k: int, *, k_schedule: Schedule = Anneal(5.0, 0.1)):  # noqa: B008 (a frozen dataclass)
         super().__init__()
         self.k, self.k_schedule = at_least_one(k), k_schedule
 
@@ -241,7 +241,7 @@ class BatchTopK(Sparsity):
         self,
         k: int,
         *,
-        k_schedule: Schedule = Constant(),  # noqa: B008 (a frozen dataclass)
+        k_schedule: Schedule = Anneal(5.0, 0.1),  # noqa: B008 (a frozen dataclass)
         threshold_memory: float = 0.95,
         relu: bool = True,
         prefixes: Sequence[float] = (1.0,),

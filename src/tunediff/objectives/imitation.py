@@ -30,7 +30,7 @@ class Imitation:
 
     measures = ("loss",)
 
-    def __init__(self, chunk: int = 4096):
+    def __init__(self, chunk: int = 1024):
         self.chunk = check_chunk(chunk)
 
     def check(self, model: PreTrainedModel) -> None:

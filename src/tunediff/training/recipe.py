@@ -35,13 +35,13 @@ class Recipe:
     micro_batch: int
     learning_rate: float
     learning_rate_schedule: Schedule
-    betas: Sequence[float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    gradient_checkpointing: bool = True
-    packing: bool = False
-    examples: int | None = None
-    held_out: int | None = None
+    betas: Sequence[float]
+    weight_decay: float
+    clip_norm: float | None
+    gradient_checkpointing: bool
+    packing: bool
+    examples: int | None
+    held_out: int | None
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay"):
