@@ -41,7 +41,7 @@ def group(members: int, steps: int) -> tuple[DictionaryTraining, ShuffledRows]:
     plain = partial(Normalisation, kind="none", sink_multiple=None)
     made = [
         Learner(
-            f"m{n}", Crosscoder(STREAMS, latents=16, sparsity=BatchTopK(2), normalisation=plain, seed=n),
+            f"m{n}", Crosscoder(STREAMS, latents=16, sparsity=BatchTopK(2, k_schedule=Constant()), normalisation=plain, seed=n),
             Reconstruction(), Constant(), Constant(),
         )
         for n in range(members)

@@ -21,7 +21,7 @@ from tunediff.dictionary.codes import BLOCK
 from tunediff.dictionary.crosscoder import geometric_median
 from tunediff.dictionary.normalisation import KINDS
 from tunediff.objectives import AuxK, Difference, Reconstruction
-from tunediff.schedules import Anneal, Length
+from tunediff.schedules import Anneal, Constant, Length
 from tunediff.shapes import Refused, Rows, Stream
 from tunediff.training import Resampling
 
@@ -181,6 +181,9 @@ def test_signed_latents_stay_signed_and_are_asked_for_by_name():
         signed = crosscoder(BatchTopK(30, relu=False))
         latents = signed.sparsity.select(signed.pre_activations(sample().values), signed.code_norms(), {"k": 30.0})
     assert (latents < 0).any() and (latents != 0).sum() == 30 * 500
+    for sparse in (True, False):  # also where fewer than k are positive, so that no bar above zero lets enough pass
+        signed = crosscoder(BatchTopK(30, relu=False), sparse_codes=sparse)
+        assert losses(signed, objective(), settings={"k": 30.0}).l0 == 30
     for sparsity in (BatchTopK(30), TopK(30), L1(1.0), JumpReLU(1.0)):
         assert (crosscoder(sparsity).encode(sample()) >= 0).all()
 
@@ -192,7 +195,7 @@ def test_k_falls_to_its_final_value_and_an_anneal_of_no_steps_trains_at_k(make):
     sparsity.prepare(64)
     ks = [sparsity.scheduled(step, length)["k"] for step in range(100)]
     assert ks[0] == 64 and ks[50:] == [8.0] * 50 and ks == sorted(ks, reverse=True)
-    for same in ({"k": 8, "k_schedule": Anneal(256.0, 0)}, {"k": 8}):
+    for same in ({"k": 8, "k_schedule": Anneal(256.0, 0)}, {"k": 8, "k_schedule": Constant()}):
         made = make(same)
         made.prepare(64)
         assert made.scheduled(0, length) == {"k": 8.0}
@@ -430,7 +433,7 @@ def test_no_gradient_is_left_along_a_unit_row():
     """Else Adam's moments hold what the projection afterwards takes away (Bricken et al. 2023)."""
     dictionary = crosscoder(unit_decoder=True, decoder_norm=2.0)
     losses(dictionary, objective()).total.backward()
-    along = (dictionary.W_dec.grad * dictionary.W_dec).sum(-1)
+    along = (dictionary.W_dec.grad * dictionary.W_dec).sum(-1).detach()
     across = dictionary.W_dec.grad - along[:, None] * dictionary.W_dec / dictionary.W_dec.square().sum(-1, keepdim=True)
     assert along.abs().max() > 0.1
     dictionary.constrain_gradients()

@@ -15,15 +15,16 @@ from tunediff.text import Batch, Text
 
 
 class ActivationError(Refused):
-    """Activations that must not reach a dictionary, or cannot be stored."""
+    """Raised for activations that must not reach a dictionary, or cannot be stored."""
 
 
 class Wanted(NamedTuple):
-    """What a group of dictionaries asks for.
+    """Request of a group of dictionaries for activations.
 
-    tokens    rows at least        moments   with those of each token's sequence
-    key       stands for models, text, streams and tokens, where rows are kept
-    rank      of this process among `processes` that share every batch
+    tokens    least number of rows
+    moments   true: with the moments of each token's sequence
+    key       digest of models, text, streams and tokens, under which stored rows are kept
+    rank      number of this process among the `processes` that share every batch
     """
 
     streams: Sequence[Stream]
@@ -35,15 +36,17 @@ class Wanted(NamedTuple):
 
 
 class ActivationSource(Protocol):
-    """Blocks of rows without end, from a position that can be saved.
+    """Endless iterator over blocks of rows, from a position that can be saved. A block that another process holds is given
+    without columns, [token, 0].
 
-    streams   what the columns are
-    broken    streams that gave a value that is not finite, with the sentence for whoever reads them
-    Of a block that another process holds it gives rows without columns, [token, 0].
+    streams   streams whose columns lie side by side in the rows
+    broken    streams that gave a value that is not finite, each with the message for its readers
     """
 
-    streams: Sequence[Stream]
     broken: dict[Stream, str]
+
+    @property
+    def streams(self) -> Sequence[Stream]: ...
 
     def __iter__(self) -> Iterator[Rows]: ...
     def __next__(self) -> Rows: ...
@@ -62,8 +65,8 @@ def harvest(
 ) -> Rows:
     """Activations of the kept tokens of one batch, with the moments of each token's sequence where asked for.
 
-    A value that is not finite raises ActivationError, naming stream and document; with `broken` the sentence is put
-    there instead and the other streams go on."""
+    A value that is not finite raises ActivationError, naming stream and document. With `broken` the message is stored
+    there instead, and the other streams go on."""
     values = pair.read(batch, streams)
     device = values[0].device
     for stream, value in zip(streams, values, strict=True):
@@ -85,7 +88,7 @@ def harvest(
 
 
 def _sequence_moments(values: Tensor, sequence: Tensor) -> Tensor:
-    """Mean and standard deviation over all entries of each token's sequence, [token, 2]."""
+    """Mean and standard deviation [token, 2] over all entries of each token's sequence."""
     count = torch.bincount(sequence).to(values.dtype) * values.shape[1]
     total = torch.zeros_like(count).index_add_(0, sequence, values.sum(-1))
     mean = total / count.clamp(min=1)
@@ -95,8 +98,8 @@ def _sequence_moments(values: Tensor, sequence: Tensor) -> Tensor:
 
 
 class LiveRows:
-    """Rows straight from the models, one block a forward pass. Of several processes each runs every `processes`-th
-    block, and knows the length of the others' from their tokens."""
+    """Rows straight from the models, one block per forward pass. With several processes each runs every `processes`-th
+    block, and knows the length of the others from their tokens."""
 
     def __init__(
         self,
@@ -136,7 +139,8 @@ class LiveRows:
 class Live:
     """Both models run while the dictionary trains; nothing is written.
 
-    buffer       rows held for shuffling        dtype   of these rows        fit_tokens   rows that statistics are fitted on
+    buffer       number of rows held for shuffling           dtype   precision of these rows
+    fit_tokens   number of rows that statistics are fitted on
     """
 
     buffer: int
@@ -148,5 +152,5 @@ class Live:
         return LiveRows(pair, text, wanted.streams, dtype=getattr(torch, self.dtype), moments=wanted.moments, **place)
 
     def disk(self, tokens: int, width: int) -> int:
-        """Bytes it will write."""
+        """Bytes that are written to disk."""
         return 0

@@ -38,12 +38,12 @@ DENSE, RARE, SHRUNKEN = 0.3, 0.001, 0.3
 
 
 class Planted:
-    """base, tuned [event, width]: what an event writes, zero where it writes nothing; kinds [event]; rates [event].
+    """Directions base, tuned [event, width] that an event writes, zero where it writes nothing, with its kind and rate.
 
-    counts        events of each kind; split events come in pairs
-    largest_rate  of the most frequent event; the n-th has largest_rate / n ** zipf
-    correlation   of the events of one of eight topics, before the threshold that makes them fire
-    noise         norm of what no direction explains, in each model, against a strength of 1
+    counts        number of events of each kind; split events come in pairs
+    largest_rate  rate of the most frequent event; the n-th has largest_rate / n ** zipf
+    correlation   correlation of the events of one of eight topics, before the threshold that makes them fire
+    noise         norm of the noise in each model, where the strength of an event is about 1
     """
 
     def __init__(
@@ -93,16 +93,16 @@ class Planted:
         return [Stream(role, "planted", 0, self.width) for role in (BASE, TUNED)]
 
     def exclusive(self, role: str) -> Tensor:
-        """[event] bool: whether an event writes into this model alone."""
+        """Mask [event] of the events that write into this model alone."""
         mine, other = (self.base, self.tuned) if role == BASE else (self.tuned, self.base)
         return (mine.norm(dim=-1) > 0) & (other.norm(dim=-1) == 0)
 
     def written(self, streams: Sequence[Stream]) -> Tensor:
-        """[event, width] over these streams, side by side."""
+        """Directions [event, width] of the events in these streams, side by side."""
         return torch.cat(read(streams, self.base, self.tuned), dim=-1)
 
     def draw(self, tokens: int, generator: torch.Generator) -> Tensor:
-        """[token, width] of both models side by side."""
+        """Activations [token, width] of both models, side by side."""
         own = torch.randn(tokens, len(self.kinds), generator=generator)
         shared = torch.randn(tokens, 8, generator=generator)[:, self.topic]
         bar = torch.special.ndtri(1 - self.rates.double()).float()
@@ -114,13 +114,13 @@ class Planted:
 
 
 def read(streams: Sequence[Stream], base: Tensor, tuned: Tensor) -> list[Tensor]:
-    """What each stream reads of the two models."""
+    """Vectors of each stream, from those of the two models."""
     parts = {BASE: base, TUNED: tuned, DIFFERENCE: tuned - base}
     return [parts[stream.role] for stream in streams]
 
 
 class PlantedRows:
-    """A source of activations: blocks of planted rows without end, from a position that can be saved."""
+    """A source of activations: endless blocks of planted rows, from a position that can be saved."""
 
     def __init__(self, planted: Planted, streams: Sequence[Stream], *, seed: int = 0, block: int = 4096):
         self.planted, self.streams, self.block = planted, list(streams), block

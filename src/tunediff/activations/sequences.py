@@ -11,8 +11,12 @@ from tunediff.text import Batches, Examples, Text, examples
 
 @dataclass(frozen=True)
 class WholeSequences:
-    """batch         sequences of a step, over all processes        micro_batch   of them in one forward pass
-    held_out      rows on which the loss is followed; 0: none      evaluate_every   a fraction of the run, or steps
+    """Sizes of a step, and the held-out loss.
+
+    batch         number of sequences of a step, over all processes
+    micro_batch   number of sequences in one forward pass
+    held_out      number of rows on which the loss is followed; 0: none
+    evaluate_every           steps between two held-out losses, or a fraction of the run
     gradient_checkpointing   layers are computed again in the backward pass: less memory, a third more time
     """
 
@@ -28,8 +32,8 @@ class WholeSequences:
                 raise Refused(f"activations.{name}={getattr(self, name)}: give a number from {least}.")
 
     def read(self, text: Text, tokenizer, tokens: int) -> tuple[Examples, Examples | None]:
-        """Rows to learn from until there are so many tokens, prompts among them, each cut at text.context; and the held-out
-        ones."""
+        """Examples to learn from, with at least so many tokens, prompts among them, and the held-out ones. Each is cut at
+        text.context."""
         learned = examples(text, tokenizer, block=text.context, tokens=tokens, everything=True)
         if not self.held_out:
             return learned, None
@@ -39,7 +43,7 @@ class WholeSequences:
     def batches(
         self, some: Examples, *, tokens: int | None = None, seed: int = 0, rank: int = 0, world: int = 1
     ) -> Batches:
-        """Steps over these sequences, in as many epochs as come nearest to so many tokens; None: one."""
+        """Batches of these sequences, in the number of epochs that comes nearest to so many tokens; None: one epoch."""
         epochs = 1 if tokens is None else max(1, round(tokens / some.tokens))
         return Batches(
             some, batch=self.batch, micro_batch=self.micro_batch, epochs=epochs, seed=seed, rank=rank, world=world

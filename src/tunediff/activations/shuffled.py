@@ -1,7 +1,7 @@
 """Blocks of rows -> shuffled batches for one or more readers, from a ring buffer whose order is drawn anew at each refill.
 
-Which rows a batch holds depends on the source, the capacity and the seed alone. A reader takes its own streams of
-them and leaves out the rows that it does not admit, so what one reader gets never depends on the others.
+The rows of a batch depend on the source, the capacity and the seed alone. A reader takes its own streams of them and
+leaves out the rows that it does not admit, so its rows never depend on the other readers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tunediff.shapes import Rows, Stream
 
 
 class Reader(NamedTuple):
-    """Who reads: the streams, in the order they are put side by side.
+    """A dictionary's request: the streams, in the order in which their columns lie side by side.
 
-    admits    [token, width] -> [token] bool; rows that it turns away (attention sinks) never reach this reader
-    moments   whether the moments of each token's sequence come with the values
+    admits    [token, width] -> mask [token]; rows outside it (attention sinks) never reach this reader
+    moments   true: the moments of each token's sequence come with the values
     """
 
     streams: Sequence[Stream]
@@ -29,10 +29,13 @@ class Reader(NamedTuple):
 
 
 def select(rows: Rows, given: Sequence[Stream], wanted: Sequence[Stream], *, moments: bool) -> Rows:
-    """The columns of the wanted streams out of rows that hold the given ones."""
+    """Rows with the columns of the wanted streams, out of rows that hold the given ones."""
     pieces = dict(zip(given, rows.values.split([stream.width for stream in given], dim=-1), strict=True))
     values = torch.cat([pieces[stream] for stream in wanted], dim=-1)
-    return Rows(values, rows.moments[:, [given.index(stream) for stream in wanted]] if moments else None)
+    if not moments:
+        return Rows(values)
+    assert rows.moments is not None, "the source gives moments where a reader asks for them"
+    return Rows(values, rows.moments[:, [given.index(stream) for stream in wanted]])
 
 
 def take(source: ActivationSource, tokens: int) -> Rows:
@@ -46,18 +49,18 @@ def take(source: ActivationSource, tokens: int) -> Rows:
 
 
 class Drawn:
-    """One batch: the places of its rows in the buffer. `of(reader)` gathers what that reader takes."""
+    """One batch, as the places of its rows in the buffer; `of(reader)` gathers the rows of a reader."""
 
     def __init__(self, stream: ShuffledRows, places: Tensor):
         self.stream, self.places = stream, places
         self._gathered: dict[Stream, Tensor] = {}
 
     def __len__(self) -> int:
-        """Rows of the batch, over all readers and processes."""
+        """Number of rows of the batch, over all readers and processes."""
         return len(self.places)
 
     def of(self, reader: int) -> Rows:
-        """[token, width] in float32; raises ActivationError where one of the reader's streams broke."""
+        """Rows [token, width] of a reader, in float32. Raises ActivationError where one of its streams broke."""
         stream, asked = self.stream, self.stream.readers[reader]
         for one in asked.streams:
             if one in stream.source.broken:
@@ -89,11 +92,12 @@ class Drawn:
 
 
 class ShuffledRows:
-    """`steps` batches of `batch` rows on `device`. The buffer holds `capacity` rows; when half of them are used, their places are
-    refilled and the order of all is drawn anew, so a batch is one gather a stream and no row is copied twice.
+    """Iterator over `steps` batches of `batch` rows on `device`. The buffer holds `capacity` rows; when half of them are
+    used, their places are refilled and the order of all is drawn anew, so a batch is one gather per stream and no row is
+    copied twice.
 
-    A source of several processes gives rows without columns for what another process holds: they take their place in
-    the order, and are left out of this process's part of each batch.
+    With several processes the source gives rows without columns for a block that another process holds. They take their
+    place in the order, and are left out of this process's part of each batch.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class ShuffledRows:
         self._surplus: Rows | None = None
 
     def __len__(self) -> int:
-        """Batches that are still to come when an iteration starts."""
+        """Number of batches to come when an iteration starts."""
         return self.steps - self._first
 
     def __iter__(self) -> Iterator[Drawn]:
@@ -134,6 +138,8 @@ class ShuffledRows:
             yield Drawn(self, chosen)
 
     def _refill(self) -> None:
+        # A row keeps its place in memory until it is used. Drawing a new order moves indices instead of activations, and new
+        # rows are mixed with the half that waits: the buffer shuffles over more than one filling, and copies a row once.
         waiting = torch.zeros(self.capacity, dtype=torch.bool)
         waiting[self.order] = True
         empty = (~waiting).nonzero()[:, 0]
@@ -177,7 +183,7 @@ class ShuffledRows:
                 self.dropped[n] += int((~kept).sum())
 
     def check(self, reader: int) -> None:
-        """Raises ActivationError where a reader turns away most of what there is."""
+        """Raises ActivationError where a reader turns away more than half of the rows."""
         if self.seen > 100_000 and self.dropped[reader] > 0.5 * self.seen:
             raise ActivationError(
                 f"{self.dropped[reader]:,} of {self.seen:,} tokens have norms above the limit for attention sinks: "
@@ -190,8 +196,8 @@ class ShuffledRows:
         return f"{dropped:,} of {self.seen:,} tokens were left out as attention sinks." if dropped else None
 
     def state_dict(self, *, rows: bool = True) -> dict[str, Any]:
-        """The whole position, buffer included; streams and readers by their order. Without `rows` it is one to tell of,
-        not to go on from."""
+        """The whole position, buffer included, with streams and readers in their order. Without `rows` only the counts,
+        from which no training can go on."""
         if not rows:
             return {"counts": [self.next_step, self.seen], "dropped": self.dropped}
         return {
@@ -209,8 +215,9 @@ class ShuffledRows:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], readers: Sequence[int] | None = None) -> None:
-        """Goes on from a position. It may have been saved with more streams than are read now,
-        and with more readers: `readers` are the numbers that this stream's readers had then."""
+        """Goes on from a position, which may have been saved with more streams and readers than there are now: `readers` are
+        the numbers that the present readers had then."""
+        # The buffer is a part of the position: rows drawn from the source and not used yet would otherwise be skipped.
         readers = range(len(self.readers)) if readers is None else readers
         self.next_step, self.seen = state["counts"]
         self._first = self.next_step
@@ -223,13 +230,14 @@ class ShuffledRows:
         self.source.load_state_dict(state["source"])
         columns = {stream: state["columns"][n] for stream, n in zip(now, chosen, strict=True)}
         self.columns = {stream: c.clone().to(self.device) for stream, c in columns.items() if c is not None}
-        wanted = any(reader.moments for reader in self.readers) and state["moments"] is not None
-        self.moments = state["moments"][:, chosen].clone().to(self.device) if wanted else None
+        moments = state["moments"] if any(reader.moments for reader in self.readers) else None
+        self.moments = None if moments is None else moments[:, chosen].clone().to(self.device)
         self.mine, self.order = state["mine"].clone(), state["order"].clone()
         self.admitted = state["admitted"][list(readers)].clone()
         self._surplus = None
         if state["surplus"] is not None:
-            surplus = Rows(*(None if part is None else part.to(self.device) for part in state["surplus"]))
+            values, moments = state["surplus"]
+            surplus = Rows(values.to(self.device), None if moments is None else moments.to(self.device))
             held = surplus.values.shape[1] > 0
             self._surplus = select(surplus, then, now, moments=self.moments is not None) if held else surplus
         self.generator.set_state(state["generator"])

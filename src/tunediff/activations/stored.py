@@ -28,7 +28,7 @@ SHARD_ROWS = 262_144
 
 
 def store(source: ActivationSource, folder: Path, *, tokens: int, width: int, moments: int) -> Path:
-    """Writes at least `tokens` rows as bfloat16 shards with checksums; returns the folder. Found whole, it is kept.
+    """Writes at least `tokens` rows as bfloat16 shards with checksums, and returns the folder. A complete folder is kept.
 
     Layout: index.json, shard-00000.bin (contiguous rows [token, width]), moments-00000.bin (float32 [token, stream, 2])."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, m
 
 
 def _write(path: Path, data: bytes) -> str:
-    """Atomic: a temporary file, flushed to disk, then renamed. Returns the checksum."""
+    """Writes a file atomically (under a temporary name, flushed, then renamed) and returns its checksum."""
     partial = path.with_suffix(".partial")
     try:
         with open(partial, "wb") as file:
@@ -98,8 +98,8 @@ def _write(path: Path, data: bytes) -> str:
 
 
 class StoredRows:
-    """Rows of a folder written by `store`, in the order they were written, read in blocks. A shard's checksum is
-    compared when it is opened. Of several processes each reads every `processes`-th block."""
+    """Blocks of the rows in a folder written by `store`, in the order they were written. The checksum of a shard is compared
+    when it is opened. With several processes each reads every `processes`-th block."""
 
     def __init__(
         self,
@@ -161,8 +161,12 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class Stored:
-    """Both models run once and write bfloat16 rows under `folder`/<key of models, text and streams>; dictionaries read
-    those. Choose it to train several dictionaries on the same streams one after the other."""
+    """Both models run once and write bfloat16 rows under `folder`/<key of models, text and streams>, which dictionaries read.
+    Choose it to train several dictionaries on the same streams one after the other.
+
+    buffer       number of rows held for shuffling           dtype   precision in which rows are given
+    fit_tokens   number of rows that statistics are fitted on
+    """
 
     buffer: int
     folder: str
@@ -179,5 +183,5 @@ class Stored:
         return StoredRows(folder, streams, dtype=getattr(torch, self.dtype), **place)
 
     def disk(self, tokens: int, width: int) -> int:
-        """Bytes it will write."""
+        """Bytes that are written to disk."""
         return 2 * tokens * width

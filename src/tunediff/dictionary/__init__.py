@@ -1,6 +1,6 @@
 """Sparse dictionaries: pure modules that know no model and no data."""
 
-from tunediff.dictionary.codes import DenseCodes, SparseCodes
+from tunediff.dictionary.codes import Codes, DenseCodes, SparseCodes
 from tunediff.dictionary.crosscoder import Crosscoder, latents_of
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
@@ -13,6 +13,7 @@ __all__ = [
     "L1",
     "SIGNS",
     "BatchTopK",
+    "Codes",
     "Crosscoder",
     "DenseCodes",
     "Dictionary",

@@ -22,32 +22,32 @@ BLOCK = 256  # rows of pre-activations that are held at once
 
 
 class DenseCodes:
-    """latents [token, latent]; `pre` the same before sparsity, where a penalty asks for it."""
+    """Codes as one matrix `latents` [token, latent]; `pre` holds the pre-activations where a penalty asks for them."""
 
     def __init__(self, latents: Tensor, pre: Tensor | None = None):
         self.latents, self.pre = latents, pre
 
     def decode(self, W_dec: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """[token, width], without bias, of the latents from `first` to before `last`."""
+        """Reconstruction [token, width], without bias, by the latents `first` to `last` - 1."""
         if (first, last) == (0, self.latents.shape[1]):  # a slice of the whole would copy its gradient
             return self.latents @ W_dec
         return self.latents[:, first:last] @ W_dec[first:last]
 
     def dense(self) -> Tensor:
-        """[token, latent]"""
+        """Latents [token, latent], with their gradient."""
         return self.latents
 
     def fired(self) -> Tensor:
-        """[latent] bool"""
+        """Mask [latent] of the latents that are active on some token."""
         return self.latents.detach().bool().any(0)
 
     def l0(self) -> Tensor:
-        """Active latents a token."""
+        """Mean number of active latents per token."""
         return torch.count_nonzero(self.latents.detach()) / max(len(self.latents), 1)
 
 
 class Places:
-    """Where codes stand in [token, latent]: `flat` [n], places in the flattened matrix, token by token."""
+    """Positions of n active codes in [token, latent]: `flat` [n] are their indices in the flattened matrix, token by token."""
 
     def __init__(self, flat: Tensor, tokens: int, latents: int):
         self.flat, self.tokens, self.latents = flat, tokens, latents
@@ -66,21 +66,21 @@ class Places:
 
     @functools.cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The order that sorts codes by latent, the tokens in that order, where each latent starts."""
+        """The order [n] that sorts codes by latent, the tokens in that order, and the first index of each latent."""
         order = torch.argsort(self.latent.int(), stable=True)
         return order, self.token[order], _starts(self.latent, self.latents)
 
     def sums_by_token(self, values: Tensor, rows: Tensor) -> Tensor:
-        """[token, width]: for each token the sum of values * rows of its latents; rows [latent, width]."""
+        """Sums [token, width]: values * rows, over the latents of each token; rows [latent, width]."""
         return embedding_bag(self.latent, rows, self.token_starts, mode="sum", per_sample_weights=values)
 
     def sums_by_latent(self, values: Tensor, rows: Tensor) -> Tensor:
-        """[latent, width]: for each latent the sum of values * rows of its tokens; rows [token, width]."""
+        """Sums [latent, width]: values * rows, over the tokens of each latent; rows [token, width]."""
         order, tokens, starts = self.by_latent
         return embedding_bag(tokens, rows.contiguous(), starts, mode="sum", per_sample_weights=values[order])
 
     def products(self, left: Tensor, right: Tensor) -> Tensor:
-        """[n]: left [token, width] times right [latent, width] at every code."""
+        """Products [n] of left [token, width] and right [latent, width] at every code."""
         ends = torch.cat([self.token_starts, self.token_starts.new_tensor([len(self)])])
         zeros = torch.zeros(len(self), dtype=left.dtype, device=left.device)
         pattern = torch.sparse_csr_tensor(ends, self.latent, zeros, (self.tokens, self.latents), check_invariants=False)
@@ -93,7 +93,7 @@ def _starts(numbers: Tensor, count: int) -> Tensor:
 
 
 class SparseCodes:
-    """values [n] at their places."""
+    """Codes as the `values` [n] of the active latents, at their places."""
 
     def __init__(self, values: Tensor, places: Places):
         self.values, self.places = values, places
@@ -106,7 +106,7 @@ class SparseCodes:
         return _Decode.apply(self.values[here], W_dec, self.places.those(here))
 
     def dense(self) -> Tensor:
-        """[token, latent], for what needs all of it: it is as large as dense codes are."""
+        """Latents [token, latent], with their gradient: as large as dense codes are."""
         flat = self.values.new_zeros(self.places.tokens * self.places.latents)
         return flat.index_put((self.places.flat,), self.values).view(self.places.tokens, self.places.latents)
 
@@ -122,8 +122,11 @@ class SparseCodes:
         return SparseCodes(self.values[chosen], self.places.those(chosen))
 
     def taught_by(self, rows: Tensor, W_enc: Tensor, b_enc: Tensor) -> SparseCodes:
-        """The same values, now with the gradient of rows[token] W_enc[:, latent] + b_enc[latent]."""
+        """The same values, with the gradient of rows[token] W_enc[:, latent] + b_enc[latent]."""
         return SparseCodes(_Encode.apply(rows, W_enc, b_enc, self.values, self.places), self.places)
+
+
+Codes = DenseCodes | SparseCodes
 
 
 class _Decode(torch.autograd.Function):
@@ -134,13 +137,13 @@ class _Decode(torch.autograd.Function):
         return places.sums_by_token(values, W_dec)
 
     @staticmethod
-    def backward(ctx, gradient):
-        values, W_dec = ctx.saved_tensors
+    def backward(ctx, *grad_outputs):
+        (gradient,), (values, W_dec) = grad_outputs, ctx.saved_tensors
         return ctx.places.products(gradient, W_dec), ctx.places.sums_by_latent(values, gradient), None
 
 
 class _Encode(torch.autograd.Function):
-    """Values that were computed while selecting, with the gradient that a matrix product would have there."""
+    """Gives values that selection has computed the gradient of the matrix product they come from."""
 
     @staticmethod
     def forward(ctx, rows, W_enc, b_enc, values, places):
@@ -149,8 +152,8 @@ class _Encode(torch.autograd.Function):
         return values.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
-        rows, W_enc = ctx.saved_tensors
+    def backward(ctx, *grad_outputs):
+        (gradient,), (rows, W_enc) = grad_outputs, ctx.saved_tensors
         places = ctx.places
         of_rows = places.sums_by_token(gradient, W_enc.T.contiguous()) if ctx.needs_input_grad[0] else None
         of_bias = torch.zeros(places.latents, device=gradient.device).index_add_(0, places.latent, gradient)
@@ -161,8 +164,8 @@ class _Encode(torch.autograd.Function):
 
 
 class Screened:
-    """Pre-activations rows [token, width] @ W_enc + b_enc, block by block, never held whole. Under autocast the product is
-    taken in its precision, and what passes is computed again in float32."""
+    """Pre-activations rows [token, width] @ W_enc + b_enc, computed block by block and never held whole. Under autocast the
+    product is taken in the low precision, and the codes that pass are computed again in float32."""
 
     def __init__(self, rows: Tensor, W_enc: Tensor, b_enc: Tensor):
         self.rows, self.W_enc, self.b_enc = rows, W_enc, b_enc
@@ -174,14 +177,14 @@ class Screened:
         return len(self.b_enc)
 
     def limit_of_first_rows(self, norms: Tensor, k: float) -> float:
-        """The smallest value * norm that would be kept of the first block alone."""
+        """The smallest value * norm that is kept if the first block of rows is the whole batch."""
         with torch.no_grad():
             first = self.rows[:BLOCK]
             scores = (torch.addmm(self.b_enc, first, self.W_enc).float() * norms).flatten()
             return float(scores.topk(min(round(k * len(first)), len(scores)), sorted=False).values.min())
 
     def above(self, bar: Tensor) -> SparseCodes:
-        """Codes whose pre-activation is above the bar [latent]."""
+        """Selects the codes whose pre-activation is above the bar [latent]."""
 
         def passing(pre: Tensor) -> tuple[Tensor, Tensor]:
             places = (pre > bar.to(pre.dtype)).view(-1).nonzero()[:, 0]
@@ -190,7 +193,7 @@ class Screened:
         return self._screened(passing)
 
     def strongest(self, norms: Tensor, k: int) -> SparseCodes:
-        """The k of each token with the largest value * norm, as far as they are positive."""
+        """Selects the k codes of each token with the largest value * norm, and drops those that are not positive."""
 
         def passing(pre: Tensor) -> tuple[Tensor, Tensor]:
             chosen = (pre * norms.to(pre.dtype)).topk(k, dim=-1, sorted=False).indices

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tunediff import processes
-from tunediff.dictionary.codes import DenseCodes, Screened, SparseCodes
+from tunediff.dictionary.codes import Codes, DenseCodes, Screened
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
 from tunediff.dictionary.protocol import LinearDecoder
@@ -24,7 +24,8 @@ from tunediff.shapes import Refused, Rows, Stream
 
 
 def latents_of(setting: int | str, streams: Sequence[Stream]) -> int:
-    """How many latents dictionary.latents asks for over these streams."""
+    """Number of latents that dictionary.latents asks for, "8x" being 8 times the width of a stream. Raises Refused for
+    another word."""
     words = str(setting)
     number = words.removesuffix("x")
     if not number.isdecimal() or int(number) < 1:
@@ -135,12 +136,12 @@ class Crosscoder(LinearDecoder):
 
     @property
     def encoder(self) -> Tensor:
-        """[width, latent]"""
+        """Encoder matrix [width, latent]."""
         return self.W_dec.T if self.is_tied else self.W_enc
 
     @torch.no_grad()
     def fit(self, rows: Rows) -> None:
-        """Fits the normalisation on a sample, and starts the biases there."""
+        """Fits the normalisation on a sample and initialises the biases from it."""
         self.normalisation.fit(rows.values)
         usual = self.normalisation.admits(rows.values)
         moments = None if rows.moments is None else rows.moments[usual]
@@ -149,21 +150,21 @@ class Crosscoder(LinearDecoder):
             self.b_dec.copy_(sample.mean(0) if self.decoder_bias == "mean" else geometric_median(sample))
         if self.start_rate is not None:
             part = sample[torch.linspace(0, len(sample) - 1, min(len(sample), 4096)).long()]  # of every place in it
-            rows, firing = self.centred(part), max(1, round(self.start_rate * len(part)))
-            reached = [(rows @ some).topk(firing, dim=0).values[-1] for some in self.encoder.split(4096, dim=1)]
+            seen, firing = self.centred(part), max(1, round(self.start_rate * len(part)))
+            reached = [(seen @ some).topk(firing, dim=0).values[-1] for some in self.encoder.split(4096, dim=1)]
             self.b_enc.copy_(self.sparsity.edge() - torch.cat(reached))
 
     # -- in normalised units, for training ---------------------------------------------------------------------------
 
     def pre_activations(self, normalised: Tensor) -> Tensor:
-        """[token, latent] before sparsity."""
+        """Pre-activations [token, latent] of normalised rows."""
         return nn.functional.linear(self.centred(normalised), self.encoder.T, self.b_enc)
 
     def centred(self, normalised: Tensor) -> Tensor:
-        """What the encoder sees."""
+        """Input of the encoder: normalised rows, with b_dec subtracted where the settings say so."""
         return normalised - self.b_dec if self.subtract_decoder_bias else normalised
 
-    def code(self, normalised: Tensor, norms: Tensor, settings: Mapping[str, float]) -> DenseCodes | SparseCodes:
+    def code(self, normalised: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Codes:
         if self.sparsity.few and self.goes_sparse(normalised, settings["k"], self.latents):
             rows = self.centred(normalised)
             codes = self.sparsity.select_sparse(Screened(rows, self.encoder, self.b_enc), norms.detach(), settings)
@@ -172,8 +173,8 @@ class Crosscoder(LinearDecoder):
         kept = pre if self.sparsity.keeps_pre else None
         return DenseCodes(self.sparsity.select(pre, norms, settings), kept)
 
-    def code_of(self, some: Tensor, normalised: Tensor, k: int) -> DenseCodes | SparseCodes:
-        """The k strongest of each token among the latents numbered in `some` [n], whatever the sparsity."""
+    def code_of(self, some: Tensor, normalised: Tensor, k: int) -> Codes:
+        """Codes of the latents with the indices `some` [n] alone: the k strongest per token, whatever the sparsity."""
         rows, encoder, bias = self.centred(normalised), self.encoder.T.index_select(0, some).T, self.b_enc[some]
         norms = torch.ones_like(bias).detach()
         if self.goes_sparse(normalised, k, len(some)):
@@ -182,13 +183,13 @@ class Crosscoder(LinearDecoder):
         return DenseCodes(strongest(torch.relu_(pre), norms, k))
 
     def goes_sparse(self, rows: Tensor, k: float, latents: int) -> bool:
-        """Whether so few of the latents are active that sparse codes are faster here. Several processes select over the
-        whole batch, for which codes are dense."""
+        """Decides whether codes are sparse: on the CPU, where fewer than one latent in eight is active, they are faster.
+        Several processes select over the whole batch together, for which codes are dense."""
         if processes.count() > 1:
             return False
         return self.sparse_codes if self.sparse_codes is not None else rows.device.type == "cpu" and 8 * k < latents
 
-    def reconstructions(self, codes: DenseCodes | SparseCodes) -> list[Tensor]:
+    def reconstructions(self, codes: Codes) -> list[Tensor]:
         ends = [round(share * self.latents) for share in self.sparsity.prefixes]
         so_far, found = self.b_dec, []
         for first, last in zip([0, *ends], ends, strict=False):
@@ -198,12 +199,14 @@ class Crosscoder(LinearDecoder):
 
     @torch.no_grad()
     def constrain_gradients(self) -> None:
+        gradient = self.W_dec.grad
+        assert gradient is not None, "constrain_gradients follows a backward pass"
         if self.unit_decoder:
             unit = nn.functional.normalize(self.W_dec, dim=-1)
-            self.W_dec.grad -= (self.W_dec.grad * unit).sum(-1, keepdim=True) * unit
+            gradient -= (gradient * unit).sum(-1, keepdim=True) * unit
         if self.partition is not None:
-            self.partition.forbid(None if self.is_tied else self.W_enc.grad, self.W_dec.grad)
-            self.partition.tie(self.W_dec.grad)
+            self.partition.forbid(None if self.is_tied else self.W_enc.grad, gradient)
+            self.partition.tie(gradient)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -211,9 +214,7 @@ class Crosscoder(LinearDecoder):
             self.W_dec.copy_(nn.functional.normalize(self.W_dec, dim=-1) * self.start_norms.to(self.W_dec.device))
         self.sparsity.settle()
 
-    def penalties(
-        self, codes: DenseCodes | SparseCodes, norms: Tensor, settings: Mapping[str, float]
-    ) -> dict[str, Tensor]:
+    def penalties(self, codes: Codes, norms: Tensor, settings: Mapping[str, float]) -> dict[str, Tensor]:
         weights = 1.0
         if self.partition is not None:
             weights = self.partition.weights(settings["tied_penalty"], self.latents, norms.device)
@@ -248,7 +249,7 @@ class Crosscoder(LinearDecoder):
 
 
 def geometric_median(points: Tensor, *, steps: int = 30) -> Tensor:
-    """The point with the least summed distance to `points` [token, width], by Weiszfeld's iteration."""
+    """The point [width] with the smallest summed distance to `points` [token, width], by Weiszfeld's iteration."""
     guess = points.mean(0)
     for _ in range(steps):
         weight = 1 / (points - guess).norm(dim=-1).clamp(min=1e-8)

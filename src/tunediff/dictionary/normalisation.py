@@ -42,8 +42,8 @@ class Normalisation(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """From a sample [token, width] in model units, in float64 and so on the CPU (Apple's GPUs have none);
-        attention sinks are left out of mean and scale."""
+        """Fits mean, scale and the sink limit on a sample [token, width] in model units. Attention sinks are left out of
+        mean and scale. Statistics are float64, which Apple's GPUs do not have: the sample lies on the CPU."""
         pieces = values.double().split(self.widths, dim=-1)
         norms = torch.stack([piece.norm(dim=-1) for piece in pieces])  # [stream, token]
         if self.sink_multiple is not None:
@@ -62,7 +62,7 @@ class Normalisation(nn.Module):
         self.scale.copy_(torch.cat(scales))
 
     def admits(self, values: Tensor) -> Tensor:
-        """[token, width] -> [token] bool: no stream's norm is that of an attention sink."""
+        """Mask [token] of the rows [token, width] in which no stream has the norm of an attention sink."""
         norms = torch.stack([piece.float().norm(dim=-1) for piece in values.split(self.widths, dim=-1)], dim=-1)
         return (norms <= self.largest_norm).all(-1)
 
@@ -75,7 +75,7 @@ class Normalisation(nn.Module):
         return values / scale + mean
 
     def restore_change(self, change: Tensor, moments: Tensor | None = None) -> Tensor:
-        """A difference of normalised values, in the model's own units."""
+        """Brings a difference of normalised values [token, width] into the model's own units."""
         return change / self._affine(moments)[1]
 
     def _affine(self, moments: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,10 @@ PARTS = ("tied", "free", "base_only", "tuned_only")
 
 
 class Partition:
-    """Shares of the latents, which sum to one.
+    """Divides the latents into parts by shares that sum to one.
 
     tied_penalty            penalty of a tied latent as a share of the others'; 0.1 to 0.2 in the public crosscode trainer
-    tied_penalty_schedule   factor of it over the run
+    tied_penalty_schedule   factor of tied_penalty over the run
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Partition:
         self.tied_penalty, self.tied_penalty_schedule = tied_penalty, tied_penalty_schedule
 
     def bind(self, streams: Sequence[Stream], latents: int) -> None:
-        """Fixes which latents and columns are meant. Raises Refused where streams and parts do not fit."""
+        """Assigns latents to parts and columns to models. Raises Refused where streams and parts do not fit."""
         roles = {stream.role for stream in streams}
         if roles != {BASE, TUNED}:
             raise Refused(
@@ -69,7 +69,8 @@ class Partition:
             )
 
     def forbid(self, W_enc: Tensor | None, W_dec: Tensor | None) -> None:
-        """Zeros, in place, where a latent may not read ([width, latent]) or write ([latent, width])."""
+        """Sets to zero, in place, the entries through which a latent may not read ([width, latent]) or write ([latent,
+        width])."""
         for part, role in (("base_only", TUNED), ("tuned_only", BASE)):
             for column in self.columns[role]:
                 if W_enc is not None:
@@ -78,14 +79,14 @@ class Partition:
                     W_dec[self.parts[part], column] = 0
 
     def tie(self, W_dec: Tensor) -> None:
-        """Gives both models the mean of their tied rows, in place: of weights or of gradients."""
+        """Replaces the tied rows of both models by their mean, in place; `W_dec` may be weights or their gradient."""
         here = self.parts["tied"]
         for base, tuned in zip(self.columns[BASE], self.columns[TUNED], strict=True):
             mean = (W_dec[here, base] + W_dec[here, tuned]) / 2
             W_dec[here, base], W_dec[here, tuned] = mean, mean
 
     def weights(self, tied_penalty: float, latents: int, device: torch.device) -> Tensor:
-        """[latent]: share of the penalty that each latent pays."""
+        """Share [latent] of the penalty that each latent pays."""
         weights = torch.ones(latents, device=device)
         weights[self.parts["tied"]] = tied_penalty
         return weights

@@ -22,8 +22,8 @@ SIGNS = ("+", "-")
 class Polarities(nn.Module):
     """Latent 2 n is the positive part of coordinate n, 2 n + 1 its negative part.
 
-    columns   [coordinate] of the streams side by side; null: all of them
-    norms     [coordinate]: how much one unit of a coordinate writes; null: 1
+    columns   indices [coordinate] of the columns that are read, of the streams side by side; null: all of them
+    norms     norm [coordinate] of what one unit of a coordinate writes; null: 1
     """
 
     columns: Tensor
@@ -43,16 +43,16 @@ class Polarities(nn.Module):
         return len(SIGNS) * len(self.columns)
 
     def encode(self, rows: Rows) -> Tensor:
-        """[token, latent]"""
+        """Latents [token, latent]: the positive and the negative part of each coordinate."""
         values = rows.values[:, self.columns]
         return torch.stack([values, -values], dim=-1).flatten(1).relu()
 
     def decode(self, latents: Tensor, moments: Tensor | None = None) -> Tensor:
-        """[token, width]: the coordinates as they were, and 0 in all that are not among them."""
+        """Rows [token, width] with the coordinates as they were, and 0 in every other column."""
         positive, negative = latents.unflatten(1, (-1, len(SIGNS))).unbind(-1)
         whole = latents.new_zeros(len(latents), sum(self.widths))
         return whole.index_copy(1, self.columns, positive - negative)
 
     def code_norms(self) -> Tensor:
-        """[latent]"""
+        """Norm [latent] of what one unit of each latent writes."""
         return self.norms.repeat_interleave(len(SIGNS))

@@ -1,7 +1,7 @@
-"""What the house asks of a dictionary, in one place: `Dictionary` of one that is measured, `LearningDictionary` of one that
-is trained on activations. A class of one's own need not be a subclass of ours: a torch module with these members is one.
+"""The interface of dictionaries: `Dictionary` for one that is measured, `LearningDictionary` for one that is trained on
+activations. A class of one's own need not be a subclass of ours: a torch module with these members is one.
 
-LinearDecoder gives all that follows from a decoder matrix; what then is left to write is `encode` and `code`.
+LinearDecoder implements all that follows from a decoder matrix, and leaves `encode` and `code` to write.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tunediff.dictionary.codes import DenseCodes, SparseCodes
+from tunediff.dictionary.codes import Codes
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.schedules import Length, Schedule
 from tunediff.shapes import Rows, Stream
 
 
 class Module(Protocol):
-    """The part of nn.Module that is used of a dictionary."""
+    """The methods of nn.Module that are called on a dictionary."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -31,10 +31,10 @@ class Module(Protocol):
 
 
 class Dictionary(Module, Protocol):
-    """Rows of activations [token, width] <-> latents [token, latent], in the models' own units. It is made with the streams
-    that it reads as its first argument.
+    """Rows of activations [token, width] <-> latents [token, latent], in the models' own units. The constructor takes the
+    streams that the dictionary reads as its first argument.
 
-    normalisation   how rows come into the units that W_dec is written in, and which of them are attention sinks
+    normalisation   brings rows into the units of W_dec, and knows which of them are attention sinks
     """
 
     normalisation: Normalisation
@@ -53,58 +53,60 @@ class Dictionary(Module, Protocol):
 
     @property
     def W_dec(self) -> Tensor:
-        """[latent, width], in normalised units."""
+        """Decoder matrix [latent, width], in normalised units."""
         ...
 
     def encode(self, rows: Rows) -> Tensor:
-        """[token, latent]; a token's latents depend on that token alone."""
+        """Latents [token, latent]; those of a token depend on that token alone."""
         ...
 
     def decode(self, latents: Tensor, moments: Tensor | None = None) -> Tensor:
-        """[token, width]"""
+        """Reconstruction [token, width] in the models' own units."""
         ...
 
     def reconstruct(self, latents: Tensor) -> Tensor:
-        """As decode, in normalised units."""
+        """Reconstruction [token, width] in normalised units."""
         ...
 
     def written(self, change: Tensor, numbers: Tensor, moments: Tensor | None = None) -> Tensor:
-        """[token, width]: what a change [token, n] of latents `numbers` [n] adds to the reconstruction."""
+        """Change [token, width] of the reconstruction where the latents with indices `numbers` [n] change by `change`
+        [token, n]."""
         ...
 
     def decoder_norms(self) -> Tensor:
-        """[stream, latent], in normalised units: there every model has the same typical size."""
+        """Decoder norms [stream, latent] in normalised units, in which the models have the same typical size."""
         ...
 
     def code_norms(self) -> Tensor:
-        """[latent]: how much a latent weighs in selection and penalty."""
+        """Weight [latent] of each latent in selection and penalty."""
         ...
 
     def part(self, values: Tensor, role: str) -> Tensor:
-        """The columns [..., width] of one role's streams, side by side."""
+        """Columns [..., width] of the streams of one role, side by side."""
         ...
 
 
 class LearningDictionary(Dictionary, Protocol):
-    """A dictionary that learns from shuffled activations. `settings` holds a step's scheduled values, its own among them.
+    """A dictionary that learns from shuffled activations. `settings` holds the scheduled values of a step, the dictionary's
+    own among them.
 
-    has_penalty   whether there is a sparsity penalty for l1_schedule to scale
+    has_penalty   true if there is a sparsity penalty for l1_schedule to scale
     """
 
     @property
     def has_penalty(self) -> bool: ...
 
     def fit(self, rows: Rows) -> None:
-        """Fits the normalisation, and what else begins from a sample, before the first step."""
+        """Fits the normalisation, and whatever else is initialised from a sample, before the first step."""
         ...
 
-    def code(self, normalised: Tensor, norms: Tensor, settings: Mapping[str, float]) -> DenseCodes | SparseCodes:
-        """The latents of a training batch [token, width] with their gradient; selection may look at all of it. `norms` is
-        what code_norms gives."""
+    def code(self, normalised: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Codes:
+        """Latents of a training batch [token, width] with their gradient; selection may depend on the whole batch. `norms`
+        are the code_norms."""
         ...
 
     def reconstructions(self, codes: Any) -> list[Tensor]:
-        """[token, width] in normalised units and float32: of each nested dictionary, the whole one last."""
+        """Reconstruction [token, width] by each nested dictionary, the whole one last, in normalised units and float32."""
         ...
 
     def penalties(self, codes: Any, norms: Tensor, settings: Mapping[str, float]) -> dict[str, Tensor]:
@@ -112,29 +114,29 @@ class LearningDictionary(Dictionary, Protocol):
         ...
 
     def schedules(self) -> Mapping[str, Schedule]:
-        """Its own schedules, under their names in the config below `dictionary`."""
+        """The dictionary's own schedules, by their names in the config below `dictionary`."""
         ...
 
     def scheduled(self, step: int, length: Length) -> Mapping[str, float]:
-        """Values of its own schedules at a step."""
+        """Values of the dictionary's own schedules at a step."""
         ...
 
     def constrain_gradients(self) -> None:
-        """Called before an optimizer step: what must not change gets no gradient."""
+        """Called between backward pass and optimizer step: removes the gradient along directions that must not change."""
         ...
 
     def settle(self) -> None:
-        """Called once after an optimizer step: restores what must hold of the weights, and keeps statistics."""
+        """Called once after an optimizer step: restores the constraints on the weights, and updates statistics."""
         ...
 
     def observed(self) -> Mapping[str, Tensor]:
-        """Numbers of its own for the training curves."""
+        """Further numbers for the training curves, by name."""
         ...
 
 
 class LinearDecoder(nn.Module):
-    """Abstract: a dictionary of one matrix W_dec [latent, width] and one bias b_dec [width], which has no penalty, no
-    schedule and no constraint. To be written: __init__ with `streams`, `normalisation`, W_dec and b_dec; `encode`; `code`."""
+    """Abstract: a dictionary with one matrix W_dec [latent, width] and one bias b_dec [width], without penalty, schedule and
+    constraint. A subclass writes __init__, which sets streams, normalisation, W_dec and b_dec, and `encode` and `code`."""
 
     streams: list[Stream]
     normalisation: Normalisation
@@ -184,12 +186,10 @@ class LinearDecoder(nn.Module):
     def fit(self, rows: Rows) -> None:
         self.normalisation.fit(rows.values)
 
-    def reconstructions(self, codes: DenseCodes | SparseCodes) -> list[Tensor]:
+    def reconstructions(self, codes: Codes) -> list[Tensor]:
         return [self.b_dec + codes.decode(self.W_dec, 0, self.latents).float()]
 
-    def penalties(
-        self, codes: DenseCodes | SparseCodes, norms: Tensor, settings: Mapping[str, float]
-    ) -> dict[str, Tensor]:
+    def penalties(self, codes: Codes, norms: Tensor, settings: Mapping[str, float]) -> dict[str, Tensor]:
         return {}
 
     def schedules(self) -> dict[str, Schedule]:
@@ -199,17 +199,17 @@ class LinearDecoder(nn.Module):
         return {}
 
     def constrain_gradients(self) -> None:
-        """Nothing is held fixed."""
+        """Does nothing: no direction is held fixed."""
 
     def settle(self) -> None:
-        """Nothing is kept of a step."""
+        """Does nothing: there are no statistics."""
 
     def observed(self) -> dict[str, Tensor]:
         return {}
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes weights.safetensors and config.json; `config` is what built this dictionary, kept for rebuilding it."""
+    """Writes weights.safetensors and config.json into the folder; `config` is the setting that rebuilds the dictionary."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in dictionary.state_dict().items()}
     partial = folder / "weights.partial"

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from tunediff import processes
-from tunediff.dictionary.codes import DenseCodes, Screened, SparseCodes
-from tunediff.schedules import Constant, Length, Schedule
+from tunediff.dictionary.codes import Codes, DenseCodes, Screened, SparseCodes
+from tunediff.schedules import Anneal, Length, Schedule
 from tunediff.shapes import Refused
 
 
 class Sparsity(nn.Module):
-    """Abstract. `forward` is what a token's latents are outside training: a function of that token alone.
+    """Abstract. `forward` gives the latents of a token outside training, a function of that token alone.
 
-    has_penalty   whether there is a term for l1_schedule to scale
-    keeps_pre     whether its penalty looks at pre-activations; else `select` may overwrite them
-    few           whether so few latents are active that their codes can be kept sparse
-    prefixes      ends of nested dictionaries as shares of the latents, each of which must reconstruct alone; as a rule one
+    has_penalty   true if there is a term for l1_schedule to scale
+    keeps_pre     true if the penalty reads pre-activations; else `select` may overwrite them
+    few           true if so few latents are active that their codes can be kept sparse
+    prefixes      ends of the nested dictionaries as shares of the latents; each of them must reconstruct alone
     """
 
     has_penalty = False
@@ -33,27 +33,28 @@ class Sparsity(nn.Module):
     prefixes: Sequence[float] = (1.0,)
 
     def prepare(self, latents: int) -> None:
-        """Makes what is kept for each latent. Raises Refused where the settings do not fit this many."""
+        """Creates the parameters of each latent. Raises Refused where the settings do not fit this number of latents."""
 
     def select(self, pre: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Tensor:
-        """Latents in training; may depend on the batch. `norms` [latent]; `settings` holds scheduled values (k, l1)."""
+        """Latents [token, latent] in training, which may depend on the whole batch. `norms` [latent] are code norms;
+        `settings` holds the scheduled values of the step (k, l1)."""
         return self(pre, norms)
 
     def select_sparse(self, screened: Screened, norms: Tensor, settings: Mapping[str, float]) -> SparseCodes:
-        """The same selection as `select`, where `few`."""
+        """The selection of `select` as sparse codes; called only where `few` is true."""
         raise NotImplementedError
 
     def penalties(
-        self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
+        self, codes: Codes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        """Sparsity terms of the loss, each with its coefficient; `weights` [latent] of the latents' penalties."""
+        """Sparsity terms of the loss, each with its coefficient; `weights` [latent] scale the penalty of each latent."""
         return {}
 
     def settle(self) -> None:
-        """Called once after a training step, to keep statistics of it. Nothing else changes buffers."""
+        """Called once after a training step to update statistics. Nothing else changes buffers."""
 
     def edge(self) -> Tensor | float:
-        """What a pre-activation must exceed at the start for its latent to be active."""
+        """Initial threshold on a pre-activation: above it the latent is active."""
         return 0.0
 
     def scheduled(self, step: int, length: Length) -> dict[str, float]:
@@ -61,7 +62,7 @@ class Sparsity(nn.Module):
         return {}
 
     def schedules(self) -> dict[str, Schedule]:
-        """Its own schedules, under their names in the config."""
+        """The sparsity's own schedules, by their names in the config."""
         return {}
 
 
@@ -72,13 +73,13 @@ def _coefficient(name: str, value: float) -> float:
 
 
 def weighted_l1(sizes: Tensor, weights: Tensor) -> Tensor:
-    """Mean over tokens of sum_i sizes_i * weights_i, as sum_i of (mean_t sizes_ti) * weights_i: without a second
-    [token, latent]."""
+    """Mean over tokens of sum_i sizes_i * weights_i, computed as sum_i of (mean_t sizes_ti) * weights_i, which needs no
+    second matrix [token, latent]."""
     return (sizes.sum(0) / max(len(sizes), 1) * weights).sum()
 
 
 class _Relu(torch.autograd.Function):
-    """Keeps only where latents are not active: torch's own keeps the latents until their gradient is taken."""
+    """ReLU that keeps only a mask for the backward pass. torch's own keeps all latents until their gradient is taken."""
 
     @staticmethod
     def forward(ctx, pre: Tensor) -> Tensor:
@@ -86,8 +87,8 @@ class _Relu(torch.autograd.Function):
         return torch.relu(pre)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        (silent,) = ctx.saved_tensors
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        (gradient,), (silent,) = grad_outputs, ctx.saved_tensors
         return gradient.masked_fill(silent, 0.0)
 
 
@@ -108,9 +109,9 @@ class L1(Sparsity):
         return torch.relu(pre) if torch.compiler.is_compiling() else _Relu.apply(pre)
 
     def penalties(
-        self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
+        self, codes: Codes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        return {"l1": self.coefficient * settings["l1"] * weighted_l1(codes.latents, norms * weights)}
+        return {"l1": self.coefficient * settings["l1"] * weighted_l1(codes.dense(), norms * weights)}
 
 
 class Linear(Sparsity):
@@ -126,9 +127,9 @@ class Linear(Sparsity):
         return pre
 
     def penalties(
-        self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
+        self, codes: Codes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        return {"l1": self.coefficient * settings["l1"] * weighted_l1(codes.latents.abs(), norms * weights)}
+        return {"l1": self.coefficient * settings["l1"] * weighted_l1(codes.dense().abs(), norms * weights)}
 
 
 class JumpReLU(Sparsity):
@@ -171,8 +172,9 @@ class JumpReLU(Sparsity):
         return torch.where(pre > threshold, pre, 0.0) + straight_through
 
     def penalties(
-        self, codes: DenseCodes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
+        self, codes: Codes, norms: Tensor, weights: Tensor | float, settings: Mapping[str, float]
     ) -> dict[str, Tensor]:
+        assert isinstance(codes, DenseCodes) and codes.pre is not None, "keeps_pre asks for dense pre-activations"
         tokens = max(len(codes.latents), 1)
         steep = torch.tanh(self.steepness * codes.latents * norms).sum(0) / tokens
         below = torch.relu(self.log_threshold.exp() - codes.pre).sum(0) / tokens
@@ -183,11 +185,12 @@ class JumpReLU(Sparsity):
 
 
 class TopK(Sparsity):
-    """The k of each token with the largest f_i * norm_i (Gao et al. 2024, arXiv 2406.04093), in training and outside."""
+    """Keeps the k latents of each token with the largest f_i * norm_i (Gao et al. 2024, arXiv 2406.04093), in training and
+    outside it."""
 
     few = True
 
-    def __init__(self, k: int, *, k_schedule: Schedule = Constant()):  # noqa: B008 (a frozen dataclass)
+    def __init__(self, k: int, *, k_schedule: Schedule = Anneal(5.0, 0.1)):  # noqa: B008 (a frozen dataclass)
         super().__init__()
         self.k, self.k_schedule = at_least_one(k), k_schedule
 
@@ -211,20 +214,20 @@ class TopK(Sparsity):
 
 
 def strongest(latents: Tensor, norms: Tensor, k: int) -> Tensor:
-    """[token, latent] with all but the k largest latents * norms of each token set to zero."""
+    """Latents [token, latent] with all but the k largest latents * norms of each token set to zero."""
     chosen = (latents * norms).topk(k, dim=-1, sorted=False).indices
     return torch.zeros_like(latents).scatter(-1, chosen, latents.gather(-1, chosen))
 
 
 class BatchTopK(Sparsity):
-    """The k * tokens largest f_i * norm_i of a batch are kept, and whatever equals the smallest of them (Bussmann et al.
-    2024, arXiv 2412.06410; weighted by decoder norms as in arXiv 2504.02922).
+    """Keeps the k * tokens largest f_i * norm_i of a batch, and whatever equals the smallest of them (Bussmann et al. 2024,
+    arXiv 2412.06410; weighted by decoder norms as in arXiv 2504.02922).
 
     Outside training a fixed threshold decides, an exponential mean of the smallest kept value of each batch, so that a
     latent's value never depends on its batch neighbours.
 
-    threshold_memory   of that mean; public trainers take 0.99 or 0.999, which lag while the learning rate cools down, so
-                 that fewer latents pass than were trained
+    threshold_memory   decay of that mean. Public trainers take 0.99 or 0.999, which lag while the learning rate cools
+                 down, so that fewer latents pass than were trained
     k_schedule   factor of k over the run; Anneal(start, over) lets it fall to k, from all latents at most
     relu         false: a latent keeps its sign, and may be negative where too few are positive (arXiv 2511.06739's SAE)
     prefixes     shares of the latents that must reconstruct alone, in rising order up to 1 (Matryoshka; Bussmann et al.
@@ -238,7 +241,7 @@ class BatchTopK(Sparsity):
         self,
         k: int,
         *,
-        k_schedule: Schedule = Constant(),  # noqa: B008 (a frozen dataclass)
+        k_schedule: Schedule = Anneal(5.0, 0.1),  # noqa: B008 (a frozen dataclass)
         threshold_memory: float = 0.95,
         relu: bool = True,
         prefixes: Sequence[float] = (1.0,),
@@ -279,15 +282,18 @@ class BatchTopK(Sparsity):
         return torch.where(scores >= self.limit, latents, 0.0)
 
     def select_sparse(self, screened: Screened, norms: Tensor, settings: Mapping[str, float]) -> SparseCodes:
-        """Screens with a bar a little below the last batch's limit, at first below that of a few rows, and again with
-        lower ones where that was too high."""
+        """The selection of `select`, without a ranking of all pre-activations."""
+        # The limit is known only after a ranking, but it changes little from one batch to the next. So pass whatever lies
+        # above a bar a little below the last limit (for the first batch, below that of a few rows) and rank those few.
+        # If fewer than asked for have passed, the bar was too high, and the product is taken again with a lower one.
         kept = round(settings["k"] * len(screened.rows))
         guess = screened.limit_of_first_rows(norms, settings["k"]) if self.limit is None else float(self.limit)
         lowest = 0.0 if self.relu else -torch.inf
-        for bar in (0.8 * guess, 0.4 * guess, lowest) if 0 < guess < torch.inf else (lowest,):
-            found = screened.above(bar / norms.clamp(min=1e-12))
-            if len(found.places) >= kept:
-                break
+        first, *lower = (0.8 * guess, 0.4 * guess, lowest) if 0 < guess < torch.inf else (lowest,)
+        reach = norms.clamp(min=1e-12)
+        found = screened.above(first / reach)
+        while len(found.places) < kept and lower:
+            found = screened.above(lower.pop(0) / reach)
         scores = found.values * norms[found.places.latent]
         if len(scores) > kept:
             self.limit = scores.topk(kept, sorted=False).values.min()
@@ -302,6 +308,7 @@ class BatchTopK(Sparsity):
 
     @torch.no_grad()
     def settle(self) -> None:
+        assert self.limit is not None, "settle follows a selection"
         limit = torch.where(self.limit.isinf(), self.threshold, self.limit)  # a batch without an active latent
         moved = self.threshold_memory * self.threshold + (1 - self.threshold_memory) * limit
         self.threshold.copy_(torch.where(self.threshold.isinf(), limit, moved))

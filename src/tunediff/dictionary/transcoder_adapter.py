@@ -1,4 +1,4 @@
-"""What fine-tuning changed in the MLPs, as sparse latents beside each of them (arXiv 2602.20904):
+"""Transcoder adapters: sparse latents beside each MLP that add what fine-tuning changed in it (arXiv 2602.20904):
 
     T(x) = sparsity(x W_enc + b_enc) W_dec + b_dec        x: what enters the MLP; T(x) is added to what leaves it
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,10 @@ from tunediff.shapes import Refused, Rows, Stream
 
 @dataclass
 class Pass:
-    """One forward pass in training: what every transcoder is told, and what the last one said.
+    """Inputs of every transcoder in one forward pass of training.
 
     settings     scheduled values of the step (l1, k)
-    where        [token] places of the tokens that count in [batch * position]: padding has no latents; None: all do
+    where        indices [token] into [batch * position] of the tokens that count, since padding has no latents; None: all
     """
 
     settings: Mapping[str, float]
@@ -36,7 +37,7 @@ class Pass:
 
 @dataclass
 class Seen:
-    """Of one transcoder in one pass: sparsity terms, each with its coefficient; active latents a token."""
+    """Results of one transcoder in one pass: sparsity terms, each with its coefficient, and active latents per token."""
 
     penalties: dict[str, Tensor]
     l0: Tensor
@@ -64,16 +65,17 @@ class Transcoder(nn.Module):
         self.seen: Seen | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width], in the precision of the weights and returned in that of x."""
+        """What the transcoder adds, [..., width] -> [..., width]; computed in the precision of the weights and returned in
+        that of x."""
         latents = self.encode(x) if self.training_pass is None else self._learn(x, self.training_pass)
         return self.decode(self.kept(latents)).to(x.dtype)
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """[..., latent] before sparsity."""
+        """Pre-activations [..., latent], before sparsity."""
         return x.to(self.W_enc.dtype) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:
-        """[..., latent]; of each token alone."""
+        """Latents [..., latent] outside training; those of a token depend on that token alone."""
         return self.sparsity(self.pre_activations(x), self._scores())
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class Transcoder(nn.Module):
         return written if self.b_dec is None else written + self.b_dec
 
     def _learn(self, x: Tensor, given: Pass) -> Tensor:
-        """The latents of a training batch [batch, position, width]; selection may look at all of it."""
+        """Latents of a training batch [batch, position, width]; selection may depend on the whole batch."""
         pre = self.pre_activations(x).float().flatten(0, 1)
         shape = pre.shape
         if given.where is not None:
@@ -101,13 +103,15 @@ class Transcoder(nn.Module):
 
 
 class TranscoderAdapter(nn.Module):
-    """One Transcoder a stream: streams are `mlp_in` of the adapted model, one a layer. Latent n of layer l has the number
-    l * latents_per_layer + n.
+    """One Transcoder per stream; the streams are `mlp_in` of the adapted model in each of its layers. Latent n of layer l has
+    the number l * latents_per_layer + n.
 
-    latents        of each layer; "8x": so many times the width
-    sparsity       each layer has its own, made from this one
-    decoder_bias   whether each transcoder may add a constant
+    latents        number of latents of each layer; "8x": so many times the width
+    sparsity       each layer gets a copy of it
+    decoder_bias   true: each transcoder may add a constant
     """
+
+    layers: Sequence[Transcoder]
 
     def __init__(
         self,
@@ -137,25 +141,25 @@ class TranscoderAdapter(nn.Module):
             own = copy.deepcopy(sparsity)
             own.prepare(self.latents_per_layer)
             made.append(Transcoder(width, self.latents_per_layer, sparsity=own, bias=decoder_bias, generator=generator))
-        self.layers = nn.ModuleList(made)
+        self.layers = cast("Sequence[Transcoder]", nn.ModuleList(made))  # torch's hints forget what a list holds
         self.normalisation = Normalisation(self.widths, kind="none", sink_multiple=None)
 
     @property
     def latents(self) -> int:
-        """Of all layers."""
+        """Number of latents of all layers."""
         return len(self.layers) * self.latents_per_layer
 
     @property
     def sparsity(self) -> Sparsity:
-        """Its kind and settings; of the first layer."""
+        """Sparsity of the first layer; all layers have the same kind and settings."""
         return self.layers[0].sparsity
 
     def place_of(self, number: int) -> tuple[int, int]:
-        """Layer, and number within it."""
+        """Layer of a latent, and its number within the layer."""
         return divmod(number, self.latents_per_layer)
 
     def by_layer(self, numbers: Sequence[int]) -> dict[int, list[int]]:
-        """Layer -> numbers within it, of latents counted over all layers; in rising order, each once."""
+        """Groups latents by layer: layer -> numbers within it, in rising order, each once."""
         found: dict[int, list[int]] = {}
         for number in sorted(set(numbers)):
             layer, within = self.place_of(number)
@@ -163,37 +167,37 @@ class TranscoderAdapter(nn.Module):
         return found
 
     def encode(self, rows: Rows) -> Tensor:
-        """[token, width] of all layers side by side -> [token, latent] of all layers side by side."""
+        """Latents [token, latent] of all layers, side by side."""
         pieces = rows.values.split(self.widths, dim=-1)
         return torch.cat([one.encode(x) for one, x in zip(self.layers, pieces, strict=True)], dim=-1)
 
     def decode(self, latents: Tensor, moments: Tensor | None = None) -> Tensor:
-        """[token, width]: what each layer's transcoder adds to its MLP's output, side by side."""
+        """Outputs [token, width] that each layer's transcoder adds to its MLP, side by side."""
         pieces = latents.split(self.latents_per_layer, dim=-1)
         return torch.cat([one.decode(f) for one, f in zip(self.layers, pieces, strict=True)], dim=-1)
 
     @property
     def W_dec(self) -> Tensor:
-        """[latent, width] of all layers, one below the other."""
+        """Decoder matrices [latent, width] of all layers, one below the other."""
         return torch.cat([one.W_dec for one in self.layers])
 
     def decoder_norms(self) -> Tensor:
-        """[1, latent]: there is one model to write into."""
+        """Decoder norms [1, latent]: there is one model to write into."""
         return torch.cat([one.W_dec.norm(dim=-1) for one in self.layers])[None]
 
     def code_norms(self) -> Tensor:
-        """[latent]"""
+        """Weight [latent] of each latent: its decoder norm."""
         return self.decoder_norms()[0]
 
     def part(self, values: Tensor, role: str) -> Tensor:
-        """The columns [..., width] of the role's streams, side by side: all, or none."""
+        """Columns [..., width] of the streams of one role: all of them, or none."""
         return values if self.streams[0].role == role else values[..., :0]
 
-    # -- parts of it: what its latents do in a model is asked by leaving some out --------------------------------------
+    # -- copies without some of its latents, to measure what these do in a model ---------------------------------------
 
     def only(self, numbers: Sequence[int], *, scale: float = 1.0, bias: bool = True) -> TranscoderAdapter:
-        """A copy in which these latents alone write, each `scale` times what it would, and decoder biases write or not.
-        The others still compete where a sparsity selects, so that these fire where they did."""
+        """A copy in which only these latents write, `scale` times what they did; `bias` false silences decoder biases too.
+        The other latents still compete where a sparsity selects, so that these fire on the same tokens as before."""
         chosen = torch.zeros(self.latents, dtype=torch.bool)
         chosen[list(numbers)] = True
         return self._with(chosen, scale, bias)

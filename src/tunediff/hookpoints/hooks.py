@@ -1,10 +1,11 @@
-"""Reading and writing hidden vectors inside a `with`."""
+"""Hooks that read and write hidden vectors inside a `with`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,16 @@ from tunediff.shapes import Refused
 
 
 class ForwardStopped(Exception):
-    """Raised inside a forward pass once everything that was asked for has been read."""
+    """Raised inside a forward pass to end it, once every point that was asked for has been read."""
 
 
 @contextmanager
 def reading(
     model: nn.Module, points: Sequence[Point], *, stop: bool = True, detach: bool = True
 ) -> Iterator[dict[Point, Tensor]]:
-    """Inside, a forward pass fills the dictionary with [batch, position, width] of every point. With `stop` it ends at
-    the last of them by raising ForwardStopped: no later layer and no LM head is computed. Without `detach` a loss can be
-    taken of what was read."""
+    """Gives a dictionary that a forward pass inside the `with` fills with the hidden vectors [batch, position, width] of
+    every point. With `stop` the pass ends at the last of them by raising ForwardStopped: no later layer and no LM head is
+    computed. Without `detach` the vectors keep their gradient."""
     read: dict[Point, Tensor] = {}
     handles = []
 
@@ -45,9 +46,9 @@ def reading(
 
 @contextmanager
 def writing(model: nn.Module, point: Point, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, every forward pass goes on with change(value) in place of the value [batch, position, width]. At lora it is
-    called once for each adapter, with that adapter's columns in place and zeros elsewhere, and that adapter takes its own
-    columns of what comes back."""
+    """Replaces the value [batch, position, width] at a point by change(value), in every forward pass inside the `with`. At
+    lora `change` is called once for each adapter, with the values of that adapter in its columns and zeros elsewhere, and
+    the adapter takes its columns of the result."""
     if point.hookpoint == LORA:
 
         def of_columns(columns: slice, value: Tensor) -> Tensor:
@@ -71,8 +72,8 @@ def writing_pieces(
     *,
     touches: Callable[[slice], bool] = lambda _: True,
 ) -> Iterator[None]:
-    """As writing(...): change(columns, value) -> those columns of the new value. The columns are all but at lora, where
-    each adapter's come at its own time and the value holds zeros elsewhere; those that are not touched stay unhooked."""
+    """As writing(...), with change(columns, value) -> those columns of the new value. The columns are all of them, but at
+    lora, where each adapter's come when it is computed, with zeros elsewhere. Columns not touched stay unhooked."""
     handles = []
     try:
         if point.hookpoint == LORA:
@@ -96,7 +97,7 @@ def _one_of(one: Parts, width: int, change: Callable[[slice, Tensor], Tensor], v
 
 
 def _gather(model: nn.Module, see: Callable[[Tensor], None]) -> list:
-    """Hooks that call see(value) once all adapters of a pass have been computed, in whatever order the model does."""
+    """Hooks that call see(value) once all adapters of a pass have been computed, in whatever order the model does it."""
     every, pieces = _adapters(model), {}
 
     def keep(place: int, value: Tensor) -> None:
@@ -118,10 +119,11 @@ def _adapters(model: nn.Module) -> list[Parts]:
 
 @contextmanager
 def attending(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Inside, every forward pass calls see(layer, weights) with the attention weights [batch, head, query, key] of each
-    layer as it is computed, so that no two layers' are held at once. The faster ways of computing attention give no
-    weights: the model takes the plain one inside, and its own again afterwards."""
-    own = model.config._attn_implementation
+    """Calls see(layer, weights) with the attention weights [batch, head, query, key] of each layer as it is computed, in
+    every forward pass inside the `with`, so that no two layers' are held at once. Fast implementations of attention give no
+    weights: the model uses the eager one inside, and its own again afterwards."""
+    whole = cast(Any, model)  # a model of transformers, which nothing here imports
+    own = whole.config._attn_implementation
     handles = []
 
     def give(layer: int, _, __, output) -> None:
@@ -130,7 +132,7 @@ def attending(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[
         see(layer, output[1].detach())
 
     try:
-        model.set_attn_implementation("eager")
+        whole.set_attn_implementation("eager")
         for layer in range(len(decoder_layers(model))):
             module, _ = module_of(model, Point("attn_out", layer))
             handles.append(module.register_forward_hook(functools.partial(give, layer)))
@@ -138,11 +140,12 @@ def attending(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
-        model.set_attn_implementation(own)
+        whole.set_attn_implementation(own)
 
 
 def _hook(module: nn.Module, is_input: bool, see: Callable[[Tensor], Tensor | None]):
-    """see(value) sees what enters or leaves the module; what it gives, if anything, takes its place."""
+    """Registers a hook that calls see(value) with the module's input or output, and replaces it by what see returns, if
+    anything."""
     if is_input:
 
         def before(_, args, kwargs):

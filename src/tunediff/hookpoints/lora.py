@@ -10,7 +10,7 @@ Knows the layout of PEFT's LoRA layers and nothing of PEFT.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -30,7 +30,7 @@ class LoraAdapter(NamedTuple):
 
     @property
     def type(self) -> str:
-        """attention or mlp."""
+        """Part of the layer that the module belongs to: attention or mlp."""
         return "attention" if self.module in ATTENTION else "mlp"
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class LoraAdapter(NamedTuple):
 
 
 def in_order(ranks: dict[tuple[int, str], int]) -> list[LoraAdapter]:
-    """(layer, module) -> rank, as adapters side by side."""
+    """Adapters in their fixed order, with their columns side by side, from (layer, module) -> rank."""
 
     def place(key: tuple[int, str]) -> tuple[int, int, str]:
         layer, module = key
@@ -63,9 +63,9 @@ class Parts(NamedTuple):
 
 
 def lora_adapters(model: nn.Module) -> list[Parts]:
-    """All of them in order; none where the model has no adapter or they are merged. Raises Refused for more than one
-    adapter in a module."""
-    found: dict[tuple[int, str], nn.Module] = {}
+    """All adapters of a model in their fixed order; an empty list where it has none or they are merged. Raises Refused for
+    more than one adapter in a module."""
+    found: dict[tuple[int, str], Any] = {}  # PEFT's layers: lora_A, lora_B and scaling, each by the adapter's name
     for number, layer in enumerate(decoder_layers(model)):
         for name, module in layer.named_modules():
             if len(getattr(module, "lora_A", ())):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -12,14 +12,14 @@ from tunediff.shapes import LORA, TRANSCODER, Refused
 
 
 class Place(NamedTuple):
-    """Where in a decoder layer a hookpoint lies.
+    """Place of a hookpoint in a decoder layer.
 
-    module   path of the module within the layer; "a|b" stands for the first of these names that is there
-    read     whether the hookpoint is the module's input or its output
-    width    its width: a number, or names in the model's configuration such as num_attention_heads*head_dim, and again
-             "a|b" for the first that is there
-    before   the next hookpoint in the order in which a layer computes them; null: that of attention or of the MLP which the
-             module is a part of, else resid_post
+    module   path of the module within the layer; "a|b" stands for the first of these names that exists
+    read     input or output of the module
+    width    a number, or names in the model's configuration such as num_attention_heads*head_dim; "a|b" again stands for
+             the first that exists
+    before   the next hookpoint in the order in which a layer computes them; null: the output of the attention or MLP that
+             the module is a part of, else resid_post
     """
 
     module: str
@@ -43,8 +43,8 @@ HOOKPOINTS = {  # in the order in which a layer computes them; the adapters of l
 
 
 def add_hookpoint(name: str, row: Mapping[str, Any]) -> None:
-    """Adds a row of the user's own to the table. Raises Refused where the name stands for another place, or the row says
-    something that no row says."""
+    """Adds a user's row to the table of hookpoints. Raises Refused where the name belongs to another place, or the row has
+    an unknown key or value."""
     if unknown := sorted(set(row) - set(Place._fields)):
         raise Refused(f"dictionary.hookpoint.{unknown[0]} is not a setting: a row has {', '.join(Place._fields)}.")
     if "module" not in row:
@@ -73,8 +73,9 @@ class Point(NamedTuple):
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers: the one ModuleList as long as the configuration says."""
-    count = model.config.get_text_config().num_hidden_layers
+    """The decoder layers of a model: the one ModuleList of MLP layers as long as the configuration says. Raises Refused
+    where there is none or more than one."""
+    count = cast(Any, model).config.get_text_config().num_hidden_layers
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count and hasattr(m[0], "mlp")]
     if len(lists) != 1:
         raise Refused(f"{type(model).__name__} has {len(lists)} lists of {count} decoder layers; expected one.")
@@ -87,7 +88,7 @@ def check_hookpoint(hookpoint: str) -> None:
 
 
 def module_of(model: nn.Module, point: Point) -> tuple[nn.Module, bool]:
-    """The module of a point, and whether the point is its input (else its output). Not for lora, which has many."""
+    """The module of a point, and true if the point is its input, false if its output. Not for lora, which has many."""
     check_hookpoint(point.hookpoint)
     module, place = decoder_layers(model)[point.layer], HOOKPOINTS[point.hookpoint]
     if point.hookpoint == TRANSCODER:
@@ -95,7 +96,7 @@ def module_of(model: nn.Module, point: Point) -> tuple[nn.Module, bool]:
     for names in place.module.split(".") if place.module else ():
         found = [name for name in names.split("|") if hasattr(module, name)]
         if not found and hasattr(module, TRANSCODER):  # the MLP's own modules, where an adapter stands beside it
-            module = module.mlp
+            module = module.get_submodule("mlp")
             found = [name for name in names.split("|") if hasattr(module, name)]
         if not found:
             raise Refused(
@@ -107,22 +108,22 @@ def module_of(model: nn.Module, point: Point) -> tuple[nn.Module, bool]:
 
 
 def width_of(config: Any, hookpoint: str) -> int:
-    """Width of a hidden vector at a hookpoint, by the configuration of the model. Raises Refused where that does not say."""
+    """Width of a hidden vector at a hookpoint, from the configuration of the model. Raises Refused where that lacks it."""
     width = HOOKPOINTS[hookpoint].width
     for product in str(width).split("|"):
         factors = [int(word) if word.isdecimal() else getattr(config, word, None) for word in product.split("*")]
         if all(factors):
-            return math.prod(factors)
+            return math.prod(factor for factor in factors if factor)
     raise Refused(f"dictionary.hookpoint.width={width}: the configuration of the model does not say; give a number.")
 
 
 def mlp_of(layer: nn.Module) -> nn.Module:
     """The MLP of a decoder layer, without the adapter that may stand beside it."""
-    return layer.mlp.mlp if hasattr(layer.mlp, TRANSCODER) else layer.mlp
+    return layer.get_submodule("mlp.mlp" if hasattr(layer.mlp, TRANSCODER) else "mlp")
 
 
 def transcoder_of(layer: nn.Module) -> nn.Module:
     """The adapter beside the MLP of a decoder layer. Raises Refused where none stands there."""
     if not hasattr(layer.mlp, TRANSCODER):
         raise Refused("No transcoder adapter stands beside the MLPs of this model: read the role adapter.")
-    return layer.mlp.transcoder
+    return layer.get_submodule(f"mlp.{TRANSCODER}")

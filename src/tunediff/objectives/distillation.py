@@ -1,4 +1,4 @@
-"""A model whose MLPs are replaced by the base's with adapters, and the tuned model -> how far the first is from the second
+"""A model with the base's MLPs and adapters beside them, and the tuned model -> how far the first is from the second
 (arXiv 2602.20904, section 3 and appendix A):
 
     adapt   KL(tuned || adapted)                                    next tokens, at every token of the sequence
@@ -14,7 +14,7 @@ KL is taken in float32, over a chunk of tokens at a time, its gradient with it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tunediff.dictionary import Pass, Transcoder, TranscoderAdapter
 from tunediff.hookpoints import Point, decoder_layers, reading
-from tunediff.models import switch_mlps
+from tunediff.models import PreTrainedModel, switch_mlps
 from tunediff.objectives.heads import cap_of, check_chunk, check_head, logits_of
 from tunediff.objectives.pass_losses import PassLosses
 from tunediff.schedules import Constant, Length, Schedule
@@ -33,8 +33,8 @@ WHOLE, RESIDUALS, BELOW, ABOVE = "adapter", "residuals", "adapter_first", "tuned
 
 
 class Term(NamedTuple):
-    """One forward pass: `choices` of each layer, the step's scheduled values, and the weights of what it is asked; `share` of
-    the mean that its KL has a part in. The latents of the pass named adapter are penalised."""
+    """One forward pass: the MLP chosen in each layer, the scheduled values of the step, and the weights of KL and NMSE.
+    `share` is the weight of its KL in a mean over several passes. The pass named adapter pays the sparsity penalty."""
 
     name: str
     choices: tuple[str, ...]
@@ -45,7 +45,8 @@ class Term(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Of the tuned model: last hidden vectors [batch, position, width], and residual points where they are asked for."""
+    """Results of the tuned model on the token ids `of`: last hidden vectors [batch, position, width], and residual points
+    where they are asked for."""
 
     of: Tensor
     hidden: Tensor
@@ -53,14 +54,18 @@ class Target(NamedTuple):
 
 
 class Distillation:
-    """adapt, bridge, nmse   weights of the terms; bridge that of each direction (the paper's 1; the published code's 2)
-    cutoffs      how many k a step draws; their bridging terms are averaged
-    lowest_cutoff   of the k that are drawn evenly up to the number of layers: the paper's 1, the code's 0. Mixtures that
-                 are the tuned model itself are left out: nothing is learned from them
-    separately   KL and NMSE of the adapted model each in a pass of their own, as the code has it; false: in one pass, which
-                 is the same and faster (bench/adapters.py), and takes hardly more memory
-    chunk        tokens whose logits are held at once
+    """Distills the tuned model into the transcoders of an adapter.
+
+    adapt, bridge, nmse   weights of the terms; that of bridge holds for each direction (1 in the paper, 2 in its code)
+    cutoffs      number of cutoffs k drawn per step; their bridging terms are averaged
+    lowest_cutoff   smallest k; it is drawn evenly up to the number of layers (from 1 in the paper, from 0 in its code).
+                 Mixtures that are the tuned model itself are left out: nothing is learned from them
+    separately   true: KL and NMSE of the adapted model in two passes, as in the code; false: in one pass, which gives the
+                 same faster (bench/adapters.py) and takes hardly more memory
+    chunk        number of tokens whose logits are held at once
     """
+
+    adapter: TranscoderAdapter  # set by `teach`
 
     measures = ("loss", "kl", "nmse", "kl_adapter_first", "kl_tuned_first", "penalty", "l0")
 
@@ -87,12 +92,11 @@ class Distillation:
         self.adapt, self.bridge, self.nmse = adapt, bridge, nmse
         self.cutoffs, self.lowest_cutoff, self.separately = cutoffs, lowest_cutoff, separately
         self.chunk = check_chunk(chunk)
-        self.adapter: TranscoderAdapter | None = None
         self.l1_schedule: Schedule = Constant()
         self._target: Target | None = None
 
     def teach(self, adapter: TranscoderAdapter, l1_schedule: Schedule) -> Distillation:
-        """What learns, and the factor of its penalty over the run."""
+        """Sets the adapter that learns, and the factor of its penalty over the run. Raises Refused where they do not fit."""
         if self.cutoffs > len(adapter.layers):
             raise Refused(
                 f"dictionary.objective.cutoffs={self.cutoffs}: the models have {len(adapter.layers)} layers to cut at."
@@ -105,14 +109,14 @@ class Distillation:
         self.adapter, self.l1_schedule = adapter, l1_schedule
         return self
 
-    def check(self, model: nn.Module) -> None:
-        """Raises Refused for a model whose head is not followed."""
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises Refused for a model whose logits are more than its head's output."""
         check_head(model)
 
     # -- a step ----------------------------------------------------------------------------------------------------------
 
     def terms(self, step: int, length: Length, seed: int) -> Sequence[Term]:
-        """The passes of a step, each with a backward pass of its own, so that no two hold memory at once."""
+        """Forward passes of a step, each with a backward pass of its own, so that no two hold memory at once."""
         layers = len(self.adapter.layers)
         settings = {"l1": self.l1_schedule(step, length), **self.adapter.sparsity.scheduled(step, length)}
         everywhere = (ADAPTER,) * layers
@@ -132,8 +136,8 @@ class Distillation:
                     found.append(Term(name, choices, settings, kl=self.bridge, share=1 / self.cutoffs))
         return found
 
-    def part(self, model: nn.Module, micro_batch: MicroBatch, term: Term, of: Step) -> PassLosses:
-        """One pass of a replaceable model, in training."""
+    def part(self, model: PreTrainedModel, micro_batch: MicroBatch, term: Term, of: Step) -> PassLosses:
+        """Losses of one forward pass of a replaceable model in training."""
         real = real_tokens(micro_batch)
         where = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
         share = real.sum() / of.tokens  # of the step's tokens, over which means are taken
@@ -157,16 +161,17 @@ class Distillation:
         if term.name == WHOLE:
             for transcoder in learning:  # thresholds follow the whole adapter, not a mixture of layers
                 transcoder.sparsity.settle()
-            seen = [transcoder.seen for transcoder in learning]
-            penalty = sum((sum(one.penalties.values()) for one in seen), torch.zeros((), device=real.device))
+            seen = [transcoder.seen for transcoder in learning if transcoder.seen is not None]
+            none = torch.zeros((), device=real.device)
+            penalty = sum((sum(one.penalties.values(), none) for one in seen), none)
             told["penalty"] = penalty.detach() * share
             told["l0"] = torch.stack([one.l0 for one in seen]).mean() * share
             loss = loss + penalty * share
         told["loss"] = loss.detach()
         return PassLosses(loss, told)
 
-    def held_out(self, model: nn.Module, micro_batch: MicroBatch, of: Step) -> Tensor:
-        """KL(tuned || adapted), with latents as they are outside training."""
+    def held_out(self, model: PreTrainedModel, micro_batch: MicroBatch, of: Step) -> Tensor:
+        """KL(tuned || adapted) per learned token, with latents as they are outside training."""
         self._target = None
         forget(transcoders(model))
         target = self._target_of(model, micro_batch)
@@ -174,30 +179,31 @@ class Distillation:
         self._target = None
         return self.kl_sum(model, micro_batch, hidden, target.hidden) / of.learned
 
-    def settle(self, model: nn.Module) -> None:
-        """After an optimizer step nothing of it is kept."""
+    def settle(self, model: PreTrainedModel) -> None:
+        """Called after an optimizer step: lets go of the results of its passes."""
         self._target = None
         forget(transcoders(model))
 
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """Thresholds and what else a sparsity keeps from step to step, by layer."""
+    def state(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """Buffers that the sparsities carry from step to step, such as thresholds; they belong into a checkpoint."""
         kept = ((n, one.sparsity.named_buffers()) for n, one in enumerate(transcoders(model)))
         return {f"{n}.{name}": buffer for n, buffers in kept for name, buffer in buffers}
 
     # -- its terms -------------------------------------------------------------------------------------------------------
 
-    def kl_sum(self, model: nn.Module, micro_batch: MicroBatch, hidden: Tensor, target: Tensor) -> Tensor:
-        """Sum over tokens that have a next one of KL(tuned || model), in nats."""
+    def kl_sum(self, model: PreTrainedModel, micro_batch: MicroBatch, hidden: Tensor, target: Tensor) -> Tensor:
+        """KL(tuned || model) in nats, summed over the tokens that have a next one."""
         asked = (micro_batch.labels.flatten() != IGNORED).nonzero()[:, 0]
         mine, theirs = picked(hidden.flatten(0, 1), asked), picked(target.flatten(0, 1), asked)
         head, cap = model.get_output_embeddings(), cap_of(model)
+        assert head is not None, "see check"
         total = torch.zeros((), device=hidden.device)
         for some, wanted in zip(mine.split(self.chunk), theirs.split(self.chunk), strict=True):
             total = total + (Divergence.apply if some.requires_grad else divergence)(some, wanted, head, cap)
         return total
 
-    def _target_of(self, model: nn.Module, micro_batch: MicroBatch) -> Target:
-        """Of the tuned model; once for all terms of a micro-batch."""
+    def _target_of(self, model: PreTrainedModel, micro_batch: MicroBatch) -> Target:
+        """Results of the tuned model, computed once for all passes of a micro-batch."""
         if self._target is None or self._target.of is not micro_batch.ids:
             choices = (TUNED,) * len(self.adapter.layers)
             with torch.no_grad():
@@ -205,10 +211,10 @@ class Distillation:
         return self._target
 
     def _run(
-        self, model: nn.Module, micro_batch: MicroBatch, choices: Sequence[str], residuals: bool
+        self, model: PreTrainedModel, micro_batch: MicroBatch, choices: Sequence[str], residuals: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """Last hidden vectors and, where asked for, what enters the first layer and leaves each. The choices stand until
-        the next pass: checkpointed layers run again in the backward pass."""
+        """Last hidden vectors [batch, position, width] and, where asked for, the residual stream before the first layer and
+        after each. The choices stay until the next pass: checkpointed layers run again in the backward pass."""
         switch_mlps(model, choices)
         count = len(choices)
         points = [Point("resid_pre", 0), *(Point("resid_post", n) for n in range(count))] if residuals else []
@@ -219,19 +225,19 @@ class Distillation:
 
 
 def error_of(mine: Tensor, theirs: Tensor, where: Tensor | None) -> Tensor:
-    """sum (h' - h)^2 / sum h^2 over the real tokens of a micro-batch, in float32: computed again in the backward pass, which
-    else would hold the differences of all residual points."""
+    """NMSE of one residual point, sum (h' - h)^2 / sum h^2 over the real tokens of a micro-batch, in float32. It is
+    computed again in the backward pass, which else would hold the differences of all residual points."""
     mine, theirs = (picked(h.flatten(0, 1), where).float() for h in (mine, theirs))
     return (mine - theirs).square().sum() / theirs.square().sum().clamp(min=1e-8)
 
 
 def divergence(hidden: Tensor, target: Tensor, head: nn.Module, cap: float | None) -> Tensor:
-    """Sum over tokens of KL(target || hidden) of the next tokens that the head makes of them:
+    """KL(target || hidden) between the next-token distributions of two hidden vectors, summed over tokens:
 
         sum_v p_v (a_v - b_v) + logsumexp(b) - logsumexp(a)     a: target's logits, p = softmax(a); b: the model's
 
-    so that value and gradient, softmax(b) - p, are exactly zero where the logits are the same: an optimizer that divides by
-    the size of the gradient would follow what rounding leaves."""
+    In this form value and gradient, softmax(b) - p, are exactly zero where the logits are the same. An optimizer that
+    divides by the size of the gradient would follow whatever rounding leaves there."""
     with torch.no_grad():
         wanted = logits_of(head, target, cap)
         total = wanted.logsumexp(dim=-1, keepdim=True)
@@ -241,8 +247,8 @@ def divergence(hidden: Tensor, target: Tensor, head: nn.Module, cap: float | Non
 
 
 class Divergence(torch.autograd.Function):
-    """`divergence`, with its gradient taken at once: what is kept is as large as the hidden vectors, and no product with the
-    head is computed again in the backward pass. The head itself is frozen."""
+    """`divergence` with its gradient computed in the forward pass: it is as large as the hidden vectors, and no product with
+    the head is computed again in the backward pass. The head itself is frozen."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, target: Tensor, head: nn.Module, cap: float | None) -> Tensor:
@@ -253,26 +259,28 @@ class Divergence(torch.autograd.Function):
         return value.detach()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = grad_outputs
         return gradient * ctx.saved_tensors[0], None, None, None
 
 
 def picked(rows: Tensor, where: Tensor | None) -> Tensor:
-    """Rows at these places, all with None. The gradient of index_select is added row by row, that of rows[mask] one by one."""
+    """Rows at the indices `where`; None: all. By index_select, whose gradient is added row by row, where that of rows[mask]
+    is added number by number."""
     return rows if where is None else rows.index_select(0, where)
 
 
 def real_tokens(micro_batch: MicroBatch) -> Tensor:
-    """[batch, position] bool: what is not padding. Of a sequence whose every token is learned, those that have a next one
-    and the last."""
+    """Mask [batch, position] of the tokens that are not padding, where every token of a sequence is learned: those that have
+    a next token, and the last."""
     labelled = micro_batch.labels != IGNORED
     real = labelled.clone()
     real[:, 1:] |= labelled[:, :-1]
     return real
 
 
-def transcoders(model: nn.Module) -> list[Transcoder]:
-    return [layer.mlp.adapted.transcoder for layer in decoder_layers(model)]
+def transcoders(model: PreTrainedModel) -> list[Transcoder]:
+    return [cast(Transcoder, layer.get_submodule("mlp.adapted.transcoder")) for layer in decoder_layers(model)]
 
 
 def forget(learning: Sequence[Transcoder]) -> None:

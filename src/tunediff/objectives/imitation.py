@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from tunediff.models import PreTrainedModel
 from tunediff.objectives.heads import cap_of, check_chunk, check_head, logits_of
 from tunediff.objectives.pass_losses import PassLosses
 from tunediff.schedules import Length
@@ -22,37 +23,41 @@ from tunediff.text.examples import IGNORED, MicroBatch, Step
 
 
 class Imitation:
-    """chunk   learned tokens whose logits are held at once"""
+    """Cross-entropy of the learned tokens.
+
+    chunk   number of learned tokens whose logits are held at once
+    """
 
     measures = ("loss",)
 
-    def __init__(self, chunk: int = 4096):
+    def __init__(self, chunk: int = 1024):
         self.chunk = check_chunk(chunk)
 
-    def check(self, model: nn.Module) -> None:
-        """Raises Refused for a model whose head is not followed."""
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises Refused for a model whose logits are more than its head's output."""
         check_head(model)
 
     def terms(self, step: int, length: Length, seed: int) -> Sequence[None]:
-        """What a micro-batch is run for, each with a backward pass of its own: there is one loss."""
+        """Forward passes of a micro-batch, each with a backward pass of its own: there is one."""
         return [None]
 
-    def part(self, model: nn.Module, micro_batch: MicroBatch, term: None, of: Step) -> PassLosses:
+    def part(self, model: PreTrainedModel, micro_batch: MicroBatch, term: None, of: Step) -> PassLosses:
         nats = self.loss_sum(model, micro_batch)[0] / of.learned
         return PassLosses(nats, {"loss": nats.detach()})
 
-    def held_out(self, model: nn.Module, micro_batch: MicroBatch, of: Step) -> Tensor:
+    def held_out(self, model: PreTrainedModel, micro_batch: MicroBatch, of: Step) -> Tensor:
         return self.part(model, micro_batch, None, of).loss
 
-    def settle(self, model: nn.Module) -> None:
-        """Nothing is kept of a step."""
+    def settle(self, model: PreTrainedModel) -> None:
+        """Does nothing: there are no statistics."""
 
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """What it keeps from step to step, besides what learns."""
+    def state(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """Tensors that it carries from step to step besides the weights: none."""
         return {}
 
-    def loss_sum(self, model: nn.Module, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Nats summed over the learned tokens, and how many they are. Depends on all weights, also with no such token."""
+    def loss_sum(self, model: PreTrainedModel, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy in nats summed over the learned tokens, and their number. It depends on all weights, also where no
+        token is learned."""
         ids, positions, labels = micro_batch
         fresh = (positions[:, 1:] == 0).any()
         if len(ids) > 1 and "flash" in (model.config._attn_implementation or "") and fresh:

@@ -1,4 +1,4 @@
-"""What one forward pass of a training step gives back."""
+"""The result of one forward pass of a training step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class PassLosses(NamedTuple):
-    """Shares of a step's means, so that those of all its passes and processes add up to them.
+    """Shares of a step's means: those of all its passes and processes add up to the means.
 
-    loss   what is differentiated              told   named numbers for the curves
+    loss   differentiated in the backward pass            told   numbers for the curves, by name
     """
 
     loss: Tensor

@@ -21,11 +21,13 @@ TAKEN = ("total", "reconstruction", "l1", "tanh", "pre_activation", "k", "learni
 
 
 class Losses(NamedTuple):
-    """`total` is what is differentiated: the sum of `terms`, each already weighted.
+    """Losses of one step; `total`, which is differentiated, is the sum of `terms`, each already weighted.
 
-    fired [latent] bool, l0   which latents were active in the batch, and how many a token. The latents themselves are
-                 not kept, so that the backward pass can let go of them
-    error [token, width]   what they leave of the batch, in normalised units"""
+    fired   mask [latent] of the latents that were active in the batch. The latents themselves are not kept, so that the
+            backward pass can let go of them
+    l0      mean number of active latents per token
+    error   reconstruction error [token, width] in normalised units
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -35,7 +37,7 @@ class Losses(NamedTuple):
 
 
 class Objective(Protocol):
-    """What training asks of an objective: the loss of a step, and which latents count as dead.
+    """The interface of objectives: the loss of a step, and from when a latent counts as dead.
 
     dead_after   tokens without firing after which a latent counts as dead
     look_every   steps between two looks at which latents are dead; a look waits for the device
@@ -48,22 +50,22 @@ class Objective(Protocol):
         """Raises Refused for a dictionary that it cannot teach."""
 
     def schedules(self) -> Mapping[str, Schedule]:
-        """Its own schedules, under their names in the config."""
+        """The objective's own schedules, by their names in the config."""
         ...
 
     def scheduled(self, step: int, length: Length) -> Mapping[str, float]:
-        """Values of its own schedules at a step."""
+        """Values of the objective's own schedules at a step."""
         ...
 
     def __call__(
         self, dictionary: LearningDictionary, rows: Rows, *, dead: Tensor, settings: Mapping[str, float]
     ) -> Losses:
-        """`dead` [n]: the numbers of the dead latents; `settings` holds this step's scheduled values."""
+        """Losses of one step; `dead` [n] are the indices of the dead latents, `settings` the scheduled values of the step."""
         ...
 
 
 class Reconstruction:
-    """Reconstruction error of a dictionary, with its sparsity penalties and what is asked beside them.
+    """Reconstruction error of a dictionary, with its sparsity penalties and further terms.
 
     squared      true: sum over streams and width of (x - x_hat)^2, mean over tokens (Lindsey et al. 2024; Kissane 2024)
                  false: norm of x - x_hat, mean over tokens and streams (Minder et al. 2025; mitroitskii 2025)

@@ -15,24 +15,25 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tunediff.dictionary import DenseCodes, LearningDictionary, SparseCodes
+from tunediff.dictionary import Codes, LearningDictionary
 from tunediff.schedules import Constant, Schedule
 from tunediff.shapes import BASE, TUNED, Refused
 
 
 class TermInputs(NamedTuple):
-    """What a term is given of one training step, in normalised units. Nobody keeps it, so that the backward pass can let go
+    """Inputs of a term at one training step, in normalised units. Nothing keeps them, so that the backward pass can let go
     of the latents.
 
     codes      latents of the batch; codes.dense() is [token, latent] with their gradient
-    target     [token, width]           error   [token, width] of the whole dictionary's reconstruction
-    dead       [n] numbers of the dead latents
+    target     activations [token, width]
+    error      reconstruction error [token, width] of the whole dictionary
+    dead       indices [n] of the dead latents
     size       size of an error [token, width] as the objective measures it: squared or not
-    settings   the step's scheduled values
+    settings   scheduled values of the step
     """
 
     dictionary: LearningDictionary
-    codes: DenseCodes | SparseCodes
+    codes: Codes
     target: Tensor
     error: Tensor
     dead: Tensor
@@ -42,26 +43,26 @@ class TermInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """Abstract. The loss takes weight * schedule * term(given), for every term whose weight is not 0."""
+    """Abstract. The loss adds weight * schedule * term(given) for every term whose weight is not 0."""
 
     weight: float
     schedule: Schedule = Constant()
 
     def __call__(self, given: TermInputs) -> Tensor:
-        """A number, with its gradient."""
+        """Value of the term, with its gradient."""
         raise NotImplementedError
 
     def check(self, dictionary: LearningDictionary) -> None:
-        """Raises Refused for a dictionary that the term cannot be taken of."""
+        """Raises Refused for a dictionary that the term does not apply to."""
 
 
 @dataclass(frozen=True)
 class AuxK(Term):
-    """The detached error is reconstructed by the `latents` most active of the dead latents (Gao et al. 2024, arXiv
-    2406.04093, section A.2). It is measured as the error itself is, so that its size against the reconstruction does not
+    """Size of what is left when the `latents` most active dead latents reconstruct the detached error (Gao et al. 2024,
+    arXiv 2406.04093, section A.2). It is measured as the error itself is, so that its size against the reconstruction does not
     depend on the scale of the activations.
 
-    latents   null: half the width
+    latents   number of dead latents that take part; null: half the width
     """
 
     latents: int | None = None
@@ -71,7 +72,7 @@ class AuxK(Term):
         if len(dead) == 0:
             return error.new_zeros(())
         count = min(self.latents or error.shape[1] // 2, len(dead))
-        codes = given.dictionary.code_of(dead, given.target, count)  # type: ignore[attr-defined] (see check)
+        codes = given.dictionary.code_of(dead, given.target, count)  # pyright: ignore[reportAttributeAccessIssue] (see check)
         return given.size(error - codes.decode(given.dictionary.W_dec.index_select(0, dead)).float())
 
     def check(self, dictionary: LearningDictionary) -> None:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the highest step."""
+    """The complete checkpoint with the highest step."""
     return max((path for path in folder.glob("step-*.ckpt") if ".stream-" not in path.name), default=None)
 
 
@@ -41,7 +41,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def load_checkpoint(path: Path, *, digest: str = "") -> dict[str, Any]:
-    """The state that a module goes on from. Raises Refused where the checkpoint was written under another digest."""
+    """The state from which a training resumes. Raises Refused where the checkpoint was written under another digest."""
     said = json.loads(path.with_suffix(".json").read_text())
     if said["digest"] != digest:
         raise Refused(
@@ -55,7 +55,7 @@ def load_checkpoint(path: Path, *, digest: str = "") -> dict[str, Any]:
 
 
 def load_position(path: Path, names: Sequence[str], *, rank: int, world: int) -> tuple[dict[str, Any], list[int]]:
-    """The position of this process in the stream, and the numbers that the readers of these names had. Raises Refused for
+    """The position of this process in the stream, and the numbers that the readers with these names had. Raises Refused for
     another number of processes."""
     said = json.loads(path.with_suffix(".json").read_text())
     if said["processes"] != world:
@@ -70,8 +70,8 @@ def load_position(path: Path, names: Sequence[str], *, rank: int, world: int) ->
 class Checkpoints(Callback):
     """Saves every `seconds`, at the last step, and when a signal says that the process must go.
 
-    digest   stands for whatever decides the steps to come besides the state (examples, settings)
-    stream   where dictionaries read their rows; each process keeps where it stands in it
+    digest   digest of what decides the steps to come besides the state (examples, settings)
+    stream   activations that the dictionaries read; each process saves its own position in them
 
     SIGUSR2 is how submitit tells of a time limit or preemption: its own handler, which requeues the job, is called once
     everything is saved. SIGTERM and SIGINT end the process after saving. The signal is only noted when it comes and
@@ -101,17 +101,19 @@ class Checkpoints(Callback):
         if wanted:
             self.save(pl_module)
             self.last = time.monotonic()
-        if leave and self.asked is None:
+        if not leave:
+            return
+        number = self.asked
+        if number is None:  # the signal came to another process
             sys.exit(1)
-        if leave:
-            number, before = self.asked, self.before.get(self.asked)
-            self._restore()
-            log.warning("%s: saved at step %s", signal.Signals(number).name, pl_module.step)
-            if number == signal.SIGUSR2 and callable(before):
-                before(number, None)
-                if processes.rank() > 0:  # the first process requeues the job; leaving early could end it before
-                    time.sleep(60)
-            sys.exit(128 + number)
+        before = self.before.get(number)
+        self._restore()
+        log.warning("%s: saved at step %s", signal.Signals(number).name, pl_module.step)
+        if number == signal.SIGUSR2 and callable(before):
+            before(number, None)
+            if processes.rank() > 0:  # the first process requeues the job; leaving early could end it before
+                time.sleep(60)
+        sys.exit(128 + number)
 
     def on_train_end(self, trainer, pl_module) -> None:
         self._restore()
@@ -125,7 +127,7 @@ class Checkpoints(Callback):
         self.before = {}
 
     def save(self, module) -> None:
-        """A disk that is full costs the checkpoint, not the run."""
+        """Saves a checkpoint and removes older ones. A full disk costs the checkpoint, not the run."""
         path = self.folder / f"step-{module.step:07d}.ckpt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,7 @@ class Checkpoints(Callback):
             log.warning("No checkpoint at step %s: %s", module.step, error)
 
     def write(self, path: Path, module) -> None:
-        """Called in every process; the first one writes the file at `path`, last of all."""
+        """Writes a checkpoint. Every process calls it; the first one writes the file at `path`, last of all."""
         state = module.training_state()  # gathers what is sharded: every process takes part
         if self.stream is not None:
             position = self.stream.state_dict(rows=module.step < module.steps)  # at the end no row is needed any more

@@ -21,9 +21,9 @@ class Learner:
 
     l1_schedule, learning_rate_schedule   factors of the sparsity coefficient and of the learning rate over the run
     compile   backend of torch.compile for the loss; null: none
-    history   one record of numbers a logged step
-    dead      numbers of the latents that AuxK teaches, as they were at the last look
-    error     why it was dropped; None while it trains
+    history   one record of numbers per logged step
+    dead      indices of the dead latents at the last look
+    error     the exception that ended its training; None while it trains
     """
 
     name: str
@@ -59,7 +59,7 @@ class Learner:
             self.resampling.check(length, self.dictionary)
 
     def schedules(self) -> dict[str, Schedule]:
-        """All of them, under their names in the config."""
+        """All schedules, by their names in the config."""
         found = {"l1_schedule": self.l1_schedule, "optimizer.learning_rate_schedule": self.learning_rate_schedule}
         found |= {f"dictionary.objective.{name}": one for name, one in self.objective.schedules().items()}
         return found | {f"dictionary.{name}": one for name, one in self.dictionary.schedules().items()}
@@ -72,6 +72,6 @@ class Learner:
         return {**values, **self.dictionary.scheduled(step, length), **self.objective.scheduled(step, length)}
 
     def reader(self) -> Reader:
-        """What it takes from a stream."""
+        """Its request to a stream of activations."""
         normalisation = self.dictionary.normalisation
         return Reader(self.dictionary.streams, normalisation.admits, normalisation.needs_moments)

@@ -20,7 +20,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each device, by what they are for."""
+    """Bytes of memory on each device, by item."""
 
     items: dict[str, float]
 
@@ -46,7 +46,7 @@ def memory(
     processes: int = 1,
     sharded: bool = False,
 ) -> MemoryEstimate:
-    """`dtype` is that in which the model is loaded; what learns is float32."""
+    """Memory of a fine-tune on each device. The model is loaded as `dtype`; the weights that learn are float32."""
     config = config.get_text_config()
     model = skeleton(config)
     layers = decoder_layers(model)
@@ -98,9 +98,12 @@ def adapter_memory(
     residuals: bool,
     share: int = 1,
 ) -> MemoryEstimate:
-    """The memory of one device that holds a pair and trains a transcoder adapter with `latents` a layer beside it. `residuals`: the
-    error of the residual stream is learned from, so that the tuned model's is held meanwhile. `share`: devices over which
-    layers are dealt out; each then also holds what is gathered, two layers of both models, and the adapter as it began."""
+    """Memory of one device that holds a pair and trains a transcoder adapter with `latents` per layer.
+
+    residuals   the error of the residual stream is learned from, so that the tuned model's stream is held meanwhile
+    share       number of devices over which layers are dealt out; each then also holds the two layers of both models that
+                are gathered, and the adapter as it began
+    """
     model = skeleton(tuned)
     layers, width, tokens = len(decoder_layers(model)), tuned.hidden_size, block * micro_batch
     frozen = sum(p.numel() for config in (base, tuned) for p in skeleton(config).parameters())
@@ -134,7 +137,7 @@ def adapter_memory(
 
 
 def adapter_parameters(config: transformers.PretrainedConfig, latents: int) -> int:
-    """Encoders, decoders and both biases of all layers."""
+    """Number of parameters of a transcoder adapter: encoders, decoders and both biases of all layers."""
     width = config.hidden_size
     return config.num_hidden_layers * (latents * (2 * width + 1) + width)
 
@@ -153,8 +156,8 @@ def adapter_operations(
 def layer_activations(
     config, *, residual: float, product: float, adapter: bool, frozen: bool = False
 ) -> tuple[float, float]:
-    """Bytes a token that one layer's backward pass needs, and that it holds at once besides. Sizes of an element:
-    `residual` of the stream between layers, `product` of what a matrix product reads and gives."""
+    """Bytes per token that one layer keeps for its backward pass, and that it holds besides while at work. `residual` and
+    `product` are the bytes of a number in the stream between layers, and in the inputs and outputs of matrix products."""
     width, inner = config.hidden_size, config.intermediate_size
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head

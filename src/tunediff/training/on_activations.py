@@ -13,11 +13,14 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 
 from tunediff import processes
@@ -37,20 +40,20 @@ warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` i
 
 
 class Diverged(ActivationError):
-    """A loss that is not finite, as every process sees it."""
+    """Raised in every process where a loss is not finite."""
 
 
 class Replicas(DDPStrategy):
-    """Every process holds the dictionaries whole. The module sums gradients itself, weighted by each process's tokens,
-    because parts of a batch differ in length and one batch has several backward passes."""
+    """Strategy in which every process holds the dictionaries whole. The module sums gradients itself, weighted by each
+    process's tokens, because parts of a batch differ in length and one batch has several backward passes."""
 
     def configure_ddp(self) -> None:
-        """No wrapper, so no reducer that counts backward passes."""
+        """Sets no wrapper, so that no reducer counts backward passes."""
 
 
 def process_environment(*, expected: int) -> Any:
-    """Where this process stands among those of its job: torchrun, Slurm's tasks, or alone (also inside a Slurm job,
-    where Lightning would otherwise look for tasks that were never started). Requeueing is submitit's."""
+    """Lightning's environment of this process: one of torchrun's, one of Slurm's tasks, or alone. Alone also inside a Slurm
+    job, where Lightning would otherwise look for tasks that were never started. submitit does the requeueing."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return TorchElasticEnvironment()
     return SLURMEnvironment(auto_requeue=False) if expected > 1 else LightningEnvironment()
@@ -60,9 +63,9 @@ class DictionaryTraining(L.LightningModule):
     """Trains all learners on the same batches, one optimizer step each a batch. A learner that raises is dropped with its
     error; the others go on.
 
-    length    of the run
-    state     learners' part of a checkpoint, to go on from
-    loggers   name of a learner -> where its curves go besides its history
+    length    number of steps of the run, and tokens per step
+    state     the learners' part of a checkpoint, to resume from
+    loggers   name of a learner -> loggers that get its curves besides its history
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class DictionaryTraining(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.learners, self.length, self.log_every = list(learners), length, log_every
-        self.dictionaries = torch.nn.ModuleList(learner.dictionary for learner in learners)
+        self.dictionaries = torch.nn.ModuleList(cast(torch.nn.Module, one.dictionary) for one in learners)
         for n, learner in enumerate(learners):  # tokens since each latent last fired
             self.register_buffer(f"silent_for_{n}", torch.zeros(learner.dictionary.latents, dtype=torch.long))
         self.step = 0
@@ -103,7 +106,7 @@ class DictionaryTraining(L.LightningModule):
         return len(batch)
 
     def words(self) -> str:
-        """How it goes, for who looks at the terminal."""
+        """Progress in words, for the terminal."""
         going = [learner for learner in self.learners if learner.error is None and learner.history]
         if not going or len(self.learners) > 1:
             return f"{len(going)} dictionaries" if going else ""
@@ -132,7 +135,8 @@ class DictionaryTraining(L.LightningModule):
                 value.detach().copy_(sent)
         plugin = self.trainer.precision_plugin
         # a scaler of its own for each, so that one learner's overflow does not change another's scale
-        self.scalers = [copy.deepcopy(getattr(plugin, "scaler", None)) for _ in self.learners]
+        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+        self.scalers = [copy.deepcopy(scaler) for _ in self.learners]
         if self.state is not None:
             for learner, scaler in zip(self.learners, self.scalers, strict=True):
                 if scaler is not None:
@@ -140,8 +144,8 @@ class DictionaryTraining(L.LightningModule):
         self.state = None
 
     def training_state(self) -> dict[str, Any]:
-        """All that decides the steps to come, but the stream's position."""
-        optimizers = self._optimizers()
+        """All that decides the steps to come, except the position in the stream."""
+        trained = zip(self.learners, self._optimizers(), self.scalers, strict=True)
         return {
             "step": self.step,
             "members": {
@@ -150,10 +154,10 @@ class DictionaryTraining(L.LightningModule):
                     "optimizer": optimizer.state_dict(),
                     "silent_for": getattr(self, f"silent_for_{n}"),
                     "dead": learner.dead,
-                    "scaler": None if self.scalers[n] is None else self.scalers[n].state_dict(),
+                    "scaler": None if scaler is None else scaler.state_dict(),
                     "history": learner.history,
                 }
-                for n, (learner, optimizer) in enumerate(zip(self.learners, optimizers, strict=True))
+                for n, (learner, optimizer, scaler) in enumerate(trained)
                 if learner.error is None
             },
             "random": torch.get_rng_state(),
@@ -179,8 +183,8 @@ class DictionaryTraining(L.LightningModule):
             self.trainer.should_stop = True
 
     def advance(self, n: int, learner: Learner, optimizer, rows: Rows) -> None:
-        """One step of one learner on its rows of a batch. The host waits for the device only where a step is logged, or
-        looks at which latents are dead."""
+        """One step of one learner on its rows of a batch. The host waits for the device only at the steps that are logged or
+        look at which latents are dead."""
         silent_for, dictionary = getattr(self, f"silent_for_{n}"), learner.dictionary
         settings = learner.settings(self.step, self.length)
         for group in optimizer.param_groups:
@@ -193,8 +197,9 @@ class DictionaryTraining(L.LightningModule):
         if processes.count() > 1:
             tokens = processes.summed(torch.tensor(tokens, device=silent_for.device))
             total = total * (len(rows.values) / tokens)
-        if self.scalers[n] is not None:
-            self.trainer.precision_plugin.scaler = self.scalers[n]
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision):
+            plugin.scaler = self.scalers[n]
         self.manual_backward(total)
         if processes.count() > 1:
             sum_gradients(dictionary.parameters())
@@ -214,7 +219,7 @@ class DictionaryTraining(L.LightningModule):
 
     @torch.no_grad()
     def record(self, learner: Learner, rows: Rows, losses: Losses, settings: Mapping[str, float]) -> None:
-        """One line of the training curves; the only place where numbers leave the device."""
+        """Records one line of the training curves: the only place where numbers leave the device."""
         dictionary = learner.dictionary
         target = dictionary.normalisation.normalise(*rows)
         tokens = processes.summed(torch.tensor(float(len(target)), device=target.device))
@@ -227,10 +232,10 @@ class DictionaryTraining(L.LightningModule):
         if len(target) == 0:  # all rows of the batch lie in other processes
             numbers = {name: torch.zeros_like(value) for name, value in numbers.items()}
         numbers = {name: processes.summed(value * share) for name, value in numbers.items()}
-        unexplained, spread = 0.0, 0.0
+        unexplained = spread = none = torch.zeros((), device=target.device)
         for role in dict.fromkeys(stream.role for stream in dictionary.streams):
             pieces = [n for n, stream in enumerate(dictionary.streams) if stream.role == role]
-            error, here = (sum(part[n].sum() for n in pieces) for part in (errors, around))
+            error, here = (sum((part[n].sum() for n in pieces), none) for part in (errors, around))
             numbers[f"explained_variance/{role}"] = 1 - error / here
             unexplained, spread = unexplained + error, spread + here
         numbers["explained_variance/pooled"] = 1 - unexplained / spread
@@ -250,7 +255,7 @@ class DictionaryTraining(L.LightningModule):
 
 
 def clip(optimizer, largest: float, scaler: torch.amp.GradScaler | None) -> None:
-    """Scales gradients down to a total norm of `largest`; the fused optimizer takes the factor in as it reads them."""
+    """Scales gradients down to a total norm of `largest`. The fused optimizer applies the factor as it reads them."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # Lightning's wrapper
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if scaler is not None:
@@ -262,7 +267,7 @@ def clip(optimizer, largest: float, scaler: torch.amp.GradScaler | None) -> None
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Over all processes, as one message."""
+    """Sums the gradients of the parameters over all processes, as one message."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = processes.summed(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):

@@ -1,5 +1,5 @@
-"""The Lightning module: a causal language model, or what stands beside its MLPs, learns from whole sequences, one optimizer
-step a batch.
+"""The Lightning module that trains a causal language model, or the transcoders beside its MLPs, on whole sequences, one
+optimizer step per batch.
 
 The loss of a step is a mean over the tokens of all its micro-batches in all processes, so neither how a step is cut nor
 how many share it changes what is learned, but for distillation's NMSE, a ratio of each micro-batch. Replicated, each process
@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from tunediff import processes
 from tunediff.hookpoints import decoder_layers
@@ -34,13 +37,13 @@ from tunediff.training.on_activations import sum_gradients
 from tunediff.training.trainable import trained_weights
 
 PRECISIONS = ("32-true", "bf16-mixed")
-HELD_OUT = object()  # what a pass is asked when it only measures
+HELD_OUT = object()  # the term of a pass that only measures
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 class Shards(ModelParallelStrategy):
-    """Every process holds a part of each layer's weights, gradients and moments, and gathers a layer when it is its turn.
-    Lightning's strategy with all processes along its data-parallel axis, however many there are."""
+    """Strategy in which every process holds a part of each layer's weights, gradients and moments, and gathers a layer when
+    it is its turn: Lightning's own, with all processes along its data-parallel axis."""
 
     shares_out_layers = True
 
@@ -53,18 +56,18 @@ class Shards(ModelParallelStrategy):
 
 
 class FineTuning(L.LightningModule):
-    """Trains what of `model` requires a gradient, for len(batches) steps.
+    """Trains the weights of `model` that require a gradient, for len(batches) steps.
 
-    model, objective   what learns, and by which loss: imitation of a text, or distillation into adapters
-    name               of what learns, in checkpoints
-    learning_rate      times learning_rate_schedule(step, length)
-    weight_decay       of matrices; biases and norms have none, as in transformers' Trainer
-    clip_norm          largest norm of the whole gradient; None: as it is
-    seed               of dropout, which depends on seed, step and process alone
+    model, objective   the model, and its loss: imitation of a text, or distillation into adapters
+    name               name of the trained weights in checkpoints
+    learning_rate      learning rate, which learning_rate_schedule(step, length) multiplies
+    weight_decay       weight decay of matrices; biases and norms have none, as in transformers' Trainer
+    clip_norm          largest norm of the whole gradient; None: no clipping
+    seed               seed of dropout, which depends on seed, step and process alone
     evaluate           held-out batches, whose loss is taken before every `evaluate_every`-th step, beginning with the
                        untouched model, and after the last
-    loggers            log_metrics(metrics, step=), where the records go besides `history`
-    state              of a checkpoint, to go on from
+    loggers            loggers that get the records besides `history`, by log_metrics(metrics, step=)
+    state              state of a checkpoint, to resume from
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class FineTuning(L.LightningModule):
         name: str = "model",
         learning_rate: float,
         learning_rate_schedule: Schedule,
-        betas: tuple[float, float] = (0.9, 0.95),
+        betas: Sequence[float] = (0.9, 0.95),
         weight_decay: float = 1e-4,
         clip_norm: float | None = 1.0,
         seed: int = 0,
@@ -88,26 +91,28 @@ class FineTuning(L.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        objective.check(model)
-        self.learning = Learning(model, objective)
+        language_model = cast(PreTrainedModel, model)
+        objective.check(language_model)
+        self.learning = Learning(language_model, objective)
         self.objective = objective
         self.batches, self.seed = batches, seed
         self.length = Length(len(batches), batches.tokens_of_a_step)
         learning_rate_schedule.check(self.length)
         self.learning_rate, self.learning_rate_schedule = learning_rate, learning_rate_schedule
-        self.betas, self.weight_decay, self.clip_norm = tuple(betas), weight_decay, clip_norm
+        first, second = betas
+        self.betas, self.weight_decay, self.clip_norm = (first, second), weight_decay, clip_norm
         self.own_loggers = list(loggers)
         self.held_out, self.evaluate_every = evaluate, evaluate_every
         model.train()
         if gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers 5.23 and later
-            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+            (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.name, self.kept = name, None if state is None else state["members"][name]
         if self.kept is not None:
             unknown = model.load_state_dict(
                 self.kept["weights"], strict=False
             ).unexpected_keys  # what is frozen is missing
-            for number, kept in objective.state(model).items():
+            for number, kept in objective.state(language_model).items():
                 kept.copy_(self.kept["kept"][number])
             if unknown:
                 raise Refused(
@@ -118,7 +123,7 @@ class FineTuning(L.LightningModule):
         self.history: list[dict[str, float | None]] = [dict(r) for r in self.kept["history"]] if self.kept else []
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> PreTrainedModel:
         return self.learning.model
 
     @property
@@ -142,12 +147,11 @@ class FineTuning(L.LightningModule):
         if self.trainer.precision not in PRECISIONS:
             raise Refused(f"trainer.precision={self.trainer.precision}: fine-tuning knows {', '.join(PRECISIONS)}.")
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.learning, FSDPModule):
-            mesh = self.device_mesh["data_parallel"]
-            layers = decoder_layers(self.model)
-            for module in (*layers, self.learning):  # the last takes what is in no layer: embeddings, norm, head
-                fully_shard(module, mesh=mesh)
-                module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
-                module.set_gradient_divide_factor(1.0)
+            assert self.device_mesh is not None, "the strategy makes it"
+            for module in (*decoder_layers(self.model), self.learning):  # the last: embeddings, norm and head
+                sharded = fully_shard(module, mesh=self.device_mesh["data_parallel"])
+                sharded.set_force_sum_reduction_for_comms(True)  # gloo has no mean
+                sharded.set_gradient_divide_factor(1.0)
 
     @property
     def sharded(self) -> bool:
@@ -174,17 +178,21 @@ class FineTuning(L.LightningModule):
                 )
         if self.kept is not None:
             options = StateDictOptions(full_state_dict=True, strict=False)  # strict would miss what is frozen
-            optimizer = self.optimizers().optimizer
-            set_optimizer_state_dict(self.model, optimizer, self.kept["optimizer"], options=options)
+            set_optimizer_state_dict(self.model, self._optimizer().optimizer, self.kept["optimizer"], options=options)
             self.kept = None
         if processes.count() > 1 and not self.sharded:
             for parameter in self.parameters():
                 if parameter.requires_grad:
                     torch.distributed.broadcast(parameter.detach(), 0)
 
+    def _optimizer(self) -> LightningOptimizer:
+        found = self.optimizers()
+        assert isinstance(found, LightningOptimizer), "configure_optimizers gives one"
+        return found
+
     def training_state(self) -> dict[str, Any]:
-        """All that decides the steps to come; every process calls it, and what it gives is whole in the first."""
-        optimizer = get_optimizer_state_dict(self.model, self.optimizers().optimizer, options=WHOLE)
+        """All that decides the steps to come. Every process calls it; the result is complete in the first."""
+        optimizer = get_optimizer_state_dict(self.model, self._optimizer().optimizer, options=WHOLE)
         weights = trained_weights(self.model)
         learned = {
             "tokens": self.tokens,
@@ -198,10 +206,14 @@ class FineTuning(L.LightningModule):
     # -- a step ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Step, _: int) -> None:
-        held_out = self.held_out_loss() if self.held_out and self.step % self.evaluate_every == 0 else None
+        due = self.step % self.evaluate_every == 0
+        held_out = self.held_out_loss(self.held_out) if self.held_out and due else None
         torch.manual_seed(hash((self.seed, self.step, processes.rank())) % 2**63)
-        optimizer = self.optimizers()
+        optimizer = self._optimizer()
         optimizer.zero_grad()
+        # Every pass has a backward pass of its own, so that one pass is in memory at a time and gradients add up. The losses
+        # are shares of means over the whole step (all micro-batches, all processes): the sum needs no scaling, and is the
+        # same however the step is cut. Processes add their sums once, after the last pass; sharded ones at every pass.
         terms, told = self.objective.terms(self.step, self.length, self.seed), {}
         for micro_batch in batch.micro_batches:
             for term in terms:
@@ -213,7 +225,7 @@ class FineTuning(L.LightningModule):
         if processes.count() > 1 and not self.sharded:
             sum_gradients(learned)
         norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
-        norm = norm.full_tensor() if self.sharded else norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         told = dict(zip(told, processes.summed(torch.stack(list(told.values()))).tolist(), strict=True))
         loss, size = told["loss"], float(norm)
         if not math.isfinite(loss) or not math.isfinite(size):
@@ -232,31 +244,32 @@ class FineTuning(L.LightningModule):
         self.record(**told, learning_rate=rate, grad_norm=size, held_out_loss=held_out)
         self.step += 1
         if self.step == self.steps and self.held_out:
-            self.record(held_out_loss=self.held_out_loss())
+            self.record(held_out_loss=self.held_out_loss(self.held_out))
 
-    def part(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses | Tensor:
-        """The losses of one pass, in the trainer's precision. Autocast keeps no copy of a weight: it would go stale with the step, and hold in one
-        piece what is sharded."""
+    def part(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses:
+        """Losses of one pass, in the trainer's precision. Autocast caches no copy of a weight, which would go stale with the
+        step, and hold sharded weights in one piece."""
         mixed = self.trainer.precision == "bf16-mixed"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed, cache_enabled=False):
             return self.learning(micro_batch, term, of)
 
     @torch.no_grad()
-    def held_out_loss(self) -> float:
-        """Nats per learned token of the held-out batches, without dropout."""
+    def held_out_loss(self, batches: Batches) -> float:
+        """Loss in nats per learned token of held-out batches, without dropout."""
         self.model.eval()
-        nats, learned = torch.zeros((), device=self.device), sum(step.learned for step in self.held_out)
-        for step in self.held_out:
+        nats, learned = torch.zeros((), device=self.device), sum(step.learned for step in batches)
+        for step in batches:
             for micro_batch in step.micro_batches:
                 here = MicroBatch(*(tensor.to(self.device) for tensor in micro_batch))
-                nats += self.part(here, HELD_OUT, step) * step.learned
+                nats += self.part(here, HELD_OUT, step).loss * step.learned
         self.model.train()
-        if self.sharded:
+        if isinstance(self.learning, FSDPModule):
             self.learning.reshard()  # otherwise done by a backward pass, and none follows
         return float(processes.summed(nats)) / learned
 
     def record(self, **taken: float | None) -> None:
-        """One line of the curves: a step, before its update; the last, after all steps, has a held-out loss alone."""
+        """Records one line of the curves: a step, before its update. The last line, after all steps, has only a held-out
+        loss."""
         names = (*self.objective.measures, "learning_rate", "grad_norm", "held_out_loss")
         record = {"step": self.step, "tokens": self.tokens, **{name: taken.get(name) for name in names}}
         self.history.append(record)
@@ -266,18 +279,18 @@ class FineTuning(L.LightningModule):
 
 
 def interval(name: str, every: float | str, batches: Batches) -> int:
-    """Steps between two looks at the held-out loss, of a setting that is a fraction of the run, steps or tokens."""
+    """Number of steps between two held-out losses, from a setting that is a fraction of the run, steps or tokens."""
     return max(1, round(steps_of(name, every, Length(len(batches), batches.tokens_of_a_step))))
 
 
 class Learning(nn.Module):
     """The objective of a model as one module, so that sharding sees embeddings and head in one forward pass."""
 
-    def __init__(self, model: nn.Module, objective: Imitation | Distillation):
+    def __init__(self, model: PreTrainedModel, objective: Imitation | Distillation):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses | Tensor:
+    def forward(self, micro_batch: MicroBatch, term: Any, of: Step) -> PassLosses:
         if term is HELD_OUT:
-            return self.objective.held_out(self.model, micro_batch, of)
+            return PassLosses(self.objective.held_out(self.model, micro_batch, of), {})
         return self.objective.part(self.model, micro_batch, term, of)

@@ -1,22 +1,24 @@
-"""What is said during training: a bar in tokens for the terminal, a pulse for whoever looks from elsewhere."""
+"""Progress of a training: a bar in tokens for the terminal, and a heartbeat for other processes."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 
 class TokenProgress(Callback):
-    """A bar in tokens, with tokens a second and the time left. The module says how many a batch has, and how it goes."""
+    """Progress bar in tokens, with tokens per second and the time left. The module gives the tokens of a batch, and its
+    progress in words."""
 
     def __init__(self, tokens: int):
         self.total, self.bar = tokens, None
 
-    def on_train_start(self, trainer, pl_module) -> None:
+    def on_train_start(self, trainer, pl_module: Any) -> None:
         done = pl_module.tokens_done()
         often = 0.5 if sys.stderr.isatty() else 20.0  # a log file needs fewer lines
         self.bar = tqdm(
@@ -24,17 +26,17 @@ class TokenProgress(Callback):
             disable=trainer.global_rank > 0,
         )  # fmt: skip
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx) -> None:
         assert self.bar is not None
         self.bar.update(pl_module.tokens_in(batch))
         if batch_idx % 50 == 0 or pl_module.step == pl_module.steps:
             self.bar.set_postfix_str(pl_module.words())
 
-    def on_train_end(self, trainer, pl_module) -> None:
+    def on_train_end(self, trainer, pl_module: Any) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def on_exception(self, trainer, pl_module, exception) -> None:
+    def on_exception(self, trainer, pl_module: Any, exception) -> None:
         self.on_train_end(trainer, pl_module)
 
 
@@ -44,10 +46,10 @@ class Pulse(Callback):
     def __init__(self, beat: Callable[[int], None], *, seconds: float = 10.0):
         self.beat, self.seconds, self.last = beat, seconds, 0.0
 
-    def on_train_start(self, trainer, pl_module) -> None:
+    def on_train_start(self, trainer, pl_module: Any) -> None:
         self._beat(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self.last > self.seconds:
             self._beat(trainer, pl_module)
 

@@ -1,4 +1,4 @@
-"""What a fine-tune is, but for the model and the text: which part of the model learns, by which loss, and for how long."""
+"""The settings of a fine-tune except model and text: the part of the model that learns, the loss, and the duration."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from tunediff.training.trainable import Trainable
 
 @dataclass(frozen=True)
 class Recipe:
-    """part, objective   what learns, and from which loss
-    examples, held_out   the first so many rows are learned, and measured; None: all, of a text that has an end
-    block      tokens of a sequence            packing      several examples in a sequence, none seeing another
-    batch      sequences a step, over all processes         micro_batch   of them in one forward pass
+    """Settings of a fine-tune; conf/recipe has the values.
+
+    part, objective      the weights that learn, and their loss
+    examples, held_out   number of rows that are learned, and on which the loss is measured; None: all, of a finite text
+    block         tokens per sequence
+    packing       true: several examples in a sequence, none of which sees another
+    batch         number of sequences per step, over all processes
+    micro_batch   number of sequences in one forward pass
     """
 
     part: Trainable
@@ -31,13 +35,13 @@ class Recipe:
     micro_batch: int
     learning_rate: float
     learning_rate_schedule: Schedule
-    betas: Sequence[float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    gradient_checkpointing: bool = True
-    packing: bool = False
-    examples: int | None = None
-    held_out: int | None = None
+    betas: Sequence[float]
+    weight_decay: float
+    clip_norm: float | None
+    gradient_checkpointing: bool
+    packing: bool
+    examples: int | None
+    held_out: int | None
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay"):

@@ -1,4 +1,4 @@
-"""Dead latents begin anew, where the dictionary still errs (Bricken et al. 2023, "Towards Monosemanticity", appendix).
+"""Dead latents begin anew at tokens that the dictionary still reconstructs badly (Bricken et al. 2023, "Towards Monosemanticity", appendix).
 
 At set steps every dead latent takes as its decoder row the reconstruction error of a token of the batch, drawn with a
 chance in proportion to the squared loss there; its encoder is that direction at a fifth of the living encoders' norm, its
@@ -20,7 +20,11 @@ from tunediff.shapes import Refused
 
 @dataclass(frozen=True)
 class Resampling:
-    """every, until   spans of the run: how often, and up to when; encoder_norm   of a new encoder against the living"""
+    """Resamples dead latents of a Crosscoder.
+
+    every, until   span of the run between two resamplings, and up to the last
+    encoder_norm   norm of a new encoder as a share of the mean norm of the living ones
+    """
 
     every: Span = 0.1
     until: Span = 0.5
@@ -43,11 +47,15 @@ class Resampling:
 
     @torch.no_grad()
     def apply(
-        self, dictionary: Crosscoder, dead: Tensor, error: Tensor, optimizer: torch.optim.Optimizer, step: int
+        self, dictionary: LearningDictionary, dead: Tensor, error: Tensor, optimizer: torch.optim.Optimizer, step: int
     ) -> None:
-        """`dead` [n] latents; `error` [token, width] of this step's batch."""
+        """Resamples the latents with the indices `dead` [n], by the reconstruction error [token, width] of this step."""
+        assert isinstance(dictionary, Crosscoder), "see check"
         if len(dead) == 0:
             return
+        # A new decoder row gets the mean norm of the living ones, so that selection and penalty weigh it like them. Its
+        # encoder stays short, so that it fires on few tokens at first and does not disturb what is learned. Adam's moments
+        # belong to the latent that was there before: they would push the new one in the old direction.
         rows = directions(error, len(dead), step)
         if processes.count() > 1:  # all take what the first process drew
             torch.distributed.broadcast(rows, 0)
@@ -71,7 +79,7 @@ class Resampling:
 
 
 def directions(error: Tensor, count: int, seed: int) -> Tensor:
-    """[count, width] of norm 1: errors of tokens drawn by their squared loss; at random where there is no token."""
+    """Directions [count, width] of norm 1: errors of tokens drawn by their squared loss; random where there is no token."""
     generator = torch.Generator().manual_seed(seed)
     if len(error) == 0:  # a process may hold no part of a batch
         drawn = torch.randn(count, error.shape[1], generator=generator).to(error)

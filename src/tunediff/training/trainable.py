@@ -1,4 +1,4 @@
-"""A causal language model -> what of it learns: all weights, or a low-rank adapter beside frozen ones.
+"""A causal language model -> the part of it that learns: all weights, or a low-rank adapter beside frozen ones.
 
 What learns is kept in float32 whatever the precision of the model; what does not stays as it was loaded. Low-rank
 adapters: Hu et al. 2021, arXiv 2106.09685; rank-stabilised scale: Kalajdzievski 2023, arXiv 2312.03732.
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import peft
 import safetensors.torch
@@ -30,9 +31,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @dataclass(frozen=True)
 class AllWeights:
-    """Every weight learns, in float32, and is written as `dtype`: 16 bytes a weight with its gradient and both moments of
-    Adam. It begins at the weights it is given, so a seed changes nothing. Where the head shares the embedding's matrix it
-    still does afterwards. What a low-rank adapter is held against (Hu et al. 2021, arXiv 2106.09685)."""
+    """Every weight learns, in float32, and is written as `dtype`: 16 bytes per weight with its gradient and both moments of
+    Adam. Training starts from the given weights, so a seed changes nothing. A head that shares the embedding's matrix still
+    does so afterwards. The baseline of low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""
 
     dtype: str = "bfloat16"
 
@@ -48,24 +49,25 @@ class AllWeights:
         return 0
 
     def save(self, model: nn.Module, folder: Path, base_path: str | None = None) -> None:
-        """A folder in transformers' format. Every process calls it, the first writes."""
+        """Writes a folder in transformers' format. Every process calls it, the first writes."""
         weights = trained_weights(model)
         if processes.rank() == 0:
-            written = skeleton(model.config).to(getattr(torch, self.dtype))
+            trained = cast(transformers.PreTrainedModel, model)
+            written = skeleton(trained.config).to(getattr(torch, self.dtype))
             written.load_state_dict(
                 {name: w.to(getattr(torch, self.dtype)) for name, w in weights.items()}, assign=True
             )
             written.tie_weights()
-            written.generation_config = model.generation_config
+            written.generation_config = trained.generation_config
             _replaced(folder, written.save_pretrained)
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Beside each named linear map W of every decoder layer, or of `layers`, learns B A of `rank` (Hu et al., arXiv
+    """Low-rank adapters B A beside the named linear maps W of every decoder layer, or of `layers` (Hu et al., arXiv
     2106.09685): W x + s B A x with s = alpha / rank, or alpha / sqrt(rank) with `rslora` (arXiv 2312.03732), so that the
-    size of what is learned does not fall with the rank. A begins random, B at 0: the first step begins at the base.
-    `dropout` is the share of x that A does not see. Without biases; every A and B in float32."""
+    size of an update does not fall with the rank. A begins random and B at 0, so that training starts from the base.
+    `dropout` is the share of x that A does not see. There are no biases; every A and B is float32."""
 
     rank: int = 1
     alpha: float = 16.0
@@ -75,10 +77,12 @@ class Lora:
     layers: Sequence[int] | None = None
 
     def prepare(self, model: nn.Module, seed: int) -> nn.Module:
-        """The same model, with an adapter beside each of its targets and everything else frozen."""
+        """Adds an adapter beside each target of the model, and freezes everything else."""
         self.targets(model)  # refuses what PEFT would pass over in silence
         settings = peft.LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, use_rslora=self.rslora, lora_dropout=self.dropout, bias="none",
+            r=self.rank,
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] (hinted as int, computed with as float)
+            use_rslora=self.rslora, lora_dropout=self.dropout, bias="none",
             target_modules=list(self.modules), layers_to_transform=None if self.layers is None else list(self.layers),
             task_type="CAUSAL_LM",
         )  # fmt: skip
@@ -124,16 +128,16 @@ class Lora:
         return sum(parameter.numel() for parameter in skeleton(config).parameters())
 
     def save(self, model: nn.Module, folder: Path, base_path: str | None = None) -> None:
-        """adapter_config.json and adapter_model.safetensors, as PeftModel.from_pretrained(model, folder) reads them; the
-        config names `base_path`. Every process calls it, the first writes."""
+        """Writes adapter_config.json, which names `base_path`, and adapter_model.safetensors, as
+        PeftModel.from_pretrained(model, folder) reads them. Every process calls it, the first writes."""
         weights = trained_weights(model)
         if processes.rank() == 0:
-            settings = copy.copy(model.peft_config["default"])
+            settings: peft.LoraConfig = copy.copy(cast(Any, model).peft_config["default"])
             settings.base_model_name_or_path, settings.inference_mode = base_path, True
             settings.target_modules = sorted(self.modules)  # a set has another order in every process
 
             def write(partial: Path) -> None:
-                settings.save_pretrained(partial)
+                settings.save_pretrained(str(partial))
                 named = {f"base_model.model.{name.replace('.default.', '.')}": w for name, w in weights.items()}
                 safetensors.torch.save_file(named, partial / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -143,23 +147,23 @@ class Lora:
 Trainable = AllWeights | Lora
 
 
-def skeleton(config: transformers.PretrainedConfig) -> nn.Module:
-    """The model of a config with shapes and no weights."""
+def skeleton(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
+    """The model of a config on the meta device: shapes without weights."""
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that learn, whole and on the CPU, by name: in the first process, whichever way it lies in the others. Every
-    process calls it."""
+    """The weights that learn, by name, whole and on the CPU. Every process calls it; the result is complete in the first."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights = get_model_state_dict(model, options=options)  # with a frozen head too, where it is the embedding's matrix
+    # with a frozen head too, where it is the embedding's matrix
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     learned = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     return {name: weight.contiguous() for name, weight in weights.items() if name in learned}
 
 
 def _replaced(folder: Path, write) -> None:
-    """Puts what write(path) makes of a new folder in the place of `folder`, once it is whole."""
+    """Replaces `folder` by a new one that write(path) fills, once it is complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -1,5 +1,5 @@
-"""A transcoder adapter with all that trains it, and the module that does (arXiv 2602.20904). What learns are the adapter's
-own tensors, wherever they lie: afterwards the dictionary holds them whole."""
+"""A transcoder adapter with all that trains it, and the module that does (arXiv 2602.20904). The adapter's own tensors learn,
+wherever they lie; afterwards the dictionary holds them whole."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class TranscoderLearner:
     """An adapter that learns from whole sequences.
 
     l1_schedule, learning_rate_schedule   factors of the sparsity coefficient and of the learning rate over the run
-    history   one record of numbers a step; the last has a held-out loss alone
-    error     why it was dropped: never, here; what goes wrong ends the run
+    history   one record of numbers per step; the last has only a held-out loss
+    error     always None: an exception ends the run
     """
 
     name: str
@@ -53,7 +53,7 @@ class TranscoderLearner:
         check_schedules(self.schedules(), length)
 
     def schedules(self) -> dict[str, Schedule]:
-        """All of them, under their names in the config."""
+        """All schedules, by their names in the config."""
         found = {"l1_schedule": self.l1_schedule, "optimizer.learning_rate_schedule": self.learning_rate_schedule}
         own = self.dictionary.sparsity.schedules()
         return found | {f"dictionary.sparsity.{name}": schedule for name, schedule in own.items()}
@@ -68,7 +68,7 @@ class TranscoderLearner:
         state: Mapping[str, Any] | None,
         seed: int,
     ) -> FineTuning:
-        """Over the pair's models, which are loaded and stay as they are."""
+        """The Lightning module that trains it over the pair's models, which are loaded and stay unchanged."""
         self.check(Length(len(batches), batches.tokens_of_a_step))
         model = replaceable(pair.models[TUNED], pair.models[BASE], self.dictionary)
         model.requires_grad_(False)
@@ -95,11 +95,11 @@ class TranscoderLearner:
         return module
 
     def bring_back(self, model: nn.Module) -> None:
-        """What was learned, into the dictionary: of a sharded model its parts lie elsewhere. Every process calls it."""
+        """Copies the learned weights into the dictionary: those of a sharded model lie elsewhere. Every process calls it."""
         weights = trained_weights(model)
         names = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
         for own, layer in zip(self.dictionary.layers, decoder_layers(model), strict=True):
-            place = names[id(layer.mlp.adapted.transcoder)]
+            place = names[id(layer.get_submodule("mlp.adapted.transcoder"))]
             for name, parameter in own.named_parameters():
                 if f"{place}.{name}" in weights:  # in the first process
                     parameter.data.copy_(weights[f"{place}.{name}"])
