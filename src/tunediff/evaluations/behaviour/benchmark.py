@@ -74,9 +74,9 @@ class Benchmark(BehaviourEvaluation):
             slopes += self._scaling(name, right)
         yield from slopes
         yield from self.side_by_side(found)
-        columns = {key: [row[key] for row in curves] for key in curves[0]}
-        yield Table("benchmark_scaling", columns)
-        yield from figures(columns, slopes)
+        table = Table.of("benchmark_scaling", curves)
+        yield table
+        yield from figures(table.columns, slopes)
 
     def _by_budget(
         self, given: Given, name: str, problems: Sequence[Problem], condition: Condition
