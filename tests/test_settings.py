@@ -15,7 +15,17 @@ import tunediff
 from conftest import ROOT
 from tunediff.models import ModelSource
 from tunediff.schedules import Length
-from tunediff.settings import IMMATERIAL, build, check, check_command_line, identity, stream_key, with_files, within
+from tunediff.settings import (
+    IMMATERIAL,
+    build,
+    check,
+    check_command_line,
+    identity,
+    stream_key,
+    target_of,
+    with_files,
+    within,
+)
 from tunediff.shapes import Refused, Stream
 from tunediff.study.described import dictionary_name
 from tunediff.study.estimate import cost_of
@@ -165,13 +175,13 @@ def test_a_file_in_a_list_of_options_is_one_of_them(tmp_path, words, names):
     files = {"file": tmp_path / "entropy.yaml", "odd": tmp_path / "it's a folder" / "odd, 3=x.yaml"}
     for name, file in zip(("entropy", "odd"), files.values(), strict=True):
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f"{name}: {{_target_: tunediff.evaluations.Fidelity, resamples: 7}}")
+        file.write_text(f"{name}: {{_target_: tunediff.evaluations.LogitEffect, tokens: 7}}")
     given = with_files([words.format(**files)], CONF)
     for verb in ("train", "evaluate"):
         check_command_line([*given, "run=x"] if verb == "evaluate" else given, CONF, verb)
         cfg = composed(*given, name=verb)
         built = evaluations_of(cfg.evaluation, learns=True)
-        assert list(built) == names and next(built[n] for n in names if n in ("entropy", "odd")).resamples == 7
+        assert list(built) == names and next(built[n] for n in names if n in ("entropy", "odd")).tokens == 7
 
 
 def refused(*arguments, verb="train"):
@@ -364,7 +374,7 @@ def test_every_option_of_dictionary_says_only_how_it_differs():
 def test_every_evaluation_of_behaviour_says_only_how_it_differs_and_takes_the_settings_they_share():
     shared = OmegaConf.to_container(OmegaConf.load(CONF / "evaluation" / "defaults" / "behaviour.yaml"))
     own = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF / "evaluation").glob("*.yaml")}
-    sharing = {name: options[name] for name, options in own.items() if "defaults" in options}
+    sharing = {name: options[name] for name, options in own.items() if "defaults" in options and name in options}
     assert len(sharing) == 9
     for name, options in sharing.items():
         assert own[name]["defaults"] == [f"defaults/behaviour@{name}", "_self_"]
@@ -377,6 +387,34 @@ def test_every_evaluation_of_behaviour_says_only_how_it_differs_and_takes_the_se
             wrong = composed(f"evaluation={name}", f"evaluation.{name}.{key}={value}")
             with pytest.raises(Refused, match=f"evaluation.{name}.{key}"):
                 check(wrong, STUDY)
+
+
+def described(node):
+    """Every part of a config that describes an object."""
+    if isinstance(node, dict):
+        yield from ([node] if "_target_" in node else [])
+        for value in node.values():
+            yield from described(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from described(value)
+
+
+def test_a_default_of_an_evaluation_is_that_of_every_option_that_writes_it():
+    """A notebook and the command line ask the same question: a value that options differ in has no default."""
+    compared = 0
+    for path in (CONF / "evaluation").glob("*.yaml"):
+        for node in described(OmegaConf.to_container(OmegaConf.load(path))):
+            if not node["_target_"].startswith("tunediff.evaluations."):
+                continue
+            parameters = inspect.signature(target_of(node)).parameters
+            for key in node.keys() & parameters.keys():
+                value, default = node[key], parameters[key].default
+                if default is not inspect.Parameter.empty and not isinstance(value, dict):
+                    value = tuple(value) if isinstance(default, tuple) else value
+                    assert value == default, f"{path.name}: {key}"
+                    compared += 1
+    assert compared > 50
 
 
 def test_every_dictionary_is_told_of_in_the_readme():

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import Crosscoder, TranscoderAdapter
+from tunediff.dictionary import Dictionary
 from tunediff.edits.sequences import Sequences
 from tunediff.shapes import Refused, Rows, Stream
 from tunediff.text import CLOSINGS, OPENINGS
@@ -33,7 +33,7 @@ class Gate(Protocol):
     @property
     def described(self) -> str: ...
 
-    def of(self, dictionary: Crosscoder | TranscoderAdapter) -> Gate:
+    def of(self, dictionary: Dictionary) -> Gate:
         """The same gate, with latents of this dictionary where it names some without saying whose."""
         ...
 
@@ -51,7 +51,7 @@ class OfTokens:
     def described(self) -> str:
         return repr(self)
 
-    def of(self, dictionary: Crosscoder | TranscoderAdapter) -> Gate:
+    def of(self, dictionary: Dictionary) -> Gate:
         return self
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
@@ -139,13 +139,13 @@ class WhileActive:
 
     latent: int
     above: float = 0.0
-    dictionary: Crosscoder | None = None
+    dictionary: Dictionary | None = None
 
     @property
     def described(self) -> str:
         return f"WhileActive(latent={self.latent}, above={self.above})"
 
-    def of(self, dictionary: Crosscoder | TranscoderAdapter) -> Gate:
+    def of(self, dictionary: Dictionary) -> Gate:
         return self if self.dictionary is not None else dataclasses.replace(self, dictionary=dictionary)
 
     @property
@@ -176,7 +176,7 @@ class Every:
     def described(self) -> str:
         return " and ".join(gate.described for gate in self.gates)
 
-    def of(self, dictionary: Crosscoder | TranscoderAdapter) -> Gate:
+    def of(self, dictionary: Dictionary) -> Gate:
         return dataclasses.replace(self, gates=[gate.of(dictionary) for gate in self.gates])
 
     @property

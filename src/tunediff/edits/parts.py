@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import Crosscoder
+from tunediff.dictionary import ReconstructingDictionary
 from tunediff.edits.operations import Coordinates
 from tunediff.hookpoints import LORA
 from tunediff.shapes import DIFFERENCE, OTHER, TUNED, Refused, Rows, Stream
@@ -189,7 +189,7 @@ class Latents(Plain):
     attention sinks are left as they are. Raises Refused for a dictionary over several layers: its latents are known
     only after the last of them."""
 
-    dictionary: Crosscoder
+    dictionary: ReconstructingDictionary
     numbers: Tensor
     scale: Tensor
     mean: Tensor
