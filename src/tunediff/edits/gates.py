@@ -152,7 +152,7 @@ class WhileActive:
     def reads(self) -> Sequence[Stream]:
         return self._asked().streams
 
-    def _asked(self) -> Crosscoder:
+    def _asked(self) -> Dictionary:
         if self.dictionary is None:
             raise Refused(f"WhileActive(latent={self.latent}) does not say of which dictionary.")
         return self.dictionary
