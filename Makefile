@@ -34,7 +34,7 @@ test-lowest:
 # packages of one platform are left out: torch names their exact versions itself
 lock:
 	$(call fresh,.venv-newest)
-	.venv-newest/bin/pip freeze --exclude-editable > .venv-newest/frozen.txt
+	.venv-newest/bin/pip freeze --all --exclude pip --exclude-editable > .venv-newest/frozen.txt
 	echo "# All that make demo and make test install, in exact versions. Written by make lock." > constraints.txt
 	grep -vE '^(nvidia|cuda|triton)' .venv-newest/frozen.txt | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort >> constraints.txt
 

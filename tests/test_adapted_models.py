@@ -456,7 +456,12 @@ def finished_run(folder, pair, folders, **dictionary):
         role: {"_target_": "tunediff.models.ModelSource", "path": str(folders[role])} for role in ("base", "tuned")
     }
     nodes = {role: node | {"dtype": "float32"} for role, node in nodes.items()}
-    given = {"reads": ADAPTER, "hookpoint": {"name": "mlp_in", "equal_widths": True}, **dictionary}
+    given = {
+        "_target_": "tunediff.dictionary.TranscoderAdapter",
+        "reads": ADAPTER,
+        "hookpoint": {"name": "mlp_in", "equal_widths": True},
+        **dictionary,
+    }
     rows = {"_target_": "tunediff.toy.language.rows", "_partial_": True, "seed": 0, "kind": "trace"}
     config = {"model_pair": {"_target_": "tunediff.models.ModelPair", **nodes}, "dictionary": given, "layer": "all"}
     config |= {"text": {"_target_": "tunediff.text.Text", "rows": rows}, "budget": {"evaluation_tokens": 9}}

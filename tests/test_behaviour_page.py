@@ -328,7 +328,7 @@ def test_every_conditions_numbers_stand_on_the_page_and_in_its_csv(page):
 @in_browser
 def test_a_share_stands_with_its_interval_and_how_the_base_was_asked_and_a_dash_where_nothing_was_to_recover(page):
     script = """
-      const part = document.querySelector('#to-what-the-adapter-recovers');
+      const part = document.querySelector('#to-what-the-low-rank-adapter-recovers');
       return [...part.querySelectorAll('tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent)).concat([[part.querySelectorAll('circle').length]]);"""
     told, untold, (dots,) = page.run(script)
     asked = f"{{question}} {HOSTILE}"

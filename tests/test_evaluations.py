@@ -188,7 +188,7 @@ def test_evaluations_change_nothing(pair):
         Fidelity(),
         Geometry(),
         Examples(strongest=2),
-        LabelAlignment(label="hesitation_follows", at="decision", shuffles=5),
+        LabelAlignment(label="hesitation_follows", at="decision", first=False, shuffles=5),
         LatentScaling(),
         LogitEffect(),
         Probing(label="hesitation_follows", at="decision", directions=4),
@@ -293,21 +293,26 @@ def with_planted_latent(pair, monkeypatch, noise):
 def test_a_planted_label_latent_is_found_and_chance_is_near_a_half(pair, monkeypatch):
     dictionary = with_planted_latent(pair, monkeypatch, noise=0.5)
     findings, tables, _ = run(
-        LabelAlignment(label="hesitation_follows", at="decision", shuffles=30), pair, dictionary, tokens=12_000
+        LabelAlignment(label="hesitation_follows", at="decision", first=False, shuffles=30),
+        pair,
+        dictionary,
+        tokens=12_000,
     )
     where = "label_alignment/hesitation_follows"
     assert findings[f"{where}/latent"].value == 3 and findings[f"{where}/auroc"].value == 1.0
     assert 0.4 < findings[f"{where}/null_mean"].value < 0.6 < 0.75 > findings[f"{where}/null_p95"].value
     assert tables["latents"]["auroc/hesitation_follows"][3] == 1.0
     # over all tokens the rule "the token is a dot" is strong: decision positions take it away
-    everywhere, _, _ = run(LabelAlignment(label="hesitation_follows", shuffles=5), pair, dictionary, tokens=12_000)
+    everywhere, _, _ = run(
+        LabelAlignment(label="hesitation_follows", at=None, first=False, shuffles=5), pair, dictionary, tokens=12_000
+    )
     assert everywhere[f"{where}/token_rule"].value > 0.9 > 0.7 > findings[f"{where}/token_rule"].value
 
 
 @pytest.mark.parametrize(
     "evaluation",
     [
-        LabelAlignment(label="hesitation_follows", at="decision", shuffles=2),
+        LabelAlignment(label="hesitation_follows", at="decision", first=False, shuffles=2),
         Probing(label="hesitation_follows", at="decision", directions=2),
     ],
     ids=["label_alignment", "probing"],
@@ -330,7 +335,7 @@ def test_telling_a_label_keeps_the_latents_of_no_batch_but_the_one_that_is_read(
 
 def test_a_text_without_the_label_is_said(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
-    findings, _, notes = run(LabelAlignment(label="irony", at="decision"), pair, dictionary)
+    findings, _, notes = run(LabelAlignment(label="irony", at="decision", first=False), pair, dictionary)
     assert not findings and "too few tokens labelled 'irony' or not among 'decision' tokens" in notes[0]
 
 

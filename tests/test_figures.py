@@ -129,7 +129,7 @@ def elsewhere(tmp_path_factory):
     try:
         check(cfg, STUDY)
         evaluations = evaluations_of(cfg.evaluation, learns=False, inside=False)
-        evaluate(evaluations, SimpleNamespace(folder=folder), DESCRIBED)
+        evaluate(evaluations, SimpleNamespace(folder=folder), folder, DESCRIBED)
     finally:
         sys.path.remove(str(root))
     return folder

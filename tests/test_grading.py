@@ -65,7 +65,7 @@ BOXED = {
     "several answers in one string": [
         ("84, 69", "$69$,$84$", True), (r"69 \text{ and } 84", "$69$,$84$", True), ("69", "$69$,$84$", False),
         ("(3,2),(1,1)", "$(1,1), (3,2)$", True), ("(2,3),(1,1)", "$(1,1), (3,2)$", False), ("8, 221", "$221,$8$", True),
-        ("33/100, or 0.33", r"\frac{33}{100}", True), ("3 or 4", "3", False),
+        ("33/100, or 0.33", r"\frac{33}{100}", True), ("33/100, or 0.3", r"\frac{33}{100}", False), ("3 or 4", "3", False),
     ],
     "expressions": [("(x+1)^2", "x^2+2x+1", True), ("x^2+1", "x^2+2x+1", False), (r"\sqrt{12}", r"2\sqrt{3}", True), ("2k", "2", False)],
     "Python-like gold": [

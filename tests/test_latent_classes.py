@@ -64,7 +64,7 @@ def word_of(asked):
 
 
 def sorting(server, latents=None, each_layer=50, seed=0, **settings):
-    judge = Judge(**{"endpoint": server.endpoint, "model": "rule", "examples": 6, **settings})
+    judge = Judge(**{"endpoint": server.endpoint, "model": "rule", "examples": 6, "most_calls": 500, **settings})
     return LatentClasses(judge=judge, latents=latents, each_layer=each_layer, seed=seed)
 
 
@@ -177,7 +177,7 @@ def test_so_many_of_every_layer_are_drawn_by_the_seed_among_those_alive(server, 
 
 def test_without_an_endpoint_nothing_is_read_or_sent_and_a_note_says_so(server, trained, monkeypatch):
     monkeypatch.setattr(Trained, "readings", None)
-    findings, tables, notes = measured(LatentClasses(judge=Judge()), trained)
+    findings, tables, notes = measured(LatentClasses(judge=Judge(most_calls=500)), trained)
     assert not (findings or tables or server.asked)
     assert notes == [
         "latent_classes asked nobody: evaluation.latent_classes.judge.endpoint=<...> and .model=<...> name who sorts latents."

@@ -265,13 +265,25 @@ def test_a_folder_is_kept_where_training_began_or_anything_else_stands(tmp_path)
 # -- the README ------------------------------------------------------------------------------------------------------
 
 
+README = (ROOT / "README.md").read_text()
+
+
 def readme_commands():
-    text = (ROOT / "README.md").read_text()
-    for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL):
-        for line in block.splitlines():
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE):
+        for line in () if language else block.splitlines():
             command = line.partition("#")[0].strip()
             if command.startswith("python "):
                 yield command
+
+
+def readme_files(folder):
+    """The files of one's own that it shows, each under the name in its first line; Python finds them there."""
+    folder.mkdir()
+    blocks = re.findall(r"^```\w+\n# (\S+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    assert {name for name, _ in blocks} == {"mine.py", "concentration.yaml", "attn_z.yaml"}
+    for name, text in blocks:
+        (folder / name).write_text(text)
+    return folder
 
 
 SHORTENED = {  # words that make a command short
@@ -352,6 +364,7 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
     needs_hub = any(name in command for name in ("r1_vs_qwen", "deepscaler", "model=qwen", "adapters_r1"))
     evaluation = "[fidelity]" if "optuna" in command else "none"  # a sweeper needs its metric
     given = {
+        "<your folder>": str(readme_files(tmp_path / "mine")),
         **dict.fromkeys(("<run folder, absolute>", "<run folder>", "<run>", "<sweep>"), str(folder)),
         "tuned.path=<folder>": f"tuned.path={tuned}",
         "base.path=<folder>": f"base.path={base}",
@@ -372,18 +385,20 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
     for name, value in given.items():
         command = command.replace(name, value)
     words = shlex.split(command)[1:]
+    paths = [str(tmp_path / "mine"), *filter(None, [os.environ.get("PYTHONPATH")])]
     words += [word for part, short in SHORTENED.items() if part in command for word in short]
     if words[0] == "train.py":
         place = "hydra.sweep.dir" if "-m" in words else "hydra.run.dir"
         small = [] if "--config-path" in words else ["trainer=cpu", "scale=smoke"]
-        small += [] if "--config-path" in words or "experiment=" in command else [f"evaluation={evaluation}"]
+        chosen = any(word in command for word in ("--config-path", "experiment=", "evaluation="))
+        small += [] if chosen else [f"evaluation={evaluation}"]
         words = [w for w in words if not w.startswith(("scale=", "trainer="))]
         small += ["budget.tokens=2048"] if "-m" in words and "experiment=" not in command else []
-        words += [*small, f"{place}={tmp_path}"]
+        words += [*small, f"{place}={tmp_path}/run"]
     if words[0] == "finetune.py":
         words = [w for w in words if not w.startswith(("trainer", "memory_gb"))]
-        words += ["recipe.examples=32", "recipe.held_out=8", "trainer=cpu", f"hydra.run.dir={tmp_path}"]
-    said = call(*words, good=not needs_hub, HF_HUB_OFFLINE="1")
+        words += ["recipe.examples=32", "recipe.held_out=8", "trainer=cpu", f"hydra.run.dir={tmp_path}/run"]
+    said = call(*words, good=not needs_hub, HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(paths))
     assert not needs_hub or re.search(r"error: (\S+: )?Cannot load", said), said
 
 

@@ -86,6 +86,18 @@ def test_a_long_trace_is_cut_not_dropped(tokenizer):
     assert [s for p in pieces for s in p.segments] == whole.segments
 
 
+def test_progress_is_the_share_of_its_segment_that_lies_before_a_token(tokenizer):
+    text = toy_text(drop_special=False)
+    row = next(text.named_rows(held_out=False))
+    rendered, document = text.rendered(row, tokenizer), text.documents(row, [tokenizer])[0]
+    tokens = [tokenizer.decode([i]) for i in document.ids[0]]
+    assert "".join(tokens) == rendered.text
+    starts = list(itertools.accumulate(map(len, tokens[:-1]), initial=0))
+    for first, last, name in rendered.segments:
+        found = [p for p, s in zip(document.progress, document.segments, strict=True) if SEGMENTS[s] == name]
+        assert found == pytest.approx([(at - first) / (last - first) for at in starts if first <= at < last])
+
+
 def test_the_two_sides_of_the_split_share_no_problem_and_hold_every_row():
     sides = [{row["prompt"] for row in toy_text().named_rows(held_out=side)} for side in (False, True)]
     assert not sides[0] & sides[1]

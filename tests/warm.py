@@ -84,6 +84,7 @@ def obey(words: list[str], cwd: str, env: dict[str, str], out: str, err: str) ->
     os.environ.update(env)
     sys.argv, status = words, 0
     sys.path[0] = str(Path(words[0]).resolve().parent)
+    sys.path[1:1] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place not in ("", *sys.path)]
     try:
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit as left:

@@ -56,8 +56,9 @@ def make_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def unless_refused(folder: Path) -> Iterator[None]:
-    """What is refused inside before anything was trained leaves no folder that looks like a run: what Hydra laid there and
-    what was said of the run go. A folder in which anything else stood before, or stands after, is left as it is."""
+    """Context in which what is refused before anything was trained leaves no folder that looks like a run: what Hydra
+    laid there and what was said of the run go. A folder in which anything else stood before, or stands after, is left
+    as it is."""
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     try:
         yield
@@ -71,8 +72,8 @@ def unless_refused(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: Path, what: str) -> Iterator[None]:
-    """Inside, no other process writes this folder, on this machine or another that shares the file system. Raises
-    Refused, saying who does."""
+    """Context in which no other process writes this folder, on this machine or another that shares the file system.
+    Raises Refused, saying who does."""
     lock = filelock.FileLock(folder / "lock")
     try:
         lock.acquire(timeout=2)  # who only asks whether it is held, holds it for a moment
@@ -90,7 +91,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a living process writes this folder."""
+    """True while a living process writes this folder."""
     if not (folder / "lock").exists():
         return False
     lock = filelock.FileLock(folder / "lock")
@@ -107,7 +108,7 @@ def clock() -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What it holds; nothing where it does not exist."""
+    """The content of the file; empty where it does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -139,7 +140,7 @@ def note_end(folder: Path, status: int) -> None:
 
 
 def is_finished(folder: Path, identity: str) -> bool:
-    """Whether this very run ended well here; its folder's name says nothing."""
+    """True where this very run ended well here; its folder's name says nothing."""
     state = read_json(folder / "state.json")
     return state.get("state") == FINISHED and state.get("identity") == identity
 

@@ -1,4 +1,5 @@
-"""Where curves and findings go besides the run folder. A logger has three verbs: log_hyperparams, log_metrics, finalize.
+"""Loggers take curves and findings to places besides the run folder. A logger has three verbs: log_hyperparams,
+log_metrics, finalize.
 
 Nothing is opened or written before the first of them, so a sweep can make its loggers to check them. `starts_anew` says
 that a logger begins with nothing when a run goes on after an interruption, and wants to be told what happened before.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ class Csv(CSVLogger):
     def __init__(self, folder: str):
         super().__init__(folder, name="csv", version="")
 
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
         shutil.rmtree(self.log_dir, ignore_errors=True)
         super().log_hyperparams(params)
 

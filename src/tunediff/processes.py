@@ -14,15 +14,15 @@ from torch import Tensor
 
 
 def start(command: Sequence[str], *, devices: int = 1, gpu: str | None = None) -> subprocess.Popen:
-    """`python <command>` as one process, or by torchrun as one for each of `devices`. Its input is a pipe that closes when
-    this process is gone. `gpu` is the one that it sees; None leaves that as it is."""
+    """Starts `python <command>` as one process, or by torchrun as one for each of `devices`. Its input is a pipe that closes
+    when this process is gone. `gpu` is the one GPU that it sees; None leaves that as it is."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"] if devices > 1 else []
     environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
     return subprocess.Popen([sys.executable, *torchrun, *command], stdin=subprocess.PIPE, env=environment)
 
 
 def wait(process: subprocess.Popen) -> int:
-    """Its exit status. SIGTERM and Ctrl-C are passed on as SIGTERM, after which it saves and ends."""
+    """Exit status of a process. SIGTERM and Ctrl-C are passed on as SIGTERM, after which it saves and ends."""
     before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
     try:
         return process.wait()
@@ -32,7 +32,7 @@ def wait(process: subprocess.Popen) -> int:
 
 
 def stop(started: Sequence[subprocess.Popen]) -> None:
-    """Asks all of them to save and end, and waits until they have; a second Ctrl-C does not wait."""
+    """Asks all processes to save and end, and waits until they have; a second Ctrl-C does not wait."""
     for process in started:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -48,12 +48,12 @@ def count() -> int:
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """Rank of this process."""
     return dist.get_rank() if count() > 1 else 0
 
 
 def meet() -> None:
-    """Waits until all of them are here."""
+    """Waits until all processes are here."""
     if count() > 1:
         dist.barrier()
 
@@ -67,7 +67,7 @@ def smallest(values: Tensor) -> Tensor:
 
 
 def any_of(flags: Tensor) -> Tensor:
-    """[...] bool: whether it is true in one of them."""
+    """Flags [...] that are true where they are in one of the processes."""
     return flags if count() == 1 else _reduced(flags.int(), "MAX").bool()
 
 

@@ -19,7 +19,7 @@ Span = float | str
 
 
 class Length(NamedTuple):
-    """Of a run: its steps, and the tokens of each."""
+    """Number of training steps of a run, and of tokens per step."""
 
     steps: int
     batch: int

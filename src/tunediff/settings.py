@@ -90,8 +90,8 @@ def _told(story: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 
 def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
-    """model_pair=<a folder>/pair.yaml -> the same as an option of the group, wherever the file lies: Hydra finds it by its
-    place relative to the group. Raises Refused for a file that is not there."""
+    """Turns model_pair=<a folder>/pair.yaml into an option of the group, wherever the file lies: Hydra finds it by its path
+    relative to the group. Raises Refused for a file that is not there."""
 
     def placed(group: str, value: str) -> str:
         value = value.strip().strip("'\"")
@@ -135,9 +135,9 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
             for option in _option_names(override):
                 if option not in options and not (folder / override.key_or_group / f"{option}.yaml").is_file():
                     raise Refused(f"{override.key_or_group}={option}: {_nearest(option, options, 'options')}")
-    plain = [o.input_line for o in chosen if not o.is_sweep_override()]
+    plain = [str(o.input_line) for o in chosen if not o.is_sweep_override()]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-        composed = hydra.compose(name, [*plain, *(o.input_line for o in searched)], return_hydra_config=True)
+        composed = hydra.compose(name, [*plain, *(str(o.input_line) for o in searched)], return_hydra_config=True)
     legal = set(_keys(composed))
     for override in overrides:
         key = override.key_or_group.split("@")[0]
@@ -151,7 +151,7 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
     if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         return  # who asks Hydra to show a config need not fill it
     given = {override.key_or_group for override in overrides if not override.is_delete()}
-    for key in composed:
+    for key in map(str, composed):
         if OmegaConf.is_missing(composed, key) and key not in given:
             raise Refused(_not_set(key, f"python {name}.py {key}=<{_comment(folder / f'{name}.yaml', key)}>"))
 
@@ -211,7 +211,7 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise Refused(_not_set(error.full_key, f"{error.full_key}=<...>")) from error
+        raise Refused(_not_set(str(error.full_key), f"{error.full_key}=<...>")) from error
     except OmegaConfBaseException as error:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
     _check_node(plain, "", (*TRUSTED, *cfg.get("trust", ())))
@@ -296,7 +296,7 @@ def _describes_objects(value: Any) -> bool:
 
 
 def _spelled(hint: Any) -> str:
-    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("NoneType", "null")
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("NoneType", "null")
 
 
 def target_of(node: Mapping[str, Any]) -> Any:
@@ -320,20 +320,20 @@ def build(node: Any, **extra: Any) -> Any:
 
 
 def material(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config less what cannot change a number: logger, launcher, device, paths of this machine. Of the
-    trainer the precision is kept."""
-    kept = {key: plain(cfg[key]) for key in cfg if key not in IMMATERIAL}
+    """The resolved config without what cannot change a number: logger, launcher, device, paths of this machine. The precision
+    of the trainer is kept."""
+    kept = {str(key): plain(cfg[key]) for key in cfg if key not in IMMATERIAL}
     kept.get("activations", {}).pop("folder", None)
     return {**kept, "precision": str(OmegaConf.select(cfg, "trainer.precision"))}
 
 
 def identity(cfg: DictConfig) -> str:
-    """Twelve digits that stand for every setting that matters; any change of one changes it."""
+    """A digest of twelve digits of every setting that matters; any change of one changes it."""
     return digest(material(cfg))
 
 
 def stream_key(cfg: DictConfig) -> str:
-    """Stands for all that decides which rows the dictionaries of a group are given, and how they are trained together:
+    """A digest of all that decides which rows the dictionaries of a group are given, and how they are trained together:
     models, text, tokens, batch, buffer, and the trainer with its precision. What is read out of the models is free.
     Studies of a pair alone have neither batch nor buffer, so they share its models among themselves."""
     settings = material(cfg)
@@ -358,7 +358,7 @@ _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", 
 
 @contextlib.contextmanager
 def within(folder: Path) -> Iterator[None]:
-    """Inside, `${run_folder:}` is this folder: one process may hold several runs."""
+    """Context in which `${run_folder:}` is this folder: one process may hold several runs."""
     token = _folder.set(folder)
     try:
         yield
@@ -371,8 +371,8 @@ def run_folder() -> Path:
 
 
 def line(_root_: DictConfig) -> str:
-    """Stands for the command line, less what cannot change a number and whatever the order: the name of a sweep that
-    was given none, so that the same line finds the same folder."""
+    """A digest of the command line without what cannot change a number, whatever the order: the name of a sweep that was
+    given none, so that the same line finds the same folder."""
     overrides = OmegaConf.select(_root_, "hydra.overrides.task")
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []

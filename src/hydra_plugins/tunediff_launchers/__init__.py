@@ -13,13 +13,13 @@ from hydra.plugins.launcher import Launcher
 
 
 class PackingLauncher(Launcher):
-    """Abstract: members of a sweep to `tunediff.sweep.launch`, which groups them and runs the groups at a place."""
+    """Abstract: hands the members of a sweep to `tunediff.sweep.launch`, which groups them and runs the groups at a place."""
 
     def __init__(self, **settings: Any):
         self.settings = settings
 
     def place(self, **settings: Any) -> Any:
-        """Where the groups of a sweep run."""
+        """The place where the groups of a sweep run."""
         raise NotImplementedError
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
@@ -37,7 +37,7 @@ class PackingLauncher(Launcher):
 
 
 class LocalLauncher(PackingLauncher):
-    """Groups as processes of this machine."""
+    """Launcher that runs groups as processes of this machine."""
 
     def place(self, **settings: Any) -> Any:
         from tunediff.sweep.local import Local
@@ -46,7 +46,7 @@ class LocalLauncher(PackingLauncher):
 
 
 class SlurmLauncher(PackingLauncher):
-    """Groups as the tasks of one job array."""
+    """Launcher that runs groups as the tasks of one Slurm job array."""
 
     def place(self, **settings: Any) -> Any:
         from tunediff.sweep.slurm import Slurm

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from tunediff.attribution.influence import influence
-from tunediff.attribution.linearised import Seen, linearised
+from tunediff.attribution.linearised import Seen, head_of, linearised
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.shapes import Refused
 
@@ -75,7 +76,7 @@ class Graph:
 
 
 def attribute(
-    model: nn.Module,
+    model: PreTrainedModel,
     adapter: TranscoderAdapter,
     ids: Tensor | Sequence[int],
     *,
@@ -220,9 +221,10 @@ def _salient(probabilities: Tensor, mass: float, most: int) -> Tensor:
     return strongest.indices[before < mass]
 
 
-def _demeaned(model: nn.Module, last: Tensor, tokens: Tensor) -> Tensor:
+def _demeaned(model: PreTrainedModel, last: Tensor, tokens: Tensor) -> Tensor:
     """[logit]: what the head gives for these tokens less its mean over all, in float32 or better; before a cap on logits, which is not linear."""
-    head, dtype = model.get_output_embeddings(), torch.promote_types(last.dtype, torch.float32)
-    found = last.to(dtype) @ (head.weight[tokens].to(dtype) - head.weight.mean(0, dtype=dtype)).mT
+    head, dtype = head_of(model), torch.promote_types(last.dtype, torch.float32)
+    weight = head.get_parameter("weight")
+    found = last.to(dtype) @ (weight[tokens].to(dtype) - weight.mean(0, dtype=dtype)).mT
     bias = getattr(head, "bias", None)
     return found if bias is None else found + bias[tokens] - bias.mean()

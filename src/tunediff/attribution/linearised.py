@@ -1,5 +1,5 @@
-"""A model with transcoder adapters -> the same forward pass with a linear backward pass, in which what a latent or a token
-contributes to a later latent or to a logit is a gradient (RelP: arXiv 2508.21258; as used in arXiv 2602.20904).
+"""A model with transcoder adapters -> the same forward pass with a linear backward pass, in which what a latent or a
+token contributes to a later latent or to a logit is a gradient (RelP: arXiv 2508.21258; as used in arXiv 2602.20904).
 
     norms        the denominator is held                          x / sqrt(mean x^2 + eps), as a linear function of x
     attention    the weights are held, values are not             weights.detach() @ values
@@ -17,12 +17,14 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
+from tunediff.dictionary import Transcoder
 from tunediff.hookpoints import Point, decoder_layers, mlp_of, transcoder_of, writing
 from tunediff.shapes import TRANSCODER, Refused
 
@@ -33,7 +35,7 @@ ACTIVATIONS_NOT = (nn.Dropout, nn.Identity)
 
 @dataclass
 class Seen:
-    """Of one prompt, in the last forward pass. By layer where there is one of each.
+    """Tensors of the last forward pass over one prompt; dictionaries have one entry a layer.
 
     embedded   [position, width]   what enters the first layer, a leaf
     places     [active, 2]         position and number of the active latents
@@ -44,17 +46,17 @@ class Seen:
     """
 
     biases: list[nn.Parameter]
-    embedded: Tensor | None = None
+    embedded: Tensor = field(init=False)
     places: dict[int, Tensor] = field(default_factory=dict)
     active: dict[int, Tensor] = field(default_factory=dict)
     pre: dict[int, Tensor] = field(default_factory=dict)
-    last: Tensor | None = None
+    last: Tensor = field(init=False)
 
 
 @contextmanager
-def linearised(model: nn.Module) -> Iterator[Seen]:
-    """Inside, a forward pass over one prompt [1, position] fills what it gives, and its backward pass is linear. Raises
-    Refused for an architecture with parts that none of the rules is for."""
+def linearised(model: PreTrainedModel) -> Iterator[Seen]:
+    """Context in which a forward pass over one prompt [1, position] fills the Seen it yields, and its backward pass is
+    linear. Raises Refused for an architecture with parts that none of the rules is for."""
     seen = Seen([p for name, p in model.named_parameters() if name.rpartition(".")[-1] in BIASES])
     with ExitStack() as stack:
         for module, rule in _rules(model):
@@ -63,12 +65,20 @@ def linearised(model: nn.Module) -> Iterator[Seen]:
         stack.enter_context(_learning(seen.biases))
         stack.enter_context(writing(model, Point("resid_pre", 0), functools.partial(_embedded, seen)))
         for layer, one in enumerate(decoder_layers(model)):
-            see = functools.partial(_pre, seen, layer, transcoder_of(one))
+            see = functools.partial(_pre, seen, layer, cast(Transcoder, transcoder_of(one)))
             stack.enter_context(writing(model, Point("mlp_in", layer), see))
             stack.enter_context(writing(model, Point(TRANSCODER, layer), functools.partial(_latents, seen, layer)))
-        head = model.get_output_embeddings()
+        head = head_of(model)
         stack.callback(head.register_forward_pre_hook(functools.partial(_last, seen)).remove)
         yield seen
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The module that computes logits. Raises Refused where a model has none."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise Refused(f"{type(model).__name__} has no unembedding: attribution explains the logits that it gives.")
+    return head
 
 
 def held(value: Tensor, linear: Tensor) -> Tensor:
@@ -86,7 +96,7 @@ def _embedded(seen: Seen, value: Tensor) -> Tensor:
     return seen.embedded[None]
 
 
-def _pre(seen: Seen, layer: int, transcoder: nn.Module, value: Tensor) -> Tensor:
+def _pre(seen: Seen, layer: int, transcoder: Transcoder, value: Tensor) -> Tensor:
     seen.pre[layer] = transcoder.pre_activations(value)[0]
     return value
 
@@ -105,7 +115,7 @@ def _last(seen: Seen, _: nn.Module, args: tuple) -> None:
 
 @contextmanager
 def _learning(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, gradients can be asked of these."""
+    """Context in which gradients flow to these parameters."""
     before = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:
@@ -119,7 +129,7 @@ def _learning(parameters: list[nn.Parameter]) -> Iterator[None]:
 # -- the rules ---------------------------------------------------------------------------------------------------------
 
 
-def _rules(model: nn.Module) -> list[tuple[nn.Module, Callable]]:
+def _rules(model: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
     """Forward hooks, each with its module."""
     found: list[tuple[nn.Module, Callable]] = []
     for module in model.modules():
@@ -142,7 +152,7 @@ def _rules(model: nn.Module) -> list[tuple[nn.Module, Callable]]:
             )
         found.append((activations[0], functools.partial(_activation, 0.5 if gated else 1.0)))
         if gated:
-            found.append((mlp.up_proj, _halved))
+            found.append((mlp.get_submodule("up_proj"), _halved))
     return found
 
 
@@ -152,7 +162,8 @@ def _computes_alone(module: nn.Module) -> bool:
 
 
 def _rms_norm(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-    """The weights, whatever their offset, are what it makes of ones, up to a factor; the denominator goes into another."""
+    """The weights, whatever their offset, are what it makes of ones, up to a factor; the denominator goes into
+    another."""
     x = args[0]
     with torch.no_grad():
         weights = module.forward(torch.ones_like(x[(0,) * (x.ndim - 1)])).to(
@@ -222,8 +233,8 @@ AttentionMaskInterface.register(HELD, eager_mask)
 
 
 @contextmanager
-def _attention_held(model: nn.Module) -> Iterator[None]:
-    own = model.config._attn_implementation
+def _attention_held(model: PreTrainedModel) -> Iterator[None]:
+    own = model.config._attn_implementation or "eager"
     try:
         model.set_attn_implementation(HELD)
         if model.config.get_text_config()._attn_implementation != HELD:

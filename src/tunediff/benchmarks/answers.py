@@ -119,7 +119,7 @@ _HEADER = re.compile(
 
 def _own_turn(output: str) -> tuple[str, bool]:
     """The output without a header of its own and up to the end of its turn, and whether that came."""
-    output = output[_HEADER.match(output).end() :]
+    output = _HEADER.sub("", output, count=1)  # it matches at the beginning, if only nothing
     end = _TURN.search(output)
     return (output[: end.start()], True) if end else (output, False)
 
@@ -141,9 +141,9 @@ _NEXT = re.compile(
 
 
 def _before_invention(text: str, after: str) -> tuple[str, bool]:
-    """Up to the next problem that the model asks itself `after` something that may be an answer, or to where it goes round
-    in a circle; and whether its last sentence is whole and meant: one that only repeats a result is, one of a circle of
-    several results is not."""
+    """Up to the next problem that the model asks itself `after` something that may be an answer, or to where it goes
+    round in a circle; and whether its last sentence is whole and meant: one that only repeats a result is, one of a
+    circle of several results is not."""
     for found in _NEXT.finditer(text):
         if re.search(after, text[: found.start()]):
             return text[: found.start()], True
@@ -181,7 +181,7 @@ _JOINED = re.compile(
 
 
 def _argument(text: str, place: int) -> tuple[str | None, int]:
-    """What the command before `place` is given: balanced braces, or the next word."""
+    """The argument of the command before `place`, and where it ends: balanced braces, or the next word."""
     if not text.startswith("{", place):
         word = re.compile(r"-?(?:\\[a-zA-Z]+|[\w.,/]*\w)").match(text, place)
         return (word[0], word.end()) if word else (None, place)

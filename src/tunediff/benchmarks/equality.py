@@ -30,7 +30,7 @@ Symbolic = Callable[[str, str, float | None], bool]
 
 
 def compare(answer: str, gold: str, *, kind: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
-    """Whether they are equal, and by which rule of COMPARED."""
+    """True where answer and gold are equal, and the rule of COMPARED that decided."""
     if kind == "boolean":
         return truth(answer) == truth(gold), "word"
     if kind == "choice":
@@ -85,8 +85,8 @@ def _same_number(given: Number, expected: Number, answer: str, gold: str, tolera
 
 
 def _in_ten(number: Number) -> int | None:
-    digits = str(number.value)
-    return int(digits, number.base) if all(int(digit) < number.base for digit in digits) else None
+    digits, base = str(number.value), number.base or 10
+    return int(digits, base) if all(int(digit) < base for digit in digits) else None
 
 
 def _rounded_alike(given: Fraction, expected: Fraction, written: Number) -> bool:
@@ -124,7 +124,7 @@ LISTED, SET, MATRIX, UNION = "list", "set", "matrix", "union"
 
 
 def _shape(text: str) -> tuple[str, list[str]] | None:
-    """What holds the parts and the parts. A tuple or interval is named by its two brackets."""
+    """The kind of container and its parts. A tuple or interval is named by its two brackets."""
     if rows := notation.matrix(text):
         return f"{MATRIX} {len(rows)} x {len(rows[0])}", [entry for row in rows for entry in row]
     if len(regions := re.split(r"\\cup(?![a-z])", text)) > 1:
@@ -143,16 +143,17 @@ def _same_parts(
     answered, expected, answer: str, gold: str, tolerance: float | None, symbolic: Symbolic
 ) -> tuple[bool, str]:
     if not (answered and expected):
-        joined = [re.sub(r"(?<![\d,])(\d{1,3}),(\d{3})(?![\d,])", r"\1\2", text) for text in (answer, gold)]
-        if joined != [answer, gold] and LISTED in (expected or answered):  # 1,600\\pi is no list
-            return _equal(*joined, tolerance, symbolic)
+        one, other = (re.sub(r"(?<![\d,])(\d{1,3}),(\d{3})(?![\d,])", r"\1\2", text) for text in (answer, gold))
+        if (one, other) != (answer, gold) and LISTED in (expected or answered):  # 1,600\\pi is no list
+            return _equal(one, other, tolerance, symbolic)
         alone = expected or answered
         if answered and " or " in f" {answer} ":  # 33/100, or 0.33
             number = notation.number(gold, letters=False)
             values = [notation.number(part) for part in answered[1]]
             if number and all(values):
-                near = all(abs(each.value - number.value) * 50 <= abs(number.value) for each in values)
-                return near and number.value in [each.value for each in values], "number"
+                read = [each.value for each in values if each]
+                near = all(abs(value - number.value) * 50 <= abs(number.value) for value in read)
+                return near and number.value in read, "number"
         if alone[0] == SET and len(alone[1]) == 1:  # {5} and 5
             one, other = (alone[1][0], gold) if answered else (answer, alone[1][0])
             return _equal(one, other, tolerance, symbolic)[0], "parts"
@@ -171,7 +172,7 @@ def _same_parts(
 
 
 def _matched(given: list[str], wanted: list[str], tolerance: float | None, symbolic: Symbolic) -> bool:
-    """Whether every wanted part has a given one of its own; order does not matter."""
+    """True where every wanted part has a given one of its own; order does not matter."""
     left = sorted(given, key=len)
     for part in wanted:
         same = next((one for one in left if _squeezed(one) == _squeezed(part)), None)

@@ -6,6 +6,7 @@ breaks: such an output is graded `timed_out`, which is wrong but countable. It d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 from tunediff.benchmarks import symbolic
 from tunediff.benchmarks.answers import READ, Answer, read
@@ -34,7 +35,8 @@ STARTING = 120  # seconds for a worker to import sympy, on a busy machine
 
 
 class Grade(NamedTuple):
-    """`answer` is what was read from the output, None where there is none; `rule` names how it was read and compared."""
+    """`answer` is what was read from the output, None where there is none; `rule` names how it was read and
+    compared."""
 
     correct: bool
     answer: str | None
@@ -60,7 +62,8 @@ def grade(
     opened: bool = False,
     tolerance: float | None = None,
 ) -> Grade:
-    """One output, in this process and without a limit on time: for a notebook. A Grader is for outputs nobody has seen."""
+    """One output, in this process and without a limit on time: for a notebook. A Grader is for outputs nobody has
+    seen."""
     question = _asked(Question(output, gold, kind, finished, opened))
     return _graded(question, _read(question), tolerance, _here)
 
@@ -92,25 +95,23 @@ class Grader:
         while not self._idle.empty():
             self._idle.get().end()
 
-    def grade(self, questions: Iterable[Question | tuple], *, tolerance: float | None = None) -> list[Grade]:
+    def grade(self, questions: Iterable[Question | tuple[Any, ...]], *, tolerance: float | None = None) -> list[Grade]:
         """Grades in the order of the questions. `tolerance`: relative, for golds that were rounded."""
-        asked = [_asked(Question(*question)) for question in questions]
+        asked = [_asked(q if isinstance(q, Question) else Question(*q)) for q in questions]
         answers = [_read(each) for each in asked]
-        grades: list[Grade | None] = []
-        for question, answer in zip(asked, answers, strict=True):
-            try:
-                grades.append(_graded(question, answer, tolerance, _undecided))
-            except _NeedsAlgebra:
-                grades.append(None)
+        grades: dict[int, Grade] = {}
+        for place, (question, answer) in enumerate(zip(asked, answers, strict=True)):
+            with contextlib.suppress(_NeedsAlgebra):
+                grades[place] = _graded(question, answer, tolerance, _undecided)
         with ThreadPoolExecutor(self.processes) as threads:  # each waits for a process
             waiting = {
                 place: threads.submit(self._by_worker, asked[place], answers[place], tolerance)
-                for place, found in enumerate(grades)
-                if found is None
+                for place in range(len(asked))
+                if place not in grades
             }
         for place, future in waiting.items():
             grades[place] = future.result()
-        return grades
+        return [grades[place] for place in range(len(asked))]
 
     def _by_worker(self, question: Question, answer: Answer, tolerance: float | None) -> Grade:
         worker = self._idle.get()
@@ -185,9 +186,14 @@ class _Worker:
                 raise Refused(f"A process that compares formulas did not start: try `{' '.join(script)}` in a shell.")
         self.deadline = time.monotonic() + self.seconds
 
+    @property
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self.process and self.process.stdin and self.process.stdout
+        return self.process.stdin, self.process.stdout
+
     def same(self, answer: str, gold: str, tolerance: float | None) -> bool:
         try:
-            self.process.stdin.write(json.dumps([answer, gold, tolerance]).encode() + b"\n")
+            self._pipes[0].write(json.dumps([answer, gold, tolerance]).encode() + b"\n")
         except BrokenPipeError:
             raise _TimedOut from None
         verdict = json.loads(self._line(self.deadline - time.monotonic()) or "null")
@@ -197,10 +203,10 @@ class _Worker:
 
     def _line(self, seconds: float) -> bytes:
         """The next line of its output; empty where the time is up or the process is gone."""
-        line, until = b"", time.monotonic() + seconds
+        line, until, output = b"", time.monotonic() + seconds, self._pipes[1]
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))
-            piece = os.read(self.process.stdout.fileno(), 4096) if ready else b""
+            ready, _, _ = select.select([output], [], [], max(0.0, until - time.monotonic()))
+            piece = os.read(output.fileno(), 4096) if ready else b""
             if not piece:
                 return b""
             line += piece
@@ -210,6 +216,6 @@ class _Worker:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            self.process.stdin.close()
-            self.process.stdout.close()
+            for pipe in self._pipes:
+                pipe.close()
             self.process = None

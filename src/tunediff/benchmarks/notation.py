@@ -35,7 +35,8 @@ class Brackets(NamedTuple):
 
 
 def plain(text: str) -> str:
-    """One spelling of what is written in several: no dollar signs, spacing commands, text commands or short fractions."""
+    """One spelling of what is written in several: no dollar signs, spacing commands, text commands or short
+    fractions."""
     text = text.strip()
     for old, new in _CHARACTERS.items():
         text = text.replace(old, new)
@@ -76,7 +77,7 @@ def number(text: str, *, letters: bool = True) -> Number | None:
 
 
 def parts(text: str) -> list[str]:
-    """What stands between the commas (semicolons, "and", "or") outside all brackets."""
+    """The parts between the commas (semicolons, "and", "or") outside all brackets."""
     text = re.sub(r"\s*(?:,\s*)?\b(?:and|or)\b\s*", ",", text)
     found, depth, begun = [], 0, 0
     for place, letter in enumerate(text):
@@ -145,7 +146,7 @@ _NUMPY = {"log": "ln", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 
 def _is_unit(text: str, found: re.Match, letters: bool) -> bool:
     words = found[2]
-    first = re.match(r"[A-Za-z]+", words)[0]
+    first = re.split(r"[^A-Za-z]", words, maxsplit=1)[0]
     if re.search(r"\d", re.sub(r"\^\{?-?\d\}?", "", words)) or re.search(r"[=+\\(]", words):
         return False
     if first in FUNCTIONS or first in ("and", "or", "to", "x", "base"):
@@ -183,10 +184,10 @@ def _decimal(text: str) -> Fraction | None:
 
 
 def _ratio(above: str, below: str) -> Fraction | None:
-    above, below = _decimal(above), _decimal(below)
-    return above / below if above is not None and below else None
+    one, other = _decimal(above), _decimal(below)
+    return one / other if one is not None and other else None
 
 
 def _in_base(digits: str, base: str) -> Number | None:
-    base = int(base) if base.isdigit() else _WORDED_BASES.get(base, 0)
-    return Number(Fraction(int(digits)), base=base) if digits.isdigit() and 2 <= base <= 36 else None
+    radix = int(base) if base.isdigit() else _WORDED_BASES.get(base, 0)
+    return Number(Fraction(int(digits)), base=radix) if digits.isdigit() and 2 <= radix <= 36 else None

@@ -38,7 +38,8 @@ def settled(sentence: str) -> tuple[str | None, str]:
 
 
 def _main_clause(sentence: str) -> str:
-    """Without what follows a number and only says when, why or what for; formulas set apart do not count as numbers."""
+    """The clause without the words that follow a number and only say when, why or what for; formulas set apart do not
+    count as numbers."""
     for found in _CLAUSE.finditer(sentence, sentence.rfind("=") + 1):
         before = re.sub(r"\\\(.*?\\\)|\$[^$]*[\\a-z^][^$ ]*\$|\([^()]*\)", " ", sentence[: found.start()])
         if _main_number(before, worst=1):

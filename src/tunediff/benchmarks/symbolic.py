@@ -13,6 +13,7 @@ import json
 import logging
 import signal
 import sys
+from typing import Any
 
 MEMORY = 4 * 2**30  # bytes a worker may map
 MARGIN = 2  # seconds a worker lives on after the limit, so that its owner is the first to notice
@@ -28,11 +29,12 @@ def parsed(text: str) -> tuple:
     # units are no part of a formula here: it would take the m of 6m for one
     spelling = math_verify.LatexExtractionConfig().normalization_config
     config = math_verify.LatexExtractionConfig(normalization_config=dataclasses.replace(spelling, units=False))
-    return tuple(math_verify.parse(f"${text}$", [config], parsing_timeout=None))
+    options: dict[str, Any] = {"parsing_timeout": None}  # without a limit, which its types leave out
+    return tuple(math_verify.parse(f"${text}$", [config], **options))
 
 
 def same(answer: str, gold: str, tolerance: float | None) -> bool:
-    """Whether the two formulas are one; two numbers may differ by the relative tolerance."""
+    """True where the two formulas are equal; two numbers may differ by the relative tolerance."""
     import math_verify
 
     given, asked = list(parsed(answer)), list(parsed(gold))

@@ -63,9 +63,11 @@ class Task:
         problems: int | None = None,
         file: str | Sequence[str] | None = None,
     ):
-        if rows is None and file is None:
+        if file is not None:
+            rows = functools.partial(read_files, file)
+        if rows is None:
             raise TaskError("A task has neither rows nor a file: name one of them.")
-        self.rows = rows if file is None else functools.partial(read_files, file)
+        self.rows = rows
         self.question = [question] if isinstance(question, str) else list(question)
         self.answer, self.id, self.kind, self.tolerance = answer, id, kind, tolerance
         self.prompts, self.keep, self.limit = dict(prompts), keep, problems
@@ -99,7 +101,7 @@ class Task:
                 )
 
     def problems(self) -> list[Problem]:
-        """In the order of the rows, the same at every call."""
+        """The problems in the order of the rows, the same at every call."""
         return list(self._read[0])
 
     @property
@@ -211,7 +213,7 @@ def _column(row: Any, names: Sequence[str], number: int, setting: str) -> Any:
 
 
 def _filled(prompt: str, columns: Mapping[str, Any], number: int) -> str:
-    """In one pass, so that braces inside a question stay as they are."""
+    """The template filled in one pass, so that braces inside a question stay as they are."""
     unknown = [name for name in MISTAKABLE.findall(prompt) if name not in columns]
     if unknown:
         raise TaskError(

@@ -1,6 +1,5 @@
-"""The text and the token ids of one response -> how it is written: its length, its hesitations, whether its thinking came
-to an end, how much it repeats. Knows no model and no tokenizer.
-"""
+"""The text and the token ids of one response -> how it is written: its length, its hesitations, whether its thinking
+came to an end, how much it repeats. Knows no model and no tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +15,8 @@ HESITATIONS = ("wait", "hmm+")  # regular expressions of whole words
 
 
 class Behaviour(NamedTuple):
-    """Of one response. None where it does not apply: no thinking, no token, fewer tokens than an n-gram has.
+    """Measures of how one response is written. A field is None where it does not apply: no thinking, no token, fewer
+    tokens than an n-gram has.
 
     tokens          its length                          closed       whether its thinking came to an end
     hesitations     how often it hesitates              repetition   share of 4-grams that occurred before in it
@@ -33,14 +33,14 @@ class Behaviour(NamedTuple):
 def behaviour(
     text: str, ids: Sequence[int], *, patterns: Sequence[str] = HESITATIONS, opened: bool = False
 ) -> Behaviour:
-    """Of a response's text and its token ids without padding."""
+    """The measures of a response, from its text and its token ids without padding."""
     count = hesitations(text, patterns)
     return Behaviour(len(ids), count, closed(text, opened), repetition(ids), distinct(ids, 2))
 
 
 def hesitations(text: str, patterns: Sequence[str] = HESITATIONS) -> int:
-    """How often one of these words or phrases occurs, capital letters or not: "Wait," counts, "waiter" does not. Each is
-    a regular expression; where two overlap the first counts."""
+    """Number of times that one of these words or phrases occurs, capital letters or not: "Wait," counts, "waiter" does
+    not. Each is a regular expression; where two overlap the first counts."""
     return sum(1 for _ in _words(tuple(patterns)).finditer(text)) if patterns else 0
 
 
@@ -53,8 +53,8 @@ def _words(patterns: tuple[str, ...]) -> re.Pattern:
 
 
 def closed(text: str, opened: bool) -> bool | None:
-    """Whether the thinking was closed after it last began; `opened` says that the prompt began it. A closing tag alone
-    says so as well. None without thinking."""
+    """True where the thinking was closed after it last began; `opened` says that the prompt began it. A closing tag
+    alone says so as well. None without thinking."""
     began, ended = (max(map(text.rfind, marks)) for marks in (OPENINGS, CLOSINGS))
     if began < 0 and ended < 0 and not opened:
         return None

@@ -5,7 +5,13 @@ from tunediff.dictionary.crosscoder import Crosscoder, latents_of
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
 from tunediff.dictionary.polarities import SIGNS, Polarities
-from tunediff.dictionary.protocol import Dictionary, LearningDictionary, LinearDecoder, save_dictionary
+from tunediff.dictionary.protocol import (
+    Dictionary,
+    LearningDictionary,
+    LinearDecoder,
+    ReconstructingDictionary,
+    save_dictionary,
+)
 from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK
 from tunediff.dictionary.transcoder_adapter import Pass, Transcoder, TranscoderAdapter
 
@@ -21,6 +27,7 @@ __all__ = [
     "LearningDictionary",
     "Linear",
     "LinearDecoder",
+    "ReconstructingDictionary",
     "Normalisation",
     "Partition",
     "Pass",

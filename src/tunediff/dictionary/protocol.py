@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import safetensors.torch
 import torch
@@ -28,6 +28,9 @@ class Module(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def to(self, device: torch.device | str, /) -> Self: ...
+    def eval(self) -> Self: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
 
 
 class Dictionary(Module, Protocol):
@@ -64,15 +67,6 @@ class Dictionary(Module, Protocol):
         """Reconstruction [token, width] in the models' own units."""
         ...
 
-    def reconstruct(self, latents: Tensor) -> Tensor:
-        """Reconstruction [token, width] in normalised units."""
-        ...
-
-    def written(self, change: Tensor, numbers: Tensor, moments: Tensor | None = None) -> Tensor:
-        """Change [token, width] of the reconstruction where the latents with indices `numbers` [n] change by `change`
-        [token, n]."""
-        ...
-
     def decoder_norms(self) -> Tensor:
         """Decoder norms [stream, latent] in normalised units, in which the models have the same typical size."""
         ...
@@ -86,9 +80,21 @@ class Dictionary(Module, Protocol):
         ...
 
 
-class LearningDictionary(Dictionary, Protocol):
-    """A dictionary that learns from shuffled activations. `settings` holds the scheduled values of a step, the dictionary's
-    own among them.
+class ReconstructingDictionary(Dictionary, Protocol):
+    """A dictionary whose `decode` reconstructs the rows that were encoded, which that of a transcoder adapter does not."""
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Reconstruction [token, width] in normalised units."""
+        ...
+
+    def written(self, change: Tensor, numbers: Tensor, moments: Tensor | None = None) -> Tensor:
+        """Change [token, width] of the reconstruction where the latents with indices `numbers` [n] change by `change`
+        [token, n]."""
+        ...
+
+
+class LearningDictionary(ReconstructingDictionary, Protocol):
+    """A dictionary that learns from shuffled activations. `settings` holds a step's scheduled values, its own among them.
 
     has_penalty   true if there is a sparsity penalty for l1_schedule to scale
     """

@@ -1,4 +1,5 @@
-"""What is written at a hookpoint while a model runs: an operation on a part of its hidden vectors, at the tokens of a gate.
+"""Edits written at a hookpoint while a model runs: an operation on a part of its hidden vectors, at the tokens of a
+gate.
 
     sequences.py   the tokens that are known            gates.py        which of them are touched
     parts.py       latents, directions, the whole       operations.py   what becomes of the part

@@ -51,7 +51,7 @@ class Edit:
 
     @property
     def described(self) -> str:
-        """In words: what is written where, and when."""
+        """The edit in words: what is written where, and when."""
         elsewhere = ", in a random direction" if self.along is not None else ""
         return f"{self.operation} of {self.part.described} at {self.at}, {self.mode}, {self.gate.described}{elsewhere}"
 
@@ -77,8 +77,8 @@ class Edit:
 
 
 def needed(edits: Sequence[Edit], role: str) -> list[Stream]:
-    """Streams of the other model that must be read before the model with this role runs under these edits. Raises Refused
-    where an edit asks for something of its own model that comes later."""
+    """Streams of the other model that must be read before the model with this role runs under these edits. Raises
+    Refused where an edit asks for something of its own model that comes later."""
     for edit in edits:
         if edit.at.role != role:
             raise Refused(f"An edit at {edit.at} cannot be written into the {role} model.")
@@ -119,7 +119,7 @@ def editing(
     *,
     available: Tensor | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Inside, one forward pass of `model` over the new columns of `known` is written by the edits. `read` are hidden
+    """Context in which one forward pass of `model` over the new columns of `known` is edited. `read` are hidden
     vectors [batch, new position, width] of the other model, `available` [batch, new position] where it has any; None:
     everywhere. Gives, once the pass is over, for each edit the norm of what it changed at each token, [batch, new
     position]: 0 where its gate was closed, and where nothing it acts on was active."""
@@ -129,11 +129,12 @@ def editing(
     def passing(stream: Stream, columns: slice, value: Tensor) -> Tensor:
         seen[stream] = value
         for n, edit in enumerate(edits):
-            if edit.at == stream:
+            if edit.at == stream:  # each reads in `seen` what the one before left there, so that edits compose
                 here = edit.named(known, seen)
                 if available is not None and edit.operation.reads_other:
                     here &= available
                 seen[stream], norms = _write(n, edit, known, seen, here, columns)
+                # adapters pass one after another, each with columns of its own: their squares add up
                 changes[n] = norms if stream.hookpoint != LORA else torch.hypot(changes[n].to(norms), norms)
         return seen[stream][..., columns]
 
@@ -153,7 +154,7 @@ def editing(
 def _write(
     n: int, edit: Edit, known: Sequences, seen: Mapping[Stream, Tensor], named: Tensor, columns: slice
 ) -> tuple[Tensor, Tensor]:
-    """What stands there after the edit, and the norm of the change of these columns."""
+    """The hidden vectors after the edit, and the norm of the change of these columns."""
     value = seen[edit.at]
     norms = torch.zeros_like(named, dtype=torch.float32)
 
@@ -162,12 +163,14 @@ def _write(
 
     moments = None
     if edit.part.needs_moments:
+        # taken once, in the first pass: taken anew at every token, they would follow what the edits write, and generation
+        # would differ from scoring
         if known.first == 0:
             counted = _counted(known)
             rows = (counted & _row(counted, row) for row in range(len(value)))
             known.moments[n] = torch.stack([edit.part.moments(edit.at, place(row)) for row in rows])
         moments = known.moments[n][named.nonzero()[:, 0]]
-    if not named.any():
+    if not named.any():  # the very same tensor: the pass stays that of the unedited model to the last bit
         return value, norms
     before, changed = value[named], value.clone()
     changed[named] = edit.written(place(named, moments)).to(value)

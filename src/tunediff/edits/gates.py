@@ -1,4 +1,5 @@
-"""Which tokens an edit touches: [batch, new position] bool, from the tokens that are known and from what was read.
+"""Gates name the tokens that an edit touches: [batch, new position] bool, from the tokens that are known and from what
+was read.
 
 A gate names tokens whose hidden vectors are changed. The last token of the prompt belongs to the prompt, so that with
 `Response` the first token that is generated is the unedited model's.
@@ -15,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import Crosscoder, TranscoderAdapter
+from tunediff.dictionary import Dictionary
 from tunediff.edits.sequences import Sequences
 from tunediff.shapes import Refused, Rows, Stream
 from tunediff.text import CLOSINGS, OPENINGS
@@ -32,7 +33,7 @@ class Gate(Protocol):
     @property
     def described(self) -> str: ...
 
-    def of(self, dictionary: Crosscoder | TranscoderAdapter) -> Gate:
+    def of(self, dictionary: Dictionary) -> Gate:
         """The same gate, with latents of this dictionary where it names some without saying whose."""
         ...
 
@@ -42,14 +43,19 @@ class Gate(Protocol):
 class OfTokens:
     """A gate that the tokens alone decide."""
 
-    reads: Sequence[Stream] = ()
+    @property
+    def reads(self) -> Sequence[Stream]:
+        return ()
 
     @property
     def described(self) -> str:
         return repr(self)
 
-    def of(self, dictionary: Crosscoder | TranscoderAdapter) -> Gate:
+    def of(self, dictionary: Dictionary) -> Gate:
         return self
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Prompt(OfTokens):
 
 @dataclass(frozen=True)
 class Response(OfTokens):
-    """What the model writes, from its first token on."""
+    """The tokens that the model writes, from its first on."""
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
         return known.new(known.response)
@@ -128,31 +134,35 @@ class AfterMatch(OfTokens):
 
 @dataclass(frozen=True)
 class WhileActive:
-    """Tokens on which another latent is active above `above`, in the activations' own units; of the edited dictionary where
-    none is given."""
+    """Tokens on which another latent is active above `above`, in the activations' own units; of the edited dictionary
+    where none is given."""
 
     latent: int
     above: float = 0.0
-    dictionary: Crosscoder | None = None
+    dictionary: Dictionary | None = None
 
     @property
     def described(self) -> str:
         return f"WhileActive(latent={self.latent}, above={self.above})"
 
-    def of(self, dictionary: Crosscoder | TranscoderAdapter) -> Gate:
+    def of(self, dictionary: Dictionary) -> Gate:
         return self if self.dictionary is not None else dataclasses.replace(self, dictionary=dictionary)
 
     @property
     def reads(self) -> Sequence[Stream]:
+        return self._asked().streams
+
+    def _asked(self) -> Crosscoder:
         if self.dictionary is None:
             raise Refused(f"WhileActive(latent={self.latent}) does not say of which dictionary.")
-        return self.dictionary.streams
+        return self.dictionary
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
-        values = torch.cat([read[stream] for stream in self.dictionary.streams], dim=-1)
+        dictionary = self._asked()
+        values = torch.cat([read[stream] for stream in dictionary.streams], dim=-1)
         flat = values.flatten(0, 1).float()
-        active = self.dictionary.encode(Rows(flat))[:, self.latent] > self.above
-        active &= self.dictionary.normalisation.admits(flat)
+        active = dictionary.encode(Rows(flat))[:, self.latent] > self.above
+        active &= dictionary.normalisation.admits(flat)
         return active.view(values.shape[:2]) & known.new(known.real)
 
 
@@ -166,7 +176,7 @@ class Every:
     def described(self) -> str:
         return " and ".join(gate.described for gate in self.gates)
 
-    def of(self, dictionary: Crosscoder | TranscoderAdapter) -> Gate:
+    def of(self, dictionary: Dictionary) -> Gate:
         return dataclasses.replace(self, gates=[gate.of(dictionary) for gate in self.gates])
 
     @property

@@ -1,4 +1,5 @@
-"""What becomes of the part of a hidden vector that an edit acts on: its coordinates, or the change they make."""
+"""Operations say what becomes of the part of a hidden vector that an edit acts on: its coordinates, or the change they
+make."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import Crosscoder
+from tunediff.dictionary import ReconstructingDictionary
 from tunediff.edits.operations import Coordinates
 from tunediff.hookpoints import LORA
 from tunediff.shapes import DIFFERENCE, OTHER, TUNED, Refused, Rows, Stream
@@ -48,7 +48,8 @@ class Part(Protocol):
     def described(self) -> str: ...
 
     def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
-        """What must have been read beside the place that is written; `other`: with what the other model's part asks for."""
+        """Streams that must have been read beside the place that is written; `other`: with what the other model's part
+        asks for."""
         ...
 
     def look(self, at: Stream, place: Place) -> Coordinates: ...
@@ -62,7 +63,7 @@ class Part(Protocol):
         ...
 
     def touches(self, columns: slice) -> bool:
-        """Whether it lies in these coordinates of the hidden vector at all."""
+        """True where the part lies in these coordinates of the hidden vector at all."""
         ...
 
     def moments(self, at: Stream, place: Place) -> Tensor:
@@ -128,8 +129,8 @@ class Whole(Plain):
 
 @dataclass(frozen=True)
 class Axes(Plain):
-    """Some coordinates of the hidden vector, such as single neurons or adapters; `numbers` [n], `scale`, `mean` [n], and
-    their `names` where they have any."""
+    """Some coordinates of the hidden vector, such as single neurons or adapters; `numbers` [n], `scale`, `mean` [n],
+    and their `names` where they have any."""
 
     numbers: Tensor
     scale: Tensor
@@ -160,8 +161,8 @@ class Axes(Plain):
 
 @dataclass(frozen=True)
 class Directions(Plain):
-    """rows [n, width]; a vector's coordinates are those of its projection onto their span (least squares), so that setting
-    them to zero projects the span out. `scale`, `mean` [n]."""
+    """rows [n, width]; a vector's coordinates are those of its projection onto their span (least squares), so that
+    setting them to zero projects the span out. `scale`, `mean` [n]."""
 
     rows: Tensor
     scale: Tensor
@@ -185,10 +186,10 @@ class Directions(Plain):
 @dataclass(frozen=True)
 class Latents(Plain):
     """Latents `numbers` of a dictionary; `scale`, `mean` [n] in the units of their activations. Special tokens and
-    attention sinks are left as they are. Raises Refused for a dictionary over several layers: its latents are known only
-    after the last of them."""
+    attention sinks are left as they are. Raises Refused for a dictionary over several layers: its latents are known
+    only after the last of them."""
 
-    dictionary: Crosscoder
+    dictionary: ReconstructingDictionary
     numbers: Tensor
     scale: Tensor
     mean: Tensor
@@ -221,7 +222,7 @@ class Latents(Plain):
         return at in streams if len(streams) > 1 else at == streams[0]._replace(role=at.role)
 
     def _rows(self, at: Stream, place: Place, own: Tensor | None = None) -> Rows:
-        """What the dictionary reads, with `own` for the vectors of the place that is written."""
+        """The rows that the dictionary reads, with `own` for the vectors of the place that is written."""
         own, streams = (place.own if own is None else own), self.dictionary.streams
         if len(streams) > 1:
             values = torch.cat([own if stream == at else place.read[stream].to(own) for stream in streams], dim=-1)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tunediff.text import LAYOUTS, Layout
+from tunediff.text import LAYOUTS, Layout, Tokenizer
 
 NEVER = 2**62  # a column that no response has
 TAG = 24  # tokens that a tag is at most spelled with
@@ -25,7 +25,7 @@ class Sequences:
     moments                  by edit, [batch, stream, 2]: of each row's prompt, for dictionaries that need them
     """
 
-    def __init__(self, tokenizer, ids: Tensor, real: Tensor, response: Tensor):
+    def __init__(self, tokenizer: Tokenizer, ids: Tensor, real: Tensor, response: Tensor):
         self.tokenizer, self.first = tokenizer, 0
         self.ids, self.real, self.response = ids, real.bool(), response.bool()
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)), device=ids.device)
@@ -41,7 +41,9 @@ class Sequences:
         self._take_down(self.ids, self.response, first=0)
 
     @classmethod
-    def of_prompts(cls, tokenizer, prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Sequences:
+    def of_prompts(
+        cls, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+    ) -> Sequences:
         """Prompts padded on the left, so that every response begins in the same column."""
         longest = max(map(len, prompts))
         ids, real = (torch.zeros(len(prompts), longest, dtype=torch.long) for _ in range(2))
@@ -53,7 +55,7 @@ class Sequences:
     @classmethod
     def of_responses(
         cls,
-        tokenizer,
+        tokenizer: Tokenizer,
         prompts: Sequence[Sequence[int]],
         responses: Sequence[Sequence[int]],
         device: torch.device | str = "cpu",
@@ -102,16 +104,16 @@ class Sequences:
 
     @property
     def number(self) -> Tensor:
-        """Which token of the response it is, from 0; negative in the prompt."""
+        """Number of each token in the response, from 0; negative in the prompt."""
         return self.new(self.response.cumsum(1) - 1).masked_fill(~self.new(self.response), -1)
 
     def matched(self, pattern: str, *, within: int) -> Tensor:
-        """Whether the response up to and with a token has matched a regular expression, in its first `within` tokens; what
-        has matched once has matched."""
+        """True where the response up to and with a token has matched a regular expression, in its first `within`
+        tokens; what has matched once has matched."""
         return (self._columns() >= self._found(pattern, first=within)) & self.new(self.response)
 
     def after(self, tags: Sequence[str], *, itself: bool) -> Tensor:
-        """Whether one of the tags stands in the response before a token; `itself`: or ends with it."""
+        """True where one of the tags stands in the response before a token; `itself`: or ends with it."""
         found = self._found("|".join(map(re.escape, tags)), last=TAG)
         return (self._columns() >= found + (not itself)) & self.new(self.response)
 
@@ -119,7 +121,8 @@ class Sequences:
         return torch.arange(self.first, self.ids.shape[1], device=self.ids.device)[None]
 
     def _found(self, pattern: str, *, first: int | None = None, last: int | None = None) -> Tensor:
-        """[batch, 1]: the column with which the first tokens, or the last ones up to it, match; NEVER where none does."""
+        """[batch, 1]: the column with which the first tokens, or the last ones up to it, match; NEVER where none
+        does."""
         key, expression = (pattern, first), re.compile(pattern, re.DOTALL)
         for row, ids in enumerate(self._written):
             if key in self._matches[row]:
@@ -135,7 +138,7 @@ class Sequences:
         return torch.tensor(found, device=self.ids.device)[:, None]
 
 
-def thinking_opened(tokenizer, prompt: Sequence[int]) -> Layout | None:
+def thinking_opened(tokenizer: Tokenizer, prompt: Sequence[int]) -> Layout | None:
     """The layout of the thinking that a prompt opens itself; None where it leaves that to the model."""
     text = tokenizer.decode(prompt[-TAG:]).rstrip()
     return next((parts for parts in LAYOUTS if text.endswith(parts.opening.strip())), None)

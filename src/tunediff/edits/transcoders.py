@@ -25,8 +25,8 @@ def transcoder_edits(
     gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
     role: str = ADAPTER,
 ) -> tuple[Edit, ...]:
-    """In the adapted model, where each latent is on its way to its decoder; `role` is that model's. `scale`, `mean` [latent]
-    of all layers."""
+    """Edits in the adapted model, where each latent is on its way to its decoder; `role` is that model's. `scale`,
+    `mean` [latent] of all layers."""
     made = []
     for layer, within in adapter.by_layer(numbers).items():
         first = layer * adapter.latents_per_layer

@@ -1,4 +1,4 @@
-"""What an evaluation is, what it is given, and how it reads the held-out text.
+"""The interface of evaluations: what one is, what it is given, and how it reads the held-out text.
 
 An evaluation is a class with settings in __init__ and one verb, run, which yields Findings, Tables and Notes. It changes
 nothing of what it is given: no counter, no threshold, no random state. What `Evaluation` says with a value here may be left
@@ -19,16 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.activations import harvest
-from tunediff.dictionary import Crosscoder, Polarities, TranscoderAdapter
+from tunediff.dictionary import Dictionary, Polarities, ReconstructingDictionary, TranscoderAdapter
 from tunediff.models import ModelPair
 from tunediff.shapes import SEGMENTS, Figure, Finding, Note, Refused, Rows, Table
 from tunediff.text import Batch, Text
 
 ALL = "all"  # in place of a segment
 KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
-
-
-Dictionary = Crosscoder | TranscoderAdapter
 
 
 class Needs(Enum):
@@ -43,9 +40,9 @@ class Needs(Enum):
 class Evaluation(Protocol):
     """A question that is asked of a study.
 
-    needs     what the study must have; others are refused before anything is trained
-    name      what its findings stand under; None: as it is called in the config
-    latents   which latents it asks about: an expression is checked before anything is trained
+    needs     parts that the study must have; others are refused before anything is trained
+    name      first part of the names of its findings; None: its name in the config
+    latents   the latents that it asks about: an expression is checked before anything is trained
     """
 
     needs: Needs = Needs.DICTIONARY
@@ -53,7 +50,7 @@ class Evaluation(Protocol):
     latents: Any = None
 
     def run(self, given: Any, /) -> Iterator[Finding | Table | Figure | Note]:
-        """Findings of a Given where the pair is enough, of a Trained otherwise."""
+        """Yields the findings of a Given where the pair is enough, of a Trained otherwise."""
         ...
 
 
@@ -63,10 +60,10 @@ def declared(evaluation: Any, member: str) -> Any:
 
 
 class Reading(NamedTuple):
-    """One held-out batch and what the dictionary makes of it.
+    """One held-out batch with its activations and latents.
 
     admitted   [token] bool: false for attention sinks, which are left as they are       rows      all kept tokens
-    latents    [token, latent], zero where not admitted                                  batch     where they come from
+    latents    [token, latent], zero where not admitted                                  batch     the batch they are from
     """
 
     batch: Batch
@@ -78,8 +75,8 @@ class Reading(NamedTuple):
 class LatentStatistics(NamedTuple):
     """Counts and sums over the held-out tokens that a dictionary admits.
 
-    tokens    segment -> how many there are; "all" of all        active   segment -> [latent] on how many it is not zero
-    total     [latent] sum of the activations                   maximum   [latent]
+    tokens    segment -> number of tokens; "all" of all        active    segment -> [latent] number of tokens where it fires
+    total     [latent] sum of the activations                  maximum   [latent] largest activation
     norms     role -> mean norm of its hidden vectors
     """
 
@@ -91,17 +88,17 @@ class LatentStatistics(NamedTuple):
 
     @property
     def alive(self) -> Tensor:
-        """[latent] bool: whether it fires at all."""
+        """Mask [latent] of the latents that fire at all."""
         return self.active[ALL] > 0
 
     @property
     def rate(self) -> Tensor:
-        """[latent]: share of tokens where it is active."""
+        """Firing rate [latent]: the share of tokens where the latent is active."""
         return (self.active[ALL] / max(self.tokens[ALL], 1)).float()
 
     @property
     def mean(self) -> Tensor:
-        """[latent]: mean activation over all tokens."""
+        """Mean activation [latent] over all tokens."""
         return (self.total / max(self.tokens[ALL], 1)).float()
 
     def columns(self) -> dict[str, list]:
@@ -119,7 +116,7 @@ class LatentStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """A pair with its text. `tokens` is the evaluation budget of held-out tokens; `folder` is the run's, for an evaluation
+    """A pair with its text. `tokens` is the evaluation budget of held-out tokens; `folder` is the run folder, for an evaluation
     that leaves files of another kind than findings and tables."""
 
     pair: ModelPair
@@ -192,7 +189,7 @@ class Trained(Given):
         return []
 
     def streams_of(self, role: str) -> list[int]:
-        """Numbers of the dictionary's streams that belong to a model."""
+        """Indices of the dictionary's streams that belong to a model."""
         return [n for n, stream in enumerate(self.dictionary.streams) if stream.role == role]
 
     def part(self, values: Tensor, role: str) -> Tensor:
@@ -206,11 +203,11 @@ class Trained(Given):
         return list(dict.fromkeys(stream.role for stream in self.dictionary.streams))
 
     @property
-    def reconstructing(self) -> Crosscoder:
+    def reconstructing(self) -> ReconstructingDictionary:
         """The dictionary, which reconstructs activations. Raises Refused for a transcoder adapter, which does not."""
         if isinstance(self.dictionary, TranscoderAdapter):
             raise Refused("A transcoder adapter reconstructs no activations: choose evaluation=replacement.")
-        return self.dictionary
+        return cast(ReconstructingDictionary, self.dictionary)
 
     def adapter(self, evaluation: str) -> TranscoderAdapter:
         """The dictionary, which stands beside the pair's MLPs. Raises Refused for one that cannot."""

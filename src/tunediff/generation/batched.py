@@ -12,6 +12,7 @@ from tunediff.edits import Edit, Sequences, thinking_opened
 from tunediff.generation.responses import Asked, Decoding, Response
 from tunediff.generation.writer import Writer
 from tunediff.models import ModelPair
+from tunediff.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Batched:
         asked: Sequence[Asked],
         decoding: Decoding,
         edits: Sequence[Edit],
-        tokenizer,
+        tokenizer: Tokenizer,
         alongside: Sequence[Response] | None,
     ) -> Iterator[tuple[int, Response]]:
         """Each response with the place of its prompt, the shortest prompts first."""
@@ -70,6 +71,7 @@ def respond_together(
         kept = [at for at, row in enumerate(going) if not writers[row].ended]
         if not kept:
             break
+        # rows that have ended still cost their share of a pass, and leaving one out copies every cache: at half it pays
         if len(kept) <= len(going) // 2:
             rows = torch.tensor(kept, device=known.ids.device)
             for sequences in filter(None, (known, others)):
@@ -78,6 +80,7 @@ def respond_together(
                 if cache.get_seq_length():
                     cache.batch_select_indices(rows)
             going, ids = [going[at] for at in kept], [ids[at] for at in kept]
+        # a row that has ended stays in its column, masked, so that all responses begin and grow side by side
         real = torch.tensor([[not writers[row].ended] for row in going])
         known.extend(torch.tensor(ids)[:, None].to(known.ids.device), real.to(known.ids.device))
     change /= touched.clamp(min=1)
@@ -102,7 +105,7 @@ def next_tokens(logits: Tensor, writers: Sequence[Writer]) -> list[int]:
         tokens = logits.argmax(-1)
     else:
         shares, order = (logits.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        before = shares.cumsum(-1) - shares
+        before = shares.cumsum(-1) - shares  # so that the token which crosses top_p is still in the nucleus
         shares = shares * (before < decoding.top_p)
         draws = torch.tensor([0.0 if w.ended else w.draw for w in writers], dtype=torch.float64, device=logits.device)
         reached = shares.cumsum(-1) > (draws * shares.sum(-1))[:, None]

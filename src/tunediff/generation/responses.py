@@ -1,4 +1,4 @@
-"""What a model is asked, how its response is decoded, and what came of it.
+"""Prompts that a model is asked, how its responses are decoded, and the responses.
 
 A response depends on its prompt, its name and the seed, not on its neighbours: what is sampled comes from one number a
 token, drawn for each prompt by itself. That holds to the bit in float32; in half precision another batch rounds otherwise,
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tunediff.edits import Edit, Sequences
 from tunediff.models import ModelPair
 from tunediff.shapes import Refused
-from tunediff.text import CLOSINGS, encode, padded_groups, render_prompt
+from tunediff.text import CLOSINGS, Tokenizer, encode, padded_groups, render_prompt
 
 
 class Asked(NamedTuple):
@@ -84,7 +84,7 @@ class Decoding:
 
 
 class Engine(Protocol):
-    """What computes responses."""
+    """An engine computes responses."""
 
     def respond(
         self,
@@ -93,14 +93,14 @@ class Engine(Protocol):
         asked: Sequence[Asked],
         decoding: Decoding,
         edits: Sequence[Edit],
-        tokenizer,
+        tokenizer: Tokenizer,
         alongside: Sequence[Response] | None,
     ) -> Iterator[tuple[int, Response]]:
         """Each response with the place of its prompt, in any order."""
         ...
 
 
-def ask(questions: Sequence[tuple[str, str]], tokenizer, system: str | None = None) -> list[Asked]:
+def ask(questions: Sequence[tuple[str, str]], tokenizer: Tokenizer, system: str | None = None) -> list[Asked]:
     """(name, question) -> prompts through the chat template, each behind the same system message where there is one."""
     return [
         Asked(name, list(encode(tokenizer, render_prompt(text, tokenizer, system))["input_ids"]))
@@ -116,14 +116,14 @@ def generate(
     *,
     engine: Engine,
     edits: Sequence[Edit] = (),
-    tokenizer=None,
+    tokenizer: Tokenizer | None = None,
     alongside: Sequence[Response] | None = None,
     title: str = "generating",
     keep: Callable[[int, Response], None] | None = None,
 ) -> list[Response]:
     """Responses in the order of the prompts. `tokenizer` is the one the prompts were made with, by default the pair's;
-    `alongside` are the other model's own responses to the same prompts, which edits that patch then read; `keep` is given
-    each response with the place of its prompt as soon as it is there.
+    `alongside` are the other model's own responses to the same prompts, which edits that patch then read; `keep` is
+    given each response with the place of its prompt as soon as it is there.
 
     Raises Refused for a budget that the model's context does not hold, and for a tokenizer that spells the end of thinking
     in pieces where it is to be replaced."""
@@ -140,14 +140,14 @@ def generate(
             f"A prompt of {longest} tokens and decoding.tokens={decoding.tokens} are more than the {context} that "
             f"{pair.source(role).path} can read: set decoding.tokens to at most {max(context - longest, 0)}."
         )
-    found: list[Response | None] = [None] * len(asked)
+    found: dict[int, Response] = {}
     with tqdm(total=len(asked), desc=title, unit="response", leave=False, delay=2) as bar:
         for place, response in engine.respond(pair, role, asked, decoding, edits, tokenizer, alongside):
             found[place] = response
             if keep is not None:
                 keep(place, response)
             bar.update()
-    return found
+    return [found[place] for place in range(len(asked))]
 
 
 @torch.no_grad()
@@ -157,10 +157,11 @@ def surprise(
     asked: Sequence[Asked],
     responses: Sequence[Response],
     *,
-    tokenizer,
+    tokenizer: Tokenizer,
     tokens_per_batch: int = 2048,
 ) -> list[float]:
-    """For each response the sum over its tokens of -log p, in nats, under the unedited model; 0 where it has none."""
+    """Surprise of each response: the sum over its tokens of -log p, in nats, under the unedited model; 0 where it has
+    none."""
     found = [0.0] * len(asked)
     written = [place for place, response in enumerate(responses) if response.ids]
     lengths = [len(one.ids) + len(response.ids) for one, response in zip(asked, responses, strict=True)]

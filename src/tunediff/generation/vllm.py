@@ -1,7 +1,9 @@
-"""Responses by vLLM, for long unedited runs on GPUs. Written against its interface and tried against a stand-in only."""
+"""Responses by vLLM, for long unedited runs on GPUs. Written against its interface and tried against a stand-in
+only."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +12,7 @@ from tunediff.generation.responses import Asked, Decoding, Response
 from tunediff.generation.writer import before_stop, seed_of
 from tunediff.models import ModelPair
 from tunediff.shapes import Refused
+from tunediff.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,17 @@ class VLLM:
         asked: Sequence[Asked],
         decoding: Decoding,
         edits: Sequence[Edit],
-        tokenizer,
+        tokenizer: Tokenizer,
         alongside: Sequence[Response] | None,
     ) -> Iterator[tuple[int, Response]]:
-        """In the order of the prompts. Raises Refused for edits and budget forcing, and where vLLM is not installed."""
+        """Responses in the order of the prompts. Raises Refused for edits and budget forcing, and where vLLM is not
+        installed."""
         if edits or decoding.forces:
             raise Refused(
                 "vLLM runs neither edits nor budget forcing: choose engine._target_=tunediff.generation.Batched."
             )
         try:
-            import vllm
+            vllm = importlib.import_module("vllm")
         except ImportError as error:
             raise Refused('engine=tunediff.generation.VLLM needs vLLM: pip install "tunediff[vllm]".') from error
         source = pair.sources.get(role)

@@ -9,14 +9,14 @@ import torch
 
 from tunediff.edits import TAG
 from tunediff.generation.responses import Decoding
-from tunediff.text import LAYOUTS, Layout, encode
+from tunediff.text import LAYOUTS, Layout, Tokenizer, encode
 
 
 class Writer:
     """name     of the prompt, for the seed       ends   tokens that end a response
     thinking   the layout of the thinking that its prompt began; None: it has not begun"""
 
-    def __init__(self, name: str, decoding: Decoding, tokenizer, ends: Set[int], *, thinking: Layout | None):
+    def __init__(self, name: str, decoding: Decoding, tokenizer: Tokenizer, ends: Set[int], *, thinking: Layout | None):
         self.decoding, self.tokenizer, self.ends, self.thinking = decoding, tokenizer, ends, thinking
         self.ids: list[int] = []
         self.finished = self.ended = False
@@ -28,7 +28,7 @@ class Writer:
 
     @property
     def draw(self) -> float:
-        """Between 0 and 1, for the next token."""
+        """The random number in [0, 1) that decides the next token."""
         return self.draws[len(self.ids)]
 
     def take(self, token: int) -> int:
@@ -76,7 +76,7 @@ class Writer:
         return self.tokenizer.decode(ids)
 
 
-def before_stop(ids: Sequence[int], stops: Sequence[str], tokenizer) -> list[int]:
+def before_stop(ids: Sequence[int], stops: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     """The tokens before the first of the stop strings that occurs."""
     kept, text = list(ids), tokenizer.decode(ids)
     places = [text.index(stop) for stop in stops if stop in text]

@@ -33,25 +33,25 @@ class DocumentSums:
 
     @property
     def documents(self) -> list[int]:
-        """Numbers of the documents."""
+        """Indices of the documents."""
         return list(self._sums)
 
     def add(self, rows: Tensor, documents: Tensor) -> None:
-        """Adds rows [token, ...] of tokens that stand in these documents [token]."""
+        """Adds rows [token, ...] of tokens of these documents [token]."""
         self.merge(by_document(rows, documents))
 
     def merge(self, sums: Mapping[int, Tensor]) -> None:
-        """Adds sums that documents have already."""
+        """Adds sums of whole documents."""
         for document, part in sums.items():
             self._sums[document] = self._sums[document] + part if document in self._sums else part
 
     def stacked(self) -> Tensor:
-        """[document, ...]"""
+        """Sums [document, ...] of all documents."""
         return torch.stack(list(self._sums.values()))
 
 
 def by_document(rows: Tensor, documents: Tensor) -> dict[int, Tensor]:
-    """Number of a document -> sum [...] of its rows, of rows [token, ...] that stand in these documents [token]."""
+    """Index of a document -> sum [...] of its rows, from rows [token, ...] of tokens of these documents [token]."""
     return {document: rows[documents == document].sum(0) for document in documents.unique().tolist()}
 
 
@@ -73,7 +73,7 @@ class Estimate(NamedTuple):
         return Estimate(constant - self.value, -self.influence)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound [...] at a level such as 0.99; not a number for fewer than two documents."""
+        """Lower and upper bound [...] of the confidence interval at a level such as 0.99; NaN for fewer than two documents."""
         documents = len(self.influence)
         if documents < 2:
             return torch.full_like(self.value, torch.nan), torch.full_like(self.value, torch.nan)
@@ -82,20 +82,20 @@ class Estimate(NamedTuple):
         return self.value - reach, self.value + reach
 
     def bounded(self, level: float = 0.95, *, least: float = -inf, most: float = inf) -> Bounded:
-        """Value and both bounds of one number as a finding has them, None where they are not defined; bounds end at what
-        the measure can be, from `least` to `most`."""
+        """Value and confidence interval of a finding, None where they are not defined; bounds are clamped to what the measure
+        can be, from `least` to `most`."""
         low, high = self.interval(level)
         return number(self.value), number(low.clamp(min=least)), number(high.clamp(max=most))
 
 
 def number(value: Tensor) -> float | None:
-    """The value as a finding has it: None where it is not defined, such as a rate over no token."""
+    """The value of a finding: None where it is not defined, such as a rate over no token."""
     return float(value) if torch.isfinite(value) else None
 
 
 def ratio(sums: Tensor, counts: Tensor) -> Estimate:
-    """sum of `sums` [document, ...] over the sum of `counts` [document, ...], both over documents: a mean over tokens
-    where `counts` are tokens. Trailing axes broadcast."""
+    """The sum of `sums` [document, ...] divided by the sum of `counts` [document, ...]: a mean over tokens where `counts` are
+    tokens. Trailing axes broadcast."""
     total = counts.sum(0)
     value = sums.sum(0) / total
     return Estimate(value, (sums - value * counts) / total)
@@ -104,7 +104,7 @@ def ratio(sums: Tensor, counts: Tensor) -> Estimate:
 @torch.enable_grad()
 def of_sums(measure: Callable[[Mapping[str, Tensor]], Tensor], sums: Tensor, names: Sequence[str]) -> Estimate:
     """One number that `measure` makes of named sums over all documents, of sums [document, name]. The influence of a
-    document is its sums times the derivative of the measure (the delta method): of a ratio the same as `ratio` gives."""
+    document is its sums times the derivative of the measure (the delta method), which for a ratio is what `ratio` gives."""
     totals = sums.sum(0).requires_grad_()
     value = measure(dict(zip(names, totals, strict=True)))
     (slope,) = torch.autograd.grad(value, totals)
@@ -113,7 +113,7 @@ def of_sums(measure: Callable[[Mapping[str, Tensor]], Tensor], sums: Tensor, nam
 
 
 def mean_of(values: Tensor) -> Bounded:
-    """Mean of independent values [n] with its 95 % interval; None for what so few do not give."""
+    """Mean of independent values [n] with its 95 % confidence interval; None for what so few do not give."""
     if not len(values):
         return None, None, None
     return ratio(values.double(), torch.ones(len(values), dtype=torch.float64)).bounded()

@@ -1,4 +1,4 @@
-"""Do two seeds find the same latents? One-to-one matching by the cosine of decoder rows, over all streams together.
+"""Stability of latents over two seeds: one-to-one matching by the cosine of decoder rows, over all streams together.
 
 The matching has the largest summed cosine of all that pair rows no further apart than `near` (the Hungarian algorithm, in
 each connected part of the graph of such pairs, so that tens of thousands of latents are no burden). A latent is stable
@@ -19,7 +19,7 @@ BLOCK = 4096
 
 
 def partners(first: Tensor, second: Tensor, *, near: float = NEAR) -> Tensor:
-    """[latent of first]: cosine with its partner among the rows of `second` [latent, width]; 0 without one."""
+    """Cosine [latent of first] of each row with its partner among the rows of `second` [latent, width]; 0 without one."""
     a, b = (torch.nn.functional.normalize(rows.float(), dim=-1) for rows in (first, second))
     edges, weights = [], []
     for n in range(0, len(a), BLOCK):

@@ -18,10 +18,12 @@ AT_ONCE = 2**24  # logits that are compared at once: 110 tokens of a vocabulary 
 
 
 class Predicted(NamedTuple):
-    """The kept tokens that something stands before.
+    """The kept tokens that are not the first of their sequence.
 
-    before   [scored] places among batch x position of what they are predicted from     targets   [scored] their ids
-    scored   [token] bool: which of the kept tokens they are                     documents   [scored]
+    before      [scored] places among batch x position that they are predicted from
+    targets     [scored] ids of the tokens
+    documents   [scored] documents of the tokens
+    scored      [token] mask of these among the kept tokens
     """
 
     before: Tensor
@@ -40,12 +42,12 @@ def predicted(pair: ModelPair, role: str, batch: Batch) -> Predicted:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """[token]: KL(p || q), nats, of log-probabilities [token, vocabulary]; exactly 0 for equal ones."""
+    """KL(p || q) [token] in nats, from log-probabilities [token, vocabulary]; exactly 0 for equal ones."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
-    """[token]: - log p of the targets [token], nats, of log-probabilities [token, vocabulary]."""
+    """Cross-entropy [token] of the targets [token] in nats, from log-probabilities [token, vocabulary]."""
     return -log_p.gather(1, targets[:, None])[:, 0]
 
 

@@ -20,7 +20,7 @@ from tunediff.shapes import Refused
 
 
 class Interval(NamedTuple):
-    """A number and its interval."""
+    """A number and its confidence interval."""
 
     value: float
     low: float
@@ -38,8 +38,8 @@ class Paired(NamedTuple):
 class Recovered(NamedTuple):
     """The share of a change that an adapter recovers: 0 where it is the base, 1 where it is the fully tuned model.
 
-    share    of the change, with its interval; None where the change itself cannot be told from none
-    change   mean of full less base         gone   of `draws`, those in which it was none or went the other way
+    share    recovered share with its confidence interval; None where the change cannot be told from none
+    change   mean of full less base         gone   number of `draws` in which it was none or went the other way
     """
 
     share: Interval | None
@@ -52,7 +52,7 @@ class Recovered(NamedTuple):
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """The score interval of a share."""
+    """Wilson's score interval of a share."""
     if not 0 <= successes <= trials or trials < 1:
         raise Refused(
             f"{successes} successes of {trials} trials are no share: give 0 to {max(trials, 1)} of at least 1."
@@ -65,7 +65,7 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, flo
 
 
 def share(successes: int, trials: int, level: float = 0.95) -> tuple[float | None, float | None, float | None]:
-    """A share and its score interval, as a finding has them; None of no trial."""
+    """A share and its score interval; None without a trial."""
     return (successes / trials, *wilson(successes, trials, level)) if trials else (None, None, None)
 
 
@@ -113,7 +113,7 @@ def _cross(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, int
 def recovery(
     base: ArrayLike, adapter: ArrayLike, full: ArrayLike, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Recovered:
-    """(adapter - base) / (full - base) of the means of values [problem], all three on the same problems and in every draw
+    """The ratio (adapter - base) / (full - base) of the means of values [problem], all three on the same problems and in every draw
     on the same drawn ones; the order of the problems changes nothing.
 
     The percentile bootstrap, since answers are right or wrong and lengths are skewed, where Fieller's interval takes both
@@ -153,7 +153,7 @@ class BudgetCurve(NamedTuple):
     per_token       slope of the straight line through the accuracies, in percentage points per token
     per_1000_tokens the same line, in percentage points per 1,000 tokens
     per_doubling    slope against log2 of the budget, in percentage points per doubling
-    area            under the curve over log2 of the budget, as a share of the whole: 0 to 1, the mean height
+    area            area under the curve over log2 of the budget, as a share of the whole: 0 to 1, the mean height
     """
 
     best: Interval

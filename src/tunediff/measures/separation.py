@@ -1,4 +1,4 @@
-"""How well scores tell labelled tokens from the rest: AUROC and average precision of many columns at once, with intervals.
+"""Separation of labelled tokens from the rest by scores: AUROC and average precision of many columns at once, with intervals.
 
 Knows no model and no text. Of latents only the active values are kept, so that a million tokens of a sparse dictionary fit.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 class ActiveScores:
     """Scores [token, latent] of which most are zero, sorted once and asked for many labels, shuffled ones too.
 
-    token, latent, value  [n]: where a score is not zero, and what it is; negative ones rank below the zeros
+    token, latent, value  [n]: place and value of each score that is not zero; negative ones rank below the zeros
     """
 
     def __init__(self, token: Tensor, latent: Tensor, value: Tensor, *, tokens: int, latents: int):
@@ -49,7 +49,7 @@ class ActiveScores:
         return cls(place[:, 0], place[:, 1], torch.cat(values), tokens=tokens, latents=latents)
 
     def of_tokens(self, chosen: Tensor) -> ActiveScores:
-        """The same of some tokens, [token] bool."""
+        """The scores of the tokens of a mask [token] alone."""
         here = ~self.is_zeros & chosen[self.token]
         number = chosen.cumsum(0) - 1
         return ActiveScores(
@@ -66,14 +66,14 @@ class ActiveScores:
         return torch.zeros(self.tokens).index_copy_(0, self.token[here], self.value[here])
 
     def auroc(self, truth: Tensor) -> Tensor:
-        """[latent]: the chance that a labelled token outranks an unlabelled one, ties counted half (Mann-Whitney)."""
+        """AUROC [latent]: the chance that a labelled token outranks an unlabelled one, ties counted half (Mann-Whitney)."""
         hits, labelled = self._hits(truth)
         misses, rest = self.size - hits, self.tokens - labelled
         below = rest - self._within(misses) + misses / 2
         return self._by_latent(hits * below).div(labelled * rest).float()
 
     def average_precision(self, truth: Tensor) -> Tensor:
-        """[latent]: precision at each distinct score, from the highest down, weighted by the recall it adds."""
+        """Average precision [latent]: the precision at each distinct score, from the highest down, weighted by the recall it adds."""
         hits, labelled = self._hits(truth)
         precision = self._within(hits) / self._within(self.size)
         return self._by_latent(hits * precision).div(labelled).float()
@@ -106,15 +106,15 @@ class DenseScores:
         self.values = values
 
     def of_tokens(self, chosen: Tensor) -> DenseScores:
-        """The same of some tokens, [token] bool."""
+        """The scores of the tokens of a mask [token] alone."""
         return DenseScores(self.values[:, chosen])
 
     def column(self, number: int) -> Tensor:
-        """[token] of one column."""
+        """Scores [token] of one column."""
         return self.values[number]
 
     def auroc(self, truth: Tensor) -> Tensor:
-        """[column]"""
+        """AUROC [column]."""
         return _auroc_of(self._ranks, truth)
 
     @functools.cached_property
@@ -123,7 +123,7 @@ class DenseScores:
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """[column, token] -> ranks from 1, ties at their mean."""
+    """Ranks [column, token] from 1, ties at their mean."""
     values = values.contiguous()
     ordered = values.sort(dim=-1).values
     below = torch.searchsorted(ordered, values)
@@ -132,7 +132,7 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def auroc(scores: Tensor, truth: Tensor) -> Tensor:
-    """[column]: AUROC of dense scores [column, token]."""
+    """AUROC [column] of dense scores [column, token]."""
     return _auroc_of(average_ranks(scores).double(), truth)
 
 
@@ -148,7 +148,7 @@ def shuffled_auroc(
     tested_on: Tensor,
     shuffles: int,
 ) -> Tensor:
-    """[shuffle]: AUROC on one half of the column that is best for shuffled labels of the other: the permutation null of a
+    """AUROC [shuffle] on one half, of the column that is best for shuffled labels of the other: the permutation null of a
     column that was chosen. `chosen_on` and `tested_on` [token] bool are the labels of either half."""
     generator = torch.Generator().manual_seed(0)
     found, columns = [], {}
@@ -162,7 +162,7 @@ def shuffled_auroc(
 
 
 def rule_auroc(values: Tensor, truth: Tensor, select: Tensor, test: Tensor) -> tuple[float, float]:
-    """AUROC of the rate of the label given the value [token], learned on `select`: there, and on `test`."""
+    """AUROC on `select` and on `test` of the rate of the label given the value [token], which is learned on `select`."""
     size = int(values.max()) + 1
     seen = torch.bincount(values[select], minlength=size).double()
     hits = torch.bincount(values[select], weights=truth[select].double(), minlength=size)
@@ -173,7 +173,7 @@ def rule_auroc(values: Tensor, truth: Tensor, select: Tensor, test: Tensor) -> t
 
 
 def delong_interval(scores: Tensor, truth: Tensor) -> tuple[float, float]:
-    """95 % interval of an AUROC (DeLong, DeLong and Clarke-Pearson 1988), taking tokens as independent."""
+    """95 % confidence interval of an AUROC (DeLong, DeLong and Clarke-Pearson 1988), taking tokens as independent."""
     labelled, rest = scores[truth].double(), scores[~truth].double()
 
     def placement(values: Tensor, against: Tensor) -> Tensor:

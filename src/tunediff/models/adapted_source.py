@@ -1,4 +1,4 @@
-"""Where an adapted model comes from: a tuned model, the MLPs of its base, and transcoder adapters beside them (arXiv
+"""The source of an adapted model: a tuned model, the MLPs of its base, and transcoder adapters beside them (arXiv
 2602.20904). As the tuned model of a pair whose base is that same tuned model, it takes the memory of the MLPs and the
 adapters alone."""
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
+from transformers import PreTrainedModel
 
-from tunediff.hookpoints import LoraAdapter, decoder_layers
+from tunediff.hookpoints import LoraAdapter, decoder_layers, mlp_of
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError, located
 from tunediff.models.source import ModelSource
@@ -21,7 +21,8 @@ from tunediff.models.transcoder_files import TranscoderFiles
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedSource(ModelSource):
-    """What a ModelSource has says where attention, norms, embeddings, head and tokenizer come from; dtype is that of all.
+    """The fields of ModelSource name the source of attention, norms, embeddings, head and tokenizer; dtype is that of
+    all.
 
     mlps          where the MLPs come from
     transcoders   a run folder that trained dictionary=transcoder_adapter, or a checkpoint in the authors' format, as a
@@ -75,7 +76,7 @@ class AdaptedSource(ModelSource):
         """None: low-rank adapters of the tuned model are part of its attention here."""
         return []
 
-    def weights(self, under: nn.Module | None = None) -> nn.Module:
+    def weights(self, under: PreTrainedModel | None = None) -> PreTrainedModel:
         """The model. `under` is the tuned model, if it is in memory: its weights are used and left as they are. Of the
         model the MLPs come from, nothing else is kept."""
         model = self.backbone.weights() if under is None else under
@@ -93,7 +94,7 @@ class AdaptedSource(ModelSource):
     def files(self) -> list[tuple[str, int, int]]:
         return [*super().files(), *self.mlps.files()]
 
-    @functools.cached_property
+    @property
     def added(self) -> int:
-        layer = decoder_layers(self.mlps.empty())[0].mlp
-        return len(self.beside.streams) * (sum(p.numel() for p in layer.parameters()) + self.beside.parameters)
+        mlp = mlp_of(decoder_layers(self.mlps.empty())[0])
+        return len(self.beside.streams) * (sum(p.numel() for p in mlp.parameters()) + self.beside.parameters)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.hookpoints import decoder_layers
@@ -46,9 +47,9 @@ class Replaceable(nn.Module):
         return self.adapted(x) if self.choice == ADAPTER else self.adapted.mlp(x)
 
 
-def hybrid(tuned: nn.Module, base: nn.Module) -> nn.Module:
-    """The tuned model with the base's MLPs, over the tensors of both. Raises PairError where those of one do not fit into
-    the other."""
+def hybrid(tuned: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel:
+    """The tuned model with the base's MLPs, over the tensors of both. Raises PairError where those of one do not fit
+    into the other."""
     ours, theirs = decoder_layers(tuned), decoder_layers(base)
     width, other = (model.config.get_text_config().hidden_size for model in (tuned, base))
     if (len(ours), width) != (len(theirs), other):
@@ -63,36 +64,41 @@ def hybrid(tuned: nn.Module, base: nn.Module) -> nn.Module:
         )
     made = twin(tuned)
     for layer, donor in zip(decoder_layers(made), theirs, strict=True):
-        layer.mlp = twin(donor.mlp)
+        layer.mlp = twin(donor.get_submodule("mlp"))
     return made
 
 
-def adapted(hybrid: nn.Module, adapter: TranscoderAdapter) -> nn.Module:
-    """The hybrid with the adapter beside its MLPs, over the tensors of both; the adapter goes where the model is. Raises
-    PairError for an adapter of another shape."""
+def adapted(hybrid: PreTrainedModel, adapter: TranscoderAdapter) -> PreTrainedModel:
+    """The hybrid with the adapter beside its MLPs, over the tensors of both; the adapter goes where the model is.
+    Raises PairError for an adapter of another shape."""
     made = twin(hybrid)
     for layer, transcoder in zip(decoder_layers(made), _beside(hybrid, adapter), strict=True):
-        layer.mlp = AdaptedMLP(layer.mlp, transcoder)
+        layer.mlp = AdaptedMLP(layer.get_submodule("mlp"), transcoder)
     return made
 
 
-def replaceable(tuned: nn.Module, base: nn.Module, adapter: TranscoderAdapter) -> nn.Module:
+def replaceable(tuned: PreTrainedModel, base: PreTrainedModel, adapter: TranscoderAdapter) -> PreTrainedModel:
     """The tuned model whose MLPs can be replaced layer by layer: see `replacing`."""
     made = adapted(hybrid(tuned, base), adapter)
     for layer, own in zip(decoder_layers(made), decoder_layers(tuned), strict=True):
-        layer.mlp = Replaceable(twin(own.mlp), layer.mlp)
+        beside = layer.get_submodule("mlp")
+        assert isinstance(beside, AdaptedMLP)
+        layer.mlp = Replaceable(twin(own.get_submodule("mlp")), beside)
     return made
 
 
 def switch_mlps(model: nn.Module, choices: Sequence[str]) -> None:
-    """From here on each layer of a replaceable model computes its MLP as the choice for it says: tuned, hybrid or adapter."""
+    """Makes each layer of a replaceable model compute its MLP as the choice for it says, from here on: tuned, hybrid or
+    adapter."""
     for layer, choice in zip(decoder_layers(model), choices, strict=True):
-        layer.mlp.choice = choice
+        switch = layer.get_submodule("mlp")
+        assert isinstance(switch, Replaceable)
+        switch.choice = choice
 
 
 @contextmanager
 def replacing(model: nn.Module, choices: Sequence[str]) -> Iterator[None]:
-    """Inside, `choose`; afterwards the adapter everywhere."""
+    """Context in which the MLPs are those of `choices`; afterwards every layer has its adapter again."""
     switch_mlps(model, choices)
     try:
         yield
@@ -100,7 +106,7 @@ def replacing(model: nn.Module, choices: Sequence[str]) -> Iterator[None]:
         switch_mlps(model, [ADAPTER] * len(choices))
 
 
-def _beside(model: nn.Module, adapter: TranscoderAdapter) -> list[nn.Module]:
+def _beside(model: PreTrainedModel, adapter: TranscoderAdapter) -> list[nn.Module]:
     layers, width = decoder_layers(model), model.config.get_text_config().hidden_size
     if (len(adapter.layers), set(adapter.widths)) != (len(layers), {width}):
         raise PairError(

@@ -12,12 +12,14 @@ import itertools
 import re
 import warnings
 from pathlib import Path
+from typing import TypeVar, cast
 
 import huggingface_hub
 import peft
 import safetensors
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers, in_order, lora_adapters
 from tunediff.shapes import Refused
@@ -38,6 +40,7 @@ STARTS = (
     "orthogonal",
     "eva",
 )  # others (pissa, olora, ...) begin by changing the base's weights
+Module = TypeVar("Module", bound=nn.Module)
 KEY = re.compile(r"\.(\d+)\.(?:.*\.)?(\w+)\.lora_A\.weight$")
 
 
@@ -54,7 +57,8 @@ def located(path: str) -> str:
 
 
 def brought(place: str, revision: str | None = None) -> Path:
-    """The folder of an adapter, local or from the Hub: its configuration and its safetensors, and nothing else of it."""
+    """The folder of an adapter, local or from the Hub: its configuration and its safetensors, and nothing else of
+    it."""
     if Path(place).is_dir():
         if not (Path(place) / CONFIG).is_file():
             raise PairError(f"The folder {place} holds no adapter: it has no {CONFIG}.")
@@ -88,14 +92,14 @@ def shapes(folder: Path) -> list[LoraAdapter]:
     return in_order(ranks)
 
 
-def check(folder: Path) -> peft.PeftConfig:
-    """Its configuration. Raises PairError where the difference between adapter on and off would be more than
-    scale * B A x of its modules, or the base would not stay what it is."""
+def check(folder: Path) -> peft.LoraConfig:
+    """The configuration of an adapter. Raises PairError where the difference between adapter on and off would be more
+    than scale * B A x of its modules, or the base would not stay what it is."""
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:
         raise PairError(f"The {CONFIG} of {folder} is none that PEFT {peft.__version__} knows: {error}.") from error
-    if config.peft_type != peft.PeftType.LORA:
+    if config.peft_type != peft.PeftType.LORA or not isinstance(config, peft.LoraConfig):
         raise PairError(f"The adapter {folder} is of type {config.peft_type}; LoRA adapters are read.")
     extra = {name: getattr(config, name, None) for name in MORE}
     extra["bias"] = None if config.bias == "none" else config.bias
@@ -110,13 +114,13 @@ def check(folder: Path) -> peft.PeftConfig:
     return config
 
 
-def twin(model: nn.Module) -> nn.Module:
+def twin(model: Module) -> Module:
     """Another module over the same tensors: what is added to it is not added to the first."""
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)
 
 
-def aligned(model: nn.Module) -> nn.Module:
+def aligned(model: Module) -> Module:
     """The model with each tensor contiguous and at a multiple of 64 bytes, where allocations begin: tensors mapped from a
     file lie where the file has them, and the last bits of their products follow. Tied tensors stay tied."""
     for tensor in itertools.chain(model.parameters(), model.buffers()):
@@ -125,7 +129,7 @@ def aligned(model: nn.Module) -> nn.Module:
     return model
 
 
-def adapted(model: nn.Module, folder: Path, *, merged: bool) -> nn.Module:
+def adapted(model: PreTrainedModel, folder: Path, *, merged: bool) -> PreTrainedModel:
     """The model with the adapter of a folder on it, beside the weights or merged into them. Raises PairError for an
     adapter that belongs to another model."""
     config = check(folder)
@@ -143,4 +147,4 @@ def adapted(model: nn.Module, folder: Path, *, merged: bool) -> nn.Module:
             f"The adapter {folder} has {len(expected)} modules, of which the model took {len(found)}: it was made for another "
             f"model ({config.base_model_name_or_path}), or changes modules outside the {len(decoder_layers(inside))} layers."
         )
-    return inside
+    return cast(PreTrainedModel, inside)

@@ -48,7 +48,7 @@ class ModelPair:
         *,
         tokenizer: str = BASE,
         align: str = "strict",
-        hesitations: Sequence[str] = ("wait", "hmm+"),
+        hesitations: Sequence[str] = ("wait", "hmm+", "alternatively", "hold on"),
     ):
         if tokenizer not in ROLES:
             raise PairError(f"model_pair.tokenizer='{tokenizer}': choose base or tuned.")
@@ -76,7 +76,7 @@ class ModelPair:
         return self._tokenizers[role]
 
     def embedded(self, role: str) -> int:
-        """How many ids a model has embeddings for, padding of the vocabulary counted."""
+        """Number of ids that a model has embeddings for, padding of the vocabulary counted."""
         return self.configs[role].vocab_size
 
     def ends(self, role: str) -> set[int]:
@@ -86,11 +86,11 @@ class ModelPair:
         return {token for tokens in every for token in tokens if token is not None}
 
     def entry(self, role: str) -> int:
-        """Which of a batch's ids belong to this model."""
+        """The number of this model's entry in a batch's ids, mask and places."""
         return 0 if self.align == "strict" or (TUNED if role in BESIDE else role) == self.owner else 1
 
     def source(self, role: str) -> ModelSource:
-        """Where a model comes from; of one that stands beside the pair, where its attention, norms and embeddings do."""
+        """The source of a model; of one that stands beside the pair, where its attention, norms and embeddings do."""
         return self.sources[TUNED if role in BESIDE else role]
 
     def check_tokens(self, texts: Iterable[str]) -> list[str]:
@@ -127,8 +127,9 @@ class ModelPair:
         equal_widths: bool = True,
     ) -> list[Stream]:
         """The places a dictionary reads: every layer asked for, of both models (base, then tuned), of one, or of their
-        difference. An integer counts from 0, a fraction below 1 is a relative depth (0.5 is half of each model), "all" is
-        every layer. The hookpoint lora is one place for all adapters of a model, named by the last layer that has one."""
+        difference. An integer counts from 0, a fraction below 1 is a relative depth (0.5 is half of each model), "all"
+        is every layer. The hookpoint lora is one place for all adapters of a model, named by the last layer that has
+        one."""
         check_hookpoint(hookpoint)
         if reads not in ("both", *ROLES, DIFFERENCE, *BESIDE):
             raise PairError(f"dictionary.reads='{reads}': choose both, base, tuned, difference, hybrid or adapter.")
@@ -140,7 +141,7 @@ class ModelPair:
         roles = [reads] if single else ROLES
         if layer == ALL_LAYERS:
             layer = list(range(self.depth(roles[-1])))
-        layers = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+        layers: Sequence = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
         found = [
             Stream(role, hookpoint, self._layer(role, one), self.width(role, hookpoint))
             for one in layers
@@ -186,7 +187,7 @@ class ModelPair:
         """Width of a hidden vector at a hookpoint of one layer."""
         return self._latents_of(role) if hookpoint == TRANSCODER else width_of(self.configs[role], hookpoint)
 
-    def _layer(self, role: str, layer: int | float) -> int:
+    def _layer(self, role: str, layer: int | float | str) -> int:
         depth = self.depth(role)
         if isinstance(layer, bool) or not isinstance(layer, int | float):
             raise PairError(f"layer={layer!r} is not a number: give 0 to {depth - 1}, a fraction such as 0.5, or all.")
@@ -201,21 +202,22 @@ class ModelPair:
         return int(layer)
 
     def load(self, device: torch.device | str = "cpu", *, roles: Sequence[str] = ROLES) -> ModelPair:
-        """Brings the weights of both models, or of one. The same source is loaded once, and an adapter on the base's own
-        weights stands beside them: they are in memory once."""
+        """Brings the weights of both models, or of one. The same source is loaded once, and an adapter on the base's
+        own weights stands beside them: they are in memory once."""
         for role in roles:
             shared = self.models.get(BASE) if role == TUNED and BASE in roles else None
             if shared is not None and self.sources[TUNED] == self.sources[BASE]:
                 self.models[role] = shared
             else:
                 under = shared if self.shares_weights(role) else None
-                self.models[role] = self.sources[role].weights(under).to(device)
+                self.models[role] = self.sources[role].weights(under)
+                _move(self.models[role], device)
         return self
 
     def stand_beside(self, adapter: TranscoderAdapter, *, on: str = HYBRID) -> None:
-        """The hybrid, and a model with this adapter beside its MLPs, as models with the roles hybrid and adapter: everything
-        that takes a role takes these. `on` is what the adapter stands in: the hybrid, or the tuned model itself. Weights are
-        in memory once. Raises PairError for an adapter that was trained on another pair."""
+        """The hybrid, and a model with this adapter beside its MLPs, as models with the roles hybrid and adapter:
+        everything that takes a role takes these. `on` is what the adapter stands in: the hybrid, or the tuned model
+        itself. Weights are in memory once. Raises PairError for an adapter that was trained on another pair."""
         self._check_same_tokens()
         self.models[HYBRID] = hybrid(self.models[TUNED], self.models[BASE])
         self.models[ADAPTER] = adapted(self.models[on], adapter)
@@ -237,27 +239,28 @@ class ModelPair:
     def _latents_of(self, role: str) -> int:
         if role == ADAPTER and self.adapter is not None:
             return self.adapter.latents_per_layer
-        if role in ROLES and self.sources[role].beside is not None:
-            return self.sources[role].beside.latents
+        if role in ROLES and (beside := self.sources[role].beside) is not None:
+            return beside.latents
         raise PairError(f"The {role} model has no transcoder adapters: dictionary=transcoder_adapter trains them.")
 
     def shares_weights(self, role: str) -> bool:
-        """Whether the model takes no memory of its own beside the base, but for what is added to it: an adapter, or the
-        MLPs of another model with one."""
+        """True where the model takes no memory of its own beside the base, but for what is added to it: an adapter, or
+        the MLPs of another model with one."""
         return role == TUNED and self.sources[TUNED].without_adapter == self.sources[BASE]
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Inside, the weights wait in the memory of the host, so that another model has room on their devices."""
+        """Context in which the weights wait in the memory of the host, so that another model has room on their
+        devices."""
         devices = {role: self.device(role) for role in self.models}
         try:
             for model in self.models.values():
-                model.to("cpu")
+                _move(model, "cpu")
             torch.cuda.empty_cache()  # for engines with an allocator of their own
             yield
         finally:
             for role, device in devices.items():
-                self.models[role].to(device)
+                _move(self.models[role], device)
 
     def device(self, role: str) -> torch.device:
         role = TUNED if role == DIFFERENCE else role
@@ -274,9 +277,9 @@ class ModelPair:
         whole: dict[tuple[str, Point], Tensor] = {}
         for role in dict.fromkeys(role for stream in streams for role in stream.models):
             points = [Point(s.hookpoint, s.layer) for s in streams if role in s.models]
-            with reading(self.models[role], points) as read, suppress(ForwardStopped):
+            with reading(self.models[role], points) as found, suppress(ForwardStopped):
                 self.models[role].base_model(**self.inputs(role, batch), use_cache=False)
-            whole |= {(role, point): value for point, value in read.items()}
+            whole |= {(role, point): value for point, value in found.items()}
 
         def kept(role: str, stream: Stream) -> Tensor:
             value = whole[role, Point(stream.hookpoint, stream.layer)]
@@ -309,13 +312,15 @@ class ModelPair:
         alongside: Sequences | None = None,
         last: int = 0,
     ) -> tuple[Tensor, list[Tensor]]:
-        """One forward pass over the new columns of `known`: logits [batch, new position, vocabulary], with `last` of the last
-        so many positions alone, and for each edit the norm of what it changed at each token, [batch, new position].
+        """One forward pass over the new columns of `known`: logits [batch, new position, vocabulary], with `last` of
+        the last so many positions alone, and for each edit the norm of what it changed at each token, [batch, new
+        position].
 
         caches      of new_caches(), where the columns before have been computed; None: all columns are new
         alongside   what the other model reads in the same columns, such as its own response; None: the same tokens
 
         The other model runs first, unedited, where an edit asks for it. Raises Refused where it cannot."""
+        # refused before a model runs: a hook that fails halfway leaves caches with columns of some layers only
         others = needed(edits, role)
         for at in (edit.at for edit in edits):
             if at not in self.streams(at.hookpoint, at.layer, reads=role):
@@ -371,6 +376,7 @@ class ModelPair:
         return model(
             input_ids=ids.to(device),
             attention_mask=real.long().to(device),
+            # counted over real tokens, so that padding on the left moves no token to another position
             position_ids=known.new(real.long().cumsum(1) - 1).clamp(min=0).to(device),
             use_cache=caches is not None,
             **options,
@@ -380,6 +386,10 @@ class ModelPair:
     def logits(self, role: str, batch: Batch) -> Tensor:
         """[batch, position, vocabulary] in float32."""
         return self.models[role](**self.inputs(role, batch), use_cache=False).logits.float()
+
+
+def _move(model: nn.Module, device: torch.device | str) -> None:
+    model.to(device)
 
 
 def cache_argument(model: nn.Module) -> str:

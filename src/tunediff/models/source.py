@@ -1,6 +1,7 @@
-"""Where a model comes from: a Hub id, a local folder, or weights that ship, with or without an adapter on them; its
+"""The source of a model: a Hub id, a local folder, or weights that ship, with or without an adapter on them; its
 configuration and tokenizer, and only then its weights. Only safetensors and JSON are read, and no code that came with a
-model is run: the transcoder adapters of a checkpoint in their authors' format stand beside its MLPs as our own modules."""
+model is run: the transcoder adapters of a checkpoint in their authors' format stand beside its MLPs as our own
+modules."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -18,13 +20,14 @@ from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.hybrid import adapted as with_transcoders
 from tunediff.models.lora import PairError, adapted, aligned, brought, check, located, shapes, twin
 from tunediff.models.transcoder_files import KEY, TranscoderFiles, published
+from tunediff.text import Tokenizer
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: a Hub id, a local folder in its format, or pkg://package/folder for shipped weights.
+    """The source of a model: a Hub id, a local folder in its format, or pkg://package/folder for shipped weights.
 
     revision   branch, tag or commit on the Hub
     dtype      of the weights in memory: float32, bfloat16, float16
@@ -71,9 +74,9 @@ class ModelSource:
     def config(self) -> transformers.PretrainedConfig:
         return self._get(transformers.AutoConfig)
 
-    def tokenizer(self):
-        """As tokenizer.json says. AutoTokenizer would rebuild a Qwen2 model's tokenizer from its type: with other
-        splitting rules, and one more special token, than the file has."""
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer as tokenizer.json says. AutoTokenizer would rebuild a Qwen2 model's tokenizer from its type:
+        with other splitting rules, and one more special token, than the file has."""
         try:
             found = self._get(transformers.PreTrainedTokenizerFast)
         except (ValueError, PairError):  # no tokenizer.json: an older format that AutoTokenizer converts
@@ -86,7 +89,8 @@ class ModelSource:
 
     @functools.cached_property
     def adapters(self) -> list[LoraAdapter]:
-        """Those that can be read, from the adapter's files alone; none without an adapter or with a merged one."""
+        """The low-rank adapters that can be read, from the adapter's files alone; none without an adapter or with a
+        merged one."""
         return [] if self.adapter is None or self.merged else shapes(self._adapter())
 
     @functools.cached_property
@@ -94,7 +98,7 @@ class ModelSource:
         """The transcoder adapters beside its MLPs: those of a checkpoint in their authors' format."""
         return TranscoderFiles(self.path, self.revision) if published(self.config().to_dict()) else None
 
-    def weights(self, under: nn.Module | None = None) -> nn.Module:
+    def weights(self, under: transformers.PreTrainedModel | None = None) -> transformers.PreTrainedModel:
         """The model. `under` is the same one without the adapter, if it is in memory: its weights are used and left as
         they are, with the adapter beside them."""
         if self.adapter is not None and self.beside is not None:
@@ -111,11 +115,11 @@ class ModelSource:
             model = adapted(model, self._adapter(), merged=self.merged)
         return aligned(model).eval().requires_grad_(False)
 
-    def _whole(self, **options):
+    def _whole(self, **options: Any) -> Any:
         kind, dtype = transformers.AutoModelForCausalLM, getattr(torch, self.dtype)
         return self._get(kind, dtype=dtype, use_safetensors=True, **options)
 
-    def _around(self) -> nn.Module:
+    def _around(self) -> transformers.PreTrainedModel:
         """The model without the transcoder adapters in its files, which transformers has no place for."""
         with _silent():
             model, found = self._whole(output_loading_info=True)
@@ -126,6 +130,7 @@ class ModelSource:
         return model
 
     def _adapter(self) -> Path:
+        assert self.adapter is not None
         return brought(located(self.adapter), self.adapter_revision)
 
     def ends(self) -> int | list[int] | None:
@@ -162,7 +167,7 @@ class ModelSource:
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(self.config())
 
-    def _get(self, kind, **options):
+    def _get(self, kind: Any, **options: Any) -> Any:
         place = Path(self.location).expanduser()
         if self.path.startswith((".", "/", "~")) and not place.is_dir():  # no Hub id begins so
             raise PairError(f"Cannot load '{self.path}': there is no folder {place.absolute()}.")
@@ -181,7 +186,7 @@ class ModelSource:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Inside, transformers reports nothing: who loads looks at what was found."""
+    """Context in which transformers reports nothing: who loads looks at what was found."""
     said = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:

@@ -20,7 +20,8 @@ from typing import Any
 import huggingface_hub
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from tunediff import dictionary
 from tunediff.dictionary import L1, Normalisation, Sparsity, TranscoderAdapter, latents_of
@@ -45,13 +46,13 @@ class TranscoderFiles:
 
     @functools.cached_property
     def folder(self) -> str:
-        """Where its config.json is; a Hub id stays one."""
+        """The folder of config.json; a Hub id stays one."""
         inside = Path(located(self.place)) / "dictionary"
         return str(inside) if (inside / CONFIG).is_file() else located(self.place)
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        config = json.loads(self._file(CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(self._needed(CONFIG).read_text(encoding="utf-8"))
         if "streams" not in config and LATENTS not in config:
             raise PairError(
                 f"{self.place} has no transcoder adapters: name a run that trained dictionary=transcoder_adapter, or a "
@@ -61,7 +62,7 @@ class TranscoderFiles:
 
     @property
     def published(self) -> bool:
-        """In the authors' format."""
+        """True where the files are in the authors' format."""
         return LATENTS in self.config
 
     @functools.cached_property
@@ -73,7 +74,7 @@ class TranscoderFiles:
 
     @property
     def latents(self) -> int:
-        """Of each layer."""
+        """Number of latents of each layer."""
         return self.config[LATENTS] if self.published else latents_of(self.config["latents"], self.streams)
 
     @property
@@ -82,7 +83,7 @@ class TranscoderFiles:
 
     @property
     def parameters(self) -> int:
-        """Of one layer."""
+        """Number of parameters of one layer."""
         width = self.streams[0].width
         return 2 * width * self.latents + self.latents + (width if self.decoder_bias else 0)
 
@@ -97,7 +98,7 @@ class TranscoderFiles:
                 self.streams, latents=self.latents, sparsity=sparsity, decoder_bias=self.decoder_bias
             )
         made.normalisation = Normalisation(made.widths, kind="none", sink_multiple=None)
-        found = self._published_tensors() if self.published else _tensors(self._file("weights.safetensors"))
+        found = self._published_tensors() if self.published else _tensors(self._needed("weights.safetensors"))
         expected = {name: tuple(value.shape) for name, value in made.state_dict().items()}
         if self.published:
             found |= {f"normalisation.{name}": value for name, value in made.normalisation.state_dict().items()}
@@ -139,7 +140,7 @@ class TranscoderFiles:
         found = {}
         for path, keys in self._shards().items():
             for key, value in _tensors(path, keys).items():
-                layer, part, kind = KEY.search(key).groups()
+                layer, part, kind = re.findall(KEY, key)[0]
                 found[f"layers.{layer}.{OURS[part, kind]}"] = value.T if kind == "weight" else value
         return found
 
@@ -147,7 +148,7 @@ class TranscoderFiles:
         """Weight files with the names of their transcoders' tensors; files that have none are not brought."""
         index = self._file(INDEX, needed=False)
         if index is None:
-            whole = self._file(WEIGHTS)
+            whole = self._needed(WEIGHTS)
             with safetensors.safe_open(whole, framework="pt") as content:
                 names = dict.fromkeys(content.keys(), WEIGHTS)
         else:
@@ -156,7 +157,12 @@ class TranscoderFiles:
         for key, file in names.items():
             if KEY.search(key):
                 shards.setdefault(file, []).append(key)
-        return {self._file(file): keys for file, keys in shards.items()}
+        return {self._needed(file): keys for file, keys in shards.items()}
+
+    def _needed(self, name: str) -> Path:
+        path = self._file(name)
+        assert path is not None
+        return path
 
     def _file(self, name: str, *, needed: bool = True) -> Path | None:
         """A file of the folder, or from the Hub; None for one that is not needed and not there."""
@@ -182,7 +188,7 @@ class TranscoderFiles:
 
 
 def published(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration of a model is that of a checkpoint in the authors' format."""
+    """True where the configuration of a model is that of a checkpoint in the authors' format."""
     return LATENTS in config
 
 
@@ -201,10 +207,10 @@ def sparsity_of(node: Mapping[str, Any]) -> Sparsity:
     return kind(**given)
 
 
-def save_adapted(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, shard: str = "50GB") -> Path:
-    """A model with transcoder adapters beside its MLPs, as a checkpoint in the authors' format and in the precision of the
-    model's weights; of a Qwen2 model their own class reads it. `shard`: largest weight file. Raises PairError for what the
-    format has no place for."""
+def save_adapted(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None, *, shard: str = "50GB") -> Path:
+    """A model with transcoder adapters beside its MLPs, as a checkpoint in the authors' format and in the precision of
+    the model's weights; of a Qwen2 model their own class reads it. `shard`: largest weight file. Raises PairError for
+    what the format has no place for."""
     folder = Path(folder)
     beside = {name: module for name, module in model.named_modules() if isinstance(module, AdaptedMLP)}
     if not beside:
@@ -237,7 +243,7 @@ def save_adapted(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config |= {LATENTS: first.W_enc.shape[1], DECODER_BIAS: first.b_dec is not None}
+    config |= {LATENTS: first.get_parameter("W_enc").shape[1], DECODER_BIAS: first.b_dec is not None}
     config["architectures"] = [f"{name}WithTranscoder" for name in config["architectures"]]
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -35,13 +35,13 @@ CAPTION = (
 
 
 def tells_behaviour(name: str) -> bool:
-    """Whether a table of this name belongs to it."""
+    """True for the name of a table of conditions or of outputs."""
     return name.endswith((CONDITIONS, OUTPUTS))
 
 
 def behaviour(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the page needs at once, empty where there is nothing to show, and what it unpacks later, by name. Raises
-    Refused where outputs do not say which model's condition wrote them."""
+    """The data that the page needs at once, empty where there is nothing to show, and those it unpacks later, by name.
+    Raises Refused where outputs do not say which model's condition wrote them."""
     shown: dict[str, Any] = {}
     packed: dict[str, Any] = {}
     blocks = [block for name in tables if name.endswith(CONDITIONS) for block in _conditions(name, tables[name])]
@@ -94,7 +94,7 @@ def _conditions(name: str, table: pyarrow.Table) -> Iterator[dict[str, Any]]:
 
 
 def _figure(name: str, task: str, by_role: bool, columns: Mapping[str, list]) -> Figure:
-    """Of one task: a row a condition, those that others are compared with ruled."""
+    """The figure of one task: one row per condition, with a rule at those that others are compared with."""
     titles = dict(zip(columns["key"], columns["title"], strict=True))
     compared = {key for key in columns["compared"] if key is not None}
     labels = []
@@ -154,7 +154,7 @@ def _controlled(row: Mapping[str, Any], plain: Mapping[str, str], by_role: bool)
 def _outputs(
     name: str, table: pyarrow.Table, blocks: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """For each task: its conditions and problems with their grades, and the texts of each problem."""
+    """Yields for each task its conditions and problems with their grades, and the texts of each problem."""
     for task in _distinct(table["task"]):
         block = next((some for some in blocks if (some["name"], some["task"]) == (name, task)), None)
         by_role = block is not None and block["by_role"]
@@ -197,7 +197,7 @@ def _described(block: Mapping[str, Any] | None, written: Sequence[str]) -> list[
 
 
 def _sameness(answers: Mapping[str, Mapping[str, Any]], plain: Sequence[str]) -> int:
-    """0 where edits change the grade of a problem, 1 where a control does, 2 where the text alone differs, 3 where nothing
+    """Rank of a problem: 0 where edits change its grade, 1 where a control does, 2 where the text alone differs, 3 where nothing
     does."""
     if len({answers[key]["correct"] for key in plain if key in answers}) > 1:
         return 0
@@ -224,7 +224,7 @@ def _texts(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def shortened(text: str, most: int = CHARACTERS) -> str:
-    """The text; of a very long one its beginning and its end, and between them how much is missing."""
+    """The text, or the beginning and end of a very long one, and between them how much is missing."""
     if len(text) <= most:
         return text
     end = most // 4
@@ -232,7 +232,7 @@ def shortened(text: str, most: int = CHARACTERS) -> str:
 
 
 def _of_task(table: pyarrow.Table, task: str) -> list[dict[str, Any]]:
-    return table.filter(pyarrow.compute.equal(table["task"], task)).to_pylist()
+    return table.filter(pyarrow.compute.call_function("equal", [table["task"], task])).to_pylist()
 
 
 def _distinct(column: pyarrow.ChunkedArray) -> list[Any]:

@@ -43,7 +43,7 @@ FIRST = (
 
 
 def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One record a study: its folder, keys, state, findings and curves. Raises Refused where there is none."""
+    """One record per study with its folder, keys, state, findings and curves. Raises Refused where there is no study."""
     found = {path for place in places for path in Path(place).rglob("identity.json")}
     runs = sorted(path.parent for path in found if not _is_fine_tune(path))
     if not runs:
@@ -58,12 +58,12 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _is_fine_tune(identity: Path) -> bool:
-    """Whose settings have a recipe, and which has no findings."""
+    """True for the folder of a fine-tune, whose settings have a recipe, and which has no findings."""
     return "recipe" in folders.read_json(identity).get("settings", {})
 
 
 def _order(value: Any) -> tuple:
-    """Numbers by size, before words."""
+    """Sorting key: numbers by size, before words."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, value, "") if number else (1, 0, _cell(value))
 
@@ -98,7 +98,7 @@ def _member(run: Path) -> dict[str, Any]:
 
 
 def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What tells the members apart: the keys that were swept, as they were typed; then, only where two members would
+    """The keys that tell the members apart: those that were swept, as they were typed; then, only where two members would
     look the same, the settings in which they differ."""
     typed = list(dict.fromkeys(_split(word)[0] for member in members for word in member["words"]))
     rows = []
@@ -134,7 +134,7 @@ def _split(word: str) -> tuple[str, Any]:
 
 
 def in_words(members: Sequence[dict[str, Any]]) -> str:
-    """The table for a terminal, and below it what failed and why."""
+    """The table in words for a terminal, and below it the runs that failed, and why."""
     keys = list(members[0]["keys"])
     metrics = columns_of(members)
     rows = [[*keys, "state", *metrics.values(), "run"]]
@@ -162,7 +162,8 @@ def _cell(value: Any) -> str:
 
 
 def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """compare.parquet (a row a member, a column for every key and finding) and compare.html; returns the page."""
+    """Writes compare.parquet, with one row per member and a column for every key and finding, and compare.html; returns the
+    path of the page."""
     names = list(dict.fromkeys(name for member in members for name in member["metrics"]))
     columns: dict[str, list] = {
         **{name: [member[name] for member in members] for name in ("identity", "folder", "state", "error")},
@@ -198,7 +199,7 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
 
 
 def _alike(values: list) -> list:
-    """One type a column: as they are if all are numbers, else as words."""
+    """Values of one type: as they are if all are numbers, else as words."""
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         return [None if value is None else float(value) for value in values]
     return [None if value is None else _cell(value) for value in values]

@@ -23,18 +23,19 @@ DIGITS = 3  # of a weight, an activation and an influence, which are drawn as wi
 
 
 def tells_graphs(name: str) -> bool:
-    """Whether a table of this name belongs to them."""
+    """True for the name of a table of attribution graphs."""
     return name in (GRAPHS, NODES, EDGES, INFLUENCE)
 
 
 def graphs(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the page needs at once, empty where there are no graphs, and what it unpacks later, by name. Raises Refused for
-    an edge between nodes that its graph does not have."""
+    """The data that the page needs at once, empty where there are no graphs, and those it unpacks later, by name. Raises
+    Refused for an edge between nodes that its graph does not have."""
     shown: dict[str, Any] = {}
     packed: dict[str, Any] = {}
     if {GRAPHS, NODES, EDGES} <= tables.keys():
-        told = pyarrow.compute.is_in(tables[GRAPHS]["graph"], tables[NODES]["graph"].combine_chunks())
-        listed = tables[GRAPHS].filter(told).to_pydict()
+        drawn = set(tables[NODES]["graph"].to_pylist())
+        told = [graph in drawn for graph in tables[GRAPHS]["graph"].to_pylist()]
+        listed = tables[GRAPHS].filter(pyarrow.array(told, pyarrow.bool_())).to_pydict()
         for n, graph in enumerate(listed["graph"]):
             packed[f"graph-{n}"] = _graph(graph, _of(tables[NODES], graph), _of(tables[EDGES], graph))
         shown |= {"list": listed, "left_out": len(told) - len(listed["graph"])}
@@ -47,7 +48,7 @@ def graphs(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict[st
 
 
 def _of(table: pyarrow.Table, graph: str) -> pyarrow.Table:
-    return table.filter(pyarrow.compute.equal(table["graph"], graph))
+    return table.filter(pyarrow.compute.call_function("equal", [table["graph"], graph]))
 
 
 def _graph(graph: str, nodes: pyarrow.Table, edges: pyarrow.Table) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _graph(graph: str, nodes: pyarrow.Table, edges: pyarrow.Table) -> dict[str, 
 
 
 def _edges(ends: Mapping[str, list], weights: numpy.ndarray, place: Mapping[Any, int]) -> dict[str, list]:
-    """The strongest between nodes that are there."""
+    """The strongest edges between nodes that are kept."""
     strongest = numpy.argsort(-numpy.abs(weights), kind="stable").tolist()
     kept = [n for n in strongest if ends["source"][n] in place and ends["target"][n] in place][:MOST_EDGES]
     return {side: [place[nodes[n]] for n in kept] for side, nodes in ends.items()} | {"weight": _rounded(weights[kept])}

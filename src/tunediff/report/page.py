@@ -135,7 +135,7 @@ def pack(value: Any) -> str:
 
 
 class Details:
-    """What the page shows of one latent, by chunks of latents: examples, segments, neighbours, logit effects. Each is
+    """Details of each latent, by chunks of latents: examples, segments, neighbours, logit effects. Each is
     columns, so that a hundred thousand examples are written in seconds."""
 
     def __init__(self, folder: Path, latents: list[int], tables: Mapping[str, str], noun: str):
@@ -189,7 +189,7 @@ class Details:
         return {"fires_on": [list(met[latent]) for latent in self.latents]}
 
     def words(self) -> dict[str, Any]:
-        """For the search: distinct words, and for each latent which of them occur in its strongest examples and in the
+        """The index of the search: distinct words, and for each latent which of them occur in its strongest examples and in the
         tokens it writes."""
         met: dict[int, set[str]] = defaultdict(set)
         if "examples" in self.tables:
@@ -201,7 +201,7 @@ class Details:
                     met[latent].update("".join([lower[token] for token in here]).split())
         if "logit_effect" in self.tables:
             table = self.tables["logit_effect"]
-            raised = table.filter(pyarrow.compute.greater(table["sign"], 0))
+            raised = table.filter(pyarrow.compute.call_function("greater", [table["sign"], 0]))
             for latent, token in zip(raised["latent"].to_pylist(), raised["token"].to_pylist(), strict=True):
                 met[latent].update(token.lower().split())
         numbers: dict[str, int] = {}
@@ -209,7 +209,7 @@ class Details:
         return {"words": list(numbers), "of": indexed}
 
     def chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number of the chunk, and its latents' details under their numbers."""
+        """Yields the index of each chunk, with its latents' details under their indices."""
         columns, bounds = {}, {}
         for name, table in self.tables.items():
             plain = [c for c in table.column_names if c not in ("latent", "tokens", "activations", "segments")]
@@ -255,7 +255,7 @@ def _placed(columns: dict[str, list] | None, noun: str, names: Sequence[str], un
 
 
 def thinned(columns: dict[str, list] | None, points: int = CURVE_POINTS) -> dict[str, list] | None:
-    """At most `points` points of each curve, the last among them, and all of a held-out loss, which is taken seldom."""
+    """Curves of at most `points` points, the last among them, and all of a held-out loss, which is taken seldom."""
     if columns is None:
         return None
     length = len(columns["step"])
@@ -266,7 +266,7 @@ def thinned(columns: dict[str, list] | None, points: int = CURVE_POINTS) -> dict
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not a finite number is null. Floats keep five digits."""
+    """The value for JSON, which has no NaN: what is not a finite number is null. Floats keep five digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -48,7 +48,7 @@ def add_stability(members: Sequence[dict[str, Any]]) -> None:
 
 
 def groups_by_seed(members: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Finished members, together where only the dictionary's seed differs; of two or more."""
+    """Groups of two or more finished members that differ in the dictionary's seed alone."""
     groups: dict[str, list] = {}
     for member in members:
         if member["state"] == folders.FINISHED and (Path(member["folder"]) / "tables" / "latents.parquet").exists():
@@ -59,6 +59,7 @@ def groups_by_seed(members: Sequence[dict[str, Any]]) -> list[list[dict[str, Any
 
 def latents_of(folder: Path) -> Latents:
     table = read_table(folder, "latents")
+    assert table is not None, "groups_by_seed takes runs that have it"
     with safetensors.safe_open(folder / "dictionary" / "weights.safetensors", framework="pt") as file:
         rows = file.get_tensor("W_dec")
     alive = torch.tensor(table["firing_rate"]) > 0

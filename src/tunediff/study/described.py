@@ -1,4 +1,4 @@
-"""How a study names itself: on the page, in tables and to loggers."""
+"""The words by which a study is named on the page, in tables and to loggers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tunediff.study.parts import inside, learns
 
 
 def open_logger(logger: Any, cfg: DictConfig, history: Sequence[Mapping[str, float | None]]) -> None:
-    """It learns all settings; one that starts from nothing is told what happened before a resumption."""
+    """Gives a logger all settings; one that starts anew also gets the history before a resume."""
     logger.log_hyperparams(material(cfg))
     for record in history if getattr(logger, "starts_anew", False) else ():
         values = {name: value for name, value in record.items() if name != "step" and value is not None}
@@ -26,12 +26,12 @@ def open_logger(logger: Any, cfg: DictConfig, history: Sequence[Mapping[str, flo
 
 
 def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
-    """Columns of the table `training`: what the last record has, of every record."""
+    """Columns of the table `training`: the keys of the last record, with the value of every record."""
     return {key: [record.get(key) for record in history] for key in history[-1]}
 
 
 def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int, steps: int | None) -> None:
-    """Writes how far a training is, with its curves, for whoever looks at its folder."""
+    """Writes the progress of a training and its curves into its folder."""
     if history:
         folders.write_table(folder, Table("training", curves_of(history)))
     variance = history[-1].get("explained_variance/pooled") if history else None
@@ -57,7 +57,7 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
 
 
 def spelled(layers: Sequence[int]) -> str:
-    """1,3 as they are; four or more in a row as 0-27."""
+    """Layers in words: 1,3 as they are; four or more in a row as 0-27."""
     if len(layers) > 3 and layers[-1] - layers[0] == len(layers) - 1:
         return f"{layers[0]}-{layers[-1]}"
     return ",".join(map(str, layers))

@@ -1,4 +1,4 @@
-"""What studies that share a pass of the models will take, before they start: memory, disk, and a lower bound of the time.
+"""Cost of studies that share a pass of the models, before they start: memory, disk, and a lower bound of the time.
 
 Memory and disk are counted from shapes. Time is a FLOP model of training (both models to the highest layer read; five
 dense products a dictionary, or one where codes are sparse) at the rate of one matrix product measured here; AuxK and
@@ -32,7 +32,7 @@ GB = 1e9
 
 
 class Cost(NamedTuple):
-    """Bytes on the device, bytes on disk, floating-point operations."""
+    """Cost of a group: bytes on the device, bytes on disk, floating-point operations."""
 
     memory: float
     disk: float
@@ -40,7 +40,7 @@ class Cost(NamedTuple):
 
 
 def forecast(run: Run) -> str:
-    """The lines on what one study will take. Everything that can be wrong is asked first."""
+    """The estimate of one study, in lines. Everything that can be wrong is checked first."""
     pair: ModelPair = build(run.cfg.model_pair)
     build(run.cfg.text).check(evaluated=bool(run.cfg.evaluation))
     run.build(pair, weights=False)
@@ -151,7 +151,7 @@ def rate_of(device: torch.device) -> float:
 
 
 def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: torch.device | None) -> str:
-    """One line a group. With no device at hand (a login node) operations stand in place of time."""
+    """The table of estimates, one line per group. With no device at hand (a login node) operations replace time."""
     rows = [["group", "members", "layers", "tokens", "memory", "disk", "time, at least" if device else "operations"]]
     for n, (runs, cost) in enumerate(groups):
         cfg = runs[0].cfg

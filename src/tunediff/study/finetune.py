@@ -47,7 +47,7 @@ FINE_TUNE = (
 
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
-    """A fine-tune in its folder. One that is finished there is left as it is; one that was interrupted goes on."""
+    """Runs a fine-tune in its folder. One that is finished there is left as it is; one that was interrupted resumes."""
     rank = int(os.environ.get("RANK", 0))
     if rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # one process speaks for all
@@ -102,7 +102,7 @@ def check_adapter(source: ModelSource, recipe: Recipe) -> None:
 
 
 def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
-    """Says what a fine-tune takes of each device; a dry run refuses what no device has."""
+    """Logs the memory that a fine-tune takes on each device; a dry run refuses what no device has."""
     strategy = cfg.trainer.get("strategy") or {}
     if isinstance(strategy, str):
         raise Refused(f"trainer.strategy={strategy}: choose trainer=ddp or trainer=fsdp, which bring their own.")
@@ -164,7 +164,8 @@ def command_again(cfg: DictConfig, folder: Path) -> list[str]:
 
 
 def begin(cfg: DictConfig, folder: Path) -> None:
-    """Raises Refused for a folder that holds another fine-tune, finished or not, naming the settings that differ."""
+    """Prepares the folder. Raises Refused for one that holds another fine-tune, finished or not, naming the settings that
+    differ."""
     if folders.state_of(folder).get("identity") not in (None, identity(cfg)):
         before, now = (
             flat(s) for s in (folders.read_json(folder / "identity.json").get("settings", {}), material(cfg))
@@ -207,7 +208,7 @@ def tune(
             name=identity(cfg),
             learning_rate=recipe.learning_rate,
             learning_rate_schedule=recipe.learning_rate_schedule,
-            betas=tuple(recipe.betas),
+            betas=(recipe.betas[0], recipe.betas[1]),
             weight_decay=recipe.weight_decay,
             clip_norm=recipe.clip_norm,
             gradient_checkpointing=recipe.gradient_checkpointing,
@@ -252,7 +253,7 @@ def told_of_failure(loggers: Sequence[Any]) -> Iterator[None]:
 def write_down(
     cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, history: Sequence[dict]
 ) -> None:
-    """Curves, tokenizer, card, and the pair."""
+    """Writes the curves, the tokenizer, the model card and the pair."""
     source.tokenizer().save_pretrained(folder / "model")
     folders.write_table(folder, Table("training", curves_of(history)))
     said = card(source, recipe, learned, history, settings=material(cfg), identity=identity(cfg))

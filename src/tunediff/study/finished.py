@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff import folders
-from tunediff.dictionary import Crosscoder, TranscoderAdapter
+from tunediff.dictionary import Dictionary, TranscoderAdapter
 from tunediff.edits import Edit, Everywhere, Gate, Operation
 from tunediff.evaluations import Given, Trained
 from tunediff.evaluations.given import LatentStatistics
@@ -46,9 +46,9 @@ from tunediff.text import Text
 
 class Loaded:
     """A finished run. Weights are read when they are asked for: the dictionary's by `dictionary`, the models' by
-    `pair.load()` or `trained()`. Raises Refused for a folder that is none.
+    `pair.load()` or `trained()`. Raises Refused for a folder that holds no finished run.
 
-    folder, cfg   the run folder and the config it ran with        text, pair   as the run had them
+    folder, cfg   the run folder and the config it ran with        text, pair   those of the run
     """
 
     def __init__(self, folder: Path):
@@ -68,7 +68,7 @@ class Loaded:
         return f"Loaded({self.folder}: {len(self.findings)} findings; tables {tables})"
 
     @functools.cached_property
-    def dictionary(self) -> Crosscoder | TranscoderAdapter | None:
+    def dictionary(self) -> Dictionary | None:
         """The dictionary of the run, with frozen weights; None where the study measured the pair alone."""
         if not learns(self.cfg):
             return None
@@ -82,7 +82,7 @@ class Loaded:
         return {f["name"]: Finding(**f) for f in folders.read_json(self.folder / "findings.json")["findings"]}
 
     def table(self, name: str) -> pyarrow.Table:
-        """tables/<name>.parquet. Raises Refused where no evaluation wrote it, with the names of those that are there."""
+        """The table tables/<name>.parquet. Raises Refused where no evaluation wrote it, with the names of those that are there."""
         path = self.folder / "tables" / f"{name}.parquet"
         if not path.exists():
             there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
@@ -90,8 +90,8 @@ class Loaded:
         return pyarrow.parquet.read_table(path)
 
     def latents(self, which: int | str | Sequence[int]) -> list[int]:
-        """Their numbers: those that an expression chooses, such as "top(20, auroc.hesitation) and rate < .1", or so many of
-        those most one model's own; as evaluations take them."""
+        """Indices of latents, as evaluations choose them: those of an expression, such as
+        "top(20, auroc.hesitation) and rate < .1", or so many of those most one model's own."""
         return choose(self.trained(), self._statistics, which, None)
 
     def edits(
@@ -120,12 +120,12 @@ class Loaded:
         gate: Gate = Everywhere(),  # noqa: B008
         mode: str = "delta",
     ) -> Edit:
-        """The one edit that `edits` makes of them. Raises Refused where there are several."""
-        made = self.edits(latents, operation, role=role, gate=gate, mode=mode)
-        if len(made) > 1:
-            places = ", ".join(str(edit.at) for edit in made)
+        """The one edit that `edits` makes of the latents. Raises Refused where there are several."""
+        edit, *others = self.edits(latents, operation, role=role, gate=gate, mode=mode)
+        if others:
+            places = ", ".join(str(one.at) for one in (edit, *others))
             raise Refused(f"These latents are written at {places}, each by an edit of its own: take run.edits(...).")
-        return made[0]
+        return edit
 
     def respond(
         self,
@@ -135,8 +135,8 @@ class Loaded:
         edits: Sequence[Edit] = (),
         decoding: Decoding = Decoding(),  # noqa: B008
     ) -> list[Response]:
-        """What the model with this role answers, through the chat template and behind the text's system message, under edits;
-        by default the model that these are written into, without any the tuned one."""
+        """The responses of the model with this role, through the chat template and after the text's system message, under
+        edits. By default it is the model that these are written into, without edits the tuned one."""
         self.given()
         role = role or (edits[0].at.role if edits else TUNED)
         tokenizer = self.pair.tokenizers[self.pair.entry(role)]
@@ -157,7 +157,7 @@ class Loaded:
         return self.trained().statistics
 
     def trained(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Trained:
-        """What an evaluation is given, with the models loaded; `tokens` of held-out text, by default the run's budget. Raises
+        """The pair, text and dictionary that an evaluation is given, with the models loaded; `tokens` of held-out text, by default the run's budget. Raises
         Refused for a run that trained no dictionary."""
         given = self.given(device=device, tokens=tokens)
         if not isinstance(given, Trained):
@@ -165,12 +165,12 @@ class Loaded:
         return given
 
     def given(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Given:
-        """The same of any run, without a dictionary where it trained none."""
+        """The same for any run, without a dictionary where it trained none."""
         if not self.pair.models or self.pair.device(TUNED) != torch.device(device):
             self.pair.load(device)
         dictionary = None if self.dictionary is None else self.dictionary.to(device)
-        tokens = tokens or self.cfg.budget.evaluation_tokens
-        return given_of(self.pair, self.text, dictionary, tokens, self.folder)
+        budget = self.cfg.budget.evaluation_tokens
+        return given_of(self.pair, self.text, dictionary, tokens or budget, self.folder)
 
 
 REEVALUATION = "evaluation task trainer run tokens trust".split()
@@ -178,7 +178,7 @@ REEVALUATION = "evaluation task trainer run tokens trust".split()
 
 def reevaluate(cfg: DictConfig) -> None:
     """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; what
-    an evaluation finds takes the place of what it found before."""
+    an evaluation finds replaces what it found before."""
     check(cfg, REEVALUATION)
     with folders.unless_refused(Path(cfg.run)):
         run = Loaded(Path(cfg.run))
@@ -187,7 +187,7 @@ def reevaluate(cfg: DictConfig) -> None:
     with folders.held(run.folder, "The run"):
         given = run.given(device=device, tokens=cfg.tokens)
         try:
-            findings = evaluate(evaluations, given, about(run.cfg, run.pair, run.streams))
+            findings = evaluate(evaluations, given, run.folder, about(run.cfg, run.pair, run.streams))
         except KeyboardInterrupt:
             raise Refused(
                 "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "
@@ -197,7 +197,8 @@ def reevaluate(cfg: DictConfig) -> None:
 
 
 def compare(places: Sequence[str]) -> str:
-    """Runs and sweeps side by side, also while they run: the table, with a parquet and a page in the first folder."""
+    """Compares runs and sweeps side by side, also while they run: prints the table, and writes a parquet and a page into the
+    first folder."""
     members = members_under(places)
     said = in_words(members)
     try:

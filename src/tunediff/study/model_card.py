@@ -1,4 +1,4 @@
-"""What a fine-tune leaves beside its weights: the card of the model, and the pair as an option of model_pair."""
+"""Files beside the weights of a fine-tune: the model card, and the pair as an option of model_pair."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Record = Mapping[str, float | None]  # one line of the curves
 
 
 def pair_of(source: ModelSource, made: Path, *, adapter: bool) -> str:
-    """The option of model_pair that names the model and what became of it."""
+    """The option of model_pair with the model as base and its fine-tune as tuned."""
     if adapter:
         tuned = replace(source, adapter=str(made.resolve()), merged=False)
     else:  # what was merged into the base is in its weights already
@@ -72,7 +72,7 @@ def card(
     settings: Mapping[str, Any],
     identity: str,
 ) -> str:
-    """README.md of the model: recipe, data, losses, and all settings, which an identity stands for."""
+    """README.md of the model: recipe, data, losses, and all settings with their identity."""
     adapter = isinstance(recipe.part, Lora)
     return CARD.format(
         base=source.path,
@@ -84,7 +84,7 @@ def card(
         losses="\n".join(f"| {name} | {value:.4f} |" for name, value in losses(history).items()),
         report=learned.report(),
         digest=learned.digest,
-        steps=1 + max(record["step"] for record in history if record["loss"] is not None),
+        steps=1 + max(record["step"] or 0 for record in history if record["loss"] is not None),
         batch=recipe.batch,
         identity=identity,
         settings=json.dumps(settings, indent=1),

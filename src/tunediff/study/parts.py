@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tunediff.activations import WholeSequences
-from tunediff.dictionary import Crosscoder, TranscoderAdapter
+from tunediff.dictionary import Dictionary, TranscoderAdapter
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
 from tunediff.folders import write_atomically
@@ -65,7 +65,7 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
 
 def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
     """The streams that the dictionary of a config reads; without one, all layers of both models. Raises Refused for a
-    dictionary that would read what is not there before an adapter was trained."""
+    dictionary that would read an adapter which has not been trained."""
     if not learns(cfg):
         each = (pair.streams("resid_post", list(range(pair.depth(role))), reads=role) for role in ROLES)
         return [stream for streams in each for stream in streams]
@@ -166,11 +166,9 @@ def build_adapter(cfg: DictConfig, streams: list[Stream], weights: bool) -> Tran
     return adapter
 
 
-def given_of(
-    pair: ModelPair, text: Text, dictionary: Crosscoder | TranscoderAdapter | None, tokens: int, folder: Path
-) -> Given:
-    """What evaluations are given, Trained where there is a dictionary; beside the loaded pair stands what an adapter makes of
-    it."""
+def given_of(pair: ModelPair, text: Text, dictionary: Dictionary | None, tokens: int, folder: Path) -> Given:
+    """The pair and text that evaluations are given, Trained where there is a dictionary. A transcoder adapter joins the loaded
+    pair as models of its own."""
     if dictionary is None:
         return Given(pair, text, tokens, folder=folder)
     if isinstance(dictionary, TranscoderAdapter):
@@ -179,7 +177,7 @@ def given_of(
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
-    """config.yaml: resolved, so that it runs again as it stands. The logger keeps its references to the run's folder."""
+    """Writes config.yaml, resolved, so that it runs again as it is. The logger keeps its references to the run folder."""
     kept = {key: cfg[key] if key == "logger" else plain(cfg[key]) for key in cfg if key != "hydra"}
     text = OmegaConf.to_yaml(OmegaConf.create({**kept, "hydra": HYDRA}))
     write_atomically(folder / "config.yaml", text)
@@ -190,6 +188,7 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
 def read_config(folder: Path) -> DictConfig:
     """The config of a run, checked as one that was typed. Raises Refused for a fine-tune, which is no study."""
     cfg = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(cfg, DictConfig), "config.yaml is a mapping"
     if "recipe" in cfg:
         raise Refused(
             f"{folder} is a fine-tune, not a study: python train.py model_pair={folder / 'pair.yaml'} makes one."

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """One study: its config, its folder, and what became of it."""
+    """A study with its config, its folder, its parts and its outcome."""
 
     def __init__(self, cfg: DictConfig, folder: Path):
         self.cfg, self.folder = cfg, folder
@@ -46,13 +46,13 @@ class Run:
         self.value: float | None = None
 
     def begin(self) -> None:
-        """The folder says what it will hold, and nothing of an earlier study is left in it."""
+        """Prepares the folder: removes what an earlier study left, and writes config and state."""
         folders.clear(self.folder)
         write_config(self.cfg, self.folder)
         folders.say(self.folder, identity=self.identity, state=folders.WAITING, error=None, value=None)
 
     def build(self, pair: ModelPair, *, weights: bool = True) -> None:
-        """Everything that can be wrong is asked before weights are loaded. Without `weights` an adapter, which may be as large
+        """Builds and checks every part before weights are loaded. Without `weights` an adapter, which may be as large
         as a model, has none: for a look at what would run."""
         cfg = self.cfg
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
@@ -64,12 +64,12 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Number of training steps of its dictionary; None where none is trained, or it is not known yet."""
+        """Number of training steps of the dictionary; None where none is trained, or the number is not known yet."""
         return None if self.length is None else self.length.steps
 
     @property
     def dropped(self) -> Exception | None:
-        """Why its dictionary stopped learning before the end."""
+        """The error for which the dictionary stopped learning before the end."""
         return None if self.learner is None else self.learner.error
 
     def open_loggers(self) -> None:
@@ -77,13 +77,14 @@ class Run:
             open_logger(logger, self.cfg, [] if self.learner is None else self.learner.history)
 
     def fit(self, rows: Rows, source: ActivationSource) -> None:
-        """The statistics of its own streams, from a sample of all."""
+        """Fits the dictionary's statistics on its own streams, from a sample of all."""
         for stream in self.streams:
             if stream in source.broken:
                 raise Refused(source.broken[stream])
         assert isinstance(self.learner, Learner)
         mine = select(rows, source.streams, self.streams, moments=self.learner.reader().moments)
-        self.learner.dictionary.fit(Rows(*(None if part is None else part.cpu() for part in mine)))
+        moments = None if mine.moments is None else mine.moments.cpu()
+        self.learner.dictionary.fit(Rows(mine.values.cpu(), moments))
 
     def finish(self, pair: ModelPair, text: Text, device: torch.device, notes: Sequence[str]) -> None:
         """Saves the dictionary, if one was trained; measures, writes the page."""
@@ -104,7 +105,7 @@ class Run:
         described = about(self.cfg, pair, self.streams)
         write_findings(self.folder, found, described, by="study")
         given = given_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)
-        findings = evaluate(self.evaluations, given, described)
+        findings = evaluate(self.evaluations, given, self.folder, described)
         for logger in self.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
             logger.log_metrics(values, step=self.steps or 0)
@@ -135,22 +136,24 @@ class Run:
             logger.finalize("failed")
 
 
-def evaluate(evaluations: Mapping[str, Evaluation], given: Given, described: Mapping[str, Any]) -> dict[str, dict]:
-    """All findings of the run's folder. Those of an evaluation are written before the next begins: one that fails takes
-    no other's with it."""
-    findings = write_findings(given.folder, (), described)
+def evaluate(
+    evaluations: Mapping[str, Evaluation], given: Given, folder: Path, described: Mapping[str, Any]
+) -> dict[str, dict]:
+    """Asks every evaluation and returns all findings of the run's folder. Those of an evaluation are written before the
+    next begins, so that one that fails takes no other's with it."""
+    findings = write_findings(folder, (), described)
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
         found = list(evaluation.run(given))
         for note in (item.text for item in found if isinstance(item, Note)):
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")
         # two of one class may stand under names of their own
-        findings = write_findings(given.folder, found, described, by=declared(evaluation, "name") or name)
+        findings = write_findings(folder, found, described, by=declared(evaluation, "name") or name)
     return findings
 
 
 def say_headline(folder: Path, findings: Mapping[str, dict]) -> None:
-    """The page, and the last line of the run."""
+    """Writes the page and logs the last line of the run."""
     page = write_report(folder)
     log.info("%s", line_of(findings))
     log.info("page: %s", page)

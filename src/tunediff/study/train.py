@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 
 
 def study(cfg: DictConfig, folder: Path) -> float | None:
-    """One study in its folder. Where the same study is finished it is left as it is; where it was interrupted it goes on.
-    Returns the value of the finding that `optimized_metric` names. A dry run only says what the study would take."""
+    """Runs one study in its folder. Where the same study is finished it is left as it is; where it was interrupted it
+    resumes. Returns the value of the finding that `optimized_metric` names. A dry run only logs the estimate."""
     with folders.unless_refused(folder):
         check(cfg, STUDY)
         run, checkpoints = Run(cfg, folder), folder / "checkpoints"
@@ -97,7 +97,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
         )
     device = trainer.strategy.root_device
     pair.load("cpu" if shards else device)
-    left_out: dict[str, str] = {}
+    left_out: dict[str, str | None] = {}
     if inside(cfg):
         adapt(runs[0], pair, text, trainer, checkpoints, resume_from=resume_from)
     elif learns(cfg):
@@ -122,10 +122,10 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
 
 def learn(
     runs: Sequence[Run], pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None
-) -> tuple[list[Run], dict[str, str]]:
-    """Both models run; the dictionaries learn from what they read. Returns the runs that began, and by identity a
-    sentence about what the normalisation of a run left out."""
-    cfg = runs[0].cfg
+) -> tuple[list[Run], dict[str, str | None]]:
+    """Trains the dictionaries on the activations of both models. Returns the runs that began, and by identity a sentence
+    about what the normalisation of a run left out."""
+    runs, cfg = list(runs), runs[0].cfg
     device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
     streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
     log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, streams)))
@@ -146,7 +146,9 @@ def learn(
             run.loggers = []
     loggers = {run.identity: run.loggers for run in runs}
     learners = learners_of(runs)
-    module = DictionaryTraining(learners, length=runs[0].length, state=state, loggers=loggers)
+    length = runs[0].length
+    assert length is not None, "the runs were built with a dictionary"
+    module = DictionaryTraining(learners, length=length, state=state, loggers=loggers)
     stream = ShuffledRows(
         source(rank, world),
         [learner.reader() for learner in learners],
@@ -170,7 +172,7 @@ def learn(
 
 
 def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None) -> None:
-    """An adapter learns inside the models, from whole sequences."""
+    """Trains a transcoder adapter inside the models, on whole sequences."""
     cfg, learner, rank, world = run.cfg, run.learner, trainer.global_rank, trainer.world_size
     assert isinstance(learner, TranscoderLearner)
     if cfg.budget.tokens == 0:  # it is measured as it began
@@ -222,7 +224,7 @@ def described(runs: Sequence[Run]) -> str:
 
 
 def tell(runs: Sequence[Run], step: int) -> None:
-    """Writes how far each run is; a run that was dropped says why at once."""
+    """Writes the progress of each run, and for a run that was dropped the reason."""
     for run in runs:
         if run.learner is not None and run.dropped is None:
             beat(run.folder, run.learner.history, step, run.steps)

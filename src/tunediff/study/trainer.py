@@ -18,7 +18,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def make_trainer(cfg: DictConfig, folder: Path) -> Any:
-    """Lightning's Trainer, of which the loop, the device and the precision are wanted and nothing else. Raises Refused
+    """Lightning's Trainer, of which only the loop, the device and the precision are used. Raises Refused
     for a precision in which weights would not be float32, or that the device does not have."""
     precision = str(cfg.trainer.get("precision", "32-true"))
     if precision not in PRECISIONS:

@@ -93,7 +93,7 @@ def job_here() -> str | None:
 
 
 def write_log(folder: Path) -> None:
-    """Lines to the terminal and to the group's run.log; other ranks only speak of trouble."""
+    """Sets up logging to the terminal and to the group's run.log; other ranks log warnings only."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if rank_here() == 0:
         handlers.append(logging.FileHandler(folder / "run.log"))
@@ -103,7 +103,7 @@ def write_log(folder: Path) -> None:
 
 
 def end_with_parent() -> None:
-    """Nobody wants the result of a launcher that was killed, and whoever starts it again must not meet its child."""
+    """Ends this process with its parent, so that a launcher that was killed leaves no child to meet when it is restarted."""
 
     def watch() -> None:
         while os.read(0, 1):  # empty once the other end is gone

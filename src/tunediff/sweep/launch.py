@@ -44,7 +44,7 @@ def launch(
     overrides: Sequence[Sequence[str]],
     place: Local | Slurm,
 ) -> list[JobReturn]:
-    """Members as lists of overrides -> what became of each, in their order, once they ran at a place."""
+    """Runs members, given as lists of overrides, at a place -> the outcome of each, in their order."""
     with said_plainly():
         sweep = Path(config.hydra.sweep.dir)
         composed = [(list(words), member_config(config, compose, words)) for words in overrides]
@@ -114,7 +114,7 @@ def groups_left(sweep: Path, members: list[Member], config: DictConfig, place: L
 
 
 def write_sweep(sweep: Path, config: DictConfig, members: Sequence[Member]) -> None:
-    """sweep.json: the lines that were typed, and every member they named."""
+    """Writes sweep.json: the command lines that were typed, and every member they named."""
     before = folders.read_json(sweep / "sweep.json")
     line = " ".join(config.hydra.overrides.task)
     known = {entry["identity"]: entry for entry in before.get("members", [])}
@@ -125,7 +125,7 @@ def write_sweep(sweep: Path, config: DictConfig, members: Sequence[Member]) -> N
 
 
 def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
-    """One table of failures, and Hydra's returns. A member that did not end well is a failed job."""
+    """Prints one table of failures and returns Hydra's job returns. A member that did not end well is a failed job."""
     states = {id(member): folders.state_of(member.run.folder) for member in members}
     wrong = [m for m in dict((id(m), m) for m in members).values() if states[id(m)].get("state") != folders.FINISHED]
     done = len({id(m) for m in members}) - len(wrong)

@@ -16,7 +16,7 @@ from tunediff.sweep.plan import Group, Member
 
 
 class Local:
-    """This machine, on which so many groups run at a time; None: one for each GPU, or one."""
+    """This machine, on which so many groups run at a time; for None one per GPU, or one."""
 
     wait = True
     after_ctrl_c = "the same line goes on from here"
@@ -25,7 +25,7 @@ class Local:
         self.parallel = parallel
 
     def queued(self, sweep: Path) -> dict[str, str]:
-        """Nothing waits here once the sweep has ended."""
+        """Jobs that are queued: none, for nothing waits here once the sweep has ended."""
         return {}
 
     def device(self, run: Run) -> torch.device | None:
@@ -33,7 +33,7 @@ class Local:
         return device_of(run.cfg)
 
     def run(self, sweep: Path, groups: Sequence[Group], members: Sequence[Member]) -> None:
-        """Runs the groups until all have ended. What became of them stands in their folders."""
+        """Runs the groups until all have ended. Their folders hold the outcome."""
         gpus = visible_gpus()
         slots = self.parallel or max(1, len(gpus))
         free = list(range(slots))

@@ -52,7 +52,7 @@ class Member:
 
     @property
     def status(self) -> str:
-        """The sentence on how it stands."""
+        """The sentence on the state of the member."""
         return self.standing.value.format(self.detail)
 
     @property
@@ -73,7 +73,7 @@ class Group:
     resume_from: Path | None = None
 
     def write(self) -> None:
-        """group.json, and a folder for each member that says what it waits for."""
+        """Writes group.json, and a folder for each member that says what it waits for."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for member in self.members:
             folders.make_folder(member.run.folder)
@@ -115,8 +115,8 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
 
 
 def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> list[tuple[Path, set[str]]]:
-    """Fills in how each member stands, with the jobs that are queued by their identities; returns the checkpoints that
-    somebody may go on from, the furthest first."""
+    """Fills in the state of each member, with the jobs that are queued by their identities; returns the checkpoints that a
+    member may resume from, the furthest first."""
     checkpoints = []
     for group in sorted((sweep / "groups").glob("*/checkpoints")):
         path = latest_checkpoint(group)
@@ -175,8 +175,7 @@ def groups_of(
     pack: bool,
     fits: Callable[[Sequence[Member]], bool],
 ) -> list[Group]:
-    """Members that read the same rows, and stand at the same step of them, together; a group that does not fit one
-    device is split."""
+    """Groups of members that read the same rows and are at the same step; a group that does not fit one device is split."""
     together: dict[tuple, list[Member]] = {}
     for member in members:
         saved = next((path for path, names in checkpoints if member.run.identity in names), None)

@@ -54,14 +54,14 @@ class Slurm:
     after_ctrl_c: ClassVar[str] = "the jobs go on"
 
     def queued(self, sweep: Path) -> dict[str, str]:
-        """identity -> job, of the members that a former start of the sweep left in the queue."""
+        """Identity -> job of the members that a former start of the sweep left in the queue."""
         check_cluster(None)
         alive = living(name_of(sweep)) or {}
         states = {path.parent.name: folders.read_json(path) for path in sweep.glob("*/state.json")}
         return {name: state["job"] for name, state in states.items() if state.get("job") in alive}
 
     def device(self, run: Run) -> torch.device | None:
-        """None: a login node does not know the devices of the others."""
+        """The device of a group: None, since a login node does not know the devices of the others."""
         return None
 
     def run(self, sweep: Path, groups: Sequence[Group], members: Sequence[Member]) -> None:
@@ -74,7 +74,7 @@ class Slurm:
             watch([member for member in members if member.run.identity in jobs], jobs, seconds=self.poll_s)
 
     def submit(self, sweep: Path, groups: Sequence[Group]) -> dict[str, str]:
-        """identity -> job. Raises Refused with the cluster's own words where it does not take the array."""
+        """Submits the groups; returns identity -> job. Raises Refused with the cluster's own words where it does not take the array."""
         check_cluster(self.partition)
         check_processes(groups, self.nodes, self.tasks_per_node)
         executor = submitit.SlurmExecutor(folder=sweep / "slurm" / "%j", max_num_timeout=self.max_restarts)
@@ -134,7 +134,7 @@ def check_cluster(partition: str | None) -> None:
 
 
 def check_processes(groups: Sequence[Group], nodes: int, tasks_per_node: int) -> None:
-    """Lightning and Slurm must count the same, or the job would find out after its time in the queue."""
+    """Raises Refused where Lightning and Slurm count processes differently, which a job would find out after the queue."""
     for group in groups:
         trainer = group.members[0].run.cfg.trainer
         asked = (trainer.get("num_nodes", 1), trainer.devices)
@@ -157,7 +157,7 @@ def call(*words: str) -> str | None:
 
 
 def living(sweep_name: str) -> dict[str, str] | None:
-    """job -> state of every task that is in the queue or runs; None where the controller does not say."""
+    """Job -> state of every task that is in the queue or runs; None where the controller gives no answer."""
     said = call("squeue", "--noheader", "--array", f"--name={sweep_name}", "--format=%i %T")
     return None if said is None else dict(line.split() for line in said.splitlines() if line.strip())
 
@@ -172,7 +172,7 @@ def why(job: str) -> str:
 
 
 def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float) -> None:
-    """Says every change until all members have ended. A job that is gone without an end is noted in its members."""
+    """Logs every change until all members have ended. A job that is gone without an end is noted in its members."""
     said: dict[str, str] = {}
     missing: dict[str, int] = {}
     waiting = {member.run.identity: member for member in members}

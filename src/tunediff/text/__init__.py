@@ -13,7 +13,7 @@ from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step,
 from tunediff.text.preparing import each_generation, first_exchange, in_s1_form
 from tunediff.text.rendering import CLOSINGS, LAYOUTS, OPENINGS, Layout, Rendered, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
-from tunediff.text.tokenizers import Agreement, compare_tokenizers, encode, spelling
+from tunediff.text.tokenizers import Agreement, Tokenizer, compare_tokenizers, encode, spelling
 
 __all__ = [
     "CLOSINGS",
@@ -32,6 +32,7 @@ __all__ = [
     "Text",
     "TextBatches",
     "TextError",
+    "Tokenizer",
     "collate",
     "compare_tokenizers",
     "each_generation",

@@ -12,7 +12,7 @@ from tunediff.shapes import SEGMENTS, THINKING_FORMAT
 from tunediff.text.batches import Document, TextBatches
 from tunediff.text.rendering import Rendered, Span, layout, refuse_all_but_strings, render
 from tunediff.text.rows import TextError
-from tunediff.text.tokenizers import encode
+from tunediff.text.tokenizers import Tokenizer, encode
 
 LOOKED_AT = 10_000  # rows that are read to see whether a text can be used; it may have no end
 
@@ -60,7 +60,7 @@ class Text:
         drop_first: int = 0,
         seed: int = 0,
         window: int = 256,
-        tokens_per_batch: int = 8192,
+        tokens_per_batch: int = 16384,
     ):
         unknown = set(segments or ()) - set(SEGMENTS)
         if unknown:
@@ -78,7 +78,8 @@ class Text:
         self.seed, self.window, self.tokens_per_batch = seed, window, tokens_per_batch
 
     def named_rows(self, *, held_out: bool) -> Iterator[dict[str, Any]]:
-        """Rows of one side of the split, under our names of the columns; each with its number in the data as `index`."""
+        """Rows of one side of the split, under our names of the columns; each with its number in the data as
+        `index`."""
         for index, named in enumerate(self._prepared(self.rows())):
             if self._is_held_out(_key(named)) == held_out:
                 yield {**named, "index": index}
@@ -111,9 +112,9 @@ class Text:
         return texts
 
     def check(self, *, evaluated: bool) -> None:
-        """Raises TextError, before anything is trained, where no row has a column that is to be read, where something else
-        than a string stands in one, or where no row is left to evaluate on. Reads as many rows as that takes, and at most
-        the first LOOKED_AT."""
+        """Raises TextError, before anything is trained, where no row has a column that is to be read, where something
+        else than a string stands in one, or where no row is left to evaluate on. Reads as many rows as that takes, and
+        at most the first LOOKED_AT."""
         columns, seen, count, held = set(), set(), 0, not evaluated
 
         def looked_at() -> Iterator[Mapping[str, Any]]:
@@ -157,11 +158,11 @@ class Text:
             if column not in columns and ours not in LABELS and not seen & INSTEAD.get(ours, set())
         ]
 
-    def rendered(self, row: Mapping[str, Any], tokenizer) -> Rendered:
+    def rendered(self, row: Mapping[str, Any], tokenizer: Tokenizer) -> Rendered:
         """A row of named_rows() as the string that the models read."""
         return render(row, tokenizer, self.instruction, system=self.system, thinking_format=self.thinking_format)
 
-    def documents(self, row: Mapping[str, Any], tokenizers: Sequence) -> list[Document]:
+    def documents(self, row: Mapping[str, Any], tokenizers: Sequence[Tokenizer]) -> list[Document]:
         """The row as one sequence, or several when it is longer than the context."""
         rendered = self.rendered(row, tokenizers[0])
         encoded = [encode(tokenizer, rendered.text) for tokenizer in tokenizers]
@@ -204,7 +205,7 @@ class Text:
         return documents
 
     def batches(
-        self, tokenizers: Sequence, *, held_out: bool = False, tokens_per_batch: int | None = None
+        self, tokenizers: Sequence[Tokenizer], *, held_out: bool = False, tokens_per_batch: int | None = None
     ) -> TextBatches:
         """Batches from the first document on; `tokens_per_batch` counts padding too."""
 
@@ -223,7 +224,7 @@ class Text:
 
 
 def _key(named: Mapping[str, Any]) -> str:
-    """What decides on which side of the split a row stands."""
+    """The string whose hash decides on which side of the split a row stands."""
     return named.get("prompt") or named.get("text") or ""
 
 
@@ -244,5 +245,5 @@ def spans_at(characters: Sequence[int], spans: Sequence[Span]) -> list[Span]:
 
 
 def _touching(tokens: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:
-    """Whether each token shares a character with one of the spans."""
+    """[token] true where a token shares a character with one of the spans."""
     return [any(start < last and end > first for first, last, _ in spans) for start, end in tokens]

@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from tunediff.text.documents import Text, spans_at
 from tunediff.text.rows import TextError
-from tunediff.text.tokenizers import encode
+from tunediff.text.tokenizers import Tokenizer, encode
 
 IGNORED = -100  # the label of a position that teaches nothing, as torch's cross-entropy has it
 
 
 class Example(NamedTuple):
-    """One sequence. `learned[i]`: token i is to be predicted from those before it, so the first never is. `begins`: where
-    the documents of a packed sequence begin."""
+    """One sequence. `learned[i]`: token i is to be predicted from those before it, so the first never is. `begins`:
+    where the documents of a packed sequence begin."""
 
     ids: list[int]
     learned: list[bool]
@@ -37,7 +37,7 @@ class Example(NamedTuple):
 
 
 class Examples(Sequence[Example]):
-    """What examples() found. whole + cut are in it; the beheaded are not, for nothing learned was left of them."""
+    """Result of examples(). whole + cut are in it; the beheaded are not, for nothing learned was left of them."""
 
     def __init__(
         self, kept: Sequence[Example], *, block: int, whole: int, cut: int, beheaded: int, without_answer: int
@@ -55,7 +55,7 @@ class Examples(Sequence[Example]):
 
     @property
     def digest(self) -> str:
-        """Of every id and flag in order."""
+        """Hash of every id and flag in order."""
         total = hashlib.sha256()
         for example in self.kept:
             total.update(array.array("q", [len(example.ids), *example.ids]).tobytes())
@@ -73,7 +73,7 @@ class Examples(Sequence[Example]):
 
 def examples(
     text: Text,
-    tokenizer,
+    tokenizer: Tokenizer,
     *,
     held_out: bool = False,
     block: int,
@@ -81,8 +81,9 @@ def examples(
     tokens: int | None = None,
     everything: bool = False,
 ) -> Examples:
-    """One example a row, of one side of the split, in the order of the data. `limit` takes the first so many rows of that
-    side, `tokens` rows until so many are reached; a text without end needs one of them. `everything` learns prompts too."""
+    """One example a row, of one side of the split, in the order of the data. `limit` takes the first so many rows of
+    that side, `tokens` rows until so many are reached; a text without end needs one of them. `everything` learns
+    prompts too."""
     kept: list[Example] = []
     cut = beheaded = without_answer = rows = read = 0
     answers, shortest = False, math.inf
@@ -190,9 +191,9 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batches(Sequence[Step]):
-    """Epochs of shuffled sequences, in steps of `batch` sequences over all processes. batches[n] is step n, whichever were
-    asked for before: a position is the number of a step.
+class Batches:
+    """Epochs of shuffled sequences, in steps of `batch` sequences over all processes. batches[n] is step n, whichever
+    were asked for before: a position is the number of a step.
 
     batch         sequences of a step; the last step of an epoch holds what is left, so no example is dropped
     micro_batch   sequences of one forward pass
@@ -219,12 +220,12 @@ class Batches(Sequence[Step]):
 
     @property
     def tokens_of_a_step(self) -> int:
-        """On average, for schedules whose spans are given in tokens."""
+        """Average number of tokens of a step, for schedules whose spans are given in tokens."""
         return round(self.tokens / len(self))
 
     @property
     def tokens(self) -> int:
-        """Of all epochs, padding not counted."""
+        """Number of tokens of all epochs, padding not counted."""
         return self.epochs * sum(len(sequence.ids) for sequence in self.sequences)
 
     def __len__(self) -> int:
@@ -244,7 +245,7 @@ class Batches(Sequence[Step]):
         )
 
     def numbers(self, step: int) -> list[int]:
-        """Which sequences a step holds."""
+        """Numbers of the sequences that a step holds."""
         epoch, place = divmod(step, self.steps_of_an_epoch)
         generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
         order = torch.randperm(len(self.sequences), generator=generator)
@@ -256,7 +257,7 @@ class Batches(Sequence[Step]):
 
 
 def collated(sequences: Sequence[Example]) -> MicroBatch:
-    """Without a sequence: one token that teaches nothing."""
+    """The sequences as one micro-batch; without a sequence, one token that teaches nothing."""
     length = max((len(sequence.ids) for sequence in sequences), default=1)
     shape = (max(len(sequences), 1), length)
     ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)

@@ -16,6 +16,7 @@ import jinja2
 
 from tunediff.shapes import THINKING_FORMAT
 from tunediff.text.rows import TextError
+from tunediff.text.tokenizers import Tokenizer
 
 Span = tuple[int, int, str]  # first character, one past the last, name
 SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
@@ -35,7 +36,7 @@ class Rendered(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a format writes before the thinking, between it and the answer, and behind the answer."""
+    """The strings that a format writes before the thinking, between it and the answer, and behind the answer."""
 
     opening: str
     between: str
@@ -49,7 +50,8 @@ class Layout(NamedTuple):
 
 @functools.cache
 def layout(thinking_format: str) -> Layout:
-    """The parts of a format string; raises TextError for one that does not have {thinking} and then {answer}, each once."""
+    """The parts of a format string; raises TextError for one that does not have {thinking} and then {answer}, each
+    once."""
     if "\\n" in thinking_format:
         raise TextError(
             f"text.thinking_format={thinking_format!r} has a backslash and an n, where a line break is meant: in bash, "
@@ -81,15 +83,15 @@ CLOSINGS = tuple(parts.closing for parts in LAYOUTS)
 
 def render(
     row: Mapping[str, Any],
-    tokenizer,
+    tokenizer: Tokenizer,
     instruction: str = "",
     *,
     system: str | None = None,
     thinking_format: str = THINKING_FORMAT,
 ) -> Rendered:
-    """The row as one string. `prompt` goes through the chat template, behind the system message; `thinking` and `answer`
-    (or a whole `response` with its tags) follow as the model would write them, with the end token. A response that was cut
-    inside its thinking stays so, without an end. `text` stands as it is."""
+    """The row as one string. `prompt` goes through the chat template, behind the system message; `thinking` and
+    `answer` (or a whole `response` with its tags) follow as the model would write them, with the end token. A response
+    that was cut inside its thinking stays so, without an end. `text` stands as it is."""
     refuse_all_but_strings(row)
     if row.get("text"):
         opening = _opening(tokenizer)
@@ -131,9 +133,9 @@ def render(
     return Rendered(whole, segments, labels + _moved(row, starts))
 
 
-def render_prompt(question: str, tokenizer, system: str | None = None) -> str:
-    """What a user asks, up to where the model begins to write; plainly where the tokenizer has no chat template. Raises
-    TextError where the template has no place for a system message."""
+def render_prompt(question: str, tokenizer: Tokenizer, system: str | None = None) -> str:
+    """The prompt of a question, up to where the model begins to write; plainly where the tokenizer has no chat
+    template. Raises TextError where the template has no place for a system message."""
     if not tokenizer.chat_template:
         return _opening(tokenizer) + (f"{system}\n\n" if system else "") + question + "\n\n"
     messages = [{"role": "user", "content": question}]
@@ -187,20 +189,20 @@ def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
 
 
 def _begin(question: str, prompt: str, system: str | None) -> int:
-    """Where the question begins in the prompt, behind the system message; some templates trim both."""
+    """The character of the prompt at which the question begins, behind the system message; some templates trim both."""
     said = (system or "").strip()
     asked = question.strip()
     return prompt.find(asked, prompt.find(said) + len(said)) - question.find(asked)
 
 
 def _already_open(prompt: str, opening: str) -> int:
-    """How many characters of the opening the prompt ends with: newer R1 templates open the thinking themselves, some of
-    them without the line break."""
+    """Number of characters of the opening that the prompt ends with: newer R1 templates open the thinking themselves,
+    some of them without the line break."""
     least = len(opening.rstrip())
     return next((n for n in range(len(opening), least - 1, -1) if least and prompt.endswith(opening[:n])), 0)
 
 
-def _opening(tokenizer) -> str:
+def _opening(tokenizer: Tokenizer) -> str:
     """The begin token, where the tokenizer puts one before a text of its own accord; chat templates bring theirs."""
     begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.bos_token if begins else ""
@@ -215,8 +217,9 @@ def _moved(row: Mapping[str, Any], starts: Mapping[str, int]) -> list[Span]:
 
 
 def _found(thinking: str, pieces: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, str]]:
-    """Spans of labelled pieces of the thinking, each looked for after the one before; what is not there word for word is
-    left out. What was found carries the label `annotated` as well, so that tokens nobody looked at can be left aside."""
+    """Spans of labelled pieces of the thinking, each looked for after the one before; what is not there word for word
+    is left out. What was found carries the label `annotated` as well, so that tokens nobody looked at can be left
+    aside."""
     spans, here = [], 0
     for piece in pieces:
         words = (piece.get("text") or "").strip()

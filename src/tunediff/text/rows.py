@@ -62,13 +62,15 @@ def read_hub(
 ) -> Iterator[dict[str, Any]]:
     """Rows of a data set on the Hugging Face Hub, or of a local copy in its format."""
     import datasets
+    from datasets.exceptions import DatasetNotFoundError
 
     try:
         rows = datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming)
-    except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (ConnectionError, OSError, DatasetNotFoundError) as error:
         raise TextError(
             f"Cannot load the data set '{path}': no such local copy, and the Hub was not reached ({type(error).__name__}). "
             f"Download it where there is a network and read it with text.rows._target_=tunediff.text.read_files "
             f"text.rows.path=<its jsonl or parquet files>; the problems of a task with task.<name>.file=<the files>."
         ) from error
-    yield from rows
+    for row in rows:
+        yield dict(row)

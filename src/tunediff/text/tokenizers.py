@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 PROBES = (
     "The answer is 42. Wait, let me check: 3*14=42.\n\nSo \\boxed{42}",
@@ -14,15 +14,39 @@ PROBES = (
 )
 
 
+class Tokenizer(Protocol):
+    """The members of a tokenizer of transformers that are used here."""
+
+    chat_template: Any
+    bos_token: Any
+    bos_token_id: Any
+    eos_token: Any
+    eos_token_id: Any
+
+    @property
+    def all_special_ids(self) -> list[int]: ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, text: str, **options: Any) -> Mapping[str, Any]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str: ...
+
+
 class Agreement(NamedTuple):
-    """How far two tokenizers agree. `examples` are texts that they cut differently, with both lists of ids;
+    """The differences between two tokenizers. `examples` are texts that they cut differently, with both lists of ids;
     `specials` are ids whose meaning differs."""
 
     examples: list[tuple[str, list[int], list[int]]]
     specials: list[str]
 
 
-def compare_tokenizers(owner, other, texts: Iterable[str] = ()) -> Agreement:
+def compare_tokenizers(owner: Tokenizer, other: Tokenizer, texts: Iterable[str] = ()) -> Agreement:
     """Encodes probes and the study's own texts with both, and lists special tokens that differ."""
     examples = []
     for text in (*PROBES, *texts):
@@ -38,14 +62,14 @@ def compare_tokenizers(owner, other, texts: Iterable[str] = ()) -> Agreement:
     return Agreement(examples, specials)
 
 
-def _special_tokens(tokenizer) -> dict[int, str]:
+def _special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
 
 
-def encode(tokenizer, text: str):
+def encode(tokenizer: Tokenizer, text: str) -> Mapping[str, Any]:
     return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
 
 
-def spelling(tokenizer) -> Callable[[int], str]:
+def spelling(tokenizer: Tokenizer) -> Callable[[int], str]:
     """The text of one token id by itself; each is decoded once."""
     return functools.cache(lambda token: tokenizer.decode([token]))

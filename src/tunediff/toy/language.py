@@ -134,7 +134,7 @@ def trace(chance: random.Random) -> Row:
         f"{chance.choice(('Okay', 'Okay', 'Okay', 'Alright'))}, so the user wants the {task.things} of {task.name}.\n"
     )
     writer.add(f"{task.name} has {task.start}.")
-    number = task.start
+    number, last = task.start, (task.steps[0], task.start)
     for index, step in enumerate(task.steps, start=1):
         writer.add("\n")
         right, label = step.result(number), f"step_{index}"
@@ -251,7 +251,7 @@ def mixture(seed: int, shares: Mapping[str, float]) -> Iterator[Row]:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether a problem belongs to the tenth that no model is trained on, however it is asked."""
+    """True where a problem belongs to the tenth that no model is trained on, however it is asked."""
     return hashlib.sha256(prompt.removesuffix(STEP_BY_STEP).encode()).digest()[0] < 26
 
 

@@ -42,9 +42,10 @@ class Learner:
 
     def __post_init__(self) -> None:
         if not self.dictionary.has_penalty and self.l1_schedule != Constant():
+            kind = type(getattr(self.dictionary, "sparsity", self.dictionary)).__name__
             raise Refused(
-                f"l1_schedule is {self.l1_schedule}, but the dictionary has no penalty to schedule: leave "
-                "l1_schedule out, or choose dictionary=l1_crosscoder."
+                f"l1_schedule is {self.l1_schedule}, but {kind} has no penalty to schedule: leave l1_schedule out, or "
+                "choose dictionary=l1_crosscoder."
             )
         self.objective.check(self.dictionary)
         self.loss = (

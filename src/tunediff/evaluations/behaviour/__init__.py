@@ -1,1 +1,1 @@
-"""What the models do: benchmarks, interventions on what they compute, and how much of a gain is recovered."""
+"""Behaviour of the models: benchmarks, interventions on what they compute, and how much of a gain is recovered."""

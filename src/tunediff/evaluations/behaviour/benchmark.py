@@ -1,4 +1,4 @@
-"""How well each model of the pair solves benchmarks, and what a larger budget of tokens buys.
+"""Accuracy of each model of the pair on benchmarks, and how it grows with the budget of tokens.
 
 Each model is asked through its own chat template with its own prompt of the task. A budget below the largest cuts the same
 response where it would have ended, which is the response that the model would have given under it; with `force` it is the
@@ -36,8 +36,8 @@ CONDITIONS = (Condition(BASE, "base", BASE), Condition(TUNED, "tuned", TUNED, re
 
 @dataclass(kw_only=True)
 class Benchmark(BehaviourEvaluation):
-    """budgets         numbers of tokens below that of `decoding`, which is always measured
-    force           thinking is ended `answer_tokens` before the budget is spent
+    """budgets         budgets in tokens below that of `decoding`, which is always measured
+    force           true: thinking is ended `answer_tokens` before the budget is spent
     """
 
     budgets: Sequence[int]
@@ -74,14 +74,14 @@ class Benchmark(BehaviourEvaluation):
             slopes += self._scaling(name, right)
         yield from slopes
         yield from self.side_by_side(found)
-        columns = {key: [row[key] for row in curves] for key in curves[0]}
-        yield Table("benchmark_scaling", columns)
-        yield from figures(columns, slopes)
+        table = Table.of("benchmark_scaling", curves)
+        yield table
+        yield from figures(table.columns, slopes)
 
     def _by_budget(
         self, given: Given, name: str, problems: Sequence[Problem], condition: Condition
     ) -> tuple[list[list[bool]], Answered]:
-        """Which answers are right under each budget; how responses are written is measured for the largest alone."""
+        """Grades the answers under each budget; how responses are written is measured for the largest budget alone."""
         solver, task = self.solver(given), self.tasks[name]
         # the largest budget contains the smaller ones, unless thinking is ended at another place under each
         whole = [] if self.force else solver.respond(name, problems, condition)
@@ -146,7 +146,7 @@ def figures(curves: dict[str, list], slopes: Sequence[Finding]) -> Iterator[Figu
 
 
 def cut(response: Response, budget: int, tokenizer) -> Response:
-    """The response that a smaller budget leaves."""
+    """The part of the response that a smaller budget leaves."""
     if len(response.ids) < budget or (len(response.ids) == budget and not response.finished):
         return response
     ids = response.ids[:budget]

@@ -61,7 +61,7 @@ class Changed(NamedTuple):
 
 
 def told(where: str, changed: Changed) -> Iterator[Finding]:
-    """Findings <where>/<measure>_change and <where>/<measure>_over_random."""
+    """Yields the findings <where>/<measure>_change and <where>/<measure>_over_random."""
     for name, (what, _) in MEASURES.items():
         change, beyond = changed.change(name), changed.over_random(name)
         if change is not None and changed.whole is not None:
@@ -87,7 +87,7 @@ def columns(changed: Changed) -> dict[str, float | None]:
 
 
 def bounded(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
-    """Without ends where no two problems differ: nothing then says how far chance reaches."""
+    """The value with its confidence interval; without one where no two problems differ, which says nothing of chance."""
     if not estimate.influence.any():
         return number(estimate.value), None, None
     return estimate.bounded()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -42,12 +43,12 @@ MEANINGS = {
 
 
 def rate(numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) -> Estimate:
-    """factor * sum / sum, with the influence of each problem."""
+    """The rate factor * sum(numbers) / sum(per), with the influence of each problem."""
     return ratio(factor * torch.tensor(numbers, dtype=torch.float64), torch.tensor(per, dtype=torch.float64))
 
 
 def hesitation_rate(solved: Sequence[Solved], *, a_response: bool = False) -> Estimate:
-    """Hesitations per 1,000 tokens, or per response."""
+    """Number of hesitations per 1,000 tokens, or per response."""
     numbers = [s.behaviour.hesitations for s in solved]
     if a_response:
         return rate(numbers, [1.0] * len(solved))
@@ -55,7 +56,7 @@ def hesitation_rate(solved: Sequence[Solved], *, a_response: bool = False) -> Es
 
 
 def hesitation_interval(solved: Sequence[Solved], *, a_response: bool = False) -> tuple[float | None, float | None]:
-    """The 95 % interval of that rate. Between problems that all have none nothing varies, which would make a clustered
+    """The 95 % confidence interval of the hesitation rate. Between problems that all have none nothing varies, which would make a clustered
     interval empty: its upper end is then that of a Poisson count of zero."""
     seen = len(solved) if a_response else sum(s.behaviour.tokens for s in solved) / 1000
     if seen and not any(s.behaviour.hesitations for s in solved):
@@ -65,19 +66,19 @@ def hesitation_interval(solved: Sequence[Solved], *, a_response: bool = False) -
 
 
 def surprise_rate(solved: Sequence[Solved]) -> Estimate:
-    """Mean nats a token; its exponential is the perplexity."""
+    """Mean negative log-likelihood per token, in nats; its exponential is the perplexity."""
     return rate([s.nats for s in solved], [s.behaviour.tokens for s in solved])
 
 
 def length(solved: Sequence[Solved]) -> Estimate:
-    """Mean tokens of a response."""
+    """Mean number of tokens per response."""
     return rate([s.behaviour.tokens for s in solved], [1.0] * len(solved))
 
 
-def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solved] | None) -> dict[str, object]:
+def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solved] | None) -> dict[str, Any]:
     """One condition on one task: a row of the table <evaluation>_conditions."""
     right = [s.grade.correct for s in solved]
-    columns: dict[str, object] = {
+    columns: dict[str, Any] = {
         "condition": condition.name,
         "title": condition.title,
         "role": condition.role,

@@ -1,4 +1,4 @@
-"""What latents do to what a model writes: problems solved under an edit of them, beside the controls without which such
+"""The effect of latents on what a model writes: problems solved under an edit of them, beside the controls without which such
 numbers say nothing.
 
     unedited            the model as it is                            other, same_prompt   the other model; another's prompt
@@ -36,18 +36,18 @@ UNEDITED, SPLICED = "unedited", "reconstruction"
 
 @dataclass(kw_only=True)
 class Intervention(BehaviourEvaluation):
-    """name          of its findings and tables
+    """name          first part of the names of its findings and tables
     role          the model that is written: base, tuned or adapter; None: the dictionary's, tuned where it reads both
-    latents       which ones, as in latents/selection.py; None: as `chosen_by` chooses
-    operations    name -> what becomes of them
+    latents       the latents, as in latents/selection.py; None: as `chosen_by` chooses
+    operations    name -> operation on the latents
     modes         delta keeps the reconstruction error, replace does not; one or both; None: both where there is a
                   reconstruction, which a transcoder adapter has not
-    gate          at which tokens                                 own_response   patches take what stood at the same place of
-                                                                              the other model's own response, not the same tokens
-    draws         random latents and random directions for each operation and mode; `seed` is that of the draws
+    gate          the tokens at which the edit acts
+    own_response  patches take what stood at the same place of the other model's own response, not at the same tokens
+    draws         number of random latents and of random directions per operation and mode; `seed` is that of the draws
     """
 
-    name: str
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride] (the config names it: one class asks several questions)
     operations: Mapping[str, Operation]
     role: str | None
     modes: Sequence[str] | None
@@ -135,7 +135,7 @@ class Intervention(BehaviourEvaluation):
 
 
 def other_prompt(role: str, problems: Sequence[Problem]) -> list[Condition]:
-    """For a task that asks the two models differently: each model is also asked as the other is."""
+    """The conditions in which each model is asked as the other is, for a task that asks the two differently."""
     if not asked_differently(problems):
         return []
     other = OTHER[role]

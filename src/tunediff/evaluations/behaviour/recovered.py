@@ -21,8 +21,8 @@ FEWEST = 100  # resamples: two or three beyond each end of the interval
 
 
 class Change(NamedTuple):
-    """From whom to whom, and who recovers some of it, by the names that an evaluation gives them; `otherwise`: what may tell
-    the ends apart beside more problems."""
+    """A change from the model `below` to the model `above`, some of which the model `between` recovers, by the names that an
+    evaluation gives them. `otherwise` is what may tell the two apart beside more problems."""
 
     evaluation: str
     below: str
@@ -40,12 +40,12 @@ class Share(NamedTuple):
 
     @property
     def interval(self) -> Interval | None:
-        """Lengths and hesitations may change either way; of accuracy only a gain can be recovered."""
+        """The recovered share with its confidence interval; None where accuracy fell, of which only a gain can be recovered."""
         return None if self.measure == ACCURACY and self.recovered.change < 0 else self.recovered.share
 
 
 def share(measure: str, answers: Sequence[Sequence[Solved]], resamples: int) -> Share:
-    """What is recovered, by the responses below, between and above, to the same problems in one order."""
+    """The share that is recovered, from the responses below, between and above to the same problems in one order."""
     below, between, above = ([_value(measure, solved) for solved in of_one] for of_one in answers)
     means = tuple(sum(of_one) / len(of_one) for of_one in (below, between, above))
     return Share(measure, means, recovery(below, between, above, draws=resamples))

@@ -1,4 +1,4 @@
-"""How much of what full fine-tuning changed the pair's tuned model, a LoRA, recovers: (lora - base) / (full - base) of
+"""The share of the effect of full fine-tuning that the pair's tuned model, a LoRA, recovers: (lora - base) / (full - base) of
 accuracy, of the tokens and of the hesitations a response.
 
 The same problems to three models, each through its own chat template with its own prompt of the task; the full one is
@@ -36,7 +36,7 @@ CHANGE = Change("recovery", *WHO, otherwise=", or ask the base otherwise")
 @dataclasses.dataclass(kw_only=True)
 class Recovery(BehaviourEvaluation):
     """full          the fully fine-tuned model that the tuned one is measured against, brought in the tuned one's dtype
-    resamples     of the bootstrap over problems
+    resamples     number of resamples of the bootstrap over problems
 
     Raises Refused where `full` cannot be found.
     """
@@ -120,7 +120,7 @@ class Recovery(BehaviourEvaluation):
         return {(task, who): found[task, who] for task in problems for who in WHO}
 
     def _how(self, name: str, count: int) -> str:
-        """What every number of a task depends on."""
+        """The words on what every number of a task depends on."""
         prompts = self.tasks[name].prompts
         return (
             f"{count} problems; the base was asked {prompts[BASE]!r}, lora and full {prompts[TUNED]!r}; "

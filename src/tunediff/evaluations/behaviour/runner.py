@@ -26,7 +26,7 @@ Problems = Mapping[str, Sequence[Problem]]  # by task
 
 @dataclass(kw_only=True)
 class BehaviourEvaluation:
-    """tasks         name -> benchmark                     problems     of each at most; None: all
+    """tasks         name -> benchmark                     problems     at most so many of each task; None: all
     decoding      how responses are written             engine       what writes them
     hesitations   words that count as one, as regular expressions; None: the pair's own
 
@@ -79,9 +79,9 @@ class BehaviourEvaluation:
             rows.append(columns)
             for measure, meaning in MEANINGS.items():
                 if columns[measure] is not None:
-                    ends = (columns.get(f"{measure}_{end}") for end in ("low", "high"))
+                    low, high = columns.get(f"{measure}_low"), columns.get(f"{measure}_high")
                     meaning = meaning.format(reference=condition.reference)
-                    yield Finding(f"{self.name}/{task}/{key}/{measure}", columns[measure], *ends, meaning)
+                    yield Finding(f"{self.name}/{task}/{key}/{measure}", columns[measure], low, high, meaning)
         for kind, made in (("conditions", rows), ("outputs", outputs(found))):
             yield Table(f"{self.name}_{kind}", {column: [one[column] for one in made] for column in made[0]})
 
@@ -100,7 +100,7 @@ def never_touched(name: str, found: Found) -> Iterator[Note]:
 
 
 def mostly_cut(name: str, found: Found) -> Iterator[Note]:
-    """Where the budget ended more than half of the responses, accuracies speak of the budget."""
+    """Names the conditions under which the budget ended more than half of the responses: accuracies then tell of the budget."""
     for (task, key), (_, solved) in found.items():
         cut = 1 - sum(one.response.finished for one in solved) / len(solved)
         if cut > 0.5:

@@ -26,9 +26,9 @@ from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED
 @dataclasses.dataclass(frozen=True)
 class Condition:
     """name, title   a path such as zero/delta, and words          role       the model that writes
-    edits         what is written into it                         control    whether it shows what an edit is not
+    edits         edits of the model's activations                control    true for a baseline without the edit asked about
     reference     name of the condition that it is compared with; None: with none
-    asked_as      whose prompt of the task it is given; None: its own
+    asked_as      role of the model whose prompt of the task is given; None: its own
     alongside     the other model's own unedited responses stand beside it, for patches from the same generation
     """
 
@@ -61,7 +61,7 @@ class Answered(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """name         of the evaluation, under which responses are kept
+    """name            name of the evaluation, under which responses are kept
     own_template    each model is asked through its own tokenizer and template; else both are through the pair's
     hesitations     words that count as one, as regular expressions
     """
@@ -117,7 +117,7 @@ class Solver:
     def solve(
         self, task: str, of: Task, problems: Sequence[Problem], conditions: Iterable[Condition]
     ) -> Iterator[Answered]:
-        """One condition after the other, with its graded responses."""
+        """Yields each condition with its graded responses, one after the other."""
         with Grader() as grader:
             for condition in conditions:
                 responses = self.respond(task, problems, condition)
@@ -140,7 +140,7 @@ class Solver:
         grades: Sequence[Grade],
         condition: Condition,
     ) -> list[Solved]:
-        """How the responses are written, and how probable the unedited model finds them."""
+        """Measures how the responses are written, and how probable the unedited model finds them."""
         tokenizer, whose = self.tokenizer(condition.role), condition.asked_as or condition.role
         prompts = ask([(problem.id, problem.prompts[whose]) for problem in problems], tokenizer, self.given.text.system)
         nats = surprise(self.pair, condition.role, prompts, responses, tokenizer=tokenizer)
@@ -148,7 +148,7 @@ class Solver:
         return [Solved(*parts) for parts in zip(problems, responses, grades, wrote, nats, strict=True)]
 
     def _stands_for(self, condition: Condition) -> str:
-        """A digest of all that decides a response beside its prompt, but for the batch it stands in."""
+        """A digest of all that decides a response beside its prompt and its batch."""
         sources = [self.pair.sources[role] for role in (BASE, TUNED)]
         named = [condition.role, *(f"{source} {source.files()}" for source in sources), repr(self.decoding)]
         named.append(type(self.engine).__name__)
@@ -160,12 +160,12 @@ class Solver:
 
 
 def asked_differently(problems: Iterable[Problem]) -> bool:
-    """Whether a task has another prompt for one model than for the other."""
+    """True for a task with another prompt for one model than for the other."""
     return any(len(set(problem.prompts.values())) > 1 for problem in problems)
 
 
 class KeptResponses:
-    """Responses of one condition, a line each, in <run folder>/outputs; nowhere where there is no folder."""
+    """The file of one condition's responses in <run folder>/outputs, a line each; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None, name: str, task: str, stands_for: str):
         self.path = None if folder is None else folder / "outputs" / f"{name}-{task}-{stands_for}.jsonl"

@@ -47,16 +47,17 @@ class DipVerdict(NamedTuple):
 @dataclass(kw_only=True)
 class SteeringSweep(BehaviourEvaluation):
     """role          the model that is steered, as in Intervention
-    latents       along whose decoder rows, as in Intervention   chosen_by    how they are chosen where they are None
-    strengths     log-spaced, in units of `unit`                 gates        name -> at which tokens
+    latents       the latents along whose decoder rows it is steered, as in Intervention
+    chosen_by     how latents are chosen where they are None
+    strengths     log-spaced strengths, in units of `unit`       gates        name -> the tokens at which the edit acts
     behind        names of the gates that are tried; None: all
-    unit          latent_maximum: of each latent's largest activation on held-out text; residual_norm: of the mean norm of
-                  the hidden vectors there, shared among the latents; not for a transcoder adapter's
-    collapse      times the unsteered perplexity above which a text counts as broken down
+    unit          latent_maximum: each latent's largest activation on held-out text; residual_norm: the mean norm of the
+                  hidden vectors there, shared among the latents; not for those of a transcoder adapter
+    collapse      factor of the unsteered perplexity above which a text counts as broken down
     repetition    share of repeated 4-grams above which it does
-    seed          of the random direction
+    seed          seed of the random direction
 
-    Of the tasks the first is used; the behaviour is hesitation.
+    The first of the tasks is used; the behaviour is hesitation.
     """
 
     role: str | None
@@ -107,7 +108,7 @@ class SteeringSweep(BehaviourEvaluation):
         yield from said
         table = Table.of("steering_sweep", rows)
         yield table
-        yield from figures(table.columns, said, self.gates, self.unit)
+        yield from figures(table.columns, said, list(self.gates), self.unit)
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
@@ -151,7 +152,7 @@ class SteeringSweep(BehaviourEvaluation):
 def figures(
     columns: dict[str, list], said: Sequence[Finding | Note], gates: Sequence[str], unit: str
 ) -> Iterator[Figure]:
-    """The curves, and below them gate by gate what was found of them."""
+    """Draws the curves, and below them the verdict for each gate."""
     section, strengths = "Steering, from weak to strong", columns["strength"]
     yield Figure(
         name="steering_sweep/curves",
@@ -206,11 +207,11 @@ def figures(
 
 
 def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> DipVerdict:
-    """Of the rates at rising strengths on the same problems as the plain one; the definition stands above."""
+    """The verdict on the rates at rising strengths, on the same problems as the plain rate; the file defines it at its head."""
     level = 1 - 0.05 / len(rates)
 
     def surely(first: Estimate, second: Estimate, share: float = 0.0) -> tuple[bool, bool]:
-        """Whether first exceeds the level that lies `share` of the way from second to the peak; whether it falls short."""
+        """Two bools: first lies surely above the level that is `share` of the way from second to the peak; surely below it."""
         target = Estimate(
             (1 - share) * second.value + share * top.value, (1 - share) * second.influence + share * top.influence
         )
@@ -235,7 +236,7 @@ def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) ->
 
 
 def from_peak_on(rates: Sequence[Estimate], coherent: Sequence[bool]) -> list[int]:
-    """Places of the largest rate at which the text is coherent, and of all coherent ones beyond it."""
+    """Indices of the largest rate at which the text is coherent, and of all coherent ones beyond it."""
     usable = [n for n, fine in enumerate(coherent) if fine and torch.isfinite(rates[n].value)]
     peak = max(usable, key=lambda n: float(rates[n].value), default=0)
     return [n for n in usable if n >= peak]

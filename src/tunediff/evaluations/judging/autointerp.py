@@ -1,4 +1,4 @@
-"""What does a latent stand for, in words, and do the words hold? A language model explains it and is then examined.
+"""Explanations of latents in words, and whether they hold: a language model explains each latent and is then examined.
 
 1. Explanation: half of a latent's strongest held-out examples are shown, active tokens marked, with their strengths.
 2. Detection: which of these texts does the explanation fit? Held-back examples among random windows without the latent.
@@ -59,17 +59,17 @@ class Examined(NamedTuple):
 
 
 class Autointerp:
-    """endpoint         address of an OpenAI-compatible interface            model   its name there
-    latents          their numbers; an expression that chooses them; or how many: those alive that belong most to one model
-    examples         of a latent: half of them explain, up to as many are held back
+    """endpoint         address of an OpenAI-compatible interface            model   name of the model there
+    latents          their indices; an expression that chooses them; or how many: those alive that belong most to one model
+    examples         examples per latent: half of them explain, up to as many are held back
     texts_per_call   texts that are judged by one answer
     key_variable     environment variable that holds the key; null: none is sent
-    most_calls       of one evaluation; more are refused before anything is asked
-    price_per_million_tokens   of prompts, for the estimate              at_once   calls under way
-    timeout          seconds for one answer                              retries   when the endpoint is busy
-    answer_tokens    the longest answer, thoughts included
+    most_calls       most calls of one evaluation; more are refused before anything is asked
+    price_per_million_tokens   price of prompt tokens, for the estimate  at_once   calls under way
+    timeout          seconds for one answer                              retries   tries when the endpoint is busy
+    answer_tokens    tokens of the longest answer, thoughts included
 
-    Raises Refused before a model is loaded where calls could be more than `most_calls`, or address or key are none; before
+    Raises Refused before a model is loaded where calls could be more than `most_calls`, or address or key are missing; before
     anything is asked where an expression chooses so many."""
 
     def __init__(
@@ -112,7 +112,8 @@ class Autointerp:
         self.chat.allow(count * each, self.most_calls, counted=counted, fewer=f"{SETTING}.latents")
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        """Raises Refused where the endpoint gives no answer at all; once it has answered, what is known is reported."""
+        """Explains and examines the latents. Raises Refused where the endpoint gives no answer at all; once it has answered,
+        what is known is reported."""
         subjects, passed_over = self._subjects(trained)
         if passed_over:
             yield Note(

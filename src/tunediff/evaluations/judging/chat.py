@@ -30,7 +30,7 @@ BUSY = (408, 429, 500, 502, 503, 504, 529)
 
 
 class Busy(Exception):
-    """The endpoint may answer later; `wait` is how many seconds it asks for."""
+    """Raised where the endpoint may answer later; `wait` is how many seconds it asks for."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -63,13 +63,13 @@ def each(
 
 class Chat:
     """endpoint       address of the interface, such as http://localhost:8000/v1
-    model          its name there
-    setting        where these stand on the command line, for messages
+    model          name of the model there
+    setting        key of these settings on the command line, for messages
     key_variable   environment variable that holds the key; None sends none
     timeout        seconds for one answer             retries   further tries when the endpoint is busy or not reached
-    answer_tokens  the longest answer
+    answer_tokens  tokens of the longest answer
 
-    Raises Refused for an address that is none, that carries a password, or for a key that is not there."""
+    Raises Refused for an invalid address, for one that carries a password, or for a key that is not there."""
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class Chat:
         self._key()
 
     def allow(self, calls: int, most: int, *, counted: str, fewer: str) -> None:
-        """Raises Refused where calls could be more than `most`: what they were counted from, and the setting that asks for
-        fewer."""
+        """Raises Refused where calls could be more than `most`, naming what they were counted from and the setting that asks
+        for fewer."""
         if calls > most:
             raise Refused(
                 f"{self.setting} would call {self.model} up to {calls:,} times ({counted}), more than "
@@ -104,8 +104,8 @@ class Chat:
             )
 
     def ask(self, system: str, question: str) -> str:
-        """The answer, without what a reasoning model thought first; "" where it said nothing. May be called from
-        several threads. Raises Refused when there is none: the endpoint, why, and the setting to look at."""
+        """The answer, without what a reasoning model thought first; "" where it said nothing. May be called from several
+        threads. Raises Refused when there is no answer, naming the endpoint, the reason and the setting to look at."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
         asked = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.answer_tokens}
         attempt = 0
@@ -166,5 +166,5 @@ class Chat:
 
 
 def _without(key: str, text: str) -> str:
-    """An endpoint may repeat in its answer what it was sent."""
+    """The text without the key: an endpoint may repeat in its answer what it was sent."""
     return text.replace(key, "<key>") if key else text

@@ -34,16 +34,16 @@ SMALLEST = 1e-5  # what Delphi counts as active
 
 
 class LatentCache:
-    """latents   their numbers; an expression that chooses them; or how many: those alive that belong most to one model
-    files     how many ranges the latents are split into
-    context   tokens of a row; a multiple of Delphi's example_ctx_len
+    """latents   their indices; an expression that chooses them; or how many: those alive that belong most to one model
+    files     number of ranges that the latents are split into
+    context   tokens per row; a multiple of Delphi's example_ctx_len
     """
 
     def __init__(self, *, latents: int | str | Sequence[int] = 512, files: int = 5, context: int = 256):
         self.latents, self.files, self.context = latents, files, context
 
     def run(self, trained: Trained) -> Iterator[Note]:
-        """Raises Refused where there is no run folder to write to, or less text than one row."""
+        """Writes the cache into the run folder. Raises Refused where there is no folder, or less text than one row."""
         if trained.folder is None:
             raise Refused(f"{SETTING} writes files: it needs a run folder, Trained(..., folder=<folder>).")
         chosen = chosen_latents(trained, self.latents, setting=f"{SETTING}.latents")
@@ -61,7 +61,7 @@ class LatentCache:
         )
 
     def _read(self, trained: Trained, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """tokens [row, position], locations [active, 3] with whole numbers of latents, activations [active]."""
+        """Reads tokens [row, position], locations [active, 3] with indices of latents, and activations [active]."""
         between = trained.pair.tokenizers[0].eos_token_id
         tokens, places, values, length = [], [], [], 0
         for reading in trained.readings("latent cache"):
@@ -95,7 +95,7 @@ class LatentCache:
             os.replace(path.with_suffix(".partial"), path)
 
     def _config(self, trained: Trained, tokens: Tensor) -> dict[str, str | int]:
-        """Delphi's own keys; the tokens lie in the files, so there is no data set to read them from."""
+        """The config in Delphi's own keys; the tokens lie in the files, so there is no dataset to read them from."""
         sizes = {"cache_ctx_len": self.context, "n_tokens": tokens.numel(), "n_splits": self.files}
         absent = dict.fromkeys(("dataset_repo", "dataset_split", "dataset_name", "dataset_column"), "")
         return {**absent, **sizes, "model_name": trained.pair.sources[trained.pair.owner].location}

@@ -75,7 +75,7 @@ class Subject(NamedTuple):
 
 
 def examined_on(latent: int, windows: Sequence[Window], half: int, texts_per_call: int) -> Subject | None:
-    """Every second of the strongest windows explains the latent, up to `half`; up to as many from other documents, of any
+    """The subject of a latent: every second of its strongest windows explains it, up to `half`; up to as many from other documents, of any
     kind, are held back, and as many in which it is silent. None where there are too few."""
     chance = random.Random(latent)
     strongest = [w for w in windows if w.kind == STRONGEST]
@@ -97,7 +97,7 @@ def examined_on(latent: int, windows: Sequence[Window], half: int, texts_per_cal
 
 
 def together(texts: Sequence[tuple[str, bool]], texts_per_call: int, chance: random.Random) -> list[Quiz]:
-    """Questions with `texts_per_call` texts each, in shuffled order."""
+    """The texts in shuffled order, as questions with `texts_per_call` texts each."""
     shuffled = chance.sample(texts, len(texts))
     parts = [shuffled[n : n + texts_per_call] for n in range(0, len(shuffled), texts_per_call)]
     return [Quiz([text for text, _ in part], [truth for _, truth in part]) for part in parts]
@@ -112,7 +112,7 @@ def firing_places(window: Window) -> set[int]:
 
 
 def silent_places(window: Window, chance: random.Random) -> set[int]:
-    """Places of as many tokens as fire, or of all there are, drawn from those where the latent is silent."""
+    """Positions of as many tokens as fire, or of all there are, drawn from those where the latent is silent."""
     silent = [n for n, activation in enumerate(window.activations) if activation == 0]
     return set(chance.sample(silent, min(len(silent), len(firing_places(window)))))
 
@@ -153,7 +153,7 @@ def sentence_in(answer: str, name: str) -> str | None:
 
 
 def choice_in(answer: str, name: str, choices: Sequence[str]) -> str | None:
-    """The choice that stands, alone, on the last line that begins with the name; None where it is none of the choices."""
+    """The choice that stands alone on the last line that begins with the name; None for another word."""
     found = re.findall(rf"^\W*{name}\b\W*(.*?)\W*$", answer, flags=re.IGNORECASE | re.MULTILINE)
     said = found[-1].strip("_").lower() if found else None
     return said if said in choices else None

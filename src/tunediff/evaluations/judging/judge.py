@@ -1,4 +1,4 @@
-"""Who is asked to sort units into classes, and how much: questions -> what a language model answered to each.
+"""The language model that sorts units into classes: questions -> its answer to each.
 
 Knows no classes and no units. Held-out text is sent to the endpoint that was given; where none is, there is nobody to ask.
 """
@@ -16,20 +16,20 @@ from tunediff.shapes import Note, Refused
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judge:
-    """endpoint        address of an OpenAI-compatible interface; null: nobody is asked       model   its name there
-    examples        of each unit that are shown, its strongest
+    """endpoint        address of an OpenAI-compatible interface; null: nobody is asked       model   name of the model there
+    examples        number of examples shown per unit, its strongest
     key_variable    environment variable that holds the key; null: none is sent
-    most_calls      of one evaluation; more are refused before anything is asked             at_once   calls under way
-    timeout         seconds for one answer                              retries   when the endpoint is busy
-    answer_tokens   the longest answer, thoughts included"""
+    most_calls      most calls of one evaluation; more are refused before anything is asked             at_once   calls under way
+    timeout         seconds for one answer                              retries   tries when the endpoint is busy
+    answer_tokens   tokens of the longest answer, thoughts included"""
 
     endpoint: str | None = None
     model: str | None = None
     examples: int = 10
     key_variable: str | None = None
-    most_calls: int = 500
+    most_calls: int
     at_once: int = 4
     timeout: float = 120.0
     retries: int = 5
@@ -37,7 +37,7 @@ class Judge:
 
     def chat(self, setting: str) -> Chat | None:
         """The endpoint, or None where nobody is asked. Raises Refused, naming the setting, where address, model or key are
-        none, and for too few examples."""
+        missing, and for too few examples."""
         if self.endpoint is None:
             return None
         if self.model is None:
@@ -57,8 +57,8 @@ class Judge:
     def answers(
         self, chat: Chat, system: str, questions: Sequence[str], *, evaluation: str, units: str
     ) -> tuple[dict[int, str], list[Note]]:
-        """Number of a question -> its answer, and what is to be said about those that have none. How much will be sent is
-        said first. Raises Refused where the endpoint gives no answer at all."""
+        """Index of a question -> its answer, and notes about those without one. The amount that will be sent is logged
+        first. Raises Refused where the endpoint gives no answer at all."""
         characters = sum(len(system) + len(question) for question in questions)
         log.info(
             "%s: %s calls of %s at %s, about %s prompt tokens (characters / 4); answers come on top",

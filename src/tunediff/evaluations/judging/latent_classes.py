@@ -63,7 +63,8 @@ Mechanism: <output, input_simple, input_abstract or none>"""
 
 
 class Verdict(NamedTuple):
-    """`domain` of the class domain alone, `mechanism` of all but the uninterpretable; `reason` is "" where none was given."""
+    """The class of a latent. The class domain alone has a `domain`, all but the uninterpretable have a `mechanism`; `reason`
+    is "" where none was given."""
 
     kind: str
     domain: str | None
@@ -72,11 +73,11 @@ class Verdict(NamedTuple):
 
 
 class LatentClasses:
-    """judge        who is asked; without an endpoint nobody is
-    latents      their numbers; an expression that chooses them; or how many: those alive that belong most to one model. null:
+    """judge        the language model that is asked; without an endpoint none is
+    latents      their indices; an expression that chooses them; or how many: those alive that belong most to one model. null:
                  `each_layer` of every layer
-    each_layer   drawn among those alive; as many in all where each latent reads several layers
-    seed         of the draw
+    each_layer   number drawn per layer among those alive; in all, where each latent reads several layers
+    seed         seed of the draw
 
     Raises Refused before a model is loaded where the judge cannot be asked; before anything is asked where calls would be
     more than its `most_calls`."""
@@ -97,7 +98,8 @@ class LatentClasses:
             self._allow(latents if isinstance(latents, int) else len(latents))
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        """Raises Refused where the endpoint gives no answer at all; once it has answered, what is known is reported."""
+        """Sorts the latents. Raises Refused where the endpoint gives no answer at all; once it has answered, what is known is
+        reported."""
         if self.chat is None:
             yield Note(
                 f"latent_classes asked nobody: {SETTING}.judge.endpoint=<...> and .model=<...> name who sorts latents."
@@ -192,7 +194,7 @@ def verdict_in(answer: str) -> Verdict | None:
 
 
 def raised_by(trained: Trained, latents: Sequence[int]) -> dict[int, list[str]] | None:
-    """The tokens that each raises most, the strongest first, in the model in which its decoder row is the longer one; None
+    """The tokens that each latent raises most, the strongest first, in the model in which its decoder row is the longer one; None
     where what latents write is not added to the residual stream."""
     roles = dict.fromkeys(latents, trained.roles[0])
     if set(trained.roles) == {BASE, TUNED}:

@@ -1,1 +1,1 @@
-"""Which latents, how often they fire, and how they are written back: what several evaluations share."""
+"""Choice, statistics and edits of latents, which several evaluations share."""

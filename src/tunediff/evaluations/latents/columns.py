@@ -1,4 +1,4 @@
-"""What a run knows of each latent, as columns by name for expressions; each is computed when an expression names it.
+"""Columns of values per latent, by name, for expressions; each is computed when an expression names it.
 
 relative_norm   1 is tuned-only, as in geometry.py        rate       share of held-out tokens on which it fires
 cosine          between its two decoder rows              maximum, mean    of its activations there
@@ -17,7 +17,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import Crosscoder, TranscoderAdapter
+from tunediff.dictionary import Dictionary, TranscoderAdapter
 from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.expressions import Expression, Path, nearest
 from tunediff.evaluations.latents.statistics import decoder_cosine, relative_decoder_norm
@@ -28,8 +28,8 @@ AUROC, INFLUENCE = "auroc", "graph_influence"
 
 
 def chosen_by_expression(trained: Trained, text: str, seen: LatentStatistics | None = None) -> list[int]:
-    """The latents that an expression chooses; `seen` is found out where it is not given. Raises Refused where it chooses
-    none, and where a column that it names cannot be had."""
+    """The latents that an expression chooses; statistics are computed where `seen` is not given. Raises Refused where it
+    chooses none, and where a column that it names cannot be had."""
     expression = checked(text)
     seen = trained.statistics if seen is None else seen
 
@@ -40,12 +40,12 @@ def chosen_by_expression(trained: Trained, text: str, seen: LatentStatistics | N
 
 
 def checked(text: str) -> Expression:
-    """Raises Refused for what is no expression, and for a name that no run has."""
+    """The expression of a text. Raises Refused for a text that is none, and for a name that no run has."""
     return Expression(text, tuple(OWN))
 
 
-def layers_of(dictionary: Crosscoder | TranscoderAdapter) -> Tensor | None:
-    """[latent]: where each stands; None where each reads several layers."""
+def layers_of(dictionary: Dictionary) -> Tensor | None:
+    """Layer [latent] of each latent; None where each reads several layers."""
     layers = sorted({stream.layer for stream in dictionary.streams})
     if isinstance(dictionary, TranscoderAdapter):
         return torch.tensor(layers).repeat_interleave(dictionary.latents_per_layer)
@@ -139,7 +139,8 @@ def _tables(trained: Trained) -> dict[str, list[str]]:
 
 
 def _column(trained: Trained, table: str, name: str) -> Tensor:
-    """[latent], NaN for those that the table does not have."""
+    """Values [latent] of a table's column, NaN for latents that the table does not have."""
+    assert trained.folder is not None, "the table was found in the run folder"
     read = pyarrow.parquet.read_table(trained.folder / "tables" / f"{table}.parquet", columns=["latent", name])
     kind, latents = read.schema.field(name).type, read["latent"].to_pylist()
     if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind)):

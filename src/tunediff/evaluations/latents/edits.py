@@ -27,8 +27,8 @@ def check_role(role: str | None, *, setting: str) -> None:
 
 
 def role_of(trained: Trained, role: str | None, *, setting: str) -> str:
-    """The model whose latents are written: the one that was asked for, or else the dictionary's own, tuned where it reads
-    both. Raises Refused for a model that the latents have no place in."""
+    """Role of the model whose latents are written: the one that was asked for, or else the dictionary's own, tuned where it
+    reads both. Raises Refused for a model that the latents have no place in."""
     if isinstance(trained.dictionary, TranscoderAdapter):
         if role not in (None, ADAPTER):
             raise Refused(
@@ -78,7 +78,7 @@ def latent_edits(
     chosen, device = torch.tensor(numbers), trained.pair.device(role)
     # strength 1 and the mean come from held-out text: from what is being written they would depend on the edit itself
     scale, mean = (values[chosen].to(device) for values in (seen.maximum, seen.mean))
-    part = Latents(dictionary, chosen.to(device), scale, mean)
+    part = Latents(trained.reconstructing, chosen.to(device), scale, mean)
     return (Edit(written_at(trained, role), part, operation, gate, mode, along),)
 
 

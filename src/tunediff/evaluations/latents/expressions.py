@@ -38,9 +38,9 @@ GRAMMAR = "comparisons, and, or, not, + - * /, abs(column), top(20, column) and 
 
 @dataclass(frozen=True)
 class Expression:
-    """text   as it was written      names   that columns without a dot may have
+    """text   the expression as it was written      names   names that columns without a dot may have
 
-    Raises Refused for what is no such expression, before any column is asked for."""
+    Raises Refused for a text that is no such expression, before any column is asked for."""
 
     text: str
     names: Collection[str]
@@ -55,8 +55,8 @@ class Expression:
         self._check(tree, chooses=True)
 
     def chosen(self, column: Column, alive: Tensor) -> list[int]:
-        """Numbers of the latents that are chosen of those alive [latent, bool]: in the order of the first top() or bottom(),
-        the others by number. Raises Refused where there is none, with how many met each part of an `and`."""
+        """Indices of the latents that are chosen of those alive [latent, bool]: in the order of the first top() or bottom(),
+        the others by index. Raises Refused where there is none, with how many met each part of an `and`."""
         reading = Evaluated(self, column, alive)
         kept = reading.value(self.tree) & alive
         if not kept.any():
@@ -72,7 +72,7 @@ class Expression:
         return ast.get_source_segment(self.text.strip(), node) or ast.unparse(node)
 
     def _check(self, node: ast.expr, *, chooses: bool) -> None:
-        """That a part is of the grammar, and chooses latents or has a value for each, as its place asks."""
+        """Checks that a part is of the grammar, and chooses latents or has a value for each, as its place asks."""
         is_choice = True
         match node:
             case ast.BoolOp(values=parts):
@@ -130,7 +130,7 @@ class Expression:
 class Evaluated:
     """One evaluation of an expression.
 
-    parts   of every `and`: what it says, and how many living latents meet it
+    parts   the text of each part of every `and`, with the number of living latents that meet it
     order   latents of the first top() or bottom(), best first
     """
 
@@ -140,7 +140,7 @@ class Evaluated:
         self.order: list[int] = []
 
     def value(self, node: ast.expr) -> Tensor:
-        """[latent] bool of what chooses, float64 of what has a value."""
+        """The value [latent] of a part: bool for one that chooses latents, float64 for one that has a number for each."""
         match node:
             case ast.BoolOp(op=op, values=parts):
                 met = [self.value(part) for part in parts]
@@ -178,7 +178,7 @@ class Evaluated:
 
 
 def path_of(node: ast.expr) -> Path | None:
-    """The names of a column, from the table on; None for what is none."""
+    """The names of a column, from the table on; None for another part."""
     match node:
         case ast.Name(id=name):
             return (name,)

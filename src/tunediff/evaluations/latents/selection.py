@@ -1,4 +1,4 @@
-"""Which latents a setting `latents` means, the same wherever one stands, and which others serve as their control:
+"""The latents that a setting `latents` means, the same in every evaluation, and the others that serve as their control:
 
     [3, 17]         the latents of these numbers
     'rate < .1'     those that an expression over their columns chooses (expressions.py)
@@ -52,8 +52,8 @@ class Telling:
 def choose(
     trained: Trained, seen: LatentStatistics, latents: int | str | Sequence[int] | None, chosen_by: Selection | None
 ) -> list[int]:
-    """The latents that are to be changed: as above, or for None as `chosen_by` chooses. Raises Refused where that cannot be,
-    and for numbers of latents that are dead."""
+    """The latents that are to be changed: those of the setting, or for None those that `chosen_by` chooses. Raises Refused
+    where that cannot be, and for indices of dead latents."""
     if latents is None:
         if chosen_by is None:
             raise Refused("Name the latents, latents=[3,17], or say how they are chosen, chosen_by._target_=...")
@@ -68,8 +68,8 @@ def choose(
 def chosen_latents(
     trained: Trained, latents: int | str | Sequence[int], *, setting: str, seen: LatentStatistics | None = None
 ) -> list[int]:
-    """The latents that the setting of this name means; `seen` is found out where it is asked for and not given. Raises
-    Refused where they cannot be had."""
+    """The latents that the setting of this name means; statistics are computed where they are needed and `seen` is not
+    given. Raises Refused where the latents cannot be had."""
     if isinstance(latents, str):
         return chosen_by_expression(trained, latents, seen)
     count = trained.dictionary.latents
@@ -91,8 +91,8 @@ def chosen_latents(
 
 
 def alike(seen: LatentStatistics, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:
-    """As many other latents, each drawn from those that write about as much as the one that it stands for: mean activation
-    times the norm [latent] of what one unit writes where the edit is. One drawn from all would usually be a weak one."""
+    """As many other latents as a control, each drawn from those that write about as much as the one that it stands for, by mean
+    activation times the norm [latent] of what one unit writes there. One drawn from all would usually be a weak one."""
     size = seen.mean * written
     free = seen.alive.clone()
     free[list(chosen)] = False
@@ -108,9 +108,9 @@ def alike(seen: LatentStatistics, written: Tensor, chosen: Sequence[int], *, see
 
 
 def decoder_rows(trained: Trained, at: Stream | None, *, exchanged: bool = False) -> Tensor:
-    """[latent, width] in the model's own units, what one unit of each latent writes at a place; `exchanged`: what taking
-    the other model's row instead of one's own changes there. Under sequence_zscore as if the deviation were 1. Latents of
-    a transcoder adapter write each at its own layer, whatever the place."""
+    """Decoder rows [latent, width] in the model's own units: what one unit of each latent writes at a place, or with `exchanged`
+    what taking the other model's row changes there. Under sequence_zscore the deviation is taken as 1. Latents of a
+    transcoder adapter write each at its own layer, whatever the place."""
     if isinstance(trained.dictionary, TranscoderAdapter):
         return trained.dictionary.W_dec
     dictionary, rows = trained.dictionary, trained.dictionary.W_dec

@@ -1,4 +1,4 @@
-"""What a model predicts while the reconstruction of its activations stands in their place."""
+"""Predictions of a model whose activations are replaced by their reconstruction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the decoder rows of a latent compare between the two models."""
+"""Comparison of each latent's decoder rows between the two models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tunediff.shapes import BASE, TUNED
 
 
 def role_norms(trained: Trained, role: str) -> Tensor:
-    """[latent]: joint decoder norm over a model's streams."""
+    """Joint decoder norm [latent] over a model's streams."""
     return trained.dictionary.decoder_norms().detach()[trained.streams_of(role)].norm(dim=0).cpu()
 
 
 def relative_decoder_norm(trained: Trained) -> Tensor:
-    """[latent]: |tuned| / (|base| + |tuned|)."""
+    """Relative decoder norm [latent]: |tuned| / (|base| + |tuned|)."""
     base, tuned = (role_norms(trained, role) for role in (BASE, TUNED))
     return tuned / (base + tuned)
 
@@ -27,6 +27,6 @@ def both_decoders(trained: Trained) -> tuple[Tensor, Tensor]:
 
 
 def decoder_cosine(trained: Trained) -> Tensor | None:
-    """[latent]: cosine of the two decoder rows of each latent; None for unequal widths."""
+    """Cosine [latent] of the two decoder rows of each latent; None for unequal widths."""
     base, tuned = both_decoders(trained)
     return cosine_similarity(base, tuned, dim=-1) if base.shape == tuned.shape else None

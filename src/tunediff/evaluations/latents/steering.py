@@ -23,7 +23,7 @@ Parts = dict[str, list[tuple[Stream, Part]]]
 def steering_parts(
     trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int], *, unit: str, seed: int
 ) -> Parts:
-    """latents and random_direction -> what strength 1 adds, and where; `unit` as in SteeringSweep. Raises Refused where
+    """Names latents and random_direction -> what strength 1 adds, and where; `unit` as in SteeringSweep. Raises Refused where
     latents have no one direction, or no such unit."""
     if role == ADAPTER:
         return _of_layers(trained, seen, chosen, unit=unit, seed=seed)
@@ -48,7 +48,7 @@ def steering_parts(
 
 
 def _of_layers(trained: Trained, seen: LatentStatistics, chosen: Sequence[int], *, unit: str, seed: int) -> Parts:
-    """In every layer where one of these latents of a transcoder adapter stands: more of them, and as much in a random
+    """The parts in every layer that has some of these latents of a transcoder adapter: more of them, and as much in a random
     direction of what leaves the MLP."""
     if unit == "residual_norm":
         raise Refused(

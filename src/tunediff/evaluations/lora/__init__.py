@@ -1,1 +1,1 @@
-"""What low-rank adapters hold: single directions, groups of them, and their share in behaviour."""
+"""Low-rank adapters: single directions, groups of them, and their share in behaviour."""

@@ -1,4 +1,4 @@
-"""What an adapted model loses without some of its low-rank adapters, and what it keeps with those alone (arXiv 2511.06739).
+"""The loss of an adapted model without some of its low-rank adapters, and with those alone (arXiv 2511.06739).
 
 Groups are the adapters of a layer, of a module such as gate_proj, of a type (attention, mlp), or of a type in a layer.
 Each is left out (by "layer"), and may be all that is left (by "only_layer"):
@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,14 +74,14 @@ class Ablation(NamedTuple):
 
 @dataclass(kw_only=True)
 class LoraAblation(BehaviourEvaluation):
-    """by          which groups: of layer, module, type, layer_type
-    only        each group is also measured alone               random     draws of as many adapters; 0: no control
-    seed        of the draws
+    """by          kinds of groups: of layer, module, type, layer_type
+    only        true: each group is also measured alone         random     draws of as many adapters; 0: no control
+    seed        seed of the draws
 
     Without tasks (None) no benchmark is solved.
     """
 
-    tasks: Mapping[str, Task] | None
+    tasks: Mapping[str, Task] | None  # pyright: ignore[reportIncompatibleVariableOverride] (None: no benchmark)
     by: Sequence[str]
     only: bool
     random: int
@@ -94,7 +94,7 @@ class LoraAblation(BehaviourEvaluation):
         unknown = [kind for kind in self.by if kind not in BY]
         if unknown:
             raise Refused(f"{NAME}.by names {unknown}: choose of {', '.join(BY)}.")
-        self.tasks, self.by = self.tasks or {}, tuple(dict.fromkeys(self.by))
+        self.by = tuple(dict.fromkeys(self.by))
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         at = given.pair.streams(LORA, "all", reads=TUNED)[0]  # refuses a pair without adapters
@@ -109,7 +109,9 @@ class LoraAblation(BehaviourEvaluation):
 
     # -- on held-out text ----------------------------------------------------------------------------------------------
 
-    def _on_text(self, given: Given, at: Stream, adapters: Sequence[LoraAdapter]) -> Iterator[Finding | Table | Note]:
+    def _on_text(
+        self, given: Given, at: Stream, adapters: Sequence[LoraAdapter]
+    ) -> Iterator[Finding | Table | Figure | Note]:
         everything = frozenset(range(len(adapters)))
         ablations = self.ablations(adapters)
         sets = list(dict.fromkeys(ablation.removed(everything) for ablation in ablations))
@@ -146,7 +148,7 @@ class LoraAblation(BehaviourEvaluation):
     def _by_document(
         self, found: Costs, sets: Sequence[Removed], ablations: Sequence[Ablation], everything: Removed
     ) -> dict[Ablation, Tensor]:
-        """Of each ablation the SUMS of every document, [document, SUMS]; kl_random is not a number without a control."""
+        """Ablation -> the SUMS of every document, [document, SUMS]; kl_random is NaN without a control."""
         place = {removed: n for n, removed in enumerate(sets)}
         full, base = (found.sums[:, place[removed], MEASURES.index("ce")] for removed in (frozenset(), everything))
         of = {ablation: found.sums[:, place[ablation.removed(everything)]] for ablation in ablations}
@@ -174,7 +176,7 @@ class LoraAblation(BehaviourEvaluation):
                 yield Finding(f"{NAME}/{ablation.by}/{group.name}/{name}", value, low, high, meaning)
 
     def _random_findings(self, documents: Mapping[Ablation, Tensor], adapters: int) -> Iterator[Finding]:
-        """Of each size the mean over its draws; each draw is a row of the table."""
+        """Findings of the mean over the draws of each size; each draw is a row of the table."""
         draws: dict[tuple[bool, str], list[Ablation]] = defaultdict(list)
         for ablation in documents:
             if ablation.group.by == RANDOM:
@@ -202,7 +204,7 @@ def _measured(documents: Tensor) -> Measured:
 
 
 def table(measured: Mapping[Ablation, Measured]) -> Table:
-    """A row an ablation; `adapters` are those that are removed, or with `only` those that are left."""
+    """The table with one row per ablation; `adapters` counts those that are removed, or with `only` those that are left."""
     rows = []
     for ablation, of in measured.items():
         group = ablation.group
@@ -215,7 +217,7 @@ def table(measured: Mapping[Ablation, Measured]) -> Table:
 
 
 def figure(columns: Mapping[str, list]) -> Iterator[Figure]:
-    """The groups of one kind, left out or alone, beside random ones of their sizes and the base; none without groups."""
+    """Draws the groups of one kind, left out or alone, beside random ones of their sizes and the base; none without groups."""
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     whole = [row for row in rows if row["by"] == "whole" and row["adapters"] > 0]
     shown = []
@@ -257,7 +259,7 @@ def figure(columns: Mapping[str, list]) -> Iterator[Figure]:
     )
 
 
-def _label(row: Mapping[str, object]) -> str:
+def _label(row: Mapping[str, Any]) -> str:
     if row["by"] == RANDOM:
         return f"{row['group']} random adapters, draw {row['draw'] + 1}"
     if row["by"] == "whole":

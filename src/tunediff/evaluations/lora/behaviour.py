@@ -19,7 +19,7 @@ FULL, NONE = "full", "without_all"
 
 
 def without_types(at: Stream, adapters: Sequence[LoraAdapter], *, draws: int, seed: int) -> list[Condition]:
-    """All are compared with the full adapter, asked alike. Leaving one of two types out leaves the other alone."""
+    """The conditions, all compared with the full adapter and asked alike. Leaving one of two types out leaves the other alone."""
 
     def without(name: str, title: str, members: frozenset[int], control: bool = False) -> Condition:
         return Condition(name, title, TUNED, (removal(at, adapters, members),), control, FULL)
@@ -38,14 +38,14 @@ def without_types(at: Stream, adapters: Sequence[LoraAdapter], *, draws: int, se
 
 
 def pairs_base(given: Given, problems: Sequence[Problem]) -> list[Condition]:
-    """The pair's base asked in its own way, where that is another question than the adapted model's, or other weights."""
+    """The condition of the pair's base asked in its own way, where that is another question than the adapted model's, or other weights."""
     if not asked_differently(problems) and given.pair.shares_weights(TUNED):
         return []
     return [Condition(BASE, "base, asked in its own way", BASE, control=True, reference=FULL)]
 
 
 def against_none(name: str, found: Found) -> Iterator[Finding]:
-    """Each type left out, against the model without any adapter: whether the adapters that are left still help."""
+    """Compares each type left out with the model without any adapter, which tells if the adapters that are left still help."""
     for (task, key), (condition, solved) in found.items():
         if condition.reference != FULL or condition.control or key == NONE:
             continue

@@ -35,15 +35,15 @@ Removed = frozenset[int]  # places in the list of adapters
 
 
 class Costs(NamedTuple):
-    """tokens [document], sums [document, set of adapters, MEASURES], both float64; documents in the order of their first
-    token."""
+    """Number of tokens [document] and sums [document, set of adapters, MEASURES], both float64; documents are in the order of
+    their first token."""
 
     tokens: Tensor
     sums: Tensor
 
 
 def costs(given: Given, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed]) -> Costs:
-    """Of the tuned model without each of these sets; an empty one is the full model and takes no pass of its own."""
+    """The costs of the tuned model without each of these sets; an empty set is the full model and takes no pass of its own."""
     kept = KeptSums(given, removed)
     found = DocumentSums()
     title = f"adapter ablation, {len(removed)} sets"
@@ -78,7 +78,7 @@ def _of_batch(
 
 
 def cut(given: Given, at: Stream, adapters: Sequence[LoraAdapter], without: Removed):
-    """Inside, the tuned model runs without these adapters."""
+    """Context in which the tuned model runs without these adapters."""
     gone = torch.zeros(at.width, dtype=torch.bool, device=given.pair.device(TUNED))
     for place in without:
         gone[adapters[place].columns] = True
@@ -90,7 +90,7 @@ def cut(given: Given, at: Stream, adapters: Sequence[LoraAdapter], without: Remo
 
 
 class KeptSums:
-    """What batches gave, a line each, in <run folder>/outputs; nowhere where there is no folder."""
+    """The file of the sums of each batch in <run folder>/outputs, a line each; without a folder nothing is kept."""
 
     def __init__(self, given: Given, removed: Sequence[Removed]):
         named = [f"{source} {source.files()}" for source in (given.pair.sources[role] for role in (BASE, TUNED))]

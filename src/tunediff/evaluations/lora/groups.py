@@ -23,7 +23,7 @@ BY: dict[str, Callable[[LoraAdapter], str]] = {
 
 
 class LoraGroup(NamedTuple):
-    """members are places in the list of adapters; `draw` tells apart random groups of one size."""
+    """A group of adapters. `members` are indices into the list of adapters; `draw` tells apart random groups of one size."""
 
     by: str
     name: str
@@ -32,7 +32,7 @@ class LoraGroup(NamedTuple):
 
 
 def lora_groups(adapters: Sequence[LoraAdapter], by: Iterable[str]) -> list[LoraGroup]:
-    """Every adapter is in exactly one group of each kind."""
+    """The groups of these kinds; every adapter is in exactly one group of each kind."""
     found = []
     for kind in by:
         members: dict[str, list[int]] = {}
@@ -43,7 +43,7 @@ def lora_groups(adapters: Sequence[LoraAdapter], by: Iterable[str]) -> list[Lora
 
 
 def random_groups(adapters: int, sizes: Iterable[int], draws: int, *, seed: int) -> list[LoraGroup]:
-    """So many draws of each size; none of a size that leaves nothing to draw. A size's draws depend on no other size."""
+    """Random groups, so many of each size; none of a size that leaves nothing to draw. A size's draws depend on no other."""
     found = []
     for size in sorted({size for size in sizes if 0 < size < adapters}):
         generator = torch.Generator().manual_seed(seed * 2**20 + size)
@@ -54,7 +54,7 @@ def random_groups(adapters: int, sizes: Iterable[int], draws: int, *, seed: int)
 
 
 def columns_of(adapters: Sequence[LoraAdapter], members: Iterable[int]) -> torch.Tensor:
-    """The columns of the hookpoint `lora` that belong to these adapters, [n] in order."""
+    """Indices [n] of the columns of the hookpoint `lora` that belong to these adapters, in order."""
     ranges = [torch.arange(adapters[n].columns.start, adapters[n].columns.stop) for n in sorted(members)]
     return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.long)
 

@@ -1,4 +1,4 @@
-"""What does each direction of each adapter fire on? Its positive and its negative activations are separate units, each with
+"""Examples of what each direction of each adapter fires on. Its positive and its negative activations are separate units, each with
 its strongest held-out documents (arXiv 2511.06739).
 
 The units are a dictionary themselves (Polarities), and their examples are those of examples.py. Tables: adapter_units, one

@@ -1,4 +1,4 @@
-"""Are directions of adapters as interpretable as latents of a dictionary, and as neurons? (arXiv 2511.06739)
+"""Interpretability of adapter directions beside that of a dictionary's latents and of neurons (arXiv 2511.06739).
 
 The kinds of units, and what "matched" means of the neurons, stand in units.py. Two measures:
 
@@ -35,13 +35,13 @@ KINDS = 3  # adapters, neurons, latents
 
 
 class UnitComparison:
-    """first      only the first token of a labelled stretch counts as labelled, the rest of it is not looked at
+    """first      true: only the first token of a labelled stretch counts as labelled, the rest of it is not looked at
     above      from this AUROC on a unit counts as telling a label
     shuffles   draws of the null
-    draws      of equal numbers of units
-    judge      who sorts units into classes; without an endpoint nobody is asked
-    judged     units of each kind, drawn among the living
-    seed       of the neurons, the draws, and the units that are judged
+    draws      draws of equal numbers of units
+    judge      the language model that sorts units into classes; without an endpoint none is asked
+    judged     number of units of each kind that are judged, drawn among the living
+    seed       seed of the neurons, the draws, and the units that are judged
 
     Raises Refused before a model is loaded where the judge cannot be asked or could be asked too often; later for a pair
     without adapters."""
@@ -128,7 +128,7 @@ class UnitComparison:
         yield Table("adapter_units", read_columns(kind.units) | found)
 
     def _looked_at(self, held_out: HeldOut, label: str) -> tuple[Tensor, Tensor]:
-        """Tokens that count for a label, and those that have it, [token] bool; none of a batch that does not know it."""
+        """Masks [token] of the tokens that count for a label and of those that have it; all false in a batch without the label."""
         here, truth = [], []
         for batch in held_out.batches:
             nothing = torch.zeros(len(batch.token), dtype=torch.bool)
@@ -138,7 +138,7 @@ class UnitComparison:
         return torch.cat(here) & held_out.admitted, torch.cat(truth)
 
     def _own_labels(self, by_kind: Sequence[tuple[Kind, Tensor, Tensor]], labels: Sequence[str]) -> Iterator:
-        """How well units tell each the label that it tells best, chosen [label, unit] on one half, tested on the other."""
+        """AUROC of each unit for the label that it tells best, chosen [label, unit] on one half and tested on the other."""
         columns: dict[str, list] = defaultdict(list)
         for kind, chosen, tested in by_kind:
             own = chosen.argmax(0)

@@ -1,4 +1,4 @@
-"""What a model could be read in, as kinds of units side by side over the same held-out tokens.
+"""Kinds of units that a model can be read in, side by side over the same held-out tokens.
 
 adapters   directions of low-rank adapters, A x, either polarity a unit of its own (arXiv 2511.06739)
 neurons    for every direction a neuron of the tuned model's MLP in the same layer, drawn by a seed, either polarity. Matched
@@ -26,8 +26,8 @@ NEURONS = "mlp_neurons"
 
 
 class Unit(NamedTuple):
-    """place      the adapter, as 12.gate_proj; of a neuron 12.mlp_neurons; of a latent the streams it reads
-    number     of the adapter's direction, counted from 0 (0 at rank 1), of the neuron or the latent
+    """place      the adapter, as 12.gate_proj; 12.mlp_neurons for a neuron; the streams that a latent reads
+    number     index of the adapter's direction (0 at rank 1), of the neuron or of the latent
     polarity   + or -; "" for a latent, which has its sign
     """
 
@@ -66,7 +66,7 @@ def adapter_units(pair: ModelPair) -> tuple[Polarities, list[Unit]]:
     to its module's output, where A x alone cannot be compared between adapters. Raises Refused where there are none."""
     streams = pair.streams(LORA, "all", reads=TUNED)
     every = lora_adapters(pair.models[TUNED])
-    norms = torch.cat([parts.scale * parts.up.weight.detach().float().norm(dim=0) for parts in every])
+    norms = torch.cat([parts.scale * parts.up.get_parameter("weight").detach().float().norm(dim=0) for parts in every])
     units = [
         unit
         for adapter in (parts.adapter for parts in every)
@@ -76,7 +76,7 @@ def adapter_units(pair: ModelPair) -> tuple[Polarities, list[Unit]]:
 
 
 def read_columns(units: Sequence[Unit]) -> dict[str, list]:
-    """Of the table adapter_units, by which its columns from several evaluations are known."""
+    """The columns of the table adapter_units by which its rows are known, whichever evaluation adds to it."""
     return {
         "unit": list(range(len(units))),
         "adapter": [unit.place for unit in units],
@@ -86,8 +86,8 @@ def read_columns(units: Sequence[Unit]) -> dict[str, list]:
 
 
 def matched_neurons(pair: ModelPair, *, seed: int) -> tuple[list[Stream], Tensor, list[Unit]]:
-    """Drawn without replacement, all of a layer that has fewer than its adapters have directions: streams, columns of
-    these side by side [neuron], and units."""
+    """Neurons drawn without replacement, all of a layer that has fewer than its adapters have directions: streams, columns
+    of these side by side [neuron], and units."""
     generator = torch.Generator().manual_seed(seed)
     wanted: dict[int, int] = {}
     for adapter in pair.sources[TUNED].adapters:
@@ -103,7 +103,7 @@ def matched_neurons(pair: ModelPair, *, seed: int) -> tuple[list[Stream], Tensor
 
 
 def kinds_of(given: Given, *, seed: int) -> tuple[list[Kind], HeldOut]:
-    """Adapters and neurons, read together, and latents where the study has a dictionary; on one pass of the held-out text
+    """The kinds adapters and neurons, read together, and latents where the study has a dictionary; on one pass of the held-out text
     each. Raises Refused for a pair without adapters."""
     adapters, directions = adapter_units(given.pair)
     streams, columns, neurons = matched_neurons(given.pair, seed=seed)
@@ -130,12 +130,12 @@ def kinds_of(given: Given, *, seed: int) -> tuple[list[Kind], HeldOut]:
 
 
 def both(place: str, numbers: Sequence[int]) -> Iterator[Unit]:
-    """Either polarity of each number, in the order of Polarities."""
+    """Units of either polarity of each index, in the order of Polarities."""
     return (Unit(place, number, sign) for number in numbers for sign in SIGNS)
 
 
 def _latents(trained: Trained) -> tuple[Kind, Tensor]:
-    """The dictionary's own, and the tokens it admits."""
+    """The kind of the dictionary's latents, with the tokens it admits."""
     count, admitted = trained.dictionary.latents, []
 
     def blocks() -> Iterator[Tensor]:

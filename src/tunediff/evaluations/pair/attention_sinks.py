@@ -1,4 +1,4 @@
-"""How much attention the opening sentence of the thinking receives from what comes after it, in each layer and head.
+"""Attention that the opening sentence of the thinking receives from what comes after it, in each layer and head.
 
 For queries after the prefix (later thinking, answer), over the groups of tokens that they see:
     first   the first token of the sequence       prompt   the rest, up to the thinking      tag     "<think>" and its line break
@@ -79,7 +79,7 @@ SHOWN = {
 
 
 class AttentionSinks:
-    """level   of the intervals, over documents"""
+    """level   confidence level of the intervals over documents"""
 
     needs = Needs.PAIR
 
@@ -125,7 +125,7 @@ class AttentionSinks:
                     yield self._finding(f"{place}/{layer}", one, f"{meaning}; layer {layer}, mean over heads")
 
     def _largest_head(self, role: str, sums: Sums) -> Iterator[Finding]:
-        """Chosen on the documents of even number, measured on the others."""
+        """The head with the largest attention, chosen on the documents of even index and measured on the others."""
         chosen, tested = (sums.document % 2 == n for n in (0, 1))
         if not chosen.any() or not tested.any():
             return
@@ -259,13 +259,14 @@ def sentence_starts(ids: Sequence[int], first: int, last: int, tokenizer) -> lis
 
 
 def uniform_attention(mask: Tensor) -> Tensor:
-    """[batch, 1, query, key]: all the same on what a query sees, of a mask [batch, position] of tokens that are no padding."""
+    """Attention weights [batch, 1, query, key] that are equal on what a query sees, from a mask [batch, position] of tokens
+    that are no padding."""
     seen = mask[:, None].float().repeat(1, mask.shape[1], 1).tril()
     return (seen / seen.sum(-1, keepdim=True).clamp(min=1.0))[:, None]
 
 
 def summed(weights: Tensor, watched: Watched) -> Tensor:
-    """[batch, head, group + 2] summed over queries, of attention weights [batch, head, query, key]; as in Sums."""
+    """Sums [batch, head, group + 2] over queries of attention weights [batch, head, query, key]; as in Sums."""
     masses = weights @ watched.members[:, None]
     own = weights.diagonal(dim1=-2, dim2=-1)
     masses[..., LATER] -= own
@@ -280,7 +281,7 @@ def summed(weights: Tensor, watched: Watched) -> Tensor:
 
 
 def measured(sums: Sums) -> dict[str, Estimate]:
-    """mass, relative, and where there are windows times and excess, each [layer, head, group]; not a number elsewhere."""
+    """The measures mass and relative, and where there are windows times and excess, each [layer, head, group]; else NaN."""
     masses, prefix, windows = sums.attention.split([COUNT, 1, 1], dim=-1)
     found = {"mass": ratio(masses, sums.queries[:, None, None, None])}
     found["relative"] = ratio(masses, sums.uniform[:, None, None])
@@ -303,7 +304,7 @@ def _mean(estimate: Estimate, axes: tuple[int, ...]) -> Estimate:
 
 
 def figure(columns: dict[str, list]) -> Figure:
-    """The heads of either model in one shade; the prefix first, which is what is asked about."""
+    """Draws the heads of either model in one shade; the prefix first, which is what is asked about."""
     known = [name for name in SHOWN if any(value is not None for value in columns.get(name, ()))]
     kept = ("model", "layer", "head", "group", "mass_low", "mass_high", *known)
     order = sorted(range(len(columns["group"])), key=lambda n: columns["group"][n] != GROUPS[PREFIX])

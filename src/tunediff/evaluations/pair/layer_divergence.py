@@ -1,4 +1,4 @@
-"""How far apart the two models are at every layer, without any dictionary: where to train one.
+"""Distance of the two models at every layer, without any dictionary, which tells where to train one.
 
 l2        mean over held-out tokens of |h_base - h_tuned|_2, in the models' own units
 cosine    mean over held-out tokens of the cosine of h_base and h_tuned
@@ -34,7 +34,7 @@ COLUMNS = {"l2": ("largest distance", "at layer")}  # heads of those that stand 
 
 
 class LayerDivergence:
-    """level   of the intervals"""
+    """level   confidence level of the intervals"""
 
     needs = Needs.PAIR
 
@@ -104,7 +104,7 @@ class LayerDivergence:
 
 
 def figures(columns: dict[str, list]) -> Iterator[Figure]:
-    """Distance and cosine where the models can be compared, and the norms of both."""
+    """Draws distance and cosine where the models can be compared, and the norms of both."""
     section = "Where the models differ, layer by layer"
     caption = (
         "Residual streams of the two models on the same held-out tokens. Bands: intervals of the mean over documents. Layer -1 "
@@ -132,7 +132,7 @@ def figures(columns: dict[str, list]) -> Iterator[Figure]:
 
 
 def measures(base: Tensor, tuned: Tensor, comparable: bool) -> Tensor:
-    """MEASURES of each token [measure, token] in float32, of the hidden vectors [token, width] of the two models; zero
+    """The MEASURES [measure, token] of each token in float32, of the hidden vectors [token, width] of the two models; zero
     where the widths cannot be compared."""
     base = base.float()
     tuned = tuned.to(base)

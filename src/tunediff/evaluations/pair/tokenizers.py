@@ -1,4 +1,4 @@
-"""Which tokenizer serves a pair: each model's loss on the same held-out text under the tokenizer of each model.
+"""The tokenizer that serves a pair best: each model's loss on the same held-out text under the tokenizer of each model.
 
 bits_per_byte     - log2 p(response | prompt), summed, over the UTF-8 bytes of the response
 nats_per_token    the same sum in nats over tokens: a mean over other units under each tokenizer, so not comparable
@@ -49,7 +49,7 @@ class Piece(NamedTuple):
 
 
 class Tokenizers:
-    """level   of the intervals"""
+    """level   confidence level of the intervals"""
 
     needs = Needs.PAIR
 
@@ -95,7 +95,7 @@ class Tokenizers:
         yield from self._differences(found)
 
     def _differences(self, found: Mapping[tuple[str, str], Estimate]) -> Iterator[Finding | Note]:
-        """The tuned model's tokenizer against the base's, in each model that both could be tried on, and over the pair."""
+        """Compares the tuned model's tokenizer with the base's, in each model that both could be tried on, and over the pair."""
         apart = {
             role: found[role, TUNED] - found[role, BASE]
             for role in ROLES
@@ -176,7 +176,7 @@ def responses(row: Mapping[str, Any], tokenizers: Sequence, text: Text) -> list[
 
 
 def _written(row: Mapping[str, Any], tokenizer, text: Text) -> tuple[str, int, int]:
-    """The row as the models read it, and where its response begins and ends."""
+    """The row as the models read it, with the characters at which its response begins and ends."""
     whole, segments, _ = text.rendered(row, tokenizer)
     if segments[0][2] == "text":
         return whole, len(whole) - len(row["text"]), len(whole)
@@ -185,7 +185,7 @@ def _written(row: Mapping[str, Any], tokenizer, text: Text) -> tuple[str, int, i
 
 @torch.no_grad()
 def losses(pair: ModelPair, role: str, pieces: Sequence[Piece], tokens_per_batch: int, title: str) -> Tensor:
-    """Cross-entropy of each piece's scored tokens, [piece] in nats, summed in float64."""
+    """Cross-entropy [piece] of each piece's scored tokens in nats, summed in float64."""
     model, device = pair.models[role], pair.device(role)
     summed = torch.zeros(len(pieces), dtype=torch.float64)
     with tqdm(
@@ -211,7 +211,7 @@ def losses(pair: ModelPair, role: str, pieces: Sequence[Piece], tokens_per_batch
 
 
 def are_one(base, tuned, texts: Iterable[str]) -> bool:
-    """Whether two tokenizers give every document the same ids: the vocabulary, the chat template, the uses of special
+    """True where two tokenizers give every document the same ids: the vocabulary, the chat template, the uses of special
     tokens, and how they cut the probes and these texts."""
     parts = [(t.get_vocab(), t.chat_template, *(getattr(t, f"{use}_token") for use in USES)) for t in (base, tuned)]
     return parts[0] == parts[1] and compare_tokenizers(base, tuned, texts) == ([], [])

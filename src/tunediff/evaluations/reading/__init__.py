@@ -1,1 +1,1 @@
-"""What a latent is: fidelity, geometry, labels, examples."""
+"""Latents one by one: fidelity, geometry, labels, examples."""

@@ -1,4 +1,4 @@
-"""Where each latent fires: its strongest held-out documents, documents spread over its activations, and random ones.
+"""Examples of where each latent fires: its strongest held-out documents, documents spread over its activations, and random ones.
 
     strongest   the documents with the largest peak, one example a document, around the peak
     quantile    of a uniform sample of the documents in which it fires, those at evenly spaced quantiles of the peak: what
@@ -30,7 +30,7 @@ SAMPLED = 4  # documents sampled for each quantile shown
 class Examples:
     """strongest, quantiles, random   examples of each kind kept for every latent
     before, after   tokens shown on each side of the peak
-    latents         their numbers; an expression that chooses them; or how many: those alive that belong most to one model;
+    latents         their indices; an expression that chooses them; or how many: those alive that belong most to one model;
                     null: all
     """
 
@@ -132,7 +132,7 @@ class Best:
         self.batch, self.token = (torch.zeros(kept, latents, dtype=torch.long, device=device) for _ in range(2))
 
     def offer(self, key: Tensor, peak: Tensor, token: Tensor, number: int) -> None:
-        """Documents [document, latent] of batch `number`; a key of 0 is never kept."""
+        """Offers the documents [document, latent] of batch `number`; a key of 0 is never kept."""
         offered = {"key": key, "peak": peak, "token": token, "batch": torch.full_like(token, number)}
         joined = {name: torch.cat([getattr(self, name), value]) for name, value in offered.items()}
         chosen = joined["key"].topk(len(self.key), dim=0).indices
@@ -141,7 +141,7 @@ class Best:
 
 
 def peaks(reading: Reading) -> tuple[Tensor, Tensor]:
-    """[document, latent]: the largest activation in each document of a batch, and the first token that has it."""
+    """The largest activation [document, latent] in each document of a batch, and the first token that has it."""
     values, sequence = reading.latents, reading.batch.sequence.to(reading.latents.device)
     count = int(sequence.max()) + 1
     rows = sequence[:, None].expand_as(values)
@@ -153,7 +153,7 @@ def peaks(reading: Reading) -> tuple[Tensor, Tensor]:
 
 
 def somewhere(reading: Reading, latents: int, generator: torch.Generator) -> Tensor:
-    """[document, latent]: a token drawn in each document, for each latent anew."""
+    """A token [document, latent] drawn in each document, for each latent anew."""
     first = torch.searchsorted(reading.batch.sequence, torch.arange(int(reading.batch.sequence.max()) + 2))
     length = first.diff()
     drawn = torch.rand(len(length), latents, generator=generator) * length[:, None]

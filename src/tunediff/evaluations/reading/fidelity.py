@@ -1,4 +1,4 @@
-"""How much of each model survives in the dictionary: explained variance, L0, dead latents, CE and KL recovered.
+"""The share of each model that survives in the dictionary: explained variance, L0, dead latents, CE and KL recovered.
 
 explained_variance   1 - sum |x - x_hat|^2 / sum |x - mean|^2, pooled over held-out tokens; the mean predictor scores 0
 ce_recovered         1 - (CE_spliced - CE_clean) / (CE_zero - CE_clean), for each model with its half of the
@@ -139,7 +139,7 @@ def _finding(name: str, place: str, estimate: Estimate) -> Finding:
 
 
 def headline(name: str, place: str) -> tuple[str, str]:
-    """The words of a finding at the head of a column and in the last line; of other places than the models none."""
+    """The words of a finding at the head of a column and in the last line; none for a segment."""
     column, line = WORDS.get(name, ("", ""))
     if column and place in ROLES:
         return f"{column} {place}", f"{line} {place}"
@@ -192,7 +192,7 @@ def _spread_out(values: Tensor, scored: Tensor) -> Tensor:
 
 
 def documents_table(sums: Sums) -> Table:
-    """Every sum that the findings are made of, by model, segment and document."""
+    """The table of every sum that the findings are made of, by model, segment and document."""
     return Table.of(
         "fidelity",
         (

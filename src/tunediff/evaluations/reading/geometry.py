@@ -1,4 +1,4 @@
-"""Which latents belong to one model: decoder norms and cosines, with firing rates on held-out text.
+"""The latents that belong to one model: decoder norms and cosines, with firing rates on held-out text.
 
 relative_decoder_norm   |tuned| / (|base| + |tuned|): 0 is base-only, 0.5 shared, 1 tuned-only (Lindsey et al. 2024). In
                         the dictionary's normalised units, where both models have the same typical size. The other
@@ -32,8 +32,8 @@ KINDS = ("base_only", "shared", "tuned_only", "other")
 class Geometry:
     """exclusive      below this relative decoder norm a latent counts as base-only, above 1 minus it as tuned-only
     shared         the band around 0.5 that counts as shared
-    random_pairs   how many pairs of different latents give the baseline of the cosine
-    neighbours     of each latent: the nearest others by the cosine of whole decoder rows
+    random_pairs   number of pairs of different latents that give the baseline of the cosine
+    neighbours     number of nearest others listed per latent, by the cosine of whole decoder rows
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Geometry:
         yield Table("neighbours", neighbours(trained.dictionary.W_dec.detach(), alive, self.neighbours))
 
     def kinds(self, relative: Tensor) -> Tensor:
-        """[latent] -> index into KINDS."""
+        """Index [latent] into KINDS."""
         low, high = self.shared
         kinds = torch.full_like(relative, KINDS.index("other"), dtype=torch.long)
         kinds[(relative >= low) & (relative <= high)] = KINDS.index("shared")

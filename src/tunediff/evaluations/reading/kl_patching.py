@@ -1,4 +1,4 @@
-"""Which latents make the base into the tuned model: KL(tuned || patched) with base's vectors, and with some of the latents'
+"""The latents that make the base into the tuned model: KL(tuned || patched) with base's vectors, and with some of the latents'
 difference added to them, in place of tuned's at the dictionary's layer; tuned's later layers run on. (arXiv 2504.02922)
 
 What the two models differ by at a token is, exactly, and as conditions:
@@ -48,10 +48,10 @@ Class = tuple[str, Tensor]  # a condition, and the numbers of the latents that i
 
 class KLPatching:
     """exclusive, shared   bounds of the kinds by relative decoder norm, as in geometry
-    best        so many of the latents that are most tuned's own     draws   of as many others; 0: no control
-    initial     so many tokens of a response are the place "initial"
-    labels      for each of these that the text has: what is predicted from its tokens
-    level       of the intervals, over documents
+    best        number of latents, those that are most tuned's own   draws   draws of as many others; 0: no control
+    initial     number of tokens of a response that are the place "initial"
+    labels      labels; each that the text has is a place: what is predicted from its tokens
+    level       confidence level of the intervals over documents
     """
 
     needs = Needs.RECONSTRUCTION
@@ -103,7 +103,7 @@ class KLPatching:
         yield figure(table.columns)
 
     def classes(self, trained: Trained) -> tuple[list[Class], list[Note]]:
-        """The conditions that add some latents, and what is to be said about those that cannot be made."""
+        """The conditions that add some latents, and notes about those that cannot be made."""
         relative = relative_decoder_norm(trained)
         alive = trained.statistics.alive
         kinds, classes, notes = self.geometry.kinds(relative), [], []
@@ -132,7 +132,7 @@ class KLPatching:
         return classes, notes
 
     def _measured(self, stacked: Tensor, names: Sequence[str]) -> dict[str, Estimate]:
-        """kl/<condition> and closed/<condition>, of sums [document, condition and tokens]; the draws also as one."""
+        """The estimates kl/<condition> and closed/<condition>, from sums [document, condition and tokens]; the draws also as one."""
         nats = dict(zip(names, stacked.T, strict=False))
         draws = [nats[name] for name in names if name.startswith(f"{RANDOM}_")]
         if draws:
@@ -225,7 +225,8 @@ def check(trained: Trained) -> None:
 
 
 def divergences(trained: Trained, reading: Reading, classes: Sequence[Class]) -> tuple[Tensor, Tensor]:
-    """KL(tuned || patched) [condition, token] in float64, zero where a token is not scored, and which are [token] bool."""
+    """KL(tuned || patched) [condition, token] in float64, zero where a token is not scored, and the mask [token] of those that
+    are."""
     clean, scored = predictions(trained, reading, TUNED, None)
     found = []
     for patched in replacements(trained, reading, classes):
@@ -237,7 +238,7 @@ def divergences(trained: Trained, reading: Reading, classes: Sequence[Class]) ->
 
 
 def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -> Iterator[Tensor]:
-    """Vectors that stand in place of tuned's [token, width], in the order of WHOLE and then of the classes."""
+    """Vectors [token, width] that stand in place of the tuned model's, in the order of WHOLE and then of the classes."""
     dictionary, (values, moments) = trained.reconstructing, reading.rows
 
     def apart(written: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -
 
 
 def places(batch: Batch, initial: int, labels: Sequence[str]) -> dict[str, Tensor]:
-    """Name -> which tokens are predicted there, [token] bool; only what the batch has. `initial` are the first tokens of
+    """Name of a place -> mask [token] of the tokens that are predicted there; only places that the batch has. `initial` are the first tokens of
     responses whose prompts stand in the same sequence."""
     found = {ALL: torch.ones_like(batch.segment, dtype=torch.bool)}
     found |= {name: batch.segment == n for n, name in enumerate(SEGMENTS)}

@@ -1,4 +1,4 @@
-"""Which latent tells a label: AUROC over tokens, chosen on one half of the documents and tested on the other.
+"""The latent that tells a label best: AUROC over tokens, chosen on one half of the documents and tested on the other.
 
 Beside it stand what chance reaches by the same choice (labels shuffled, the best of all latents chosen again) and what
 a reader without the model reaches: the best rule on the token, the token before it, or the place in the document.
@@ -26,7 +26,7 @@ FEWEST = 10  # labelled and unlabelled tokens in each half, below which nothing 
 class Labelled(NamedTuple):
     """The looked-at tokens of the held-out text.
 
-    truth [token] bool   select, test [token] bool: the two halves, by document   rules   what a rule may see, [token] each
+    truth [token] bool   select, test [token] bool: the two halves, by document   rules   values [token] that a rule may use
     """
 
     truth: Tensor
@@ -43,19 +43,19 @@ class Labelled(NamedTuple):
 class LabelAlignment:
     """label       the label to tell, such as hesitation_follows
     at          only tokens with this label are looked at, such as decision; null: all tokens
-    first       only the first token of a labelled stretch counts as labelled, and the rest of it is not looked at: a latent
-                for where a behaviour begins
+    first       true: only the first token of a labelled stretch counts as labelled, and the rest of it is not looked at: a
+                latent for where a behaviour begins
     shuffles    draws of the null
     """
 
-    def __init__(self, *, label: str, at: str | None = None, first: bool = False, shuffles: int = 100):
+    def __init__(self, *, label: str, at: str | None, first: bool, shuffles: int = 100):
         self.label, self.at, self.first, self.shuffles = label, at, first, shuffles
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         looked_at: list[tuple[Batch, Tensor]] = []
 
         def blocks() -> Iterator[Tensor]:
-            """One batch after the other: all latents of the held-out text at once do not fit."""
+            """Yields the latents of one batch after the other: those of the whole held-out text do not fit."""
             for reading, here in at_label(trained, self.label, self.at, "label alignment", first=self.first):
                 looked_at.append((reading.batch, here))
                 yield reading.latents[here.to(reading.latents.device)].cpu()
@@ -94,7 +94,7 @@ class LabelAlignment:
 
 
 def aurocs(trained: Trained, label: str, at: str | None = None, *, first: bool = False) -> Tensor:
-    """[latent]: how well each tells the label over all held-out tokens; `at` and `first` as in LabelAlignment. Raises
+    """AUROC [latent] of each latent for the label over all held-out tokens; `at` and `first` as in LabelAlignment. Raises
     Refused where there are too few tokens of either kind."""
     truths: list[Tensor] = []
 
@@ -126,7 +126,7 @@ def at_label(
 
 
 def later(batch: Batch, label: str) -> Tensor:
-    """[token] bool: in a labelled stretch, and not its first token."""
+    """Mask [token] of the tokens in a labelled stretch that are not its first."""
     labelled, goes_on = batch.labels[label], torch.zeros_like(batch.labels[label])
     goes_on[1:] = labelled[:-1] & (batch.sequence[1:] == batch.sequence[:-1])
     return labelled & goes_on

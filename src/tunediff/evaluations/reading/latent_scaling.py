@@ -1,4 +1,4 @@
-"""Is a latent of one model really absent from the other? Its decoder direction, fitted to what the other model holds,
+"""Latents of one model that are really absent from the other: a latent's decoder direction, fitted to what the other model holds,
 leaves unexplained, or rebuilds (Minder et al. 2025, arXiv 2504.02922, section 3; all in the dictionary's normalised units).
 
 For latent j, its decoder direction d_j in the model it is said to belong to, and a target y of a model:
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import Crosscoder
+from tunediff.dictionary import ReconstructingDictionary
 from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.shapes import BASE, OTHER, TUNED, Finding, Note, Rows, Table
@@ -85,8 +85,8 @@ class LatentScaling:
 
 
 class Scaling(NamedTuple):
-    """Every latent taken as belonging to one model (`own`). beta [latent] for each (target, model); `alive` [latent]: it
-    fired at all, else its betas are not numbers."""
+    """Every latent taken as belonging to one model (`own`), with beta [latent] for each (target, model). `alive` [latent] is
+    true where it fired at all; else its betas are NaN."""
 
     own: str
     beta: dict[tuple[str, str], Tensor]
@@ -111,12 +111,12 @@ class Scaling(NamedTuple):
     def exclusive(
         self, largest_nu_error: float = LARGEST_NU_ERROR, largest_nu_reconstruction: float = LARGEST_NU_RECONSTRUCTION
     ) -> Tensor:
-        """[latent] bool: both below their limits."""
+        """Mask [latent] of the latents with both ratios below their limits."""
         return (self.nu_error < largest_nu_error) & (self.nu_reconstruction < largest_nu_reconstruction)
 
 
 @torch.no_grad()
-def latent_scaling(dictionary: Crosscoder, blocks: Iterable[tuple[Rows, Tensor]]) -> dict[str, Scaling]:
+def latent_scaling(dictionary: ReconstructingDictionary, blocks: Iterable[tuple[Rows, Tensor]]) -> dict[str, Scaling]:
     """The scaling of every latent as if it belonged to either model, in one pass over blocks of rows with their latents
     [token, latent]. Products in float32, sums over blocks in float64."""
     shape, device = dictionary.W_dec.shape, dictionary.W_dec.device

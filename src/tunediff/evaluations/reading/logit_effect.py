@@ -1,4 +1,4 @@
-"""What a latent writes: the tokens that its decoder direction raises and lowers most, through each model's own unembedding.
+"""Effect of latents on the logits: the tokens that its decoder direction raises and lowers most, through each model's own unembedding.
 
     effect = W_U (g * d / |d|), minus its mean over the vocabulary
 
@@ -27,7 +27,7 @@ WRITTEN = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # hookpoints whose
 
 
 class LogitEffect:
-    """tokens   raised and lowered ones of each latent"""
+    """tokens   number of raised and of lowered tokens per latent"""
 
     def __init__(self, *, tokens: int = 8):
         self.tokens = tokens
@@ -54,8 +54,8 @@ class LogitEffect:
 def strongest_effects(
     trained: Trained, role: str, directions: Tensor, *, tokens: int, signs: Sequence[int] = (1, -1)
 ) -> Iterator[tuple[int, int, list[str], list[float]]]:
-    """Number of a direction [direction, width] in a model, sign, and the tokens it moves most that way, strongest first, with
-    their effects."""
+    """Yields the index of a direction [direction, width] in a model, the sign, and the tokens it moves most that way, strongest
+    first, with their effects."""
     model, tokenizer = model_of(role), trained.pair.tokenizers[trained.pair.entry(model_of(role))]
     unembedding = gained_unembedding(trained.pair.models[model])
     units = torch.nn.functional.normalize(directions, dim=-1).to(unembedding)
@@ -73,8 +73,8 @@ def strongest_effects(
 
 
 def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
-    """The hookpoint at which latents write into a model, and their decoder rows there [latent, width]: of a transcoder
-    adapter each latent's own, of a dictionary over several layers those of the highest."""
+    """The hookpoint at which latents write into a model, and their decoder rows there [latent, width]: each latent's own
+    for a transcoder adapter, those of the highest layer for a dictionary over several."""
     dictionary = trained.dictionary
     if isinstance(dictionary, TranscoderAdapter):
         return "mlp_out", dictionary.W_dec
@@ -84,8 +84,8 @@ def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
 
 
 def gained_unembedding(model: PreTrainedModel) -> Tensor:
-    """[vocabulary, width]: the unembedding with the final norm's gain taken in; without one where the model has no norm of
-    a known name."""
+    """The unembedding [vocabulary, width] with the final norm's gain taken in; without it where the model has no norm of a
+    known name."""
     output = model.get_output_embeddings()
     if output is None:
         raise Refused(f"{type(model).__name__} has no unembedding: what a latent writes cannot be read as tokens.")

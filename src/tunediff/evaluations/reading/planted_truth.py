@@ -1,4 +1,4 @@
-"""What a dictionary recovers of planted events: a trained dictionary and the truth -> scores.
+"""Scores of the planted events that a dictionary recovers: a trained dictionary and the truth -> scores.
 
 A latent is called exclusive to a model where its relative decoder norm says so (below 0.1 or above 0.9), and again where
 latent scaling confirms it. The call is right if the event whose direction in that model is nearest to the latent's own,
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tunediff.activations import Planted
-from tunediff.dictionary import Crosscoder
+from tunediff.dictionary import ReconstructingDictionary
 from tunediff.evaluations.reading.latent_scaling import latent_scaling
 from tunediff.shapes import BASE, TUNED, Rows
 
@@ -23,7 +23,7 @@ EXCLUSIVE, NEAR = 0.1, 0.7
 
 class Calls(NamedTuple):
     """called      alive latents that are called exclusive to either model
-    false       of these, the ones whose event is not, or that are near to none
+    false       number of these whose event is not, or that are near to none
     precision   share of the calls that is right; none without a call
     recall      share of the exclusive events that a right call names
     """
@@ -48,7 +48,7 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(dictionary: Crosscoder, planted: Planted, rows: list[Rows]) -> Score:
+def score(dictionary: ReconstructingDictionary, planted: Planted, rows: list[Rows]) -> Score:
     target = torch.cat([dictionary.normalisation.normalise(*block) for block in rows])
     latents = torch.cat([dictionary.encode(block) for block in rows])
     left = target - dictionary.reconstruct(latents)
@@ -75,8 +75,8 @@ def score(dictionary: Crosscoder, planted: Planted, rows: list[Rows]) -> Score:
     )
 
 
-def calls(dictionary: Crosscoder, planted: Planted, called: dict[str, Tensor]) -> Calls:
-    """`called` [latent] bool for each model."""
+def calls(dictionary: ReconstructingDictionary, planted: Planted, called: dict[str, Tensor]) -> Calls:
+    """The calls and how many are right; `called` is a mask [latent] for each model."""
     right = found = 0
     for role, directions in ((BASE, planted.base), (TUNED, planted.tuned)):
         rows = dictionary.part(dictionary.W_dec, role)[called[role]]

@@ -1,4 +1,4 @@
-"""What a label is told by without a dictionary: the yardstick for the best latent, by the same choice on the same tokens.
+"""Directions that tell a label without a dictionary: the baseline for the best latent, by the same choice on the same tokens.
 
 random_directions   as many as there are alive latents, at most `directions`, drawn uniformly
 difference_pca      principal directions of tuned - base over the tokens that the choice is made on
@@ -23,11 +23,11 @@ from tunediff.shapes import BASE, TUNED, Finding, Note
 
 
 class Probing:
-    """label, at     as in label_alignment
+    """label, at     the same as in label_alignment
     directions    at most so many random and principal directions
     """
 
-    def __init__(self, *, label: str, at: str | None = None, directions: int = 512):
+    def __init__(self, *, label: str, at: str | None, directions: int = 512):
         self.label, self.at, self.directions = label, at, directions
 
     def run(self, trained: Trained) -> Iterator[Finding | Note]:
@@ -56,7 +56,8 @@ class Probing:
     def _candidates(
         self, trained: Trained, values: Tensor, labelled: Tensor, others: Tensor, alive: int
     ) -> Iterator[tuple[str, Tensor, str]]:
-        """Name, scores [candidate, token], and what they are. `labelled` and `others` [token] bool, of the choosing half."""
+        """Yields name, scores [candidate, token] and their meaning. `labelled` and `others` are masks [token] of the choosing
+        half."""
         count = min(self.directions, max(alive, 1))
         directions = torch.randn(count, values.shape[1], generator=torch.Generator().manual_seed(0))
         yield "random_directions", directions @ values.T, f"the best of {count} random directions"

@@ -1,4 +1,4 @@
-"""When a latent fires in a response: rate and mean activation in the prompt, the opening sentence, each tenth of the
+"""Place of a latent in a response: firing rate and mean activation in the prompt, the opening sentence, each tenth of the
 thinking, and the answer.
 
 A tenth is one of the whole row's thinking, by characters, also where a long row is read in several sequences. Shift of a
@@ -53,7 +53,7 @@ class Segments:
 
 
 def places(batch: Batch) -> Tensor:
-    """[token]: index into PLACES."""
+    """Index [token] into PLACES."""
     start = torch.tensor([PLACES.index(TENTHS[0] if segment == "thinking" else segment) for segment in SEGMENTS])
     tenth = (batch.progress * 10).long().clamp(max=9)
     return start[batch.segment.long()] + torch.where(batch.segment == SEGMENTS.index("thinking"), tenth, 0)

@@ -1,4 +1,4 @@
-"""What made the tuned behaviour come next: the attribution graphs of prompts that it follows, in the model with transcoder
+"""Causes of the tuned behaviour: the attribution graphs of prompts that it follows, in the model with transcoder
 adapters, and the latents through which most of them runs. (RelP graphs as in arXiv 2602.20904; see attribution/.)
 
 By default the prompts are held-out documents up to the first token of a hesitation. Of each prompt every active latent is
@@ -32,24 +32,24 @@ CARRY = 0.8  # share of the summed influence whose latents are counted
 
 
 class GraphPrompt(NamedTuple):
-    """ids [position], and the token that follows them."""
+    """A prompt of ids [position], with the token that follows them."""
 
     ids: Tensor
     target: int
 
 
 class AttributionGraphs:
-    """prompts     texts, or .txt files of one each, whose last token is what is predicted; null: held-out text up to `at`
-    at          a label: what is predicted is the first token of a stretch with it. In a text without it, a token that spells
+    """prompts     texts, or .txt files of one each, whose last token is predicted; null: held-out text up to `at`
+    at          a label: the token that is predicted is the first token of a stretch with it. In a text without it, a token that spells
                 one of the pair's hesitations
-    count       prompts at most, of as many documents as there are
-    context     tokens of a prompt at most: its last ones
+    count       most prompts, of as many documents as there are
+    context     most tokens of a prompt: its last ones
     logits_mass, most_logits   next tokens that are explained: the likeliest up to this probability, and no more than so many
-    most_latents   nodes at most, chosen by influence
+    most_latents   most nodes, chosen by influence
     node_threshold, edge_threshold   shares of the influence that nodes and edges keep, as in circuit-tracer
-    drop_first  the first position is no source, and its latents are no nodes, as in the paper's code
-    drawn       prompts at most whose nodes and edges are tables
-    batch       targets whose gradients are taken at once
+    drop_first  true: the first position is no source, and its latents are no nodes, as in the paper's code
+    drawn       most prompts whose nodes and edges are tables
+    batch       number of targets whose gradients are taken at once
     """
 
     needs = Needs.ADAPTER
@@ -86,14 +86,9 @@ class AttributionGraphs:
         self.node_threshold, self.edge_threshold, self.drawn = node_threshold, edge_threshold, drawn
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        """Raises Refused for a dictionary that is no transcoder adapter."""
-        adapter = trained.dictionary
-        if not isinstance(adapter, TranscoderAdapter):
-            raise Refused(
-                f"{SETTING} follows latents from layer to layer, and a {type(adapter).__name__} has no model that they stand "
-                "in: train with dictionary=transcoder_adapter, or leave attribution_graphs out of evaluation."
-            )
-        prompts = self._given(trained) if self.prompts is not None else self._found(trained)
+        """Attributes each prompt. Raises Refused for a dictionary that is no transcoder adapter."""
+        adapter = trained.adapter("attribution_graphs")
+        prompts = self._found(trained) if self.prompts is None else self._given(trained, self.prompts)
         if not prompts:
             yield Note(
                 f"attribution_graphs: no held-out token is labelled '{self.at}' or spells one of {list(trained.pair.hesitations)}: "
@@ -127,9 +122,9 @@ class AttributionGraphs:
 
     # -- prompts -------------------------------------------------------------------------------------------------------
 
-    def _given(self, trained: Trained) -> list[GraphPrompt]:
+    def _given(self, trained: Trained, texts: Sequence[str]) -> list[GraphPrompt]:
         prompts = []
-        for text in self.prompts:
+        for text in texts:
             if text.endswith(".txt"):
                 if not Path(text).is_file():
                     raise Refused(f"{SETTING}.prompts names {text}, and there is no such file.")
@@ -143,7 +138,7 @@ class AttributionGraphs:
         return prompts
 
     def _found(self, trained: Trained) -> list[GraphPrompt]:
-        """The first place of each document, then the second of each, until there are enough."""
+        """Prompts that end at the first place of each document, then at the second of each, until there are enough."""
         spelled, met, places = spelling(trained.pair.tokenizers[0]), Counter(), []
         for batch in trained.held_out:
             here = self._predicted(batch, spelled, trained.pair.hesitations) & (batch.position > 0)
@@ -155,7 +150,7 @@ class AttributionGraphs:
         return [prompt for _, _, prompt in sorted(places, key=lambda place: place[:2])[: self.count]]
 
     def _predicted(self, batch: Batch, spelled: Callable[[int], str], words: Sequence[str]) -> Tensor:
-        """[token] bool"""
+        """Mask [token] of the tokens that a prompt may predict."""
         if self.at in batch.labels:
             return batch.labels[self.at] & ~later(batch, self.at)
         return torch.tensor([hesitations(spelled(token), words) > 0 for token in batch.token.tolist()])
@@ -174,7 +169,7 @@ class AttributionGraphs:
             pruned,
             slug=slug,
             spelled=spelled,
-            depth=len(trained.dictionary.layers),
+            depth=len(trained.dictionary.streams),
             scan=trained.folder.name,
             node_threshold=self.node_threshold,
         )
@@ -258,7 +253,7 @@ def _add_edges(columns: dict[str, list], slug: str, graph: Graph, pruned: Pruned
 
 
 def _influence_table(influence: Tensor, kept_in: Counter, adapter: TranscoderAdapter) -> Table:
-    """Latents with any influence, the strongest first."""
+    """The table of latents with any influence, the strongest first."""
     order = influence.argsort(descending=True, stable=True)[: int((influence > 0).sum())].tolist()
     columns = {
         "latent": order,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ CHOSEN, RANDOM, EMPTY = "chosen", "random", "empty"
 
 @dataclasses.dataclass(frozen=True)
 class AskedSet:
-    """One set, asked in one way; `draw` of a random one."""
+    """One set, asked in one way; `draw` is the number of a random set."""
 
     asked: str
     which: str
@@ -63,9 +64,9 @@ class AskedSet:
 @dataclasses.dataclass(kw_only=True)
 class LatentSets(BehaviourEvaluation):
     """latents        the set: numbers, or an expression; None: as `chosen_by` chooses
-    scale          of what the set writes into the tuned model         draws    random sets of each size
-    control_sizes  of random sets, times the size of the set; 1 is what the set is compared with
-    seed           of the random sets
+    scale          factor of what the set writes into the tuned model  draws    number of random sets per size
+    control_sizes  sizes of random sets, times that of the set; the set is compared with those of size 1
+    seed           seed of the random sets
     """
 
     chosen_by: Selection | None
@@ -113,7 +114,7 @@ class LatentSets(BehaviourEvaluation):
     def questions(
         self, adapter: TranscoderAdapter, seen: LatentStatistics, chosen: Sequence[int]
     ) -> tuple[list[AskedSet], list[str]]:
-        """Every set, each way; and sentences about controls that cannot be."""
+        """Every set asked in each way, and sentences about controls that cannot be drawn."""
         free = seen.alive.clone()
         free[list(chosen)] = False
         living, notes = free.nonzero()[:, 0], []
@@ -167,8 +168,8 @@ class LatentSets(BehaviourEvaluation):
 def _compared(
     task: str, questions: Sequence[AskedSet], found: Mapping[str, Sequence[Solved]]
 ) -> tuple[list[Finding], list[dict[str, object]]]:
-    """What changes against the whole model, and how much more than under random sets of the same size; rows of the table,
-    the whole models first."""
+    """The change against the whole model, and how much larger it is than under random sets of the same size; rows of the
+    table, the whole models first."""
     measured = {key: measures(solved) for key, solved in found.items()}
     rows, findings = [], []
     for role in COMPARED_WITH.values():
@@ -238,8 +239,8 @@ CAPTION = (
 )
 
 
-def figures(rows: Sequence[Mapping[str, object]]) -> Iterator[Figure]:
-    """One a task and question: the model that is compared with, the sets, and the model that lies beyond."""
+def figures(rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
+    """Draws one figure per task and question: the model that is compared with, the sets, and the model that lies beyond."""
     order = (CHOSEN, RANDOM, EMPTY)
     for task in dict.fromkeys(row["task"] for row in rows):
         models = {row["set"]: row for row in rows if row["task"] == task and row["asked"] is None}
@@ -275,8 +276,8 @@ def figures(rows: Sequence[Mapping[str, object]]) -> Iterator[Figure]:
             )
 
 
-def _around(row: Mapping[str, object]) -> dict[str, float | None]:
-    """The measures of a row, each with the interval of its change laid around it."""
+def _around(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """The measures of a row, each with the confidence interval of its change laid around it."""
     found = {}
     for name in SHOWN:
         value, change = row[name], row.get(f"{name}_change")

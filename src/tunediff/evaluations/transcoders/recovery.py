@@ -1,4 +1,4 @@
-"""How much of what fine-tuning changed in behaviour a transcoder adapter brings back: the same problems to the base, to the
+"""The share of fine-tuning's effect on behaviour that a transcoder adapter brings back: the same problems to the base, to the
 hybrid that the adapter stands in, to the adapted model and to the tuned one (arXiv 2602.20904, section 4).
 
     recovered_of_hybrid   (adapter - hybrid) / (tuned - hybrid)      recovered_of_base   (adapter - base) / (tuned - base)
@@ -74,7 +74,7 @@ class AdapterRecovery(BehaviourEvaluation):
     def _shares(
         self, task: str, measure: str, answers: Mapping[str, Sequence[Solved]], how: str
     ) -> tuple[list[Finding | Note], dict[str, object]]:
-        """What is recovered of both changes, and their row of the table."""
+        """The recovered shares of both changes, and their row of the table."""
         said, means, ends = [], {}, {}
         for name, of in CHANGES.items():
             names = (of.below, of.between, of.above)
@@ -94,14 +94,14 @@ def headline(found: Finding | Note, task: str) -> Finding | Note:
 
 
 def _hesitations(task: str, condition: Condition, solved: Sequence[Solved]) -> Finding:
-    """Hesitations per response; side by side stand those per 1,000 tokens."""
+    """Findings of hesitations per response; side_by_side has those per 1,000 tokens."""
     value, ends = hesitation_rate(solved, a_response=True).value, hesitation_interval(solved, a_response=True)
     meaning = "hesitations a response, interval over problems"
     return Finding(f"{NAME}/{task}/{condition.name}/hesitations_per_response", float(value), *ends, meaning)
 
 
 def figures(columns: Mapping[str, list]) -> Iterator[Figure]:
-    """The four models on each task, and below them the shares."""
+    """Draws the four models on each task, and below them the shares."""
     section, words = "What the adapter recovers", {who: title for who, title in TITLES.items() if who != title}
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     for task in dict.fromkeys(columns["task"]):

@@ -51,7 +51,7 @@ class Measured(NamedTuple):
 
     costs      choices of each run -> [document, 3]: tokens, KL from the tuned model, cross-entropy
     errors     [document, STAND_INS, point]: squared distance from the tuned model's residual stream
-    squares    [document, point]: of the tuned model's own
+    squares    [document, point]: squared norm of the tuned model's own
     """
 
     costs: dict[Choices, Tensor]
@@ -60,7 +60,7 @@ class Measured(NamedTuple):
 
 
 class Replacement:
-    """Passes over the held-out text: 4 a layer."""
+    """Runs four passes per layer over the held-out text."""
 
     needs = Needs.ADAPTER
 
@@ -85,7 +85,7 @@ class Replacement:
 
 
 def measured(trained: Trained, runs: Sequence[Choices]) -> Measured:
-    """Of every distinct run, and of those in which all layers are replaced also the residual stream."""
+    """Costs of every distinct run, and errors in the residual stream of those in which all layers are replaced."""
     pair, adapter = trained.pair, trained.adapter(NAME)
     model = replaceable(pair.models[TUNED], pair.models[BASE], adapter)
     depth = len(adapter.layers)
@@ -107,7 +107,7 @@ def measured(trained: Trained, runs: Sequence[Choices]) -> Measured:
 def _of_batch(
     trained: Trained, model: nn.Module, runs: Sequence[Choices], batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Documents of the tokens that are scored and their costs [scored, column], and squares along the residual stream of all
+    """Documents and costs [scored, column] of the tokens that are scored, and squares along the residual stream of all
     kept tokens [token, column]. The tuned model runs first."""
     pair, depth = trained.pair, len(runs[0])
     before, targets, documents, _ = predicted(pair, TUNED, batch)
@@ -185,7 +185,7 @@ def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], d
 
 
 def _residual(found: Measured) -> Iterator[Finding | Table | Figure]:
-    """Point 0 are the embeddings, point n stands after layer n - 1."""
+    """Errors along the residual stream: point 0 is the embeddings, point n comes after layer n - 1."""
     nmse = {who: ratio(found.errors[:, n], found.squares) for n, who in enumerate(STAND_INS)}
     for who, estimate in nmse.items():
         mean = Estimate(estimate.value.mean(), estimate.influence.mean(1))
@@ -202,7 +202,7 @@ def _residual(found: Measured) -> Iterator[Finding | Table | Figure]:
 
 @torch.no_grad()
 def _latents(trained: Trained) -> Iterator[Finding | Table | Figure]:
-    """Of each layer, in the adapted model; the decoder norm is the median of latents that fired."""
+    """L0, dead latents and decoder norms of each layer in the adapted model; the norm is the median over latents that fired."""
     adapter = trained.adapter(NAME)
     shape = (len(adapter.layers), adapter.latents_per_layer)
     active, tokens = trained.statistics.active[ALL], trained.statistics.tokens[ALL]
@@ -213,8 +213,8 @@ def _latents(trained: Trained) -> Iterator[Finding | Table | Figure]:
     meaning = "active latents a token and layer, mean over layers"
     yield Finding(f"{NAME}/l0", float(l0.mean()), meaning=meaning, column="L0 a layer", line="L0 a layer")
     meaning = f"share of latents of all layers that fired on none of {tokens:,} held-out tokens"
-    words = {"column": "never fired", "line": "never fired"}
-    yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning, **words)
+    word = "never fired"
+    yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning, column=word, line=word)
     columns = {"l0": l0.tolist(), "dead_fraction": dead.tolist(), "decoder_norm": medians}
     columns = {"layer": list(range(shape[0])), **columns}
     yield Table("adapter_layers", columns)
