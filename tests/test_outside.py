@@ -18,7 +18,8 @@ from tunediff.models import PairError
 from tunediff.shapes import Refused, Stream
 from tunediff.study.train import study
 
-SMOKE = ("scale=smoke", "trainer=cpu", "evaluation=none", "budget.tokens=10_240")
+SMALL = ("scale=smoke", "trainer=cpu", "budget.buffer=2048", "budget.fit_tokens=1024", "text.tokens_per_batch=2048")
+SMOKE = (*SMALL, "evaluation=none", "budget.tokens=10_240")
 
 
 def findings(folder):
@@ -288,7 +289,7 @@ def test_a_dictionary_that_is_no_subclass_of_ours_is_trained_and_measured(packag
     package(LISTA)
     chosen = options("dictionary", "lista", LISTA_OPTION)
     evaluations = "evaluation=[fidelity,geometry,latent_scaling,segments,logit_effect,kl_patching]"
-    line = ["scale=smoke", "trainer=cpu", "trust=[mypkg]", *chosen]
+    line = [*SMALL, "trust=[mypkg]", *chosen]
     study(composed(*line, evaluations, "budget.tokens=20_480", "budget.evaluation_tokens=1000"), tmp_path / "run")
     learned, found = curves(tmp_path / "run"), findings(tmp_path / "run")
     assert learned["loss/reconstruction"][-1] < learned["loss/reconstruction"][0] and learned["steps"][-1] == 20
