@@ -377,7 +377,7 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
     }
     for name, made in (
         ("<fine-tune>", "fine_tuned"),
-        ("<adapter run>", "adapter_run"),
+        ("<LoRA run>", "adapter_run"),
         ("<transcoder run>", "transcoder_run"),
     ):
         if name in command:  # made for those that ask for one
