@@ -347,6 +347,21 @@ def test_special_tokens_and_sinks_are_left_alone_by_a_dictionary(pair, known):
     assert torch.equal(hidden(pair, TUNED, known(), edit), hidden(pair, TUNED, known()))
 
 
+def test_rows_that_go_on_keep_what_was_known_of_them(tokenizer):
+    known = Sequences.of_prompts(tokenizer, [ids(tokenizer, QUESTION), ids(tokenizer, QUESTION + "<think>\n")])
+    known.moments = {0: torch.arange(4.0).view(2, 1, 2)}
+    known.select(torch.tensor([1]))
+    assert known.opened.tolist() == [True] and known.moments[0].tolist() == [[[2.0, 3.0]]]
+
+
+def test_where_the_other_models_response_has_ended_nothing_is_patched(pair, tokenizer):
+    prompts, response = [ids(tokenizer, QUESTION)], ids(tokenizer, ANSWERS[1])
+    whole, short = (Sequences.of_responses(tokenizer, prompts, [response[:n]]) for n in (len(response), 2))
+    _, (changes,) = pair.run(BASE, whole, [Edit(AT[BASE], Whole(), Patch(), Response())], alongside=short)
+    start = len(prompts[0])
+    assert (changes[0] > 0).nonzero()[:, 0].tolist() == [start, start + 1] and len(response) > 2
+
+
 def test_the_moments_of_a_sequence_are_over_all_of_its_entries():
     part = latents(dictionary_of(BOTH, kind="sequence_zscore"), 3)
     signs = torch.ones(3, WIDTH)

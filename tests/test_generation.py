@@ -11,13 +11,26 @@ import torch
 
 from test_edits import dictionary_of, direction, latents
 from toy_pair import held_out_problems
-from tunediff.edits import Add, AfterMatch, Edit, Keep, Patch, Response, Scale, Sequences, Thinking, Whole, Zero
-from tunediff.generation import VLLM, Batched, Decoding, ask, generate, next_tokens
-from tunediff.generation.writer import Writer
+from tunediff.edits import (
+    Add,
+    AfterMatch,
+    AfterTokens,
+    Edit,
+    Keep,
+    Patch,
+    Response,
+    Scale,
+    Sequences,
+    Thinking,
+    Whole,
+    Zero,
+)
+from tunediff.generation import VLLM, Batched, Decoding, ask, generate, next_tokens, surprise
+from tunediff.generation.writer import Writer, before_stop
 from tunediff.hookpoints import Point, reading
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Refused
-from tunediff.text import encode
+from tunediff.text import LAYOUTS, encode
 
 ROLES = (BASE, TUNED)
 
@@ -170,6 +183,37 @@ def test_thinking_is_extended_by_wait_in_place_of_its_end(toy, asked):
     for short, long in zip(plain, longer, strict=True):
         thinking = short.text.partition("</think>")[0]
         assert long.text.startswith(thinking + "Wait, let me check.")
+
+
+def test_the_surprise_of_a_response_is_that_of_the_model_that_reads_it_alone(toy, asked):
+    found = answers(toy, asked[:3], tokens=20)
+    found[1] = found[1]._replace(ids=found[1].ids[:4])
+    found[2] = found[2]._replace(ids=[])
+    measured = surprise(toy, BASE, asked[:3], found, tokenizer=toy.tokenizers[0])
+    for one, response, value in zip(asked, found, measured, strict=False):
+        whole, first = torch.tensor([[*one.ids, *response.ids]]), len(one.ids)
+        with torch.no_grad():
+            scores = toy.models[BASE](whole).logits[0].double().log_softmax(-1)
+        expected = -sum(float(scores[first + n - 1, token]) for n, token in enumerate(response.ids))
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_thinking_is_extended_as_often_as_is_said(tokenizer):
+    close, dot = (tokenizer.convert_tokens_to_ids(token) for token in ("</think>", "."))
+    decoding = Decoding(tokens=50, extensions=2, extension=".")
+    writer = Writer("a", decoding, tokenizer, {1}, thinking=LAYOUTS[0])
+    assert [writer.take(close) for _ in range(3)] == [dot, dot, close]
+
+
+def test_of_several_stop_strings_the_first_that_comes_ends_a_response(tokenizer):
+    ids = list(encode(tokenizer, "Anna has 3. Ben has 4, so")["input_ids"])
+    assert tokenizer.decode(before_stop(ids, [",", "."], tokenizer)) == "Anna has 3"
+
+
+def test_an_edit_whose_gate_never_opens_changes_nothing_by_nothing(toy, asked):
+    edit = Edit(toy.streams("resid_post", 2, reads=TUNED)[0], Whole(), Zero(), AfterTokens(1000))
+    (found,) = answers(toy, asked[:1], edits=[edit], tokens=5)
+    assert found.touched == (0,) and found.change == (0.0,)
 
 
 def test_a_stop_string_ends_a_response_before_it(toy, asked):

@@ -300,6 +300,13 @@ def test_a_comparison_has_the_swept_keys_first_the_state_of_each_and_why_it_fail
     assert table["fidelity/l0/mean"] == [10.0, 11.0, None, None]
 
 
+def test_members_are_sorted_by_numbers_before_words_and_a_truth_value_is_a_word(tmp_path):
+    for n, value in enumerate(["b", True, 10, 2.5]):
+        (tmp_path / str(n)).mkdir()
+        (tmp_path / str(n) / "identity.json").write_text(json.dumps({"identity": f"id{n}", "settings": {"x": value}}))
+    assert [member["keys"]["x"] for member in members_under([tmp_path])] == [2.5, 10, "b", True]
+
+
 def test_members_that_would_look_alike_are_told_apart_by_their_settings(tmp_path):
     make_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text(json.dumps({"members": [{"identity": "id0", "words": ["layer=1"]}]}))
