@@ -153,7 +153,7 @@ def evaluate(
 
 
 def found_by(name: str, evaluation: Evaluation, given: Given) -> list[Finding | Table | Figure | Note]:
-    """What an evaluation yields. Raises Refused for anything else, naming the evaluation."""
+    """Collects what an evaluation yields. Raises Refused for anything else, naming the evaluation."""
     found = evaluation.run(given)
     wrong = [found] if not isinstance(found, Iterable) or isinstance(found, tuple) else []
     found = [] if wrong else list(found)
