@@ -61,7 +61,7 @@ NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("budget.tokens", "activations.buffer"), pydantic.NonNegativeInt),
     **dict.fromkeys(("optimizer.learning_rate", "checkpoint_every"), POSITIVE),
     "optimizer.betas": tuple[SHARE, SHARE],
-    "optimizer.clip_norm": POSITIVE | None,
+    "optimizer.clip_norm": Annotated[float | None, pydantic.Field(gt=0, allow_inf_nan=False)],
     "seed": Annotated[int, pydantic.Field(ge=0, lt=2**63)],
     "tokens": pydantic.PositiveInt | None,
 }
