@@ -30,6 +30,7 @@ from tunediff.edits import (
     Zero,
     editing,
 )
+from tunediff.edits.parts import Place
 from tunediff.hookpoints import Point, reading
 from tunediff.shapes import BASE, DIFFERENCE, TUNED, Refused, Rows, Stream
 from tunediff.text import encode
@@ -344,6 +345,14 @@ def test_special_tokens_and_sinks_are_left_alone_by_a_dictionary(pair, known):
     assert known().special.any() and not (changed & known().special).any()
     dictionary.normalisation.largest_norm.fill_(0.0)
     assert torch.equal(hidden(pair, TUNED, known(), edit), hidden(pair, TUNED, known()))
+
+
+def test_the_moments_of_a_sequence_are_over_all_of_its_entries():
+    part = latents(dictionary_of(BOTH, kind="sequence_zscore"), 3)
+    signs = torch.ones(3, WIDTH)
+    signs[:, ::2] = -1
+    place = Place(1 + 4 * signs, {BOTH[1]: -2 + 0.5 * signs}, None)
+    assert torch.allclose(part.moments(BOTH[0], place), torch.tensor([[1.0, 4.0], [-2.0, 0.5]]))
 
 
 def test_what_an_edit_changes_is_told_from_what_its_gate_names(pair, known):

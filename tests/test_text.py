@@ -13,6 +13,7 @@ import toy_pair
 from tunediff.shapes import SEGMENTS
 from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render, spelling
 from tunediff.toy import language
+from tunediff.toy.tokenizer import build_tokenizer
 
 ROWS = list(itertools.islice(language.rows(0, "trace"), 200))
 
@@ -141,8 +142,6 @@ def test_batches_go_on_from_a_saved_position(tokenizer):
 
 
 def test_two_tokenizers_are_paired_by_the_character_their_tokens_end_on(tokenizer):
-    from tunediff.toy.tokenizer import build_tokenizer
-
     other = build_tokenizer(["Anna has 3 apples"], size=300)
     assert len(compare_tokenizers(tokenizer, other).examples) > 0
     text = toy_text()
@@ -155,6 +154,16 @@ def test_two_tokenizers_are_paired_by_the_character_their_tokens_end_on(tokenize
         for a, b in zip(*document.places, strict=True):
             first, second = tokenizer.decode([document.ids[0][a]]), other.decode([document.ids[1][b]])
             assert first.endswith(second) or second.endswith(first)
+
+
+def test_a_trace_that_is_cut_keeps_every_token_of_both_tokenizers_once(tokenizer):
+    other = build_tokenizer(["Anna has 3 apples"], size=300)
+    row = next(toy_text().named_rows(held_out=False))
+    (whole,) = toy_text().documents(row, [tokenizer, other])
+    pieces = toy_text(context=16).documents(row, [tokenizer, other])
+    assert len(pieces) > 3
+    for entry in (0, 1):
+        assert [i for piece in pieces for i in piece.ids[entry]] == whole.ids[entry]
 
 
 def test_tokenizers_that_agree_have_no_examples_and_specials_are_named(tokenizer):
@@ -256,3 +265,10 @@ def test_labelled_sentences_are_found_in_order_and_what_is_not_there_is_left_out
     expected = {(text, label) for text, label in [("So we add.", "start"), ("Wait, so we add.", "backtracking")]}
     expected |= {(text, "annotated") for text in ("So we add.", "Wait, so we add.", "Then we stop.")}
     assert expected | {("So we add.", "opening"), ("</think>", "end_of_thinking")} == said
+
+
+def test_a_labelled_sentence_that_comes_twice_is_found_where_it_comes(tokenizer):
+    pieces = [{"label": name, "text": "So we add."} for name in ("first", "second")]
+    row = {"prompt": "q", "thinking": "So we add. Wait. So we add.", "answer": "a", "pieces": pieces}
+    found = {label: first for first, _, label in render(row, tokenizer).labels}
+    assert found["second"] - found["first"] == len("So we add. Wait. ")
