@@ -17,6 +17,7 @@ demo: .venv/.ready
 test: .venv/.ready
 	bash tests/install_system.sh
 	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
 
 # the newest versions that pyproject.toml allows
@@ -41,6 +42,7 @@ lock:
 lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tunediff needs Python 3.11 or newer; name one: make demo PYTHON=python3.11")'

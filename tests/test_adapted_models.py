@@ -458,6 +458,7 @@ def finished_run(folder, pair, folders, **dictionary):
     nodes = {role: node | {"dtype": "float32"} for role, node in nodes.items()}
     given = {
         "_target_": "tunediff.dictionary.TranscoderAdapter",
+        "_partial_": True,
         "reads": ADAPTER,
         "hookpoint": {"name": "mlp_in", "equal_widths": True},
         **dictionary,

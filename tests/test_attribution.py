@@ -448,7 +448,7 @@ def test_prompts_may_be_given_and_are_cut_to_their_last_tokens(trained, tmp_path
 
 
 def test_a_dictionary_that_stands_in_no_model_is_refused(trained):
-    with pytest.raises(Refused, match="train with dictionary=transcoder_adapter"):
+    with pytest.raises(Refused, match="train one with dictionary=transcoder_adapter"):
         found_by(AttributionGraphs(), dataclasses.replace(trained, dictionary=torch.nn.Identity()))
     with pytest.raises(Refused, match="edge_threshold=0 is no share"):
         AttributionGraphs(edge_threshold=0)

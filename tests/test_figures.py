@@ -8,22 +8,32 @@ from types import SimpleNamespace
 import hydra
 import numpy
 import pytest
+import torch
 
 from browser import in_browser
 from conftest import ROOT
 from tunediff import folders
 from tunediff.report import in_words, line_of, members_under, write_report
 from tunediff.settings import check
-from tunediff.shapes import Figure, Finding, Refused
+from tunediff.shapes import Figure, Finding, Refused, Table
 from tunediff.study.parts import STUDY, evaluations_of
 from tunediff.study.run import evaluate
 
 DESCRIBED = {"identity": "abc", "study": {"model_pair": "tuned vs base"}}
 
 
+def columns(**more):
+    return {"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], **more}
+
+
 def figure(name="mine/curve", kind="lines", **more):
-    columns = {"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "who": ["base", "base", "tuned"]}
-    given = {"columns": columns, "x": "step", "y": ["loss"], "section": "Mine", "title": "Loss"}
+    given = {
+        "columns": columns(who=["base", "base", "tuned"]),
+        "x": "step",
+        "y": ["loss"],
+        "section": "Mine",
+        "title": "Loss",
+    }
     return Figure(name, kind, **{**given, **more})
 
 
@@ -38,11 +48,42 @@ def figure(name="mine/curve", kind="lines", **more):
         ({"y": []}, "is no list of columns"),
         ({"kind": "heat"}, "the rows of a heat"),
         ({"columns": {"step": [1], "loss": [1.0], "loss_low": [0.5]}}, "loss_low and loss_high"),
+        ({"x": "who"}, "row 0 of its column who is of type str, and only numbers and None are drawn"),
+        ({"kind": "points", "x": "who"}, "column who is of type str"),
+        ({"kind": "bars", "y": ["who"]}, "column who is of type str"),
+        ({"columns": columns(loss=[1.0, None, "2"])}, "row 2 of its column loss is of type str"),
+        ({"columns": columns(loss=[1.0, True, 2.0])}, "row 1 of its column loss is of type bool"),
+        ({"columns": columns(loss_low=["a"] * 3, loss_high=[1] * 3)}, "column loss_low is of type str"),
+        ({"columns": columns(loss_low=[1] * 3, loss_high=["a"] * 3)}, "column loss_high is of type str"),
+        ({"columns": columns(more=[1, 2, [3]])}, "row 2 of its column more is of type list, not a number, string"),
+        ({"columns": columns(more=[object()] * 3)}, "type object, not a number, string, bool or None"),
+        ({"columns": columns(more=numpy.ones((3, 2)))}, "type list, not a number"),
+        ({"columns": columns(more=range(3))}, "column more is of type range, not a list or an array"),
+        ({"columns": columns(more={1, 2, 3})}, "type set, not a list"),
+        ({"columns": columns(more=7)}, "type int, not a list"),
+        ({"columns": columns(more="abc")}, "type str, not a list"),
+        ({"columns": columns(more=numpy.float32(1))}, "type float, not a list"),
+        ({"columns": columns(more=(n for n in range(3)))}, "type generator, not a list"),
+        ({"columns": columns(more=object())}, "type object, not a list"),
+        ({"columns": [("step", [1])]}, "columns are of type list, not a mapping"),
+        ({"columns": None}, "columns are of type NoneType, not a mapping"),
+        ({"words": None}, "words is no mapping"),
+        ({"words": {"loss": 3}}, "words is no mapping of columns to strings"),
+        ({"log": None}, r"log is no list of columns; write log=\[\] for none"),
+        ({"log": "loss"}, "log is no list"),
+        ({"choices": None}, "choices is no list"),
+        ({"choices": {"who"}}, "choices is no list"),
+        ({"y": None}, r"y=None is no list of columns; write y=\['value'\]"),
+        ({"y": [["loss"]]}, "is no list of columns"),
+        ({"x": None}, "x is of type NoneType, not a string"),
+        ({"group": ["who"]}, "group is of type list, not a string"),
+        ({"title": None}, "title is of type NoneType"),
     ],
 )
 def test_a_figure_that_cannot_be_drawn_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, wrong, said):
     with pytest.raises(Refused, match=said) as refused:
-        folders.write_findings(tmp_path, [Finding("mine/a", 1.0), figure(**wrong)], DESCRIBED, by="mine")
+        found = [Table("mine", {"a": [1]}), Finding("mine/a", 1.0), figure(**wrong)]
+        folders.write_findings(tmp_path, found, DESCRIBED, by="mine")
     assert "\n" not in str(refused.value) and str(refused.value).startswith("Figure mine/curve")
     assert not list(tmp_path.iterdir())
 
@@ -62,10 +103,48 @@ def test_figures_stay_until_their_evaluation_runs_again_and_go_with_the_study(tm
     assert folders.figures_of(tmp_path) == []
 
 
-def test_columns_of_arrays_are_written_as_lists_are(tmp_path):
-    columns = {"step": numpy.arange(3), "loss": [numpy.float32(0.5)] * 3}
-    folders.write_findings(tmp_path, [figure(columns=columns)], DESCRIBED)
-    assert folders.figures_of(tmp_path)[0]["columns"] == {"step": [0, 1, 2], "loss": [0.5] * 3}
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([figure("mine/a"), figure("mine/a")], "Figure mine/a: two figures have this name"),
+        ([Finding("mine/b", "high")], "Finding mine/b: its value is of type str, not a number"),
+        ([Finding("mine/b", 1.0, numpy.ones(2), 2.0)], "Finding mine/b: its low is of type list"),
+        ([Table("mine", {"a": [1, 2], "b": [1]})], "Table mine: its columns have unequal lengths, {'a': 2, 'b': 1}"),
+        ([Table("mine", {"a": [1, 2]}), Table("mine", {"b": [1]})], "Table mine: its columns have unequal lengths"),
+        *(([Table(name, {"a": [1]})], "its name has no slash") for name in ("in/mine", "../mine", "..", ".", "")),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, wrong, said):
+    with pytest.raises(Refused, match=said) as refused:
+        folders.write_findings(tmp_path, [Table("whole", {"a": [1]}), Finding("mine/a", 1.0), *wrong], DESCRIBED)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_is_written_inside_its_run_folder_alone(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(Refused, match="its name has no slash"):
+        folders.write_findings(folder, [Table(str(tmp_path / "outside"), {"a": [1]})], DESCRIBED)
+    assert list(tmp_path.iterdir()) == [folder] and not list(folder.iterdir())
+
+
+def test_arrays_and_their_scalars_are_written_as_lists_and_numbers_and_what_is_not_finite_as_null(tmp_path):
+    def strictly(name):
+        return json.loads((tmp_path / name).read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    wild = [numpy.float32(0.5), float("nan"), torch.tensor(float("inf"))]
+    drawn = figure(columns={"step": numpy.arange(3), "loss": wild, "more": torch.tensor([1.0, 2.0, -torch.inf])})
+    ends = (torch.tensor(0.25), numpy.float64("inf"))
+    found = [drawn, Finding("mine/a", numpy.float32(0.5), *ends), Finding("mine/b", float("nan"))]
+    folders.write_findings(tmp_path, found, DESCRIBED)
+    assert strictly("figures.json")["figures"][0]["columns"] == {
+        "step": [0, 1, 2],
+        "loss": [0.5, None, None],
+        "more": [1.0, 2.0, None],
+    }
+    kept = [[one[name] for name in ("value", "low", "high")] for one in strictly("findings.json")["findings"]]
+    assert kept == [[0.5, 0.25, None], [None] * 3]
 
 
 def test_the_words_of_the_headline_are_kept_where_there_are_any_and_older_findings_have_none(tmp_path):
@@ -177,6 +256,51 @@ def test_it_has_its_pictures_and_its_words_are_text(elsewhere, browser):
       set('part', 'few');
       return [first, read(), document.querySelectorAll('#to-spread-of-my-own figure')[1].querySelectorAll('circle').length];""")
     assert said == ["row 0, column 0: 0.100 of it", "row 1, column 0: 0.300 of it", 1]
+
+
+@in_browser
+def test_a_figure_that_is_broken_long_or_huge_leaves_the_page_whole(tmp_path, browser):
+    top = 1.7e308
+    huge = {
+        "step": [-top, 0.0, top],
+        "loss": [top, None, -top],
+        "loss_low": [0, None, -top],
+        "loss_high": [top, None, top],
+    }
+    huge |= {"name": ["a", "b", "c"], "wide": [1e-300, 1.0, top], "level": [top] * 3}
+    kinds = {"lines": "step", "points": "step", "bars": "name", "intervals": "name", "heat": "name"}
+    found = [
+        figure(
+            f"{kind}/{y}", kind, columns=huge, x=x, y=[y], title=f"{kind} of {y}", group="name", log=["step", "wide"]
+        )
+        for kind, x in kinds.items()
+        for y in ("loss", "wide", "level")
+    ]
+    found += [figure("flat", columns=huge, x="level", y=["level"], title="flat"), figure("last", title="lone \ud800")]
+    folders.write_findings(tmp_path, found, {**DESCRIBED, "study": {"model_pair": "\udfff"}})
+    drawn = folders.figures_of(tmp_path)
+    flaws = [{"kind": "pie"}, {"choices": None}, {"group": "who", "columns": None}]
+    wrong = [{**drawn[-1], "title": f"flaw {n}", **flaw} for n, flaw in enumerate(flaws)]
+    (tmp_path / "figures.json").write_text(json.dumps({"figures": [*wrong, *drawn]}))
+    page = browser.open(write_report(tmp_path))
+    titles, said, unplaced = page.run("""
+      const figures = [...document.querySelectorAll('#to-mine figure')], marks = [...document.querySelectorAll('#to-mine svg, #to-mine svg *')];
+      const unplaced = marks.filter((one) => [...one.attributes].some(({ value }) => /NaN|Infinity|undefined/.test(value)));
+      return [figures.map((one) => one.querySelector('figcaption span').textContent.split(';')[0]),
+        figures.slice(0, 3).map((one) => one.querySelector('p').textContent), unplaced.map((one) => one.outerHTML.slice(0, 200))];""")
+    assert titles == [
+        *("flaw 0", "flaw 1", "flaw 2"),
+        *(f"{kind} of {y}" for kind in kinds for y in ("loss", "wide", "level")),
+        *("flat", "lone ?"),
+    ]
+    assert all(one.startswith("This figure could not be drawn: ") for one in said)
+    assert unplaced == []
+    # a hundred and fifty thousand rows, without their dots, which take a browser seconds
+    long = page.run("""
+      const points = Array.from({ length: 150000 }, (_, n) => ({ at: n + 1, value: n + 1, low: n, high: n + 2, said: '' })), of = points.map((point) => ({ size: point.at }));
+      const line = plot('long', [{ word: '', colour: 'red', points }], { xWord: '', xLog: true, yLog: true, dots: false, rows: null });
+      return [line.querySelector('polyline').getAttribute('points').split(' ').length, element('div', {}, of.map(() => '.')).textContent.length, lowest(of.map((row) => row.size)), highest(of.map((row) => row.size))];""")
+    assert long == [150_000, 150_000, 1, 150_000]
 
 
 def test_what_speaks_of_behaviour_and_of_the_headline_names_no_evaluation():

@@ -1,5 +1,6 @@
 """Laws of the instruments that evaluations share, and of what a run computes once for all of them."""
 
+import math
 from functools import partial
 from itertools import combinations
 
@@ -77,11 +78,21 @@ def test_sums_of_documents_do_not_know_how_the_text_was_cut_into_batches():
 
 
 def test_independent_values_have_students_interval_and_a_single_one_none():
-    value, low, high = mean_of(torch.tensor([1.0, 3.0]))
+    free = {"least": -math.inf, "most": math.inf}
+    value, low, high = mean_of(torch.tensor([1.0, 3.0]), **free)
     assert (
         value == 2 and high - value == pytest.approx(12.7062, rel=1e-5) and value - low == pytest.approx(high - value)
     )
-    assert mean_of(torch.tensor([5.0])) == (5.0, None, None) and mean_of(torch.tensor([])) == (None, None, None)
+    assert mean_of(torch.tensor([5.0]), **free) == (5.0, None, None) and mean_of(torch.tensor([]), **free) == (
+        None,
+        None,
+        None,
+    )
+    assert (
+        mean_of(torch.tensor([1.0, 1.0, 0.8]), least=0.0, most=1.0)[2]
+        == 1.0
+        < mean_of(torch.tensor([1.0, 1.0, 0.8]), **free)[2]
+    )
     assert share(3, 4) == (0.75, *wilson(3, 4)) and share(0, 0) == (None, None, None)
 
 

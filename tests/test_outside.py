@@ -15,7 +15,8 @@ from test_models import batch_of
 from test_settings import composed
 from tunediff.hookpoints import HOOKPOINTS, Point, add_hookpoint, decoder_layers, reading, writing
 from tunediff.models import PairError
-from tunediff.shapes import Refused, Stream
+from tunediff.shapes import Finding, Refused, Stream
+from tunediff.study.run import found_by
 from tunediff.study.train import study
 
 SMALL = ("scale=smoke", "trainer=cpu", "budget.buffer=2048", "budget.fit_tokens=1024", "text.tokens_per_batch=2048")
@@ -310,3 +311,13 @@ def test_what_a_dictionary_of_ones_own_cannot_do_is_refused_before_it_is_trained
     ):
         study(composed(*line, resampling), tmp_path / "run")
     study(composed(*line), tmp_path / "run")  # and nothing else
+
+
+@pytest.mark.parametrize("gives", ["[3]", "'abc'", "[None]", "None", "Finding('a', 1.0)", "[{'a': 1}]"])
+def test_what_is_no_finding_is_refused_with_the_name_of_the_evaluation(gives):
+    class Rubbish:
+        def run(self, given):
+            return eval(gives, {"Finding": Finding})
+
+    with pytest.raises(Refused, match="evaluation=mine gave .*: its run yields Findings, Tables, Figures and Notes"):
+        found_by("mine", Rubbish(), None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -24,7 +25,7 @@ import filelock
 import pyarrow
 import pyarrow.parquet
 
-from tunediff.shapes import Figure, Finding, Note, Refused, Table
+from tunediff.shapes import Figure, Finding, Note, Refused, Table, native
 
 FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
 INTERRUPTED, CANCELLED = "interrupted", "cancelled"
@@ -159,13 +160,29 @@ def clear(folder: Path) -> None:
 
 def write_table(folder: Path, table: Table) -> None:
     """tables/<name>.parquet. An earlier table of that name with as many rows keeps its other columns."""
-    place, columns = folder / "tables" / f"{table.name}.parquet", table.columns
-    place.parent.mkdir(exist_ok=True)
+    _write_table(_place(folder, table), _joined(folder, table))
+
+
+def _place(folder: Path, table: Table) -> Path:
+    return folder / "tables" / f"{table.name}.parquet"
+
+
+def _joined(folder: Path, table: Table) -> pyarrow.Table:
+    """The table with the other columns of an earlier one that has as many rows. Raises Refused where it has no file name
+    or its columns are of unequal length."""
+    table.check()
+    place, columns = _place(folder, table), table.columns
     if place.exists():
         before = pyarrow.parquet.read_table(place).to_pydict()
-        if len(next(iter(before.values()))) == len(next(iter(columns.values()))):
+        rows, rows_before = (len(next(iter(some.values()), ())) for some in (columns, before))
+        if rows == rows_before:
             columns = {**before, **columns}
-    pyarrow.parquet.write_table(pyarrow.table(columns), place.with_suffix(".partial"))
+    return pyarrow.table(columns)
+
+
+def _write_table(place: Path, table: pyarrow.Table) -> None:
+    place.parent.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(table, place.with_suffix(".partial"))
     os.replace(place.with_suffix(".partial"), place)
 
 
@@ -178,10 +195,15 @@ def write_findings(
 ) -> dict[str, dict]:
     """findings.json, figures.json and tables/*.parquet. What an earlier call left stays: tables, which join their columns
     with those of the same name, and findings, figures and notes unless they are `by` the same. Raises Refused for a
-    figure that cannot be drawn, before anything is written."""
+    figure that cannot be drawn, one of two that share a name, and a table or finding that cannot be kept, before anything
+    is written. What is not a finite number is null in the JSON."""
     found = list(found)
+    named: set[str] = set()
     for figure in (item for item in found if isinstance(item, Figure)):
         figure.check()
+        if figure.name in named:
+            raise Refused(f"Figure {figure.name}: two figures have this name, and each needs one of its own.")
+        named.add(figure.name)
     path = folder / "findings.json"
     old = read_json(path) or {"findings": [], "notes": []}
     found_by, noted_by = old.get("found_by", {}), {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
@@ -200,25 +222,40 @@ def write_findings(
             figures[item.name] = {**item._asdict(), "by": by}
         else:
             noted_by[item.text] = by
-    for name, columns in tables.items():
-        write_table(folder, Table(name, columns))
-    if figures or (folder / "figures.json").exists():
-        write_atomically(
-            folder / "figures.json",
-            json.dumps({"figures": list(figures.values())}, default=lambda array: array.tolist()),
-        )
+    joined = {_place(folder, table): _joined(folder, table) for table in map(Table, tables, tables.values())}
     findings = {name: finding for name, finding in findings.items() if name not in withdrawn}
     found_by = {name: who for name, who in found_by.items() if name in findings}
     content = {**described, "findings": list(findings.values()), "notes": list(noted_by)}
     content |= {"found_by": found_by, "noted_by": noted_by}
-    write_atomically(path, json.dumps(content, indent=1))
+    written = json.dumps(_valid(content), indent=1, allow_nan=False)
+    drawn = json.dumps(_valid({"figures": list(figures.values())}), allow_nan=False)
+    for place, table in joined.items():
+        _write_table(place, table)
+    if figures or (folder / "figures.json").exists():
+        write_atomically(folder / "figures.json", drawn)
+    write_atomically(path, written)
     return findings
 
 
 def _told(finding: Finding) -> dict[str, Any]:
     """Its entry in findings.json: the words of the headline only where it belongs there."""
-    words = ("column", "line")
-    return {name: value for name, value in finding._asdict().items() if value or name not in words}
+    entry = {name: _valid(value) for name, value in finding._asdict().items()}
+    for name in ("value", "low", "high"):
+        if not isinstance(entry[name], int | float | None):
+            raise Refused(f"Finding {finding.name}: its {name} is of type {type(entry[name]).__name__}, not a number.")
+    return {name: value for name, value in entry.items() if value or name not in ("column", "line")}
+
+
+def _valid(value: Any) -> Any:
+    """The value for JSON, which has no NaN and no arrays: what is not a finite number is null."""
+    value = native(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _valid(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(inner) for inner in value]
+    return value
 
 
 def figures_of(folder: Path) -> list[dict[str, Any]]:

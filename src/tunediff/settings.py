@@ -20,7 +20,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
 import hydra.errors
@@ -32,7 +32,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from tunediff.shapes import Refused
+from tunediff.shapes import Refused, flat
 
 TRUSTED = ("tunediff", "torch", "lightning")
 # what cannot change what a study means
@@ -52,6 +52,19 @@ IMMATERIAL = (
 
 
 ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
+
+POSITIVE = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+SHARE = Annotated[float, pydantic.Field(ge=0, lt=1)]
+# settings that no class of their own takes
+NUMBERS: dict[str, Any] = {
+    **dict.fromkeys(("budget.evaluation_tokens", "optimizer.batch", "activations.fit_tokens"), pydantic.PositiveInt),
+    **dict.fromkeys(("budget.tokens", "activations.buffer"), pydantic.NonNegativeInt),
+    **dict.fromkeys(("optimizer.learning_rate", "checkpoint_every"), POSITIVE),
+    "optimizer.betas": tuple[SHARE, SHARE],
+    "optimizer.clip_norm": Annotated[float | None, pydantic.Field(gt=0, allow_inf_nan=False)],
+    "seed": Annotated[int, pydantic.Field(ge=0, lt=2**63)],
+    "tokens": pydantic.PositiveInt | None,
+}
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -214,6 +227,13 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
         raise Refused(_not_set(str(error.full_key), f"{error.full_key}=<...>")) from error
     except OmegaConfBaseException as error:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
+    values = flat(plain)
+    for key, kind in NUMBERS.items():
+        if key in values:
+            try:
+                pydantic.TypeAdapter(kind).validate_python(values[key])
+            except pydantic.ValidationError as error:
+                raise Refused(f"{key}={values[key]}: {error.errors()[0]['msg'].lower()}.") from error
     _check_node(plain, "", (*TRUSTED, *cfg.get("trust", ())))
 
 
@@ -259,6 +279,14 @@ def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) ->
                 + _nearest(f"{where}{key}", [f"{where}{p}" for p in parameters if p != "self"], "settings")
             )
         _check_value(f"{path}.{key}", value, hints.get(key, Any))
+    asked = [
+        p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    missing = [] if node.get("_partial_") else [key for key in asked if key not in node]
+    if missing:
+        raise Refused(
+            f"{path}.{missing[0]} is not set, and {name} asks for it: add {missing[0]}: <...> to its settings."
+        )
 
 
 def _check_value(path: str, value: Any, hint: Any) -> None:

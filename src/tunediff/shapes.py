@@ -9,6 +9,7 @@ Axes, as they are written in signatures:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,6 +85,21 @@ class Table(NamedTuple):
         rows = list(rows)
         return cls(name, {column: [row[column] for row in rows] for column in rows[0]} if rows else {})
 
+    def check(self) -> None:
+        """Raises Refused for a name that is no file name, and columns of unequal length."""
+        if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
+            raise Refused(
+                f"Table {self.name!r}: it is a file of the run folder, so its name has no slash and is not '..'."
+            )
+        lengths = {name: len(values) for name, values in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise Refused(f"Table {self.name}: its columns have unequal lengths, {lengths}.")
+
+
+def native(value: Any) -> Any:
+    """The value as Python's own: the lists and numbers of what numpy and torch hold."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
 
 FIGURE_KINDS = ("lines", "points", "bars", "intervals", "heat")
 ENDS = ("low", "high")
@@ -123,15 +139,32 @@ class Figure(NamedTuple):
     words: Mapping[str, str] = {}
 
     def check(self) -> None:
-        """Raises Refused for a kind that is unknown, columns that are missing or of unequal length, and an interval with
-        one end."""
+        """Raises Refused for a kind that is unknown, a word of another type, columns that are missing, of unequal length or
+        of what is neither number, string, bool nor None, text where a number is drawn, and an interval with one end."""
         if self.kind not in FIGURE_KINDS:
             raise Refused(f"Figure {self.name}: there is no kind '{self.kind}'; choose of {', '.join(FIGURE_KINDS)}.")
-        lengths = {name: len(values) for name, values in self.columns.items()}
+        for word in ("name", "x", "section", "title", "caption", "group", "facet", "control", "rule"):
+            value = getattr(self, word)
+            if not isinstance(value, str) and (value is not None or self._field_defaults.get(word, "") is not None):
+                raise Refused(f"Figure {self.name}: {word} is of type {type(value).__name__}, not a string.")
+        if not isinstance(self.words, Mapping) or not all(isinstance(said, str) for said in self.words.values()):
+            raise Refused(f"Figure {self.name}: words is no mapping of columns to strings; write words={{}} for none.")
+        for word in ("choices", "log"):
+            if not _names(getattr(self, word)):
+                raise Refused(f"Figure {self.name}: {word} is no list of columns; write {word}=[] for none.")
+        if not isinstance(self.columns, Mapping):
+            raise Refused(f"Figure {self.name}: its columns are of type {type(self.columns).__name__}, not a mapping.")
+        columns = {name: native(values) for name, values in self.columns.items()}
+        for name, values in columns.items():
+            if not isinstance(values, list | tuple):
+                kind = type(values).__name__
+                raise Refused(f"Figure {self.name}: its column {name} is of type {kind}, not a list or an array.")
+        lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
             raise Refused(f"Figure {self.name}: its columns have unequal lengths, {lengths}.")
-        if isinstance(self.y, str) or not self.y:
-            raise Refused(f"Figure {self.name}: y={self.y!r} is no list of columns; write y=['{self.y or 'value'}'].")
+        if not _names(self.y) or not self.y:
+            name = self.y if isinstance(self.y, str) and self.y else "value"
+            raise Refused(f"Figure {self.name}: y={self.y!r} is no list of columns; write y=['{name}'].")
         named = [self.x, *self.y, *self.choices, *self.log, *(self.group, self.facet, self.control, self.rule)]
         missing = [name for name in dict.fromkeys(named) if name is not None and name not in lengths]
         if self.kind == "heat" and self.group is None:
@@ -141,6 +174,24 @@ class Figure(NamedTuple):
         for name in self.y:
             if len([end for end in ENDS if f"{name}_{end}" in lengths]) == 1:
                 raise Refused(f"Figure {self.name}: an interval of {name} has two ends, {name}_low and {name}_high.")
+        numbers = {f"{name}{end}" for name in self.y for end in ("", "_low", "_high")}
+        numbers |= {self.x} if self.kind in ("lines", "points") else set()
+        for name, values in columns.items():
+            for row, value in enumerate(map(native, values)):
+                kind = type(value).__name__
+                if not isinstance(value, bool | int | float | str | None):
+                    raise Refused(
+                        f"Figure {self.name}: row {row} of its column {name} is of type {kind}, not a number, string, bool or None."
+                    )
+                if name in numbers and isinstance(value, bool | str):
+                    raise Refused(
+                        f"Figure {self.name}: row {row} of its column {name} is of type {kind}, and only numbers and None are drawn."
+                    )
+
+
+def _names(value: Any) -> bool:
+    """True for a list of strings."""
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
 
 
 class Note(NamedTuple):

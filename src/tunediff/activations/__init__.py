@@ -10,7 +10,7 @@ dictionary, a loss or a step. sequences.py is for dictionaries that stand inside
 from tunediff.activations.live import ActivationError, ActivationSource, Live, LiveRows, Wanted, harvest
 from tunediff.activations.planted import Planted, PlantedRows
 from tunediff.activations.sequences import WholeSequences
-from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, select, take
+from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, check_buffer, select, take
 from tunediff.activations.stored import Stored, StoredRows, store
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Stored",
     "StoredRows",
     "Wanted",
+    "check_buffer",
     "harvest",
     "select",
     "store",

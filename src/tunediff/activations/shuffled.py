@@ -91,6 +91,12 @@ class Drawn:
         return self._gathered[one]
 
 
+def check_buffer(capacity: int, batch: int) -> None:
+    """Raises ActivationError for a buffer of `capacity` rows that is too small to shuffle batches of `batch` rows."""
+    if capacity < 2 * batch:
+        raise ActivationError(f"activations.buffer={capacity} must hold at least two batches of {batch} tokens.")
+
+
 class ShuffledRows:
     """Iterator over `steps` batches of `batch` rows on `device`. The buffer holds `capacity` rows; when half of them are
     used, their places are refilled and the order of all is drawn anew, so a batch is one gather per stream and no row is
@@ -111,8 +117,7 @@ class ShuffledRows:
         seed: int,
         device: torch.device | str = "cpu",
     ):
-        if capacity < 2 * batch:
-            raise ActivationError(f"activations.buffer={capacity} must hold at least two batches of {batch} tokens.")
+        check_buffer(capacity, batch)
         self.source, self.readers, self.device = source, list(readers), device
         self.batch, self.capacity, self.steps = batch, capacity, steps
         self.generator = torch.Generator().manual_seed(seed)

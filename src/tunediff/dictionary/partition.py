@@ -1,4 +1,4 @@
-"""Which latents may read and write which model: parts of a dictionary, one after the other along the latents.
+"""A partition says which latents may read and write which model: parts of a dictionary, in order along the latents.
 
     free         reads and writes every stream, each with its own decoder: an ordinary latent
     tied         the same decoder for both models, and a lower penalty (Anthropic, Circuits Updates February 2025,

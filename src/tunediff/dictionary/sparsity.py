@@ -1,4 +1,4 @@
-"""Which latents of a token are active: pre-activations [token, latent] -> latents [token, latent].
+"""A sparsity says which latents of a token are active: pre-activations [token, latent] -> latents [token, latent].
 
 A sparsity is handed to a dictionary; it knows no data and no model. Selection and penalties weigh a latent by its code
 norm, as a rule its decoder norm summed over the streams, so that shrinking a latent and growing its decoder changes

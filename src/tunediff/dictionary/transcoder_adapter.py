@@ -65,7 +65,7 @@ class Transcoder(nn.Module):
         self.seen: Seen | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the transcoder adds, [..., width] -> [..., width]; computed in the precision of the weights and returned in
+        """Returns what the transcoder adds, [..., width] -> [..., width]; computed in the precision of the weights and returned in
         that of x."""
         latents = self.encode(x) if self.training_pass is None else self._learn(x, self.training_pass)
         return self.decode(self.kept(latents)).to(x.dtype)

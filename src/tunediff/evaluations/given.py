@@ -1,6 +1,6 @@
 """The interface of evaluations: what one is, what it is given, and how it reads the held-out text.
 
-An evaluation is a class with settings in __init__ and one verb, run, which yields Findings, Tables and Notes. It changes
+An evaluation is a class with settings in __init__ and one verb, run, which yields Findings, Tables, Figures and Notes. It changes
 nothing of what it is given: no counter, no threshold, no random state. What `Evaluation` says with a value here may be left
 out of a class.
 """

@@ -72,7 +72,7 @@ def writing_pieces(
     *,
     touches: Callable[[slice], bool] = lambda _: True,
 ) -> Iterator[None]:
-    """As writing(...), with change(columns, value) -> those columns of the new value. The columns are all of them, but at
+    """Works as writing(...) does, with change(columns, value) -> those columns of the new value. The columns are all of them, but at
     lora, where each adapter's come when it is computed, with zeros elsewhere. Columns not touched stay unhooked."""
     handles = []
     try:

@@ -112,8 +112,9 @@ def of_sums(measure: Callable[[Mapping[str, Tensor]], Tensor], sums: Tensor, nam
     return Estimate(value.detach(), sums[:, used] @ slope[used])
 
 
-def mean_of(values: Tensor) -> Bounded:
-    """Mean of independent values [n] with its 95 % confidence interval; None for what so few do not give."""
+def mean_of(values: Tensor, *, least: float, most: float) -> Bounded:
+    """Mean of independent values [n], each from `least` to `most`, with its 95 % confidence interval; None for what so few
+    do not give."""
     if not len(values):
         return None, None, None
-    return ratio(values.double(), torch.ones(len(values), dtype=torch.float64)).bounded()
+    return ratio(values.double(), torch.ones(len(values), dtype=torch.float64)).bounded(least=least, most=most)

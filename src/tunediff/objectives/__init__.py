@@ -1,4 +1,4 @@
-"""What training minimises: a batch -> losses.
+"""Objectives, which training minimises: a batch -> losses.
 
 reconstruction.py   of activations, by a dictionary        distillation.py   of the tuned model, by adapters
 terms.py            further terms of its loss              imitation.py        of a text, by a model

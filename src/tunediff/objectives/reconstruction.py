@@ -82,7 +82,11 @@ class Reconstruction:
         look_every: int = 10,
     ):
         for name, term in (terms or {}).items():
-            if term.weight < 0:
+            if not isinstance(term, Term):
+                raise Refused(
+                    f"dictionary.objective.terms.{name} is a {type(term).__name__}, and no subclass of objectives.Term."
+                )
+            if not term.weight >= 0:
                 raise Refused(f"dictionary.objective.terms.{name}.weight={term.weight}: a weight is not negative.")
             if name in TAKEN:
                 raise Refused(f"dictionary.objective.terms.{name} would stand for two things in the curves: rename it.")

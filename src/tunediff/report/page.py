@@ -111,9 +111,9 @@ def assemble(
 ) -> str:
     """The page as one text: its data, the style, and its scripts in their order."""
     parts = importlib.resources.files("tunediff.report") / "web"
-    text = json.dumps(_finite(payload), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = _json(_finite(payload))
     pieces = {
-        "TITLE": html.escape(title),
+        "TITLE": html.escape(_encodable(title)),
         "STYLE": (parts / "page.css").read_text(encoding="utf-8"),
         "SCRIPT": "\n".join((parts / name).read_text(encoding="utf-8") for name in scripts),
         # no closing tag and no comment can be spelled inside the script element
@@ -130,8 +130,16 @@ def assemble(
 
 def pack(value: Any) -> str:
     """JSON of finite values, compressed, in letters that mean nothing to HTML."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), 5, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(_json(value).encode(), 5, mtime=0)).decode()
+
+
+def _json(value: Any) -> str:
+    return _encodable(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+
+
+def _encodable(text: str) -> str:
+    """The text with a question mark for each lone surrogate, which no file can hold."""
+    return text.encode(errors="replace").decode()
 
 
 class Details:

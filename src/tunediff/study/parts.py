@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tunediff.activations import WholeSequences
+from tunediff.activations import WholeSequences, check_buffer
 from tunediff.dictionary import Dictionary, TranscoderAdapter
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
@@ -124,6 +124,7 @@ def build_learner(
         raise Refused(
             f"budget.tokens={cfg.budget.tokens} is less than one batch of optimizer.batch={cfg.optimizer.batch}."
         )
+    check_buffer(cfg.activations.buffer, cfg.optimizer.batch)
     learner = Learner(
         dictionary=build_dictionary(cfg.dictionary, streams),
         resampling=build(cfg.optimizer.resampling),

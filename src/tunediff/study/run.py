@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tunediff.models import ModelPair, pair_of_adapter
 from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
-from tunediff.shapes import Note, Refused, Rows, Table
+from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.study.described import about, curves_of, open_logger
 from tunediff.study.parts import build_learner, evaluations_of, given_of, inside, learns, streams_of, write_config
 from tunediff.text import Text
@@ -144,12 +144,23 @@ def evaluate(
     findings = write_findings(folder, (), described)
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
-        found = list(evaluation.run(given))
+        found = found_by(name, evaluation, given)
         for note in (item.text for item in found if isinstance(item, Note)):
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")
         # two of one class may stand under names of their own
         findings = write_findings(folder, found, described, by=declared(evaluation, "name") or name)
     return findings
+
+
+def found_by(name: str, evaluation: Evaluation, given: Given) -> list[Finding | Table | Figure | Note]:
+    """Collects what an evaluation yields. Raises Refused for anything else, naming the evaluation."""
+    found = evaluation.run(given)
+    wrong = [found] if not isinstance(found, Iterable) or isinstance(found, tuple) else []
+    found = [] if wrong else list(found)
+    wrong += [item for item in found if not isinstance(item, Finding | Table | Figure | Note)]
+    if wrong:
+        raise Refused(f"evaluation={name} gave {wrong[0]!r:.80}: its run yields Findings, Tables, Figures and Notes.")
+    return found
 
 
 def say_headline(folder: Path, findings: Mapping[str, dict]) -> None:

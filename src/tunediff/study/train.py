@@ -1,10 +1,11 @@
 """The story of a study, from its config to its page, as it happens:
 
 study   the config is checked; what is finished is left as it is, what was interrupted goes on      run.py
-train   the parts are built and the models loaded           parts.py, models/pair.py
-learn   dictionaries learn from activations                 training/on_activations.py -> dictionary/crosscoder.py
-adapt   a transcoder adapter learns inside the models       training/on_sequences.py -> dictionary/transcoder_adapter.py
-finish  what was learned is saved, measured, shown          run.py -> evaluations/, report/
+train   the parts are built, the models loaded     parts.py (build_learner), models/pair.py
+learn   dictionaries learn from activations        training/on_activations.py (advance) -> objectives/reconstruction.py
+                                                   -> dictionary/crosscoder.py (code)
+adapt   an adapter learns inside the models        training/on_sequences.py -> dictionary/transcoder_adapter.py
+finish  what was learned is saved, measured, shown run.py -> evaluations/, report/
 """
 
 from __future__ import annotations

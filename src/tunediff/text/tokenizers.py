@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 PROBES = (
@@ -34,6 +35,10 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, **options: Any) -> Mapping[str, Any]: ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def save_pretrained(self, folder: Path) -> Any: ...
 
     def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str: ...
 

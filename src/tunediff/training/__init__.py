@@ -1,4 +1,4 @@
-"""What learns, and how: dictionaries from a stream of activations; models, and adapters inside them, from whole sequences.
+"""Training: dictionaries from a stream of activations; models, and adapters inside them, from whole sequences.
 
 learner.py            a dictionary with all that trains it     on_activations.py  their Lightning module
 transcoder_learner.py the same of a transcoder adapter         on_sequences.py    the Lightning module inside models

@@ -155,7 +155,7 @@ class Autointerp:
             f"balanced accuracy of {self.chat.model} in telling {what} by an explanation of its own, mean over "
             f"{len(known)} latents, 95 % interval over these; 0.5 is chance"
         )
-        return Finding(name, *mean_of(torch.tensor(known, dtype=torch.float64)), meaning)
+        return Finding(name, *mean_of(torch.tensor(known, dtype=torch.float64), least=0.0, most=1.0), meaning)
 
     def _subjects(self, trained: Trained) -> tuple[list[Subject], list[int]]:
         """The latents that will be asked about, and those that were wanted but have too few examples."""

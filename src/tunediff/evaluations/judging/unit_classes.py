@@ -89,6 +89,6 @@ def _findings(model: str, kind: Kind, given: Sequence[tuple[int, str] | None]) -
         meaning = f"share {how}, that are {name}; Wilson interval over units"
         yield Finding(f"{where}/{name}", *share(count, len(classes)), meaning)
     meaning = f"mean class {how}: 0 monosemantic, 1 broad, 2 polysemantic; interval over units"
-    yield Finding(f"{where}/mean_class", *mean_of(torch.tensor(classes)), meaning)
+    yield Finding(f"{where}/mean_class", *mean_of(torch.tensor(classes), least=0.0, most=2.0), meaning)
     meaning = "answers of the judge that could not be read: no line 'Class:' with 0, 1 or 2. They are left out"
     yield Finding(f"{where}/unreadable", len(given) - len(classes), meaning=meaning)

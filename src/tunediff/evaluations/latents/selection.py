@@ -91,7 +91,7 @@ def chosen_latents(
 
 
 def alike(seen: LatentStatistics, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:
-    """As many other latents as a control, each drawn from those that write about as much as the one that it stands for, by mean
+    """Draws as many other latents as a control, each from those that write about as much as the one that it stands for, by mean
     activation times the norm [latent] of what one unit writes there. One drawn from all would usually be a weak one."""
     size = seen.mean * written
     free = seen.alive.clone()

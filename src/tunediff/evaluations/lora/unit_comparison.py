@@ -155,7 +155,9 @@ class UnitComparison:
             telling = int((alive > self.above).sum())
             meaning = f"share of units with an AUROC above {self.above:g}, {how}; Wilson interval over units"
             yield Finding(f"{where}/telling", *share(telling, len(alive)), meaning)
-            yield Finding(f"{where}/auroc", *mean_of(alive), f"mean AUROC {how}; interval over units")
+            yield Finding(
+                f"{where}/auroc", *mean_of(alive, least=0.0, most=1.0), f"mean AUROC {how}; interval over units"
+            )
         yield Table("unit_comparison", dict(columns))
 
     def _equal_numbers(self, by_kind: Sequence[tuple[Kind, Tensor, Tensor]]) -> Iterator[Finding | Note]:

@@ -107,7 +107,7 @@ def figures(columns: dict[str, list]) -> Iterator[Figure]:
     """Draws distance and cosine where the models can be compared, and the norms of both."""
     section = "Where the models differ, layer by layer"
     caption = (
-        "Residual streams of the two models on the same held-out tokens. Bands: intervals of the mean over documents. Layer -1 "
+        "Residual streams of the two models on the same held-out tokens. Bands: confidence intervals of the mean over documents, at the level that the findings name. Layer -1 "
         "is the output of the embedding."
     )
     names = [name for name in ("l2", "cosine") if columns[name][0] is not None]

@@ -161,9 +161,8 @@ class KLPatching:
             if name == RANDOM:
                 what = f"{what} ones, mean of {len(drawn)} draws"
             said = "KL(tuned || patched), nats a token" if measure == "kl" else "1 - KL / KL of base's vectors"
-            yield Finding(
-                f"kl_patching/{path}{where}", *estimate.bounded(self.level), f"{said}; patched: {what}; {how}"
-            )
+            bounded = estimate.bounded(self.level, **CAN_BE[measure])
+            yield Finding(f"kl_patching/{path}{where}", *bounded, f"{said}; patched: {what}; {how}")
         for word, choose in (("smallest", min), ("largest", max)) if drawn else ():
             value = choose(found[f"closed/{name}"].value for name in drawn)
             meaning = f"the {word} of {len(drawn)} draws"
@@ -176,11 +175,12 @@ class KLPatching:
         for name, count in latents.items():
             row = {"condition": name, "place": place, "latents": count, "tokens": tokens, "documents": len(stacked)}
             for measure in ("kl", "closed"):
-                bounded = found[f"{measure}/{name}"].bounded(self.level)
+                bounded = found[f"{measure}/{name}"].bounded(self.level, **CAN_BE[measure])
                 row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), bounded, strict=True))
             yield row
 
 
+CAN_BE: dict[str, dict[str, float]] = {"kl": {"least": 0.0}, "closed": {"most": 1.0}}
 BOUNDED = [f"{measure}{end}" for measure in ("kl", "closed") for end in ("", "_low", "_high")]
 
 
@@ -203,7 +203,7 @@ def figure(columns: Mapping[str, list]) -> Figure:
         section="How near patched models come",
         title="KL of patched models",
         caption="KL(tuned || patched) of the next token on held-out text: base's vectors in place of tuned's, with a part of "
-        "what the dictionary says of their difference added. Paler: as many latents drawn at random. Whiskers are "
+        "what the dictionary says of their difference added (error: with what it leaves of that difference; tuned: unchanged). Paler: as many latents drawn at random. Whiskers are "
         "intervals over documents.",
         choices=["place"],
         control="random",

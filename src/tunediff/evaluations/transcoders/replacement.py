@@ -148,7 +148,7 @@ def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]
     if of[HYBRID][:, 1].sum() > 0:
         recovered = 1 - ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
         meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
-        yield Finding(f"{NAME}/kl_recovered", *recovered.bounded(), meaning, "KL rec.", "KL recovered")
+        yield Finding(f"{NAME}/kl_recovered", *recovered.bounded(most=1.0), meaning, "KL rec.", "KL recovered")
     else:
         yield Note(
             f"{NAME}: the hybrid predicts just what the tuned model does, so that there is nothing an adapter could recover: "
@@ -162,7 +162,7 @@ def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]
     for who, sums in of.items():
         loss = ratio(sums[:, 2], sums[:, 0])
         meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
-        yield Finding(f"{NAME}/lm_loss/{who}", *loss.bounded(), meaning)
+        yield Finding(f"{NAME}/lm_loss/{who}", *loss.bounded(least=0.0), meaning)
 
 
 def _worst(kls: dict[Partial, Estimate]) -> Iterator[Finding]:
@@ -179,7 +179,7 @@ def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], d
     rows = []
     for partial, kl in kls.items():
         sums = costs[partial.choices(depth)]
-        rows.append((*partial, *kl.bounded(least=0.0), *ratio(sums[:, 2], sums[:, 0]).bounded()))
+        rows.append((*partial, *kl.bounded(least=0.0), *ratio(sums[:, 2], sums[:, 0]).bounded(least=0.0)))
     names = ("direction", "with", "cutoff", "kl", "kl_low", "kl_high", "lm_loss", "lm_loss_low", "lm_loss_high")
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 

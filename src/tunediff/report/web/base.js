@@ -9,7 +9,7 @@ function element(tag, attributes = {}, ...children) {
     if (name === "onclick") made.addEventListener("click", value);
     else if (value !== null && value !== undefined) made.setAttribute(name, value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  for (const child of children.flat()) if (child !== null && child !== undefined) made.append(child);
   return made;
 }
 
@@ -33,6 +33,12 @@ const distinct = (values) => [...new Set(values)];
 const wordOf = (label) => label.replaceAll("_", " ");
 const section = (title, ...children) => element("section", {}, element("h2", {}, title), ...children);
 
+// a spread of a hundred thousand arguments overflows the stack
+const lowest = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+const highest = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
+// what numbers are divided by, so that the distance of two of them is one too
+const shrinking = (values) => (values.some((v) => Math.abs(v) > 1e300) ? 1e10 : 1);
+
 // -- charts --------------------------------------------------------------------------------------------------------
 
 const WIDE = 340, HIGH = 170, LEFT = 46, BOTTOM = 26, TOP = 10, RIGHT = 8;
@@ -41,7 +47,10 @@ function ticks(low, high, count = 4) {
   const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) found.push(Number(at.toPrecision(10)));
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) {
+    found.push(Number(at.toPrecision(10)));
+    if (at + step === at) break; // too large for so small a step
+  }
   return found;
 }
 
@@ -61,7 +70,8 @@ const unlog = (at) => short(10 ** at);
 
 // `atX` and `atY` are the places of the marks where round numbers are not what is wanted
 function frame(title, xs, ys, xWord, { spellX = short, spellY = short, wide = WIDE, high = HIGH, atX = null, atY = null } = {}) {
-  const [x0, x1] = xs, [y0, y1] = ys[0] === ys[1] ? [ys[0] - 0.5, ys[1] + 0.5] : ys;
+  const half = Math.max(0.5, Math.abs(ys[0]) * 1e-9);
+  const [x0, x1] = xs, [y0, y1] = ys[0] === ys[1] ? [ys[0] - half, ys[1] + half] : ys;
   const x = (v) => LEFT + ((v - x0) / (x1 - x0 || 1)) * (wide - LEFT - RIGHT);
   const y = (v) => high - BOTTOM - ((v - y0) / (y1 - y0)) * (high - BOTTOM - TOP);
   const svg = drawn("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": title });

@@ -5,7 +5,7 @@ const OTHERS = ["var(--prefix)", "var(--thinking)", "var(--answer)", "var(--tune
 const LONG = 12; // rows of numbers below a drawing, above which they stand folded
 const FEW = 4; // lines whose bands can still be told apart
 
-const known = (value) => typeof value === "number";
+const known = Number.isFinite;
 const range = (row, name) => {
   const [low, high] = [row[`${name}_low`], row[`${name}_high`]];
   return known(low) ? `${spelled(low, row[name])} to ${spelled(high, row[name])}` : "";
@@ -31,12 +31,21 @@ function coloursOf(spec) {
 function sectionsOf(figures) {
   return distinct(figures.map((spec) => spec.section)).map((title) => {
     const mine = figures.filter((spec) => spec.section === title);
-    const keys = new Map(mine.flatMap(legendIn).map((entry) => [entry.join(), entry]));
+    const keys = new Map(mine.flatMap((spec) => tried(() => legendIn(spec), () => [])).map((entry) => [entry.join(), entry]));
     const captions = distinct(mine.map((spec) => spec.caption)).filter(Boolean);
     return section(title, captions.map((caption) => element("p", { class: "soft" }, caption)),
-      keys.size > 1 ? legendOf([...keys.values()]) : null, element("div", { class: "grid" }, mine.map(shown)));
+      keys.size > 1 ? legendOf([...keys.values()]) : null,
+      element("div", { class: "grid" }, mine.map((spec) => tried(() => shown(spec), (error) => undrawn(spec, error)))));
   });
 }
+
+// one figure that fails takes no other with it
+function tried(act, otherwise) {
+  try { return act(); } catch (error) { return otherwise(error); }
+}
+
+const undrawn = (spec, error) =>
+  figure(String(spec.title), element("p", { class: "soft" }, `This figure could not be drawn: ${error.message}`), { make: null });
 
 function legendIn(spec) {
   if (!spec.group || spec.kind === "heat") return [];
@@ -50,7 +59,7 @@ function shown(spec) {
   const rows = rowsOf(spec.columns), chosen = new Map(), holder = element("div", { class: "loose" }), draw = () => {
     const mine = rows.filter((row) => spec.choices.every((column) => !chosen.has(column) || String(row[column]) === chosen.get(column)));
     const facets = spec.facet ? distinct(mine.map((row) => row[spec.facet])) : [null];
-    holder.replaceChildren(...DRAWN[spec.kind](spec, mine, facets, chosen));
+    holder.replaceChildren(...tried(() => DRAWN[spec.kind](spec, mine, facets, chosen), (error) => [undrawn(spec, error)]));
   };
   const choose = (key, word, options) => {
     chosen.set(key, options[0][0]);
@@ -87,7 +96,7 @@ function curvesIn(spec, rows, facets, chosen) {
   const colours = coloursOf(spec), mine = rows.filter((row) => !chosen.get("group") || String(row[spec.group]) === chosen.get("group"));
   const key = (row) => JSON.stringify([spec.group && row[spec.group], spec.control ? Boolean(row[spec.control]) : false]);
   return facets.flatMap((facet) => spec.y.map((y) => {
-    const here = mine.filter((row) => (facet === null || row[spec.facet] === facet) && known(row[y]));
+    const here = mine.filter((row) => (facet === null || row[spec.facet] === facet) && known(row[y]) && known(row[spec.x]));
     const keys = distinct(here.map(key)), bands = spec.columns[`${y}_low`] && keys.length <= FEW;
     const lines = keys.map((one) => {
       const [group, control] = JSON.parse(one), some = here.filter((row) => key(row) === one).sort((a, b) => a[spec.x] - b[spec.x]);
@@ -106,14 +115,15 @@ function curvesIn(spec, rows, facets, chosen) {
 
 // A scale: where a number lies, and the marks of the axis. A logarithmic one with numbers on both sides of zero, or with zero,
 // begins two thirds of a factor of ten below the smallest.
-function scaleOf(values, log, tried) {
-  const above = values.filter((v) => v > 0), least = Math.min(...values.filter((v) => v !== 0).map(Math.abs));
-  if (!log || !above.length) return { as: (v) => v, spell: short, marks: () => null, log: false };
+function scaleOf(values, log, tried, by = shrinking(values)) {
+  const above = values.filter((v) => v > 0), least = lowest(values.filter((v) => v !== 0).map(Math.abs));
+  if (!log || !above.length) return { as: (v) => v / by, spell: (v) => short(v * by), marks: () => null, log: false };
   if (!tried) {
-    const far = Math.max(...above) > 8 * least;
-    return far ? { as: (v) => Math.log10(Math.max(v, least / 2)), spell: unlog, marks: logTicks, log: true } : scaleOf(values, false);
+    if (!(highest(above) > 8 * least)) return scaleOf(values, false, tried, by);
+    return { as: (v) => Math.log10(Math.max(v, least / 2)), spell: unlog, marks: logTicks, log: true };
   }
-  const as = values.every((v) => v > 0) ? Math.log10 : (v) => (v === 0 ? 0 : Math.sign(v) * (Math.log10(Math.abs(v) / least) + 0.66));
+  const beyond = (v) => Math.log10(Math.abs(v)) - Math.log10(least) + 0.66;
+  const as = values.every((v) => v > 0) ? Math.log10 : (v) => (v === 0 ? 0 : Math.sign(v) * beyond(v));
   const all = distinct(values).sort((a, b) => b - a), every = Math.ceil(all.length / 6), marked = all.filter((_, n) => n % every === 0);
   const spell = (at) => { const v = marked.find((one) => as(one) === at); return Number.isInteger(v) ? spelled(v) : short(v); };
   return { as, spell, marks: () => marked.map(as), log: true };
@@ -127,13 +137,14 @@ function plot(title, lines, { xWord, xLog = false, yLog = false, rules = [], joi
   if (!present.length) return null;
   const all = present.flatMap(({ points }) => points.slice(settles ? Math.floor(points.length / 8) : 0));
   const scaleX = scaleOf(present.flatMap(({ points }) => points.map((point) => point.at)), xLog, true);
-  const scaleY = scaleOf([...all.map((point) => point.value), ...rules], yLog, false);
+  const reach = all.flatMap(({ value, low, high }) => [value, low ?? value, high ?? value]);
+  const scaleY = scaleOf([...all.map((point) => point.value), ...rules], yLog, false, shrinking([...reach, ...rules]));
   const kept = (points) => (scaleY.log ? points.filter((point) => point.value > 0) : points); // zero has no place on a logarithmic axis
   const ys = [...kept(all).flatMap(({ value, low, high }) => [value, low ?? value, high ?? value]), ...rules].map(scaleY.as);
   const xs = present.flatMap(({ points }) => points.map((point) => scaleX.as(point.at)));
-  const low = Math.min(...ys), high = Math.max(...ys), room = (high - low) * 0.06, ends = [low - room, high + room];
+  const low = lowest(ys), high = highest(ys), room = (high - low) * 0.06, ends = [low - room, high + room];
   const titled = scaleY.log ? `${title}; logarithmic` : title;
-  const { svg, x, y } = frame(titled, [Math.min(...xs), Math.max(...xs)], ends, xWord,
+  const { svg, x, y } = frame(titled, [lowest(xs), highest(xs)], ends, xWord,
     { spellX: scaleX.spell, spellY: scaleY.spell, atX: scaleX.marks(), atY: scaleY.marks(...ends) });
   const across = (point) => x(scaleX.as(point.at)).toFixed(1), up = (v) => y(Math.max(ends[0], Math.min(ends[1], scaleY.as(v)))).toFixed(1);
   for (const rule of rules) svg.append(drawn("line", { class: "mark", x1: LEFT, x2: WIDE - RIGHT, y1: up(rule), y2: up(rule) }));
@@ -218,7 +229,7 @@ function heat(title, rows, { spec, across, up, y: name, most, words, say }) {
   const show = (row) => { cells.get(lit)?.classList.remove("lit"); lit = row; cells.get(row).classList.add("lit"); say(row); };
   svg.append(drawn("text", { x: 0, y: 7 }, wordIn(spec, spec.group)));
   for (const row of rows) {
-    const [h, v] = at(row), shade = (0.05 + (0.95 * (row[name] ?? 0)) / most).toFixed(3);
+    const [h, v] = at(row), shade = Math.max(0, 0.05 + 0.95 * ((row[name] ?? 0) / most)).toFixed(3);
     const cell = drawn("rect", { class: "cell", x: x(h - 0.5) + 0.5, y: y(v + 0.5) + 0.5, width: x(1) - x(0) - 1, height: y(0) - y(1) - 1,
       style: "fill:rgb(var(--heat))", "fill-opacity": shade });
     cell.append(drawn("title", {}, words(row)));

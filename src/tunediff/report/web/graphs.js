@@ -148,7 +148,7 @@ function attributionGraphs(latents, influence) {
 // -- latents by what they do over all graphs -------------------------------------------------------------------------------
 
 function influential(columns, latents, index) {
-  const heads = [["latent", "latent"], ["layer", "layer"], ["influence", "influence, over all graphs"], ["graphs", "in graphs"]], rows = rowsOf(columns), top = Math.max(...columns.influence.map(Math.abs)), most = 200;
+  const heads = [["latent", "latent"], ["layer", "layer"], ["influence", "influence, over all graphs"], ["graphs", "in graphs"]], rows = rowsOf(columns), top = highest(columns.influence.map(Math.abs)), most = 200;
   let by = "influence", up = false;
   const head = element("tr"), body = element("tbody"), peaks = latents?.fires_on;
   const fill = () => {

@@ -257,7 +257,7 @@ function explorer(columns, read, signal, picks) {
   if (columns.relative_decoder_norm && columns.firing_rate) {
     const some = every.map((i) => ({ i, latent: columns.latent[i], x: columns.relative_decoder_norm[i], y: Math.log10(columns.firing_rate[i]),
       colour: colourOf(columns, i), hollow: columns.confirmed?.[i] === false }));
-    const low = Math.floor(Math.min(...some.map((point) => point.y), -1));
+    const low = Math.floor(Math.min(lowest(some.map((point) => point.y)), -1));
     let lit = null, of = null; // which points pass, worked out once a change of `shown`
     points = scatter(`${some.length.toLocaleString("en-US")} alive latents`, some, {
       xs: [0, 1], ys: [low, 0], xWord: "relative decoder norm: 0 base-only, 1 tuned-only", yWord: "firing rate", spellY: (v) => (Number.isInteger(v) ? (v > -3 ? String(10 ** v) : `1e${v}`) : ""),

@@ -5,10 +5,11 @@
 function whiskers(title, rows, columns, { bar = false, table }) {
   const spread = columns.map(({ name, log }) => {
     const all = rows.flatMap(({ of }) => [of[name], of[`${name}_low`], of[`${name}_high`]]).filter((v) => v !== null && v !== undefined);
-    const far = log && Math.min(...all) > 0 && Math.max(...all) > 8 * Math.min(...all), as = far ? Math.log10 : (v) => v;
-    const lying = [...all.map(as), ...(bar ? [0] : [])], low = Math.min(...lying), high = Math.max(...lying);
+    const far = log && lowest(all) > 0 && highest(all) > 8 * lowest(all), by = shrinking(all), as = far ? Math.log10 : (v) => v / by;
+    const lying = [...all.map(as), ...(bar && !far ? [0] : [])], low = lowest(lying), high = highest(lying);
     const room = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1;
-    return { as, far, low: low >= 0 && !far ? Math.max(0, low - room) : low - room, high: high + room };
+    const spell = far ? unlog : (v) => short(v * by);
+    return { as, spell, far, low: low >= 0 && !far ? Math.max(0, low - room) : low - room, high: high + room };
   });
 
   // panels stand beside each other where each has room for its heading, else in two rows, else one below the other
@@ -26,15 +27,15 @@ function whiskers(title, rows, columns, { bar = false, table }) {
       lines.forEach((line, n) => svg.append(drawn("text", at(n), line)));
     };
     columns.forEach(({ name, word }, c) => {
-      const { as, far, low, high: top } = spread[c], first = c % across === 0, left = label + (c % across) * (each + gap) + 6;
+      const { as, spell, far, low, high: top } = spread[c], first = c % across === 0, left = label + (c % across) * (each + gap) + 6;
       const above = Math.floor(c / across) * tall, end = above + head + rows.length * step, right = left + each;
-      const place = (at) => left + ((at - low) / (top - low)) * each, x = (v) => place(as(v));
+      const place = (at) => left + ((at - low) / (top - low)) * each, x = (v) => place(as(v)), start = far ? left : x(0);
       const y = (n) => above + head + (n + (stacked ? 0.72 : 0.5)) * step;
       svg.append(drawn("text", { class: "name", x: left, y: above + 12 }, far ? `${word}, logarithmic` : word));
       svg.append(drawn("line", { class: "axis", x1: left, x2: right, y1: end, y2: end }));
       const marks = far ? logTicks(low, top) : ticks(low, top, each < 150 ? 2 : 3), every = Math.ceil((marks.length * 36) / each);
       for (const at of marks.filter((_, n) => n % every === 0))
-        svg.append(drawn("text", { x: place(at), y: end + 15, "text-anchor": "middle" }, far ? unlog(at) : short(at)));
+        svg.append(drawn("text", { x: place(at), y: end + 15, "text-anchor": "middle" }, spell(at)));
       rows.forEach((row, n) => {
         const from = above + head + n * step;
         if (row.first && n) svg.append(drawn("line", { class: "axis", x1: first && !stacked ? 0 : left, x2: right, y1: from, y2: from }));
@@ -50,7 +51,7 @@ function whiskers(title, rows, columns, { bar = false, table }) {
         if (value === null || value === undefined) return;
         const one = drawn("g", row.control ? { opacity: 0.5 } : {}), colour = row.colour, at = x(value);
         if (bar)
-          one.append(drawn("rect", { x: Math.min(x(0), at), width: Math.abs(at - x(0)), y: y(n) - 6, height: 12, fill: colour,
+          one.append(drawn("rect", { x: Math.min(start, at), width: Math.abs(at - start), y: y(n) - 6, height: 12, fill: colour,
             opacity: 0.45 }));
         one.append(drawn("line", { x1: x(lows), x2: x(highs), y1: y(n), y2: y(n), stroke: row.colour, "stroke-width": 1.8 }));
         const fill = row.control ? "var(--paper)" : colour;
