@@ -12,8 +12,7 @@ import torch
 from conftest import ROOT
 from tunediff.activations import Planted, PlantedRows
 from tunediff.dictionary import Crosscoder, Linear, Normalisation
-from tunediff.evaluations import score
-from tunediff.evaluations.reading import latent_scaling
+from tunediff.evaluations import latent_scaling, score
 from tunediff.shapes import BASE, TUNED, Refused
 
 W = 256  # wide, so that directions drawn at random hardly overlap
