@@ -265,7 +265,9 @@ def test_an_endpoint_that_is_not_there_is_named_and_takes_no_other_findings_with
         nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     away = Autointerp(endpoint=nowhere, model="m", latents=2, retries=1)
     with pytest.raises(Refused, match=f"{nowhere} gave no answer after 2 tries: .* evaluation.autointerp.endpoint"):
-        evaluate({"geometry": Geometry(random_pairs=10), "autointerp": away}, trained, trained.folder, {"identity": "i"})
+        evaluate(
+            {"geometry": Geometry(random_pairs=10), "autointerp": away}, trained, trained.folder, {"identity": "i"}
+        )
     kept = json.loads((trained.folder / "findings.json").read_text())
     assert "geometry/count/shared" in {finding["name"] for finding in kept["findings"]}
     assert (trained.folder / "tables" / "latents.parquet").exists()
