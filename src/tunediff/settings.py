@@ -53,15 +53,15 @@ IMMATERIAL = (
 
 ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
 
-POSITIVE = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+POSITIVE = pydantic.Field(gt=0, allow_inf_nan=False)
 SHARE = Annotated[float, pydantic.Field(ge=0, lt=1)]
 # settings that no class of their own takes
 NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("budget.evaluation_tokens", "optimizer.batch", "activations.fit_tokens"), pydantic.PositiveInt),
     **dict.fromkeys(("budget.tokens", "activations.buffer"), pydantic.NonNegativeInt),
-    **dict.fromkeys(("optimizer.learning_rate", "checkpoint_every"), POSITIVE),
+    **dict.fromkeys(("optimizer.learning_rate", "checkpoint_every"), Annotated[float, POSITIVE]),
     "optimizer.betas": tuple[SHARE, SHARE],
-    "optimizer.clip_norm": Annotated[float | None, pydantic.Field(gt=0, allow_inf_nan=False)],
+    "optimizer.clip_norm": Annotated[float | None, POSITIVE],
     "seed": Annotated[int, pydantic.Field(ge=0, lt=2**63)],
     "tokens": pydantic.PositiveInt | None,
 }

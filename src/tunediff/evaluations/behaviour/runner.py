@@ -83,7 +83,7 @@ class BehaviourEvaluation:
                     meaning = meaning.format(reference=condition.reference)
                     yield Finding(f"{self.name}/{task}/{key}/{measure}", columns[measure], low, high, meaning)
         for kind, made in (("conditions", rows), ("outputs", outputs(found))):
-            yield Table(f"{self.name}_{kind}", {column: [one[column] for one in made] for column in made[0]})
+            yield Table.of(f"{self.name}_{kind}", made)
 
 
 def never_touched(name: str, found: Found) -> Iterator[Note]:
