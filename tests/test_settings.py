@@ -608,6 +608,7 @@ def test_what_training_cannot_follow_is_refused_by_a_dry_run(words, message, tmp
         ("optimizer.learning_rate=abc", "optimizer.learning_rate=abc: input should be a valid number"),
         ("optimizer.betas=[0.9,1.5]", "input should be less than 1"),
         ("optimizer.clip_norm=0", "optimizer.clip_norm=0: input should be greater than 0"),
+        ("checkpoint_every=-1", "checkpoint_every=-1: input should be greater than or equal to 0"),
         ("checkpoint_every=null", "checkpoint_every=None: input should be a valid number"),
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
         ("dictionary.objective.terms.auxk.weight=nan", "terms.auxk.weight=nan: a weight is not negative"),

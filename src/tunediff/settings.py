@@ -59,7 +59,8 @@ SHARE = Annotated[float, pydantic.Field(ge=0, lt=1)]
 NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("budget.evaluation_tokens", "optimizer.batch", "activations.fit_tokens"), pydantic.PositiveInt),
     **dict.fromkeys(("budget.tokens", "activations.buffer"), pydantic.NonNegativeInt),
-    **dict.fromkeys(("optimizer.learning_rate", "checkpoint_every"), Annotated[float, POSITIVE]),
+    "optimizer.learning_rate": Annotated[float, POSITIVE],
+    "checkpoint_every": Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)],  # 0: at every step
     "optimizer.betas": tuple[SHARE, SHARE],
     "optimizer.clip_norm": Annotated[float | None, POSITIVE],
     "seed": Annotated[int, pydantic.Field(ge=0, lt=2**63)],
