@@ -140,7 +140,7 @@ def test_an_exploding_loss_stops_with_the_step():
 
 
 def test_an_l1_schedule_without_a_penalty_is_refused():
-    with pytest.raises(Refused, match=r"l1_schedule is Warmup\(warmup=0.1\), but the dictionary has no penalty"):
+    with pytest.raises(Refused, match=r"l1_schedule is Warmup\(warmup=0.1\), but BatchTopK has no penalty to schedule"):
         member(BatchTopK(2), l1_schedule=Warmup(0.1))
 
 
