@@ -141,6 +141,13 @@ def test_a_study_reads_a_hookpoint_that_a_file_of_ones_own_names(options, tmp_pa
     assert curves(tmp_path / "run")["l0"][-1] > 0
 
 
+@pytest.mark.usefixtures("table")
+def test_a_dry_run_refuses_a_hookpoint_that_the_model_does_not_have(tmp_path):
+    row = ["dictionary.hookpoint.name=gone", "+dictionary.hookpoint.module=self_attn.gone", "dry_run=true"]
+    with pytest.raises(Refused, match="has no module under one of the names gone"):
+        study(composed(*SMOKE, *row), tmp_path / "run")
+
+
 # -- a loss term -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,10 +2,8 @@
 
 import importlib
 import inspect
-import itertools
 import pkgutil
 import re
-from pathlib import Path
 
 import hydra
 import pytest
@@ -428,7 +426,6 @@ def test_every_group_is_named_in_the_contents_page():
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert all(re.search(rf"- {group}(@\w+)?:", contents) for group in groups - {"hydra", *OF_FINE_TUNES})
     assert all(f"- {group}:" in of_fine_tunes for group in OF_FINE_TUNES) and "hydra/launcher: local" in contents
-    assert not any(Path(CONF / "layer").exists() for _ in itertools.repeat(None, 1))
 
 
 def test_a_folder_of_ones_own_options_is_found(tmp_path):
@@ -611,7 +608,13 @@ def test_what_training_cannot_follow_is_refused_by_a_dry_run(words, message, tmp
         ("checkpoint_every=-1", "checkpoint_every=-1: input should be greater than or equal to 0"),
         ("checkpoint_every=null", "checkpoint_every=None: input should be a valid number"),
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
-        ("dictionary.objective.terms.auxk.weight=nan", "terms.auxk.weight=nan: a weight is not negative"),
+        ("dictionary.objective.terms.auxk.weight=nan", "terms.auxk.weight=nan is no number"),
+        ("layer=[]", "layer=[] names no layer"),
+        ("trainer.precision=64-true", "trainer.precision=64-true: weights and statistics are kept in float32"),
+        ("optimizer.compile=nonsense", "optimizer.compile=nonsense: the backends of torch.compile here are"),
+        ("activations.dtype=float99", "activations.dtype='float99' is not of type"),
+        ("model_pair.base.dtype=float99", "model_pair.base.dtype='float99' is not of type"),
+        ("budget.latents=1e11", "dictionary.latents=100000000000"),
         ("+dictionary.objective.terms.mine={_target_: tunediff.objectives.AuxK}", "terms.mine.weight is not set"),
         ("+dictionary.objective.terms.mine={weight: 1}", "terms.mine is a dict, and no subclass of objectives.Term"),
     ],

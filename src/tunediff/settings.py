@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -235,6 +236,9 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
                 pydantic.TypeAdapter(kind).validate_python(values[key])
             except pydantic.ValidationError as error:
                 raise Refused(f"{key}={values[key]}: {error.errors()[0]['msg'].lower()}.") from error
+    for key, value in values.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise Refused(f"{key}=nan is no number.")
     _check_node(plain, "", (*TRUSTED, *cfg.get("trust", ())))
 
 

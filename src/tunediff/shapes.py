@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
     from torch import Tensor
@@ -25,6 +25,7 @@ OTHER = {BASE: TUNED, TUNED: BASE}
 HYBRID, ADAPTER = "hybrid", "adapter"
 LORA = "lora"  # the hookpoint of all low-rank adapters of a model, whatever their layers
 TRANSCODER = "transcoder"  # the hookpoint of the latents of one layer's transcoder adapter
+Precision = Literal["float32", "bfloat16", "float16"]  # names of torch's types of numbers
 DIFFERENCE = "difference"  # tuned - base at the same place, as one stream
 
 # What part of a document a token stands in. "prefix" is the opening sentence of the thinking; "text" is a document

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tunediff.models import ModelPair
-from tunediff.shapes import Refused, Rows, Stream
+from tunediff.shapes import Precision, Refused, Rows, Stream
 from tunediff.text import Batch, Text
 
 
@@ -144,7 +144,7 @@ class Live:
     """
 
     buffer: int
-    dtype: str = "float32"
+    dtype: Precision = "float32"
     fit_tokens: int = 20_000
 
     def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> ActivationSource:

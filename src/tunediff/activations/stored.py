@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tunediff.activations.live import ActivationError, ActivationSource, LiveRows, Wanted
 from tunediff.models import ModelPair
-from tunediff.shapes import Rows, Stream
+from tunediff.shapes import Precision, Rows, Stream
 from tunediff.text import Text
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Stored:
 
     buffer: int
     folder: str
-    dtype: str = "bfloat16"
+    dtype: Precision = "bfloat16"
     fit_tokens: int = 20_000
 
     def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> ActivationSource:

@@ -6,8 +6,8 @@
                   added (Gemma norms it once more         lora          A x of every adapter of the model, side by side,
                   afterwards: this is before that)                      without scale and without B (adapters.py)
 
-Each is a row of a table (places.py), and a user's own is one more: `dictionary.hookpoint={name: attn_z, module: self_attn.o_proj,
-read: input}`, on the command line or in a YAML of one's own.
+Each is a row of a table (places.py), and a user's own is one more, in a YAML of one's own or on the command line:
+`dictionary.hookpoint.name=attn_z +dictionary.hookpoint.module=self_attn.o_proj +dictionary.hookpoint.read=input`.
 
 Layer l is counted from 0, and resid_post of layer l is resid_pre of layer l+1: a published "layer l" must say which.
 Hooks live inside a `with` and are gone afterwards, also when the body raises.
@@ -23,6 +23,7 @@ from tunediff.hookpoints.places import (
     check_hookpoint,
     decoder_layers,
     mlp_of,
+    module_of,
     transcoder_of,
     width_of,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "decoder_layers",
     "in_order",
     "mlp_of",
+    "module_of",
     "reading",
     "transcoder_of",
     "width_of",

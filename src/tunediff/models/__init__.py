@@ -14,7 +14,7 @@ from tunediff.models.hybrid import replaceable, replacing, switch_mlps
 from tunediff.models.lora import PairError
 from tunediff.models.option import option, pair_of_adapter, placed
 from tunediff.models.pair import ModelPair
-from tunediff.models.source import ModelSource
+from tunediff.models.source import ModelSource, skeleton
 from tunediff.models.transcoder_files import TranscoderFiles, save_adapted
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "replaceable",
     "replacing",
     "save_adapted",
+    "skeleton",
 ]

@@ -96,5 +96,5 @@ class AdaptedSource(ModelSource):
 
     @property
     def added(self) -> int:
-        mlp = mlp_of(decoder_layers(self.mlps.empty())[0])
+        mlp = mlp_of(decoder_layers(self.mlps.empty)[0])
         return len(self.beside.streams) * (sum(p.numel() for p in mlp.parameters()) + self.beside.parameters)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
-from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading, width_of
+from tunediff.hookpoints import HOOKPOINTS, LORA, ForwardStopped, Point, check_hookpoint, module_of, reading, width_of
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError
 from tunediff.models.source import ModelSource
@@ -142,6 +142,8 @@ class ModelPair:
         if layer == ALL_LAYERS:
             layer = list(range(self.depth(roles[-1])))
         layers: Sequence = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+        if not layers:
+            raise PairError("layer=[] names no layer: give at least one.")
         found = [
             Stream(role, hookpoint, self._layer(role, one), self.width(role, hookpoint))
             for one in layers
@@ -162,6 +164,13 @@ class ModelPair:
                 raise PairError("dictionary.reads=difference needs models of the same width and the same layers.")
             return [tuned._replace(role=DIFFERENCE) for _, tuned in pairs]
         return found
+
+    def check_places(self, streams: Iterable[Stream]) -> None:
+        """Raises Refused where a model has no module at a place that is read, before any weight is loaded."""
+        for stream in streams:
+            if HOOKPOINTS[stream.hookpoint].module and stream.hookpoint != TRANSCODER:
+                for role in stream.models:
+                    module_of(self.source(role).empty, Point(stream.hookpoint, stream.layer))
 
     def _adapters(self, reads: str, layer: int | float | str | Sequence) -> Stream:
         if reads not in ROLES:

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.hybrid import adapted as with_transcoders
 from tunediff.models.lora import PairError, adapted, aligned, brought, check, located, shapes, twin
 from tunediff.models.transcoder_files import KEY, TranscoderFiles, published
+from tunediff.shapes import Precision
 from tunediff.text import Tokenizer
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
@@ -38,7 +38,7 @@ class ModelSource:
 
     path: str
     revision: str | None = None
-    dtype: str = "bfloat16"
+    dtype: Precision = "bfloat16"
     adapter: str | None = None
     merged: bool = False
     adapter_revision: str | None = None
@@ -151,7 +151,7 @@ class ModelSource:
     @functools.cached_property
     def size(self) -> tuple[int, int]:
         """Parameters of the whole model and of one decoder layer, counted without loading a weight."""
-        model = self.empty()
+        model = self.empty
         layers = decoder_layers(model)
         more = 0 if self.beside is None else self.beside.parameters
         whole, layer = (sum(p.numel() for p in one.parameters()) for one in (model, layers[0]))
@@ -162,10 +162,10 @@ class ModelSource:
         """Parameters beside those of the model it stands on; the few of low-rank adapters are not counted."""
         return 0
 
-    def empty(self) -> nn.Module:
+    @functools.cached_property
+    def empty(self) -> transformers.PreTrainedModel:
         """The model without its weights, and without adapters."""
-        with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(self.config())
+        return skeleton(self.config())
 
     def _get(self, kind: Any, **options: Any) -> Any:
         place = Path(self.location).expanduser()
@@ -182,6 +182,12 @@ class ModelSource:
                 f"`hf download {self.path} --local-dir <folder>`, and name the folder: model_pair.base.path=<folder>, "
                 f"model_pair.tuned.path=<folder>, or of a fine-tune model.path=<folder>."
             ) from error
+
+
+def skeleton(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
+    """The model of a configuration on the meta device: shapes without weights."""
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
 
 
 @contextmanager

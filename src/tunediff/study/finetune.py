@@ -27,7 +27,7 @@ from tunediff.study.described import beat, curves_of, open_logger
 from tunediff.study.estimate import GB, device_of, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import write_config
-from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of, shares_out_layers
+from tunediff.study.trainer import fit, in_processes, make_trainer, precision_of, processes_of, shares_out_layers
 from tunediff.text import Batches, Examples, Text, TextError, examples, packed
 from tunediff.training import (
     Checkpoints,
@@ -107,7 +107,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
     if isinstance(strategy, str):
         raise Refused(f"trainer.strategy={strategy}: choose trainer=ddp or trainer=fsdp, which bring their own.")
     sharded = shares_out_layers(cfg)
-    count, precision = processes_of(cfg), str(cfg.trainer.precision)
+    count, precision = processes_of(cfg), precision_of(cfg)
     estimate = recipe.memory(
         source.config().get_text_config(), source.dtype, precision=precision, processes=count, sharded=sharded
     )

@@ -136,9 +136,17 @@ def build_learner(
 
 
 def build_dictionary(node: DictConfig, streams: list[Stream]) -> Any:
-    """The dictionary of a config, over these streams; the settings that the study reads stand beside its own."""
+    """The dictionary of a config, over these streams; the settings that the study reads stand beside its own. Raises Refused
+    for one that this machine cannot hold."""
     settings = {key: node[key] for key in node if key not in READ_BY_STUDY["dictionary"]}
-    return build(settings)(streams)
+    try:
+        return build(settings)(streams)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise Refused(
+            f"dictionary.latents={settings.get('latents')}: this machine has no memory for so many; take fewer."
+        ) from error
 
 
 def build_adapter(cfg: DictConfig, streams: list[Stream], weights: bool) -> TranscoderAdapter:

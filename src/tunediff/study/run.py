@@ -27,6 +27,7 @@ from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.study.described import about, curves_of, open_logger
 from tunediff.study.parts import build_learner, evaluations_of, given_of, inside, learns, streams_of, write_config
+from tunediff.study.trainer import precision_of
 from tunediff.text import Text
 from tunediff.training import Learner, TranscoderLearner
 
@@ -57,6 +58,8 @@ class Run:
         cfg = self.cfg
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
         self.streams = streams_of(cfg, pair)
+        pair.check_places(self.streams)
+        precision_of(cfg)
         with within(self.folder):
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
         if learns(cfg):

@@ -20,11 +20,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 def make_trainer(cfg: DictConfig, folder: Path) -> Any:
     """Lightning's Trainer, of which only the loop, the device and the precision are used. Raises Refused
     for a precision in which weights would not be float32, or that the device does not have."""
-    precision = str(cfg.trainer.get("precision", "32-true"))
-    if precision not in PRECISIONS:
-        raise Refused(
-            f"trainer.precision={precision}: weights and statistics are kept in float32; choose {', '.join(PRECISIONS)}."
-        )
+    precision = precision_of(cfg)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*AMP with fp16 is not supported on CPU"
@@ -45,6 +41,16 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Any:
             "choose trainer=bf16 or trainer=auto."
         )
     return trainer
+
+
+def precision_of(cfg: DictConfig) -> str:
+    """Lightning's name of the precision. Raises Refused for one in which weights would not be float32."""
+    precision = str(cfg.trainer.get("precision", "32-true"))
+    if precision not in PRECISIONS:
+        raise Refused(
+            f"trainer.precision={precision}: weights and statistics are kept in float32; choose {', '.join(PRECISIONS)}."
+        )
+    return precision
 
 
 def processes_of(cfg: DictConfig) -> int:

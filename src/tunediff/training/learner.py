@@ -48,6 +48,10 @@ class Learner:
                 "choose dictionary=l1_crosscoder."
             )
         self.objective.check(self.dictionary)
+        if self.compile is not None and self.compile not in (known := torch.compiler.list_backends(exclude_tags=())):
+            raise Refused(
+                f"optimizer.compile={self.compile}: the backends of torch.compile here are {', '.join(known)}."
+            )
         self.loss = (
             self.objective if self.compile is None else torch.compile(self.objective.__call__, backend=self.compile)
         )

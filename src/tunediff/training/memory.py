@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from tunediff.hookpoints import decoder_layers
-from tunediff.training.trainable import Trainable, skeleton
+from tunediff.models import skeleton
+from tunediff.training.trainable import Trainable
 
 GB = 1e9
 

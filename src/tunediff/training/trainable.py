@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from tunediff import processes
 from tunediff.hookpoints import decoder_layers
+from tunediff.models import skeleton
 from tunediff.shapes import Refused
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -145,12 +146,6 @@ class Lora:
 
 
 Trainable = AllWeights | Lora
-
-
-def skeleton(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
-    """The model of a config on the meta device: shapes without weights."""
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
