@@ -45,6 +45,7 @@ const distinct = (values) => [...new Set(values)];
 const wordOf = (label) => label.replaceAll("_", " ");
 const section = (title, ...children) => element("section", {}, element("h2", {}, title), ...children);
 const soft = (...words) => element("p", { class: "soft" }, ...words);
+const definitions = (kind, entries) => element("dl", { class: kind }, entries.flatMap(([word, said]) => [element("dt", {}, word), element("dd", {}, said)]));
 const button = (word, act, attributes = {}) => element("button", { type: "button", onclick: act, ...attributes }, word);
 const selector = (word, options, act) => element("select", { "aria-label": word, onchange: (event) => act(event.target.value) },
   options.map(([value, said]) => element("option", { value }, said)));
@@ -106,23 +107,14 @@ const WIDE = 340, HIGH = 170, LEFT = 46, BOTTOM = 26, TOP = 10, RIGHT = 8;
 
 function ticks(low, high, count = 4) {
   const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
-  const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) {
-    found.push(Number(at.toPrecision(10)));
-    if (at + step === at) break; // too large for so small a step
-  }
-  return found;
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough), first = Math.ceil(low / step), last = Math.floor(high / step + 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, n) => Number(((first + n) * step).toPrecision(10)));
 }
 
 // logarithms of round numbers between two logarithms, all to base 10
 function logTicks(low, high) {
-  const found = [];
-  for (let power = Math.floor(low); power <= high; power += 1)
-    for (const times of [1, 2, 5]) {
-      const at = power + Math.log10(times);
-      if (at >= low - 1e-9 && at <= high + 1e-9) found.push(at);
-    }
+  const first = Math.floor(low), powers = Array.from({ length: Math.floor(high) - first + 1 }, (_, n) => first + n);
+  const found = powers.flatMap((power) => [1, 2, 5].map((m) => power + Math.log10(m))).filter((at) => at >= low - 1e-9 && at <= high + 1e-9);
   if (found.length < 2) return ticks(10 ** low, 10 ** high, 3).filter((v) => v > 0).map(Math.log10);
   return found.length > 6 ? found.filter((at) => Math.abs(at - Math.round(at)) < 1e-9) : found;
 }

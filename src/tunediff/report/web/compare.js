@@ -85,12 +85,15 @@ const means = (points) => distinct(points.map(({ at }) => at)).map((at) => {
 });
 
 function exclusives(members) {
-  const counts = (m) => ["base", "tuned"].map((role) => [role, metric(m, `geometry/count/${role}_only`)]);
-  const counted = members.filter((m) => counts(m).every(([, count]) => count !== null));
-  const rows = counted.flatMap((m) => counts(m).map(([role, latents]) =>
-    ({ label: `${named(m)}: ${latents} ${role}-only`, colour: `var(--${role})`, first: role === "base", of: { member: named(m), role, latents } })));
-  const columns = [{ name: "latents", word: "latents" }], table = taken(rows.map(({ of }) => of));
-  return rows.length ? whiskers("Exclusive latents: base-only (blue) and tuned-only (orange)", rows, columns, { bar: true, table }) : null;
+  const roles = ["base", "tuned"], count = (m, role) => metric(m, `geometry/count/${role}_only`);
+  const counted = members.filter((m) => roles.every((role) => count(m, role) !== null));
+  if (!counted.length) return null;
+  const largest = highest([1, ...counted.flatMap((m) => roles.map((role) => count(m, role)))]);
+  const bar = (role, size) => element("b", { title: `${size} ${role}-only`, style: `background:var(--${role});width:${(100 * size) / largest}%` });
+  const shown = element("div", { class: "bars" }, counted.flatMap((m) => [element("span", { title: m.identity }, named(m)),
+    element("span", {}, roles.map((role) => bar(role, count(m, role)))), element("span", {}, roles.map((role) => count(m, role)).join(" / "))]));
+  const rows = taken(counted.map((m) => ({ member: named(m), base_only: count(m, "base"), tuned_only: count(m, "tuned") })));
+  return figure("Exclusive latents: base-only (blue) and tuned-only (orange)", shown, { make: null, kind: "broad", rows });
 }
 
 function curves(members) {

@@ -10,14 +10,12 @@ function attributionGraphs(latents, influence) {
   const firesOn = (latent) => latents?.fires_on?.[index.get(latent)] ?? [];
   const summed = influence ? influential(influence, index, latents?.fires_on ? firesOn : null) : null;
   if (!list) return section("Attribution graphs", summed);
-  let at = 0, graph = null, picture = null, chosen = null, hovered = null, most = EDGES_AT_FIRST, met = null, asked = 0;
+  let at = 0, graph = null, picture = null, chosen = null, hovered = null, most = EDGES_AT_FIRST, met = null;
 
   const isLatent = (n) => graph.kind[n] === "latent";
   const tokenOf = (n) => visible(graph.token[n]), nameOf = (n) => (isLatent(n) ? `latent ${graph.latent[n]}, layer ${graph.layer[n]}, at “${tokenOf(n)}”` : `${graph.kind[n]} of “${tokenOf(n)}”`);
-  function numbersOf(n) {
-    if (graph.kind[n] === "logit") return `probability ${spelled(graph.influence[n])}`;
-    return `${isLatent(n) ? `activation ${spelled(graph.activation[n])}, ` : ""}influence ${spelled(graph.influence[n])}`;
-  }
+  const measureOf = (n) => (isLatent(n) ? `activation ${spelled(graph.activation[n])}, influence` : graph.kind[n] === "logit" ? "probability" : "influence");
+  const numbersOf = (n) => `${measureOf(n)} ${spelled(graph.influence[n])}`;
   function words(n) {
     const fires = firesOn(graph.latent[n]).map((token) => `“${visible(token)}”`).join(", ");
     return `${nameOf(n)}: ${numbersOf(n)}${fires ? `; fires on ${fires}` : ""}`;
@@ -34,11 +32,10 @@ function attributionGraphs(latents, influence) {
     element("span", { class: "ending" }, element("span", {}, visible(list.prompt[n].slice(-240)))), element("b", {}, visible(list.target[n])), element("small", {}, spelled(list.probability[n]))));
 
   async function open(n) {
-    const mine = (asked += 1);
     at = n;
     entries.forEach((entry, k) => entry.setAttribute("aria-pressed", String(k === n)));
     const found = await unpacked(`graph-${n}`);
-    if (mine !== asked) return; // another was chosen meanwhile
+    if (at !== n) return; // another was chosen meanwhile
     [graph, chosen, hovered] = [connected(found), null, null];
     slider.max = Math.min(EDGES_AT_MOST, graph.weight.length);
     slider.value = most = Math.min(EDGES_AT_FIRST, graph.weight.length);

@@ -69,7 +69,7 @@ function explorers(found) {
 
 function explorer(columns, read, signal, picks) {
   const { noun } = read, every = aliveIn(columns), index = new Map(columns.latent.map((latent, i) => [latent, i]));
-  const ending = (pattern) => Object.keys(columns).flatMap((name) => name.match(pattern)?.slice(1) ?? []);
+  const names = Object.keys(columns), ending = (pattern) => names.flatMap((name) => name.match(pattern)?.slice(1) ?? []);
   const labels = ending(/^auroc\/(.*)/), segments = ending(/^firing_rate\/([a-z]+)$/);
   const sorts = ["relative_decoder_norm", "max_written", "firing_rate", `auroc/${labels[0]}`, "latent"];
   const state = { ask: "", kind: "", segment: "", label: "", above: "", rate: "", sort: sorts.find((name) => columns[name]), up: "" };
@@ -89,7 +89,7 @@ function explorer(columns, read, signal, picks) {
     ["relative_decoder_norm", "relative norm", 10.6], ["kind", "kind", 13.2], ["fires_on", "fires on", 9], ["class", "sorted under", 11], ["mechanism", "acts by", 8],
     ["nu_error", "ν error", 4.6], ["nu_reconstruction", "ν reconstr.", 5.6], ["firing_rate", "firing rate", 5.6], ["most in", "most in", 5.6],
     ["decoder_cosine", "cosine", 4.6], ["max_activation", "largest", 4.8], ["max_written", "writes at most", 5.6],
-    ...labels.map((name) => [`auroc/${name}`, `AUROC ${wordOf(name)}`, 6.4])].filter(([name]) => there(name));
+    ...labels.map((name) => [`auroc/${name}`, `AUROC ${wordOf(name)}`, 6.4])].filter(([name]) => there(name)).map(([name, word, wide]) => [name, word, worded[name], wide]);
 
   // -- which latents ------------------------------------------------------------------------------------------------
 
@@ -120,8 +120,8 @@ function explorer(columns, read, signal, picks) {
 
   // -- the table ----------------------------------------------------------------------------------------------------
 
-  const ROW = 29, table = tableOf([], [], { id: "latents", style: `width:max(100%, ${heads.reduce((sum, [, , wide]) => sum + wide, 0)}rem)` });
-  table.prepend(element("colgroup", {}, heads.map(([, , wide]) => element("col", { style: `width:${wide}rem` }))));
+  const ROW = 29, table = tableOf([], [], { id: "latents", style: `width:max(100%, ${heads.reduce((sum, [, , , wide]) => sum + wide, 0)}rem)` });
+  table.prepend(element("colgroup", {}, heads.map(([, , , wide]) => element("col", { style: `width:${wide}rem` }))));
   const scroll = element("div", { class: "rows", tabindex: -1, onscroll: () => requestAnimationFrame(fill) }, table), count = element("span", { class: "soft count" });
 
   function cell(name, i) {
@@ -133,14 +133,12 @@ function explorer(columns, read, signal, picks) {
     return element("td", { class: `words ${name === "kind" ? tintOf(columns, i) : ""}`, title: name === "class" ? columns.reason[i] : null }, worded[name](i));
   }
 
-  function resort(name) {
-    [state.up, state.sort] = [name === state.sort && !state.up ? "1" : "", name];
-    refresh();
-    note();
-  }
-
   function fill() {
-    table.tHead.rows[0].replaceChildren(...sorters(heads.map(([name, word]) => [name, word, worded[name]]), state.sort, !state.up, resort));
+    table.tHead.rows[0].replaceChildren(...sorters(heads, state.sort, !state.up, (name) => {
+      [state.up, state.sort] = [name === state.sort && !state.up ? "1" : "", name];
+      refresh();
+      note();
+    }));
     const high = scroll.clientHeight || 420, first = Math.max(0, Math.floor(scroll.scrollTop / ROW) - 6), last = Math.min(shown.length, first + Math.ceil(high / ROW) + 12);
     const room = (rows) => element("tr", { class: "room", style: `height:${rows * ROW}px` });
     const none = element("tr", {}, element("td", { colspan: heads.length, class: "words" }, `None of the ${read.many} matches.`));
@@ -162,7 +160,7 @@ function explorer(columns, read, signal, picks) {
     labels.length ? picker("label", [["", "any label"], ...labels.map((name) => [name, `tells ${wordOf(name)}`])], "label") : null,
     labels.length ? number("above", "AUROC from", 0.01) : null,
     columns.firing_rate ? number("rate", "firing rate from", 0.001) : null,
-    button("CSV", saveTable), count);
+    button("CSV", () => save(`${noun}s.csv`, "text/csv", csv(names, shown.map((i) => names.map((name) => columns[name][i]))))), count);
 
   async function heard(name) {
     state[name] = inputs[name].value;
@@ -170,11 +168,6 @@ function explorer(columns, read, signal, picks) {
     refresh();
     note();
     if (name === "ask" && !words && state.ask.trim()) { words = await unpacked(`${read.prefix}words`); refresh(); }
-  }
-
-  function saveTable() {
-    const names = Object.keys(columns);
-    save(`${noun}s.csv`, "text/csv", csv(names, shown.map((i) => names.map((name) => columns[name][i]))));
   }
 
   // -- the address: #latent-7&kind=shared&sort=firing_rate -----------------------------------------------------------

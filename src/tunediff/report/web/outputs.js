@@ -94,7 +94,7 @@ function outputs(sets) {
     if (mine !== asked) return; // another was chosen meanwhile
     const [before, after] = [asks.left, asks.right].map((key) => ({ key, ...found.of[key] })), difference = compared(found.texts[before.text], found.texts[after.text]);
     body.replaceChildren(
-      element("dl", { class: "asked" }, [["question", found.question], ["gold answer", String(found.gold ?? "–")]].map(([word, text]) => [element("dt", {}, word), element("dd", {}, text)]).flat()),
+      definitions("asked", [["question", found.question], ["gold answer", String(found.gold ?? "–")]]),
       element("p", { class: "soft", role: "status" }, difference.first === null ? "The two responses are the same, word for word." : `They differ first at word ${many(difference.first)}.`,
         difference.whole ? "" : " What lies between their common beginning and their common end is too long to be compared word by word, and is marked as a whole."),
       element("div", { class: "responses" }, side(before, difference.left, "del"), side(after, difference.right, "ins")));

@@ -3,53 +3,45 @@
 const FOUND = new Map(DATA.findings.map((finding) => [finding.name, finding]));
 const ROLES = ["base", "tuned", "difference"].filter((role) => FOUND.has(`fidelity/explained_variance/${role}`));
 
-const valueOf = (name) => (FOUND.has(name) ? FOUND.get(name).value : undefined);
 const interval = (finding) => between(finding?.low, finding?.high, finding?.value);
 const defined = (word, name) => element("abbr", { title: FOUND.get(name)?.meaning ?? "" }, word);
 
 // -- headline ------------------------------------------------------------------------------------------------------
 
-// for each of some models, or kinds of units: the finding of that name, and the word below it
-const each = (names, before, after = "") => names.map(([name, word = name]) => [`${before}/${name}${after}`, word, name]);
-const both = [["base"], ["tuned"]], apart = [["adapter"], ["hybrid"]], roles = ROLES.map((role) => [role]);
-const units = [["adapters"], ["neurons", "MLP neurons"], ["latents"]];
+// the second parts of the names that begin so
+const partsOf = (first) => distinct([...FOUND.keys()].filter((name) => name.startsWith(`${first}/`)).map((name) => name.split("/")[1]));
+const UNITS = ["adapters", ["neurons", "MLP neurons"], "latents"];
 
-// title and findings, each with the word below it and the class that colours it; those that a run lacks are left out
+// title, name of the findings, and what stands for its star, with the word below the number; what a run lacks is left out
 const CARDS = [
-  ["Explained variance", each(roles, "fidelity/explained_variance")],
-  ["CE recovered", each(roles, "fidelity/ce_recovered")],
-  ["KL recovered", each(roles, "fidelity/kl_recovered")],
-  ["Excess CE", each(roles, "fidelity/excess_ce")],
-  ["L0, active latents a token", each([["mean"], ["p10", "10 %"], ["p90", "90 %"]], "fidelity/l0")],
+  ["Explained variance", "fidelity/explained_variance/*", ROLES],
+  ["CE recovered", "fidelity/ce_recovered/*", ROLES],
+  ["KL recovered", "fidelity/kl_recovered/*", ROLES],
+  ["Excess CE", "fidelity/excess_ce/*", ROLES],
+  ["L0, active latents a token", "fidelity/l0/*", ["mean", ["p10", "10 %"], ["p90", "90 %"]]],
   // of a transcoder adapter: how near it brings the hybrid to the tuned model, and at what sparsity
-  ["KL recovered by the adapter", [["replacement/kl_recovered", "of the hybrid's KL"]]],
-  ["KL from the tuned model", each(apart, "replacement/kl")],
-  ["Residual stream, squared error", each(apart, "replacement/nmse")],
-  ...[...FOUND.keys()].flatMap((name) => {
-    const task = /^adapter_recovery\/([^/]+)\/accuracy\/recovered_of_hybrid$/.exec(name)?.[1];
-    return task ? [[`Accuracy recovered, ${task}`, [[name, "of the hybrid's gap"]]]] : [];
-  }),
-  ["L0 a layer", [["replacement/l0", "active latents a token"]]],
-  ["Never fired", [["replacement/dead_fraction", "of all latents"]]],
-  ["Dead fraction", [["fidelity/dead_fraction", "of all latents"]]],
-  ["Alive latents by decoder norm", [["geometry/count/base_only", "base-only", "base"], ["geometry/count/shared", "shared"],
-    ["geometry/count/tuned_only", "tuned-only", "tuned"], ["geometry/count/other", "in between"]]],
-  ["Largest distance of the models", each([["largest", "L2"], ["largest_layer", "at layer"]], "layer_divergence/l2")],
-  ["Smallest cosine of the models", each([["smallest", "cosine"], ["smallest_layer", "at layer"]], "layer_divergence/cosine")],
-  ["Bits a byte of responses", each(both, "tokenizers/bits_per_byte", "/shared")],
-  ["Share of units that tell a label", each(units, "unit_comparison", "/telling")],
-  ["Share judged monosemantic", each(units, "unit_comparison", "/judged/monosemantic")],
-  ["Exclusive after latent scaling", [["latent_scaling/count/base_only", "base-only", "base"], ["latent_scaling/count/tuned_only", "tuned-only", "tuned"]]],
+  ["KL recovered by the adapter", "replacement/*", [["kl_recovered", "of the hybrid's KL"]]],
+  ["KL from the tuned model", "replacement/kl/*", ["adapter", "hybrid"]],
+  ["Residual stream, squared error", "replacement/nmse/*", ["adapter", "hybrid"]],
+  ...partsOf("adapter_recovery").map((task) => [`Accuracy recovered, ${task}`, `adapter_recovery/${task}/accuracy/*`, [["recovered_of_hybrid", "of the hybrid's gap"]]]),
+  ["L0 a layer", "replacement/*", [["l0", "active latents a token"]]],
+  ["Never fired", "replacement/*", [["dead_fraction", "of all latents"]]],
+  ["Dead fraction", "fidelity/*", [["dead_fraction", "of all latents"]]],
+  ["Alive latents by decoder norm", "geometry/count/*", ["base_only", "shared", "tuned_only", ["other", "in between"]]],
+  ["Largest distance of the models", "layer_divergence/l2/*", [["largest", "L2"], ["largest_layer", "at layer"]]],
+  ["Smallest cosine of the models", "layer_divergence/cosine/*", [["smallest", "cosine"], ["smallest_layer", "at layer"]]],
+  ["Bits a byte of responses", "tokenizers/bits_per_byte/*/shared", ["base", "tuned"]],
+  ["Share of units that tell a label", "unit_comparison/*/telling", UNITS],
+  ["Share judged monosemantic", "unit_comparison/*/judged/monosemantic", UNITS],
+  ["Exclusive after latent scaling", "latent_scaling/count/*", ["base_only", "tuned_only"]],
 ];
 
-function card(title, entries) {
-  const present = entries.filter(([name]) => FOUND.has(name));
-  if (!present.length) return null;
-  return element("div", { class: "card" },
-    element("h3", {}, defined(title, present[0][0])),
-    element("div", { class: "pair" }, present.map(([name, word, style]) =>
-      element("div", { class: style }, element("div", { class: "number" }, spelled(valueOf(name))),
-        element("small", {}, [word, interval(FOUND.get(name))].filter(Boolean).join(" · "))))));
+function card([title, path, stars]) {
+  const all = stars.map((star) => (typeof star === "string" ? [star, star.replace("_", "-")] : star));
+  const present = all.map(([name, word]) => [FOUND.get(path.replace("*", name)), name, word]).filter(([finding]) => finding);
+  return present.length ? element("div", { class: "card" }, element("h3", {}, defined(title, present[0][0].name)),
+    element("div", { class: "pair" }, present.map(([finding, name, word]) => element("div", { class: name.replace("_only", "") },
+      element("div", { class: "number" }, spelled(finding.value)), element("small", {}, [word, interval(finding)].filter(Boolean).join(" · ")))))) : null;
 }
 
 // what stands beside the best latent of a label; the first three are columns, the others marks of the strip alone
@@ -59,7 +51,7 @@ const BESIDE = [["label_alignment/null_p95", "95 % of shuffled labels"], ["label
 
 // one line a label: where its best latent lies between chance and perfect, and what lies beside it
 function labels(columns) {
-  const names = distinct(DATA.findings.filter((f) => f.name.startsWith("label_alignment/")).map((f) => f.name.split("/")[1]));
+  const names = partsOf("label_alignment");
   if (!names.length) return null;
   const index = new Map((columns?.latent ?? []).map((latent, i) => [latent, i]));
   const at = (label, path) => FOUND.get(path.replace("/", `/${label}/`));
@@ -141,7 +133,7 @@ function curves() {
 function geometry(columns) {
   const title = "Whose latents they are";
   if (!columns?.relative_decoder_norm) return section(title, element("p", {}, "The evaluation “geometry” was not run, or the dictionary reads one model only."));
-  const some = aliveIn(columns), random = valueOf("geometry/decoder_cosine/random_pairs_mean");
+  const some = aliveIn(columns), random = FOUND.get("geometry/decoder_cosine/random_pairs_mean")?.value;
   const pick = (column, test = () => true) => some.filter(test).map((i) => columns[column]?.[i]).filter((v) => !absent(v));
   const norms = (confirmed) => pick("relative_decoder_norm", (i) => columns.confirmed[i] === confirmed), cosines = pick("decoder_cosine");
   const sides = (v) => (v < 0.3 ? "var(--base)" : v > 0.7 ? "var(--tuned)" : "var(--shared)");
@@ -175,7 +167,7 @@ function everything() {
 function study() {
   const words = (value) => (Array.isArray(value) ? value.join(", ") : String(value));
   return section("The study",
-    element("dl", { class: "study" }, Object.entries(DATA.study).flatMap(([name, value]) => [element("dt", {}, wordOf(name)), element("dd", {}, words(value))])),
+    definitions("study", Object.entries(DATA.study).map(([name, value]) => [wordOf(name), words(value)])),
     element("p", {}, "The same numbers again:"),
     element("pre", {}, `python train.py --config-path <path to>/${DATA.folder} --config-name config`));
 }
@@ -204,7 +196,7 @@ async function show() {
   const behaves = [...sectionsOf(DATA.behaviour?.conditions ?? []), outputs(DATA.behaviour?.outputs), ...sectionsOf(await unpacked("figures") ?? []),
     DATA.graphs ? attributionGraphs(columns, await unpacked("graph-influence")) : null].filter(Boolean);
   page.replaceChildren(...[
-    opening(), element("div", { class: "cards" }, CARDS.map(([title, entries]) => card(title, entries))), labels(columns),
+    opening(), element("div", { class: "cards" }, CARDS.map(card)), labels(columns),
     DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
     ...behaves, learned && !beside ? geometry(columns) : null,
     learned && !columns ? section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents.")) : null,

@@ -1,7 +1,7 @@
 // Figures: each is an SVG with a caption, and can be taken away as SVG or PNG.
 
 function save(name, type, content) {
-  const link = element("a", { download: name, href: URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type })) });
+  const link = element("a", { download: name, href: URL.createObjectURL(new Blob([content], { type })) });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
@@ -21,9 +21,7 @@ function standing(svg) {
     here[i].removeAttribute("style"); // it is written out, and speaks of this page
   });
   const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
-  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-  copy.setAttribute("width", width);
-  copy.setAttribute("height", height);
+  dressed(copy, { xmlns: "http://www.w3.org/2000/svg", width, height });
   copy.prepend(drawn("rect", { width, height, fill: getComputedStyle(document.body).backgroundColor }));
   return { text: new XMLSerializer().serializeToString(copy), width, height };
 }
@@ -110,20 +108,15 @@ function scatter(title, points, { xs, ys, xWord, yWord, spellY, bright, onpick, 
   const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name.slice(4, -1)).trim();
   let wide, x, y;
 
-  function framed() {
-    const high = Math.round(Math.max(220, Math.min(300, wide * 0.3)));
-    const made = frame(title, xs, ys, xWord, { spellY, wide, high, top: 24, atX: ticks(...xs, 5), atY: ticks(...ys, 4) });
-    made.svg.append(drawn("text", { x: 2, y: 10 }, yWord));
-    return { ...made, high };
-  }
-
   function draw() {
     wide = over.clientWidth || 720;
-    const made = framed(), ratio = window.devicePixelRatio || 1, pen = canvas.getContext("2d");
+    const high = Math.round(Math.max(220, Math.min(300, wide * 0.3))), ratio = window.devicePixelRatio || 1, pen = canvas.getContext("2d");
+    const made = frame(title, xs, ys, xWord, { spellY, wide, high, top: 24, atX: ticks(...xs, 5), atY: ticks(...ys, 4) });
     const colours = new Map(distinct(points.map((point) => point.colour)).map((name) => [name, colourOf(name)]));
-    ({ x, y } = made);
+    made.svg.append(drawn("text", { x: 2, y: 10 }, yWord));
     axes.replaceChildren(made.svg);
-    [canvas.width, canvas.height] = [wide * ratio, made.high * ratio];
+    ({ x, y } = made);
+    [canvas.width, canvas.height] = [wide * ratio, high * ratio];
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     for (const lit of [false, true])
       for (const point of points) {
@@ -161,7 +154,7 @@ function scatter(title, points, { xs, ys, xWord, yWord, spellY, bright, onpick, 
   onWidth(over, draw);
 
   function make() {
-    const { svg } = framed();
+    const svg = axes.firstChild.cloneNode(true);
     for (const point of points) {
       const [fill, stroke] = point.hollow ? ["none", point.colour] : [point.colour, "none"];
       svg.append(drawn("circle", { cx: x(point.x).toFixed(1), cy: y(point.y).toFixed(1), r: 2.4, fill, stroke, opacity: bright(point) ? 0.8 : 0.1 }));

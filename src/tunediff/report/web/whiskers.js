@@ -50,10 +50,8 @@ function whiskers(title, rows, columns, { bar = false, table }) {
         if (absent(value)) return;
         const within = highs > lows ? ` (${between(lows, highs, value)})` : "";
         const one = drawn("g", { opacity: row.control ? 0.5 : 1, title: `${row.label}: ${word} ${spelled(value)}${within}` });
-        const { colour } = row, at = x(value);
-        if (bar)
-          one.append(drawn("rect", { x: Math.min(start, at), width: Math.abs(at - start), y: y(n) - 6, height: 12, fill: colour,
-            opacity: 0.45 }));
+        const { colour } = row, at = x(value), reach = { x: Math.min(start, at), width: Math.abs(at - start), y: y(n) - 6, height: 12 };
+        if (bar) one.append(drawn("rect", { ...reach, fill: colour, opacity: 0.45 }));
         one.append(drawn("line", { x1: x(lows), x2: x(highs), y1: y(n), y2: y(n), stroke: colour, "stroke-width": 1.8 }));
         const fill = row.control ? "var(--paper)" : colour;
         if (!bar) one.append(drawn("circle", { cx: at, cy: y(n), r: 4, fill, stroke: colour, "stroke-width": 1.6 }));
@@ -69,11 +67,4 @@ function whiskers(title, rows, columns, { bar = false, table }) {
 }
 
 // words in lines of at most `most` letters
-function broken(text, most) {
-  const lines = [""];
-  for (const word of text.split(" ")) {
-    if (lines.at(-1) && lines.at(-1).length + word.length + 1 > most) lines.push("");
-    lines[lines.length - 1] += (lines.at(-1) ? " " : "") + word;
-  }
-  return lines;
-}
+const broken = (text, most) => text.match(new RegExp(`\\S.{0,${Math.floor(most) - 1}}(?=\\s|$)|\\S+`, "g")) ?? [""];
