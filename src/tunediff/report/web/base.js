@@ -39,6 +39,7 @@ function spelled(value, like = value) {
   return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : size < 1 && size > 0.99 ? value.toFixed(4) : value.toFixed(3);
 }
 
+const signed = (value) => `${value > 0 ? "+" : ""}${spelled(value)}`;
 const between = (low, high, like) => (absent(low) ? "" : `${spelled(low, like)} to ${spelled(high, like)}`);
 
 const distinct = (values) => [...new Set(values)];

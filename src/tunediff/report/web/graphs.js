@@ -2,11 +2,10 @@
 // holds the latents that matter over all of them.
 
 const EDGES_AT_FIRST = 120, EDGES_AT_MOST = 400, LISTED = 12;
-const positive = (weight) => `${weight > 0 ? "+" : ""}${spelled(weight)}`;
 const share = (wide, kind) => element("span", { class: "weight" }, element("i", { class: kind, style: `width:${wide.toFixed(0)}%` }));
 
 function attributionGraphs(latents, influence) {
-  const { list } = DATA.graphs, index = new Map((latents?.latent ?? []).map((latent, i) => [latent, i]));
+  const { list } = DATA.graphs, index = placesIn(latents);
   const firesOn = (latent) => latents?.fires_on?.[index.get(latent)] ?? [];
   const summed = influence ? influential(influence, index, latents?.fires_on ? firesOn : null) : null;
   if (!list) return section("Attribution graphs", summed);
@@ -115,7 +114,7 @@ function attributionGraphs(latents, influence) {
 
   function side(title, edges, end) {
     const weights = edges.map((edge) => graph.weight[edge]), more = edges.length - LISTED;
-    const listed = edges.slice(0, LISTED).map((edge, k) => entry(graph[end][edge], positive(weights[k]), Math.abs(weights[k] / weights[0]), signOf(weights[k])));
+    const listed = edges.slice(0, LISTED).map((edge, k) => entry(graph[end][edge], signed(weights[k]), Math.abs(weights[k] / weights[0]), signOf(weights[k])));
     return element("div", {}, element("h4", {}, title), edges.length ? element("ol", {}, listed) : soft("none in this graph"),
       more > 0 ? element("small", {}, `and ${many(more)} weaker`) : null);
   }

@@ -34,6 +34,8 @@ const visible = (token) => token.replaceAll("\n", "↵").replace(/^ /, "␣");
 const chips = (tokens) => (tokens ?? []).map((token) => element("span", {}, visible(token)));
 const linkTo = (latent) => element("a", { href: `#latent-${latent}` }, String(latent));
 
+// number of a latent -> its row; none where there is no table
+const placesIn = (columns) => new Map((columns?.latent ?? []).map((latent, i) => [latent, i]));
 const aliveIn = (columns) => columns.latent.map((_, i) => i).filter((i) => !columns.firing_rate || columns.firing_rate[i] > 0);
 
 const KINDS = [["", "all kinds"], ["tuned_only", "tuned-only"], ["tuned_only!", "tuned-only, confirmed"], ["base_only", "base-only"],
@@ -68,7 +70,7 @@ function explorers(found) {
 }
 
 function explorer(columns, read, signal, picks) {
-  const { noun } = read, every = aliveIn(columns), index = new Map(columns.latent.map((latent, i) => [latent, i]));
+  const { noun } = read, every = aliveIn(columns), index = placesIn(columns);
   const names = Object.keys(columns), ending = (pattern) => names.flatMap((name) => name.match(pattern)?.slice(1) ?? []);
   const labels = ending(/^auroc\/(.*)/), segments = ending(/^firing_rate\/([a-z]+)$/);
   const sorts = ["relative_decoder_norm", "max_written", "firing_rate", `auroc/${labels[0]}`, "latent"];
@@ -312,7 +314,7 @@ function sortedWords(columns, i) {
 function effects(columns) {
   if (!columns) return null;
   const rows = rowsOf(columns), list = (role, sign) => element("div", { class: "tokens" }, rows.filter((row) => row.role === role && row.sign === sign)
-    .map((row) => element("span", { title: `${row.effect > 0 ? "+" : ""}${spelled(row.effect)}` }, visible(row.token))));
+    .map((row) => element("span", { title: signed(row.effect) }, visible(row.token))));
   return element("div", {}, element("h3", {}, "What it writes"), element("div", { class: "effects" }, distinct(columns.role).map((role) =>
     element("div", {}, element("h4", { class: role }, role), element("small", {}, "raises"), list(role, 1), element("small", {}, "lowers"), list(role, -1)))));
 }

@@ -53,8 +53,7 @@ const BESIDE = [["label_alignment/null_p95", "95 % of shuffled labels"], ["label
 function labels(columns) {
   const names = partsOf("label_alignment");
   if (!names.length) return null;
-  const index = new Map((columns?.latent ?? []).map((latent, i) => [latent, i]));
-  const at = (label, path) => FOUND.get(path.replace("/", `/${label}/`));
+  const index = placesIn(columns), at = (label, path) => FOUND.get(path.replace("/", `/${label}/`));
   const spelledOut = BESIDE.slice(0, 3).filter(([path]) => names.some((label) => at(label, path)));
   const rows = names.map((label) => {
     const of = (part) => at(label, `label_alignment/${part}`), best = of("auroc"), latent = of("latent")?.value, i = index.get(latent);
