@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow
-import pyarrow.compute
 
-from tunediff.shapes import Figure, Refused
+from tunediff.shapes import Figure, Refused, Table
 
 PROBLEMS = 40  # of a task, whose outputs the page carries
 CHARACTERS = 20_000  # of a response: as many words as two responses are compared by
@@ -42,7 +41,6 @@ def tells_behaviour(name: str) -> bool:
 def behaviour(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The data that the page needs at once, empty where there is nothing to show, and those it unpacks later, by name.
     Raises Refused where outputs do not say which model's condition wrote them."""
-    shown: dict[str, Any] = {}
     packed: dict[str, Any] = {}
     blocks = [block for name in tables if name.endswith(CONDITIONS) for block in _conditions(name, tables[name])]
     sets = []
@@ -51,22 +49,26 @@ def behaviour(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict
             for kept, texts in _outputs(name.removesuffix(OUTPUTS), tables[name], blocks):
                 packed |= {f"outputs-{len(sets)}-{n}": problem for n, problem in enumerate(texts)}
                 sets.append(kept)
-    conditions = [_figure(**block)._asdict() for block in blocks]
-    shown |= {name: found for name, found in (("conditions", conditions), ("outputs", sets)) if found}
-    return shown, packed
+    conditions = [_figure(block)._asdict() for block in blocks]
+    return {name: found for name, found in (("conditions", conditions), ("outputs", sets)) if found}, packed
 
 
 # -- conditions ------------------------------------------------------------------------------------------------------
 
 
-def _conditions(name: str, table: pyarrow.Table) -> Iterator[dict[str, Any]]:
-    """The rows of each task, in the order they are drawn in. Column "key" names a condition, "compared" the key of its
-    reference, "under" that of the condition it is a control of."""
-    evaluation = name.removesuffix(CONDITIONS)
-    for task in _distinct(table["task"]):
-        rows = _of_task(table, task)
-        keys = [row["condition"] for row in rows]
-        by_role = len(set(keys)) < len(keys)  # both models under conditions of one name
+class Block(NamedTuple):
+    """The conditions of one task in the order they are drawn in. Entry "key" of a row names its condition, "compared" the
+    key of its reference, "under" that of the condition it is a control of."""
+
+    name: str
+    task: str
+    by_role: bool  # both models stand under conditions of one name
+    rows: list[dict[str, Any]]
+
+
+def _conditions(name: str, table: pyarrow.Table) -> Iterator[Block]:
+    for task, rows in _by_task(table).items():
+        by_role = len({row["condition"] for row in rows}) < len(rows)
         for row in rows:
             reference = row["reference"]
             row["key"] = _key(row["role"], row["condition"], by_role)
@@ -78,51 +80,41 @@ def _conditions(name: str, table: pyarrow.Table) -> Iterator[dict[str, Any]]:
             draw = row["condition"].rpartition("/")[2]
             if titles[row["title"]] > 1 and draw.isdigit():
                 row["title"] = f"{row['title']}, draw {int(draw) + 1}"
-        kinds = list(
-            dict.fromkeys(row["condition"].partition("/")[0] for row in rows)
-        )  # draws of a kind stand together
-        controls = sorted(
-            (row for row in rows if row["control"]), key=lambda row: kinds.index(row["condition"].partition("/")[0])
-        )
-        ordered = []
-        for row in rows:
-            if not row["control"]:
-                ordered += [row, *(control for control in controls if control["under"] == row["key"])]
-        ordered += [control for control in controls if control["under"] is None]
-        columns = {column: [row[column] for row in ordered] for column in ordered[0]}
-        yield {"name": evaluation, "task": task, "by_role": by_role, "columns": columns}
+        # a control follows its condition, and draws of a kind stand together; those of no condition come last
+        kinds, places = [row["condition"].partition("/")[0] for row in rows], [*plain, None]
+        before = [places.index(row["under"] if row["control"] else row["key"]) for row in rows]
+        order = [(before[n], row["control"], kinds.index(kinds[n]), n) for n, row in enumerate(rows)]
+        yield Block(name.removesuffix(CONDITIONS), task, by_role, [rows[n] for *_, n in sorted(order)])
 
 
-def _figure(name: str, task: str, by_role: bool, columns: Mapping[str, list]) -> Figure:
+def _figure(block: Block) -> Figure:
     """The figure of one task: one row per condition, with a rule at those that others are compared with."""
-    titles = dict(zip(columns["key"], columns["title"], strict=True))
-    compared = {key for key in columns["compared"] if key is not None}
+    rows, given = block.rows, Table.of(block.name, block.rows).columns
+    titles, counted = {row["key"]: row["title"] for row in rows}, Counter(given["title"])
+    compared = {row["compared"] for row in rows} - {None}
     labels = []
-    for title, role, under in zip(columns["title"], columns["role"], columns["under"], strict=True):
+    for row in rows:
         # a control stands below its condition, whose name it need not repeat
-        brief = title.removeprefix(f"{titles.get(under)}: ")
-        labels.append(f"{brief} · {role}" if columns["title"].count(title) > 1 else brief)
-    against = [None if key is None else titles.get(key, key) for key in columns["compared"]]
-    rows = zip(columns["key"], columns["compared"], strict=True)
-    ended = [f"{measure}{end}" for measure in (*MEASURES, "difference") for end in ("", "_low", "_high")]
+        brief = row["title"].removeprefix(f"{titles.get(row['under'])}: ")
+        labels.append(f"{brief} · {row['role']}" if counted[row["title"]] > 1 else brief)
     drawn, words = {"condition": labels}, dict(WORDS)
     if len(compared) > 1:
-        drawn["against"] = against
+        drawn["against"] = [titles.get(key, key) for key in given["compared"]]
     elif compared:
         words["difference"] = f"difference against “{titles.get(*compared, *compared)}”"
-    kept = [*ended[:3], *ended[-3:], "p", *ended[3:-3], *FACTS, "edit"]
-    drawn |= {column: columns[column] for column in kept if column in columns}
-    drawn |= {"role": columns["role"], "control": columns["control"]}
-    drawn["ruled"] = [reference is None and key in compared for key, reference in rows]
-    title = f"{name.replace('_', ' ').capitalize()} on {task}: {max(columns['problems']):,} problems"
+    ended = [f"{measure}{end}" for measure in (*MEASURES, "difference") for end in ("", "_low", "_high")]
+    kept = [*ended[:3], *ended[-3:], "p", *ended[3:-3], *FACTS, "edit", "role", "control"]
+    drawn |= {column: given[column] for column in kept if column in given}
+    drawn["ruled"] = [row["compared"] is None and row["key"] in compared for row in rows]
+    task, most = block.task, max(given["problems"])
     return Figure(
-        name=f"{name}/{task}/conditions",
+        name=f"{block.name}/{task}/conditions",
         kind="intervals",
         columns=drawn,
         x="condition",
         y=MEASURES,
         section="Behaviour, condition by condition",
-        title=title,
+        title=f"{block.name.replace('_', ' ').capitalize()} on {task}: {most:,} problems",
         caption=CAPTION,
         group="role",
         control="control",
@@ -152,19 +144,19 @@ def _controlled(row: Mapping[str, Any], plain: Mapping[str, str], by_role: bool)
 
 
 def _outputs(
-    name: str, table: pyarrow.Table, blocks: Sequence[Mapping[str, Any]]
+    name: str, table: pyarrow.Table, blocks: Sequence[Block]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yields for each task its conditions and problems with their grades, and the texts of each problem."""
-    for task in _distinct(table["task"]):
-        block = next((some for some in blocks if (some["name"], some["task"]) == (name, task)), None)
-        by_role = block is not None and block["by_role"]
+    for task, rows in _by_task(table).items():
+        block = next((some for some in blocks if (some.name, some.task) == (name, task)), Block(name, task, False, []))
+        by_role = block.by_role
         if by_role and "role" not in table.column_names:
             raise Refused(
                 f"Conditions of {name} on {task} bear the same names for both models, but {name}{OUTPUTS} has no column "
                 '"role": name the conditions differently, or add the column.'
             )
         problems: dict[Any, dict[str, dict[str, Any]]] = {}
-        for row in _of_task(table, task):
+        for row in rows:
             key = _key(row.get("role", ""), row["condition"], by_role)
             problems.setdefault(row["problem"], {})[key] = row
         written = dict.fromkeys(key for answers in problems.values() for key in answers)
@@ -184,14 +176,10 @@ def _outputs(
         yield index, texts
 
 
-def _described(block: Mapping[str, Any] | None, written: Sequence[str]) -> list[dict[str, Any]]:
+def _described(block: Block, written: Sequence[str]) -> list[dict[str, Any]]:
     """Conditions that something was written under, in the order of their table; those it lacks at the end, by key."""
-    known: list[dict[str, Any]] = []
-    if block is not None:
-        columns = block["columns"]
-        names = ("key", "title", "role", "control", "compared")
-        rows = zip(*(columns[column] for column in names), strict=True)
-        known = [dict(zip(names, row, strict=True)) for row in rows if row[0] in written]
+    names = ("key", "title", "role", "control", "compared")
+    known = [{name: row[name] for name in names} for row in block.rows if row["key"] in written]
     missing = [key for key in written if key not in {condition["key"] for condition in known}]
     return known + [{"key": key, "title": key, "role": None, "control": False, "compared": None} for key in missing]
 
@@ -215,12 +203,7 @@ def _texts(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         key: {"text": numbers.setdefault(row["response"], len(numbers)), **{fact: row.get(fact) for fact in facts}}
         for key, row in answers.items()
     }
-    return {
-        "question": first["question"],
-        "gold": first["gold"],
-        "texts": [shortened(text) for text in numbers],
-        "of": of,
-    }
+    return {"question": first["question"], "gold": first["gold"], "texts": [*map(shortened, numbers)], "of": of}
 
 
 def shortened(text: str, most: int = CHARACTERS) -> str:
@@ -231,9 +214,9 @@ def shortened(text: str, most: int = CHARACTERS) -> str:
     return f"{text[: most - end]}\n\n[… {len(text) - most:,} characters are left out on this page …]\n\n{text[-end:]}"
 
 
-def _of_task(table: pyarrow.Table, task: str) -> list[dict[str, Any]]:
-    return table.filter(pyarrow.compute.call_function("equal", [table["task"], task])).to_pylist()
-
-
-def _distinct(column: pyarrow.ChunkedArray) -> list[Any]:
-    return list(dict.fromkeys(column.to_pylist()))
+def _by_task(table: pyarrow.Table) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each task, in their order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["task"], []).append(row)
+    return found

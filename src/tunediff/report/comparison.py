@@ -28,6 +28,8 @@ CURVES = (
     "l0",
     "dead_fraction",
 )
+COMPARE_SCRIPTS = ("base.js", "plots.js", "whiskers.js", "figures.js", "compare.js")
+SHOWN = ("identity", "keys", "state", "step", "steps", "job", "error", "study", "metrics", "curves")
 # what one names first of what differs
 FIRST = (
     "model_pair",
@@ -64,32 +66,26 @@ def _is_fine_tune(identity: Path) -> bool:
 
 def _order(value: Any) -> tuple:
     """Sorting key: numbers by size, before words."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, value, "") if number else (1, 0, _cell(value))
+    return (0, value, "") if _is_number(value) else (1, 0, _cell(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _member(run: Path) -> dict[str, Any]:
     stands_for, found = folders.read_json(run / "identity.json"), folders.read_json(run / "findings.json")
     state = folders.state_of(run)
-    words = next(
-        (
-            m["words"]
-            for m in folders.read_json(run.parent / "sweep.json").get("members", [])
-            if m["identity"] == stands_for["identity"]
-        ),
-        [],
-    )
+    words = {m["identity"]: m["words"] for m in folders.read_json(run.parent / "sweep.json").get("members", [])}
     curves = thinned(read_table(run, "training"), 120) or {}
     return {
         "folder": str(run),
         "identity": stands_for["identity"],
         "settings": flat(stands_for["settings"]),
-        "words": words,
+        "words": words.get(stands_for["identity"], []),
+        **{name: state.get(name) for name in ("step", "job", "error")},
         "state": state.get("state", folders.FINISHED if found else folders.WAITING),
-        "step": state.get("step"),
         "steps": state.get("steps") or state.get("step"),
-        "job": state.get("job"),
-        "error": state.get("error"),
         "study": found.get("study", {}),
         "columns": {f["name"]: f["column"] for f in found.get("findings", []) if f.get("column")},
         "metrics": {f["name"]: [f["value"], f["low"], f["high"]] for f in found.get("findings", [])},
@@ -101,23 +97,17 @@ def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The keys that tell the members apart: those that were swept, as they were typed; then, only where two members would
     look the same, the settings in which they differ."""
     typed = list(dict.fromkeys(_split(word)[0] for member in members for word in member["words"]))
-    rows = []
-    for member in members:
-        own = dict(_split(word) for word in member["words"])
-        rows.append({key: own[key] if key in own else member["settings"].get(key) for key in typed})
-    alike: dict[str, list[int]] = {}
-    for n, row in enumerate(rows):
-        alike.setdefault(json.dumps(row, sort_keys=True), []).append(n)
-    extra: dict[str, None] = {}
+    settings = [{**member["settings"], **dict(map(_split, member["words"]))} for member in members]
+    rows = [{key: some.get(key) for key in typed} for some in settings]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row, some in zip(rows, settings, strict=True):
+        alike.setdefault(json.dumps(row, sort_keys=True), []).append(some)
+    extra: set[str] = set()
     for group in alike.values():
-        names = {name for n in group for name in members[n]["settings"]}
-        values = {name: {json.dumps(members[n]["settings"].get(name)) for n in group} for name in sorted(names)}
-        extra |= dict.fromkeys(name for name, different in values.items() if len(different) > 1 and name not in typed)
+        names = {name for some in group for name in some}.difference(typed)
+        extra |= {name for name in names if len({json.dumps(some.get(name)) for some in group}) > 1}
     shown = sorted(extra, key=lambda name: (_standing(name), name.count("."), name))[:6]
-    return [
-        {**row, **{name: member["settings"].get(name) for name in shown}}
-        for row, member in zip(rows, members, strict=True)
-    ]
+    return [{key: some.get(key) for key in (*typed, *shown)} for some in settings]
 
 
 def _standing(name: str) -> int:
@@ -146,9 +136,8 @@ def in_words(members: Sequence[dict[str, Any]]) -> str:
         if member["job"] and state.startswith(folders.WAITING):
             state += f", job {member['job']}"
         cells = [_cell(member["keys"][key]) for key in keys]
-        rows.append(
-            [*cells, state, *("-" if v is None else f"{v:.4g}" for v in values), os.path.relpath(member["folder"])]
-        )
+        numbers = ["-" if value is None else f"{value:.4g}" for value in values]
+        rows.append([*cells, state, *numbers, os.path.relpath(member["folder"])])
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     for member in members:
@@ -173,36 +162,27 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
     partial = folder / "compare.partial"
     pyarrow.parquet.write_table(pyarrow.table(columns), partial)
     os.replace(partial, folder / "compare.parquet")
-    shown = [
-        {
-            **{
-                key: member[key]
-                for key in ("identity", "keys", "state", "step", "steps", "job", "error", "study", "metrics", "curves")
-            },
-            "page": _link(Path(member["folder"]) / "report.html", folder),
-            "log": _link(
-                Path(member["folder"]) / ("job.log" if (Path(member["folder"]) / "job.log").exists() else "run.log"),
-                folder,
-            ),
-        }
-        for member in members
-    ]
+    shown = []
+    for member in members:
+        run = Path(member["folder"])
+        log = run / ("job.log" if (run / "job.log").exists() else "run.log")
+        links = {"page": _link(run / "report.html", folder), "log": _link(log, folder)}
+        shown.append({key: member[key] for key in SHOWN} | links)
     payload = {
         "members": shown,
         "folder": folder.resolve().name,
         "headline": columns_of(members),
         "asked": folders.clock(),
     }
-    page = assemble(payload, title=f"tunediff: {len(members)} runs", scripts=("base.js", "compare.js"))
+    page = assemble(payload, title=f"tunediff: {len(members)} runs", scripts=COMPARE_SCRIPTS)
     folders.write_atomically(folder / "compare.html", page)
     return folder / "compare.html"
 
 
 def _alike(values: list) -> list:
     """Values of one type: as they are if all are numbers, else as words."""
-    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
-        return [None if value is None else float(value) for value in values]
-    return [None if value is None else _cell(value) for value in values]
+    kind = float if all(value is None or _is_number(value) for value in values) else _cell
+    return [None if value is None else kind(value) for value in values]
 
 
 def _link(target: Path, folder: Path) -> str | None:

@@ -33,9 +33,8 @@ def graphs(tables: Mapping[str, pyarrow.Table]) -> tuple[dict[str, Any], dict[st
     shown: dict[str, Any] = {}
     packed: dict[str, Any] = {}
     if {GRAPHS, NODES, EDGES} <= tables.keys():
-        drawn = set(tables[NODES]["graph"].to_pylist())
-        told = [graph in drawn for graph in tables[GRAPHS]["graph"].to_pylist()]
-        listed = tables[GRAPHS].filter(pyarrow.array(told, pyarrow.bool_())).to_pydict()
+        told, drawn = tables[GRAPHS], set(tables[NODES]["graph"].to_pylist())
+        listed = told.take([n for n, graph in enumerate(told["graph"].to_pylist()) if graph in drawn]).to_pydict()
         for n, graph in enumerate(listed["graph"]):
             packed[f"graph-{n}"] = _graph(graph, _of(tables[NODES], graph), _of(tables[EDGES], graph))
         shown |= {"list": listed, "left_out": len(told) - len(listed["graph"])}

@@ -37,12 +37,9 @@ def columns_of(members: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _together(words: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Name -> measure and model of its words, no model where these name none; what is measured of both models stands
     together, where the first of them stood."""
-    parted = {}
+    groups: dict[Any, dict[str, tuple[str, str]]] = {}
     for name, said in words.items():
         measure, _, model = said.rpartition(" ")
-        parted[name] = (measure, model) if model in ROLES else (said, "")
-    first: dict[Any, int] = {}
-    for name, (measure, model) in parted.items():
-        first.setdefault(measure if model else (name,), len(first))
-    order = sorted(parted, key=lambda name: first[parted[name][0] if parted[name][1] else (name,)])
-    return {name: parted[name] for name in order}
+        whole, parted = (measure, (measure, model)) if model in ROLES else ((name,), (said, ""))
+        groups.setdefault(whole, {})[name] = parted
+    return {name: parted for group in groups.values() for name, parted in group.items()}

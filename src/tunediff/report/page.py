@@ -11,8 +11,10 @@ import base64
 import gzip
 import html
 import importlib.resources
+import itertools
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ from tunediff.report.graphs import graphs, tells_graphs
 
 CURVE_POINTS = 300
 CHUNK = 200  # latents whose details are packed together
+PACKED = '<script type="application/octet-stream" id="packed-{}">{}</script>'
 SHARES = 9999  # activations are kept as whole numbers of the largest one of their example
 RUN_SCRIPTS = (
     "base.js",
@@ -90,7 +93,7 @@ def write_report(folder: Path) -> Path:
             "prefix": explored.prefix,
             "places": details.places,
             "segments": details.segment_names,
-            "tables": details.present,
+            "tables": list(details.tables),
         }
         parts = {"latents": _finite({**latents, **details.peaks()}), "words": details.words()}
         parts |= {"vocabulary": details.vocabulary, **{f"details-{n}": chunk for n, chunk in details.chunks()}}
@@ -118,14 +121,10 @@ def assemble(
         "SCRIPT": "\n".join((parts / name).read_text(encoding="utf-8") for name in scripts),
         # no closing tag and no comment can be spelled inside the script element
         "PAYLOAD": text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
-        "PACKED": "\n".join(
-            f'<script type="application/octet-stream" id="packed-{name}">{pack(value)}</script>'
-            for name, value in (packed or {}).items()
-        ),
+        "PACKED": "\n".join(PACKED.format(name, pack(value)) for name, value in (packed or {}).items()),
     }
     page = (parts / "page.html").read_text(encoding="utf-8")
-    head, *rest = page.split("{{")
-    return head + "".join(pieces[name] + tail for name, _, tail in (piece.partition("}}") for piece in rest))
+    return re.sub(r"{{(\w+)}}", lambda found: pieces[found[1]], page)
 
 
 def pack(value: Any) -> str:
@@ -156,34 +155,34 @@ class Details:
                 table = table.rename_columns(["latent" if c == noun else c for c in table.column_names])
                 order = numpy.argsort(table["latent"].to_numpy(), kind="stable")
                 self.tables[name] = table.take(order)
-        self.present = list(self.tables)
-        segments = self.tables.get("segments")
-        rates = [] if segments is None else [name for name in segments.column_names if name.startswith("rate/")]
-        self.places = [name.removeprefix("rate/") for name in rates]
+        named = self.tables["segments"].column_names if "segments" in self.tables else []
+        self.places = [name.removeprefix("rate/") for name in named if name.startswith("rate/")]
         self.vocabulary: list[str] = []
         self.segment_names: list[str] = []
+        self.windows: dict[str, list] = {}
         if "examples" in self.tables:
             self._read_examples(self.tables["examples"])
 
     def _read_examples(self, table: pyarrow.Table) -> None:
-        """Tokens as numbers into one vocabulary, activations as shares of the largest of their example, segments as one
-        digit a token."""
+        """Columns of examples: tokens `t` as numbers into one vocabulary, activations `a` as shares of the `largest` of their
+        example, segments `s` as one digit a token."""
         lists = {name: table[name].combine_chunks() for name in ("tokens", "activations", "segments")}
         lengths = numpy.diff(lists["tokens"].offsets.to_numpy())
-        self.starts = numpy.concatenate([[0], numpy.cumsum(lengths)])
         tokens = lists["tokens"].flatten().dictionary_encode()
-        self.vocabulary, self.tokens = tokens.dictionary.to_pylist(), tokens.indices.to_pylist()
         values = numpy.nan_to_num(lists["activations"].flatten().to_numpy(zero_copy_only=False))
         example = numpy.repeat(numpy.arange(len(table)), lengths)
         largest = numpy.zeros(len(table))
         numpy.maximum.at(largest, example, numpy.abs(values))
         shares = numpy.round(SHARES * values / numpy.maximum(largest, 1e-30)[example])
         # what is active never rounds to nothing
-        self.shares = numpy.where((values != 0) & (shares == 0), numpy.sign(values), shares).astype(int).tolist()
-        self.largest = [float(f"{value:.5g}") for value in largest]
+        shares = numpy.where((values != 0) & (shares == 0), numpy.sign(values), shares).astype(int)
         named = lists["segments"].flatten().dictionary_encode()
-        self.segment_names = named.dictionary.to_pylist()
-        self.segments = (named.indices.to_numpy() + ord("0")).astype(numpy.uint8).tobytes().decode()
+        digits = (named.indices.to_numpy() + ord("0")).astype(numpy.uint8).tobytes().decode()
+        self.vocabulary, self.segment_names = tokens.dictionary.to_pylist(), named.dictionary.to_pylist()
+        bounds = list(itertools.pairwise([0, *numpy.cumsum(lengths).tolist()]))
+        whole = {"t": tokens.indices.to_pylist(), "a": shares.tolist(), "s": digits}
+        self.windows = {name: [some[low:high] for low, high in bounds] for name, some in whole.items()}
+        self.windows["largest"] = [float(f"{value:.5g}") for value in largest]
 
     def peaks(self) -> dict[str, list]:
         """Column "fires_on": the distinct tokens that the strongest examples of each latent peak on, three at most."""
@@ -191,9 +190,9 @@ class Details:
             return {}
         table, met = self.tables["examples"], defaultdict(dict)
         columns = (table[name].to_pylist() for name in ("latent", "position", "activation"))
-        for n, (latent, position, activation) in enumerate(zip(*columns, strict=True)):
+        for latent, position, activation, tokens in zip(*columns, self.windows["t"], strict=True):
             if activation and len(met[latent]) < 3:
-                met[latent][self.vocabulary[self.tokens[self.starts[n] + position]]] = None
+                met[latent][self.vocabulary[tokens[position]]] = None
         return {"fires_on": [list(met[latent]) for latent in self.latents]}
 
     def words(self) -> dict[str, Any]:
@@ -202,11 +201,10 @@ class Details:
         met: dict[int, set[str]] = defaultdict(set)
         if "examples" in self.tables:
             table, lower = self.tables["examples"], [word.lower() for word in self.vocabulary]
-            kinds = table["kind"].to_pylist() if "kind" in table.column_names else ["strongest"] * len(table)
-            for n, (latent, kind) in enumerate(zip(table["latent"].to_pylist(), kinds, strict=True)):
+            columns = (table[name].to_pylist() for name in ("latent", "kind"))
+            for latent, kind, tokens in zip(*columns, self.windows["t"], strict=True):
                 if kind == "strongest":
-                    here = self.tokens[self.starts[n] : self.starts[n + 1]]
-                    met[latent].update("".join([lower[token] for token in here]).split())
+                    met[latent].update("".join([lower[token] for token in tokens]).split())
         if "logit_effect" in self.tables:
             table = self.tables["logit_effect"]
             raised = table.filter(pyarrow.compute.call_function("greater", [table["sign"], 0]))
@@ -218,35 +216,19 @@ class Details:
 
     def chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields the index of each chunk, with its latents' details under their indices."""
-        columns, bounds = {}, {}
+        details: dict[str, dict[str, Any]] = {str(latent): {} for latent in self.latents}
         for name, table in self.tables.items():
             plain = [c for c in table.column_names if c not in ("latent", "tokens", "activations", "segments")]
-            columns[name] = {column: _finite(table[column].to_pylist()) for column in plain}
+            columns = {column: _finite(table[column].to_pylist()) for column in plain}
+            columns |= self.windows if name == "examples" else {}
             rows = table["latent"].to_numpy()
-            bounds[name] = [numpy.searchsorted(rows, self.latents, side).tolist() for side in ("left", "right")]
-        for first in range(0, len(self.latents), CHUNK):
-            chunk = {}
-            for n, latent in enumerate(self.latents[first : first + CHUNK], start=first):
-                detail = chunk[str(latent)] = {}
-                for name, values in columns.items():
-                    low, high = (side[n] for side in bounds[name])
-                    if high > low:
-                        detail[name] = {column: some[low:high] for column, some in values.items()}
-                        if name == "examples":
-                            detail[name] |= self._windows(low, high)
-            yield first // CHUNK, chunk
-
-    def _windows(self, low: int, high: int) -> dict[str, Any]:
-        """Tokens, activations and segments of examples from `low` to before `high`, one after the other, and how many
-        each has."""
-        here = slice(self.starts[low], self.starts[high])
-        return {
-            "t": self.tokens[here],
-            "a": self.shares[here],
-            "s": self.segments[here],
-            "length": numpy.diff(self.starts[low : high + 1]).tolist(),
-            "largest": self.largest[low:high],
-        }
+            bounds = (numpy.searchsorted(rows, self.latents, side).tolist() for side in ("left", "right"))
+            for detail, low, high in zip(details.values(), *bounds, strict=True):
+                if high > low:
+                    detail[name] = {column: some[low:high] for column, some in columns.items()}
+        entries = list(details.items())
+        for first in range(0, len(entries), CHUNK):
+            yield first // CHUNK, dict(entries[first : first + CHUNK])
 
 
 def read_table(folder: Path, name: str) -> dict[str, list] | None:

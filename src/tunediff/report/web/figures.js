@@ -6,21 +6,11 @@ const LONG = 12; // rows of numbers below a drawing, above which they stand fold
 const FEW = 4; // lines whose bands can still be told apart
 
 const known = Number.isFinite;
-const range = (row, name) => {
-  const [low, high] = [row[`${name}_low`], row[`${name}_high`]];
-  return known(low) ? `${spelled(low, row[name])} to ${spelled(high, row[name])}` : "";
-};
+const range = (row, name) => between(row[`${name}_low`], row[`${name}_high`], row[name]);
 const ranged = (row, name) => spelled(row[name]) + (range(row, name) ? ` (${range(row, name)})` : "");
 const wordIn = ({ words }, column) => words[column] ?? wordOf(column);
 const plain = (value) => wordOf(String(value));
-const legendOf = (entries) => element("p", { class: "legend keys broad" }, entries.map(([word, colour, dashed]) =>
-  element("span", { style: `border-color:${colour}${dashed ? ";border-bottom-style:dashed" : ""}` }, word)));
-
-function picker(word, options, act) {
-  const made = element("select", { "aria-label": word }, options.map(([value, said]) => element("option", { value }, said)));
-  made.addEventListener("change", () => act(made.value));
-  return element("label", { class: "soft" }, `${word} `, made);
-}
+const picker = (word, options, act) => element("label", { class: "soft" }, `${word} `, selector(word, options, act));
 
 function coloursOf(spec) {
   const groups = spec.group ? distinct(spec.columns[spec.group]) : [];
@@ -33,8 +23,8 @@ function sectionsOf(figures) {
     const mine = figures.filter((spec) => spec.section === title);
     const keys = new Map(mine.flatMap((spec) => tried(() => legendIn(spec), () => [])).map((entry) => [entry.join(), entry]));
     const captions = distinct(mine.map((spec) => spec.caption)).filter(Boolean);
-    return section(title, captions.map((caption) => element("p", { class: "soft" }, caption)),
-      keys.size > 1 ? legendOf([...keys.values()]) : null,
+    return section(title, captions.map((caption) => soft(caption)),
+      keys.size > 1 ? legendOf([...keys.values()], "legend keys broad") : null,
       element("div", { class: "grid" }, mine.map((spec) => tried(() => shown(spec), (error) => undrawn(spec, error)))));
   });
 }
@@ -44,8 +34,8 @@ function tried(act, otherwise) {
   try { return act(); } catch (error) { return otherwise(error); }
 }
 
-const undrawn = (spec, error) =>
-  figure(String(spec.title), element("p", { class: "soft" }, `This figure could not be drawn: ${error.message}`), { make: null });
+const empty = (title, words) => figure(title, soft(words), { make: null });
+const undrawn = (spec, error) => empty(String(spec.title), `This figure could not be drawn: ${error.message}`);
 
 function legendIn(spec) {
   if (!spec.group || spec.kind === "heat") return [];
@@ -83,20 +73,17 @@ function titleOf(spec, facet, chosen, y = null) {
   return [y !== null && spec.y.length > 1 ? wordIn(spec, y) : spec.title, facet, ...choices].filter((part) => part !== null).join(", ");
 }
 
-const taken = (spec, rows) => () => {
-  const names = Object.keys(spec.columns);
-  return [names, rows.map((row) => names.map((name) => row[name]))];
-};
+const ofFacet = (spec, rows, facet) => rows.filter((row) => facet === null || row[spec.facet] === facet);
 
 const DRAWN = { lines: curvesIn, points: curvesIn, bars: rowsIn, intervals: rowsIn, heat: heatsIn };
 
 // -- lines and points --------------------------------------------------------------------------------------------------
 
 function curvesIn(spec, rows, facets, chosen) {
-  const colours = coloursOf(spec), mine = rows.filter((row) => !chosen.get("group") || String(row[spec.group]) === chosen.get("group"));
+  const colours = coloursOf(spec), asked = rows.filter((row) => !chosen.get("group") || String(row[spec.group]) === chosen.get("group"));
   const key = (row) => JSON.stringify([spec.group && row[spec.group], spec.control ? Boolean(row[spec.control]) : false]);
   return facets.flatMap((facet) => spec.y.map((y) => {
-    const here = mine.filter((row) => (facet === null || row[spec.facet] === facet) && known(row[y]) && known(row[spec.x]));
+    const mine = ofFacet(spec, asked, facet), here = mine.filter((row) => known(row[y]) && known(row[spec.x]));
     const keys = distinct(here.map(key)), bands = spec.columns[`${y}_low`] && keys.length <= FEW;
     const lines = keys.map((one) => {
       const [group, control] = JSON.parse(one), some = here.filter((row) => key(row) === one).sort((a, b) => a[spec.x] - b[spec.x]);
@@ -109,7 +96,7 @@ function curvesIn(spec, rows, facets, chosen) {
     const rules = spec.rule ? here.filter((row) => row[spec.rule]).map((row) => row[y]).slice(0, 1) : [];
     const log = (column) => spec.log.includes(column);
     return plot(titleOf(spec, facet, chosen, y), lines, { xWord: wordIn(spec, spec.x), xLog: log(spec.x), yLog: log(y), rules,
-      joined: spec.kind === "lines", rows: taken(spec, mine.filter((row) => facet === null || row[spec.facet] === facet)) });
+      joined: spec.kind === "lines", rows: taken(mine) });
   })).filter(Boolean);
 }
 
@@ -130,42 +117,37 @@ function scaleOf(values, log, tried, by = shrinking(values)) {
 }
 
 // Lines of points { at, value, low, high, said }. `rules` are levels to hold them against; where it `settles`, the axis spans what
-// follows the first eighth, and the rest is cut.
-function plot(title, lines, { xWord, xLog = false, yLog = false, rules = [], joined = true, dots = true, settles = false, rows }) {
-  const present = lines.map((line) => ({ ...line, points: line.points.filter((point) => known(point.value)) }))
+// follows the first eighth, and the rest is cut; where x was not tried but measured, its axis has round numbers. A line may say for
+// itself whether its points are joined and have dots.
+function plot(title, lines, { xWord, xLog, yLog, tried = true, rules = [], joined = true, dots = true, settles = false, rows }) {
+  const present = lines.map((line) => ({ joined, dots, ...line, points: line.points.filter((point) => known(point.value)) }))
     .filter((line) => line.points.length);
   if (!present.length) return null;
   const all = present.flatMap(({ points }) => points.slice(settles ? Math.floor(points.length / 8) : 0));
-  const scaleX = scaleOf(present.flatMap(({ points }) => points.map((point) => point.at)), xLog, true);
-  const reach = all.flatMap(({ value, low, high }) => [value, low ?? value, high ?? value]);
-  const scaleY = scaleOf([...all.map((point) => point.value), ...rules], yLog, false, shrinking([...reach, ...rules]));
+  const scaleX = scaleOf(present.flatMap(({ points }) => points.map((point) => point.at)), xLog, tried);
+  const reach = (points) => [...points.flatMap(({ value, low, high }) => [value, low ?? value, high ?? value]), ...rules];
+  const scaleY = scaleOf([...all.map((point) => point.value), ...rules], yLog, false, shrinking(reach(all)));
   const kept = (points) => (scaleY.log ? points.filter((point) => point.value > 0) : points); // zero has no place on a logarithmic axis
-  const ys = [...kept(all).flatMap(({ value, low, high }) => [value, low ?? value, high ?? value]), ...rules].map(scaleY.as);
   const xs = present.flatMap(({ points }) => points.map((point) => scaleX.as(point.at)));
-  const low = lowest(ys), high = highest(ys), room = (high - low) * 0.06, ends = [low - room, high + room];
-  const titled = scaleY.log ? `${title}; logarithmic` : title;
-  const { svg, x, y } = frame(titled, [lowest(xs), highest(xs)], ends, xWord,
-    { spellX: scaleX.spell, spellY: scaleY.spell, atX: scaleX.marks(), atY: scaleY.marks(...ends) });
+  const sides = tried ? [lowest(xs), highest(xs)] : extent(xs, 0.06);
+  const ends = extent(reach(kept(all)).map(scaleY.as), 0.06), titled = scaleY.log ? `${title}; logarithmic` : title;
+  const { svg, x, y } = frame(titled, sides, ends, scaleX.log && !tried ? `${xWord}, logarithmic` : xWord,
+    { spellX: scaleX.spell, spellY: scaleY.spell, atX: scaleX.marks(...sides), atY: scaleY.marks(...ends) });
   const across = (point) => x(scaleX.as(point.at)).toFixed(1), up = (v) => y(Math.max(ends[0], Math.min(ends[1], scaleY.as(v)))).toFixed(1);
   for (const rule of rules) svg.append(drawn("line", { class: "mark", x1: LEFT, x2: WIDE - RIGHT, y1: up(rule), y2: up(rule) }));
-  for (const { word, colour, dashed, points: every } of present) {
+  const along = (points, end) => points.map((point) => `${across(point)},${up(point[end])}`);
+  for (const { word, colour, dashed, joined, dots, points: every } of present) {
     const points = kept(every), bounded = points.filter((point) => known(point.low) && known(point.high));
-    const edgeOf = (end) => bounded.map((point) => `${across(point)},${up(point[end])}`);
-    const edge = [...edgeOf("high"), ...edgeOf("low").reverse()];
-    if (bounded.length && joined) svg.append(drawn("polygon", { points: edge.join(" "), fill: colour, opacity: dashed ? 0.08 : 0.18 }));
     if (joined) {
-      const middle = points.map((point) => `${across(point)},${up(point.value)}`).join(" ");
-      const dashes = dashed ? { "stroke-dasharray": "4 3" } : {};
-      const line = drawn("polyline", { points: middle, fill: "none", stroke: colour, "stroke-width": 1.6, ...dashes });
-      line.append(drawn("title", {}, `${word}: ${spelled(points.at(-1)?.value)} at the end`));
-      svg.append(line);
+      const edge = [...along(bounded, "high"), ...along(bounded, "low").reverse()].join(" ");
+      if (edge) svg.append(drawn("polygon", { points: edge, fill: colour, opacity: dashed ? 0.08 : 0.18 }));
+      svg.append(drawn("polyline", { points: along(points, "value").join(" "), fill: "none", stroke: colour, "stroke-width": 1.6,
+        "stroke-dasharray": dashed ? "4 3" : null, title: `${word}: ${spelled(points.at(-1)?.value)} at the end` }));
     }
     for (const point of dots ? points : []) {
-      const mark = drawn("g", { opacity: dashed && !joined ? 0.5 : 1 });
-      const at = across(point);
-      const ends = !joined && known(point.low) ? { x1: at, x2: at, y1: up(point.low), y2: up(point.high), stroke: colour } : null;
-      if (ends) mark.append(drawn("line", ends));
-      mark.append(drawn("circle", { cx: at, cy: up(point.value), r: joined ? 2.6 : 3.4, fill: colour }), drawn("title", {}, point.said));
+      const mark = drawn("g", { opacity: dashed && !joined ? 0.5 : 1, title: point.said }), at = across(point), sides = { x1: at, x2: at };
+      if (!joined && known(point.low)) mark.append(drawn("line", { ...sides, y1: up(point.low), y2: up(point.high), stroke: colour }));
+      mark.append(drawn("circle", { cx: at, cy: up(point.value), r: joined ? 2.6 : 3.4, fill: colour }));
       svg.append(mark);
     }
   }
@@ -178,11 +160,11 @@ function rowsIn(spec, rows, facets, chosen) {
   const colours = coloursOf(spec), panels = spec.y.filter((name) => rows.some((row) => known(row[name])));
   const columns = panels.map((name) => ({ name, word: wordIn(spec, name), log: spec.log.includes(name) }));
   return facets.flatMap((facet) => {
-    const here = rows.filter((row) => facet === null || row[spec.facet] === facet);
+    const here = ofFacet(spec, rows, facet);
     const parts = (n) => [n - 1, n + 1].some((beside) => here[beside]?.[spec.control]); // controls stand beside it
     const lines = here.map((row, n) => ({ of: row, label: String(row[spec.x]), colour: colours.get(row[spec.group]) ?? "var(--thinking)",
       control: Boolean(row[spec.control]), first: !row[spec.control] && parts(n), ruled: Boolean(row[spec.rule]) }));
-    const drawing = () => whiskers(titleOf(spec, facet, chosen), lines, columns, { bar: spec.kind === "bars", table: taken(spec, here) });
+    const drawing = () => whiskers(titleOf(spec, facet, chosen), lines, columns, { bar: spec.kind === "bars", table: taken(here) });
     return [...(columns.length ? [drawing()] : []), numbers(spec, here)];
   });
 }
@@ -191,18 +173,17 @@ function rowsIn(spec, rows, facets, chosen) {
 function numbers(spec, rows) {
   const hidden = [spec.group, spec.facet, spec.control, spec.rule, ...spec.choices].filter((name) => name !== spec.x);
   const names = Object.keys(spec.columns).filter((name) => !/_(low|high)$/.test(name) && !hidden.includes(name));
-  const some = names.filter((name) => rows.some((row) => row[name] !== null && row[name] !== undefined));
+  const some = names.filter((name) => rows.some((row) => !absent(row[name])));
   const wordy = new Set(some.filter((name) => name !== spec.x && rows.some((row) => typeof row[name] === "string")));
   const cell = (row, name) => element("td", { class: wordy.has(name) ? "words" : name === spec.x && row[spec.control] ? "control" : "" },
     typeof row[name] === "string" ? row[name] : spelled(row[name]), range(row, name) ? element("small", {}, range(row, name)) : null);
   const more = some.some((name) => name !== spec.x && !spec.y.includes(name)); // than the drawing shows
   const order = [spec.x, ...some.filter((name) => name !== spec.x)];
-  const heads = order.map((name) => element("th", wordy.has(name) ? { class: "words" } : {}, wordIn(spec, name)));
+  const heads = order.map((name) => headOf(wordIn(spec, name), wordy.has(name)));
   const lines = rows.map((row) => element("tr", row[spec.control] ? { class: "control" } : {}, order.map((name) => cell(row, name))));
   const open = more && rows.length <= LONG ? "" : null;
   return element("details", { class: "broad", open }, element("summary", {}, "The same in numbers"),
-    element("div", { class: "wide" }, element("table", { class: "measured" },
-      element("thead", {}, element("tr", {}, heads)), element("tbody", {}, lines))));
+    wideTable(heads, lines, { class: "measured" }));
 }
 
 // -- heat --------------------------------------------------------------------------------------------------------------------
@@ -215,7 +196,7 @@ function heatsIn(spec, rows, facets, chosen) {
   const measured = (row) => spec.y.filter((name) => known(row[name])).map((name) => `${ranged(row, name)} ${wordIn(spec, name)}`);
   const words = (row) => `${place(row)}: ${measured(row).join(", ")}`;
   said.textContent = "Hover a cell, or choose a grid and use the arrow keys, to read its number.";
-  const grids = facets.map((facet) => heat(titleOf(spec, facet, chosen), rows.filter((row) => facet === null || row[spec.facet] === facet),
+  const grids = facets.map((facet) => heat(titleOf(spec, facet, chosen), ofFacet(spec, rows, facet),
     { spec, across, up, y, most, words, say: (row) => (said.textContent = words(row)) }));
   return [element("p", { class: "scale soft broad" }, "0 ", element("i"), ` ${spelled(most)} ${wordIn(spec, y)}`), ...grids, said];
 }
@@ -231,9 +212,7 @@ function heat(title, rows, { spec, across, up, y: name, most, words, say }) {
   for (const row of rows) {
     const [h, v] = at(row), shade = Math.max(0, 0.05 + 0.95 * ((row[name] ?? 0) / most)).toFixed(3);
     const cell = drawn("rect", { class: "cell", x: x(h - 0.5) + 0.5, y: y(v + 0.5) + 0.5, width: x(1) - x(0) - 1, height: y(0) - y(1) - 1,
-      style: "fill:rgb(var(--heat))", "fill-opacity": shade });
-    cell.append(drawn("title", {}, words(row)));
-    cell.addEventListener("pointerenter", () => show(row));
+      style: "fill:rgb(var(--heat))", "fill-opacity": shade, title: words(row), onpointerenter: () => show(row) });
     cells.set(row, cell);
     svg.append(cell);
   }
@@ -247,5 +226,5 @@ function heat(title, rows, { spec, across, up, y: name, most, words, say }) {
     const [h, v] = at(lit ?? rows[0]), next = rows.find((row) => at(row).every((n, k) => n === [h, v][k] + by[k]));
     if (next) show(next);
   });
-  return figure(title, svg, { rows: taken(spec, rows) });
+  return figure(title, svg, { rows: taken(rows) });
 }

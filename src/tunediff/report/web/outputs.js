@@ -10,7 +10,7 @@ const wordsOf = (text) => text.match(/\s*\S+/g) ?? [];
 // long to be compared and stands as differing.
 function compared(left, right) {
   const a = wordsOf(left), b = wordsOf(right), numbers = new Map();
-  const numbered = (words) => Int32Array.from(words, (word) => { const bare = word.trim(); if (!numbers.has(bare)) numbers.set(bare, numbers.size); return numbers.get(bare); });
+  const numbered = (words) => Int32Array.from(words, (word) => numbers.get(word.trim()) ?? numbers.set(word.trim(), numbers.size).get(word.trim()));
   const p = numbered(a), q = numbered(b), kept = [new Uint8Array(a.length), new Uint8Array(b.length)];
   const keep = (i, j) => { kept[0][i] = 1; kept[1][j] = 1; };
   let from = 0, n = a.length, m = b.length;
@@ -29,19 +29,17 @@ function compared(left, right) {
       else j += 1;
     }
   }
-  const runs = (words, kept, tail) => {
-    const found = [];
-    words.forEach((word, i) => {
-      const differs = !kept[i];
-      if (found.at(-1)?.[0] === differs) { found.at(-1)[1] += word; return; }
-      const space = differs ? word.match(/^\s*/)[0] : ""; // the space before a mark is not marked
-      if (space) { if (found.length) found.at(-1)[1] += space; else found.push([false, space]); }
-      found.push([differs, word.slice(space.length)]);
+  const runs = (text, words, kept) => {
+    const found = [], parts = words.flatMap((word, i) => {
+      const space = word.match(/^\s*/)[0]; // it is marked between two words that are
+      return kept[i] ? [[false, word]] : [[i > 0 && !kept[i - 1], space], [true, word.slice(space.length)]];
     });
-    return [...found, ...(tail ? [[false, tail]] : [])];
+    for (const [differs, part] of [...parts, [false, text.match(/\s*$/)[0]]])
+      if (found.at(-1)?.[0] === differs) found.at(-1)[1] += part;
+      else if (part) found.push([differs, part]);
+    return found;
   };
-  const same = n === from && m === from;
-  return { left: runs(a, kept[0], left.match(/\s*$/)[0]), right: runs(b, kept[1], right.match(/\s*$/)[0]), first: same ? null : from + 1, whole };
+  return { left: runs(left, a, kept[0]), right: runs(right, b, kept[1]), first: n === from && m === from ? null : from + 1, whole };
 }
 
 const GRADES = { true: "right", false: "wrong" };
@@ -54,34 +52,36 @@ const CHANGES = {
 
 function outputs(sets) {
   if (!sets?.length) return null;
-  let at = 0, set, left, right, change, shown, place, asked = 0;
-  const select = (word, act) => { const made = element("select", { "aria-label": word }); made.addEventListener("change", () => act(made.value)); return made; };
+  let at = 0, set, shown, place, asked = 0;
+  const asks = {}; // left, right, change: what was chosen
+  const chooser = (key, word) => selector(word, [], (value) => { asks[key] = value; choose(); });
   const fill = (made, options, value) => { made.replaceChildren(...options.map(([key, word]) => element("option", { value: key }, word))); made.value = value; };
-  const which = select("outputs of", (value) => { at = Number(value); open(); });
-  const one = select("first condition", (value) => { left = value; choose(); }), other = select("second condition", (value) => { right = value; choose(); });
-  const changed = select("changed", (value) => { change = value; choose(); }), problem = select("problem", (value) => { place = Number(value); read(); });
+  const which = selector("outputs of", sets.map(({ name, task }, n) => [n, `${wordOf(name)}, ${task}`]), (value) => { at = Number(value); open(); });
+  const one = chooser("left", "first condition"), other = chooser("right", "second condition"), changed = chooser("change", "changed");
+  const problem = selector("problem", [], (value) => { place = Number(value); read(); });
   const count = element("span", { class: "soft count" }), body = element("div", { id: "outputs" });
   const step = (by) => { if (shown.length) { place = (place + by + shown.length) % shown.length; read(); } };
 
   function open() {
     set = sets[at];
     const edited = set.conditions.find((some) => !some.control && some.compared !== null && set.correct[some.compared]);
-    left = edited?.compared ?? set.conditions[0].key;
-    right = (edited ?? set.conditions[1] ?? set.conditions[0]).key;
-    change = "all";
+    Object.assign(asks, { left: edited?.compared ?? set.conditions[0].key, right: (edited ?? set.conditions[1] ?? set.conditions[0]).key, change: "all" });
     choose();
   }
 
   function choose() {
-    const before = set.correct[left], after = set.correct[right], passing = (test) => set.problems.map((_, n) => n).filter((n) => set.text[left][n] !== null && set.text[right][n] !== null && test(before[n], after[n]));
-    const options = set.conditions.map(({ key, title, role }) => [key, title + (role && !title.includes(role) && set.conditions.some((some) => some.role !== role) ? ` · ${role}` : "")]);
-    fill(which, sets.map(({ name, task }, n) => [n, `${wordOf(name)}, ${task}`]), at);
+    const { left, right, change } = asks, before = set.correct[left], after = set.correct[right], texts = [set.text[left], set.text[right]];
+    const answered = set.problems.map((_, n) => n).filter((n) => texts.every((some) => some[n] !== null));
+    const passing = ([, test]) => answered.filter((n) => test(before[n], after[n]));
+    const several = new Set(set.conditions.map(({ role }) => role)).size > 1;
+    const options = set.conditions.map(({ key, title, role }) => [key, several && role && !title.includes(role) ? `${title} · ${role}` : title]);
     fill(one, options, left);
     fill(other, options, right);
-    fill(changed, Object.entries(CHANGES).map(([name, [word, test]]) => [name, `${word} (${passing(test).length})`]), change);
-    shown = passing(CHANGES[change][1]);
+    fill(changed, Object.entries(CHANGES).map(([name, way]) => [name, `${way[0]} (${passing(way).length})`]), change);
+    shown = passing(CHANGES[change]);
     place = 0;
-    fill(problem, shown.map((n, k) => [k, `${set.problems[n]}: ${gradeOf(before[n])} → ${gradeOf(after[n])}${set.text[left][n] === set.text[right][n] ? ", same text" : ""}`]), 0);
+    const same = (n) => (texts[0][n] === texts[1][n] ? ", same text" : "");
+    fill(problem, shown.map((n, k) => [k, `${set.problems[n]}: ${gradeOf(before[n])} → ${gradeOf(after[n])}${same(n)}`]), 0);
     read();
   }
 
@@ -92,36 +92,35 @@ function outputs(sets) {
     problem.value = place;
     const found = await unpacked(`outputs-${at}-${shown[place]}`);
     if (mine !== asked) return; // another was chosen meanwhile
-    const [before, after] = [found.of[left], found.of[right]], difference = compared(found.texts[before.text], found.texts[after.text]);
+    const [before, after] = [asks.left, asks.right].map((key) => ({ key, ...found.of[key] })), difference = compared(found.texts[before.text], found.texts[after.text]);
     body.replaceChildren(
-      element("dl", { class: "asked" }, element("dt", {}, "question"), element("dd", {}, found.question), element("dt", {}, "gold answer"), element("dd", {}, String(found.gold ?? "–"))),
-      element("p", { class: "soft", role: "status" }, difference.first === null ? "The two responses are the same, word for word." : `They differ first at word ${difference.first.toLocaleString("en-US")}.`,
+      definitions("asked", [["question", found.question], ["gold answer", String(found.gold ?? "–")]]),
+      element("p", { class: "soft", role: "status" }, difference.first === null ? "The two responses are the same, word for word." : `They differ first at word ${many(difference.first)}.`,
         difference.whole ? "" : " What lies between their common beginning and their common end is too long to be compared word by word, and is marked as a whole."),
-      element("div", { class: "responses" }, side(left, before, difference.left, "del"), side(right, after, difference.right, "ins")));
+      element("div", { class: "responses" }, side(before, difference.left, "del"), side(after, difference.right, "ins")));
   }
 
-  function side(key, facts, runs, tag) {
-    const said = [facts.finished === false ? "cut off by the budget" : null, fact("tokens", facts.tokens), fact("hesitations", facts.hesitations), fact("perplexity", facts.nll === null ? null : Math.exp(facts.nll)),
-      fact("repetition", facts.repetition), facts.touched ? `edited on ${spelled(facts.touched)} tokens` : null].filter(Boolean).join(" · ");
+  function side({ key, answer, rule, correct, finished, nll, touched, ...facts }, runs, tag) {
+    const told = Object.entries({ tokens: facts.tokens, hesitations: facts.hesitations, perplexity: absent(nll) ? null : Math.exp(nll), repetition: facts.repetition });
+    const said = [finished === false ? "cut off by the budget" : null, ...told.map(([word, value]) => (absent(value) ? null : `${word} ${spelled(value)}`)),
+      touched ? `edited on ${spelled(touched)} tokens` : null].filter(Boolean).join(" · ");
     return element("article", {},
-      element("header", {}, element("h4", {}, set.conditions.find((some) => some.key === key).title), element("span", { class: `grade ${gradeOf(facts.correct)}` }, gradeOf(facts.correct))),
-      element("p", { class: "read" }, "answer ", element("b", {}, facts.answer ?? "none found"), facts.rule ? element("small", {}, ` read by: ${facts.rule}`) : null),
+      element("header", {}, element("h4", {}, set.conditions.find((some) => some.key === key).title), element("span", { class: `grade ${gradeOf(correct)}` }, gradeOf(correct))),
+      element("p", { class: "read" }, "answer ", element("b", {}, answer ?? "none found"), rule ? element("small", {}, ` read by: ${rule}`) : null),
       element("small", {}, said),
       element("div", { class: "response", tabindex: 0 }, runs.map(([differs, text]) => (differs ? element(tag, {}, text) : text))));
   }
 
-  const fact = (word, value) => (value === null || value === undefined ? null : `${word} ${spelled(value)}`);
-  const button = (word, title, act) => element("button", { type: "button", title, onclick: act }, word);
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName ?? "")) return;
-    if (event.key === "n") step(1);
-    if (event.key === "p") step(-1);
+    const by = { n: 1, p: -1 }[event.key];
+    if (by && !elsewhere(event) && !typing(event)) step(by);
   });
-  const left_out = sets.filter((some) => some.left_out).map((some) => `${some.left_out.toLocaleString("en-US")} more problems of ${some.task} (${wordOf(some.name)})`);
+  const leftOut = sets.filter((some) => some.left_out).map((some) => `${many(some.left_out)} more problems of ${some.task} (${wordOf(some.name)})`);
   open();
   return section("Example outputs",
-    element("p", { class: "soft" }, "The same problem under two conditions. Words that only one of the responses has are marked: ", element("del", {}, "dashed, the first alone"), ", ", element("ins", {}, "underlined, the second alone"), ". Keys: n and p go on and back."),
-    left_out.length ? element("p", { class: "soft" }, `Problems on which conditions disagree come first; ${left_out.join(", ")} stand in the tables of the run only.`) : null,
-    element("div", { class: "filters" }, sets.length > 1 ? which : null, one, element("span", { class: "soft" }, "against"), other, changed, problem, button("‹", "previous (p)", () => step(-1)), button("›", "next (n)", () => step(1)), count),
+    soft("The same problem under two conditions. Words that only one of the responses has are marked: ", element("del", {}, "dashed, the first alone"), ", ", element("ins", {}, "underlined, the second alone"), ". Keys: n and p go on and back."),
+    leftOut.length ? soft(`Problems on which conditions disagree come first; ${leftOut.join(", ")} stand in the tables of the run only.`) : null,
+    element("div", { class: "filters" }, sets.length > 1 ? which : null, one, element("span", { class: "soft" }, "against"), other, changed, problem,
+      button("‹", () => step(-1), { title: "previous (p)" }), button("›", () => step(1), { title: "next (n)" }), count),
     body);
 }

@@ -4,12 +4,11 @@
 // in every panel at a row that is ruled. Columns are { name, word, log }. Drawn as wide as there is room for.
 function whiskers(title, rows, columns, { bar = false, table }) {
   const spread = columns.map(({ name, log }) => {
-    const all = rows.flatMap(({ of }) => [of[name], of[`${name}_low`], of[`${name}_high`]]).filter((v) => v !== null && v !== undefined);
+    const all = rows.flatMap(({ of }) => [of[name], of[`${name}_low`], of[`${name}_high`]]).filter((v) => !absent(v));
     const far = log && lowest(all) > 0 && highest(all) > 8 * lowest(all), by = shrinking(all), as = far ? Math.log10 : (v) => v / by;
-    const lying = [...all.map(as), ...(bar && !far ? [0] : [])], low = lowest(lying), high = highest(lying);
-    const room = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1;
-    const spell = far ? unlog : (v) => short(v * by);
-    return { as, spell, far, low: low >= 0 && !far ? Math.max(0, low - room) : low - room, high: high + room };
+    const lying = [...all.map(as), ...(bar && !far ? [0] : [])], [low, high] = extent(lying, 0.07);
+    const spell = far ? unlog : (v) => short(v * by), positive = !far && lowest(lying) >= 0;
+    return { as, spell, far, low: positive ? Math.max(0, low) : low, high };
   });
 
   // panels stand beside each other where each has room for its heading, else in two rows, else one below the other
@@ -48,38 +47,24 @@ function whiskers(title, rows, columns, { bar = false, table }) {
       rows.forEach((row, n) => {
         const value = row.of[name], lows = row.of[`${name}_low`] ?? value, highs = row.of[`${name}_high`] ?? value;
         if (first) words(row, stacked ? left : 0, stacked ? y(n) - 15 : y(n));
-        if (value === null || value === undefined) return;
-        const one = drawn("g", row.control ? { opacity: 0.5 } : {}), colour = row.colour, at = x(value);
-        if (bar)
-          one.append(drawn("rect", { x: Math.min(start, at), width: Math.abs(at - start), y: y(n) - 6, height: 12, fill: colour,
-            opacity: 0.45 }));
-        one.append(drawn("line", { x1: x(lows), x2: x(highs), y1: y(n), y2: y(n), stroke: row.colour, "stroke-width": 1.8 }));
+        if (absent(value)) return;
+        const within = highs > lows ? ` (${between(lows, highs, value)})` : "";
+        const one = drawn("g", { opacity: row.control ? 0.5 : 1, title: `${row.label}: ${word} ${spelled(value)}${within}` });
+        const { colour } = row, at = x(value), reach = { x: Math.min(start, at), width: Math.abs(at - start), y: y(n) - 6, height: 12 };
+        if (bar) one.append(drawn("rect", { ...reach, fill: colour, opacity: 0.45 }));
+        one.append(drawn("line", { x1: x(lows), x2: x(highs), y1: y(n), y2: y(n), stroke: colour, "stroke-width": 1.8 }));
         const fill = row.control ? "var(--paper)" : colour;
-        const within = highs > lows ? ` (${spelled(lows, value)} to ${spelled(highs, value)})` : "";
         if (!bar) one.append(drawn("circle", { cx: at, cy: y(n), r: 4, fill, stroke: colour, "stroke-width": 1.6 }));
-        one.append(drawn("title", {}, `${row.label}: ${word} ${spelled(value)}${within}`));
         svg.append(one);
       });
     });
     return svg;
   }
 
-  let wide = 1100;
-  const holder = element("div", {}, draw(wide));
-  new ResizeObserver(() => {
-    if (!holder.clientWidth || Math.abs(holder.clientWidth - wide) < 4) return;
-    wide = holder.clientWidth;
-    holder.replaceChildren(draw(wide));
-  }).observe(holder);
+  const holder = element("div", {}, draw(1100));
+  onWidth(holder, (wide) => holder.replaceChildren(draw(wide)));
   return figure(title, holder, { rows: table, make: () => aside(draw(1100)), kind: "broad" });
 }
 
 // words in lines of at most `most` letters
-function broken(text, most) {
-  const lines = [""];
-  for (const word of text.split(" ")) {
-    if (lines.at(-1) && lines.at(-1).length + word.length + 1 > most) lines.push("");
-    lines[lines.length - 1] += (lines.at(-1) ? " " : "") + word;
-  }
-  return lines;
-}
+const broken = (text, most) => text.match(new RegExp(`\\S.{0,${Math.floor(most) - 1}}(?=\\s|$)|\\S+`, "g")) ?? [""];
