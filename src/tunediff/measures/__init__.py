@@ -8,7 +8,6 @@ separation.py   AUROC, its interval, and that of shuffled labels
 from tunediff.measures.paired import (
     BudgetCurve,
     Interval,
-    Paired,
     Recovered,
     difference,
     mcnemar,
@@ -22,7 +21,6 @@ from tunediff.measures.paired import (
 __all__ = [
     "BudgetCurve",
     "Interval",
-    "Paired",
     "Recovered",
     "difference",
     "mcnemar",
