@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import http.client
-import itertools
 import json
 import logging
 import os
@@ -156,7 +155,8 @@ class Chat:
         threads. Raises Refused when there is no answer, naming the endpoint, the reason and the setting to look at."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
         asked = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.judge.answer_tokens}
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             try:
                 return self._answer(json.dumps(asked).encode()).rpartition("</think>")[2].strip()
             except Busy as busy:
@@ -168,6 +168,7 @@ class Chat:
                         f"how long to wait."
                     ) from None
                 time.sleep(min(max(busy.wait, PAUSE * 2**attempt), LONGEST_PAUSE))
+                attempt += 1
 
     def _answer(self, asked: bytes) -> str:
         request = urllib.request.Request(
