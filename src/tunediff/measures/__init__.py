@@ -17,16 +17,3 @@ from tunediff.measures.paired import (
     share,
     wilson,
 )
-
-__all__ = [
-    "BudgetCurve",
-    "Interval",
-    "Recovered",
-    "difference",
-    "mcnemar",
-    "recovery",
-    "scaling",
-    "scaling_difference",
-    "share",
-    "wilson",
-]
