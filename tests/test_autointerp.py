@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fake_endpoint import parts, reader
 from test_evaluations import fitted, identity_dictionary, toy_text
-from tunediff.evaluations import Autointerp, Geometry, LatentCache, Trained
+from tunediff.evaluations import Autointerp, Geometry, Judge, LatentCache, Trained
 from tunediff.evaluations.judging import chat
 from tunediff.evaluations.judging.examination import (
     EXPLAIN,
@@ -66,7 +66,10 @@ def measured(evaluation, trained):
 
 
 def asking(server, **settings):
-    return Autointerp(**{"endpoint": server.endpoint, "model": "rule", "latents": 2, **settings})
+    own = {name: settings.pop(name) for name in ("texts_per_call", "price_per_million_tokens") if name in settings}
+    latents = settings.pop("latents", 2)
+    judge = {"endpoint": server.endpoint, "model": "rule", "examples": 20, "most_calls": 500, **settings}
+    return Autointerp(judge=Judge(**judge), latents=latents, **own)
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------
@@ -205,12 +208,12 @@ def test_a_busy_endpoint_is_asked_again_and_a_wrong_call_is_not(server, trained)
     assert len(server.asked) == sum(tables["autointerp"]["calls"]) + 3
     server.asked.clear()
     server.rule = lambda asked: (404, {"error": "no model rule"})
-    with pytest.raises(Refused, match="status 404: .*no model rule.* evaluation.autointerp.model=rule"):
+    with pytest.raises(Refused, match="status 404: .*no model rule.* evaluation.autointerp.judge.model=rule"):
         measured(asking(server, latents=[3]), trained)
     assert len(server.asked) == 1
     server.rule = lambda asked: (429, {"error": "slow down"})
     with pytest.raises(
-        Refused, match="no answer after 3 tries: status 429: .*slow down.* evaluation.autointerp.retries"
+        Refused, match="no answer after 3 tries: status 429: .*slow down.* evaluation.autointerp.judge.retries"
     ):
         measured(asking(server, latents=[3], retries=2), trained)
     assert len(server.asked) == 4
@@ -263,8 +266,10 @@ def test_an_endpoint_that_is_not_there_is_named_and_takes_no_other_findings_with
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    away = Autointerp(endpoint=nowhere, model="m", latents=2, retries=1)
-    with pytest.raises(Refused, match=f"{nowhere} gave no answer after 2 tries: .* evaluation.autointerp.endpoint"):
+    away = asking(server, endpoint=nowhere, retries=1)
+    with pytest.raises(
+        Refused, match=f"{nowhere} gave no answer after 2 tries: .* evaluation.autointerp.judge.endpoint"
+    ):
         evaluate(
             {"geometry": Geometry(random_pairs=10), "autointerp": away}, trained, trained.folder, {"identity": "i"}
         )

@@ -244,8 +244,7 @@ TAKE_LATENTS = (
 def taken(evaluation, trained):
     """The latents that an evaluation takes, as it says them, shows them or asks about them."""
     if isinstance(evaluation, Autointerp):
-        shown, passed_over = evaluation._subjects(trained)
-        return {*(subject.latent for subject in shown), *passed_over}
+        return set(evaluation._subjects(trained))
     if isinstance(evaluation, LatentClasses):
         return set(evaluation._chosen(trained))
     first = next(iter(evaluation.run(trained)))
@@ -263,7 +262,7 @@ def test_so_many_latents_are_the_same_wherever_latents_are_taken(trained, name):
     """Those furthest from a relative norm of 0.5 that are alive, whichever model they belong to and which is written."""
     given = [f"evaluation={name}", f"evaluation.{name}.latents=3"]
     given += [f"evaluation.{name}.draws=0"] if name in ("ablation", "scaling", "patching") else []
-    given += ["evaluation.autointerp.model=m"] if name == "autointerp" else []
+    given += ["evaluation.autointerp.judge.model=m"] if name == "autointerp" else []
     evaluation = evaluations_of(composed(*given).evaluation, learns=True)[name]
     assert taken(evaluation, trained) == {0, 2, 4}
 
@@ -282,7 +281,7 @@ def test_every_option_with_latents_is_one_of_those_that_are_compared():
 def test_a_command_line_takes_an_expression_in_quotes():
     def line(text):
         given = [f"evaluation.{name}.latents='{text}'" for name in TAKE_LATENTS]
-        return [f"evaluation=[{','.join(TAKE_LATENTS)}]", *given, "evaluation.autointerp.model=m"]
+        return [f"evaluation=[{','.join(TAKE_LATENTS)}]", *given, "evaluation.autointerp.judge.model=m"]
 
     text = "top(20, auroc.hesitation) and not (rate > .1 or latents.nu_error >= 1)"
     check_command_line(line(text), CONF, "train")

@@ -109,9 +109,11 @@ def test_latent_scaling_unmasks_complete_shrinkage():
     assert (found.by_norm.called, found.by_norm.false) == (7, 1)
     assert (found.scaled.called, found.scaled.false, found.scaled.recall) == (6, 0, 1.0)
     scaling = scaled(made, rows(truth))[TUNED]
-    assert abs(scaling.nu_error[0] - 1) < 0.05 and scaling.nu_reconstruction[0] < 0.3
+    assert abs(scaling.nu("error")[0] - 1) < 0.05 and scaling.nu("reconstruction")[0] < 0.3
     exclusive = [n for n, k in enumerate(k for k in truth.kinds if k != "split") if k == "tuned_only"]
-    assert (scaling.nu_error[exclusive].abs() < 0.1).all() and (scaling.nu_reconstruction[exclusive].abs() < 0.3).all()
+    assert (scaling.nu("error")[exclusive].abs() < 0.1).all() and (
+        scaling.nu("reconstruction")[exclusive].abs() < 0.3
+    ).all()
 
 
 def test_latent_scaling_unmasks_latent_decoupling():
@@ -135,7 +137,7 @@ def test_latent_scaling_unmasks_latent_decoupling():
     assert (found.by_norm.called, found.by_norm.false) == (8, 2) and (found.scaled.called, found.scaled.false) == (6, 0)
     scaling = scaled(made, rows(truth))
     for role, latent in ((TUNED, 0), (BASE, -1)):
-        assert abs(scaling[role].nu_reconstruction[latent] - 1) < 0.05
+        assert abs(scaling[role].nu("reconstruction")[latent] - 1) < 0.05
 
 
 def test_scaling_is_the_least_squares_fit_and_does_not_depend_on_batching():
@@ -162,11 +164,11 @@ def test_scaling_is_the_least_squares_fit_and_does_not_depend_on_batching():
             own = f[:, :1] * made.W_dec[0, columns].double()
             betas[role] = beta(x[:, columns] - (restored[:, columns] - own)), beta(restored[:, columns])
     scaling = scaled(made, blocks)[TUNED]
-    assert torch.allclose(scaling.nu_error[0].double(), betas[BASE][0] / betas[TUNED][0], rtol=1e-3)
-    assert torch.allclose(scaling.nu_reconstruction[0].double(), betas[BASE][1] / betas[TUNED][1], rtol=1e-3)
+    assert torch.allclose(scaling.nu("error")[0].double(), betas[BASE][0] / betas[TUNED][0], rtol=1e-3)
+    assert torch.allclose(scaling.nu("reconstruction")[0].double(), betas[BASE][1] / betas[TUNED][1], rtol=1e-3)
     halves = [type(b)(part) for b in blocks for part in b.values.split(1000)]
     again = scaled(made, halves)[TUNED]
-    assert torch.allclose(again.nu_error, scaling.nu_error, rtol=1e-3, atol=1e-4, equal_nan=True)
+    assert torch.allclose(again.nu("error"), scaling.nu("error"), rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def test_one_beta_is_a_librarys_least_squares_solution():

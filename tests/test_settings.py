@@ -50,7 +50,7 @@ GIVEN = {
     "model_pair=qwen32b_lora": ["model_pair.tuned.adapter=a"],
     "experiment=rank1_lora": ["model_pair.tuned.adapter=a"],
     "model=local": ["model.path=a"],
-    "evaluation=autointerp": ["evaluation.autointerp.model=m"],
+    "evaluation=autointerp": ["evaluation.autointerp.judge.model=m"],
     **{
         f"evaluation={name}": ["dictionary=transcoder_adapter"]
         for name in ("replacement", "adapter_recovery", "latent_sets", "attribution_graphs")
@@ -252,7 +252,7 @@ def test_legal_command_lines_pass():
         ),
         (
             ["evaluation=autointerp"],
-            "evaluation.autointerp.model is not set: give it on the command line, evaluation.autointerp.model=<...>",
+            "evaluation.autointerp.judge.model is not set: give it on the command line, evaluation.autointerp.judge.model=<...>",
         ),
         (["text.rows._target_=os.system"], "names a package that is not trusted"),
         (["text.rows._target_=tunediff.text.read_fils"], "cannot be imported"),

@@ -7,16 +7,3 @@ from tunediff.attribution.files import write_graph
 from tunediff.attribution.graph import Graph, attribute
 from tunediff.attribution.influence import Pruned, check_share, influence, prune, summed
 from tunediff.attribution.linearised import Seen, linearised
-
-__all__ = [
-    "Graph",
-    "Pruned",
-    "Seen",
-    "attribute",
-    "check_share",
-    "influence",
-    "linearised",
-    "prune",
-    "summed",
-    "write_graph",
-]

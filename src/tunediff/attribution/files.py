@@ -18,6 +18,17 @@ from tunediff.attribution.influence import Pruned
 from tunediff.folders import make_folder, write_atomically
 
 LISTED = "graph-metadata.json"
+NODE = {  # the keys of a node, in their order, with what they are where a kind of node has nothing to say
+    **dict.fromkeys(("node_id", "feature", "layer", "ctx_idx", "feature_type")),
+    "token_prob": 0.0,
+    "is_target_logit": False,
+    "run_idx": 0,
+    "reverse_ctx_idx": 0,
+    "jsNodeId": None,
+    "clerp": "",
+    "influence": None,
+    "activation": None,
+}
 
 
 def write_graph(
@@ -63,38 +74,38 @@ def _nodes_and_links(
     nodes: dict[int, dict] = {}  # by place among latents, positions and logits
     for n in pruned.latents.nonzero()[:, 0].tolist():
         layer, position, within = int(graph.layer[n]), int(graph.position[n]), int(graph.within[n])
-        nodes[n] = _node(
-            f"{layer}_{within}_{position}",
-            feature=_paired(layer, within),
-            layer=str(layer),
-            position=position,
-            kind="cross layer transcoder",  # their page knows no other name for a transcoder's latent
-            shown=f"{layer}_{within}-0",
-            influence=float(pruned.cumulative[n]),
-            activation=float(graph.activation[n]),
-        )
+        nodes[n] = NODE | {
+            "node_id": f"{layer}_{within}_{position}",
+            "feature": _paired(layer, within),
+            "layer": str(layer),
+            "ctx_idx": position,
+            "feature_type": "cross layer transcoder",  # their page knows no other name for a transcoder's latent
+            "jsNodeId": f"{layer}_{within}-0",
+            "influence": float(pruned.cumulative[n]),
+            "activation": float(graph.activation[n]),
+        }
     for position, token in enumerate(graph.ids.tolist()):
-        nodes[latents + position] = _node(
-            f"E_{token}_{position}",
-            feature=position,
-            layer="E",
-            position=position,
-            kind="embedding",
-            shown=f"E_{token}-{position}",
-            influence=float(pruned.cumulative[latents + position]),
-        )
+        nodes[latents + position] = NODE | {
+            "node_id": f"E_{token}_{position}",
+            "feature": position,
+            "layer": "E",
+            "ctx_idx": position,
+            "feature_type": "embedding",
+            "jsNodeId": f"E_{token}-{position}",
+            "influence": float(pruned.cumulative[latents + position]),
+        }
     for n, (token, probability) in enumerate(zip(graph.logits.tolist(), graph.probability.tolist(), strict=True)):
-        nodes[latents + positions + n] = _node(
-            f"{depth + 1}_{token}_{positions - 1}",
-            feature=token,
-            layer=str(depth + 1),
-            position=positions - 1,
-            kind="logit",
-            shown=f"L_{token}-{positions - 1}",
-            token_prob=probability,
-            is_target_logit=n == 0,
-            clerp=f'Output "{spelled(token)}" (p={probability:.3f})',
-        )
+        nodes[latents + positions + n] = NODE | {
+            "node_id": f"{depth + 1}_{token}_{positions - 1}",
+            "feature": token,
+            "layer": str(depth + 1),
+            "ctx_idx": positions - 1,
+            "feature_type": "logit",
+            "jsNodeId": f"L_{token}-{positions - 1}",
+            "token_prob": probability,
+            "is_target_logit": n == 0,
+            "clerp": f'Output "{spelled(token)}" (p={probability:.3f})',
+        }
     links = [
         {
             "source": nodes[source]["node_id"],
@@ -104,37 +115,6 @@ def _nodes_and_links(
         for target, source in pruned.edges.nonzero().tolist()
     ]
     return list(nodes.values()), links
-
-
-def _node(
-    name: str,
-    *,
-    feature: int,
-    layer: str,
-    position: int,
-    kind: str,
-    shown: str,
-    influence: float | None = None,
-    activation: float | None = None,
-    token_prob: float = 0.0,
-    is_target_logit: bool = False,
-    clerp: str = "",
-) -> dict:
-    return {
-        "node_id": name,
-        "feature": feature,
-        "layer": layer,
-        "ctx_idx": position,
-        "feature_type": kind,
-        "token_prob": token_prob,
-        "is_target_logit": is_target_logit,
-        "run_idx": 0,
-        "reverse_ctx_idx": 0,
-        "jsNodeId": shown,
-        "clerp": clerp,
-        "influence": influence,
-        "activation": activation,
-    }
 
 
 def _paired(first: int, second: int) -> int:

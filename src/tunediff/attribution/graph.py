@@ -116,10 +116,10 @@ class _Rows:
 
     def __init__(self, seen: Seen, batch: int, drop_first: bool):
         self.seen, self.batch, self.drop_first = seen, batch, drop_first
-        counts = [len(seen.active[layer]) for layer in range(len(seen.active))]
+        counts = [len(active) for active in seen.active.values()]  # layer by layer, as they are computed
         self.first = [sum(counts[:layer]) for layer in range(len(counts) + 1)]  # of each layer's latents
         self.layer = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        places = torch.cat([seen.places[layer] for layer in range(len(counts))]).cpu()
+        places = torch.cat(list(seen.places.values())).cpu()
         self.position, self.within = places.T
         self.columns = len(self.layer) + len(seen.embedded)
         self.edges: list[Tensor] = []
@@ -192,9 +192,7 @@ class _Rows:
         kept[len(self.layer) :] = True
         whole = torch.cat(self.edges)[rows]
         edges = whole.masked_fill(self.dropped, 0.0)[:, kept]
-        activations = torch.cat(
-            [self.seen.active[layer].detach().float().cpu() for layer in range(len(self.seen.active))]
-        )
+        activations = torch.cat(list(self.seen.active.values())).detach().float().cpu()
         return Graph(
             ids=ids,
             layer=self.layer[nodes],

@@ -26,6 +26,7 @@ from transformers.masking_utils import eager_mask
 
 from tunediff.dictionary import Transcoder
 from tunediff.hookpoints import Point, decoder_layers, mlp_of, transcoder_of, writing
+from tunediff.hookpoints.hooks import attention
 from tunediff.shapes import TRANSCODER, Refused
 
 HELD = "held_weights"  # the name of the attention, in transformers' register
@@ -61,7 +62,11 @@ def linearised(model: PreTrainedModel) -> Iterator[Seen]:
     with ExitStack() as stack:
         for module, rule in _rules(model):
             stack.callback(module.register_forward_hook(rule).remove)
-        stack.enter_context(_attention_held(model))
+        stack.enter_context(attention(model, HELD))
+        if model.config.get_text_config()._attn_implementation != HELD:
+            raise Refused(
+                f"The attention of {type(model).__name__} cannot be replaced, so that its weights cannot be held."
+            )
         stack.enter_context(_learning(seen.biases))
         stack.enter_context(writing(model, Point("resid_pre", 0), functools.partial(_embedded, seen)))
         for layer, one in enumerate(decoder_layers(model)):
@@ -129,15 +134,14 @@ def _learning(parameters: list[nn.Parameter]) -> Iterator[None]:
 # -- the rules ---------------------------------------------------------------------------------------------------------
 
 
-def _rules(model: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
-    """Forward hooks, each with its module."""
-    found: list[tuple[nn.Module, Callable]] = []
+def _rules(model: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable]]:
+    """Yields forward hooks, each with its module."""
     for module in model.modules():
         kind = type(module).__name__
         if isinstance(module, nn.LayerNorm):
-            found.append((module, _layer_norm))
+            yield module, _layer_norm
         elif kind.endswith("RMSNorm"):
-            found.append((module, _rms_norm))
+            yield module, _rms_norm
         elif kind.endswith("Norm"):
             raise Refused(f"{type(model).__name__} has a {kind}, which is neither a LayerNorm nor an RMSNorm.")
     for layer in decoder_layers(model):
@@ -150,10 +154,9 @@ def _rules(model: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
                 f"The MLP {type(mlp).__name__} is neither two matrices with an activation between them nor gate_proj, up_proj "
                 "and down_proj with one: there is no rule for its gradient."
             )
-        found.append((activations[0], functools.partial(_activation, 0.5 if gated else 1.0)))
+        yield activations[0], functools.partial(_activation, 0.5 if gated else 1.0)
         if gated:
-            found.append((mlp.get_submodule("up_proj"), _halved))
-    return found
+            yield mlp.get_submodule("up_proj"), _halved
 
 
 def _computes_alone(module: nn.Module) -> bool:
@@ -230,17 +233,3 @@ def _held_attention(
 
 AttentionInterface.register(HELD, _held_attention)
 AttentionMaskInterface.register(HELD, eager_mask)
-
-
-@contextmanager
-def _attention_held(model: PreTrainedModel) -> Iterator[None]:
-    own = model.config._attn_implementation or "eager"
-    try:
-        model.set_attn_implementation(HELD)
-        if model.config.get_text_config()._attn_implementation != HELD:
-            raise Refused(
-                f"The attention of {type(model).__name__} cannot be replaced, so that its weights cannot be held."
-            )
-        yield
-    finally:
-        model.set_attn_implementation(own)

@@ -14,29 +14,3 @@ from tunediff.dictionary.protocol import (
 )
 from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK
 from tunediff.dictionary.transcoder_adapter import Pass, Transcoder, TranscoderAdapter
-
-__all__ = [
-    "L1",
-    "SIGNS",
-    "BatchTopK",
-    "Codes",
-    "Crosscoder",
-    "DenseCodes",
-    "Dictionary",
-    "JumpReLU",
-    "LearningDictionary",
-    "Linear",
-    "LinearDecoder",
-    "ReconstructingDictionary",
-    "Normalisation",
-    "Partition",
-    "Pass",
-    "Polarities",
-    "SparseCodes",
-    "Sparsity",
-    "TopK",
-    "Transcoder",
-    "TranscoderAdapter",
-    "latents_of",
-    "save_dictionary",
-]

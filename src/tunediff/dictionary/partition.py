@@ -57,12 +57,11 @@ class Partition:
             )
         ends = [round(latents * sum(list(self.shares.values())[: n + 1])) for n in range(len(PARTS))]
         self.parts = {part: slice(first, last) for part, first, last in zip(PARTS, [0, *ends], ends, strict=False)}
-        columns, start = {BASE: [], TUNED: []}, 0
+        self.columns, start = {BASE: [], TUNED: []}, 0
         for stream in streams:
-            columns[stream.role].append(slice(start, start + stream.width))
+            self.columns[stream.role].append(slice(start, start + stream.width))
             start += stream.width
-        self.columns = columns
-        widths = [[c.stop - c.start for c in columns[role]] for role in (BASE, TUNED)]
+        widths = [[stream.width for stream in streams if stream.role == role] for role in (BASE, TUNED)]
         if self.shares["tied"] and widths[0] != widths[1]:
             raise Refused(
                 f"dictionary.partition.tied={self.shares['tied']} needs models of equal width, these have {widths}."

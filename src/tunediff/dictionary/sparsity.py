@@ -92,14 +92,18 @@ class _Relu(torch.autograd.Function):
         return gradient.masked_fill(silent, 0.0)
 
 
-class L1(Sparsity):
-    """ReLU latents, with coefficient * mean over tokens of sum_i f_i * (norm of decoder row i, summed over streams)."""
+class Penalised(Sparsity):
+    """Abstract: has a penalty, times the coefficient."""
 
     has_penalty = True
 
     def __init__(self, coefficient: float):
         super().__init__()
         self.coefficient = _coefficient("coefficient", coefficient)
+
+
+class L1(Penalised):
+    """ReLU latents, with coefficient * mean over tokens of sum_i f_i * (norm of decoder row i, summed over streams)."""
 
     def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
         return torch.relu(pre)
@@ -114,14 +118,8 @@ class L1(Sparsity):
         return {"l1": self.coefficient * settings["l1"] * weighted_l1(codes.dense(), norms * weights)}
 
 
-class Linear(Sparsity):
+class Linear(Penalised):
     """Latents without a nonlinearity, of either sign, and coefficient * mean over tokens of sum_i |f_i| * norm_i."""
-
-    has_penalty = True
-
-    def __init__(self, coefficient: float):
-        super().__init__()
-        self.coefficient = _coefficient("coefficient", coefficient)
 
     def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
         return pre
@@ -132,7 +130,7 @@ class Linear(Sparsity):
         return {"l1": self.coefficient * settings["l1"] * weighted_l1(codes.dense().abs(), norms * weights)}
 
 
-class JumpReLU(Sparsity):
+class JumpReLU(Penalised):
     """f = pre where pre > exp(t), else 0, with a threshold t for each latent that learns through a straight-through
     estimator (Anthropic, Circuits Updates January 2025, "Dictionary Learning Optimization Techniques"):
 
@@ -141,7 +139,6 @@ class JumpReLU(Sparsity):
                      + pre_activation * sum_i relu(exp(t_i) - pre_i) * norm_i       which revives latents that never fire
     """
 
-    has_penalty = True
     keeps_pre = True
 
     def __init__(
@@ -153,8 +150,7 @@ class JumpReLU(Sparsity):
         pre_activation: float = 3e-6,
         log_threshold: float = 0.1,
     ):
-        super().__init__()
-        self.coefficient = _coefficient("coefficient", coefficient)
+        super().__init__(coefficient)
         self.pre_activation = _coefficient("pre_activation", pre_activation)
         self.steepness, self.bandwidth, self.start = steepness, bandwidth, log_threshold
 
@@ -192,10 +188,17 @@ class TopK(Sparsity):
 
     def __init__(self, k: int, *, k_schedule: Schedule = Anneal(5.0, 0.1)):  # noqa: B008 (a frozen dataclass)
         super().__init__()
-        self.k, self.k_schedule = at_least_one(k), k_schedule
+        if k < 1:
+            raise Refused(f"dictionary.sparsity.k={k}: at least one latent a token must be active.")
+        self.k, self.k_schedule = k, k_schedule
 
     def prepare(self, latents: int) -> None:
-        self.latents = check_k(self.k, latents)
+        if self.k > latents:
+            raise Refused(
+                f"dictionary.sparsity.k={self.k} is larger than the dictionary: it has {latents} latents. "
+                "Lower k, or raise dictionary.latents."
+            )
+        self.latents = latents
 
     def scheduled(self, step: int, length: Length) -> dict[str, float]:
         return {"k": float(min(round(self.k * self.k_schedule(step, length)), self.latents))}
@@ -219,7 +222,7 @@ def strongest(latents: Tensor, norms: Tensor, k: int) -> Tensor:
     return torch.zeros_like(latents).scatter(-1, chosen, latents.gather(-1, chosen))
 
 
-class BatchTopK(Sparsity):
+class BatchTopK(TopK):
     """Keeps the k * tokens largest f_i * norm_i of a batch, and whatever equals the smallest of them (Bussmann et al. 2024,
     arXiv 2412.06410; weighted by decoder norms as in arXiv 2504.02922).
 
@@ -234,7 +237,6 @@ class BatchTopK(Sparsity):
                  2025, arXiv 2503.17547)
     """
 
-    few = True
     threshold: Tensor
 
     def __init__(
@@ -246,24 +248,17 @@ class BatchTopK(Sparsity):
         relu: bool = True,
         prefixes: Sequence[float] = (1.0,),
     ):
-        super().__init__()
+        super().__init__(k, k_schedule=k_schedule)
         if list(prefixes) != sorted(prefixes) or not prefixes or prefixes[0] <= 0 or prefixes[-1] != 1:
             raise Refused(
                 f"dictionary.sparsity.prefixes={list(prefixes)}: give rising shares of the latents that end with 1."
             )
-        self.k, self.k_schedule = at_least_one(k), k_schedule
         self.threshold_memory, self.relu, self.prefixes = threshold_memory, relu, list(prefixes)
         self.register_buffer("threshold", torch.tensor(-torch.inf))  # nothing observed yet
         self.limit: Tensor | None = None  # smallest kept score of the last batch
 
-    def prepare(self, latents: int) -> None:
-        self.latents = check_k(self.k, latents)
-
     def scheduled(self, step: int, length: Length) -> dict[str, float]:
         return {"k": min(self.k * self.k_schedule(step, length), float(self.latents))}
-
-    def schedules(self) -> dict[str, Schedule]:
-        return {"k_schedule": self.k_schedule}
 
     def forward(self, pre: Tensor, norms: Tensor) -> Tensor:
         latents = torch.relu(pre) if self.relu else pre
@@ -312,18 +307,3 @@ class BatchTopK(Sparsity):
         limit = torch.where(self.limit.isinf(), self.threshold, self.limit)  # a batch without an active latent
         moved = self.threshold_memory * self.threshold + (1 - self.threshold_memory) * limit
         self.threshold.copy_(torch.where(self.threshold.isinf(), limit, moved))
-
-
-def at_least_one(k: int) -> int:
-    if k < 1:
-        raise Refused(f"dictionary.sparsity.k={k}: at least one latent a token must be active.")
-    return k
-
-
-def check_k(k: int, latents: int) -> int:
-    if k > latents:
-        raise Refused(
-            f"dictionary.sparsity.k={k} is larger than the dictionary: it has {latents} latents. "
-            "Lower k, or raise dictionary.latents."
-        )
-    return latents

@@ -195,24 +195,19 @@ class TranscoderAdapter(nn.Module):
 
     # -- copies without some of its latents, to measure what these do in a model ---------------------------------------
 
+    @torch.no_grad()
     def only(self, numbers: Sequence[int], *, scale: float = 1.0, bias: bool = True) -> TranscoderAdapter:
         """A copy in which only these latents write, `scale` times what they did; `bias` false silences decoder biases too.
         The other latents still compete where a sparsity selects, so that these fire on the same tokens as before."""
         chosen = torch.zeros(self.latents, dtype=torch.bool)
         chosen[list(numbers)] = True
-        return self._with(chosen, scale, bias)
-
-    def without(self, numbers: Sequence[int]) -> TranscoderAdapter:
-        """A copy in which these latents write nothing."""
-        chosen = torch.ones(self.latents, dtype=torch.bool)
-        chosen[list(numbers)] = False
-        return self._with(chosen, 1.0, True)
-
-    @torch.no_grad()
-    def _with(self, chosen: Tensor, scale: float, bias: bool) -> TranscoderAdapter:
         made = copy.deepcopy(self)
         for one, some in zip(made.layers, chosen.split(self.latents_per_layer), strict=True):
             one.W_dec.mul_(scale * some.to(one.W_dec)[:, None])
             if one.b_dec is not None and not bias:
                 one.b_dec.zero_()
         return made
+
+    def without(self, numbers: Sequence[int]) -> TranscoderAdapter:
+        """A copy in which these latents write nothing."""
+        return self.only(sorted(set(range(self.latents)) - set(numbers)))

@@ -6,8 +6,8 @@ from tunediff.evaluations.behaviour.recovery import Recovery
 from tunediff.evaluations.behaviour.steering_sweep import SteeringSweep
 from tunediff.evaluations.given import Evaluation, Given, Needs, Reading, Trained, declared
 from tunediff.evaluations.judging.autointerp import Autointerp
+from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.delphi_cache import LatentCache
-from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.judging.latent_classes import LatentClasses
 from tunediff.evaluations.latents.selection import Telling
 from tunediff.evaluations.lora.ablation import LoraAblation
@@ -21,53 +21,12 @@ from tunediff.evaluations.reading.fidelity import Fidelity
 from tunediff.evaluations.reading.geometry import Geometry
 from tunediff.evaluations.reading.kl_patching import KLPatching
 from tunediff.evaluations.reading.label_alignment import LabelAlignment
-from tunediff.evaluations.reading.latent_scaling import LatentScaling, Scaling, latent_scaling
+from tunediff.evaluations.reading.latent_scaling import LatentScaling, latent_scaling
 from tunediff.evaluations.reading.logit_effect import LogitEffect
-from tunediff.evaluations.reading.planted_truth import Score, score
+from tunediff.evaluations.reading.planted_truth import score
 from tunediff.evaluations.reading.probing import Probing
 from tunediff.evaluations.reading.segments import Segments
 from tunediff.evaluations.transcoders.attribution_graphs import AttributionGraphs
 from tunediff.evaluations.transcoders.latent_sets import LatentSets
 from tunediff.evaluations.transcoders.recovery import AdapterRecovery
 from tunediff.evaluations.transcoders.replacement import Replacement
-
-__all__ = [
-    "LoraAblation",
-    "AdapterRecovery",
-    "AttentionSinks",
-    "AttributionGraphs",
-    "Autointerp",
-    "Benchmark",
-    "Evaluation",
-    "Examples",
-    "Fidelity",
-    "Geometry",
-    "Given",
-    "Intervention",
-    "Judge",
-    "KLPatching",
-    "LabelAlignment",
-    "LatentCache",
-    "LatentClasses",
-    "LatentScaling",
-    "LatentSets",
-    "LayerDivergence",
-    "LogitEffect",
-    "Needs",
-    "PolarityExamples",
-    "Probing",
-    "Reading",
-    "Recovery",
-    "Replacement",
-    "Scaling",
-    "Score",
-    "Segments",
-    "SteeringSweep",
-    "Telling",
-    "Tokenizers",
-    "Trained",
-    "UnitComparison",
-    "latent_scaling",
-    "declared",
-    "score",
-]

@@ -59,6 +59,12 @@ def declared(evaluation: Any, member: str) -> Any:
     return getattr(evaluation, member, getattr(Evaluation, member))
 
 
+def by_segment(batch: Batch) -> dict[str, Tensor]:
+    """Masks [token] of all tokens of a batch, and of those of each segment."""
+    everything = torch.ones_like(batch.segment, dtype=torch.bool)
+    return {ALL: everything} | {segment: batch.segment == n for n, segment in enumerate(SEGMENTS)}
+
+
 class Reading(NamedTuple):
     """One held-out batch with its activations and latents.
 
@@ -104,14 +110,13 @@ class LatentStatistics(NamedTuple):
     def columns(self) -> dict[str, list]:
         """Firing rate of each latent, over all tokens and over each segment that there is; mean and largest activation where
         it is active."""
-        found = {}
-        for segment, count in self.tokens.items():
-            if count:
-                name = "firing_rate" if segment == ALL else f"firing_rate/{segment}"
-                found[name] = (self.active[segment] / count).tolist()
-        found["mean_activation"] = (self.total / self.active[ALL].clamp(min=1)).tolist()
-        found["max_activation"] = self.maximum.tolist()
-        return found
+        rates = {
+            "firing_rate" if segment == ALL else f"firing_rate/{segment}": (self.active[segment] / count).tolist()
+            for segment, count in self.tokens.items()
+            if count
+        }
+        means = (self.total / self.active[ALL].clamp(min=1)).tolist()
+        return {**rates, "mean_activation": means, "max_activation": self.maximum.tolist()}
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,22 @@ class Trained(Given):
     @functools.cached_property
     def statistics(self) -> LatentStatistics:
         """Statistics of each latent on the held-out text, which is read for them once."""
-        return latent_statistics(self)
+        count = self.dictionary.latents
+        total, maximum = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
+        active = {segment: torch.zeros(count, dtype=torch.float64) for segment in (ALL, *SEGMENTS)}
+        tokens, norms = dict.fromkeys(active, 0), dict.fromkeys(self.roles, 0.0)
+        for reading in self.readings("latent statistics"):
+            latents, admitted = reading.latents.cpu(), reading.admitted.cpu()
+            total += latents.sum(0, dtype=torch.float64)
+            maximum = torch.maximum(maximum, latents.amax(0))
+            for segment, here in by_segment(reading.batch).items():
+                here = here & admitted
+                tokens[segment] += int(here.sum())
+                active[segment] += (latents[here] != 0).sum(0)
+            for role in norms:
+                norms[role] += float(self.part(reading.rows.values, role).cpu()[admitted].norm(dim=-1).double().sum())
+        means = {role: value / max(tokens[ALL], 1) for role, value in norms.items()}
+        return LatentStatistics(tokens, active, total, maximum, means)
 
     @torch.no_grad()
     def readings(self, title: str) -> Iterator[Reading]:
@@ -217,23 +237,3 @@ class Trained(Given):
                 f"{type(self.dictionary).__name__}: train one with dictionary=transcoder_adapter."
             )
         return self.dictionary
-
-
-def latent_statistics(trained: Trained) -> LatentStatistics:
-    """Reads the held-out text once; `trained.statistics` has the result of a run."""
-    count = trained.dictionary.latents
-    total, maximum = torch.zeros(count, dtype=torch.float64), torch.zeros(count)
-    active = {segment: torch.zeros(count, dtype=torch.float64) for segment in (ALL, *SEGMENTS)}
-    tokens, norms = dict.fromkeys(active, 0), dict.fromkeys(trained.roles, 0.0)
-    for reading in trained.readings("latent statistics"):
-        latents, admitted = reading.latents.cpu(), reading.admitted.cpu()
-        total += latents.sum(0, dtype=torch.float64)
-        maximum = torch.maximum(maximum, latents.amax(0))
-        for n, segment in enumerate((ALL, *SEGMENTS), start=-1):
-            here = admitted if segment == ALL else admitted & (reading.batch.segment == n)
-            tokens[segment] += int(here.sum())
-            active[segment] += (latents[here] != 0).sum(0)
-        for role in norms:
-            norms[role] += float(trained.part(reading.rows.values, role).cpu()[admitted].norm(dim=-1).double().sum())
-    means = {role: value / max(tokens[ALL], 1) for role, value in norms.items()}
-    return LatentStatistics(tokens, active, total, maximum, means)

@@ -27,24 +27,3 @@ from tunediff.hookpoints.places import (
     transcoder_of,
     width_of,
 )
-
-__all__ = [
-    "HOOKPOINTS",
-    "LORA",
-    "LoraAdapter",
-    "ForwardStopped",
-    "Point",
-    "lora_adapters",
-    "attending",
-    "add_hookpoint",
-    "check_hookpoint",
-    "decoder_layers",
-    "in_order",
-    "mlp_of",
-    "module_of",
-    "reading",
-    "transcoder_of",
-    "width_of",
-    "writing",
-    "writing_pieces",
-]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -27,21 +27,18 @@ def reading(
     every point. With `stop` the pass ends at the last of them by raising ForwardStopped: no later layer and no LM head is
     computed. Without `detach` the vectors keep their gradient."""
     read: dict[Point, Tensor] = {}
-    handles = []
 
     def keep(point: Point, value: Tensor) -> None:
         read[point] = value.detach() if detach else value
         if stop and len(read) == len(set(points)):
             raise ForwardStopped
 
-    try:
+    with ExitStack() as hooks:
         for point in points:
             see = functools.partial(keep, point)
-            handles += _gather(model, see) if point.hookpoint == LORA else [_hook(*module_of(model, point), see)]
+            for hook in _gather(model, see) if point.hookpoint == LORA else [_hook(*module_of(model, point), see)]:
+                hooks.enter_context(hook)
         yield read
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -49,19 +46,13 @@ def writing(model: nn.Module, point: Point, change: Callable[[Tensor], Tensor]) 
     """Replaces the value [batch, position, width] at a point by change(value), in every forward pass inside the `with`. At
     lora `change` is called once for each adapter, with the values of that adapter in its columns and zeros elsewhere, and
     the adapter takes its columns of the result."""
-    if point.hookpoint == LORA:
 
-        def of_columns(columns: slice, value: Tensor) -> Tensor:
-            return change(value)[..., columns]
+    def of_columns(columns: slice, value: Tensor) -> Tensor:
+        return change(value)[..., columns]
 
-        with writing_pieces(model, point, of_columns):
-            yield
-        return
-    handle = _hook(*module_of(model, point), change)
-    try:
+    at_lora = point.hookpoint == LORA
+    with writing_pieces(model, point, of_columns) if at_lora else _hook(*module_of(model, point), change):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -74,19 +65,15 @@ def writing_pieces(
 ) -> Iterator[None]:
     """Works as writing(...) does, with change(columns, value) -> those columns of the new value. The columns are all of them, but at
     lora, where each adapter's come when it is computed, with zeros elsewhere. Columns not touched stay unhooked."""
-    handles = []
-    try:
+    with ExitStack() as hooks:
         if point.hookpoint == LORA:
             every = _adapters(model)
             width = every[-1].adapter.columns.stop
             for one in (one for one in every if touches(one.adapter.columns)):
-                handles.append(_hook(one.down, False, functools.partial(_one_of, one, width, change)))
+                hooks.enter_context(_hook(one.down, False, functools.partial(_one_of, one, width, change)))
         else:
-            handles.append(_hook(*module_of(model, point), functools.partial(change, slice(None))))
+            hooks.enter_context(_hook(*module_of(model, point), functools.partial(change, slice(None))))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _one_of(one: Parts, width: int, change: Callable[[slice, Tensor], Tensor], value: Tensor) -> Tensor:
@@ -122,24 +109,29 @@ def attending(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[
     """Calls see(layer, weights) with the attention weights [batch, head, query, key] of each layer as it is computed, in
     every forward pass inside the `with`, so that no two layers' are held at once. Fast implementations of attention give no
     weights: the model uses the eager one inside, and its own again afterwards."""
-    whole = cast(Any, model)  # a model of transformers, which nothing here imports
-    own = whole.config._attn_implementation
-    handles = []
 
     def give(layer: int, _, __, output) -> None:
         if output[1] is None:
             raise Refused(f"Layer {layer} of {type(model).__name__} gives no attention weights.")
         see(layer, output[1].detach())
 
-    try:
-        whole.set_attn_implementation("eager")
+    with attention(model, "eager"), ExitStack() as hooks:
         for layer in range(len(decoder_layers(model))):
             module, _ = module_of(model, Point("attn_out", layer))
-            handles.append(module.register_forward_hook(functools.partial(give, layer)))
+            hooks.enter_context(module.register_forward_hook(functools.partial(give, layer)))
+        yield
+
+
+@contextmanager
+def attention(model: nn.Module, implementation: str) -> Iterator[None]:
+    """Computes attention by this implementation of transformers' register inside the `with`, and by the model's own again
+    afterwards."""
+    whole = cast(Any, model)  # a model of transformers, which nothing here imports
+    own = whole.config._attn_implementation or "eager"
+    try:
+        whole.set_attn_implementation(implementation)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
         whole.set_attn_implementation(own)
 
 

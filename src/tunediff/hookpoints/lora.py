@@ -10,6 +10,7 @@ Knows the layout of PEFT's LoRA layers and nothing of PEFT.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -44,12 +45,9 @@ def in_order(ranks: dict[tuple[int, str], int]) -> list[LoraAdapter]:
         layer, module = key
         return layer, MODULES.index(module) if module in MODULES else len(MODULES), module
 
-    found, first = [], 0
-    for layer, module in sorted(ranks, key=place):
-        rank = ranks[layer, module]
-        found.append(LoraAdapter(layer, module, slice(first, first + rank)))
-        first += rank
-    return found
+    keys = sorted(ranks, key=place)
+    ends = itertools.accumulate(ranks[key] for key in keys)
+    return [LoraAdapter(*key, slice(end - ranks[key], end)) for key, end in zip(keys, ends, strict=True)]
 
 
 class Parts(NamedTuple):

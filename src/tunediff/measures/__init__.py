@@ -8,7 +8,6 @@ separation.py   AUROC, its interval, and that of shuffled labels
 from tunediff.measures.paired import (
     BudgetCurve,
     Interval,
-    Paired,
     Recovered,
     difference,
     mcnemar,
@@ -18,17 +17,3 @@ from tunediff.measures.paired import (
     share,
     wilson,
 )
-
-__all__ = [
-    "BudgetCurve",
-    "Interval",
-    "Paired",
-    "Recovered",
-    "difference",
-    "mcnemar",
-    "recovery",
-    "scaling",
-    "scaling_difference",
-    "share",
-    "wilson",
-]

@@ -16,9 +16,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-Bounded = tuple[
-    float | None, float | None, float | None
-]  # a value, its lower and its upper bound, as a finding has them
+# a value, its lower and its upper bound, as a finding has them
+Bounded = tuple[float | None, float | None, float | None]
 
 
 class DocumentSums:

@@ -191,11 +191,8 @@ def scaling_difference(
         )
     curves = _drawn(np.concatenate([one, other], 1), draws, seed)
     measured, drawn = (
-        [
-            None if a is None or b is None else b - a
-            for a, b in zip(_measures(c[:, : len(tokens)], tokens), _measures(c[:, len(tokens) :], tokens), strict=True)
-        ]
-        for c in (np.concatenate([one.mean(0), other.mean(0)])[None], curves)
+        _measures(both[:, len(tokens) :], tokens) - _measures(both[:, : len(tokens)], tokens)
+        for both in (np.concatenate([one.mean(0), other.mean(0)])[None], curves)
     )
     return _with_intervals(measured, drawn, level)
 
@@ -220,16 +217,16 @@ def _drawn(answers: NDArray, draws: int, seed: int) -> NDArray:
     return times.astype(np.float64) @ answers / problems
 
 
-def _measures(curves: NDArray, tokens: NDArray) -> list[NDArray | None]:
-    """The fields of BudgetCurve for accuracies [draw, budget], each [draw]."""
+def _measures(curves: NDArray, tokens: NDArray) -> NDArray:
+    """The fields of BudgetCurve [measure, draw] for accuracies [draw, budget]; the best alone for one budget."""
     best = curves.max(1)
     if len(tokens) < 2:
-        return [best, None, None, None, None]
+        return best[None]
     doublings = np.log2(tokens)
     per_token = 100 * _slopes(curves, tokens)
     heights = (curves[:, 1:] + curves[:, :-1]) / 2
     area = heights @ np.diff(doublings) / (doublings[-1] - doublings[0])
-    return [best, per_token, 1000 * per_token, 100 * _slopes(curves, doublings), area]
+    return np.stack([best, per_token, 1000 * per_token, 100 * _slopes(curves, doublings), area])
 
 
 def _slopes(curves: NDArray, places: NDArray) -> NDArray:
@@ -239,16 +236,8 @@ def _slopes(curves: NDArray, places: NDArray) -> NDArray:
     return rises @ (centred / (centred @ centred))
 
 
-def _with_intervals(measured: Sequence[NDArray | None], drawn: Sequence[NDArray | None], level: float) -> BudgetCurve:
-    found = []
-    for value, draws in zip(measured, drawn, strict=True):
-        if value is None or draws is None:
-            found.append(None)
-        else:
-            found.append(Interval(float(value[0]), *_ends(draws, level)))
-    return BudgetCurve(*found)
-
-
-def _ends(draws: NDArray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, (0.5 - level / 2, 0.5 + level / 2))
-    return float(low), float(high)
+def _with_intervals(measured: NDArray, drawn: NDArray, level: float) -> BudgetCurve:
+    """The curve of measures [measure, 1] with the intervals of those drawn [measure, draw]."""
+    ends = np.quantile(drawn, (0.5 - level / 2, 0.5 + level / 2), axis=1)
+    found = [Interval(*each) for each in np.stack([measured[:, 0], *ends], 1).tolist()]
+    return BudgetCurve(*found, *[None] * (len(BudgetCurve._fields) - len(found)))

@@ -82,9 +82,8 @@ class ActiveScores:
         """Labelled tokens in every group of equal scores, and all of them."""
         labelled, marks = int(truth.sum()), truth.double()[self.token]
         marks[self.is_zeros] = 0.0
-        marks[self.is_zeros] = labelled - torch.zeros(self.latents, dtype=torch.float64).index_add_(
-            0, self.latent, marks
-        )
+        found = torch.zeros(self.latents, dtype=torch.float64).index_add_(0, self.latent, marks)
+        marks[self.is_zeros] = labelled - found
         return self._by_group(marks), labelled
 
     def _by_group(self, values: Tensor) -> Tensor:
@@ -115,7 +114,8 @@ class DenseScores:
 
     def auroc(self, truth: Tensor) -> Tensor:
         """AUROC [column]."""
-        return _auroc_of(self._ranks, truth)
+        labelled, rest = truth.sum(), (~truth).sum()
+        return ((self._ranks @ truth.double() - labelled * (labelled + 1) / 2) / (labelled * rest)).float()
 
     @functools.cached_property
     def _ranks(self) -> Tensor:
@@ -133,12 +133,7 @@ def average_ranks(values: Tensor) -> Tensor:
 
 def auroc(scores: Tensor, truth: Tensor) -> Tensor:
     """AUROC [column] of dense scores [column, token]."""
-    return _auroc_of(average_ranks(scores).double(), truth)
-
-
-def _auroc_of(ranks: Tensor, truth: Tensor) -> Tensor:
-    labelled, rest = truth.sum(), (~truth).sum()
-    return ((ranks @ truth.double() - labelled * (labelled + 1) / 2) / (labelled * rest)).float()
+    return DenseScores(scores).auroc(truth)
 
 
 def shuffled_auroc(
@@ -178,9 +173,8 @@ def delong_interval(scores: Tensor, truth: Tensor) -> tuple[float, float]:
 
     def placement(values: Tensor, against: Tensor) -> Tensor:
         ordered = against.sort().values
-        return (
-            (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)) / 2 / len(against)
-        )
+        twice = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)  # ties count half
+        return twice / 2 / len(against)
 
     over, under = placement(labelled, rest), placement(rest, labelled)
     error = (over.var() / len(over) + under.var() / len(under)).sqrt()

@@ -9,16 +9,3 @@ from tunediff.objectives.imitation import Imitation
 from tunediff.objectives.pass_losses import PassLosses
 from tunediff.objectives.reconstruction import Losses, Objective, Reconstruction
 from tunediff.objectives.terms import AuxK, Difference, Term, TermInputs
-
-__all__ = [
-    "AuxK",
-    "Difference",
-    "Distillation",
-    "TermInputs",
-    "Imitation",
-    "Losses",
-    "Objective",
-    "PassLosses",
-    "Reconstruction",
-    "Term",
-]

@@ -1,25 +1,32 @@
 """A prompt -> the answer of a language model behind an OpenAI-compatible endpoint, asked again while that one is busy.
 
-Knows nothing of latents. The key is read from the environment at every call: it goes into the header of the request,
-never along with a redirection, and into no setting, log or message.
+Knows no classes and no units. Held-out text is sent to the endpoint that was given; where none is, there is nobody to ask.
+The key is read from the environment at every call: it goes into the header of the request, never along with a redirection,
+and into no setting, log or message.
 """
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
+import logging
 import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from tunediff.shapes import Refused
+from tunediff.evaluations.judging.examination import FEWEST
+from tunediff.shapes import Note, Refused
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -37,83 +44,123 @@ class Busy(Exception):
         self.wait = wait
 
 
-def each(
-    ask: Callable[[Item], Answer], items: Sequence[Item], *, at_once: int, title: str, unit: str
-) -> tuple[dict[int, Answer], Refused | None]:
-    """Number of an item -> its answer, in the items' order. After a call that failed for good no further item is begun, and
-    its refusal is returned with what was answered."""
-    done: dict[int, Answer] = {}
-    failure = None
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        under_way = {pool.submit(ask, item): n for n, item in enumerate(items)}
-        for future in tqdm(as_completed(under_way), total=len(items), desc=title, unit=unit, leave=False, delay=2):
-            if future.cancelled():
-                continue
-            try:
-                done[under_way[future]] = future.result()
-            except Refused as refusal:
-                failure = failure or refusal
-                for waiting in under_way:
-                    waiting.cancel()
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return dict(sorted(done.items())), failure
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """endpoint        address of an OpenAI-compatible interface; null: nobody is asked       model   name of the model there
+    examples        number of examples shown per unit, its strongest
+    key_variable    environment variable that holds the key; null: none is sent
+    most_calls      most calls of one evaluation; more are refused before anything is asked             at_once   calls under way
+    timeout         seconds for one answer                              retries   tries when the endpoint is busy
+    answer_tokens   tokens of the longest answer, thoughts included"""
 
+    endpoint: str | None = None
+    model: str | None = None
+    examples: int = 10
+    key_variable: str | None = None
+    most_calls: int
+    at_once: int = 4
+    timeout: float = 120.0
+    retries: int = 5
+    answer_tokens: int = 2000
 
-class Chat:
-    """endpoint       address of the interface, such as http://localhost:8000/v1
-    model          name of the model there
-    setting        key of these settings on the command line, for messages
-    key_variable   environment variable that holds the key; None sends none
-    timeout        seconds for one answer             retries   further tries when the endpoint is busy or not reached
-    answer_tokens  tokens of the longest answer
-
-    Raises Refused for an invalid address, for one that carries a password, or for a key that is not there."""
-
-    def __init__(
-        self,
-        endpoint: str,
-        model: str,
-        *,
-        setting: str,
-        key_variable: str | None,
-        timeout: float,
-        retries: int,
-        answer_tokens: int,
-    ):
-        parts = urlsplit(endpoint)
+    def chat(self, setting: str) -> Chat | None:
+        """The endpoint, or None where nobody is asked. Raises Refused, naming the setting, for an address that is invalid or
+        carries a password, for too few examples, and where model or key are missing."""
+        if self.endpoint is None:
+            return None
+        if self.model is None:
+            raise Refused(f"{setting}.endpoint={self.endpoint} is asked for no model: name it, {setting}.model=<...>.")
+        if self.examples < FEWEST:
+            raise Refused(f"{setting} needs examples={FEWEST} or more.")
+        parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused(f"{setting}.endpoint={endpoint} is no address: give one such as http://localhost:8000/v1.")
+            raise Refused(
+                f"{setting}.endpoint={self.endpoint} is no address: give one such as http://localhost:8000/v1."
+            )
         if parts.username or parts.password or parts.query:
             raise Refused(
                 f"{setting}.endpoint carries a user, a password or a query, which would be stored with the run: give the "
                 f"plain address, and name the environment variable of the key in {setting}.key_variable."
             )
-        self.endpoint, self.model, self.setting, self.key_variable = endpoint.rstrip("/"), model, setting, key_variable
-        self.timeout, self.retries, self.answer_tokens = timeout, retries, answer_tokens
-        self._key()
+        chat = Chat(self, setting, self.endpoint.rstrip("/"), self.model)
+        chat.key()
+        return chat
 
-    def allow(self, calls: int, most: int, *, counted: str, fewer: str) -> None:
-        """Raises Refused where calls could be more than `most`, naming what they were counted from and the setting that asks
-        for fewer."""
-        if calls > most:
+
+@dataclass(frozen=True)
+class Chat:
+    """A judge that can be asked. `setting` is the key of its settings on the command line, for messages."""
+
+    judge: Judge
+    setting: str
+    endpoint: str
+    model: str
+
+    def allow(self, calls: int, *, counted: str, fewer: str) -> None:
+        """Raises Refused where calls could be more than `most_calls`, naming what they were counted from and the setting that
+        asks for fewer."""
+        if calls > self.judge.most_calls:
             raise Refused(
                 f"{self.setting} would call {self.model} up to {calls:,} times ({counted}), more than "
-                f"{self.setting}.most_calls={most:,}. Ask about fewer {fewer}, or allow more calls."
+                f"{self.setting}.most_calls={self.judge.most_calls:,}. Ask about fewer {fewer}, or allow more calls."
             )
+
+    def announce(self, what: str, calls: int, characters: int, price: float | None = None) -> None:
+        """Logs how much will be sent, and what it costs where a million tokens have a price."""
+        tokens = characters // 4
+        cost = "" if price is None else f", {tokens / 1e6 * price:.2f} at {price:g} a million"
+        log.info(
+            "%s %s calls of %s at %s, about %s prompt tokens (characters / 4)%s; answers come on top",
+            *(what, f"{calls:,}", self.model, self.endpoint, f"{tokens:,}", cost),
+        )
+
+    def each(
+        self, ask: Callable[[Item], Answer], items: Sequence[Item], *, evaluation: str, done: str
+    ) -> tuple[dict[int, Answer], list[Note]]:
+        """Index of an item -> its answer, in the items' order, and a note where some have none: after a call that failed for
+        good no further item is begun. Raises Refused where the endpoint gives no answer at all. `done` says in the note what
+        the answered items are, such as "latents judged"."""
+        found: dict[int, Answer] = {}
+        failure = None
+        pool = ThreadPoolExecutor(self.judge.at_once)
+        try:
+            under_way = {pool.submit(ask, item): n for n, item in enumerate(items)}
+            for future in tqdm(as_completed(under_way), total=len(items), desc=done, leave=False, delay=2):
+                if future.cancelled():
+                    continue
+                try:
+                    found[under_way[future]] = future.result()
+                except Refused as refusal:
+                    failure = failure or refusal
+                    for waiting in under_way:
+                        waiting.cancel()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if failure is not None and not found:
+            raise failure
+        stopped = f"{evaluation} stopped with {len(found)} of {len(items)} {done}: {failure}"
+        return dict(sorted(found.items())), [] if failure is None else [Note(stopped)]
+
+    def answers(
+        self, system: str, questions: Sequence[str], *, evaluation: str, units: str
+    ) -> tuple[dict[int, str], list[Note]]:
+        """Index of a question -> its answer, as `each` gives them. The amount that will be sent is logged first."""
+        characters = sum(len(system) + len(question) for question in questions)
+        self.announce(f"{evaluation}:", len(questions), characters)
+        ask = functools.partial(self.ask, system)
+        return self.each(ask, questions, evaluation=evaluation, done=f"{units} judged")
 
     def ask(self, system: str, question: str) -> str:
         """The answer, without what a reasoning model thought first; "" where it said nothing. May be called from several
         threads. Raises Refused when there is no answer, naming the endpoint, the reason and the setting to look at."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-        asked = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.answer_tokens}
+        asked = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.judge.answer_tokens}
         attempt = 0
         while True:
             try:
                 return self._answer(json.dumps(asked).encode()).rpartition("</think>")[2].strip()
             except Busy as busy:
-                if attempt == self.retries:
+                if attempt == self.judge.retries:
                     tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
                     raise Refused(
                         f"{self.endpoint} gave no answer after {tries}: {busy}. Is it running, and is "
@@ -127,11 +174,11 @@ class Chat:
         request = urllib.request.Request(
             f"{self.endpoint}/chat/completions", data=asked, headers={"Content-Type": "application/json"}
         )
-        key = self._key()
+        key = self.key()
         if key:
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            with urllib.request.urlopen(request, timeout=self.judge.timeout) as response:
                 said = response.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:
@@ -153,13 +200,15 @@ class Chat:
                 f"{self.setting}.endpoint the address up to and with /v1?"
             ) from None
 
-    def _key(self) -> str:
-        if self.key_variable is None:
+    def key(self) -> str:
+        """The key from its environment variable, "" where none is sent. Raises Refused where the variable holds none."""
+        variable = self.judge.key_variable
+        if variable is None:
             return ""
-        key = os.environ.get(self.key_variable, "").strip()
+        key = os.environ.get(variable, "").strip()
         if not key or not key.isascii() or not key.isprintable():
             raise Refused(
-                f"{self.setting}.key_variable={self.key_variable}: this environment variable holds no key. Set it, or "
+                f"{self.setting}.key_variable={variable}: this environment variable holds no key. Set it, or "
                 f"{self.setting}.key_variable=null for an endpoint that wants none."
             )
         return key

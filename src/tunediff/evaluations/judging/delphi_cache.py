@@ -105,12 +105,11 @@ def end_to_end(reading: Reading, between: int | None) -> tuple[Tensor, Tensor]:
     """The documents of a batch one after the other [token], all their tokens, and where each begins [sequence].
     `between` follows a document that does not end with it."""
     ids, mask = reading.batch.ids[0], reading.batch.mask[0]
-    parts, starts, length = [], [], 0
+    parts = []
     for row, count in zip(ids, mask.sum(-1).tolist(), strict=True):
         document = row[:count]
         if between is not None and int(document[-1]) != between:
             document = torch.cat([document, torch.tensor([between])])
         parts.append(document)
-        starts.append(length)
-        length += len(document)
-    return torch.cat(parts), torch.tensor(starts)
+    lengths = torch.tensor([len(part) for part in parts])
+    return torch.cat(parts), lengths.cumsum(0) - lengths

@@ -9,7 +9,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -74,6 +74,17 @@ class Subject(NamedTuple):
         return sum(len(part) for prompt in [(EXPLAIN, self.passages), *asked] for part in prompt)
 
 
+class Examined(NamedTuple):
+    """The explanation of a latent and its scores, None where no answer could be read. `calls` counts answers, `unread` those
+    of them that could not be read."""
+
+    latent: int
+    explanation: str | None
+    scores: dict[str, float | None]
+    calls: int
+    unread: int
+
+
 def examined_on(latent: int, windows: Sequence[Window], half: int, texts_per_call: int) -> Subject | None:
     """The subject of a latent: every second of its strongest windows explains it, up to `half`; up to as many from other documents, of any
     kind, are held back, and as many in which it is silent. None where there are too few."""
@@ -101,6 +112,24 @@ def together(texts: Sequence[tuple[str, bool]], texts_per_call: int, chance: ran
     shuffled = chance.sample(texts, len(texts))
     parts = [shuffled[n : n + texts_per_call] for n in range(0, len(shuffled), texts_per_call)]
     return [Quiz([text for text, _ in part], [truth for _, truth in part]) for part in parts]
+
+
+def examined(ask: Callable[[str, str], str], subject: Subject) -> Examined:
+    """The explanation of a subject and its scores; `ask` gives the answer to a system prompt and a question."""
+    explanation = sentence_in(ask(EXPLAIN, subject.passages), "explanation")
+    if explanation is None:
+        return Examined(subject.latent, None, dict.fromkeys(TESTS), calls=1, unread=1)
+    scores, unread = {}, 0
+    for test in TESTS:
+        answers: list[tuple[bool, bool]] = []
+        for question in subject.questions[test]:
+            said = verdicts_in(ask(JUDGE[test], question.about(explanation)), len(question.texts))
+            if said is None:
+                unread += 1
+            else:
+                answers += zip(question.truth, said, strict=True)
+        scores[test] = balanced_accuracy(answers)
+    return Examined(subject.latent, explanation, scores, subject.calls, unread)
 
 
 # -- which tokens are marked ------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ import torch
 
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.judging.autointerp import windows_of
+from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.examination import FEWEST, choice_in, passages, sentence_in
-from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.latents.columns import layers_of
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
@@ -40,6 +40,7 @@ RAISED = 15  # tokens that are shown, as many as in the authors' script
 CLASSES = LANGUAGE, DOMAIN, REASONING, UNINTERPRETABLE = ("language", "domain", "reasoning", "uninterpretable")
 DOMAINS = ("mathematics", "science", "code", "other")
 MECHANISMS = ("output", "input_simple", "input_abstract")
+ANSWERED = ("class", "domain", "mechanism", "reason")  # columns of a verdict
 QUESTION = """You sort units inside a language model that works on problems step by step. Of one unit you are given the \
 passages in which it is most active, and the tokens that it makes more likely to be written next when it is active. In the \
 passages the tokens that make it active stand between << and >>, and below each passage they are listed with a strength from \
@@ -92,7 +93,7 @@ class LatentClasses:
     ):
         if each_layer < 1:
             raise Refused(f"{SETTING} needs each_layer=1 or more.")
-        self.judge, self.latents, self.each_layer, self.seed = judge, latents, each_layer, seed
+        self.latents, self.each_layer, self.seed = latents, each_layer, seed
         self.chat = judge.chat(f"{SETTING}.judge")
         if latents is not None and not isinstance(latents, str):  # how many others are is known once the text was read
             self._allow(latents if isinstance(latents, int) else len(latents))
@@ -107,10 +108,9 @@ class LatentClasses:
             return
         chosen = self._chosen(trained)
         self._allow(len(chosen))
-        windows = windows_of(trained, chosen, strongest=self.judge.examples, silent=0)
+        windows = windows_of(trained, chosen, strongest=self.chat.judge.examples, silent=0)
         shown = [latent for latent in chosen if len(windows[latent]) >= FEWEST]
-        if len(shown) < len(chosen):
-            short = len(chosen) - len(shown)
+        if short := len(chosen) - len(shown):
             yield Note(
                 f"latent_classes passed over {short} latents: fewer than {FEWEST} held-out documents activate them."
             )
@@ -118,37 +118,26 @@ class LatentClasses:
             yield Note("latent_classes sorted nothing: no latent has enough held-out examples.")
             return
         raised = raised_by(trained, shown)
-        if raised is None:
+        if not raised:
             yield Note(
                 "latent_classes showed no raised tokens: what latents write is not added to the residual stream."
             )
-        questions = [
-            _question(passages(windows[latent]), None if raised is None else raised[latent]) for latent in shown
-        ]
-        answers, notes = self.judge.answers(
-            self.chat, QUESTION, questions, evaluation="latent_classes", units="latents"
-        )
+        questions = [_question(passages(windows[latent]), raised.get(latent)) for latent in shown]
+        answers, notes = self.chat.answers(QUESTION, questions, evaluation="latent_classes", units="latents")
         yield from notes
         verdicts = {shown[n]: verdict_in(answer) for n, answer in answers.items()}
         yield from self._findings(self.chat.model, list(verdicts.values()))
-        layers = layers_of(trained.dictionary)
-        given = verdicts.values()
-        yield Table(
-            "latent_classes",
-            {
-                "latent": list(verdicts),
-                "layer": [None if layers is None else int(layers[latent]) for latent in verdicts],
-                "class": [verdict and verdict.kind for verdict in given],
-                "domain": [verdict and verdict.domain for verdict in given],
-                "mechanism": [verdict and verdict.mechanism for verdict in given],
-                "reason": [verdict and verdict.reason for verdict in given],
-            },
-        )
+        layers, rows = layers_of(trained.dictionary), []
+        for latent, verdict in verdicts.items():
+            layer = None if layers is None else int(layers[latent])
+            said = dict(zip(ANSWERED, verdict, strict=True)) if verdict else dict.fromkeys(ANSWERED)
+            rows.append({"latent": latent, "layer": layer, **said})
+        yield Table.of("latent_classes", rows)
 
     def _allow(self, count: int) -> None:
         if self.chat is not None:
             fewer = f"{SETTING}.{'each_layer' if self.latents is None else 'latents'}"
-            self.chat.allow(count, self.judge.most_calls, counted=f"{count:,} latents", fewer=fewer)
+            self.chat.allow(count, counted=f"{count:,} latents", fewer=fewer)
 
     def _chosen(self, trained: Trained) -> list[int]:
         if self.latents is not None:
@@ -193,8 +182,8 @@ def verdict_in(answer: str) -> Verdict | None:
     return Verdict(kind, domain, mechanism, sentence_in(answer, "reason") or "")
 
 
-def raised_by(trained: Trained, latents: Sequence[int]) -> dict[int, list[str]] | None:
-    """The tokens that each latent raises most, the strongest first, in the model in which its decoder row is the longer one; None
+def raised_by(trained: Trained, latents: Sequence[int]) -> dict[int, list[str]]:
+    """The tokens that each latent raises most, the strongest first, in the model in which its decoder row is the longer one; none
     where what latents write is not added to the residual stream."""
     roles = dict.fromkeys(latents, trained.roles[0])
     if set(trained.roles) == {BASE, TUNED}:
@@ -204,7 +193,7 @@ def raised_by(trained: Trained, latents: Sequence[int]) -> dict[int, list[str]] 
     for role in dict.fromkeys(roles.values()):
         hookpoint, rows = written_rows(trained, role)
         if hookpoint not in WRITTEN:
-            return None
+            return {}
         here = [latent for latent in latents if roles[latent] == role]
         for n, _, tokens, _ in strongest_effects(trained, role, rows[here], tokens=RAISED, signs=(1,)):
             raised[here[n]] = tokens

@@ -14,7 +14,6 @@ import torch
 from tunediff.evaluations.judging.autointerp import windows_of
 from tunediff.evaluations.judging.chat import Chat
 from tunediff.evaluations.judging.examination import FEWEST, choice_in, passages, sentence_in
-from tunediff.evaluations.judging.judge import Judge
 from tunediff.evaluations.lora.units import Kind, Unit
 from tunediff.measures import share
 from tunediff.measures.clustered import mean_of
@@ -39,28 +38,25 @@ class JudgedUnit(NamedTuple):
     passages: str
 
 
-def sort_units(
-    judge: Judge, chat: Chat, kinds: Sequence[Kind], *, units: int, seed: int
-) -> Iterator[Finding | Table | Note]:
+def sort_units(chat: Chat, kinds: Sequence[Kind], *, units: int, seed: int) -> Iterator[Finding | Table | Note]:
     """Asks about `units` living units of each kind. Raises Refused where the endpoint gives no answer at all; once it has
     answered, what is known is reported."""
-    subjects = [subject for kind in kinds for subject in _subjects(kind, units, judge.examples, seed)]
+    subjects = [subject for kind in kinds for subject in _subjects(kind, units, chat.judge.examples, seed)]
     short = sum(min(units, int(kind.alive.sum())) for kind in kinds) - len(subjects)
     if short:
         yield Note(f"unit_comparison passed over {short} units: fewer than {FEWEST} held-out documents activate them.")
     questions = [subject.passages for subject in subjects]
-    answers, notes = judge.answers(chat, QUESTION, questions, evaluation="unit_comparison", units="units")
+    answers, notes = chat.answers(QUESTION, questions, evaluation="unit_comparison", units="units")
     yield from notes
-    said = {n: verdict_in(answer) for n, answer in answers.items()}
-    rows = []
-    for n, verdict in said.items():
-        number, reason = verdict or (None, None)
-        rows.append({"kind": subjects[n].kind, **subjects[n].unit._asdict(), "class": number, "reason": reason})
+    said = [(subjects[n], verdict_in(answer)) for n, answer in answers.items()]
+    rows = [
+        {"kind": of.kind, **of.unit._asdict(), "class": verdict and verdict[0], "reason": verdict and verdict[1]}
+        for of, verdict in said
+    ]
     if rows:
         yield Table.of("unit_classes", rows)
     for kind in kinds:
-        given = [verdict for n, verdict in said.items() if subjects[n].kind == kind.name]
-        yield from _findings(chat.model, kind, given)
+        yield from _findings(chat.model, kind, [verdict for of, verdict in said if of.kind == kind.name])
 
 
 def verdict_in(answer: str) -> tuple[int, str] | None:

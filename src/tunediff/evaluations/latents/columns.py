@@ -70,10 +70,6 @@ def _cosine(trained: Trained, seen: LatentStatistics) -> Tensor:
     return cosine
 
 
-def _norm(trained: Trained, seen: LatentStatistics) -> Tensor:
-    return trained.dictionary.code_norms().detach()
-
-
 def _layer(trained: Trained, seen: LatentStatistics) -> Tensor:
     layers = layers_of(trained.dictionary)
     if layers is None:
@@ -83,8 +79,7 @@ def _layer(trained: Trained, seen: LatentStatistics) -> Tensor:
 
 
 def _influence(trained: Trained, seen: LatentStatistics) -> Tensor:
-    tables = _tables(trained)
-    if INFLUENCE not in tables:
+    if INFLUENCE not in _tables(trained):
         raise Refused(
             f"influence needs the table {INFLUENCE} of the run folder: evaluation=attribution_graphs writes it."
         )
@@ -97,7 +92,7 @@ OWN: dict[str, Callable[[Trained, LatentStatistics], Tensor]] = {
     "rate": lambda trained, seen: seen.rate,
     "maximum": lambda trained, seen: seen.maximum,
     "mean": lambda trained, seen: seen.mean,
-    "norm": _norm,
+    "norm": lambda trained, seen: trained.dictionary.code_norms().detach(),
     "layer": _layer,
     "number": lambda trained, seen: torch.arange(trained.dictionary.latents),
     "influence": _influence,

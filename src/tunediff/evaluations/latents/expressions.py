@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,23 +35,18 @@ RANKED = ("top", "bottom")
 GRAMMAR = "comparisons, and, or, not, + - * /, abs(column), top(20, column) and bottom(20, column)"
 
 
-@dataclass(frozen=True)
 class Expression:
     """text   the expression as it was written      names   names that columns without a dot may have
 
     Raises Refused for a text that is no such expression, before any column is asked for."""
 
-    text: str
-    names: Collection[str]
-    tree: ast.expr = field(init=False, repr=False)
-
-    def __post_init__(self):
+    def __init__(self, text: str, names: Collection[str]):
+        self.text, self.names = text, names
         try:
-            tree = ast.parse(self.text.strip(), mode="eval").body
+            self.tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError) as error:
-            raise Refused(f"latents='{self.text}' cannot be read: {error.args[0]}. It may have {GRAMMAR}.") from error
-        object.__setattr__(self, "tree", tree)
-        self._check(tree, chooses=True)
+            raise Refused(f"latents='{text}' cannot be read: {error.args[0]}. It may have {GRAMMAR}.") from error
+        self._check(self.tree, chooses=True)
 
     def chosen(self, column: Column, alive: Tensor) -> list[int]:
         """Indices of the latents that are chosen of those alive [latent, bool]: in the order of the first top() or bottom(),
@@ -73,34 +67,28 @@ class Expression:
 
     def _check(self, node: ast.expr, *, chooses: bool) -> None:
         """Checks that a part is of the grammar, and chooses latents or has a value for each, as its place asks."""
-        is_choice = True
+        is_choice, choices, values = True, [], []  # and the parts of either kind that it must have
         match node:
-            case ast.BoolOp(values=parts):
-                for part in parts:
-                    self._check(part, chooses=True)
+            case ast.BoolOp(values=choices):
+                pass
             case ast.UnaryOp(op=ast.Not(), operand=part):
-                self._check(part, chooses=True)
+                choices = [part]
             case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in COMPARISONS for op in ops):
-                for part in (left, *others):
-                    self._check(part, chooses=False)
+                values = [left, *others]
             case ast.Call(func=ast.Name(id=("top" | "bottom") as name), args=args, keywords=[]):
                 match args:
                     case [ast.Constant(value=int() as count), part] if count > 0 and not isinstance(count, bool):
-                        self._check(part, chooses=False)
+                        values = [part]
                     case _:
                         raise self._refusal(node, f"{name}() takes a number above 0 and a column, {name}(20, norm)")
             case ast.Call(func=ast.Name(id="abs"), args=[part], keywords=[]):
-                is_choice = False
-                self._check(part, chooses=False)
+                is_choice, values = False, [part]
             case ast.Call(func=ast.Name(id=name)) if name not in ("abs", *RANKED):
                 raise self._refusal(node, f"there is no function {name}(), only {GRAMMAR}")
             case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC:
-                is_choice = False
-                self._check(left, chooses=False)
-                self._check(right, chooses=False)
+                is_choice, values = False, [left, right]
             case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=part):
-                is_choice = False
-                self._check(part, chooses=False)
+                is_choice, values = False, [part]
             case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
                 is_choice = False
             case ast.Name() | ast.Attribute() | ast.Subscript():
@@ -110,6 +98,9 @@ class Expression:
                 raise self._refusal(node, "numbers of latents are given without quotes, latents=[3,17]")
             case _:
                 raise self._refusal(node, f"an expression may have {GRAMMAR}")
+        for parts, choosing in ((choices, True), (values, False)):
+            for part in parts:
+                self._check(part, chooses=choosing)
         if chooses and not is_choice:
             said = self.said(node)
             raise self._refusal(node, f"that is a value and chooses nothing: compare it, or take top(20, {said})")

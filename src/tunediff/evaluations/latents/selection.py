@@ -111,9 +111,9 @@ def decoder_rows(trained: Trained, at: Stream | None, *, exchanged: bool = False
     """Decoder rows [latent, width] in the model's own units: what one unit of each latent writes at a place, or with `exchanged`
     what taking the other model's row changes there. Under sequence_zscore the deviation is taken as 1. Latents of a
     transcoder adapter write each at its own layer, whatever the place."""
-    if isinstance(trained.dictionary, TranscoderAdapter):
-        return trained.dictionary.W_dec
     dictionary, rows = trained.dictionary, trained.dictionary.W_dec
+    if isinstance(dictionary, TranscoderAdapter):
+        return rows
     if not dictionary.normalisation.needs_moments:
         rows = rows / dictionary.normalisation.scale
     if at is None or len(dictionary.streams) == 1:

@@ -40,6 +40,13 @@ def predictions(trained: Trained, reading: Reading, role: str, replacement: Tens
     return logits[before].log_softmax(-1), scored
 
 
+def spread_out(values: Tensor, scored: Tensor) -> Tensor:
+    """Values of the scored tokens at their places among all kept tokens, zero elsewhere; float64 on the host."""
+    whole = torch.zeros(len(scored), dtype=torch.float64)
+    whole[scored] = values.cpu().double()
+    return whole
+
+
 def model_of(role: str) -> str:
     """The model that a reconstruction of a role's streams is written into."""
     return TUNED if role == DIFFERENCE else role

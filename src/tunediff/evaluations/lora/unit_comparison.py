@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tunediff.evaluations.given import Given, Needs, Trained
-from tunediff.evaluations.judging.judge import Judge
+from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
 from tunediff.evaluations.lora.units import HeldOut, Kind, kinds_of, read_columns
 from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later
@@ -59,14 +59,14 @@ class UnitComparison:
         draws: int = 100,
         seed: int = 0,
     ):
-        self.judge, self.judged, self.first, self.above = judge, judged, first, above
+        self.judged, self.first, self.above = judged, first, above
         self.shuffles, self.draws, self.seed = shuffles, draws, seed
         self.chat = judge.chat(f"{SETTING}.judge")
         if self.chat is not None:
             if judged < 1:
                 raise Refused(f"{SETTING} needs judged=1 or more.")
             counted = f"{judged:,} units of each of {KINDS} kinds"
-            self.chat.allow(KINDS * judged, judge.most_calls, counted=counted, fewer=f"{SETTING}.judged")
+            self.chat.allow(KINDS * judged, counted=counted, fewer=f"{SETTING}.judged")
 
     def run(self, given: Given) -> Iterator[Finding | Table | Note]:
         kinds, held_out = kinds_of(given, seed=self.seed)
@@ -79,7 +79,7 @@ class UnitComparison:
             yield Finding(f"unit_comparison/{kind.name}/silent", silent, meaning=meaning)
         yield from self._labels(kinds, held_out)
         if self.chat is not None:
-            yield from sort_units(self.judge, self.chat, kinds, units=self.judged, seed=self.seed)
+            yield from sort_units(self.chat, kinds, units=self.judged, seed=self.seed)
 
     def _labels(self, kinds: Sequence[Kind], held_out: HeldOut) -> Iterator[Finding | Table | Note]:
         half = torch.cat([batch.document for batch in held_out.batches]) % 2

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ KINDS = ("strongest", "quantile", "random")
 SAMPLED = 4  # documents sampled for each quantile shown
 
 
+@dataclass(kw_only=True)
 class Examples:
     """strongest, quantiles, random   examples of each kind kept for every latent
     before, after   tokens shown on each side of the peak
@@ -34,18 +36,12 @@ class Examples:
                     null: all
     """
 
-    def __init__(
-        self,
-        *,
-        strongest: int = 8,
-        quantiles: int = 5,
-        random: int = 2,
-        before: int = 20,
-        after: int = 10,
-        latents: int | str | Sequence[int] | None = None,
-    ):
-        self.strongest, self.quantiles, self.random = strongest, quantiles, random
-        self.before, self.after, self.latents = before, after, latents
+    strongest: int = 8
+    quantiles: int = 5
+    random: int = 2
+    before: int = 20
+    after: int = 10
+    latents: int | str | Sequence[int] | None = None
 
     def run(self, trained: Trained) -> Iterator[Table]:
         numbers = list(range(trained.dictionary.latents))
@@ -53,7 +49,7 @@ class Examples:
             numbers = chosen_latents(trained, self.latents, setting="evaluation.examples.latents")
         wanted = self._chosen(trained, numbers)
         norms = trained.dictionary.code_norms().tolist()
-        columns: dict[str, list] = defaultdict(list)
+        rows = []
         spelled = spelling(trained.pair.tokenizers[0])
         for number, reading in enumerate(trained.readings("examples")):
             if number not in wanted:
@@ -67,23 +63,23 @@ class Examples:
                 low = max(first_of[sequence[token]], token - self.before)
                 high = min(first_of[sequence[token] + 1], token + self.after + 1)
                 activations = latents[low:high, latent].tolist()
-                columns["latent"].append(latent)
-                columns["kind"].append(KINDS[kind])
-                columns["rank"].append(rank)
-                columns["quantile"].append(quantile)
-                columns["document"].append(int(batch.document[token]))
-                columns["place"].append(int(batch.position[token]))
-                columns["position"].append(token - low)
-                columns["activation"].append(activations[token - low])
-                columns["scaled_activation"].append(activations[token - low] * norms[latent])
-                columns["tokens"].append(words[low:high])
-                columns["activations"].append([round(a, 4) for a in activations])
-                columns["segments"].append(segments[low:high])
-        keys = [
-            (columns["latent"][i], KINDS.index(columns["kind"][i]), columns["rank"][i], i)
-            for i in range(len(columns["latent"]))
-        ]
-        yield Table("examples", {name: [values[key[-1]] for key in sorted(keys)] for name, values in columns.items()})
+                row = {
+                    "latent": latent,
+                    "kind": KINDS[kind],
+                    "rank": rank,
+                    "quantile": quantile,
+                    "document": int(batch.document[token]),
+                    "place": int(batch.position[token]),
+                    "position": token - low,
+                    "activation": activations[token - low],
+                    "scaled_activation": activations[token - low] * norms[latent],
+                    "tokens": words[low:high],
+                    "activations": [round(a, 4) for a in activations],
+                    "segments": segments[low:high],
+                }
+                rows.append(row)
+        rows.sort(key=lambda row: (row["latent"], KINDS.index(row["kind"]), row["rank"]))
+        yield Table.of("examples", rows)
 
     def _chosen(self, trained: Trained, numbers: list[int]) -> dict[int, list[tuple[int, int, int, float | None, int]]]:
         """Batch number -> (place among the numbers, index into KINDS, rank, quantile, token of the batch) of its examples."""
@@ -103,9 +99,8 @@ class Examples:
         for kind, best in ((0, strongest), (1, self._spread(firing)), (2, anything)):
             for rank, latent in (best.key > 0).nonzero().tolist():
                 quantile = float(best.key[rank, latent]) if kind == 1 else None
-                wanted[int(best.batch[rank, latent])].append(
-                    (latent, kind, rank, quantile, int(best.token[rank, latent]))
-                )
+                example = (latent, kind, rank, quantile, int(best.token[rank, latent]))
+                wanted[int(best.batch[rank, latent])].append(example)
         return wanted
 
     def _spread(self, sampled: Best) -> Best:

@@ -22,17 +22,18 @@ from math import inf
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import ALL, Needs, Reading, Trained
-from tunediff.evaluations.latents.splice import model_of, predictions
+from tunediff.evaluations.given import ALL, Needs, Reading, Trained, by_segment
+from tunediff.evaluations.latents.splice import model_of, predictions, spread_out
 from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
 from tunediff.measures.next_tokens import cross_entropy, kl, predicted
-from tunediff.shapes import ROLES, SEGMENTS, Finding, Table
+from tunediff.shapes import ROLES, Finding, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
 A_TOKEN = ("ce_clean", "ce_spliced", "ce_zero", "ce_mean", "kl_spliced", "kl_zero")  # nats, never below 0
 UP_TO_ONE = ("explained_variance", "kl_recovered", "kl_recovered_from_mean")
 Sums = dict[tuple[str, str], DocumentSums]  # role and segment -> of every document the SUMS
+Means = dict[tuple[str, str], Tensor]  # role and segment -> mean activation [width], in float64
 
 MEANINGS = {
     "explained_variance": "1 - sum |x - x_hat|^2 / sum |x - mean|^2 over held-out tokens, in the model's own units",
@@ -66,14 +67,17 @@ class Fidelity:
             active += torch.bincount(counts, minlength=latents + 1)
             restored = trained.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
-                self._add(sums, trained, reading, restored, role, means[role])
+                self._add(sums, trained, reading, restored, role, means)
         yield from self._findings(sums)
         yield from self._l0(active, trained.statistics.alive)
-        yield documents_table(sums)
+        rows = (
+            {"model": role, "segment": segment, "document": document, **dict(zip(SUMS, part.tolist(), strict=True))}
+            for (role, segment), documents in sums.items()
+            for document, part in zip(documents.documents, documents.stacked(), strict=True)
+        )
+        yield Table.of("fidelity", rows)  # all that the findings are made of
 
-    def _add(
-        self, sums: Sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: dict[str, Tensor]
-    ) -> None:
+    def _add(self, sums: Sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: Means) -> None:
         batch, admitted = reading.batch, reading.admitted.cpu()
         values, spliced = trained.part(reading.rows.values, role).cpu().double(), trained.part(restored, role)
         unexplained = (values - spliced.cpu()).square().sum(-1)
@@ -83,40 +87,30 @@ class Fidelity:
         ablations = {
             "spliced": spliced,
             "zero": torch.zeros_like(spliced),
-            "mean": means[ALL].float().to(spliced).expand_as(spliced),
+            "mean": means[role, ALL].float().to(spliced).expand_as(spliced),
         }
         targets = predicted(trained.pair, model_of(role), batch).targets.to(clean.device)
-        columns["ce_clean"] = _spread_out(cross_entropy(clean, targets), scored)
+        columns["ce_clean"] = spread_out(cross_entropy(clean, targets), scored)
         for name, replacement in ablations.items():
             changed, _ = predictions(trained, reading, role, replacement)
-            columns[f"ce_{name}"] = _spread_out(cross_entropy(changed, targets), scored)
-            columns[f"kl_{name}"] = _spread_out(kl(clean, changed), scored)
+            columns[f"ce_{name}"] = spread_out(cross_entropy(changed, targets), scored)
+            columns[f"kl_{name}"] = spread_out(kl(clean, changed), scored)
             del changed
-        for segment in (ALL, *SEGMENTS):
-            here = torch.ones_like(admitted) if segment == ALL else batch.segment == SEGMENTS.index(segment)
-            if not here.any():
-                continue
-            columns["spread"] = (values - means[segment]).square().sum(-1) * admitted
-            stacked = torch.stack([columns[name] for name in SUMS], dim=-1)
-            sums[role, segment].add(stacked[here], batch.document[here])
+        for segment, here in by_segment(batch).items():
+            if here.any():
+                columns["spread"] = (values - means[role, segment]).square().sum(-1) * admitted
+                stacked = torch.stack([columns[name] for name in SUMS], dim=-1)
+                sums[role, segment].add(stacked[here], batch.document[here])
 
     def _l0(self, active: Tensor, alive: Tensor) -> Iterator[Finding]:
         tokens = active.sum()
-        yield Finding(
-            "fidelity/l0/mean",
-            float((active * torch.arange(len(active))).sum() / tokens),
-            meaning="active latents a token",
-            column="L0",
-            line="L0",
-        )
+        mean = float((active * torch.arange(len(active))).sum() / tokens)
+        yield Finding("fidelity/l0/mean", mean, meaning="active latents a token", column="L0", line="L0")
         below = active.cumsum(0) / tokens
         for quantile in (0.1, 0.5, 0.9):
             level = int((below >= quantile).nonzero()[0])
-            yield Finding(
-                f"fidelity/l0/p{quantile * 100:.0f}",
-                level,
-                meaning=f"{quantile:.0%} quantile of active latents a token",
-            )
+            meaning = f"{quantile:.0%} quantile of active latents a token"
+            yield Finding(f"fidelity/l0/p{quantile * 100:.0f}", level, meaning=meaning)
         meaning = f"share of latents that fired on none of {int(tokens):,} held-out tokens"
         dead = float((~alive).float().mean())
         yield Finding("fidelity/dead_fraction", dead, meaning=meaning, column="dead", line="dead")
@@ -168,36 +162,13 @@ RATIOS: dict[str, Measure] = {
 }
 
 
-def segment_means(trained: Trained) -> dict[str, dict[str, Tensor]]:
-    """Mean activation [width] of each model, over all held-out tokens and over each segment, in float64."""
-    totals: dict[str, dict[str, Tensor]] = {role: {} for role in trained.roles}
-    counts: dict[str, float] = defaultdict(float)
+def segment_means(trained: Trained) -> Means:
+    """Mean activation of each model, over all held-out tokens and over each segment."""
+    totals: Means = {}
     for batch, rows, admitted in trained.activations("means"):
-        for segment in (ALL, *SEGMENTS):
-            here = admitted.cpu()
-            if segment != ALL:
-                here = here & (batch.segment == SEGMENTS.index(segment))
-            counts[segment] += float(here.sum())
+        for segment, here in by_segment(batch).items():
+            here = here & admitted.cpu()
             for role in trained.roles:
                 added = trained.part(rows.values, role).cpu()[here].double().sum(0)
-                totals[role][segment] = totals[role].get(segment, 0.0) + added
-    return {role: {s: total / max(counts[s], 1.0) for s, total in parts.items()} for role, parts in totals.items()}
-
-
-def _spread_out(values: Tensor, scored: Tensor) -> Tensor:
-    """Values of the scored tokens at their places among all kept tokens, zero elsewhere; float64 on the host."""
-    whole = torch.zeros(len(scored), dtype=torch.float64)
-    whole[scored] = values.cpu().double()
-    return whole
-
-
-def documents_table(sums: Sums) -> Table:
-    """The table of every sum that the findings are made of, by model, segment and document."""
-    return Table.of(
-        "fidelity",
-        (
-            {"model": role, "segment": segment, "document": document, **dict(zip(SUMS, part.tolist(), strict=True))}
-            for (role, segment), documents in sums.items()
-            for document, part in zip(documents.documents, documents.stacked(), strict=True)
-        ),
-    )
+                totals[role, segment] = totals.get((role, segment), 0.0) + added
+    return {(role, s): total / max(trained.statistics.tokens[s], 1) for (role, s), total in totals.items()}

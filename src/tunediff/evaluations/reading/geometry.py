@@ -11,6 +11,7 @@ A count says where decoder norms lie, not that a latent is absent from a model: 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,17 +19,14 @@ from torch.nn.functional import cosine_similarity
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
-from tunediff.evaluations.latents.statistics import (
-    both_decoders,
-    decoder_cosine,
-    relative_decoder_norm,
-    role_norms,
-)
+from tunediff.evaluations.latents.statistics import both_decoders, decoder_cosine, relative_decoder_norm, role_norms
+from tunediff.measures.clustered import number
 from tunediff.shapes import BASE, TUNED, Finding, Note, Table
 
 KINDS = ("base_only", "shared", "tuned_only", "other")
 
 
+@dataclass(kw_only=True)
 class Geometry:
     """exclusive      below this relative decoder norm a latent counts as base-only, above 1 minus it as tuned-only
     shared         the band around 0.5 that counts as shared
@@ -36,16 +34,10 @@ class Geometry:
     neighbours     number of nearest others listed per latent, by the cosine of whole decoder rows
     """
 
-    def __init__(
-        self,
-        *,
-        exclusive: float = 0.1,
-        shared: tuple[float, float] = (0.3, 0.7),
-        random_pairs: int = 10_000,
-        neighbours: int = 5,
-    ):
-        self.exclusive, self.shared, self.random_pairs = exclusive, tuple(shared), random_pairs
-        self.neighbours = neighbours
+    exclusive: float = 0.1
+    shared: tuple[float, float] = (0.3, 0.7)
+    random_pairs: int = 10_000
+    neighbours: int = 5
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         columns, alive = trained.statistics.columns(), trained.statistics.alive
@@ -97,9 +89,7 @@ class Geometry:
     def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]
         meaning = "mean cosine of the two decoder rows of a shared latent"
-        yield Finding(
-            "geometry/decoder_cosine/shared_mean", float(shared.mean()) if len(shared) else None, meaning=meaning
-        )
+        yield Finding("geometry/decoder_cosine/shared_mean", number(shared.mean()), meaning=meaning)
         generator = torch.Generator().manual_seed(0)
         first, second = torch.randint(len(cosine), (2, self.random_pairs), generator=generator)
         different = first != second

@@ -17,20 +17,22 @@ Conditions do not add up: later layers are not linear. Each token is predicted f
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import ALL, Needs, Reading, Trained
-from tunediff.evaluations.latents.splice import predictions
+from tunediff.evaluations.given import ALL, Needs, Reading, Trained, by_segment
+from tunediff.evaluations.latents.splice import predictions, spread_out
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.geometry import KINDS, Geometry
 from tunediff.measures.clustered import DocumentSums, Estimate, number, ratio
 from tunediff.measures.next_tokens import kl
-from tunediff.shapes import BASE, SEGMENTS, TUNED, Figure, Finding, Note, Refused, Table
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Batch
 
 WHOLE = {
@@ -46,6 +48,7 @@ RANDOM = "random"
 Class = tuple[str, Tensor]  # a condition, and the numbers of the latents that it adds
 
 
+@dataclass(kw_only=True)
 class KLPatching:
     """exclusive, shared   bounds of the kinds by relative decoder norm, as in geometry
     best        number of latents, those that are most tuned's own   draws   draws of as many others; 0: no control
@@ -56,31 +59,27 @@ class KLPatching:
 
     needs = Needs.RECONSTRUCTION
 
-    def __init__(
-        self,
-        *,
-        exclusive: float = 0.1,
-        shared: tuple[float, float] = (0.3, 0.7),
-        best: int = 32,
-        draws: int = 5,
-        initial: int = 10,
-        labels: Sequence[str] = ("decision", "hesitation_follows", "hesitation"),
-        level: float = 0.95,
-    ):
-        self.geometry = Geometry(exclusive=exclusive, shared=shared)
-        self.best, self.draws, self.initial, self.labels, self.level = best, draws, initial, tuple(labels), level
+    exclusive: float = 0.1
+    shared: tuple[float, float] = (0.3, 0.7)
+    best: int = 32
+    draws: int = 5
+    initial: int = 10
+    labels: Sequence[str] = ("decision", "hesitation_follows", "hesitation")
+    level: float = 0.95
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         check(trained)
         classes, notes = self.classes(trained)
-        yield from notes
+        yield from map(Note, notes)
         names = [*WHOLE, *(name for name, _ in classes)]
-        sums: dict[str, DocumentSums] = defaultdict(
-            DocumentSums
-        )  # place -> of every document [condition, and the tokens]
+        # place -> of every document [condition, and the tokens]
+        sums: dict[str, DocumentSums] = defaultdict(DocumentSums)
         for reading in trained.readings("KL patching"):
-            divergence, scored = divergences(trained, reading, classes)
-            divergence = torch.cat([divergence, torch.ones(1, divergence.shape[1], dtype=torch.float64)]).T
+            clean, scored = predictions(trained, reading, TUNED, None)
+            written = replacements(trained, reading, classes)
+            patched = (predictions(trained, reading, TUNED, vectors)[0] for vectors in written)
+            columns = [spread_out(kl(clean, changed), scored) for changed in patched]
+            divergence = torch.stack([*columns, torch.ones(len(scored), dtype=torch.float64)]).T
             for place, here in places(reading.batch, self.initial, self.labels).items():
                 here = here & scored
                 sums[place].add(divergence[here], reading.batch.document[here])
@@ -102,27 +101,24 @@ class KLPatching:
         yield table
         yield figure(table.columns)
 
-    def classes(self, trained: Trained) -> tuple[list[Class], list[Note]]:
+    def classes(self, trained: Trained) -> tuple[list[Class], list[str]]:
         """The conditions that add some latents, and notes about those that cannot be made."""
-        relative = relative_decoder_norm(trained)
-        alive = trained.statistics.alive
-        kinds, classes, notes = self.geometry.kinds(relative), [], []
+        relative, alive = relative_decoder_norm(trained), trained.statistics.alive
+        kinds, classes, notes = Geometry(exclusive=self.exclusive, shared=self.shared).kinds(relative), [], []
         for n, kind in enumerate(KINDS):
             numbers = ((kinds == n) & alive).nonzero()[:, 0]
             if len(numbers):
                 classes.append((kind, numbers))
             else:
-                notes.append(Note(f"No alive latent is {kind}: kl_patching has no number for that kind."))
+                notes.append(f"No alive latent is {kind}: kl_patching has no number for that kind.")
         order = relative.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)[: int(alive.sum())]
         best, rest = order[: self.best], order[self.best :]
         if len(best):
             classes.append(("best", best))
         if len(rest) < len(best) and self.draws:
             notes.append(
-                Note(
-                    f"Of {len(order)} alive latents {len(best)} are the best, and {len(rest)} others are too few to draw as many: "
-                    f"evaluation.kl_patching.best={len(order) // 2} leaves enough."
-                )
+                f"Of {len(order)} alive latents {len(best)} are the best, and {len(rest)} others are too few to draw as many: "
+                f"evaluation.kl_patching.best={len(order) // 2} leaves enough."
             )
             return classes, notes
         generator = torch.Generator().manual_seed(0)
@@ -148,20 +144,15 @@ class KLPatching:
         where = "" if place == ALL else f"/{place}"
         how = f"{documents:,} documents; {self.level:.0%} interval over documents"
         drawn = [name for name in latents if name.startswith(f"{RANDOM}_")]
-        for path, estimate in found.items():
+        shown = [name for name in latents if name not in (BASE, TUNED, *drawn)] + ([RANDOM] if drawn else [])
+        for path in (f"kl/{BASE}", f"kl/{TUNED}", *(f"closed/{name}" for name in shown)):
             measure, name = path.split("/")
-            if (
-                name in drawn
-                or (measure == "kl" and name not in (BASE, TUNED))
-                or path in ("closed/base", "closed/tuned")
-            ):
-                continue
             count = latents[drawn[0]] if name == RANDOM else latents[name]
             what = WHOLE.get(name, f"base's vectors and {count} latents: {name.replace('_', '-')}")
             if name == RANDOM:
                 what = f"{what} ones, mean of {len(drawn)} draws"
             said = "KL(tuned || patched), nats a token" if measure == "kl" else "1 - KL / KL of base's vectors"
-            bounded = estimate.bounded(self.level, **CAN_BE[measure])
+            bounded = found[path].bounded(self.level, **CAN_BE[measure])
             yield Finding(f"kl_patching/{path}{where}", *bounded, f"{said}; patched: {what}; {how}")
         for word, choose in (("smallest", min), ("largest", max)) if drawn else ():
             value = choose(found[f"closed/{name}"].value for name in drawn)
@@ -174,21 +165,19 @@ class KLPatching:
         tokens = int(stacked[:, -1].sum())
         for name, count in latents.items():
             row = {"condition": name, "place": place, "latents": count, "tokens": tokens, "documents": len(stacked)}
-            for measure in ("kl", "closed"):
-                bounded = found[f"{measure}/{name}"].bounded(self.level, **CAN_BE[measure])
-                row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), bounded, strict=True))
-            yield row
+            ends = (found[f"{measure}/{name}"].bounded(self.level, **bounds) for measure, bounds in CAN_BE.items())
+            yield row | dict(zip(BOUNDED, itertools.chain(*ends), strict=True))
 
 
 CAN_BE: dict[str, dict[str, float]] = {"kl": {"least": 0.0}, "closed": {"most": 1.0}}
-BOUNDED = [f"{measure}{end}" for measure in ("kl", "closed") for end in ("", "_low", "_high")]
+BOUNDED = [f"{measure}{end}" for measure in CAN_BE for end in ("", "_low", "_high")]
 
 
 def figure(columns: Mapping[str, list]) -> Figure:
-    labels = []
-    for condition, count in zip(columns["condition"], columns["latents"], strict=True):
-        latents = f", {count:,} latent{'s' if count > 1 else ''}" if count else ""
-        labels.append(condition.replace("_", " ") + latents)
+    labels = [
+        condition.replace("_", " ") + (f", {count:,} latent{'s' if count > 1 else ''}" if count else "")
+        for condition, count in zip(columns["condition"], columns["latents"], strict=True)
+    ]
     control = [condition.startswith(RANDOM) for condition in columns["condition"]]
     return Figure(
         name="kl_patching/kl",
@@ -224,19 +213,6 @@ def check(trained: Trained) -> None:
         raise Refused(f"evaluation=kl_patching: base's vectors have widths {base}, and the tuned model takes {tuned}.")
 
 
-def divergences(trained: Trained, reading: Reading, classes: Sequence[Class]) -> tuple[Tensor, Tensor]:
-    """KL(tuned || patched) [condition, token] in float64, zero where a token is not scored, and the mask [token] of those that
-    are."""
-    clean, scored = predictions(trained, reading, TUNED, None)
-    found = []
-    for patched in replacements(trained, reading, classes):
-        changed, _ = predictions(trained, reading, TUNED, patched)
-        whole = torch.zeros(len(scored), dtype=torch.float64)
-        whole[scored] = kl(clean, changed).cpu().double()
-        found.append(whole)
-    return torch.stack(found), scored
-
-
 def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -> Iterator[Tensor]:
     """Vectors [token, width] that stand in place of the tuned model's, in the order of WHOLE and then of the classes."""
     dictionary, (values, moments) = trained.reconstructing, reading.rows
@@ -261,9 +237,8 @@ def replacements(trained: Trained, reading: Reading, classes: Sequence[Class]) -
 def places(batch: Batch, initial: int, labels: Sequence[str]) -> dict[str, Tensor]:
     """Name of a place -> mask [token] of the tokens that are predicted there; only places that the batch has. `initial` are the first tokens of
     responses whose prompts stand in the same sequence."""
-    found = {ALL: torch.ones_like(batch.segment, dtype=torch.bool)}
-    found |= {name: batch.segment == n for n, name in enumerate(SEGMENTS)}
-    response = (batch.segment != SEGMENTS.index("prompt")) & (batch.segment != SEGMENTS.index("text"))
+    found = by_segment(batch)
+    response = ~(found["prompt"] | found["text"])
     begins = torch.full((len(batch.ids[0]),), torch.iinfo(torch.long).max)
     begins.scatter_reduce_(0, batch.sequence[response], batch.position[response], "amin")
     asked = torch.zeros(len(begins), dtype=torch.bool)

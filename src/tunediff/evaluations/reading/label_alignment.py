@@ -21,6 +21,7 @@ from tunediff.shapes import Finding, Note, Refused, Table
 from tunediff.text import Batch
 
 FEWEST = 10  # labelled and unlabelled tokens in each half, below which nothing is measured
+LookedAt = list[tuple[Batch, Tensor]]  # batches, each with its looked-at tokens [token] bool
 
 
 class Labelled(NamedTuple):
@@ -52,15 +53,7 @@ class LabelAlignment:
         self.label, self.at, self.first, self.shuffles = label, at, first, shuffles
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
-        looked_at: list[tuple[Batch, Tensor]] = []
-
-        def blocks() -> Iterator[Tensor]:
-            """Yields the latents of one batch after the other: those of the whole held-out text do not fit."""
-            for reading, here in at_label(trained, self.label, self.at, "label alignment", first=self.first):
-                looked_at.append((reading.batch, here))
-                yield reading.latents[here.to(reading.latents.device)].cpu()
-
-        scores = ActiveScores.of(blocks(), trained.dictionary.latents)
+        scores, looked_at = scored(trained, self.label, self.at, "label alignment", first=self.first)
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
             yield too_few("label_alignment", self.label, self.at)
@@ -86,31 +79,35 @@ class LabelAlignment:
         meaning = "average precision of that latent; the share of labelled tokens is chance"
         yield Finding(f"{where}/average_precision", float(precision[best]), meaning=meaning)
         yield Finding(f"{where}/lift", float(precision[best]) / share, meaning="average precision / share")
-        columns = {"latent": list(range(len(tested))), f"auroc/{self.label}": tested.tolist()}
-        columns[f"auroc_select/{self.label}"] = chosen_by.tolist()
-        columns[f"average_precision/{self.label}"] = precision.tolist()
-        columns[f"lift/{self.label}"] = (precision / share).tolist()
-        yield Table("latents", columns)
+        measured = dict(auroc=tested, auroc_select=chosen_by, average_precision=precision, lift=precision / share)
+        columns = {f"{name}/{self.label}": values.tolist() for name, values in measured.items()}
+        yield Table("latents", {"latent": list(range(len(tested))), **columns})
 
 
 def aurocs(trained: Trained, label: str, at: str | None = None, *, first: bool = False) -> Tensor:
     """AUROC [latent] of each latent for the label over all held-out tokens; `at` and `first` as in LabelAlignment. Raises
     Refused where there are too few tokens of either kind."""
-    truths: list[Tensor] = []
-
-    def blocks() -> Iterator[Tensor]:
-        for reading, here in at_label(trained, label, at, f"latents for {label}", first=first):
-            truths.append(reading.batch.labels[label][here])
-            yield reading.latents.cpu()[here]
-
-    scores = ActiveScores.of(blocks(), trained.dictionary.latents)
-    truth = torch.cat(truths) if truths else torch.zeros(0, dtype=torch.bool)
+    scores, looked_at = scored(trained, label, at, f"latents for {label}", first=first)
+    truth = torch.cat([torch.zeros(0, dtype=torch.bool), *(batch.labels[label][here] for batch, here in looked_at)])
     if min(int(truth.sum()), int((~truth).sum())) < FEWEST:
         raise Refused(
             f"The held-out text has too few tokens with and without the label '{label}' to choose latents by: "
             "give their numbers instead, latents=[3,17] of the evaluation, or raise tokens."
         )
     return scores.auroc(truth)
+
+
+def scored(trained: Trained, label: str, at: str | None, title: str, *, first: bool) -> tuple[ActiveScores, LookedAt]:
+    """The latents at the looked-at tokens, and which tokens these are; see at_label."""
+    looked_at: LookedAt = []
+
+    def blocks() -> Iterator[Tensor]:
+        """Yields the latents of one batch after the other: those of the whole held-out text do not fit."""
+        for reading, here in at_label(trained, label, at, title, first=first):
+            looked_at.append((reading.batch, here))
+            yield reading.latents[here.to(reading.latents.device)].cpu()
+
+    return ActiveScores.of(blocks(), trained.dictionary.latents), looked_at
 
 
 def at_label(
@@ -132,7 +129,7 @@ def later(batch: Batch, label: str) -> Tensor:
     return labelled & goes_on
 
 
-def gathered(looked_at: list[tuple[Batch, Tensor]], label: str) -> Labelled | None:
+def gathered(looked_at: LookedAt, label: str) -> Labelled | None:
     """Labels, halves and rules of the looked-at tokens [token] bool of each batch; None where there is no batch."""
     if not looked_at:
         return None

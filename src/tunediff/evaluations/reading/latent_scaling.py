@@ -15,7 +15,9 @@ write it there (latent decoupling). Both near 0: the latent is exclusive.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,8 +30,10 @@ from tunediff.shapes import BASE, OTHER, TUNED, Finding, Note, Rows, Table
 
 LARGEST_NU_ERROR, LARGEST_NU_RECONSTRUCTION = 0.2, 0.5
 TARGETS = ("activation", "error", "reconstruction")
+RATIOS = ("error", "reconstruction", "activation")  # in the order of their columns
 
 
+@dataclass(kw_only=True)
 class LatentScaling:
     """exclusive   below this relative decoder norm a latent is called base-only, above 1 minus it tuned-only; the same as
                    in geometry
@@ -38,15 +42,9 @@ class LatentScaling:
 
     needs = Needs.RECONSTRUCTION
 
-    def __init__(
-        self,
-        *,
-        exclusive: float = 0.1,
-        largest_nu_error: float = LARGEST_NU_ERROR,
-        largest_nu_reconstruction: float = LARGEST_NU_RECONSTRUCTION,
-    ):
-        self.exclusive = exclusive
-        self.largest = largest_nu_error, largest_nu_reconstruction
+    exclusive: float = 0.1
+    largest_nu_error: float = LARGEST_NU_ERROR
+    largest_nu_reconstruction: float = LARGEST_NU_RECONSTRUCTION
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         dictionary = trained.reconstructing
@@ -62,25 +60,24 @@ class LatentScaling:
         alive = scaling[BASE].alive
         confirmed: list[bool | None] = [None] * len(relative)
         for role, kind in ((BASE, "base_only"), (TUNED, "tuned_only")):
-            holds = scaling[role].exclusive(*self.largest)
+            holds = scaling[role].exclusive(self.largest_nu_error, self.largest_nu_reconstruction)
             for latent in called[role].nonzero()[:, 0].tolist():
                 confirmed[latent] = bool(holds[latent])
             count, before = int((called[role] & holds & alive).sum()), int((called[role] & alive).sum())
             meaning = (
                 f"of {before} latents that are {kind.replace('_', '-')} by decoder norm, those with nu_error up to "
-                f"{self.largest[0]} and nu_reconstruction up to {self.largest[1]}"
+                f"{self.largest_nu_error} and nu_reconstruction up to {self.largest_nu_reconstruction}"
             )
             column = f"confirmed {kind.replace('_', '-')}"
             yield Finding(f"latent_scaling/count/{kind}", count, meaning=meaning, column=column)
         leans = relative >= 0.5
         columns: dict[str, list] = {"latent": list(range(dictionary.latents)), "confirmed": confirmed}
-        for name in ("nu_error", "nu_reconstruction", "nu_activation"):
-            values = torch.where(leans, getattr(scaling[TUNED], name), getattr(scaling[BASE], name))
-            columns[name] = [value if alive[n] else None for n, value in enumerate(values.tolist())]
-        for target in TARGETS:
-            for role in (BASE, TUNED):
-                beta = torch.where(leans, scaling[TUNED].beta[target, role], scaling[BASE].beta[target, role])
-                columns[f"beta_{target}/{role}"] = [v if alive[n] else None for n, v in enumerate(beta.tolist())]
+        of_either = {f"nu_{name}": [scaling[own].nu(name) for own in (TUNED, BASE)] for name in RATIOS}
+        for target, role in itertools.product(TARGETS, (BASE, TUNED)):
+            of_either[f"beta_{target}/{role}"] = [scaling[own].beta[target, role] for own in (TUNED, BASE)]
+        for name, (tuned, base) in of_either.items():
+            values = torch.where(leans, tuned, base).tolist()
+            columns[name] = [value if alive[n] else None for n, value in enumerate(values)]
         yield Table("latents", columns)
 
 
@@ -92,27 +89,16 @@ class Scaling(NamedTuple):
     beta: dict[tuple[str, str], Tensor]
     alive: Tensor
 
-    def _nu(self, target: str) -> Tensor:
+    def nu(self, target: str) -> Tensor:
+        """Ratio [latent] of beta in the other model to beta in its own."""
         other = OTHER[self.own]
         return (self.beta[target, other] / self.beta[target, self.own]).float()
-
-    @property
-    def nu_error(self) -> Tensor:
-        return self._nu("error")
-
-    @property
-    def nu_reconstruction(self) -> Tensor:
-        return self._nu("reconstruction")
-
-    @property
-    def nu_activation(self) -> Tensor:
-        return self._nu("activation")
 
     def exclusive(
         self, largest_nu_error: float = LARGEST_NU_ERROR, largest_nu_reconstruction: float = LARGEST_NU_RECONSTRUCTION
     ) -> Tensor:
         """Mask [latent] of the latents with both ratios below their limits."""
-        return (self.nu_error < largest_nu_error) & (self.nu_reconstruction < largest_nu_reconstruction)
+        return (self.nu("error") < largest_nu_error) & (self.nu("reconstruction") < largest_nu_reconstruction)
 
 
 @torch.no_grad()
