@@ -7,7 +7,7 @@ Knows no task and no grade.
 """
 
 from tunediff.generation.batched import Batched, next_tokens
-from tunediff.generation.responses import Asked, Decoding, Engine, Response, ask, generate, surprise
+from tunediff.generation.responses import Asked, Decoding, Engine, Request, Response, ask, generate, surprise
 from tunediff.generation.vllm import VLLM
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Batched",
     "Decoding",
     "Engine",
+    "Request",
     "Response",
     "ask",
     "generate",
