@@ -84,7 +84,7 @@ class Decoding:
 
 
 class Request(NamedTuple):
-    """What an engine is asked for: responses of one model of a pair to prompts made with a tokenizer, as in generate(...)."""
+    """The question that an engine is given: responses of one model of a pair to prompts made with a tokenizer, as in generate(...)."""
 
     pair: ModelPair
     role: str

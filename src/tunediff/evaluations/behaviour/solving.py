@@ -1,4 +1,4 @@
-"""What problems are solved under, and what comes of it: conditions, graded responses, and the files that keep responses.
+"""Conditions that problems are solved under, graded responses, and the files that keep responses.
 
 A condition is one model under some edits, asked in one way. Every response is kept as it comes, in the run folder, so that
 an evaluation that was interrupted goes on with the problems that are missing.
