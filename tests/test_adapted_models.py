@@ -20,7 +20,7 @@ from conftest import ROOT, save_model
 from test_lora import save_adapter
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TranscoderAdapter, save_dictionary
 from tunediff.edits import Sequences, Zero, transcoder_edits
-from tunediff.generation import VLLM, Decoding
+from tunediff.generation import VLLM, Decoding, Request
 from tunediff.hookpoints import decoder_layers
 from tunediff.models import AdaptedSource, ModelPair, ModelSource, PairError, pair_of_adapter, save_adapted
 from tunediff.models.hybrid import adapted, hybrid
@@ -389,7 +389,7 @@ def test_vllm_is_not_given_an_adapted_model(folders, tmp_path, adapted_pair, mon
     tokenizer = adapted_pair.tokenizers[0]
     for pair in (adapted_pair, ModelPair(source(folders["base"]), source(tmp_path / "model"))):
         with pytest.raises(Refused, match="a model with transcoder adapters needs engine"):
-            next(VLLM().respond(pair, "tuned", [], Decoding(), (), tokenizer, None))
+            next(VLLM().respond(Request(pair, "tuned", [], Decoding(), (), tokenizer, None)))
 
 
 # -- saved in that format --------------------------------------------------------------------------------------------

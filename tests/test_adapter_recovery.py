@@ -26,7 +26,8 @@ class Planted:
     solved: dict
     log: dict
 
-    def respond(self, pair, role, asked, decoding, edits, tokenizer, alongside):
+    def respond(self, request):
+        role, asked, tokenizer = request.role, request.asked, request.tokenizer
         self.log[role] = tokenizer.decode(asked[0].ids)
         for place, one in enumerate(asked):
             number = int(one.name.split()[1])

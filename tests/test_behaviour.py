@@ -227,11 +227,11 @@ def test_an_evaluation_that_was_interrupted_asks_only_what_is_missing(trained, t
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:12]) + lines[12][:30])  # killed in the middle of a line
     asked: list[int] = []
-    from tunediff.evaluations.behaviour import solving
+    from tunediff.evaluations.behaviour import runner
 
-    original = solving.generate
+    original = runner.generate
     monkeypatch.setattr(
-        solving,
+        runner,
         "generate",
         lambda pair, role, some, *a, **k: asked.append(len(some)) or original(pair, role, some, *a, **k),
     )

@@ -172,12 +172,12 @@ def drawn(content):
     """The figures, and the note, that the evaluations would yield with these tables."""
     slopes = [Finding(name, v, v - 0.01, v + 0.01, name) for name, v in FOUND.items() if name.startswith("benchmark")]
     note = Note(f"steering_sweep, everywhere: {VERDICT}")
-    dip = Finding("steering_sweep/everywhere/dip", 0.0, -0.01, 0.01, "what steering_sweep/everywhere/dip is")
-    gates = ("at a hesitation", "everywhere")
+    verdicts = {"gate": ["at a hesitation", "everywhere"], "peak": [None] * 2, "peak_low": [None] * 2}
+    verdicts |= {"peak_high": [None] * 2, "peak_strength": [None] * 2, "dip": [None, 0.0], "verdict": ["", VERDICT]}
     yield note
     yield recovery.figure(content["recovery"])
     yield from benchmark.figures(content["benchmark_scaling"], slopes)
-    yield from steering_sweep.figures(content["steering_sweep"], [dip, note], gates, "latent_maximum")
+    yield from steering_sweep.figures(content["steering_sweep"], verdicts, "latent_maximum")
     yield kl_patching.figure(content["kl_patching"])
     yield from lora_ablation.figure(content["lora_ablation"])
     yield attention_sinks.figure(content["attention_sinks"])

@@ -12,7 +12,7 @@ from test_evaluations import identity_dictionary
 from test_recovery import problems
 from test_replacement import LATENTS, TEXT, random, untrained
 from tunediff.evaluations import LatentSets, Telling, Trained
-from tunediff.evaluations.behaviour import solving
+from tunediff.evaluations.behaviour import runner
 from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding
 from tunediff.report.behaviour import behaviour
@@ -134,7 +134,7 @@ def test_every_set_keeps_its_own_responses(trained, tmp_path, monkeypatch):
     kept = Trained(trained.pair, TEXT, 300, tokens_per_batch=150, folder=tmp_path, dictionary=trained.dictionary)
     whole = asked(kept, control_sizes=[2])
     assert len(list((tmp_path / "outputs").iterdir())) == 3 + 3 * (1 + 1) + 1
-    monkeypatch.setattr(solving, "generate", None)  # nothing is asked again
+    monkeypatch.setattr(runner, "generate", None)  # nothing is asked again
     assert asked(kept, control_sizes=[2]) == whole
 
 

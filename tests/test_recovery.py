@@ -125,7 +125,8 @@ class Planted:
     solved: dict
     log: list
 
-    def respond(self, pair, role, asked, decoding, edits, tokenizer, alongside):
+    def respond(self, request):
+        pair, role, asked, _, _, tokenizer, _ = request
         who = pair.sources[role].path.rpartition("/")[2]
         self.log.append((who, len(asked), sorted(pair.models)))
         for place, one in enumerate(asked):

@@ -4,28 +4,7 @@ tasks.py       problems and prompts           answers.py (by sentences.py) -> eq
 grading.py     runs these, many outputs at a time     writing.py  hesitations, repetition
 """
 
-from tunediff.benchmarks.answers import READ, Answer, read
+from tunediff.benchmarks.answers import read
 from tunediff.benchmarks.grading import RULES, Grade, Grader, grade
 from tunediff.benchmarks.tasks import ManyNumbers, Problem, Task, TaskError
 from tunediff.benchmarks.writing import HESITATIONS, Behaviour, behaviour, closed, distinct, hesitations, repetition
-
-__all__ = [
-    "HESITATIONS",
-    "READ",
-    "RULES",
-    "Answer",
-    "Behaviour",
-    "Grade",
-    "Grader",
-    "ManyNumbers",
-    "Problem",
-    "Task",
-    "TaskError",
-    "behaviour",
-    "closed",
-    "distinct",
-    "grade",
-    "hesitations",
-    "read",
-    "repetition",
-]

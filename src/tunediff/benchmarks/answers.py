@@ -61,7 +61,7 @@ def read(output: str, *, kind: str = "math", finished: bool = True, opened: bool
             return Answer(answer, rule)
     if not finished:
         return Answer(None, "unfinished")
-    return _CONCLUDING[kind](said)
+    return _concluding(said, kind)
 
 
 def boxes(text: str) -> str | None:
@@ -237,34 +237,22 @@ def _stated(text: str, kind: str) -> str | None:
     return None
 
 
-def _concluding_math(text: str) -> Answer:
-    """The number or formula of one of the last three sentences: the last that has one."""
+def _concluding(text: str, kind: str) -> Answer:
+    """The answer of the last sentences: of math the number or formula of the last that has one, else the sentence."""
     last = sentences(text)[-3:]
-    for line in reversed(last):
-        answer, rule = settled(line)
-        if answer is not None:
-            return Answer(answer, rule)
-    return Answer(last[-1].rstrip("."), "concluding_sentence") if last else Answer(None, "no_answer")
-
-
-def _concluding_truth(text: str) -> Answer:
-    answer = truth(text)
-    return Answer(answer, "concluding_sentence") if answer else Answer(None, "no_answer")
-
-
-def _concluding_option(text: str) -> Answer:
-    for line in reversed(sentences(text)[-3:]):
-        if letter := option(line):
-            return Answer(letter, "concluding_sentence")
-    return Answer(None, "no_answer")
-
-
-def _concluding_words(text: str) -> Answer:
-    last = sentences(text)[-1:]
-    return Answer(last[0], "concluding_sentence") if last else Answer(None, "no_answer")
+    if kind == "math":
+        for answer, rule in map(settled, reversed(last)):
+            if answer is not None:
+                return Answer(answer, rule)
+    if kind == "boolean":
+        answer = truth(text)
+    elif kind == "choice":
+        answer = next(filter(None, map(option, reversed(last))), None)
+    else:
+        answer = last[-1] if last else None
+    if answer is None:
+        return Answer(None, "no_answer")
+    return Answer(answer.rstrip(".") if kind == "math" else answer, "concluding_sentence")
 
 
 _READERS = {"math": str.strip, "word": str.strip, "boolean": truth, "choice": option}
-_CONCLUDING = {
-    "math": _concluding_math, "word": _concluding_words, "boolean": _concluding_truth, "choice": _concluding_option
-}  # fmt: skip

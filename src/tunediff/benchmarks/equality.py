@@ -55,7 +55,7 @@ def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) 
     if expected and not given and (inner := notation.brackets(answer)) and inner.opening == "(":
         given = notation.number(inner.inside)  # (1,234) where a number is asked for
     if expected and given:
-        return _same_number(given, expected, answer, gold, tolerance)
+        return _same_number(given, expected, tolerance)
     shape, other = _shape(gold), _shape(answer)
     if shape or other:
         return _same_parts(other, shape, answer, gold, tolerance, symbolic)
@@ -67,7 +67,7 @@ def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) 
 # -- numbers
 
 
-def _same_number(given: Number, expected: Number, answer: str, gold: str, tolerance: float | None) -> tuple[bool, str]:
+def _same_number(given: Number, expected: Number, tolerance: float | None) -> tuple[bool, str]:
     """A numeral with its base is equal by its digits where one side leaves the base out, for the problem asks for that
     base; 42_{10} and 52_8 are one value. The percent sign is a hundredth, or the unit that the problem asks for."""
     if given.base and expected.base and given.base != expected.base:

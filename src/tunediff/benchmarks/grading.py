@@ -6,7 +6,6 @@ breaks: such an output is graded `timed_out`, which is wrong but countable. It d
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
@@ -53,18 +52,10 @@ class Question(NamedTuple):
     opened: bool = False
 
 
-def grade(
-    output: str,
-    gold: str,
-    *,
-    kind: str = "math",
-    finished: bool = True,
-    opened: bool = False,
-    tolerance: float | None = None,
-) -> Grade:
+def grade(output: str, gold: str, *, tolerance: float | None = None, **asked: Any) -> Grade:
     """One output, in this process and without a limit on time: for a notebook. A Grader is for outputs nobody has
-    seen."""
-    question = _asked(Question(output, gold, kind, finished, opened))
+    seen. `asked` are kind, finished and opened, as in Question."""
+    question = _asked(Question(output, gold, **asked))
     return _graded(question, _read(question), tolerance, _here)
 
 
@@ -79,7 +70,6 @@ class Grader:
             raise Refused(
                 f"A grader of {processes} processes and {seconds} seconds: ask for at least one, and for some time."
             )
-        self.seconds = seconds
         self.processes = processes
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for _ in range(processes):
@@ -89,29 +79,20 @@ class Grader:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         while not self._idle.empty():
             self._idle.get().end()
 
-    def grade(self, questions: Iterable[Question | tuple[Any, ...]], *, tolerance: float | None = None) -> list[Grade]:
+    def grade(self, questions: Iterable[tuple[Any, ...]], *, tolerance: float | None = None) -> list[Grade]:
         """Grades in the order of the questions. `tolerance`: relative, for golds that were rounded."""
-        asked = [_asked(q if isinstance(q, Question) else Question(*q)) for q in questions]
-        answers = [_read(each) for each in asked]
-        grades: dict[int, Grade] = {}
-        for place, (question, answer) in enumerate(zip(asked, answers, strict=True)):
-            with contextlib.suppress(_NeedsAlgebra):
-                grades[place] = _graded(question, answer, tolerance, _undecided)
+        asked = [_asked(Question(*question)) for question in questions]
+        tried = [(question, _read(question), tolerance) for question in asked]
+        settled = [_by_rules(*one) for one in tried]
         with ThreadPoolExecutor(self.processes) as threads:  # each waits for a process
-            waiting = {
-                place: threads.submit(self._by_worker, asked[place], answers[place], tolerance)
-                for place in range(len(asked))
-                if place not in grades
-            }
-        for place, future in waiting.items():
-            grades[place] = future.result()
-        return [grades[place] for place in range(len(asked))]
+            waiting = [
+                threads.submit(self._by_worker, *one) for one, found in zip(tried, settled, strict=True) if not found
+            ]
+        rest = (future.result() for future in waiting)
+        return [found or next(rest) for found in settled]
 
     def _by_worker(self, question: Question, answer: Answer, tolerance: float | None) -> Grade:
         worker = self._idle.get()
@@ -152,6 +133,14 @@ def _graded(question: Question, answer: Answer, tolerance: float | None, algebra
         return Grade(False, None, answer.rule)
     correct, rule = compare(answer.text, question.gold, kind=question.kind, tolerance=tolerance, symbolic=algebra)
     return Grade(correct, answer.text, f"{answer.rule}/{rule}")
+
+
+def _by_rules(question: Question, answer: Answer, tolerance: float | None) -> Grade | None:
+    """The grade that the rules alone give; None where algebra has to decide."""
+    try:
+        return _graded(question, answer, tolerance, _undecided)
+    except _NeedsAlgebra:
+        return None
 
 
 def _undecided(answer: str, gold: str, tolerance: float | None) -> bool:

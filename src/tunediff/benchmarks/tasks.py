@@ -6,7 +6,6 @@ Knows columns and prompts; neither a model, nor how an answer is found in a resp
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,15 +110,9 @@ class Task:
 
     @functools.cached_property
     def _read(self) -> tuple[list[Problem], int]:
-        rows = iter(self.rows())
-        counted = itertools.count()
-        empty = 0
+        empty, number = 0, -1
         found: dict[str, Problem] = {}
-        while self.limit is None or len(found) < self.limit:
-            row, number = next(rows, None), next(counted)
-            if row is None:
-                self._check_count(len(found), number, empty)
-                break
+        for number, row in enumerate(self.rows()):
             gold = self._gold(row, number)
             if not gold:
                 empty += 1
@@ -132,6 +125,10 @@ class Task:
                     f"Two problems have the {self.id} {problem.id!r}: name another column, or id=null to count the rows."
                 )
             found[problem.id] = problem
+            if len(found) == self.limit:
+                break
+        else:
+            self._check_count(len(found), number + 1, empty)
         return list(found.values()), empty
 
     def _check_count(self, found: int, rows: int, empty: int) -> None:

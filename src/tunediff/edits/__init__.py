@@ -8,7 +8,7 @@ gate.
 Legal wherever a model runs: in scoring, in generation with a KV cache and rows of unequal length, in training.
 """
 
-from tunediff.edits.editing import Edit, editing, needed
+from tunediff.edits.editing import Edit, editing, needed, transcoder_edits
 from tunediff.edits.gates import (
     AfterMatch,
     AfterTokens,
@@ -24,38 +24,3 @@ from tunediff.edits.gates import (
 from tunediff.edits.operations import Add, Clamp, Keep, MeanAblate, Operation, Patch, Scale, Zero
 from tunediff.edits.parts import Axes, Directions, Latents, Part, Whole, opposite
 from tunediff.edits.sequences import TAG, Sequences, thinking_opened
-from tunediff.edits.transcoders import transcoder_edits
-
-__all__ = [
-    "TAG",
-    "Add",
-    "AfterMatch",
-    "AfterTokens",
-    "Answer",
-    "Axes",
-    "Clamp",
-    "Directions",
-    "Edit",
-    "Every",
-    "Everywhere",
-    "Gate",
-    "Keep",
-    "Latents",
-    "MeanAblate",
-    "Operation",
-    "Part",
-    "Patch",
-    "Prompt",
-    "Response",
-    "Scale",
-    "Sequences",
-    "Thinking",
-    "WhileActive",
-    "Whole",
-    "Zero",
-    "editing",
-    "needed",
-    "opposite",
-    "thinking_opened",
-    "transcoder_edits",
-]

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits.gates import Everywhere, Gate
 from tunediff.edits.operations import Operation
-from tunediff.edits.parts import Part, Place
+from tunediff.edits.parts import Axes, Part, Place
 from tunediff.edits.sequences import Sequences
 from tunediff.hookpoints import HOOKPOINTS, LORA, Point, writing_pieces
-from tunediff.shapes import Refused, Stream
+from tunediff.shapes import ADAPTER, TRANSCODER, Refused, Stream
 
 MODES = ("delta", "replace")
 
@@ -110,6 +111,29 @@ def _order(stream: Stream) -> tuple[int, int]:
     return stream.layer, list(HOOKPOINTS).index(stream.hookpoint)
 
 
+def transcoder_edits(
+    adapter: TranscoderAdapter,
+    numbers: Sequence[int],
+    operation: Operation,
+    *,
+    scale: Tensor,
+    mean: Tensor,
+    gate: Gate = Everywhere(),  # noqa: B008 (a frozen dataclass)
+    role: str = ADAPTER,
+) -> tuple[Edit, ...]:
+    """Edits in the adapted model, where each latent is on its way to its decoder; `role` is that model's. `scale`,
+    `mean` [latent] of all layers."""
+    made = []
+    for layer, within in adapter.by_layer(numbers).items():
+        first = layer * adapter.latents_per_layer
+        names = tuple(f"{layer}.{n}" for n in within)
+        chosen = torch.tensor(within)
+        at = Stream(role, TRANSCODER, layer, adapter.latents_per_layer)
+        part = Axes(chosen, scale[first + chosen], mean[first + chosen], names)
+        made.append(Edit(at, part, operation, gate))
+    return tuple(made)
+
+
 @contextmanager
 def editing(
     model: nn.Module,
@@ -167,7 +191,8 @@ def _write(
         # would differ from scoring
         if known.first == 0:
             counted = _counted(known)
-            rows = (counted & _row(counted, row) for row in range(len(value)))
+            number = torch.arange(len(value), device=value.device)[:, None]
+            rows = (counted & (number == row) for row in range(len(value)))
             known.moments[n] = torch.stack([edit.part.moments(edit.at, place(row)) for row in rows])
         moments = known.moments[n][named.nonzero()[:, 0]]
     if not named.any():  # the very same tensor: the pass stays that of the unedited model to the last bit
@@ -184,7 +209,3 @@ def _counted(known: Sequences) -> Tensor:
     text = known.real & ~known.special
     prompt = text & ~known.response
     return torch.where(prompt.any(1, keepdim=True), prompt, text)
-
-
-def _row(mask: Tensor, row: int) -> Tensor:
-    return torch.arange(len(mask), device=mask.device)[:, None] == row

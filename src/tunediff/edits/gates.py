@@ -25,23 +25,11 @@ WITHIN = 256  # tokens of a response that a regular expression is looked for in
 
 
 class Gate(Protocol):
-    """reads: streams that must have been read where the edit is written."""
+    """A gate that the tokens alone decide, as far as a class does not say otherwise.
 
-    @property
-    def reads(self) -> Sequence[Stream]: ...
-
-    @property
-    def described(self) -> str: ...
-
-    def of(self, dictionary: Dictionary) -> Gate:
-        """The same gate, with latents of this dictionary where it names some without saying whose."""
-        ...
-
-    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor: ...
-
-
-class OfTokens:
-    """A gate that the tokens alone decide."""
+    reads   streams that must have been read where the edit is written
+    of      the same gate, with latents of this dictionary where it names some without saying whose
+    """
 
     @property
     def reads(self) -> Sequence[Stream]:
@@ -54,12 +42,11 @@ class OfTokens:
     def of(self, dictionary: Dictionary) -> Gate:
         return self
 
-    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
-        raise NotImplementedError
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Everywhere(OfTokens):
+class Everywhere(Gate):
     """Every token that is no padding."""
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
@@ -67,7 +54,7 @@ class Everywhere(OfTokens):
 
 
 @dataclass(frozen=True)
-class Prompt(OfTokens):
+class Prompt(Gate):
     """The prompt, template and all."""
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
@@ -75,7 +62,7 @@ class Prompt(OfTokens):
 
 
 @dataclass(frozen=True)
-class Response(OfTokens):
+class Response(Gate):
     """The tokens that the model writes, from its first on."""
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
@@ -83,7 +70,7 @@ class Response(OfTokens):
 
 
 @dataclass(frozen=True)
-class Thinking(OfTokens):
+class Thinking(Gate):
     """The response from the token that completes <think>, or from its start where the prompt ended so, up to and with
     </think>; or the marks of s1 and OpenThoughts."""
 
@@ -93,7 +80,7 @@ class Thinking(OfTokens):
 
 
 @dataclass(frozen=True)
-class Answer(OfTokens):
+class Answer(Gate):
     """The response after its thinking; all of it where there is none."""
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
@@ -101,7 +88,7 @@ class Answer(OfTokens):
 
 
 @dataclass(frozen=True)
-class AfterTokens(OfTokens):
+class AfterTokens(Gate):
     """The response after its first `count` tokens."""
 
     count: int
@@ -115,7 +102,7 @@ class AfterTokens(OfTokens):
 
 
 @dataclass(frozen=True)
-class AfterMatch(OfTokens):
+class AfterMatch(Gate):
     """The response from the token on with which its text first matches a regular expression (`.` matches line breaks);
     `within` its first tokens. Where it never does, nothing is touched."""
 
@@ -133,7 +120,7 @@ class AfterMatch(OfTokens):
 
 
 @dataclass(frozen=True)
-class WhileActive:
+class WhileActive(Gate):
     """Tokens on which another latent is active above `above`, in the activations' own units; of the edited dictionary
     where none is given."""
 
@@ -167,7 +154,7 @@ class WhileActive:
 
 
 @dataclass(frozen=True)
-class Every:
+class Every(Gate):
     """Tokens that all of several gates name."""
 
     gates: Sequence[Gate]

@@ -27,39 +27,30 @@ class Coordinates(NamedTuple):
 
 
 class Operation(Protocol):
-    """reads_other   whether the other model must have been read at the same place
+    """An operation on the values of one model, as far as a class does not say otherwise.
+
+    reads_other   whether the other model must have been read at the same place
     constant      whether what is added depends on nothing that was read"""
 
-    reads_other: bool
-    constant: bool
+    reads_other: bool = False
+    constant: bool = False
 
     def change(self, part: Coordinates) -> Tensor:
         """[token, width], what is added to the hidden vectors."""
-        ...
-
-
-class OfValues:
-    """An operation on the values of one model."""
-
-    reads_other = constant = False
-
-    def change(self, part: Coordinates) -> Tensor:
         return part.written(self.new(part) - part.values)
 
     def new(self, part: Coordinates) -> Tensor:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Keep(OfValues):
-    """Nothing: with mode replace the reconstruction alone takes the place of the hidden vectors (a splice)."""
-
-    def new(self, part: Coordinates) -> Tensor:
+        """The values [token, n] that take the place of those of the part."""
         return part.values
 
 
 @dataclass(frozen=True)
-class Add(OfValues):
+class Keep(Operation):
+    """Nothing: with mode replace the reconstruction alone takes the place of the hidden vectors (a splice)."""
+
+
+@dataclass(frozen=True)
+class Add(Operation):
     """value + strength * scale: steering."""
 
     strength: float
@@ -70,7 +61,7 @@ class Add(OfValues):
 
 
 @dataclass(frozen=True)
-class Scale(OfValues):
+class Scale(Operation):
     """factor * value."""
 
     factor: float
@@ -80,7 +71,7 @@ class Scale(OfValues):
 
 
 @dataclass(frozen=True)
-class Clamp(OfValues):
+class Clamp(Operation):
     """strength * scale, whatever it was."""
 
     strength: float
@@ -90,7 +81,7 @@ class Clamp(OfValues):
 
 
 @dataclass(frozen=True)
-class Zero(OfValues):
+class Zero(Operation):
     """0; on directions this projects them out."""
 
     def new(self, part: Coordinates) -> Tensor:
@@ -98,7 +89,7 @@ class Zero(OfValues):
 
 
 @dataclass(frozen=True)
-class MeanAblate(OfValues):
+class MeanAblate(Operation):
     """The mean over a text."""
 
     def new(self, part: Coordinates) -> Tensor:
@@ -106,10 +97,10 @@ class MeanAblate(OfValues):
 
 
 @dataclass(frozen=True)
-class Patch:
+class Patch(Operation):
     """The other model's: on the same tokens, or at the same place of its own response."""
 
-    reads_other, constant = True, False
+    reads_other = True
 
     def change(self, part: Coordinates) -> Tensor:
         return part.exchange()

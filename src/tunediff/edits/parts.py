@@ -34,15 +34,18 @@ class Place(NamedTuple):
 
 
 class Part(Protocol):
-    """skips_special   special tokens are left as they are: a dictionary is usually trained without them
+    """A part that needs no dictionary, as far as a class does not say otherwise.
+
+    skips_special   special tokens are left as they are: a dictionary is usually trained without them
     needs_moments   of each sequence, for a dictionary that normalises by them
     by_coordinate   each coordinate of the hidden vector is changed by its own value alone"""
 
-    skips_special: bool
-    by_coordinate: bool
+    skips_special: bool = False
+    by_coordinate: bool = False
 
     @property
-    def needs_moments(self) -> bool: ...
+    def needs_moments(self) -> bool:
+        return False
 
     @property
     def described(self) -> str: ...
@@ -50,25 +53,25 @@ class Part(Protocol):
     def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
         """Streams that must have been read beside the place that is written; `other`: with what the other model's part
         asks for."""
-        ...
+        return [opposite(at)] if other else []
 
     def look(self, at: Stream, place: Place) -> Coordinates: ...
 
     def reconstruction(self, at: Stream, place: Place) -> Tensor:
         """[token, width] in place of the hidden vectors."""
-        ...
+        raise Refused(f"An edit at {at} has mode=replace, which asks for latents: choose mode=delta.")
 
     def admits(self, at: Stream, place: Place) -> Tensor:
         """[token] bool: which tokens may be touched at all."""
-        ...
+        return torch.ones(len(place.own), dtype=torch.bool, device=place.own.device)
 
     def touches(self, columns: slice) -> bool:
         """True where the part lies in these coordinates of the hidden vector at all."""
-        ...
+        return True
 
     def moments(self, at: Stream, place: Place) -> Tensor:
-        """[stream, 2]: mean and standard deviation of the tokens of one sequence."""
-        ...
+        """[stream, 2]: mean and standard deviation of the tokens of one sequence, of each stream that a dictionary reads."""
+        return place.own.new_zeros(0, 2)
 
 
 def opposite(at: Stream) -> Stream:
@@ -86,35 +89,17 @@ def listed(words: Sequence[object]) -> str:
     return ", ".join(map(str, words[:12])) + more
 
 
-class Plain:
-    """A part that needs no dictionary."""
-
-    skips_special = needs_moments = by_coordinate = False
-
-    def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
-        return [opposite(at)] if other else []
-
-    def reconstruction(self, at: Stream, place: Place) -> Tensor:
-        raise Refused(f"An edit at {at} has mode=replace, which asks for latents: choose mode=delta.")
-
-    def admits(self, at: Stream, place: Place) -> Tensor:
-        return torch.ones(len(place.own), dtype=torch.bool, device=place.own.device)
-
-    def moments(self, at: Stream, place: Place) -> Tensor:
-        raise NotImplementedError
-
-    def touches(self, columns: slice) -> bool:
-        return True
-
-
 @dataclass(frozen=True)
-class Whole(Plain):
+class Whole(Part):
     """The hidden vector itself. `scale` and `mean` [width] are what Add, Clamp and MeanAblate use."""
 
     scale: Tensor | None = None
     mean: Tensor | None = None
-    described = "the whole hidden vector"
     by_coordinate = True
+
+    @property
+    def described(self) -> str:
+        return "the whole hidden vector"
 
     def look(self, at: Stream, place: Place) -> Coordinates:
         own = place.own
@@ -128,7 +113,7 @@ class Whole(Plain):
 
 
 @dataclass(frozen=True)
-class Axes(Plain):
+class Axes(Part):
     """Some coordinates of the hidden vector, such as single neurons or adapters; `numbers` [n], `scale`, `mean` [n],
     and their `names` where they have any."""
 
@@ -160,7 +145,7 @@ class Axes(Plain):
 
 
 @dataclass(frozen=True)
-class Directions(Plain):
+class Directions(Part):
     """rows [n, width]; a vector's coordinates are those of its projection onto their span (least squares), so that
     setting them to zero projects the span out. `scale`, `mean` [n]."""
 
@@ -184,7 +169,7 @@ class Directions(Plain):
 
 
 @dataclass(frozen=True)
-class Latents(Plain):
+class Latents(Part):
     """Latents `numbers` of a dictionary; `scale`, `mean` [n] in the units of their activations. Special tokens and
     attention sinks are left as they are. Raises Refused for a dictionary over several layers: its latents are known
     only after the last of them."""

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tunediff.text import LAYOUTS, Layout, Tokenizer
+from tunediff.text import LAYOUTS, Layout, Tokenizer, padded
 
 NEVER = 2**62  # a column that no response has
+Ids = Sequence[Sequence[int]]  # of several prompts or responses
+Device = torch.device | str
 TAG = 24  # tokens that a tag is at most spelled with
 
 
@@ -41,32 +43,16 @@ class Sequences:
         self._take_down(self.ids, self.response, first=0)
 
     @classmethod
-    def of_prompts(
-        cls, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu"
-    ) -> Sequences:
+    def of_prompts(cls, tokenizer: Tokenizer, prompts: Ids, device: Device = "cpu") -> Sequences:
         """Prompts padded on the left, so that every response begins in the same column."""
-        longest = max(map(len, prompts))
-        ids, real = (torch.zeros(len(prompts), longest, dtype=torch.long) for _ in range(2))
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            real[row, longest - len(prompt) :] = 1
+        ids, real = padded(prompts, "left")
         return cls(tokenizer, ids.to(device), real.to(device), torch.zeros_like(real).to(device))
 
     @classmethod
-    def of_responses(
-        cls,
-        tokenizer: Tokenizer,
-        prompts: Sequence[Sequence[int]],
-        responses: Sequence[Sequence[int]],
-        device: torch.device | str = "cpu",
-    ) -> Sequences:
+    def of_responses(cls, tokenizer: Tokenizer, prompts: Ids, responses: Ids, device: Device = "cpu") -> Sequences:
         """Whole sequences, for scoring: padded on the left before the prompts, on the right after the responses."""
         known = cls.of_prompts(tokenizer, prompts, device)
-        longest = max(map(len, responses))
-        ids, real = (torch.zeros(len(responses), longest, dtype=torch.long) for _ in range(2))
-        for row, response in enumerate(responses):
-            ids[row, : len(response)] = torch.tensor(response, dtype=torch.long)
-            real[row, : len(response)] = 1
+        ids, real = padded(responses, "right")
         known.extend(ids.to(device), real.to(device))
         known.first = 0
         return known

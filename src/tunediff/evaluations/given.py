@@ -143,6 +143,13 @@ class Given:
             batches.append(batch)
         return batches
 
+    def batches(self, title: str) -> Iterator[Batch]:
+        """Every held-out batch, behind a progress bar."""
+        with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
+            for batch in self.held_out:
+                yield batch
+                bar.update(len(batch.token))
+
     def reading(self, dictionary: Dictionary | Polarities) -> Trained:
         """The same pair and text, read by another dictionary; polarities have no decoder, for those who ask for none."""
         read = cast(Dictionary, dictionary)

@@ -7,18 +7,5 @@ Knows no task and no grade.
 """
 
 from tunediff.generation.batched import Batched, next_tokens
-from tunediff.generation.responses import Asked, Decoding, Engine, Response, ask, generate, surprise
+from tunediff.generation.responses import Asked, Decoding, Engine, Request, Response, ask, generate, surprise
 from tunediff.generation.vllm import VLLM
-
-__all__ = [
-    "VLLM",
-    "Asked",
-    "Batched",
-    "Decoding",
-    "Engine",
-    "Response",
-    "ask",
-    "generate",
-    "next_tokens",
-    "surprise",
-]

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunediff.edits import Edit, Sequences, thinking_opened
-from tunediff.generation.responses import Asked, Decoding, Response
+from tunediff.edits import Sequences, thinking_opened
+from tunediff.generation.responses import Request, Response
 from tunediff.generation.writer import Writer
-from tunediff.models import ModelPair
-from tunediff.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -22,44 +20,31 @@ class Batched:
     batch: int = 64
 
     @torch.no_grad()
-    def respond(
-        self,
-        pair: ModelPair,
-        role: str,
-        asked: Sequence[Asked],
-        decoding: Decoding,
-        edits: Sequence[Edit],
-        tokenizer: Tokenizer,
-        alongside: Sequence[Response] | None,
-    ) -> Iterator[tuple[int, Response]]:
+    def respond(self, request: Request) -> Iterator[tuple[int, Response]]:
         """Each response with the place of its prompt, the shortest prompts first."""
+        pair, role, asked, decoding, _, tokenizer, alongside = request
         order = sorted(range(len(asked)), key=lambda place: len(asked[place].ids))  # little padding
         for start in range(0, len(order), self.batch):
             places = order[start : start + self.batch]
-            known = Sequences.of_prompts(tokenizer, [asked[place].ids for place in places], pair.device(role))
-            others = None
+            some = [asked[place] for place in places]
+            prompts, others = [one.ids for one in some], None
+            known = Sequences.of_prompts(tokenizer, prompts, pair.device(role))
             if alongside is not None:
                 written = [alongside[place].ids for place in places]
-                others = Sequences.of_responses(
-                    tokenizer, [asked[place].ids for place in places], written, pair.device(role)
-                )
+                others = Sequences.of_responses(tokenizer, prompts, written, pair.device(role))
             ends = pair.ends(role) | {tokenizer.eos_token_id}
             writers = [
                 Writer(one.name, decoding, tokenizer, ends, thinking=thinking_opened(tokenizer, one.ids))
-                for one in (asked[place] for place in places)
+                for one in some
             ]
-            yield from zip(places, respond_together(pair, role, known, writers, edits, others), strict=True)
+            yield from zip(places, respond_together(request, known, writers, others), strict=True)
 
 
 def respond_together(
-    pair: ModelPair,
-    role: str,
-    known: Sequences,
-    writers: Sequence[Writer],
-    edits: Sequence[Edit],
-    others: Sequences | None,
+    request: Request, known: Sequences, writers: Sequence[Writer], others: Sequences | None
 ) -> list[Response]:
     """One batch, until every writer has ended; the rows that have are left out once they are half of it."""
+    pair, role, edits = request.pair, request.role, request.edits
     caches, going, opened = pair.new_caches(), list(range(len(writers))), known.opened.tolist()
     touched, change = torch.zeros(len(writers), len(edits)), torch.zeros(len(writers), len(edits))
     while True:

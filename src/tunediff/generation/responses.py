@@ -83,19 +83,22 @@ class Decoding:
         return self.think_at_most is not None or self.extensions > 0
 
 
+class Request(NamedTuple):
+    """The question that an engine is given: responses of one model of a pair to prompts made with a tokenizer, as in generate(...)."""
+
+    pair: ModelPair
+    role: str
+    asked: Sequence[Asked]
+    decoding: Decoding
+    edits: Sequence[Edit]
+    tokenizer: Tokenizer
+    alongside: Sequence[Response] | None
+
+
 class Engine(Protocol):
     """An engine computes responses."""
 
-    def respond(
-        self,
-        pair: ModelPair,
-        role: str,
-        asked: Sequence[Asked],
-        decoding: Decoding,
-        edits: Sequence[Edit],
-        tokenizer: Tokenizer,
-        alongside: Sequence[Response] | None,
-    ) -> Iterator[tuple[int, Response]]:
+    def respond(self, request: Request) -> Iterator[tuple[int, Response]]:
         """Each response with the place of its prompt, in any order."""
         ...
 
@@ -141,8 +144,9 @@ def generate(
             f"{pair.source(role).path} can read: set decoding.tokens to at most {max(context - longest, 0)}."
         )
     found: dict[int, Response] = {}
+    request = Request(pair, role, asked, decoding, edits, tokenizer, alongside)
     with tqdm(total=len(asked), desc=title, unit="response", leave=False, delay=2) as bar:
-        for place, response in engine.respond(pair, role, asked, decoding, edits, tokenizer, alongside):
+        for place, response in engine.respond(request):
             found[place] = response
             if keep is not None:
                 keep(place, response)

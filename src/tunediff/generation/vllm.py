@@ -4,15 +4,13 @@ only."""
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tunediff.edits import Edit, Sequences
-from tunediff.generation.responses import Asked, Decoding, Response
+from tunediff.edits import thinking_opened
+from tunediff.generation.responses import Request, Response
 from tunediff.generation.writer import before_stop, seed_of
-from tunediff.models import ModelPair
 from tunediff.shapes import Refused
-from tunediff.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -24,18 +22,10 @@ class VLLM:
     share: float = 0.5
     batch: int = 256
 
-    def respond(
-        self,
-        pair: ModelPair,
-        role: str,
-        asked: Sequence[Asked],
-        decoding: Decoding,
-        edits: Sequence[Edit],
-        tokenizer: Tokenizer,
-        alongside: Sequence[Response] | None,
-    ) -> Iterator[tuple[int, Response]]:
+    def respond(self, request: Request) -> Iterator[tuple[int, Response]]:
         """Responses in the order of the prompts. Raises Refused for edits and budget forcing, and where vLLM is not
         installed."""
+        pair, role, asked, decoding, edits, tokenizer, _ = request
         if edits or decoding.forces:
             raise Refused(
                 "vLLM runs neither edits nor budget forcing: choose engine._target_=tunediff.generation.Batched."
@@ -67,10 +57,10 @@ class VLLM:
                 )
                 for one in some
             ]
-            opened = Sequences.of_prompts(tokenizer, [one.ids for one in some]).opened.tolist()
             outputs = model.generate([vllm.TokensPrompt(prompt_token_ids=one.ids) for one in some], settings)
-            for n, output in enumerate(outputs):
+            for n, (one, output) in enumerate(zip(some, outputs, strict=True)):
                 best = output.outputs[0]
                 ids = before_stop([token for token in best.token_ids if token not in ends], decoding.stop, tokenizer)
                 finished = best.finish_reason == "stop"
-                yield start + n, Response(ids, tokenizer.decode(ids), finished, opened[n])
+                opened = thinking_opened(tokenizer, one.ids) is not None
+                yield start + n, Response(ids, tokenizer.decode(ids), finished, opened)

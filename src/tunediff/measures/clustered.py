@@ -87,6 +87,11 @@ class Estimate(NamedTuple):
         return number(self.value), number(low.clamp(min=least)), number(high.clamp(max=most))
 
 
+def interval_columns(name: str, bounded: Bounded) -> dict[str, float | None]:
+    """A value and its bounds as the columns <name>, <name>_low and <name>_high of a table."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), bounded, strict=True))
+
+
 def number(value: Tensor) -> float | None:
     """The value of a finding: None where it is not defined, such as a rate over no token."""
     return float(value) if torch.isfinite(value) else None

@@ -7,7 +7,7 @@ A row is a dictionary of strings: a problem with its response, or plain text. No
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
 """
 
-from tunediff.text.batches import Batch, Document, TextBatches, collate, padded_groups
+from tunediff.text.batches import Batch, Document, TextBatches, collate, padded, padded_groups
 from tunediff.text.documents import Text
 from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
 from tunediff.text.preparing import each_generation, first_exchange, in_s1_form
@@ -41,6 +41,7 @@ __all__ = [
     "in_s1_form",
     "examples",
     "packed",
+    "padded",
     "padded_groups",
     "read_files",
     "read_hub",

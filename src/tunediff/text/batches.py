@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tunediff.text.rows import TextError
 
@@ -120,16 +121,19 @@ def padded_groups(items: Iterable[Item], tokens_per_batch: int, length: Callable
     return groups
 
 
+def padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor [row, position] with zeros on the left or right, and 1 where a token stands."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    ones = [torch.ones_like(row) for row in ids]
+    whole, real = (pad_sequence(some, batch_first=True, padding_side=side) for some in (ids, ones))
+    return whole, real
+
+
 def collate(documents: Sequence[Document]) -> Batch:
     """Pads on the right; a kept token keeps its place in the flattened batch."""
     tokenizers = range(len(documents[0].ids))
-    lengths = [max(len(d.ids[m]) for d in documents) for m in tokenizers]
-    ids = tuple(torch.zeros(len(documents), length, dtype=torch.long) for length in lengths)
-    mask = tuple(torch.zeros(len(documents), length, dtype=torch.long) for length in lengths)
-    for n, document in enumerate(documents):
-        for m in tokenizers:
-            ids[m][n, : len(document.ids[m])] = torch.tensor(document.ids[m])
-            mask[m][n, : len(document.ids[m])] = 1
+    ids, mask = zip(*(padded([d.ids[m] for d in documents], "right") for m in tokenizers), strict=True)
+    lengths = [one.shape[1] for one in ids]
     places = tuple(
         torch.tensor([n * lengths[m] + place for n, d in enumerate(documents) for place in d.places[m]])
         for m in tokenizers

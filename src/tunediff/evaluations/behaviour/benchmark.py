@@ -17,18 +17,22 @@ from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Answered, Condition
 from tunediff.evaluations.given import Given, Needs
 from tunediff.generation import Response
-from tunediff.measures import BudgetCurve, scaling, scaling_difference, wilson
+from tunediff.measures import BudgetCurve, Interval, scaling, scaling_difference, share
+from tunediff.measures.clustered import interval_columns
 from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
 
-MEANINGS = {
-    "best": "largest accuracy over the budgets, chosen and measured on the same problems",
-    "per_token": "slope of accuracy against the budget, percentage points a token",
-    "per_1000_tokens": "slope of accuracy against the budget, percentage points per 1,000 tokens",
-    "per_doubling": "slope of accuracy against log2 of the budget, percentage points a doubling",
-    "area": "area under accuracy against log2 of the budget, as a share of the whole",
+SLOPE = "slope of accuracy against the budget, percentage points"
+# fields of BudgetCurve: how their findings are named, and what they mean
+MEASURES = {
+    "best": ("best_accuracy", "largest accuracy over the budgets, chosen and measured on the same problems"),
+    "per_1000_tokens": ("slope_per_1000_tokens", f"{SLOPE} per 1,000 tokens"),
+    "per_doubling": (
+        "slope_per_doubling",
+        "slope of accuracy against log2 of the budget, percentage points a doubling",
+    ),
+    "per_token": ("slope_per_token", f"{SLOPE} a token"),
+    "area": ("area", "area under accuracy against log2 of the budget, as a share of the whole"),
 }
-NAMES = {"best": "best_accuracy", "per_1000_tokens": "slope_per_1000_tokens", "per_doubling": "slope_per_doubling"}
-NAMES |= {"per_token": "slope_per_token", "area": "area"}
 
 
 CONDITIONS = (Condition(BASE, "base", BASE), Condition(TUNED, "tuned", TUNED, reference=BASE))
@@ -82,21 +86,22 @@ class Benchmark(BehaviourEvaluation):
         self, given: Given, name: str, problems: Sequence[Problem], condition: Condition
     ) -> tuple[list[list[bool]], Answered]:
         """Grades the answers under each budget; how responses are written is measured for the largest budget alone."""
-        solver, task = self.solver(given), self.tasks[name]
         # the largest budget contains the smaller ones, unless thinking is ended at another place under each
-        whole = [] if self.force else solver.respond(name, problems, condition)
-        right, responses, grades = [], whole, []
+        whole = [] if self.force else self.respond(given, name, problems, condition)
+        tokenizer = self.tokenizer(given.pair, condition.role)
+        right, answers = [], []
         with Grader() as grader:
             for budget in self.budgets:
                 if self.force:
                     thinking = max(0, budget - self.answer_tokens)
                     forced = dataclasses.replace(self.decoding, tokens=budget, think_at_most=thinking)
-                    responses = dataclasses.replace(solver, decoding=forced).respond(name, problems, condition)
+                    under = dataclasses.replace(condition, decoding=forced)
+                    responses = self.respond(given, name, problems, under)
                 else:
-                    responses = [cut(one, budget, solver.tokenizer(condition.role)) for one in whole]
-                grades = solver.grades(task, problems, responses, grader)
-                right.append([grade.correct for grade in grades])
-        return right, Answered(condition, solver.measured(problems, responses, grades, condition))
+                    responses = [cut(one, budget, tokenizer) for one in whole]
+                answers = self.graded(name, problems, responses, grader)
+                right.append([grade.correct for _, _, grade in answers])
+        return right, Answered(condition, self.measured(given, condition, answers))
 
     def _scaling(self, name: str, right: Mapping[str, Sequence[Sequence[bool]]]) -> Iterator[Finding]:
         for role in ROLES:
@@ -126,7 +131,7 @@ def figures(curves: dict[str, list], slopes: Sequence[Finding]) -> Iterator[Figu
     for finding in slopes:
         _, task, model, measure = finding.name.split("/")
         row = by_row.setdefault((task, model), {})
-        row |= {measure: finding.value, f"{measure}_low": finding.low, f"{measure}_high": finding.high}
+        row |= interval_columns(measure, (finding.value, finding.low, finding.high))
     names = list(dict.fromkeys(name for row in by_row.values() for name in row))
     if names:
         columns = {name: [row.get(name) for row in by_row.values()] for name in names}
@@ -159,15 +164,13 @@ def curve(task: str, role: str, right: Sequence[Sequence[bool]], budgets: Sequen
     rows = []
     for n, budget in enumerate(budgets):
         count, problems = sum(answers[n] for answers in right), len(right)
-        low, high = wilson(count, problems)
-        ends = {"accuracy_low": low, "accuracy_high": high, "problems": problems}
-        rows.append({"task": task, "role": role, "tokens": budget, "accuracy": count / problems, **ends})
+        accuracy = interval_columns("accuracy", share(count, problems))
+        rows.append({"task": task, "role": role, "tokens": budget, **accuracy, "problems": problems})
     return rows
 
 
 def _findings(where: str, measured: BudgetCurve, what: str) -> Iterator[Finding]:
-    for field, name in NAMES.items():
-        estimate = getattr(measured, field)
+    for field, (name, meaning) in MEASURES.items():
+        estimate: Interval | None = getattr(measured, field)
         if estimate is not None:
-            meaning = f"{MEANINGS[field]}{what}; bootstrap over problems"
-            yield Finding(f"{where}/{name}", estimate.value, estimate.low, estimate.high, meaning)
+            yield Finding(f"{where}/{name}", *estimate, f"{meaning}{what}; bootstrap over problems")

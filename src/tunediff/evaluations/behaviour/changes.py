@@ -12,26 +12,22 @@ from typing import NamedTuple
 
 import torch
 
-from tunediff.evaluations.behaviour.conditions import hesitation_rate, length, rate
+from tunediff.evaluations.behaviour.conditions import hesitation_rate, length, per_response
 from tunediff.evaluations.behaviour.solving import Solved
-from tunediff.measures.clustered import Estimate, number
+from tunediff.measures.clustered import Bounded, Estimate, interval_columns, number
 from tunediff.shapes import Finding
 
 Measures = Mapping[str, Estimate]
 
 
-def _share(hits: Sequence[bool]) -> Estimate:
-    return rate([float(hit) for hit in hits], [1.0] * len(hits))
-
-
 MEASURES: dict[str, tuple[str, Callable[[Sequence[Solved]], Estimate]]] = {
-    "accuracy": ("share of problems graded right", lambda solved: _share([s.grade.correct for s in solved])),
+    "accuracy": ("share of problems graded right", lambda solved: per_response([s.grade.correct for s in solved])),
     "length": ("tokens a response", length),
     "hesitation": ("hesitations a response", lambda solved: hesitation_rate(solved, a_response=True)),
     "hesitation_rate": ("hesitations per 1,000 tokens of response", hesitation_rate),
     "hesitating": (
         "share of responses with a hesitation",
-        lambda solved: _share([s.behaviour.hesitations > 0 for s in solved]),
+        lambda solved: per_response([s.behaviour.hesitations > 0 for s in solved]),
     ),
 }
 
@@ -50,14 +46,14 @@ class Changed(NamedTuple):
 
     def change(self, name: str) -> Estimate | None:
         """The change of a measure against the whole model; None where there is none."""
-        return None if self.whole is None else _less(self.own[name], self.whole[name])
+        return None if self.whole is None else self.own[name] - self.whole[name]
 
     def over_random(self, name: str) -> Estimate | None:
         """The change of a measure against the mean of the controls; None where there are none."""
         if not self.controls:
             return None
         values, influences = zip(*(one[name] for one in self.controls), strict=True)
-        return _less(self.own[name], Estimate(torch.stack(values).mean(0), torch.stack(influences).mean(0)))
+        return self.own[name] - Estimate(torch.stack(values).mean(0), torch.stack(influences).mean(0))
 
 
 def told(where: str, changed: Changed) -> Iterator[Finding]:
@@ -81,17 +77,12 @@ def columns(changed: Changed) -> dict[str, float | None]:
     for name in MEASURES:
         found[name] = number(changed.own[name].value)
         for what, estimate in (("change", changed.change(name)), ("over_random", changed.over_random(name))):
-            names = (f"{name}_{what}", f"{name}_{what}_low", f"{name}_{what}_high")
-            found |= dict(zip(names, (None, None, None) if estimate is None else bounded(estimate), strict=True))
+            found |= interval_columns(f"{name}_{what}", (None, None, None) if estimate is None else bounded(estimate))
     return found
 
 
-def bounded(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
+def bounded(estimate: Estimate) -> Bounded:
     """The value with its confidence interval; without one where no two problems differ, which says nothing of chance."""
     if not estimate.influence.any():
         return number(estimate.value), None, None
     return estimate.bounded()
-
-
-def _less(one: Estimate, other: Estimate) -> Estimate:
-    return Estimate(one.value - other.value, one.influence - other.influence)

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from tunediff.evaluations.behaviour.solving import Condition, Solved
-from tunediff.measures import difference, mcnemar, wilson
-from tunediff.measures.clustered import Estimate, number, ratio
+from tunediff.measures import difference, mcnemar, share
+from tunediff.measures.clustered import Bounded, Estimate, interval_columns, number, ratio
 
 NO_EVENT = -math.log(0.025)  # events expected at most, at 95 % two-sided, where none was seen
 
@@ -47,22 +47,26 @@ def rate(numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) ->
     return ratio(factor * torch.tensor(numbers, dtype=torch.float64), torch.tensor(per, dtype=torch.float64))
 
 
+def per_response(numbers: Sequence[float]) -> Estimate:
+    """The mean of a number that every response has."""
+    return rate(numbers, [1.0] * len(numbers))
+
+
 def hesitation_rate(solved: Sequence[Solved], *, a_response: bool = False) -> Estimate:
     """Number of hesitations per 1,000 tokens, or per response."""
     numbers = [s.behaviour.hesitations for s in solved]
     if a_response:
-        return rate(numbers, [1.0] * len(solved))
+        return per_response(numbers)
     return rate(numbers, [s.behaviour.tokens for s in solved], 1000.0)
 
 
-def hesitation_interval(solved: Sequence[Solved], *, a_response: bool = False) -> tuple[float | None, float | None]:
-    """The 95 % confidence interval of the hesitation rate. Between problems that all have none nothing varies, which would make a clustered
+def hesitations(solved: Sequence[Solved], *, a_response: bool = False) -> Bounded:
+    """The hesitation rate with its 95 % confidence interval. Between problems that all have none nothing varies, which would make a clustered
     interval empty: its upper end is then that of a Poisson count of zero."""
     seen = len(solved) if a_response else sum(s.behaviour.tokens for s in solved) / 1000
     if seen and not any(s.behaviour.hesitations for s in solved):
-        return 0.0, NO_EVENT / seen
-    low, high = hesitation_rate(solved, a_response=a_response).interval(0.95)
-    return number(low.clamp(min=0)), number(high)
+        return 0.0, 0.0, NO_EVENT / seen
+    return hesitation_rate(solved, a_response=a_response).bounded(least=0.0)
 
 
 def surprise_rate(solved: Sequence[Solved]) -> Estimate:
@@ -70,15 +74,33 @@ def surprise_rate(solved: Sequence[Solved]) -> Estimate:
     return rate([s.nats for s in solved], [s.behaviour.tokens for s in solved])
 
 
+def perplexity(solved: Sequence[Solved]) -> Bounded:
+    """The perplexity of the responses with its 95 % confidence interval."""
+    nats = surprise_rate(solved)
+    low, high = nats.interval(0.95)
+    return number(nats.value.exp()), number(low.exp()), number(high.exp())
+
+
 def length(solved: Sequence[Solved]) -> Estimate:
     """Mean number of tokens per response."""
-    return rate([s.behaviour.tokens for s in solved], [1.0] * len(solved))
+    return per_response([s.behaviour.tokens for s in solved])
+
+
+def accuracy(solved: Sequence[Solved]) -> Bounded:
+    """Share of problems graded right, with Wilson's interval."""
+    return share(sum(s.grade.correct for s in solved), len(solved))
 
 
 def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solved] | None) -> dict[str, Any]:
     """One condition on one task: a row of the table <evaluation>_conditions."""
-    right = [s.grade.correct for s in solved]
-    columns: dict[str, Any] = {
+    right, p, apart = [s.grade.correct for s in solved], None, (None, None, None)
+    if reference is not None:
+        before = [s.grade.correct for s in reference]
+        p, apart = mcnemar(before, right).p, difference(before, right)
+    hesitating = sum(s.behaviour.hesitations > 0 for s in solved)
+    changed = [pair for s in solved for pair in zip(s.response.touched, s.response.change, strict=True)]
+    tokens = sum(touched for touched, _ in changed)
+    return {
         "condition": condition.name,
         "title": condition.title,
         "role": condition.role,
@@ -87,39 +109,19 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
         "edit": "; ".join(edit.described for edit in condition.edits) or None,
         "problems": len(solved),
         "correct": sum(right),
-        "accuracy": sum(right) / len(right),
-        **_ends("accuracy", wilson(sum(right), len(right))),
-        "p": None,
-        "difference": None,
-        **_ends("difference", (None, None)),
+        **interval_columns("accuracy", accuracy(solved)),
+        "p": p,
+        **interval_columns("difference", apart),
+        **interval_columns("tokens", length(solved).bounded(least=0.0)),
+        **interval_columns("perplexity", perplexity(solved)),
+        **interval_columns("hesitations", hesitations(solved)),
+        **interval_columns("hesitating", share(hesitating, len(solved))),
+        "finished": mean([s.response.finished for s in solved]),
+        "closed": mean([s.behaviour.closed for s in solved]),
+        "repetition": mean([s.behaviour.repetition for s in solved]),
+        "change": sum(touched * norm for touched, norm in changed if touched) / tokens if tokens else None,
+        "touched": mean([sum(s.response.touched) > 0 for s in solved]) if condition.edits else None,
     }
-    if reference is not None:
-        before = [s.grade.correct for s in reference]
-        paired = difference(before, right)
-        columns |= {"p": mcnemar(before, right).p, "difference": paired.value}
-        columns |= _ends("difference", (paired.low, paired.high))
-    lengths, nats = length(solved), surprise_rate(solved)
-    columns["tokens"], columns["perplexity"] = number(lengths.value), number(nats.value.exp())
-    columns |= _ends("tokens", [number(end.clamp(min=0)) for end in lengths.interval(0.95)])
-    columns |= _ends("perplexity", [number(end.exp()) for end in nats.interval(0.95)])
-    columns["hesitations"] = number(hesitation_rate(solved).value)
-    columns |= _ends("hesitations", hesitation_interval(solved))
-    hesitating = sum(s.behaviour.hesitations > 0 for s in solved)
-    columns["hesitating"] = hesitating / len(solved)
-    columns |= _ends("hesitating", wilson(hesitating, len(solved)))
-    columns["finished"] = mean([s.response.finished for s in solved])
-    columns["closed"] = mean([s.behaviour.closed for s in solved])
-    columns["repetition"] = mean([s.behaviour.repetition for s in solved])
-    changed = [pair for s in solved for pair in zip(s.response.touched, s.response.change, strict=True) if pair[0]]
-    columns["change"] = (
-        sum(tokens * norm for tokens, norm in changed) / sum(tokens for tokens, _ in changed) if changed else None
-    )
-    columns["touched"] = mean([sum(s.response.touched) > 0 for s in solved]) if condition.edits else None
-    return columns
-
-
-def _ends(name: str, ends: Sequence[float | None]) -> dict[str, float | None]:
-    return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
 def mean(values: Sequence[float | None]) -> float | None:

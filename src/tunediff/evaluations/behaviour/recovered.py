@@ -8,12 +8,13 @@ says so in place of a number. Knows no model and how none was made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tunediff.evaluations.behaviour.solving import Solved
 from tunediff.measures import Interval, Recovered, recovery
-from tunediff.shapes import Finding, Note, Refused
+from tunediff.measures.clustered import interval_columns
+from tunediff.shapes import Figure, Finding, Note, Refused
 
 ACCURACY = "accuracy"
 MEASURES = {ACCURACY: "accuracy", "tokens": "tokens a response", "hesitations": "hesitations a response"}
@@ -55,8 +56,10 @@ def _value(measure: str, solved: Solved) -> float:
     return float(solved.grade.correct if measure == ACCURACY else getattr(solved.behaviour, measure))
 
 
-def told(of: Change, task: str, found: Share, *, where: str, how: str) -> Finding | Note:
-    """The share as a finding named `where`; a note in its place where nothing was there to recover. `how` is what every number
+def told(
+    of: Change, task: str, found: Share, *, where: str, how: str, words: tuple[str, str] = ("", "")
+) -> Finding | Note:
+    """The share as a finding named `where`, with these words for a column and a line; a note in its place where nothing was there to recover. `how` is what every number
     depends on."""
     spelled = "{:.1%}".format if found.measure == ACCURACY else "{:.4g}".format
     below, between, above = map(spelled, found.means)
@@ -78,12 +81,19 @@ def told(of: Change, task: str, found: Share, *, where: str, how: str) -> Findin
         f"({of.between} - {of.below}) / ({of.above} - {of.below}) of {what}: {of.below} {below}, {of.between} {between}, "
         f"{of.above} {above}; paired bootstrap over problems, {measured.draws:,} resamples{beyond}; {how}"
     )
-    return Finding(where, *found.interval, meaning)
+    return Finding(where, *found.interval, meaning, *words)
 
 
 def columns(name: str, found: Share) -> dict[str, float | None]:
     """The share and its ends, None where nothing was there to recover."""
-    return dict(zip((name, f"{name}_low", f"{name}_high"), found.interval or (None, None, None), strict=True))
+    return interval_columns(name, found.interval or (None, None, None))
+
+
+def shares_figure(columns: Mapping[str, list], **described: Any) -> Figure:
+    """Draws the shares of a table that has a row for each measure of each task."""
+    labels = [f"{measure}, {task}" for measure, task in zip(columns["measure"], columns["task"], strict=True)]
+    others = {name: values for name, values in columns.items() if name not in ("measure", "task")}
+    return Figure(kind="intervals", columns={"share of": labels, **others}, x="share of", **described)
 
 
 def check_resamples(evaluation: str, resamples: int) -> None:

@@ -11,20 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from tunediff.evaluations.behaviour.recovered import (
-    ACCURACY,
-    MEASURES,
-    Change,
-    Share,
-    check_resamples,
-    columns,
-    share,
-    told,
-)
+from tunediff.evaluations.behaviour import recovered
+from tunediff.evaluations.behaviour.conditions import accuracy
+from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, Share, check_resamples, share, told
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
 from tunediff.evaluations.given import Given, Needs
-from tunediff.measures import wilson
 from tunediff.models import ModelPair, ModelSource, PairError
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 
@@ -64,11 +56,11 @@ class Recovery(BehaviourEvaluation):
         second, notes = self._second(given.pair, texts)
         yield from notes
         found = self.answers(given, second, problems)
-        by_task = {name: [found[name, who].solved for who in WHO] for name in self.tasks}
         # its own findings say how the base was asked, and take the place of those side by side
         yield from (said for said in self.side_by_side(found) if not isinstance(said, Finding))
         rows = []
-        for name, answers in by_task.items():
+        for name in self.tasks:
+            answers = [found[name, who].solved for who in WHO]
             how = self._how(name, len(problems[name]))
             yield from _accuracies(name, answers, how)
             for measure in MEASURES:
@@ -130,10 +122,8 @@ class Recovery(BehaviourEvaluation):
 
 def _accuracies(task: str, answers: Sequence[Sequence[Solved]], how: str) -> Iterator[Finding]:
     for who, solved in zip(WHO, answers, strict=True):
-        right = sum(one.grade.correct for one in solved)
-        ends = wilson(right, len(solved))
         meaning = f"share of problems graded right, Wilson interval; {how}"
-        yield Finding(f"recovery/{task}/{ACCURACY}/{who}", right / len(solved), *ends, meaning)
+        yield Finding(f"recovery/{task}/{ACCURACY}/{who}", *accuracy(solved), meaning)
 
 
 def _row(task: str, found: Share, prompt: str, full: str) -> dict[str, object]:
@@ -141,7 +131,7 @@ def _row(task: str, found: Share, prompt: str, full: str) -> dict[str, object]:
         "task": task,
         "measure": MEASURES[found.measure],
         **dict(zip(WHO, found.means, strict=True)),
-        **columns("recovered", found),
+        **recovered.columns("recovered", found),
         "gone": found.recovered.gone,
         "resamples": found.recovered.draws,
         "base_asked": prompt,
@@ -150,15 +140,9 @@ def _row(task: str, found: Share, prompt: str, full: str) -> dict[str, object]:
 
 
 def figure(columns: Mapping[str, list]) -> Figure:
-    labels = [f"{measure}, {task}" for measure, task in zip(columns["measure"], columns["task"], strict=True)]
-    return Figure(
+    return recovered.shares_figure(
+        columns,
         name="recovery/shares",
-        kind="intervals",
-        columns={
-            "share of": labels,
-            **{name: values for name, values in columns.items() if name not in ("measure", "task")},
-        },
-        x="share of",
         y=["recovered"],
         section="What the low-rank adapter recovers",
         title="Share of what full fine-tuning changed",

@@ -11,16 +11,18 @@ Findings are <evaluation>/<task>/<condition>/<measure>; the tables are <evaluati
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from tunediff.benchmarks import Problem, Task
+from tunediff.benchmarks import Grade, Grader, Problem, Task, behaviour
 from tunediff.evaluations.behaviour.conditions import MEANINGS, row
-from tunediff.evaluations.behaviour.solving import Answered, Condition, Solver
+from tunediff.evaluations.behaviour.solving import Answered, Condition, KeptResponses, Solved, digest
 from tunediff.evaluations.given import Given
-from tunediff.generation import Decoding, Engine
-from tunediff.shapes import Finding, Note, Refused, Table
+from tunediff.generation import Asked, Decoding, Engine, Response, ask, generate, surprise
+from tunediff.models import ModelPair
+from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Finding, Note, Refused, Table
 
 Found = dict[tuple[str, str], Answered]  # (task, condition) -> its responses
+Graded = list[tuple[Problem, Response, Grade]]
 Problems = Mapping[str, Sequence[Problem]]  # by task
 
 
@@ -55,18 +57,81 @@ class BehaviourEvaluation:
                 yield Note(f"{name}: {task.left_out} problems without an answer were left out")
         return found
 
-    def solver(self, given: Given) -> Solver:
-        hesitations = given.pair.hesitations if self.hesitations is None else self.hesitations
-        return Solver(given, self.name, self.decoding, self.engine, self.own_template, tuple(hesitations))
-
     def solved(self, given: Given, problems: Problems, conditions: Sequence[Condition]) -> Found:
         """The graded responses to every problem under every condition, one task after the other."""
-        solver = self.solver(given)
-        return {
-            (task, answered.condition.name): answered
-            for task, some in problems.items()
-            for answered in solver.solve(task, self.tasks[task], some, conditions)
-        }
+        found = {}
+        with Grader() as grader:
+            for task, some in problems.items():
+                for condition in conditions:
+                    responses = self.respond(given, task, some, condition)
+                    answers = self.graded(task, some, responses, grader)
+                    found[task, condition.name] = Answered(condition, self.measured(given, condition, answers))
+        return found
+
+    def respond(self, given: Given, task: str, problems: Sequence[Problem], condition: Condition) -> list[Response]:
+        """The responses under a condition, in the order of the problems; problems whose response is kept are not asked again."""
+        alongside = None
+        if condition.alongside:
+            whose, other = condition.asked_as or condition.role, OTHER[condition.role]
+            plain = Condition(f"{other} beside {condition.role}", "", other, asked_as=whose)
+            alongside = self.respond(given, task, problems, plain)
+        asked = self.prompts(given, condition, problems, task)
+        kept = KeptResponses(given.folder, self.name, task, self._stands_for(given.pair, condition))
+        known = ((place, kept.read(one)) for place, one in enumerate(asked))
+        found = {place: response for place, response in known if response is not None}
+        missing = [place for place in range(len(asked)) if place not in found]
+        if missing:
+            some = [asked[place] for place in missing]
+            written = generate(
+                given.pair,
+                condition.role,
+                some,
+                condition.decoding or self.decoding,
+                engine=self.engine,
+                edits=condition.edits,
+                tokenizer=self.tokenizer(given.pair, condition.role),
+                alongside=None if alongside is None else [alongside[place] for place in missing],
+                title=f"{self.name} {task}: {condition.name}",
+                keep=lambda n, response: kept.write(some[n], response),
+            )
+            found |= dict(zip(missing, written, strict=True))
+        return [found[place] for place in range(len(asked))]
+
+    def graded(self, task: str, problems: Sequence[Problem], responses: Sequence[Response], grader: Grader) -> Graded:
+        of = self.tasks[task]
+        questions = [
+            (response.text, problem.gold, of.kind, response.finished, response.opened)
+            for problem, response in zip(problems, responses, strict=True)
+        ]
+        return list(zip(problems, responses, grader.grade(questions, tolerance=of.tolerance), strict=True))
+
+    def measured(self, given: Given, condition: Condition, answers: Graded) -> list[Solved]:
+        """Measures how the responses are written, and how probable the unedited model finds them."""
+        patterns = given.pair.hesitations if self.hesitations is None else self.hesitations
+        responses, tokenizer = [one for _, one, _ in answers], self.tokenizer(given.pair, condition.role)
+        prompts = self.prompts(given, condition, [problem for problem, _, _ in answers])
+        nats = surprise(given.pair, condition.role, prompts, responses, tokenizer=tokenizer)
+        wrote = [behaviour(r.text, r.ids, patterns=patterns, opened=r.opened) for r in responses]
+        return [Solved(*one, style, nat) for one, style, nat in zip(answers, wrote, nats, strict=True)]
+
+    def tokenizer(self, pair: ModelPair, role: str) -> Any:
+        return pair.tokenizer_of(role) if self.own_template else pair.tokenizers[pair.entry(role)]
+
+    def prompts(self, given: Given, condition: Condition, problems: Sequence[Problem], task: str = "") -> list[Asked]:
+        whose = condition.asked_as or condition.role
+        named = [(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems]
+        return ask(named, self.tokenizer(given.pair, condition.role), given.text.system)
+
+    def _stands_for(self, pair: ModelPair, condition: Condition) -> str:
+        """A digest of all that decides a response beside its prompt and its batch."""
+        sources, decoding = [pair.sources[role] for role in (BASE, TUNED)], condition.decoding or self.decoding
+        named = [condition.role, *(f"{source} {source.files()}" for source in sources), repr(decoding)]
+        named.append(type(self.engine).__name__)
+        if condition.role not in (BASE, TUNED):  # it stands beside them, with an adapter or without
+            beside = [pair.adapter_on, pair.adapter] if condition.role == ADAPTER else []
+            named.append(digest(beside))
+        named += [str(self.own_template), str(condition.asked_as), str(condition.alongside)]
+        return digest([*named, *condition.edits])
 
     def side_by_side(self, found: Found) -> Iterator[Finding | Note | Table]:
         """The conditions compared, with the notes that their numbers cannot be read without."""

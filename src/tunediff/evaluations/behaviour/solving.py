@@ -1,4 +1,4 @@
-"""Problems x conditions -> graded responses: what a model does under edits, and what it does without.
+"""Conditions that problems are solved under, graded responses, and the files that keep responses.
 
 A condition is one model under some edits, asked in one way. Every response is kept as it comes, in the run folder, so that
 an evaluation that was interrupted goes on with the problems that are missing.
@@ -9,18 +9,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tunediff.benchmarks import Behaviour, Grade, Grader, Problem, Task, behaviour
+from tunediff.benchmarks import Behaviour, Grade, Problem
 from tunediff.edits import Edit
-from tunediff.evaluations.given import Given
-from tunediff.generation import Asked, Decoding, Engine, Response, ask, generate, surprise
-from tunediff.models import ModelPair
-from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED
+from tunediff.generation import Asked, Decoding, Response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +27,7 @@ class Condition:
     reference     name of the condition that it is compared with; None: with none
     asked_as      role of the model whose prompt of the task is given; None: its own
     alongside     the other model's own unedited responses stand beside it, for patches from the same generation
+    decoding      how responses are written; None: as under the other conditions of the evaluation
     """
 
     name: str
@@ -40,6 +38,7 @@ class Condition:
     reference: str | None = None
     asked_as: str | None = None
     alongside: bool = False
+    decoding: Decoding | None = None
 
 
 class Solved(NamedTuple):
@@ -59,144 +58,47 @@ class Answered(NamedTuple):
     solved: list[Solved]
 
 
-@dataclasses.dataclass(frozen=True)
-class Solver:
-    """name            name of the evaluation, under which responses are kept
-    own_template    each model is asked through its own tokenizer and template; else both are through the pair's
-    hesitations     words that count as one, as regular expressions
-    """
-
-    given: Given
-    name: str
-    decoding: Decoding
-    engine: Engine
-    own_template: bool
-    hesitations: tuple[str, ...]
-
-    @property
-    def pair(self) -> ModelPair:
-        return self.given.pair
-
-    def tokenizer(self, role: str) -> Any:
-        return self.pair.tokenizer_of(role) if self.own_template else self.pair.tokenizers[self.pair.entry(role)]
-
-    def respond(self, task: str, problems: Sequence[Problem], condition: Condition) -> list[Response]:
-        """The responses under a condition, in the order of the problems; problems whose response is kept are not asked again."""
-        tokenizer, alongside = self.tokenizer(condition.role), None
-        whose = condition.asked_as or condition.role
-        if condition.alongside:
-            other = OTHER[condition.role]
-            plain = Condition(f"{other} beside {condition.role}", "", other, asked_as=whose)
-            alongside = self.respond(task, problems, plain)
-        asked = ask(
-            [(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems],
-            tokenizer,
-            self.given.text.system,
-        )
-        kept = KeptResponses(self.given.folder, self.name, task, self._stands_for(condition))
-        known = ((place, kept.read(one)) for place, one in enumerate(asked))
-        found = {place: response for place, response in known if response is not None}
-        missing = [place for place in range(len(asked)) if place not in found]
-        if missing:
-            some = [asked[place] for place in missing]
-            written = generate(
-                self.pair,
-                condition.role,
-                some,
-                self.decoding,
-                engine=self.engine,
-                edits=condition.edits,
-                tokenizer=tokenizer,
-                alongside=None if alongside is None else [alongside[place] for place in missing],
-                title=f"{self.name} {task}: {condition.name}",
-                keep=lambda n, response: kept.write(some[n], response),
-            )
-            found |= dict(zip(missing, written, strict=True))
-        return [found[place] for place in range(len(asked))]
-
-    def solve(
-        self, task: str, of: Task, problems: Sequence[Problem], conditions: Iterable[Condition]
-    ) -> Iterator[Answered]:
-        """Yields each condition with its graded responses, one after the other."""
-        with Grader() as grader:
-            for condition in conditions:
-                responses = self.respond(task, problems, condition)
-                grades = self.grades(of, problems, responses, grader)
-                yield Answered(condition, self.measured(problems, responses, grades, condition))
-
-    def grades(
-        self, of: Task, problems: Sequence[Problem], responses: Sequence[Response], grader: Grader
-    ) -> list[Grade]:
-        questions = [
-            (response.text, problem.gold, of.kind, response.finished, response.opened)
-            for problem, response in zip(problems, responses, strict=True)
-        ]
-        return grader.grade(questions, tolerance=of.tolerance)
-
-    def measured(
-        self,
-        problems: Sequence[Problem],
-        responses: Sequence[Response],
-        grades: Sequence[Grade],
-        condition: Condition,
-    ) -> list[Solved]:
-        """Measures how the responses are written, and how probable the unedited model finds them."""
-        tokenizer, whose = self.tokenizer(condition.role), condition.asked_as or condition.role
-        prompts = ask([(problem.id, problem.prompts[whose]) for problem in problems], tokenizer, self.given.text.system)
-        nats = surprise(self.pair, condition.role, prompts, responses, tokenizer=tokenizer)
-        wrote = [behaviour(r.text, r.ids, patterns=self.hesitations, opened=r.opened) for r in responses]
-        return [Solved(*parts) for parts in zip(problems, responses, grades, wrote, nats, strict=True)]
-
-    def _stands_for(self, condition: Condition) -> str:
-        """A digest of all that decides a response beside its prompt and its batch."""
-        sources = [self.pair.sources[role] for role in (BASE, TUNED)]
-        named = [condition.role, *(f"{source} {source.files()}" for source in sources), repr(self.decoding)]
-        named.append(type(self.engine).__name__)
-        if condition.role not in (BASE, TUNED):  # it stands beside them, with an adapter or without
-            beside = [self.pair.adapter_on, self.pair.adapter] if condition.role == ADAPTER else []
-            named.append(digest(beside))
-        named += [str(self.own_template), str(condition.asked_as), str(condition.alongside)]
-        return digest([*named, *condition.edits])
-
-
 def asked_differently(problems: Iterable[Problem]) -> bool:
     """True for a task with another prompt for one model than for the other."""
     return any(len(set(problem.prompts.values())) > 1 for problem in problems)
 
 
-class KeptResponses:
-    """The file of one condition's responses in <run folder>/outputs, a line each; without a folder nothing is kept."""
+class KeptLines:
+    """The file <run folder>/outputs/<name>.jsonl with an entry a line, each known by the value that its column `key` has;
+    without a folder nothing is kept. What a killed process left of its last line is cut off the file."""
 
-    def __init__(self, folder: Path | None, name: str, task: str, stands_for: str):
-        self.path = None if folder is None else folder / "outputs" / f"{name}-{task}-{stands_for}.jsonl"
-        self.known: dict[str, Response] = {}
-        for line in whole_lines(self.path) if self.path is not None else []:
-            entry = json.loads(line)
-            key = entry.pop("key")
-            self.known[key] = Response(
-                **{**entry, "touched": tuple(entry["touched"]), "change": tuple(entry["change"])}
-            )
+    def __init__(self, folder: Path | None, name: str, *, key: str = "key"):
+        self.path, self.key = None if folder is None else folder / "outputs" / f"{name}.jsonl", key
+        self.known: dict[str, dict[str, Any]] = {}
+        if self.path is not None and self.path.exists():
+            text = self.path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:
+                self.path.write_text(whole, encoding="utf-8")
+            self.known = {entry.pop(key): entry for entry in map(json.loads, whole.splitlines())}
 
-    def read(self, asked: Asked) -> Response | None:
-        return self.known.get(digest([asked.name, asked.ids]))
-
-    def write(self, asked: Asked, response: Response) -> None:
+    def write(self, key: str, entry: Mapping[str, Any]) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": digest([asked.name, asked.ids]), **response._asdict()}) + "\n")
+            file.write(json.dumps({self.key: key, **entry}) + "\n")
 
 
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a file that is written line by line; what a killed process left of its last line is cut off the file."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return whole.splitlines()
+class KeptResponses:
+    """The file of one condition's responses, a line each."""
+
+    def __init__(self, folder: Path | None, name: str, task: str, stands_for: str):
+        self.lines = KeptLines(folder, f"{name}-{task}-{stands_for}")
+
+    def read(self, asked: Asked) -> Response | None:
+        entry = self.lines.known.get(digest([asked.name, asked.ids]))
+        if entry is None:
+            return None
+        return Response(**{**entry, "touched": tuple(entry["touched"]), "change": tuple(entry["change"])})
+
+    def write(self, asked: Asked, response: Response) -> None:
+        self.lines.write(digest([asked.name, asked.ids]), response._asdict())
 
 
 def digest(parts: Any) -> str:

@@ -17,14 +17,21 @@ Intervals are 95 % together over the strengths of a gate (Bonferroni).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from tunediff.edits import Add, Edit, Gate
-from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate, mean, surprise_rate
+from tunediff.evaluations.behaviour.conditions import (
+    accuracy,
+    hesitation_rate,
+    hesitations,
+    mean,
+    perplexity,
+    surprise_rate,
+)
 from tunediff.evaluations.behaviour.intervention import UNEDITED
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched
 from tunediff.evaluations.behaviour.solving import Condition, Solved
@@ -32,8 +39,7 @@ from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, choose
 from tunediff.evaluations.latents.steering import steering_parts
-from tunediff.measures import wilson
-from tunediff.measures.clustered import Estimate, number
+from tunediff.measures.clustered import Estimate, interval_columns
 from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Table
 
 UNITS = {"latent_maximum": "maxima of the latent", "residual_norm": "mean norms of the stream"}
@@ -95,20 +101,17 @@ class SteeringSweep(BehaviourEvaluation):
         yield from never_touched("steering_sweep", found)
         (name,) = self.tasks
         plain = found[name, UNEDITED].solved
-        rows, said = [], []
+        rows, verdicts = [], []
         for gate in self.gates:
-            curves = {
-                kind: [found[name, f"{gate}/{kind}/{strength:g}"].solved for strength in self.strengths]
-                for kind in ("latents", "random_direction")
-            }
-            for kind, curve in curves.items():
-                rows.append(point(gate, kind, 0.0, plain))
-                rows += [point(gate, kind, strength, s) for strength, s in zip(self.strengths, curve, strict=True)]
-            said += self._findings(gate, plain, curves)
-        yield from said
+            for kind in ("latents", "random_direction"):
+                curve = [found[name, f"{gate}/{kind}/{strength:g}"].solved for strength in self.strengths]
+                steps = zip((0.0, *self.strengths), (plain, *curve), strict=True)
+                rows += [point(gate, kind, strength, solved) for strength, solved in steps]
+                if kind == "latents":
+                    verdicts.append((yield from self._verdict(gate, plain, curve)))
         table = Table.of("steering_sweep", rows)
         yield table
-        yield from figures(table.columns, said, list(self.gates), self.unit)
+        yield from figures(table.columns, Table.of("verdicts", verdicts).columns, self.unit)
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
@@ -124,22 +127,24 @@ class SteeringSweep(BehaviourEvaluation):
                     made.append(Condition(name, title, role, edits, is_control, UNEDITED, asked_as))
         return made
 
-    def _findings(
-        self, gate: str, plain: Sequence[Solved], curves: Mapping[str, Sequence[Sequence[Solved]]]
-    ) -> Iterator[Finding | Note]:
-        curve, where = curves["latents"], f"steering_sweep/{gate}"
+    def _verdict(
+        self, gate: str, plain: Sequence[Solved], curve: Sequence[Sequence[Solved]]
+    ) -> Generator[Finding | Note, None, dict[str, Any]]:
+        """Yields what is found behind a gate, and returns it as a row."""
+        where, peak, strength = f"steering_sweep/{gate}", (None, None, None), None
         rates, coherent = [hesitation_rate(solved) for solved in curve], self._coherent(plain, curve)
         if usable := from_peak_on(rates, coherent):
-            peak = usable[0]
-            ends = hesitation_interval(curve[peak])
+            peak, strength = hesitations(curve[usable[0]]), self.strengths[usable[0]]
             meaning = "largest rate while the text is coherent, hesitations per 1,000 tokens; chosen and measured on the same problems"
-            yield Finding(f"{where}/peak", number(rates[peak].value), *ends, meaning)
+            yield Finding(f"{where}/peak", *peak, meaning)
             meaning = f"strength of that peak, in units of {self.unit}"
-            yield Finding(f"{where}/peak_strength", self.strengths[peak], meaning=meaning)
+            yield Finding(f"{where}/peak_strength", strength, meaning=meaning)
         found = dip(hesitation_rate(plain), rates, coherent)
-        yield Note(f"steering_sweep, {gate}: oversteering dip {found.word}; {found.why}")
-        value = {"present": 1.0, "absent": 0.0}.get(found.word)
+        verdict, value = f"oversteering dip {found.word}; {found.why}", {"present": 1.0, "absent": 0.0}.get(found.word)
+        yield Note(f"steering_sweep, {gate}: {verdict}")
         yield Finding(f"{where}/dip", value, meaning="oversteering dip: 1 present, 0 absent, null underpowered")
+        row = {"gate": gate, **interval_columns("peak", peak), "peak_strength": strength}
+        return row | {"dip": value, "verdict": verdict}
 
     def _coherent(self, plain: Sequence[Solved], curve: Sequence[Sequence[Solved]]) -> list[bool]:
         limit = surprise_rate(plain).value.exp() * self.collapse
@@ -149,19 +154,14 @@ class SteeringSweep(BehaviourEvaluation):
         ]
 
 
-def figures(
-    columns: dict[str, list], said: Sequence[Finding | Note], gates: Sequence[str], unit: str
-) -> Iterator[Figure]:
+def figures(columns: dict[str, list], verdicts: Mapping[str, list], unit: str) -> Iterator[Figure]:
     """Draws the curves, and below them the verdict for each gate."""
-    section, strengths = "Steering, from weak to strong", columns["strength"]
+    section = "Steering, from weak to strong"
+    beside = {"random": [kind != "latents" for kind in columns["kind"]], "plain": [not s for s in columns["strength"]]}
     yield Figure(
         name="steering_sweep/curves",
         kind="lines",
-        columns=columns
-        | {
-            "random": [kind != "latents" for kind in columns["kind"]],
-            "plain": [strength == 0 for strength in strengths],
-        },
+        columns=columns | beside,
         x="strength",
         y=["behaviour", "perplexity", "accuracy"],
         section=section,
@@ -179,24 +179,10 @@ def figures(
             "strength": f"strength, in {UNITS[unit]}",
         },
     )
-    found = {item.name: item for item in said if isinstance(item, Finding)}
-    notes = [item.text for item in said if isinstance(item, Note)]
-
-    def of(measure: str, field: str = "value") -> list[float | None]:
-        return [getattr(found.get(f"steering_sweep/{gate}/{measure}"), field, None) for gate in gates]
-
     yield Figure(
         name="steering_sweep/peaks",
         kind="intervals",
-        columns={
-            "gate": list(gates),
-            **{"peak": of("peak"), "peak_low": of("peak", "low"), "peak_high": of("peak", "high")},
-            **{"peak_strength": of("peak_strength"), "dip": of("dip")},
-            "verdict": [
-                " ".join(note.partition(": ")[2] for note in notes if note.startswith(f"steering_sweep, {gate}: "))
-                for gate in gates
-            ],
-        },
+        columns=verdicts,
         x="gate",
         y=["peak", "peak_strength"],
         section=section,
@@ -215,7 +201,7 @@ def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) ->
         target = Estimate(
             (1 - share) * second.value + share * top.value, (1 - share) * second.influence + share * top.influence
         )
-        low, high = Estimate(first.value - target.value, first.influence - target.influence).interval(level)
+        low, high = (first - target).interval(level)
         return bool(low > 0), bool(high < 0)
 
     usable = from_peak_on(rates, coherent)
@@ -244,26 +230,15 @@ def from_peak_on(rates: Sequence[Estimate], coherent: Sequence[bool]) -> list[in
 
 def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> dict[str, object]:
     """One row of the table steering_sweep."""
-    rate, nats = hesitation_rate(solved), surprise_rate(solved)
-    low, high = hesitation_interval(solved)
-    right = sum(s.grade.correct for s in solved)
-    accuracy_low, accuracy_high = wilson(right, len(solved))
-
     return {
         "gate": gate,
         "kind": kind,
         "strength": strength,
-        "behaviour": number(rate.value),
-        "behaviour_low": low,
-        "behaviour_high": high,
-        "perplexity": number(nats.value.exp()),
-        "perplexity_low": number(nats.interval(0.95)[0].exp()),
-        "perplexity_high": number(nats.interval(0.95)[1].exp()),
+        **interval_columns("behaviour", hesitations(solved)),
+        **interval_columns("perplexity", perplexity(solved)),
         "repetition": repeated(solved),
         "distinct": mean([s.behaviour.distinct for s in solved]),
-        "accuracy": right / len(solved),
-        "accuracy_low": accuracy_low,
-        "accuracy_high": accuracy_high,
+        **interval_columns("accuracy", accuracy(solved)),
         "tokens": mean([float(s.behaviour.tokens) for s in solved]),
         "touched": None if strength == 0 else mean([float(sum(s.response.touched) > 0) for s in solved]),
     }

@@ -27,14 +27,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.benchmarks import Task
+from tunediff.benchmarks import Problem, Task
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
+from tunediff.evaluations.behaviour.solving import Condition, asked_differently
 from tunediff.evaluations.given import Given, Needs
-from tunediff.evaluations.lora.behaviour import against_none, pairs_base, without_types
 from tunediff.evaluations.lora.costs import MEASURES, Costs, Removed, costs
-from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups
+from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups, removal
 from tunediff.hookpoints import LORA, LoraAdapter
-from tunediff.measures.clustered import Bounded, of_sums
+from tunediff.measures import difference, mcnemar
+from tunediff.measures.clustered import Bounded, interval_columns, of_sums
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
 
 NAME = "lora_ablation"
@@ -54,6 +55,7 @@ RATIOS: dict[str, tuple[str, Callable]] = {
         lambda s: s["kl_full_ablated"] / s["kl_random"],
     ),
 }
+FULL, NONE = "full", "without_all"  # conditions: with all adapters, without any
 SIGNED = ("excess", "share")  # the others are never below 0
 Measured = Mapping[str, Bounded]
 
@@ -129,7 +131,9 @@ class LoraAblation(BehaviourEvaluation):
         for ablation, of in measured.items():
             if ablation.group.draw is None:
                 yield from self._findings(ablation, of, len(adapters))
-        yield from self._random_findings(documents, len(adapters))
+        for some in _draws(ablations).values():  # each draw is a row of the table, and their mean is found
+            mean = torch.stack([documents[ablation] for ablation in some]).mean(0)
+            yield from self._findings(some[0], _measured(mean), len(adapters), f", mean of {len(some)} random draws")
         found = table(measured)
         yield found
         yield from figure(found.columns)
@@ -149,23 +153,17 @@ class LoraAblation(BehaviourEvaluation):
         self, found: Costs, sets: Sequence[Removed], ablations: Sequence[Ablation], everything: Removed
     ) -> dict[Ablation, Tensor]:
         """Ablation -> the SUMS of every document, [document, SUMS]; kl_random is NaN without a control."""
-        place = {removed: n for n, removed in enumerate(sets)}
-        full, base = (found.sums[:, place[removed], MEASURES.index("ce")] for removed in (frozenset(), everything))
-        of = {ablation: found.sums[:, place[ablation.removed(everything)]] for ablation in ablations}
-        controls: dict[tuple[bool, int], list[Tensor]] = defaultdict(list)
+        of = {ablation: found.sums[:, sets.index(ablation.removed(everything))] for ablation in ablations}
+        full, base = (of[ablation][:, MEASURES.index("ce")] for ablation in ablations[:2])
+        draws, documents = _draws(ablations), {}
         for ablation, sums in of.items():
-            if ablation.group.by == RANDOM:
-                controls[ablation.only, len(ablation.group.members)].append(sums[:, 0])
-
-        def columns(ablation: Ablation) -> Tensor:
-            draws = controls.get((ablation.only, len(ablation.group.members)))
+            alike = draws.get((ablation.only, len(ablation.group.members)))
             drawn = torch.full_like(full, torch.nan)
-            if draws and ablation.group.by != RANDOM:
-                drawn = torch.stack(draws).mean(0)
+            if alike and ablation.group.by != RANDOM:
+                drawn = torch.stack([of[one][:, 0] for one in alike]).mean(0)
             beside = torch.stack([full, base, drawn], dim=1)
-            return torch.cat([found.tokens[:, None], of[ablation], beside], dim=1)
-
-        return {ablation: columns(ablation) for ablation in ablations}
+            documents[ablation] = torch.cat([found.tokens[:, None], sums, beside], dim=1)
+        return documents
 
     def _findings(self, ablation: Ablation, of: Measured, adapters: int, what: str = "") -> Iterator[Finding]:
         group = ablation.group
@@ -174,16 +172,6 @@ class LoraAblation(BehaviourEvaluation):
             if value is not None:
                 meaning = f"{RATIOS[name][0]}; {how}; interval over documents"
                 yield Finding(f"{NAME}/{ablation.by}/{group.name}/{name}", value, low, high, meaning)
-
-    def _random_findings(self, documents: Mapping[Ablation, Tensor], adapters: int) -> Iterator[Finding]:
-        """Findings of the mean over the draws of each size; each draw is a row of the table."""
-        draws: dict[tuple[bool, str], list[Ablation]] = defaultdict(list)
-        for ablation in documents:
-            if ablation.group.by == RANDOM:
-                draws[ablation.only, ablation.group.name].append(ablation)
-        for some in draws.values():
-            mean = torch.stack([documents[ablation] for ablation in some]).mean(0)
-            yield from self._findings(some[0], _measured(mean), adapters, f", mean of {len(some)} random draws")
 
     # -- on benchmarks -------------------------------------------------------------------------------------------------
 
@@ -196,6 +184,57 @@ class LoraAblation(BehaviourEvaluation):
             found |= self.solved(given, {name: problems}, [*conditions, *pairs_base(given, problems)])
         yield from self.side_by_side(found)
         yield from against_none(NAME, found)
+
+
+def _draws(ablations: Sequence[Ablation]) -> dict[tuple[bool, int], list[Ablation]]:
+    """The draws of random groups, by whether they are what is left and by their size."""
+    found = defaultdict(list)
+    for ablation in ablations:
+        if ablation.group.by == RANDOM:
+            found[ablation.only, len(ablation.group.members)].append(ablation)
+    return found
+
+
+def without_types(at: Stream, adapters: Sequence[LoraAdapter], *, draws: int, seed: int) -> list[Condition]:
+    """The conditions, all compared with the full adapter and asked alike. Leaving one of two types out leaves the other alone."""
+
+    def without(name: str, title: str, members: frozenset[int], control: bool = False) -> Condition:
+        return Condition(name, title, TUNED, (removal(at, adapters, members),), control, FULL)
+
+    made = [Condition(FULL, "all adapters", TUNED)]
+    made.append(without(NONE, "without any adapter", frozenset(range(len(adapters)))))
+    types = lora_groups(adapters, ["type"])
+    for group in types if len(types) > 1 else ():
+        left = " and ".join(other.name for other in types if other != group)
+        made.append(without(f"without_{group.name}", f"without {group.name}: {left} alone", group.members))
+        size = len(group.members)
+        for drawn in random_groups(len(adapters), [size], draws, seed=seed):
+            title = f"without {size} random adapters of {len(adapters)}"
+            made.append(without(f"random/without_{group.name}/{drawn.draw}", title, drawn.members, control=True))
+    return made
+
+
+def pairs_base(given: Given, problems: Sequence[Problem]) -> list[Condition]:
+    """The condition of the pair's base asked in its own way, where that is another question than the adapted model's, or other weights."""
+    if not asked_differently(problems) and given.pair.shares_weights(TUNED):
+        return []
+    return [Condition(BASE, "base, asked in its own way", BASE, control=True, reference=FULL)]
+
+
+def against_none(name: str, found: Found) -> Iterator[Finding]:
+    """Compares each type left out with the model without any adapter, which tells if the adapters that are left still help."""
+    for (task, key), (condition, solved) in found.items():
+        if condition.reference != FULL or condition.control or key == NONE:
+            continue
+        before, right = ([one.grade.correct for one in some] for some in (found[task, NONE].solved, solved))
+        paired, where = difference(before, right), f"{name}/{task}/{key}"
+        meaning = "accuracy less that without any adapter, on the same problems, Newcombe's paired interval"
+        yield Finding(f"{where}/difference_from_none", *paired, meaning)
+        meaning = "McNemar's exact test against the model without any adapter"
+        yield Finding(f"{where}/p_from_none", mcnemar(before, right).p, meaning=meaning)
+
+
+# -- tables and figures ----------------------------------------------------------------------------------------------
 
 
 def _measured(documents: Tensor) -> Measured:
@@ -211,7 +250,7 @@ def table(measured: Mapping[Ablation, Measured]) -> Table:
         row = {"group": group.name, "by": group.by, "only": ablation.only, "draw": group.draw}
         row["adapters"] = len(group.members)
         for name, bounded in of.items():
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), bounded, strict=True))
+            row |= interval_columns(name, bounded)
         rows.append(row)
     return Table.of(NAME, rows)
 

@@ -11,17 +11,14 @@ in the run folder, so that an interrupted measurement goes on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from tunediff.evaluations.behaviour.solving import digest, whole_lines
+from tunediff.evaluations.behaviour.solving import KeptLines, digest
 from tunediff.evaluations.given import Given
 from tunediff.hookpoints import LoraAdapter, Point, writing_pieces
 from tunediff.measures.clustered import DocumentSums, by_document
@@ -44,17 +41,19 @@ class Costs(NamedTuple):
 
 def costs(given: Given, at: Stream, adapters: Sequence[LoraAdapter], removed: Sequence[Removed]) -> Costs:
     """The costs of the tuned model without each of these sets; an empty set is the full model and takes no pass of its own."""
-    kept = KeptSums(given, removed)
+    named = [f"{source} {source.files()}" for source in (given.pair.sources[role] for role in (BASE, TUNED))]
+    named += [str(sorted(without)) for without in removed]
+    kept = KeptLines(given.folder, f"lora_ablation-costs-{digest(named)}", key="batch")
     found = DocumentSums()
-    title = f"adapter ablation, {len(removed)} sets"
-    with tqdm(total=given.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
-        for batch in given.held_out:
-            documents = kept.read(batch)
-            if documents is None:
-                documents = _of_batch(given, at, adapters, removed, batch)
-                kept.write(batch, documents)
-            found.merge(documents)
-            bar.update(len(batch.token))
+    for batch in given.batches(f"adapter ablation, {len(removed)} sets"):
+        key = digest([batch.ids, batch.places, batch.document])
+        if key in kept.known:
+            known = kept.known[key]["documents"]
+            documents = {int(n): torch.tensor(part, dtype=torch.float64) for n, part in known.items()}
+        else:
+            documents = _of_batch(given, at, adapters, removed, batch)
+            kept.write(key, {"documents": {str(n): part.tolist() for n, part in documents.items()}})
+        found.merge(documents)
     stacked = found.stacked()
     return Costs(stacked[:, 0], stacked[:, 1:].unflatten(1, (len(removed), len(MEASURES))))
 
@@ -87,35 +86,3 @@ def cut(given: Given, at: Stream, adapters: Sequence[LoraAdapter], without: Remo
         return value[..., columns].masked_fill(gone[columns], 0.0)
 
     return writing_pieces(given.pair.models[TUNED], Point(at.hookpoint, at.layer), zeroed)
-
-
-class KeptSums:
-    """The file of the sums of each batch in <run folder>/outputs, a line each; without a folder nothing is kept."""
-
-    def __init__(self, given: Given, removed: Sequence[Removed]):
-        named = [f"{source} {source.files()}" for source in (given.pair.sources[role] for role in (BASE, TUNED))]
-        named += [str(sorted(without)) for without in removed]
-        folder = given.folder
-        self.path: Path | None = None
-        if folder is not None:
-            self.path = folder / "outputs" / f"lora_ablation-costs-{digest(named)}.jsonl"
-        lines = whole_lines(self.path) if self.path is not None else []
-        self.known = {entry["batch"]: entry["documents"] for entry in map(json.loads, lines)}
-
-    def read(self, batch: Batch) -> dict[int, Tensor] | None:
-        found = self.known.get(_key(batch))
-        if found is None:
-            return None
-        return {int(document): torch.tensor(part, dtype=torch.float64) for document, part in found.items()}
-
-    def write(self, batch: Batch, documents: dict[int, Tensor]) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(exist_ok=True)
-        entry = {"batch": _key(batch), "documents": {str(n): part.tolist() for n, part in documents.items()}}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-
-def _key(batch: Batch) -> str:
-    return digest([batch.ids, batch.places, batch.document])

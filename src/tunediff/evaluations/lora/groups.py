@@ -53,15 +53,9 @@ def random_groups(adapters: int, sizes: Iterable[int], draws: int, *, seed: int)
     return found
 
 
-def columns_of(adapters: Sequence[LoraAdapter], members: Iterable[int]) -> torch.Tensor:
-    """Indices [n] of the columns of the hookpoint `lora` that belong to these adapters, in order."""
-    ranges = [torch.arange(adapters[n].columns.start, adapters[n].columns.stop) for n in sorted(members)]
-    return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.long)
-
-
 def removal(at: Stream, adapters: Sequence[LoraAdapter], members: Iterable[int]) -> Edit:
     """The edit under which the model runs without these adapters."""
-    members = sorted(members)
-    numbers = columns_of(adapters, members)
-    names = tuple(f"adapter {adapters[member]}" for member in members)
+    gone = [adapters[member] for member in sorted(members)]
+    numbers = torch.tensor([n for one in gone for n in range(one.columns.start, one.columns.stop)], dtype=torch.long)
+    names = tuple(f"adapter {one}" for one in gone)
     return Edit(at, Axes(numbers, torch.ones(len(numbers)), torch.zeros(len(numbers)), names), Zero())

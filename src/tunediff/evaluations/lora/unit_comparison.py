@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ SETTING = "evaluation.unit_comparison"
 KINDS = 3  # adapters, neurons, latents
 
 
+@dataclass(kw_only=True)
 class UnitComparison:
     """first      true: only the first token of a labelled stretch counts as labelled, the rest of it is not looked at
     above      from this AUROC on a unit counts as telling a label
@@ -46,27 +48,23 @@ class UnitComparison:
     Raises Refused before a model is loaded where the judge cannot be asked or could be asked too often; later for a pair
     without adapters."""
 
+    judge: Judge
+    judged: int = 50
+    first: bool = True
+    above: float = 0.9
+    shuffles: int = 100
+    draws: int = 100
+    seed: int = 0
+
     needs = Needs.PAIR
 
-    def __init__(
-        self,
-        *,
-        judge: Judge,
-        judged: int = 50,
-        first: bool = True,
-        above: float = 0.9,
-        shuffles: int = 100,
-        draws: int = 100,
-        seed: int = 0,
-    ):
-        self.judged, self.first, self.above = judged, first, above
-        self.shuffles, self.draws, self.seed = shuffles, draws, seed
-        self.chat = judge.chat(f"{SETTING}.judge")
+    def __post_init__(self):
+        self.chat = self.judge.chat(f"{SETTING}.judge")
         if self.chat is not None:
-            if judged < 1:
+            if self.judged < 1:
                 raise Refused(f"{SETTING} needs judged=1 or more.")
-            counted = f"{judged:,} units of each of {KINDS} kinds"
-            self.chat.allow(KINDS * judged, counted=counted, fewer=f"{SETTING}.judged")
+            counted = f"{self.judged:,} units of each of {KINDS} kinds"
+            self.chat.allow(KINDS * self.judged, counted=counted, fewer=f"{SETTING}.judged")
 
     def run(self, given: Given) -> Iterator[Finding | Table | Note]:
         kinds, held_out = kinds_of(given, seed=self.seed)

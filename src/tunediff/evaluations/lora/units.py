@@ -8,6 +8,7 @@ latents    of the study's dictionary, as they are
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -89,9 +90,9 @@ def matched_neurons(pair: ModelPair, *, seed: int) -> tuple[list[Stream], Tensor
     """Neurons drawn without replacement, all of a layer that has fewer than its adapters have directions: streams, columns
     of these side by side [neuron], and units."""
     generator = torch.Generator().manual_seed(seed)
-    wanted: dict[int, int] = {}
+    wanted = Counter()
     for adapter in pair.sources[TUNED].adapters:
-        wanted[adapter.layer] = wanted.get(adapter.layer, 0) + adapter.columns.stop - adapter.columns.start
+        wanted[adapter.layer] += adapter.columns.stop - adapter.columns.start
     streams = pair.streams(NEURONS, list(wanted), reads=TUNED)
     columns, units, first = [], [], 0
     for stream, count in zip(streams, wanted.values(), strict=True):

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tunediff.evaluations.given import Given, Needs
 from tunediff.hookpoints import attending
@@ -148,12 +147,8 @@ class AttentionSinks:
         uniform = sums.uniform.sum(0) / sums.queries.sum()
         found: dict[str, list] = {"model": [role] * len(places), "layer": layer.tolist(), "head": head.tolist()}
         found |= {"group": [GROUPS[g] for g in group.tolist()], "uniform": uniform[group].tolist()}
-        nothing = torch.full_like(measures["mass"].value, torch.nan)
-        for name in MEANINGS:
-            fields = [nothing] * 3
-            if name in measures:
-                fields = [measures[name].value, *measures[name].interval(self.level)]
-            for part, field in zip(("", "_low", "_high"), fields, strict=True):
+        for name, measure in measures.items():
+            for part, field in zip(("", "_low", "_high"), (measure.value, *measure.interval(self.level)), strict=True):
                 values = field[layer, head, group].tolist()
                 found[name + part] = [None if value != value else value for value in values]
         for name, values in found.items():
@@ -162,28 +157,26 @@ class AttentionSinks:
     @torch.no_grad()
     def _sums(self, given: Given, role: str) -> Sums | None:
         pair, found = given.pair, [DocumentSums() for _ in range(4)]
-        model, entry, title = pair.models[role], pair.entry(role), f"{role} attention"
-        with tqdm(total=given.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
-            for batch in given.held_out:
-                bar.update(len(batch.token))
-                watched = watch(batch, entry, pair.tokenizers[entry])
-                if watched is None:
-                    continue
-                watched = Watched(*(t.to(pair.device(role)) for t in watched))
-                inputs, layers = pair.inputs(role, batch), []
+        model, entry = pair.models[role], pair.entry(role)
+        for batch in given.batches(f"{role} attention"):
+            watched = watch(batch, entry, pair.tokenizers[entry])
+            if watched is None:
+                continue
+            watched = Watched(*(t.to(pair.device(role)) for t in watched))
+            inputs, layers = pair.inputs(role, batch), []
 
-                def see(_, weights: Tensor, watched=watched, layers=layers) -> None:
-                    layers.append(summed(weights.float(), watched).cpu().double())
+            def see(_, weights: Tensor, watched=watched, layers=layers) -> None:
+                layers.append(summed(weights.float(), watched).cpu().double())
 
-                with attending(model, see):
-                    model.base_model(**inputs, use_cache=False)
-                uniform = summed(uniform_attention(inputs["attention_mask"]), watched)[:, 0, :COUNT]
-                counts = (mask.sum(1) for mask in (watched.queries, watched.matched))
-                document = torch.zeros(len(batch.ids[entry]), dtype=torch.long)  # of each sequence
-                document[batch.sequence] = batch.document
-                asked = watched.queries.any(1).cpu()
-                for field, sums in zip(found, (torch.stack(layers, dim=1), uniform, *counts), strict=True):
-                    field.add(sums.cpu().double()[asked], document[asked])
+            with attending(model, see):
+                model.base_model(**inputs, use_cache=False)
+            uniform = summed(uniform_attention(inputs["attention_mask"]), watched)[:, 0, :COUNT]
+            counts = (mask.sum(1) for mask in (watched.queries, watched.matched))
+            document = torch.zeros(len(batch.ids[entry]), dtype=torch.long)  # of each sequence
+            document[batch.sequence] = batch.document
+            asked = watched.queries.any(1).cpu()
+            for field, sums in zip(found, (torch.stack(layers, dim=1), uniform, *counts), strict=True):
+                field.add(sums.cpu().double()[asked], document[asked])
         if not len(found[0]):
             return None
         document, order = torch.tensor(found[0].documents).sort()
@@ -204,7 +197,8 @@ def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
     thinking = batch.segment == SEGMENTS.index("thinking")
     asking = thinking | (batch.segment == SEGMENTS.index("answer"))
     queries = torch.zeros(rows, length, dtype=torch.bool)
-    groups, windows = torch.zeros(rows, length, COUNT), []  # windows: row, its query's distance further on, its tokens
+    # windows: row, number in it, distance that its query is further on, tokens
+    groups, windows = torch.zeros(rows, length, COUNT), []
     for row in range(rows):
         here = batch.sequence == row
         # Bounds of the groups among all ids of the sequence. Kept tokens alone are known by their segment: special ones
@@ -221,19 +215,18 @@ def watch(batch: Batch, entry: int, tokenizer) -> Watched | None:
         queries[row, :stop] = False
         end = max(position[here & thinking].tolist(), default=0) + 1
         starts = sentence_starts(batch.ids[entry][row].tolist(), stop, end, tokenizer)
-        windows += [(row, s - start, slice(s, s + stop - start)) for s in starts if s + stop - start <= end]
+        long_enough = [s for s in starts if s + stop - start <= end]
+        windows += [(row, n, s - start, slice(s, s + stop - start)) for n, s in enumerate(long_enough)]
     if not queries.any():
         return None
     # A query sees the prefix from some distance. From the same distance a window is seen by the query that is as much
     # further on as the window is, where there is one: `both` marks that pair at the place of the former. Each such query
     # is compared with the mean over its windows; `control` moves their weights to the queries that see the windows.
-    count = max((sum(row == n for n, _, _ in windows) for row in range(rows)), default=0)
+    count = max((n for _, n, _, _ in windows), default=-1) + 1
     window, reach = (torch.zeros(rows, length, count) for _ in range(2))
     both = torch.zeros(rows, length, count)  # prefix's queries that have one of a window at the same distance
     shifted = torch.zeros(rows, length, count, dtype=torch.long)
-    used = [0] * rows
-    for row, shift, tokens in windows:
-        n, used[row] = used[row], used[row] + 1
+    for row, n, shift, tokens in windows:
         window[row, tokens, n] = 1.0
         reach[row, shift + 1 :, n] = 1.0
         both[row, : length - shift, n] = (queries[row, : length - shift] & queries[row, shift:]).float()
@@ -281,22 +274,22 @@ def summed(weights: Tensor, watched: Watched) -> Tensor:
 
 
 def measured(sums: Sums) -> dict[str, Estimate]:
-    """The measures mass and relative, and where there are windows times and excess, each [layer, head, group]; else NaN."""
+    """The measures, each [layer, head, group]: mass and relative of the groups that there are, times and excess of the prefix
+    where there are windows; else NaN."""
     masses, prefix, windows = sums.attention.split([COUNT, 1, 1], dim=-1)
-    found = {"mass": ratio(masses, sums.queries[:, None, None, None])}
-    found["relative"] = ratio(masses, sums.uniform[:, None, None])
-    absent = sums.uniform.sum(0) == 0
-    found = {name: Estimate(*(f.masked_fill(absent, torch.nan) for f in each)) for name, each in found.items()}
-    if sums.matched.any():
-        elsewhere = torch.arange(COUNT) != PREFIX
-        compared = {
-            "times": ratio(prefix, windows),
-            "excess": ratio(prefix - windows, sums.matched[:, None, None, None]),
-        }
-        for name, estimate in compared.items():
-            fields = (field.expand(*field.shape[:-1], COUNT) for field in estimate)
-            found[name] = Estimate(*(field.masked_fill(elsewhere, torch.nan) for field in fields))
-    return found
+    queries, matched = (counts[:, None, None, None] for counts in (sums.queries, sums.matched))
+    absent, elsewhere = sums.uniform.sum(0) == 0, torch.arange(COUNT) != PREFIX
+    found = {
+        "mass": (ratio(masses, queries), absent),
+        "relative": (ratio(masses, sums.uniform[:, None, None]), absent),
+        "times": (ratio(prefix, windows), elsewhere),
+        "excess": (ratio(prefix - windows, matched), elsewhere),
+    }
+
+    def known(field: Tensor, unknown: Tensor) -> Tensor:
+        return field.expand(*field.shape[:-1], COUNT).masked_fill(unknown, torch.nan)
+
+    return {name: Estimate(*(known(f, unknown) for f in each)) for name, (each, unknown) in found.items()}
 
 
 def _mean(estimate: Estimate, axes: tuple[int, ...]) -> Estimate:

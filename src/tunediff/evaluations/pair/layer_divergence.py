@@ -17,10 +17,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from tqdm import tqdm
 
 from tunediff.evaluations.given import Given, Needs
-from tunediff.measures.clustered import DocumentSums, ratio
+from tunediff.measures.clustered import DocumentSums, number, ratio
 from tunediff.shapes import ROLES, Figure, Finding, Note, Stream, Table
 
 MEASURES = ("l2", "cosine", "norm_base", "norm_tuned")
@@ -28,9 +27,6 @@ MEANINGS = {
     "l2": "mean over tokens of |h_base - h_tuned|, in the models' own units",
     "cosine": "mean over tokens of the cosine of the two residual streams",
 }
-
-
-COLUMNS = {"l2": ("largest distance", "at layer")}  # heads of those that stand beside other runs
 
 
 class LayerDivergence:
@@ -77,12 +73,15 @@ class LayerDivergence:
             )
         elif comparable:
             how = f"{int(tokens.sum()):,} tokens of {len(tokens):,} documents; {self.level:.0%} interval over documents"
-            for name, word, n in (("l2", "largest", columns["l2"]), ("cosine", "smallest", columns["cosine"])):
-                at = n.index(max(n) if word == "largest" else min(n))
-                low, high = (_known(columns[name + part][at]) for part in ("_low", "_high"))
+            for n, (name, word) in enumerate((("l2", "largest"), ("cosine", "smallest"))):
+                values = estimate.value[:, n]
+                at = int(values.argmax() if word == "largest" else values.argmin())
                 meaning = f"{MEANINGS[name]}, at the layer where it is {word}; {how}"
-                heads, line = COLUMNS.get(name, ("", "")), f"{word} {'distance' if name == 'l2' else name}"
-                yield Finding(f"layer_divergence/{name}/{word}", n[at], low, high, meaning, heads[0], line)
+                # heads of the columns that stand beside other runs
+                heads = ("largest distance", "at layer") if name == "l2" else ("", "")
+                ends = number(low[at, n]), number(high[at, n])
+                line = heads[0] or f"{word} {name}"
+                yield Finding(f"layer_divergence/{name}/{word}", float(values[at]), *ends, meaning, heads[0], line)
                 meaning = f"that layer, counted from 0; -1 is the output of the embedding; the mean is {word} there"
                 where = f"layer_divergence/{name}/{word}_layer"
                 yield Finding(where, layers[at], meaning=meaning, column=heads[1], line="at layer")
@@ -90,15 +89,11 @@ class LayerDivergence:
     def _sums(self, given: Given, streams: list[Stream], comparable: bool) -> tuple[Tensor, Tensor]:
         """Sums over the tokens of each document [document, layer, measure] and their numbers [document], in float64."""
         sums = DocumentSums()
-        with tqdm(total=given.tokens, unit="tok", unit_scale=True, desc="layers", leave=False, delay=2) as bar:
-            for batch in given.held_out:
-                values = given.pair.read(batch, streams)
-                measured = torch.stack(
-                    [measures(b, t, comparable) for b, t in zip(values[::2], values[1::2], strict=True)]
-                )
-                measured = torch.cat([measured, torch.ones_like(measured[:, :1])], dim=1)  # the last counts tokens
-                sums.add(measured.permute(2, 0, 1).cpu().double(), batch.document)
-                bar.update(len(batch.token))
+        for batch in given.batches("layers"):
+            values = given.pair.read(batch, streams)
+            measured = torch.stack([measures(b, t, comparable) for b, t in zip(values[::2], values[1::2], strict=True)])
+            measured = torch.cat([measured, torch.ones_like(measured[:, :1])], dim=1)  # the last counts tokens
+            sums.add(measured.permute(2, 0, 1).cpu().double(), batch.document)
         stacked = sums.stacked()
         return stacked[..., :-1], stacked[:, 0, -1]
 
@@ -141,7 +136,3 @@ def measures(base: Tensor, tuned: Tensor, comparable: bool) -> Tensor:
         return torch.cat([torch.zeros_like(norms), norms])
     apart = torch.stack([(base - tuned).norm(dim=-1), cosine_similarity(base, tuned, dim=-1)])
     return torch.cat([apart, norms])
-
-
-def _known(value: float) -> float | None:
-    return None if value != value else value

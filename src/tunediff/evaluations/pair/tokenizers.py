@@ -23,10 +23,10 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from tunediff.evaluations.given import Given, Needs
-from tunediff.measures.clustered import Estimate, ratio
+from tunediff.measures.clustered import Estimate, interval_columns, ratio
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Table
-from tunediff.text import Text, compare_tokenizers, padded_groups
+from tunediff.text import Text, compare_tokenizers, padded, padded_groups
 from tunediff.text.tokenizers import encode
 
 SHARED = "shared"  # in place of the role of a tokenizer, where both models have the same
@@ -88,7 +88,7 @@ class Tokenizers:
                 row = {"model": role, "tokenizer": owner, "documents": len(some), "tokens": int(tokens.sum())}
                 row |= {"bytes": int(size.sum()), "tokens_per_byte": float(tokens.sum() / size.sum())}
                 for name, estimate in (("nats_per_token", loss), ("bits_per_byte", bits)):
-                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), estimate.bounded(self.level), strict=True))
+                    row |= interval_columns(name, estimate.bounded(self.level))
                     yield self._finding(name, f"{role}/{owner}", estimate)
                 rows.append(row)
         yield Table.of("tokenizers", rows)
@@ -136,17 +136,14 @@ class Tokenizers:
 
 def _pieces(given: Given, tokenizers: Sequence) -> list[list[Piece]]:
     """The held-out responses under each tokenizer, until the ids of the first reach the budget of tokens."""
-    found: list[list[Piece]] = [[] for _ in tokenizers]
-    read = 0
+    found, read = [], 0
     for row in given.text.named_rows(held_out=True):
         if read >= given.tokens:
             break
-        pieces = responses(row, tokenizers, given.text)
-        if pieces:
+        if pieces := responses(row, tokenizers, given.text):
             read += len(pieces[0].ids)
-            for some, piece in zip(found, pieces, strict=True):
-                some.append(piece)
-    return found
+            found.append(pieces)
+    return [[pieces[n] for pieces in found] for n in range(len(tokenizers))]
 
 
 def responses(row: Mapping[str, Any], tokenizers: Sequence, text: Text) -> list[Piece] | None:
@@ -192,14 +189,10 @@ def losses(pair: ModelPair, role: str, pieces: Sequence[Piece], tokens_per_batch
         total=sum(len(p.ids) for p in pieces), unit="tok", unit_scale=True, desc=title, leave=False, delay=2
     ) as bar:
         for some in padded_groups(range(len(pieces)), tokens_per_batch, lambda n: len(pieces[n].ids)):
-            length = len(pieces[some[-1]].ids)
-            ids, scored = (torch.zeros(len(some), length, dtype=torch.long) for _ in range(2))
-            mask = torch.zeros_like(ids)
-            for n, piece in enumerate(pieces[i] for i in some):
-                ids[n, : len(piece.ids)] = torch.tensor(piece.ids)
-                mask[n, : len(piece.ids)] = 1
-                scored[n, piece.first : len(piece.ids)] = 1
-            ids, wanted = ids.to(device), scored[:, 1:].bool()
+            ids, mask = padded([pieces[n].ids for n in some], "right")
+            first = torch.tensor([pieces[n].first for n in some])
+            wanted = (mask * (torch.arange(mask.shape[1]) >= first[:, None]))[:, 1:].bool()
+            ids = ids.to(device)
             logits = model(input_ids=ids, attention_mask=mask.to(device), use_cache=False).logits[:, :-1]
             each = cross_entropy(logits[wanted].float(), ids[:, 1:][wanted], reduction="none")
             summed.index_add_(0, torch.tensor(some)[wanted.nonzero()[:, 0]], each.cpu().double())
@@ -221,16 +214,16 @@ def told_special_tokens(base, tuned) -> Iterator[Table | Finding | Note]:
     """Special tokens and markers (think tags, chat markers) of both tokenizers side by side, and what share differs."""
     sides = {BASE: base, TUNED: tuned}
     names = dict.fromkeys(str(token) for t in sides.values() for token in t.added_tokens_decoder.values())
-    columns: dict[str, list] = {"token": list(names)}
+    rows: list[dict[str, Any]] = [{"token": name} for name in names]
     for role, tokenizer in sides.items():
         vocabulary = tokenizer.get_vocab()
-        used = {use: getattr(tokenizer, f"{use}_token") for use in USES}
-        columns[f"{role}_id"] = [vocabulary.get(name) for name in names]
-        columns[f"{role}_pieces"] = [len(encode(tokenizer, name)["input_ids"]) for name in names]
-        columns[f"{role}_use"] = [", ".join(use for use in USES if used[use] == name) for name in names]
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        for row in rows:
+            name = row["token"]
+            row[f"{role}_id"] = vocabulary.get(name)
+            row[f"{role}_pieces"] = len(encode(tokenizer, name)["input_ids"])
+            row[f"{role}_use"] = ", ".join(use for use in USES if getattr(tokenizer, f"{use}_token") == name)
     differing = [r for r in rows if any(r[f"{BASE}_{part}"] != r[f"{TUNED}_{part}"] for part in ("id", "use"))]
-    yield Table("special_tokens", columns)
+    yield Table.of("special_tokens", rows)
     share = len(differing) / max(len(rows), 1)
     meaning = f"share of the {len(rows)} special tokens and markers of either tokenizer that differ in id or use"
     yield Finding("tokenizers/special_tokens/differing_share", share, meaning=meaning)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class GraphPrompt(NamedTuple):
     target: int
 
 
+@dataclass(kw_only=True)
 class AttributionGraphs:
     """prompts     texts, or .txt files of one each, whose last token is predicted; null: held-out text up to `at`
     at          a label: the token that is predicted is the first token of a stretch with it. In a text without it, a token that spells
@@ -52,38 +54,27 @@ class AttributionGraphs:
     batch       number of targets whose gradients are taken at once
     """
 
+    prompts: Sequence[str] | None = None
+    at: str = "hesitation"
+    count: int = 20
+    context: int = 512
+    logits_mass: float = 0.95
+    most_logits: int = 10
+    most_latents: int = 10_000
+    node_threshold: float = 0.8
+    edge_threshold: float = 0.98
+    drop_first: bool = True
+    drawn: int = 8
+    batch: int = 64
+
     needs = Needs.ADAPTER
 
-    def __init__(
-        self,
-        *,
-        prompts: Sequence[str] | None = None,
-        at: str = "hesitation",
-        count: int = 20,
-        context: int = 512,
-        logits_mass: float = 0.95,
-        most_logits: int = 10,
-        most_latents: int = 10_000,
-        node_threshold: float = 0.8,
-        edge_threshold: float = 0.98,
-        drop_first: bool = True,
-        drawn: int = 8,
-        batch: int = 64,
-    ):
-        check_share(f"{SETTING}.node_threshold", node_threshold)
-        check_share(f"{SETTING}.edge_threshold", edge_threshold)
-        for name, value in {"count": count, "context": context, "most_latents": most_latents, "batch": batch}.items():
-            if value < 1:
-                raise Refused(f"{SETTING}.{name}={value}: give at least 1.")
-        self.prompts, self.at, self.count, self.context = prompts, at, count, context
-        self.attributed = {
-            "logits_mass": logits_mass,
-            "most_logits": most_logits,
-            "most_latents": most_latents,
-            "drop_first": drop_first,
-            "batch": batch,
-        }
-        self.node_threshold, self.edge_threshold, self.drawn = node_threshold, edge_threshold, drawn
+    def __post_init__(self):
+        for name in ("node_threshold", "edge_threshold"):
+            check_share(f"{SETTING}.{name}", getattr(self, name))
+        for name in ("count", "context", "most_latents", "batch"):
+            if getattr(self, name) < 1:
+                raise Refused(f"{SETTING}.{name}={getattr(self, name)}: give at least 1.")
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         """Attributes each prompt. Raises Refused for a dictionary that is no transcoder adapter."""
@@ -96,24 +87,42 @@ class AttributionGraphs:
             )
             return
         spelled = spelling(trained.pair.tokenizers[0])
-        tables: dict[str, dict[str, list]] = {name: defaultdict(list) for name in ("graphs", "nodes", "edges")}
+        graphs, nodes, edges = [], [], defaultdict(list)
         influences, kept_in = [], Counter()
         for number, prompt in enumerate(tqdm(prompts, desc="attribution graphs", leave=False, delay=2)):
-            graph = attribute(trained.pair.models[ADAPTER], adapter, prompt.ids, **self.attributed)
+            graph = attribute(
+                trained.pair.models[ADAPTER],
+                adapter,
+                prompt.ids,
+                logits_mass=self.logits_mass,
+                most_logits=self.most_logits,
+                most_latents=self.most_latents,
+                drop_first=self.drop_first,
+                batch=self.batch,
+            )
             pruned = prune(graph.edges, graph.probability, nodes=self.node_threshold, links=self.edge_threshold)
             slug = f"prompt-{number:03d}"
-            self._write(trained, graph, pruned, slug, spelled)
-            _add_graph(tables["graphs"], slug, prompt, graph, pruned, spelled)
+            if trained.folder is not None:
+                write_graph(
+                    trained.folder / "graphs",
+                    graph,
+                    pruned,
+                    slug=slug,
+                    spelled=spelled,
+                    depth=len(adapter.streams),
+                    scan=trained.folder.name,
+                    node_threshold=self.node_threshold,
+                )
+            graphs.append({"graph": slug, **_described(prompt, graph, pruned, spelled)})
             if number < self.drawn:
-                _add_nodes(tables["nodes"], slug, graph, pruned, spelled, len(adapter.layers))
-                _add_edges(tables["edges"], slug, graph, pruned)
+                nodes += ({"graph": slug, **node} for node in _nodes(graph, pruned, spelled, len(adapter.layers)))
+                _add_edges(edges, slug, graph, pruned)
             influences.append((graph.number, pruned.influence[: len(graph.number)]))
             kept_in.update(graph.number[pruned.latents].unique().tolist())
-        for name, columns in tables.items():
-            yield Table(name if name == "graphs" else f"graph_{name}", dict(columns))
+        yield from (Table.of("graphs", graphs), Table.of("graph_nodes", nodes), Table("graph_edges", dict(edges)))
         influence = summed(influences, adapter.latents)
         yield _influence_table(influence, kept_in, adapter)
-        yield from self._findings(trained, tables["graphs"], influence)
+        yield from self._findings(trained, graphs, influence)
         if trained.folder is not None:
             yield Note(
                 f"graphs/ holds {len(prompts)} graphs for circuit-tracer: circuit-tracer start-server --graph_file_dir "
@@ -160,23 +169,10 @@ class AttributionGraphs:
 
     # -- what is found -------------------------------------------------------------------------------------------------
 
-    def _write(self, trained: Trained, graph: Graph, pruned: Pruned, slug: str, spelled: Callable[[int], str]) -> None:
-        if trained.folder is None:
-            return
-        write_graph(
-            trained.folder / "graphs",
-            graph,
-            pruned,
-            slug=slug,
-            spelled=spelled,
-            depth=len(trained.dictionary.streams),
-            scan=trained.folder.name,
-            node_threshold=self.node_threshold,
-        )
-
-    def _findings(self, trained: Trained, graphs: dict[str, list], influence: Tensor) -> Iterator[Finding]:
-        count = len(graphs["graph"])
-        errors, probabilities = (sum(graphs[name]) / count for name in ("completeness_error", "probability"))
+    def _findings(self, trained: Trained, graphs: Sequence[dict[str, Any]], influence: Tensor) -> Iterator[Finding]:
+        count = len(graphs)
+        names = ("completeness_error", "probability")
+        errors, probabilities = (sum(row[name] for row in graphs) / count for name in names)
         where = "attribution_graphs"
         meaning = (
             f"what edges, rest and constant lack of the targets, as a share of their size; mean over {count} graphs"
@@ -194,16 +190,9 @@ class AttributionGraphs:
             yield Finding(f"{where}/carrying_share", carrying / living, meaning=meaning)
 
 
-def _add_graph(
-    columns: dict[str, list],
-    slug: str,
-    prompt: GraphPrompt,
-    graph: Graph,
-    pruned: Pruned,
-    spelled: Callable[[int], str],
-) -> None:
-    row = {
-        "graph": slug,
+def _described(prompt: GraphPrompt, graph: Graph, pruned: Pruned, spelled: Callable[[int], str]) -> dict[str, Any]:
+    """The columns of a graph's row, after its name."""
+    return {
         "prompt": "".join(map(spelled, graph.ids.tolist())),
         "target": spelled(prompt.target),
         "probability": float(graph.prediction[prompt.target]),
@@ -214,15 +203,12 @@ def _add_graph(
         "completeness_error": graph.completeness_error,
         "drop_first": graph.drop_first,
     }
-    for name, value in row.items():
-        columns[name].append(value)
 
 
-def _add_nodes(
-    columns: dict[str, list], slug: str, graph: Graph, pruned: Pruned, spelled: Callable[[int], str], depth: int
-) -> None:
+def _nodes(graph: Graph, pruned: Pruned, spelled: Callable[[int], str], depth: int) -> Iterator[dict[str, Any]]:
     """A node's number is its place among the graph's latents, positions and logits; embeddings stand in layer -1, logits
     above the last. Of a logit, activation is its distance from the mean of all, and influence its probability."""
+    names = ("node", "kind", "layer", "position", "token", "latent", "activation", "influence")
     latents, positions = len(graph.number), len(graph.ids)
     words = [spelled(token) for token in graph.ids.tolist()]
     rows = []
@@ -236,11 +222,7 @@ def _add_nodes(
     for n, token in enumerate(graph.logits.tolist()):
         found = (-1, float(graph.value[latents + n]), float(graph.probability[n]))
         rows.append((latents + positions + n, "logit", depth, positions - 1, spelled(token), *found))
-    names = ("node", "kind", "layer", "position", "token", "latent", "activation", "influence")
-    for row in rows:
-        columns["graph"].append(slug)
-        for name, value in zip(names, row, strict=True):
-            columns[name].append(value)
+    return (dict(zip(names, row, strict=True)) for row in rows)
 
 
 def _add_edges(columns: dict[str, list], slug: str, graph: Graph, pruned: Pruned) -> None:

@@ -12,7 +12,7 @@ draws taken as given. Every model is one of its own over the weights of the pair
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Pr
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
 from tunediff.evaluations.given import LatentStatistics, Needs, Trained
 from tunediff.evaluations.latents.selection import Selection, choose
+from tunediff.measures.clustered import interval_columns
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Figure, Finding, Note, Refused, Table
 
@@ -34,6 +35,7 @@ COMPARED_WITH = {NECESSITY: ADAPTER, SUFFICIENCY: HYBRID, NEGATION: TUNED}  # al
 WHOLE = {ADAPTER: "with the whole adapter", HYBRID: "tuned with the base's MLPs", TUNED: "tuned"}
 TITLES = {NECESSITY: "adapter without {}", SUFFICIENCY: "hybrid with {} alone", NEGATION: "tuned with {} negated"}
 CHOSEN, RANDOM, EMPTY = "chosen", "random", "empty"
+SETS = {CHOSEN: "the set", RANDOM: "random latents ({:,})", EMPTY: "decoder biases"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +55,8 @@ class AskedSet:
 
     @property
     def condition(self) -> Condition:
-        what = {CHOSEN: "the set", RANDOM: f"random latents ({len(self.numbers):,})", EMPTY: "decoder biases"}[
-            self.which
-        ]
-        against = COMPARED_WITH[self.asked]
-        title = TITLES[self.asked].format(what)
+        what = SETS[self.which].format(len(self.numbers))
+        against, title = COMPARED_WITH[self.asked], TITLES[self.asked].format(what)
         return Condition(self.name, title, ADAPTER, control=self.which != CHOSEN, reference=against, asked_as=TUNED)
 
 
@@ -105,9 +104,7 @@ class LatentSets(BehaviourEvaluation):
         rows = []
         for name in self.tasks:
             of_task = {key: solved for (task, key), (_, solved) in found.items() if task == name}
-            changes, some = _compared(name, questions, of_task)
-            yield from changes
-            rows += some
+            rows += yield from _compared(name, questions, of_task)
         yield Table.of(NAME, rows)
         yield from figures(rows)
 
@@ -137,21 +134,19 @@ class LatentSets(BehaviourEvaluation):
 
     def answers(self, trained: Trained, questions: Sequence[AskedSet], problems: Problems) -> Found:
         """The responses of the whole models and of each question's, by task and condition."""
-        plain, found = self.solver(trained), {}
+        found = {}
         whole = [(None, Condition(role, title, role, asked_as=TUNED)) for role, title in WHOLE.items()]
         with Grader() as grader:
             for question, condition in [*whole, *((question, question.condition) for question in questions)]:
-                solver, scored_by = plain, condition
+                asked, scored_by = trained, condition
                 if question is not None:
                     # one changed adapter is there at a time; what it wrote is scored by the model it is compared with
-                    pair = self.model(trained, question)
-                    solver = dataclasses.replace(plain, given=dataclasses.replace(trained, pair=pair))
+                    asked = dataclasses.replace(trained, pair=self.model(trained, question))
                     scored_by = dataclasses.replace(condition, role=COMPARED_WITH[question.asked])
                 for name, some in problems.items():
-                    responses = solver.respond(name, some, condition)
-                    grades = plain.grades(self.tasks[name], some, responses, grader)
-                    solved = plain.measured(some, responses, grades, scored_by)
-                    found[name, condition.name] = Answered(condition, solved)
+                    responses = self.respond(asked, name, some, condition)
+                    answers = self.graded(name, some, responses, grader)
+                    found[name, condition.name] = Answered(condition, self.measured(trained, scored_by, answers))
         return {(name, key): found[name, key] for name in problems for of, key in found if of == name}
 
     def model(self, trained: Trained, question: AskedSet) -> ModelPair:
@@ -167,22 +162,14 @@ class LatentSets(BehaviourEvaluation):
 
 def _compared(
     task: str, questions: Sequence[AskedSet], found: Mapping[str, Sequence[Solved]]
-) -> tuple[list[Finding], list[dict[str, object]]]:
-    """The change against the whole model, and how much larger it is than under random sets of the same size; rows of the
-    table, the whole models first."""
+) -> Generator[Finding, None, list[dict[str, object]]]:
+    """Yields the change against the whole model, and how much larger it is than under random sets of the same size; returns
+    rows of the table, the whole models first."""
     measured = {key: measures(solved) for key, solved in found.items()}
-    rows, findings = [], []
+    rows = []
     for role in COMPARED_WITH.values():
-        row = {
-            "task": task,
-            "asked": None,
-            "set": role,
-            "size": None,
-            "draw": None,
-            "condition": role,
-            "reference": None,
-        }
-        rows.append(row | columns(Changed(measured[role])))
+        row = {"task": task, "asked": None, "set": role, "size": None, "draw": None, "condition": role}
+        rows.append(row | {"reference": None} | columns(Changed(measured[role])))
     for question in questions:
         reference = COMPARED_WITH[question.asked]
         alike = [measured[other.name] for other in questions if _controls(other, question)]
@@ -191,8 +178,8 @@ def _compared(
         row |= {"draw": question.draw, "condition": question.name, "reference": reference}
         rows.append(row | columns(changed))
         if question.which == CHOSEN:
-            findings += told(f"{NAME}/{task}/{question.asked}", changed)
-    return findings, rows
+            yield from told(f"{NAME}/{task}/{question.asked}", changed)
+    return rows
 
 
 def _controls(other: AskedSet, question: AskedSet) -> bool:
@@ -282,7 +269,6 @@ def _around(row: Mapping[str, Any]) -> dict[str, float | None]:
     for name in SHOWN:
         value, change = row[name], row.get(f"{name}_change")
         ends = [row.get(f"{name}_change_{end}") for end in ("low", "high")]
-        found[name] = value
-        for end, at in zip(("low", "high"), ends, strict=True):
-            found[f"{name}_{end}"] = None if None in (value, change, at) else value - change + at
+        low, high = (None if None in (value, change, end) else value - change + end for end in ends)
+        found |= interval_columns(name, (value, low, high))
     return found

@@ -9,11 +9,12 @@ chat template with its prompt of the task; intervals as in behaviour/recovered.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunediff.evaluations.behaviour.conditions import hesitation_interval, hesitation_rate
-from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, check_resamples, columns, share, told
+from tunediff.evaluations.behaviour import recovered
+from tunediff.evaluations.behaviour.conditions import hesitations
+from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, check_resamples, share, told
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import Needs, Trained
@@ -54,7 +55,8 @@ class AdapterRecovery(BehaviourEvaluation):
         problems = yield from self.asked()
         found = self.solved(trained, problems, CONDITIONS)
         yield from (_hesitations(name, condition, solved) for (name, _), (condition, solved) in found.items())
-        rows, shares = [], []
+        yield from self.side_by_side(found)
+        rows = []
         for name, task in self.tasks.items():
             answers = {who: found[name, who].solved for who in WHO}
             how = (
@@ -62,42 +64,33 @@ class AdapterRecovery(BehaviourEvaluation):
                 f"{task.prompts[TUNED]!r}"
             )
             for measure in MEASURES:
-                told_here, row = self._shares(name, measure, answers, how)
-                shares += told_here
-                rows.append(row)
-        yield from self.side_by_side(found)
-        yield from shares
+                rows.append((yield from self._shares(name, measure, answers, how)))
         table = Table.of(NAME, rows)
         yield table
         yield from figures(table.columns)
 
     def _shares(
         self, task: str, measure: str, answers: Mapping[str, Sequence[Solved]], how: str
-    ) -> tuple[list[Finding | Note], dict[str, object]]:
-        """The recovered shares of both changes, and their row of the table."""
-        said, means, ends = [], {}, {}
+    ) -> Generator[Finding | Note, None, dict[str, object]]:
+        """Yields the recovered shares of both changes, and returns their row of the table."""
+        means, ends = {}, {}
         for name, of in CHANGES.items():
             names = (of.below, of.between, of.above)
             measured = share(measure, [answers[who] for who in names], self.resamples)
-            found = told(of, task, measured, where=f"{NAME}/{task}/{measure}/{name}", how=how)
-            said.append(headline(found, task) if (measure, name) == FIRST else found)
+            words = ("", "")
+            if (measure, name) == FIRST:
+                words = (f"accuracy rec., {task}", f"accuracy recovered on {task}")
+            where = f"{NAME}/{task}/{measure}/{name}"
+            yield told(of, task, measured, where=where, how=how, words=words)
             means |= dict(zip(names, measured.means, strict=True))
-            ends |= columns(name, measured)
-        return said, {"task": task, "measure": MEASURES[measure], **{who: means[who] for who in WHO}, **ends}
-
-
-def headline(found: Finding | Note, task: str) -> Finding | Note:
-    """The share with its words; a note where there is none."""
-    if isinstance(found, Note):
-        return found
-    return found._replace(column=f"accuracy rec., {task}", line=f"accuracy recovered on {task}")
+            ends |= recovered.columns(name, measured)
+        return {"task": task, "measure": MEASURES[measure], **{who: means[who] for who in WHO}, **ends}
 
 
 def _hesitations(task: str, condition: Condition, solved: Sequence[Solved]) -> Finding:
     """Findings of hesitations per response; side_by_side has those per 1,000 tokens."""
-    value, ends = hesitation_rate(solved, a_response=True).value, hesitation_interval(solved, a_response=True)
-    meaning = "hesitations a response, interval over problems"
-    return Finding(f"{NAME}/{task}/{condition.name}/hesitations_per_response", float(value), *ends, meaning)
+    where, meaning = f"{NAME}/{task}/{condition.name}", "hesitations a response, interval over problems"
+    return Finding(f"{where}/hesitations_per_response", *hesitations(solved, a_response=True), meaning)
 
 
 def figures(columns: Mapping[str, list]) -> Iterator[Figure]:
@@ -122,15 +115,9 @@ def figures(columns: Mapping[str, list]) -> Iterator[Figure]:
             group="role",
             rule="ruled",
         )
-    labels = [f"{row['measure']}, {row['task']}" for row in rows]
-    yield Figure(
+    yield recovered.shares_figure(
+        columns,
         name=f"{NAME}/shares",
-        kind="intervals",
-        columns={
-            "share of": labels,
-            **{name: values for name, values in columns.items() if name not in ("measure", "task")},
-        },
-        x="share of",
         y=list(CHANGES),
         section=section,
         title="Share of what fine-tuning changed, by the adapter",

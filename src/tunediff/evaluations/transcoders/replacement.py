@@ -18,11 +18,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tunediff.evaluations.given import ALL, Needs, Trained
 from tunediff.hookpoints import Point, reading
-from tunediff.measures.clustered import DocumentSums, Estimate, ratio
+from tunediff.measures.clustered import DocumentSums, Estimate, interval_columns, ratio
 from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import replaceable, replacing
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
@@ -77,9 +76,9 @@ class Replacement:
         yield from _whole(found.costs, depth)
         kls = {partial: _kl(found.costs[partial.choices(depth)]) for partial in partials}
         yield from _worst(kls)
-        columns = _partial_table(kls, found.costs, depth)
-        yield Table("partial_replacement", columns)
-        yield from partial_figures(columns)
+        table = _partial_table(kls, found.costs, depth)
+        yield table
+        yield from partial_figures(table.columns)
         yield from _residual(found)
         yield from _latents(trained)
 
@@ -91,12 +90,10 @@ def measured(trained: Trained, runs: Sequence[Choices]) -> Measured:
     depth = len(adapter.layers)
     runs = list(dict.fromkeys([(TUNED,) * depth, *((stand_in,) * depth for stand_in in STAND_INS), *runs]))
     costs, residual = DocumentSums(), DocumentSums()
-    with tqdm(total=trained.tokens, unit="tok", unit_scale=True, desc=NAME, leave=False, delay=2) as bar:
-        for batch in trained.held_out:
-            documents, each_cost, along = _of_batch(trained, model, runs, batch)
-            costs.add(each_cost, documents)
-            residual.add(along, batch.document)
-            bar.update(len(batch.token))
+    for batch in trained.batches(NAME):
+        documents, each_cost, along = _of_batch(trained, model, runs, batch)
+        costs.add(each_cost, documents)
+        residual.add(along, batch.document)
     of_runs = costs.stacked()  # tokens, then KL and cross-entropy of each run
     by_run = {run: of_runs[:, [0, 2 * n + 1, 2 * n + 2]] for n, run in enumerate(runs)}
     squares, *errors = residual.stacked().split(depth + 1, dim=1)
@@ -143,6 +140,10 @@ def _kl(costs: Tensor) -> Estimate:
     return ratio(costs[:, 1], costs[:, 0])
 
 
+def _lm_loss(costs: Tensor) -> Estimate:
+    return ratio(costs[:, 2], costs[:, 0])
+
+
 def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]:
     of = {who: costs[(who,) * depth] for who in (TUNED, *STAND_INS)}
     if of[HYBRID][:, 1].sum() > 0:
@@ -160,7 +161,7 @@ def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]
         words = ("KL adapter", "KL of the adapter") if who == ADAPTER else ("", "")
         yield Finding(f"{NAME}/kl/{who}", *kl.bounded(least=0.0), meaning, *words)
     for who, sums in of.items():
-        loss = ratio(sums[:, 2], sums[:, 0])
+        loss = _lm_loss(sums)
         meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
         yield Finding(f"{NAME}/lm_loss/{who}", *loss.bounded(least=0.0), meaning)
 
@@ -175,13 +176,14 @@ def _worst(kls: dict[Partial, Estimate]) -> Iterator[Finding]:
         yield Finding(f"{NAME}/worst_kl/{who}", *kls[worst].bounded(least=0.0), meaning)
 
 
-def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], depth: int) -> dict[str, list]:
+def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], depth: int) -> Table:
     rows = []
     for partial, kl in kls.items():
-        sums = costs[partial.choices(depth)]
-        rows.append((*partial, *kl.bounded(least=0.0), *ratio(sums[:, 2], sums[:, 0]).bounded(least=0.0)))
-    names = ("direction", "with", "cutoff", "kl", "kl_low", "kl_high", "lm_loss", "lm_loss_low", "lm_loss_high")
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        loss = _lm_loss(costs[partial.choices(depth)])
+        row = {"direction": partial.direction, "with": partial.stand_in, "cutoff": partial.cutoff}
+        row |= interval_columns("kl", kl.bounded(least=0.0)) | interval_columns("lm_loss", loss.bounded(least=0.0))
+        rows.append(row)
+    return Table.of("partial_replacement", rows)
 
 
 def _residual(found: Measured) -> Iterator[Finding | Table | Figure]:
@@ -215,8 +217,8 @@ def _latents(trained: Trained) -> Iterator[Finding | Table | Figure]:
     meaning = f"share of latents of all layers that fired on none of {tokens:,} held-out tokens"
     word = "never fired"
     yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning, column=word, line=word)
-    columns = {"l0": l0.tolist(), "dead_fraction": dead.tolist(), "decoder_norm": medians}
-    columns = {"layer": list(range(shape[0])), **columns}
+    columns = {"layer": list(range(shape[0])), "l0": l0.tolist()}
+    columns |= {"dead_fraction": dead.tolist(), "decoder_norm": medians}
     yield Table("adapter_layers", columns)
     yield layers_figure(columns)
 
