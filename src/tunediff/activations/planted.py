@@ -15,7 +15,7 @@ Neither is exclusive: the direction is there in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tunediff.shapes import BASE, DIFFERENCE, TUNED, Refused, Rows, Stream
 
-KINDS = ("shared", "base_only", "tuned_only", "rotated", "shrunken", "split", "dense", "rare")
+# number of events of each kind, if no other is asked for
 COUNTS = {
     "shared": 96,
     "base_only": 16,
@@ -58,11 +58,13 @@ class Planted:
         seed: int = 0,
     ):
         counts = dict(COUNTS if counts is None else counts)
-        if set(counts) - set(KINDS) or counts.get("split", 0) % 2:
-            raise Refused(f"Planted counts={counts}: the kinds are {', '.join(KINDS)}, and split events come in pairs.")
+        if set(counts) - set(COUNTS) or counts.get("split", 0) % 2:
+            raise Refused(
+                f"Planted counts={counts}: the kinds are {', '.join(COUNTS)}, and split events come in pairs."
+            )
         draw = torch.Generator().manual_seed(seed)
         self.width, self.correlation, self.noise = width, correlation, noise
-        self.kinds = [kind for kind in KINDS for _ in range(counts.get(kind, 0))]
+        self.kinds = [kind for kind in COUNTS for _ in range(counts.get(kind, 0))]
         events = len(self.kinds)
 
         def unit(vectors: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Planted:
         second = unit(torch.randn(events, width, generator=draw))
         second = unit(second - (second * own).sum(-1, keepdim=True) * own)  # at right angles
         self.base, self.tuned = own.clone(), own.clone()
-        here = {kind: torch.tensor([k == kind for k in self.kinds]) for kind in KINDS}
+        here = {kind: torch.tensor([k == kind for k in self.kinds]) for kind in COUNTS}
         self.base[here["tuned_only"] | here["rare"]] = 0
         self.tuned[here["base_only"]] = 0
         self.tuned[here["rotated"]] = (0.5 * own + 0.75**0.5 * second)[here["rotated"]]
@@ -119,16 +121,13 @@ def read(streams: Sequence[Stream], base: Tensor, tuned: Tensor) -> list[Tensor]
     return [parts[stream.role] for stream in streams]
 
 
-class PlantedRows:
+class PlantedRows(Iterator[Rows]):
     """A source of activations: endless blocks of planted rows, from a position that can be saved."""
 
     def __init__(self, planted: Planted, streams: Sequence[Stream], *, seed: int = 0, block: int = 4096):
         self.planted, self.streams, self.block = planted, list(streams), block
         self.broken: dict[Stream, str] = {}
         self.generator = torch.Generator().manual_seed(seed)
-
-    def __iter__(self) -> PlantedRows:
-        return self
 
     def __next__(self) -> Rows:
         base, tuned = self.planted.draw(self.block, self.generator).split(self.planted.width, dim=-1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tunediff.text.rows import TextError
 
@@ -53,24 +55,21 @@ class Batch(NamedTuple):
     labels: dict[str, Tensor]
 
 
-class TextBatches:
+@dataclass(eq=False)
+class TextBatches(Iterator[Batch]):
     """Batches without end, bucketed by length: a window of documents is sorted, cut into batches of at most
     `tokens_per_batch` padded tokens, and the batches are shuffled. A finite text starts again with another shuffle.
     `documents` gives the documents anew at every call; TextError says `when_empty` if there are none.
 
     The position is (pass over the data, window, batch): state_dict() now, load_state_dict() later, same batches."""
 
-    def __init__(
-        self,
-        documents: Callable[[], Iterator[Document]],
-        *,
-        window_size: int,
-        tokens_per_batch: int,
-        seed: int,
-        when_empty: str,
-    ):
-        self.documents, self.window_size, self.tokens_per_batch = documents, window_size, tokens_per_batch
-        self.seed, self.when_empty = seed, when_empty
+    documents: Callable[[], Iterator[Document]]
+    window_size: int
+    tokens_per_batch: int
+    seed: int
+    when_empty: str
+
+    def __post_init__(self) -> None:
         self.load_state_dict({"epoch": 0, "window": 0, "batch": 0})
 
     def state_dict(self) -> dict[str, int]:
@@ -80,9 +79,6 @@ class TextBatches:
         self.epoch, self.window, self.batch = state["epoch"], state["window"], state["batch"]
         self._source: Iterator[Document] | None = None
         self._groups: list[list[Document]] | None = None
-
-    def __iter__(self) -> TextBatches:
-        return self
 
     def __next__(self) -> Batch:
         if self._groups is None:
@@ -123,13 +119,10 @@ def padded_groups(items: Iterable[Item], tokens_per_batch: int, length: Callable
 def collate(documents: Sequence[Document]) -> Batch:
     """Pads on the right; a kept token keeps its place in the flattened batch."""
     tokenizers = range(len(documents[0].ids))
-    lengths = [max(len(d.ids[m]) for d in documents) for m in tokenizers]
-    ids = tuple(torch.zeros(len(documents), length, dtype=torch.long) for length in lengths)
-    mask = tuple(torch.zeros(len(documents), length, dtype=torch.long) for length in lengths)
-    for n, document in enumerate(documents):
-        for m in tokenizers:
-            ids[m][n, : len(document.ids[m])] = torch.tensor(document.ids[m])
-            mask[m][n, : len(document.ids[m])] = 1
+    read = [[torch.tensor(d.ids[m], dtype=torch.long) for d in documents] for m in tokenizers]
+    ids = tuple(pad_sequence(some, batch_first=True) for some in read)
+    mask = tuple(pad_sequence([torch.ones_like(one) for one in some], batch_first=True) for some in read)
+    lengths = [padded.shape[1] for padded in ids]
     places = tuple(
         torch.tensor([n * lengths[m] + place for n, d in enumerate(documents) for place in d.places[m]])
         for m in tokenizers
