@@ -25,10 +25,8 @@ from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRA
 from tunediff.text import Batch, compare_tokenizers
 
 ALL_LAYERS = "all"
-BESIDE = (
-    HYBRID,
-    ADAPTER,
-)  # roles of models that may stand beside a pair; configuration and tokenizer are the tuned one's
+# roles of models that may stand beside a pair; configuration and tokenizer are the tuned one's
+BESIDE = (HYBRID, ADAPTER)
 Caches = dict[str, transformers.Cache]  # role -> the keys and values of the columns that were computed
 
 
@@ -67,9 +65,8 @@ class ModelPair:
     @property
     def tokenizers(self) -> tuple:
         """The owner's tokenizer; with by_text also the other's."""
-        other = OTHER[self.owner]
-        mine = self._tokenizers[self.owner]
-        return (mine,) if self.align == "strict" else (mine, self._tokenizers[other])
+        mine, other = self._tokenizers[self.owner], self._tokenizers[OTHER[self.owner]]
+        return (mine,) if self.align == "strict" else (mine, other)
 
     def tokenizer_of(self, role: str):
         """The tokenizer that came with a model, whoever's the pair reads with."""
