@@ -1,4 +1,5 @@
-"""A causal language model -> the part of it that learns: all weights, or a low-rank adapter beside frozen ones.
+"""The settings of a fine-tune except model and text; and a causal language model -> the part of it that learns: all
+weights, or a low-rank adapter beside frozen ones.
 
 What learns is kept in float32 whatever the precision of the model; what does not stays as it was loaded. Low-rank
 adapters: Hu et al. 2021, arXiv 2106.09685; rank-stabilised scale: Kalajdzievski 2023, arXiv 2312.03732.
@@ -7,6 +8,7 @@ adapters: Hu et al. 2021, arXiv 2106.09685; rank-stabilised scale: Kalajdzievski
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 import warnings
@@ -24,8 +26,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from tunediff import processes
 from tunediff.hookpoints import decoder_layers
+from tunediff.objectives import Imitation
+from tunediff.schedules import Schedule
 from tunediff.shapes import Refused
 
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -147,6 +152,43 @@ class Lora:
 Trainable = AllWeights | Lora
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a fine-tune; conf/recipe has the values.
+
+    part, objective      the weights that learn, and their loss
+    examples, held_out   number of rows that are learned, and on which the loss is measured; None: all, of a finite text
+    block         tokens per sequence
+    packing       true: several examples in a sequence, none of which sees another
+    batch         number of sequences per step, over all processes
+    micro_batch   number of sequences in one forward pass
+    """
+
+    part: Trainable
+    objective: Imitation
+    block: int
+    epochs: int
+    batch: int
+    micro_batch: int
+    learning_rate: float
+    learning_rate_schedule: Schedule
+    betas: Sequence[float]
+    weight_decay: float
+    clip_norm: float | None
+    gradient_checkpointing: bool
+    packing: bool
+    examples: int | None
+    held_out: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise Refused(f"recipe.{name}={getattr(self, name)}: give a number from 0.")
+        for name in ("block", "epochs", "batch", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise Refused(f"recipe.{name}={getattr(self, name)}: give a number from 1.")
+
+
 def skeleton(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
     """The model of a config on the meta device: shapes without weights."""
     with torch.device("meta"):
@@ -155,9 +197,8 @@ def skeleton(config: transformers.PretrainedConfig) -> transformers.PreTrainedMo
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights that learn, by name, whole and on the CPU. Every process calls it; the result is complete in the first."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     # with a frozen head too, where it is the embedding's matrix
-    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE))
     learned = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     return {name: weight.contiguous() for name, weight in weights.items() if name in learned}
 
