@@ -58,6 +58,12 @@ def meet() -> None:
         dist.barrier()
 
 
+def part() -> None:
+    """Ends what the processes share; each goes on alone."""
+    if count() > 1:
+        dist.destroy_process_group()
+
+
 def summed(values: Tensor) -> Tensor:
     return _reduced(values, "SUM")
 

@@ -100,16 +100,15 @@ def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
             raise Refused(f"{group}={value}: there is no such file.")
         return "'" + os.path.relpath(file.with_suffix(""), (folder / group).resolve()).replace("'", "\\'") + "'"
 
-    placed_arguments = []
-    for argument in arguments:
+    arguments = list(arguments)
+    for n, argument in enumerate(arguments):
         group, given, value = argument.partition("=")
         if given and ".yaml" in value and (folder / group).is_dir():
             inside = value.removeprefix("[").removesuffix("]")
             whole = Path(inside.strip().strip("'\"")).expanduser().is_file()  # a name with a comma is no list
             words = ",".join(placed(group, one) for one in ([inside] if whole else ONE_OF_A_LIST.findall(inside)))
-            argument = f"{group}=[{words}]" if inside != value else f"{group}={words}"
-        placed_arguments.append(argument)
-    return placed_arguments
+            arguments[n] = f"{group}=[{words}]" if inside != value else f"{group}={words}"
+    return arguments
 
 
 def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:

@@ -34,6 +34,7 @@ COUNTS = {
     "dense": 4,
     "rare": 8,
 }
+KINDS = tuple(COUNTS)
 DENSE, RARE, SHRUNKEN = 0.3, 0.001, 0.3
 
 
@@ -58,13 +59,11 @@ class Planted:
         seed: int = 0,
     ):
         counts = dict(COUNTS if counts is None else counts)
-        if set(counts) - set(COUNTS) or counts.get("split", 0) % 2:
-            raise Refused(
-                f"Planted counts={counts}: the kinds are {', '.join(COUNTS)}, and split events come in pairs."
-            )
+        if set(counts) - set(KINDS) or counts.get("split", 0) % 2:
+            raise Refused(f"Planted counts={counts}: the kinds are {', '.join(KINDS)}, and split events come in pairs.")
         draw = torch.Generator().manual_seed(seed)
         self.width, self.correlation, self.noise = width, correlation, noise
-        self.kinds = [kind for kind in COUNTS for _ in range(counts.get(kind, 0))]
+        self.kinds = [kind for kind in KINDS for _ in range(counts.get(kind, 0))]
         events = len(self.kinds)
 
         def unit(vectors: Tensor) -> Tensor:
@@ -74,7 +73,7 @@ class Planted:
         second = unit(torch.randn(events, width, generator=draw))
         second = unit(second - (second * own).sum(-1, keepdim=True) * own)  # at right angles
         self.base, self.tuned = own.clone(), own.clone()
-        here = {kind: torch.tensor([k == kind for k in self.kinds]) for kind in COUNTS}
+        here = {kind: torch.tensor([k == kind for k in self.kinds]) for kind in KINDS}
         self.base[here["tuned_only"] | here["rare"]] = 0
         self.tuned[here["base_only"]] = 0
         self.tuned[here["rotated"]] = (0.5 * own + 0.75**0.5 * second)[here["rotated"]]

@@ -29,6 +29,7 @@ from tunediff.models.hybrid import AdaptedMLP
 from tunediff.models.lora import PairError, aligned, from_hub, located, twin
 from tunediff.shapes import ADAPTER, Stream
 
+# keys by which config.json says that a checkpoint is in the authors' format
 LATENTS, DECODER_BIAS = "transcoder_n_features", "transcoder_dec_bias"
 KEY = re.compile(r"\.(\d+)\.mlp\.transcoder_(enc|dec)\.(weight|bias)$")
 OURS = {("enc", "weight"): "W_enc", ("enc", "bias"): "b_enc", ("dec", "weight"): "W_dec", ("dec", "bias"): "b_dec"}
@@ -164,11 +165,6 @@ class TranscoderFiles:
             why = ": only safetensors are read" if name.endswith(".safetensors") else ""
             raise PairError(f"{self.place} has no {name}{why}.")
         return path
-
-
-def published(config: Mapping[str, Any]) -> bool:
-    """True where the configuration of a model is that of a checkpoint in the authors' format."""
-    return LATENTS in config
 
 
 def sparsity_of(node: Mapping[str, Any]) -> Sparsity:

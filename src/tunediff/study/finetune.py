@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
@@ -53,8 +52,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         if folders.is_finished(folder, identity(cfg)):
             print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
             return
-        text: Text = build(cfg.text)
-        learned, held_out = examples_of(cfg, source, recipe, text)
+        learned, held_out = examples_of(source, recipe, build(cfg.text))
         if cfg.dry_run:
             return
         if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -130,7 +128,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
     log.warning("note: %s", sentence)
 
 
-def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
+def examples_of(source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
     """The examples that are learned, and those that are only measured."""
     text.check(evaluated=False)
     tokenizer = source.tokenizer()
@@ -216,8 +214,7 @@ def tune(
         fit(trainer, module, saving, tokens=steps.tokens, beat=tell)
         if processes.count() > 1 or trainer.global_rank == 0:  # without a step to take, no process knows of the others
             recipe.part.save(model, folder / "model", base_path=placed(source.path))
-        if processes.count() > 1:
-            torch.distributed.barrier()
+        processes.meet()
         if trainer.global_rank == 0:
             write_down(cfg, folder, source, recipe, learned, module.history)
             for logger in loggers:
@@ -229,8 +226,7 @@ def tune(
         for logger in loggers:
             logger.finalize("failed")
         raise
-    if processes.count() > 1:
-        torch.distributed.destroy_process_group()
+    processes.part()
 
 
 def write_down(

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
@@ -103,8 +102,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
         adapt(runs[0], pair, text, trainer, checkpoints, resume_from=resume_from)
     elif learns(cfg):
         runs, left_out = learn(runs, pair, text, trainer, checkpoints, resume_from=resume_from)
-    if processes.count() > 1:
-        torch.distributed.destroy_process_group()
+    processes.part()
     if trainer.global_rank > 0:
         return
 
@@ -142,8 +140,7 @@ def learn(
         runs = going(runs)
     else:
         state = load_checkpoint(saved)
-    loggers = {run.identity: run.loggers for run in runs}
-    learners = learners_of(runs)
+    learners, loggers = learners_of(runs), {run.identity: run.loggers for run in runs}
     length = runs[0].length
     assert length is not None, "the runs were built with a dictionary"
     module = DictionaryTraining(learners, length=length, state=state, loggers=loggers)

@@ -135,8 +135,7 @@ class TranscoderLearner(AnyLearner):
         self.check(Length(len(batches), batches.tokens_of_a_step))
         model = replaceable(pair.models[TUNED], pair.models[BASE], self.dictionary)
         model.requires_grad_(False)
-        for parameter in self.dictionary.parameters():
-            parameter.requires_grad_(True)
+        self.dictionary.requires_grad_(True)
         module = FineTuning(
             model,
             self.objective,

@@ -44,9 +44,6 @@ class Pulse(Callback):
     def __init__(self, beat: Callable[[int], None], *, seconds: float = 10.0):
         self.beat, self.seconds, self.last = beat, seconds, 0.0
 
-    def on_train_start(self, trainer, pl_module: Any) -> None:
-        self._beat(trainer, pl_module)
-
     def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self.last > self.seconds:
             self._beat(trainer, pl_module)
@@ -55,3 +52,5 @@ class Pulse(Callback):
         self.last = time.monotonic()
         if trainer.global_rank == 0:
             self.beat(module.step)
+
+    on_train_start = _beat

@@ -58,10 +58,9 @@ class AllWeights:
         weights = trained_weights(model)
         if processes.rank() == 0:
             trained = cast(transformers.PreTrainedModel, model)
-            written = skeleton(trained.config).to(getattr(torch, self.dtype))
-            written.load_state_dict(
-                {name: w.to(getattr(torch, self.dtype)) for name, w in weights.items()}, assign=True
-            )
+            dtype = getattr(torch, self.dtype)
+            written = skeleton(trained.config).to(dtype)
+            written.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
             written.tie_weights()
             written.generation_config = trained.generation_config
             _replaced(folder, written.save_pretrained)
