@@ -7,29 +7,10 @@ can be saved and taken up again: state_dict() now, load_state_dict() later, same
 dictionary, a loss or a step. sequences.py is for dictionaries that stand inside the models and learn from whole texts.
 """
 
+# ruff: noqa: F401 (the names are what the package gives)
+
 from tunediff.activations.live import ActivationError, ActivationSource, Live, LiveRows, Wanted, harvest
 from tunediff.activations.planted import Planted, PlantedRows
 from tunediff.activations.sequences import WholeSequences
 from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, check_buffer, select, take
 from tunediff.activations.stored import Stored, StoredRows, store
-
-__all__ = [
-    "ActivationError",
-    "Live",
-    "Drawn",
-    "LiveRows",
-    "Planted",
-    "PlantedRows",
-    "Reader",
-    "WholeSequences",
-    "ShuffledRows",
-    "ActivationSource",
-    "Stored",
-    "StoredRows",
-    "Wanted",
-    "check_buffer",
-    "harvest",
-    "select",
-    "store",
-    "take",
-]

@@ -7,6 +7,8 @@ recipe.py       a fine-tune, but for model and text, memory.py          what it 
 resampling.py   dead latents begin anew              progress.py        what is said while it runs
 """
 
+# ruff: noqa: F401 (the names are what the package gives)
+
 from tunediff.training.checkpoints import Checkpoints, latest_checkpoint, load_checkpoint, load_position, names_in
 from tunediff.training.learner import Learner, TranscoderLearner
 from tunediff.training.memory import MemoryEstimate, memory
@@ -15,27 +17,3 @@ from tunediff.training.on_sequences import FineTuning, Shards, interval
 from tunediff.training.progress import Pulse, TokenProgress
 from tunediff.training.recipe import AllWeights, Lora, Recipe
 from tunediff.training.resampling import Resampling
-
-__all__ = [
-    "TranscoderLearner",
-    "Checkpoints",
-    "DictionaryTraining",
-    "MemoryEstimate",
-    "FineTuning",
-    "Lora",
-    "Learner",
-    "Pulse",
-    "Recipe",
-    "Replicas",
-    "Resampling",
-    "Shards",
-    "TokenProgress",
-    "AllWeights",
-    "interval",
-    "latest_checkpoint",
-    "load_checkpoint",
-    "load_position",
-    "memory",
-    "names_in",
-    "process_environment",
-]
