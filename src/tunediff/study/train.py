@@ -219,7 +219,7 @@ def tell(runs: Sequence[Run], step: int) -> None:
 
 
 def wanted_by(runs: Sequence[Run]) -> Wanted:
-    """What the runs of a group ask for of the source of activations, as one process."""
+    """The request of a group of runs to the source of their activations, where one process reads them all."""
     cfg = runs[0].cfg
     streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
     moments = any(learner.reader().moments for learner in learners_of(runs))

@@ -114,12 +114,16 @@ class Checkpoints(Callback):
                 time.sleep(60)
         sys.exit(128 + number)
 
-    def _restore(self, *_) -> None:
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._restore()
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
-
-    on_train_end = on_exception = _restore
 
     def save(self, module) -> None:
         """Saves a checkpoint and removes older ones. A full disk costs the checkpoint, not the run."""

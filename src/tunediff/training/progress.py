@@ -31,11 +31,12 @@ class TokenProgress(Callback):
         if batch_idx % 50 == 0 or pl_module.step == pl_module.steps:
             self.bar.set_postfix_str(pl_module.words())
 
-    def _close(self, *_) -> None:
+    def on_train_end(self, trainer, pl_module: Any) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    on_train_end = on_exception = _close
+    def on_exception(self, trainer, pl_module: Any, exception) -> None:
+        self.on_train_end(trainer, pl_module)
 
 
 class Pulse(Callback):
@@ -43,6 +44,9 @@ class Pulse(Callback):
 
     def __init__(self, beat: Callable[[int], None], *, seconds: float = 10.0):
         self.beat, self.seconds, self.last = beat, seconds, 0.0
+
+    def on_train_start(self, trainer, pl_module: Any) -> None:
+        self._beat(trainer, pl_module)
 
     def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self.last > self.seconds:
@@ -52,5 +56,3 @@ class Pulse(Callback):
         self.last = time.monotonic()
         if trainer.global_rank == 0:
             self.beat(module.step)
-
-    on_train_start = _beat
