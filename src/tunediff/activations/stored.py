@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class StoredRows(Iterator[Rows]):
 
     folder: Path
     streams: Sequence[Stream]
+    _: KW_ONLY
     dtype: torch.dtype
     device: torch.device | str = "cpu"
     block: int = 8192

@@ -70,8 +70,8 @@ def from_hub(what: str, place: str, name: str, revision: str | None) -> Path:
         return Path(huggingface_hub.hf_hub_download(place, name, revision=revision))
     except (ValueError, OSError) as error:
         raise PairError(
-            f"Cannot load the {what} '{place}'{f' at {revision}' if revision else ''}: it is no local folder, and the Hub did "
-            f"not give its {name} (no network, no such id or revision, or no permission). Download it where there is a "
+            f"Cannot load the {what} '{place}'{f' at {revision}' if revision else ''}: it is no local folder with {name}, and "
+            "the Hub did not give it (no network, no such id or revision, or no permission). Download it where there is a "
             "network and name the folder."
         ) from error
 
