@@ -163,8 +163,8 @@ def ours(shape: Shape, steps: int, gauge: Gauge, *, separately: bool, checkpoint
     models, adapter = shape.models(), shape.adapter()
     objective = Distillation(bridge=BRIDGE, lowest_cutoff=0, separately=separately)
     learner = TranscoderLearner(
-        "m", adapter, objective, WholeSequences(held_out=0, gradient_checkpointing=checkpointing), Constant(), Constant(),
-        LEARNING_RATE, BETAS, clip_norm=1.0,
+        "m", adapter, objective, Constant(), Constant(), LEARNING_RATE, BETAS, clip_norm=1.0,
+        sequences=WholeSequences(held_out=0, gradient_checkpointing=checkpointing),
     )  # fmt: skip
     module = learner.module(
         SimpleNamespace(models=models), shape.sequences(steps), held_out=None, loggers=[], state=None, seed=0

@@ -190,7 +190,7 @@ def test_a_full_disk_is_said_before_and_while_writing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stored.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ActivationError, match="stopped after 0 of 500 tokens: No space left on device"):
         store(Counting(), tmp_path / "b", tokens=500, width=1, moments=0)
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["lock"]

@@ -119,7 +119,7 @@ def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
             member = Learner("m", build_dictionary(cfg.dictionary, streams), objective, *schedules)
         else:
             made = build_dictionary(cfg.dictionary, [Stream("adapter", "mlp_in", n, 16) for n in range(3)])
-            member = TranscoderLearner("m", made, objective, activations, *schedules, 1e-3, (0.9, 0.999), 1.0)
+            member = TranscoderLearner("m", made, objective, *schedules, sequences=activations)
         member.check(Length(9999, 64))
     evaluations_of(cfg.get("evaluation"), learns=learns(cfg), inside=inside(cfg))
     build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option not in (

@@ -74,7 +74,8 @@ def member_of(adapter, **settings):
     objective = Distillation(**settings.pop("objective", {"chunk": 7}))
     sequences = WholeSequences(gradient_checkpointing=settings.pop("gradient_checkpointing", False), held_out=0)
     settings = {"l1_schedule": Constant(), "learning_rate": 1e-2, "betas": (0.9, 0.999), "clip_norm": 1.0, **settings}
-    return TranscoderLearner("m", adapter, objective, sequences, learning_rate_schedule=WarmupCosine(0.1), **settings)
+    settings |= {"sequences": sequences, "learning_rate_schedule": WarmupCosine(0.1)}
+    return TranscoderLearner("m", adapter, objective, **settings)
 
 
 def batches_of(count=16, **settings):

@@ -33,13 +33,22 @@ LOGS = {".hydra", "run.log", "evaluate.log"}  # laid down before any line of a s
 SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json"}  # of a run before it begins
 
 
-def write_atomically(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context with the temporary name of a file, which is flushed and takes the place of `path` once it is whole."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def make_folder(path: Path) -> Path:
@@ -95,13 +104,11 @@ def is_held(folder: Path) -> bool:
     """True while a living process writes this folder."""
     if not (folder / "lock").exists():
         return False
-    lock = filelock.FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        with filelock.FileLock(folder / "lock", timeout=0):
+            return False
     except filelock.Timeout:
         return True
-    lock.release()
-    return False
 
 
 def clock() -> str:
@@ -182,8 +189,8 @@ def _joined(folder: Path, table: Table) -> pyarrow.Table:
 
 def _write_table(place: Path, table: pyarrow.Table) -> None:
     place.parent.mkdir(exist_ok=True)
-    pyarrow.parquet.write_table(table, place.with_suffix(".partial"))
-    os.replace(place.with_suffix(".partial"), place)
+    with replacing(place) as partial:
+        pyarrow.parquet.write_table(table, partial)
 
 
 def write_findings(
@@ -197,13 +204,6 @@ def write_findings(
     with those of the same name, and findings, figures and notes unless they are `by` the same. Raises Refused for a
     figure that cannot be drawn, one of two that share a name, and a table or finding that cannot be kept, before anything
     is written. What is not a finite number is null in the JSON."""
-    found = list(found)
-    named: set[str] = set()
-    for figure in (item for item in found if isinstance(item, Figure)):
-        figure.check()
-        if figure.name in named:
-            raise Refused(f"Figure {figure.name}: two figures have this name, and each needs one of its own.")
-        named.add(figure.name)
     path = folder / "findings.json"
     old = read_json(path) or {"findings": [], "notes": []}
     found_by, noted_by = old.get("found_by", {}), {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
@@ -212,6 +212,7 @@ def write_findings(
     noted_by = {note: who for note, who in noted_by.items() if who is None or who != by}
     figures = {f["name"]: f for f in figures_of(folder) if by is None or f["by"] != by}
     tables: dict[str, dict[str, list]] = {}
+    named: set[str] = set()
     for item in found:
         if isinstance(item, Finding):
             findings[item.name], found_by[item.name] = _told(item), by
@@ -219,6 +220,10 @@ def write_findings(
         elif isinstance(item, Table):
             tables[item.name] = {**tables.get(item.name, {}), **item.columns}
         elif isinstance(item, Figure):
+            item.check()
+            if item.name in named:
+                raise Refused(f"Figure {item.name}: two figures have this name, and each needs one of its own.")
+            named.add(item.name)
             figures[item.name] = {**item._asdict(), "by": by}
         else:
             noted_by[item.text] = by

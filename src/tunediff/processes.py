@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -58,6 +58,12 @@ def meet() -> None:
         dist.barrier()
 
 
+def part() -> None:
+    """Ends what the processes share; each goes on alone."""
+    if count() > 1:
+        dist.destroy_process_group()
+
+
 def summed(values: Tensor) -> Tensor:
     return _reduced(values, "SUM")
 
@@ -69,6 +75,22 @@ def smallest(values: Tensor) -> Tensor:
 def any_of(flags: Tensor) -> Tensor:
     """Flags [...] that are true where they are in one of the processes."""
     return flags if count() == 1 else _reduced(flags.int(), "MAX").bool()
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sums the gradients of the parameters over all processes, as one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = summed(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view_as(gradient))
+
+
+def take_from_first(*tensors: Tensor) -> None:
+    """Gives the tensors the values that they have in the first process."""
+    for tensor in tensors if count() > 1 else ():
+        sent = tensor.detach().contiguous()
+        dist.broadcast(sent, 0)
+        tensor.detach().copy_(sent)
 
 
 def _reduced(values: Tensor, operation: str) -> Tensor:

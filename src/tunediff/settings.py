@@ -29,28 +29,16 @@ import pydantic
 import pydantic_core
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff.shapes import Refused, flat
 
 TRUSTED = ("tunediff", "torch", "lightning")
-# what cannot change what a study means
+# what cannot change what a study means; a task counts where an evaluation names it, as ${task}
 IMMATERIAL = (
-    "logger",
-    "trainer",
-    "hydra",
-    "trust",
-    "sweep",
-    "launcher",
-    "dry_run",
-    "checkpoint_every",
-    "memory_gb",
-    "optimized_metric",
-    "task",  # counts where an evaluation names it, as ${task}
+    "logger trainer hydra trust sweep launcher dry_run checkpoint_every memory_gb optimized_metric task".split()
 )
-
 
 ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
 
@@ -72,36 +60,32 @@ NUMBERS: dict[str, Any] = {
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def said_plainly() -> Iterator[None]:
+    """Context, and decorator, in which a refusal ends the program with one sentence."""
+    try:
+        yield
+    except Refused as refusal:
+        sys.exit(f"error: {refusal}")
+
+
 def verb(name: str) -> Callable:
     """Hydra's decorator with conf/<name>.yaml, which says in one sentence what was refused and why."""
 
     def decorate(story: Callable[[DictConfig], Any]) -> Callable[[], None]:
         folder = Path(inspect.getfile(story)).resolve().parent / "conf"
-        wrapped = hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(_told(story))
+        wrapped = hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(said_plainly()(story))
 
         @functools.wraps(story)
         def main() -> None:
-            try:
+            with said_plainly():
                 sys.argv[1:] = with_files(sys.argv[1:], folder)
                 check_command_line(sys.argv[1:], folder, name)
-            except Refused as refusal:
-                sys.exit(f"error: {refusal}")
             wrapped()
 
         return main
 
     return decorate
-
-
-def _told(story: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    @functools.wraps(story)
-    def told(cfg: DictConfig) -> Any:
-        try:
-            return story(cfg)
-        except Refused as refusal:
-            sys.exit(f"error: {refusal}")
-
-    return told
 
 
 def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
@@ -117,16 +101,15 @@ def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
             raise Refused(f"{group}={value}: there is no such file.")
         return "'" + os.path.relpath(file.with_suffix(""), (folder / group).resolve()).replace("'", "\\'") + "'"
 
-    placed_arguments = []
-    for argument in arguments:
+    arguments = list(arguments)
+    for n, argument in enumerate(arguments):
         group, given, value = argument.partition("=")
         if given and ".yaml" in value and (folder / group).is_dir():
             inside = value.removeprefix("[").removesuffix("]")
             whole = Path(inside.strip().strip("'\"")).expanduser().is_file()  # a name with a comma is no list
             words = ",".join(placed(group, one) for one in ([inside] if whole else ONE_OF_A_LIST.findall(inside)))
-            argument = f"{group}=[{words}]" if inside != value else f"{group}={words}"
-        placed_arguments.append(argument)
-    return placed_arguments
+            arguments[n] = f"{group}=[{words}]" if inside != value else f"{group}={words}"
+    return arguments
 
 
 def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:
@@ -147,8 +130,11 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
     if not searched:
         for override in chosen:
             options = {path.stem for path in (folder / override.key_or_group).glob("*.yaml")}
-            for option in _option_names(override):
-                if option not in options and not (folder / override.key_or_group / f"{option}.yaml").is_file():
+            value = [] if override.is_sweep_override() else override.value()
+            for option in value if isinstance(value, list) else [value]:
+                if not isinstance(option, str) or option in options:
+                    continue
+                if not (folder / override.key_or_group / f"{option}.yaml").is_file():
                     raise Refused(f"{override.key_or_group}={option}: {_nearest(option, options, 'options')}")
     plain = [str(o.input_line) for o in chosen if not o.is_sweep_override()]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
@@ -181,34 +167,21 @@ def _comment(path: Path, key: str) -> str:
     return found[1] if found else "..."
 
 
-def _option_names(override: Override) -> Iterator[str]:
-    if override.is_sweep_override():
-        return
-    value = override.value()
-    for option in value if isinstance(value, list) else [value]:
-        if isinstance(option, str):
-            yield option
-
-
 def _keys(node: Any, path: str = "") -> Iterator[str]:
-    if isinstance(node, DictConfig):
-        for key in node:
-            if key == "hydra" and not path:
-                continue
-            name = f"{path}.{key}" if path else str(key)
+    for key in node if isinstance(node, DictConfig) else ():
+        name = f"{path}.{key}" if path else str(key)
+        if name != "hydra":
             yield name
             yield from _keys(node._get_node(key), name)
 
 
 def _nearest(word: str, legal: typing.Iterable[str], kind: str) -> str:
     legal = sorted((key for key in legal if not key.endswith("_")), key=lambda key: (key.count("."), key))
-    last = word.rpartition(".")[2]
-    close = [key for key in legal if key.rpartition(".")[2] == last] or difflib.get_close_matches(
-        word, legal, n=1, cutoff=0.6
-    )
+    last, ends = word.rpartition(".")[2], {key: key.rpartition(".")[2] for key in legal}
+    close = [key for key in legal if ends[key] == last] or difflib.get_close_matches(word, legal, n=1)
     if not close:
-        words = difflib.get_close_matches(last, [key.rpartition(".")[2] for key in legal], n=1, cutoff=0.6)
-        close = [key for key in legal if words and key.rpartition(".")[2] == words[0]]
+        near = difflib.get_close_matches(last, ends.values(), n=1)
+        close = [key for key in legal if ends[key] in near]
     if close:
         return f"Did you mean {close[0]}?"
     return f"The {kind} are {', '.join(key for key in legal if '.' not in key)}."
@@ -297,13 +270,8 @@ def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) ->
 def _check_value(path: str, value: Any, hint: Any) -> None:
     if _describes_objects(value):  # checked as what they are
         return
-    scalars = [part for part in (typing.get_args(hint) or (hint,)) if part in (int, float, bool, str, type(None))]
-    if (
-        isinstance(value, str)
-        and scalars
-        and str not in scalars
-        and len(scalars) == len(typing.get_args(hint) or (hint,))
-    ):
+    parts = typing.get_args(hint) or (hint,)
+    if isinstance(value, str) and all(part in (int, float, bool, type(None)) for part in parts):
         raise Refused(f"{path}={value!r} is not of type {_spelled(hint)}.")
     try:
         pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)

@@ -49,9 +49,8 @@ class Stream(NamedTuple):
     width: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.role}.{self.hookpoint}" if self.hookpoint == LORA else f"{self.role}.{self.hookpoint}.{self.layer}"
-        )
+        place = f"{self.role}.{self.hookpoint}"
+        return place if self.hookpoint == LORA else f"{place}.{self.layer}"
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -179,15 +178,11 @@ class Figure(NamedTuple):
         numbers |= {self.x} if self.kind in ("lines", "points") else set()
         for name, values in columns.items():
             for row, value in enumerate(map(native, values)):
-                kind = type(value).__name__
-                if not isinstance(value, bool | int | float | str | None):
-                    raise Refused(
-                        f"Figure {self.name}: row {row} of its column {name} is of type {kind}, not a number, string, bool or None."
-                    )
-                if name in numbers and isinstance(value, bool | str):
-                    raise Refused(
-                        f"Figure {self.name}: row {row} of its column {name} is of type {kind}, and only numbers and None are drawn."
-                    )
+                drawn = name in numbers and isinstance(value, bool | str)
+                if drawn or not isinstance(value, bool | int | float | str | None):
+                    place, kind = f"row {row} of its column {name}", type(value).__name__
+                    why = "and only numbers and None are drawn" if drawn else "not a number, string, bool or None"
+                    raise Refused(f"Figure {self.name}: {place} is of type {kind}, {why}.")
 
 
 def _names(value: Any) -> bool:

@@ -12,24 +12,3 @@ from tunediff.activations.planted import Planted, PlantedRows
 from tunediff.activations.sequences import WholeSequences
 from tunediff.activations.shuffled import Drawn, Reader, ShuffledRows, check_buffer, select, take
 from tunediff.activations.stored import Stored, StoredRows, store
-
-__all__ = [
-    "ActivationError",
-    "Live",
-    "Drawn",
-    "LiveRows",
-    "Planted",
-    "PlantedRows",
-    "Reader",
-    "WholeSequences",
-    "ShuffledRows",
-    "ActivationSource",
-    "Stored",
-    "StoredRows",
-    "Wanted",
-    "check_buffer",
-    "harvest",
-    "select",
-    "store",
-    "take",
-]

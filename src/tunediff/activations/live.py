@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
     processes: int = 1
 
 
-class ActivationSource(Protocol):
+class ActivationSource(Iterator[Rows], Protocol):
     """Endless iterator over blocks of rows, from a position that can be saved. A block that another process holds is given
     without columns, [token, 0].
 
@@ -48,8 +48,6 @@ class ActivationSource(Protocol):
     @property
     def streams(self) -> Sequence[Stream]: ...
 
-    def __iter__(self) -> Iterator[Rows]: ...
-    def __next__(self) -> Rows: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
@@ -97,28 +95,23 @@ def _sequence_moments(values: Tensor, sequence: Tensor) -> Tensor:
     return torch.stack([mean[sequence], deviation[sequence]], dim=-1)
 
 
-class LiveRows:
+@dataclass(eq=False)
+class LiveRows(Iterator[Rows]):
     """Rows straight from the models, one block per forward pass. With several processes each runs every `processes`-th
     block, and knows the length of the others from their tokens."""
 
-    def __init__(
-        self,
-        pair: ModelPair,
-        text: Text,
-        streams: Sequence[Stream],
-        *,
-        dtype: torch.dtype,
-        moments: bool = False,
-        rank: int = 0,
-        processes: int = 1,
-    ):
-        self.pair, self.streams, self.dtype, self.moments = pair, list(streams), dtype, moments
-        self.rank, self.processes, self.block = rank, processes, 0
-        self.broken: dict[Stream, str] = {}
-        self.batches = text.batches(pair.tokenizers)
+    pair: ModelPair
+    text: Text
+    streams: Sequence[Stream]
+    dtype: torch.dtype
+    moments: bool = False
+    rank: int = 0
+    processes: int = 1
 
-    def __iter__(self) -> LiveRows:
-        return self
+    def __post_init__(self) -> None:
+        self.block = 0
+        self.broken: dict[Stream, str] = {}
+        self.batches = self.text.batches(self.pair.tokenizers)
 
     def __next__(self) -> Rows:
         batch, mine = next(self.batches), self.block % self.processes == self.rank

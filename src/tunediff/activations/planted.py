@@ -15,7 +15,7 @@ Neither is exclusive: the direction is there in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tunediff.shapes import BASE, DIFFERENCE, TUNED, Refused, Rows, Stream
 
-KINDS = ("shared", "base_only", "tuned_only", "rotated", "shrunken", "split", "dense", "rare")
+# number of events of each kind, if no other is asked for
 COUNTS = {
     "shared": 96,
     "base_only": 16,
@@ -34,6 +34,7 @@ COUNTS = {
     "dense": 4,
     "rare": 8,
 }
+KINDS = tuple(COUNTS)
 DENSE, RARE, SHRUNKEN = 0.3, 0.001, 0.3
 
 
@@ -119,16 +120,13 @@ def read(streams: Sequence[Stream], base: Tensor, tuned: Tensor) -> list[Tensor]
     return [parts[stream.role] for stream in streams]
 
 
-class PlantedRows:
+class PlantedRows(Iterator[Rows]):
     """A source of activations: endless blocks of planted rows, from a position that can be saved."""
 
     def __init__(self, planted: Planted, streams: Sequence[Stream], *, seed: int = 0, block: int = 4096):
         self.planted, self.streams, self.block = planted, list(streams), block
         self.broken: dict[Stream, str] = {}
         self.generator = torch.Generator().manual_seed(seed)
-
-    def __iter__(self) -> PlantedRows:
-        return self
 
     def __next__(self) -> Rows:
         base, tuned = self.planted.draw(self.block, self.generator).split(self.planted.width, dim=-1)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.activations.live import ActivationError, ActivationSource, LiveRows, Wanted
+from tunediff.folders import replacing
 from tunediff.models import ModelPair
 from tunediff.shapes import Precision, Rows, Stream
 from tunediff.text import Text
@@ -43,19 +43,15 @@ def store(source: ActivationSource, folder: Path, *, tokens: int, width: int, mo
 def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, moments: int) -> None:
     needed = tokens * (2 * width + 8 * moments)
     free = shutil.disk_usage(folder).free
-    log.info(
-        "Storing %s tokens x %s values: %.2f GB at %s (%.1f GB free).",
-        f"{tokens:,}",
-        width,
-        needed / 1e9,
-        folder,
-        free / 1e9,
-    )
+    what = f"{tokens:,} tokens x {width} values"
+    log.info("Storing %s: %.2f GB at %s (%.1f GB free).", what, needed / 1e9, folder, free / 1e9)
     if needed > free:
         raise ActivationError(
-            f"Storing {tokens:,} tokens x {width} values needs {needed / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free. "
+            f"Storing {what} needs {needed / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free. "
             f"Lower budget.tokens, choose another folder with activations.folder, or read the models live: activations=live."
         )
+    for left in folder.glob("*.partial"):  # of a process that was killed while it wrote
+        left.unlink()
     shards: list[dict[str, Any]] = []
     written = 0
     with tqdm(total=tokens, unit="tok", unit_scale=True, desc="storing") as bar:
@@ -84,42 +80,30 @@ def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, m
 
 
 def _write(path: Path, data: bytes) -> str:
-    """Writes a file atomically (under a temporary name, flushed, then renamed) and returns its checksum."""
-    partial = path.with_suffix(".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes a file whole or not at all, and returns its checksum."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
-class StoredRows:
+@dataclass(eq=False)
+class StoredRows(Iterator[Rows]):
     """Blocks of the rows in a folder written by `store`, in the order they were written. The checksum of a shard is compared
     when it is opened. With several processes each reads every `processes`-th block."""
 
-    def __init__(
-        self,
-        folder: Path,
-        streams: Sequence[Stream],
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-        block: int = 8192,
-        rank: int = 0,
-        processes: int = 1,
-    ):
-        self.folder, self.streams, self.device, self.dtype, self.block = folder, list(streams), device, dtype, block
-        self.rank, self.processes = rank, processes
-        self.broken: dict[Stream, str] = {}  # what was stored is finite
-        self.index = json.loads((folder / "index.json").read_text())
-        self.load_state_dict({"shard": 0, "row": 0, "count": 0})
+    folder: Path
+    streams: Sequence[Stream]
+    _: KW_ONLY
+    dtype: torch.dtype
+    device: torch.device | str = "cpu"
+    block: int = 8192
+    rank: int = 0
+    processes: int = 1
 
-    def __iter__(self) -> StoredRows:
-        return self
+    def __post_init__(self) -> None:
+        self.broken: dict[Stream, str] = {}  # what was stored is finite
+        self.index = json.loads((self.folder / "index.json").read_text())
+        self.load_state_dict({"shard": 0, "row": 0, "count": 0})
 
     def __next__(self) -> Rows:
         if self._values is None:

@@ -13,23 +13,6 @@ from tunediff.models.adapted_source import AdaptedSource
 from tunediff.models.hybrid import replaceable, replacing, switch_mlps
 from tunediff.models.lora import PairError
 from tunediff.models.option import option, pair_of_adapter, placed
-from tunediff.models.pair import ModelPair
+from tunediff.models.pair import ALL_LAYERS, ModelPair
 from tunediff.models.source import ModelSource, skeleton
 from tunediff.models.transcoder_files import TranscoderFiles, save_adapted
-
-__all__ = [
-    "AdaptedSource",
-    "ModelPair",
-    "ModelSource",
-    "PairError",
-    "PreTrainedModel",
-    "TranscoderFiles",
-    "switch_mlps",
-    "option",
-    "pair_of_adapter",
-    "placed",
-    "replaceable",
-    "replacing",
-    "save_adapted",
-    "skeleton",
-]

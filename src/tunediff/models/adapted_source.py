@@ -59,13 +59,12 @@ class AdaptedSource(ModelSource):
             return found
         trained = yaml.safe_load(config.read_text(encoding="utf-8"))["model_pair"]
         made = (trained["tuned"]["path"], trained["base"]["path"])
-        if [Path(located(path)).name for path in made] == [Path(one.location).name for one in (self, self.mlps)]:
-            return found
-        return [
-            *found,
-            f"The transcoders of {self.transcoders} were trained on {made[0]} with the MLPs of {made[1]}, and stand on "
-            f"{self.path} with those of {self.mlps.path}.",
-        ]
+        if [Path(located(path)).name for path in made] != [Path(one.location).name for one in (self, self.mlps)]:
+            found.append(
+                f"The transcoders of {self.transcoders} were trained on {made[0]} with the MLPs of {made[1]}, and stand on "
+                f"{self.path} with those of {self.mlps.path}."
+            )
+        return found
 
     @functools.cached_property
     def beside(self) -> TranscoderFiles:

@@ -33,13 +33,8 @@ MORE = (
     "use_dora modules_to_save trainable_token_indices lora_bias layer_replication target_parameters megatron_config "
     "alora_invocation_tokens use_qalora use_bdlora arrow_config kasa_config monteclora_config"
 ).split()
-STARTS = (
-    True,
-    False,
-    "gaussian",
-    "orthogonal",
-    "eva",
-)  # others (pissa, olora, ...) begin by changing the base's weights
+# other starts (pissa, olora, ...) begin by changing the base's weights
+STARTS = (True, False, "gaussian", "orthogonal", "eva")
 Module = TypeVar("Module", bound=nn.Module)
 KEY = re.compile(r"\.(\d+)\.(?:.*\.)?(\w+)\.lora_A\.weight$")
 
@@ -65,15 +60,20 @@ def brought(place: str, revision: str | None = None) -> Path:
         if not (Path(place) / WEIGHTS).is_file():
             raise PairError(f"The folder {place} has no {WEIGHTS}: only safetensors are read.")
         return Path(place)
+    files = [from_hub("adapter", place, name, revision) for name in (CONFIG, WEIGHTS)]
+    return files[-1].parent
+
+
+def from_hub(what: str, place: str, name: str, revision: str | None) -> Path:
+    """One file of what stands on the Hub. Raises PairError where the Hub does not give it."""
     try:
-        files = [huggingface_hub.hf_hub_download(place, name, revision=revision) for name in (CONFIG, WEIGHTS)]
+        return Path(huggingface_hub.hf_hub_download(place, name, revision=revision))
     except (ValueError, OSError) as error:
         raise PairError(
-            f"Cannot load the adapter '{place}'{f' at {revision}' if revision else ''}: it is no local folder with {CONFIG}, "
-            f"and the Hub did not give it and its {WEIGHTS} (no network, no such id or revision, or no permission). Download "
-            "it where there is a network and name the folder."
+            f"Cannot load the {what} '{place}'{f' at {revision}' if revision else ''}: it is no local folder with {name}, and "
+            "the Hub did not give it (no network, no such id or revision, or no permission). Download it where there is a "
+            "network and name the folder."
         ) from error
-    return Path(files[-1]).parent
 
 
 def shapes(folder: Path) -> list[LoraAdapter]:
@@ -104,13 +104,12 @@ def check(folder: Path) -> peft.LoraConfig:
     extra = {name: getattr(config, name, None) for name in MORE}
     extra["bias"] = None if config.bias == "none" else config.bias
     extra["init_lora_weights"] = None if config.init_lora_weights in STARTS else config.init_lora_weights
-    given = {name: value for name, value in extra.items() if value}
-    if given:
-        name, value = next(iter(given.items()))
-        raise PairError(
-            f"The adapter {folder} has {name}={value!r}, so it changes more than its low-rank products. Merge it into a "
-            "folder of its own with PEFT, and give that folder as the tuned model."
-        )
+    for name, value in extra.items():
+        if value:
+            raise PairError(
+                f"The adapter {folder} has {name}={value!r}, so it changes more than its low-rank products. Merge it into a "
+                "folder of its own with PEFT, and give that folder as the tuned model."
+            )
     return config
 
 

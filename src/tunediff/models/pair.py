@@ -25,10 +25,8 @@ from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRA
 from tunediff.text import Batch, compare_tokenizers
 
 ALL_LAYERS = "all"
-BESIDE = (
-    HYBRID,
-    ADAPTER,
-)  # roles of models that may stand beside a pair; configuration and tokenizer are the tuned one's
+# roles of models that may stand beside a pair; configuration and tokenizer are the tuned one's
+BESIDE = (HYBRID, ADAPTER)
 Caches = dict[str, transformers.Cache]  # role -> the keys and values of the columns that were computed
 
 
@@ -67,9 +65,8 @@ class ModelPair:
     @property
     def tokenizers(self) -> tuple:
         """The owner's tokenizer; with by_text also the other's."""
-        other = OTHER[self.owner]
-        mine = self._tokenizers[self.owner]
-        return (mine,) if self.align == "strict" else (mine, self._tokenizers[other])
+        mine, other = self._tokenizers[self.owner], self._tokenizers[OTHER[self.owner]]
+        return (mine,) if self.align == "strict" else (mine, other)
 
     def tokenizer_of(self, role: str):
         """The tokenizer that came with a model, whoever's the pair reads with."""
@@ -175,22 +172,21 @@ class ModelPair:
     def _adapters(self, reads: str, layer: int | float | str | Sequence) -> Stream:
         if reads not in ROLES:
             raise PairError(f"dictionary.reads={reads}: only one of the models has adapters, so read tuned.")
-        adapters = self.sources[reads].adapters
-        if not adapters:
-            source = self.sources[reads]
+        source = self.sources[reads]
+        if not source.adapters:
             why = (
                 "its adapter is merged: set merged=false"
                 if source.merged
                 else "choose model_pair=toy_lora, or one made by finetune.py recipe=lora_rank1"
             )
             raise PairError(f"The {reads} model {source.path} has no adapters to read; {why}.")
-        last = adapters[-1].layer
+        last = source.adapters[-1].layer
         if layer not in (ALL_LAYERS, last):
             raise PairError(
                 f"layer={layer}: the hookpoint lora reads the adapters of all layers side by side. Leave layer out, or give "
                 "layer=all; adapters in some layers only are a matter of training (recipe.part.layers)."
             )
-        return Stream(reads, LORA, last, adapters[-1].columns.stop)
+        return Stream(reads, LORA, last, source.adapters[-1].columns.stop)
 
     def width(self, role: str, hookpoint: str) -> int:
         """Width of a hidden vector at a hookpoint of one layer."""

@@ -6,8 +6,6 @@ modules."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import transformers
 from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.hybrid import adapted as with_transcoders
 from tunediff.models.lora import PairError, adapted, aligned, brought, check, located, shapes, twin
-from tunediff.models.transcoder_files import KEY, TranscoderFiles, published
+from tunediff.models.transcoder_files import KEY, LATENTS, TranscoderFiles
 from tunediff.shapes import Precision
 from tunediff.text import Tokenizer
 
@@ -96,7 +94,7 @@ class ModelSource:
     @functools.cached_property
     def beside(self) -> TranscoderFiles | None:
         """The transcoder adapters beside its MLPs: those of a checkpoint in their authors' format."""
-        return TranscoderFiles(self.path, self.revision) if published(self.config().to_dict()) else None
+        return TranscoderFiles(self.path, self.revision) if LATENTS in self.config().to_dict() else None
 
     def weights(self, under: transformers.PreTrainedModel | None = None) -> transformers.PreTrainedModel:
         """The model. `under` is the same one without the adapter, if it is in memory: its weights are used and left as
@@ -121,8 +119,12 @@ class ModelSource:
 
     def _around(self) -> transformers.PreTrainedModel:
         """The model without the transcoder adapters in its files, which transformers has no place for."""
-        with _silent():
+        said = transformers.utils.logging.get_verbosity()
+        transformers.utils.logging.set_verbosity_error()  # what was found is looked at here
+        try:
             model, found = self._whole(output_loading_info=True)
+        finally:
+            transformers.utils.logging.set_verbosity(said)
         unknown = [key for key in sorted(found["unexpected_keys"]) if not KEY.search(key)]
         for words, keys in (("has no", sorted(found["missing_keys"])), ("has an unknown tensor", unknown)):
             if keys:
@@ -188,14 +190,3 @@ def skeleton(config: transformers.PretrainedConfig) -> transformers.PreTrainedMo
     """The model of a configuration on the meta device: shapes without weights."""
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Context in which transformers reports nothing: who loads looks at what was found."""
-    said = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(said)

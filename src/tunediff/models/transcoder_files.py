@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import safetensors
 import torch
 from torch import Tensor
@@ -27,9 +26,10 @@ from tunediff import dictionary
 from tunediff.dictionary import L1, Normalisation, Sparsity, TranscoderAdapter, latents_of
 from tunediff.hookpoints import lora_adapters
 from tunediff.models.hybrid import AdaptedMLP
-from tunediff.models.lora import PairError, aligned, located, twin
+from tunediff.models.lora import PairError, aligned, from_hub, located, twin
 from tunediff.shapes import ADAPTER, Stream
 
+# keys by which config.json says that a checkpoint is in the authors' format
 LATENTS, DECODER_BIAS = "transcoder_n_features", "transcoder_dec_bias"
 KEY = re.compile(r"\.(\d+)\.mlp\.transcoder_(enc|dec)\.(weight|bias)$")
 OURS = {("enc", "weight"): "W_enc", ("enc", "bias"): "b_enc", ("dec", "weight"): "W_dec", ("dec", "bias"): "b_dec"}
@@ -52,7 +52,7 @@ class TranscoderFiles:
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        config = json.loads(self._needed(CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(self._file(CONFIG).read_text(encoding="utf-8"))
         if "streams" not in config and LATENTS not in config:
             raise PairError(
                 f"{self.place} has no transcoder adapters: name a run that trained dictionary=transcoder_adapter, or a "
@@ -90,15 +90,14 @@ class TranscoderFiles:
     def read(self) -> TranscoderAdapter:
         """Frozen, on the CPU, in the precision of the files. Raises PairError where tensors are missing, or have other
         shapes than config.json says."""
-        sparsity = (
-            L1(0.0) if self.published else sparsity_of(self.config["sparsity"])
-        )  # a penalty is for training alone
+        # a penalty is for training alone
+        sparsity = L1(0.0) if self.published else sparsity_of(self.config["sparsity"])
         with torch.device("meta"):
             made = TranscoderAdapter(
                 self.streams, latents=self.latents, sparsity=sparsity, decoder_bias=self.decoder_bias
             )
         made.normalisation = Normalisation(made.widths, kind="none", sink_multiple=None)
-        found = self._published_tensors() if self.published else _tensors(self._needed("weights.safetensors"))
+        found = self._published_tensors() if self.published else _tensors(self._file("weights.safetensors"))
         expected = {name: tuple(value.shape) for name, value in made.state_dict().items()}
         if self.published:
             found |= {f"normalisation.{name}": value for name, value in made.normalisation.state_dict().items()}
@@ -146,50 +145,26 @@ class TranscoderFiles:
 
     def _shards(self) -> dict[Path, list[str]]:
         """Weight files with the names of their transcoders' tensors; files that have none are not brought."""
-        index = self._file(INDEX, needed=False)
-        if index is None:
-            whole = self._needed(WEIGHTS)
-            with safetensors.safe_open(whole, framework="pt") as content:
+        try:
+            names = json.loads(self._file(INDEX).read_text(encoding="utf-8"))["weight_map"]
+        except PairError:  # one file has them all
+            with safetensors.safe_open(self._file(WEIGHTS), framework="pt") as content:
                 names = dict.fromkeys(content.keys(), WEIGHTS)
-        else:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards: dict[str, list[str]] = {}
         for key, file in names.items():
             if KEY.search(key):
                 shards.setdefault(file, []).append(key)
-        return {self._needed(file): keys for file, keys in shards.items()}
+        return {self._file(file): keys for file, keys in shards.items()}
 
-    def _needed(self, name: str) -> Path:
-        path = self._file(name)
-        assert path is not None
+    def _file(self, name: str) -> Path:
+        """A file of the folder, or from the Hub. Raises PairError where it is not there."""
+        if not Path(self.folder).is_dir() and not self.folder.startswith((".", "/", "~")):
+            return from_hub("transcoder adapter", self.folder, name, self.revision)
+        path = Path(self.folder).expanduser() / name
+        if not path.is_file():
+            why = ": only safetensors are read" if name.endswith(".safetensors") else ""
+            raise PairError(f"{self.place} has no {name}{why}.")
         return path
-
-    def _file(self, name: str, *, needed: bool = True) -> Path | None:
-        """A file of the folder, or from the Hub; None for one that is not needed and not there."""
-        if Path(self.folder).is_dir() or self.folder.startswith((".", "/", "~")):
-            path = Path(self.folder).expanduser() / name
-            if path.is_file():
-                return path
-            if needed:
-                raise PairError(
-                    f"{self.place} has no {name}{': only safetensors are read' if name.endswith('.safetensors') else ''}."
-                )
-            return None
-        try:
-            return Path(huggingface_hub.hf_hub_download(self.folder, name, revision=self.revision))
-        except (ValueError, OSError) as error:
-            if not needed:
-                return None
-            raise PairError(
-                f"Cannot load the transcoder adapter '{self.place}'{f' at {self.revision}' if self.revision else ''}: it is no "
-                f"local folder, and the Hub did not give its {name} (no network, no such id or revision, or no permission). "
-                "Download it where there is a network and name the folder."
-            ) from error
-
-
-def published(config: Mapping[str, Any]) -> bool:
-    """True where the configuration of a model is that of a checkpoint in the authors' format."""
-    return LATENTS in config
 
 
 def sparsity_of(node: Mapping[str, Any]) -> Sparsity:

@@ -13,16 +13,17 @@ from tunediff.dictionary import latents_of
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
 from tunediff.settings import identity, material, target_of
-from tunediff.shapes import ROLES, VERSION, Stream, Table
+from tunediff.shapes import BASE, ROLES, TUNED, VERSION, Stream, Table
 from tunediff.study.parts import inside, learns
 
 
-def open_logger(logger: Any, cfg: DictConfig, history: Sequence[Mapping[str, float | None]]) -> None:
-    """Gives a logger all settings; one that starts anew also gets the history before a resume."""
-    logger.log_hyperparams(material(cfg))
-    for record in history if getattr(logger, "starts_anew", False) else ():
-        values = {name: value for name, value in record.items() if name != "step" and value is not None}
-        logger.log_metrics(values, step=record["step"])
+def open_loggers(loggers: Sequence[Any], cfg: DictConfig, history: Sequence[Mapping[str, float | None]]) -> None:
+    """Gives each logger all settings; one that starts anew also gets the history before a resume."""
+    for logger in loggers:
+        logger.log_hyperparams(material(cfg))
+        for record in history if getattr(logger, "starts_anew", False) else ():
+            values = {name: value for name, value in record.items() if name != "step" and value is not None}
+            logger.log_metrics(values, step=record["step"])
 
 
 def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
@@ -40,15 +41,15 @@ def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int,
 
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
     """The entries of a study on the page and in tables, with those of its dictionary where there is one."""
-    study = {"model_pair": pair_name(pair), **{role: pair.sources[role].described for role in ROLES}}
+    names = " vs ".join(pair.sources[role].name for role in (TUNED, BASE))
+    study = {"model_pair": names, **{role: pair.sources[role].described for role in ROLES}}
     if learns(cfg):
+        hookpoint, layers = cfg.dictionary.hookpoint.name, sorted({stream.layer for stream in streams})
         study |= {
             "dictionary": dictionary_name(cfg),
-            "layer": "all"
-            if cfg.dictionary.hookpoint.name == LORA
-            else spelled(sorted({stream.layer for stream in streams})),
+            "layer": "all" if hookpoint == LORA else spelled(layers),
             "streams": ", ".join(map(str, streams)),
-            "hookpoint": cfg.dictionary.hookpoint.name,
+            "hookpoint": hookpoint,
             "latents": latents_of(cfg.dictionary.latents, streams) * (len(streams) if inside(cfg) else 1),
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
@@ -61,10 +62,6 @@ def spelled(layers: Sequence[int]) -> str:
     if len(layers) > 3 and layers[-1] - layers[0] == len(layers) - 1:
         return f"{layers[0]}-{layers[-1]}"
     return ",".join(map(str, layers))
-
-
-def pair_name(pair: ModelPair) -> str:
-    return " vs ".join(pair.sources[role].name for role in ("tuned", "base"))
 
 
 def dictionary_name(cfg: DictConfig) -> str:

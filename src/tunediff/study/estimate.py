@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-import time
+import timeit
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,9 +26,7 @@ from tunediff.study.parts import inside, learns
 from tunediff.study.run import Run
 from tunediff.study.trainer import processes_of, shares_out_layers
 from tunediff.training import MemoryEstimate
-from tunediff.training.memory import adapter_memory, adapter_operations, adapter_parameters
-
-GB = 1e9
+from tunediff.training.memory import GB, adapter_memory, adapter_parameters
 
 
 class Cost(NamedTuple):
@@ -84,18 +82,16 @@ def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
 
 
 def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
-    """The cost of an adapter that learns inside the models, in a process for itself."""
+    """The cost of an adapter that learns inside the models, in a process for itself: the tuned model runs once, the adapted
+    one in each pass, and for each cutoff two mixtures, of which the second learns in half of its layers on average. Frozen
+    weights have no gradient."""
     latents = latents_of(cfg.dictionary.latents, pair.streams("mlp_in", 0, reads=TUNED))
     learned = adapter_parameters(pair.configs[TUNED], latents)
-    objective, sequences = cfg.dictionary.objective, cfg.activations
-    flops = adapter_operations(
-        pair.sources[TUNED].size[0],
-        learned,
-        tokens=cfg.budget.tokens,
-        passes=2 if objective.separately else 1,
-        cutoffs=objective.cutoffs if objective.bridge else 0,
-        gradient_checkpointing=sequences.gradient_checkpointing,
-    )
+    objective, again = cfg.dictionary.objective, 2 if cfg.activations.gradient_checkpointing else 1
+    passes, cutoffs = 2 if objective.separately else 1, objective.cutoffs if objective.bridge else 0
+    forward = backward = 2.0 * pair.sources[TUNED].size[0]
+    frozen = forward * (1 + (passes + 2 * cutoffs) * again) + backward * (passes + 1.5 * cutoffs)
+    flops = cfg.budget.tokens * (frozen + 6.0 * learned * (passes + cutoffs))
     return Cost(adapter_items(cfg, pair).total, 4.0 * learned * (1 + 2 * 3), flops)
 
 
@@ -142,12 +138,8 @@ def rate_of(device: torch.device) -> float:
     """Floating-point operations a second of a float32 matrix product, measured now."""
     size = 4096 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device)
-    best = float("inf")
-    for _ in range(4):
-        begun = time.perf_counter()
-        float((a @ a)[0, 0])
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best
+    seconds = timeit.repeat("float((a @ a)[0, 0])", globals={"a": a}, repeat=4, number=1)
+    return 2 * size**3 / min(seconds)
 
 
 def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: torch.device | None) -> str:
@@ -158,10 +150,8 @@ def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: torch.device 
         layers = sorted({stream.layer for run in runs for stream in run.streams})
         tokens = cfg.budget.tokens if learns(cfg) else cfg.budget.evaluation_tokens
         spent = duration(cost.flops / rate_of(device)) if device else operations(cost.flops)
-        rows.append(
-            [str(n), str(len(runs)), spelled(layers), f"{tokens:,}"]
-            + [f"{cost.memory / GB:.2f} GB", f"{cost.disk / GB:.2f} GB", spent]
-        )
+        sizes = [f"{size / GB:.2f} GB" for size in (cost.memory, cost.disk)]
+        rows.append([str(n), str(len(runs)), spelled(layers), f"{tokens:,}", *sizes, spent])
     said = columns(rows)
     if device:
         said += f"\ntime: FLOP model of training at {rate_of(device) / 1e9:,.0f} GFLOP/s, one product measured on this {device.type}"

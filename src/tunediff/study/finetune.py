@@ -7,37 +7,29 @@ pair.yaml    base and tuned: python train.py model_pair=<run folder>/pair.yaml
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.models import ModelSource, placed
 from tunediff.settings import build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
-from tunediff.study.described import beat, curves_of, open_logger
+from tunediff.study.described import beat, curves_of, open_loggers
 from tunediff.study.estimate import GB, device_of, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import write_config
 from tunediff.study.trainer import fit, in_processes, make_trainer, precision_of, processes_of, shares_out_layers
 from tunediff.text import Batches, Examples, Text, TextError, examples, packed
-from tunediff.training import (
-    Checkpoints,
-    FineTuning,
-    Lora,
-    Recipe,
-    interval,
-    latest_checkpoint,
-    load_checkpoint,
-)
+from tunediff.training import Checkpoints, FineTuning, Lora, Recipe, interval, latest_checkpoint, load_checkpoint
+from tunediff.training.memory import memory
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +52,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         if folders.is_finished(folder, identity(cfg)):
             print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
             return
-        text: Text = build(cfg.text)
-        learned, held_out = examples_of(cfg, source, recipe, text)
+        learned, held_out = examples_of(source, recipe, build(cfg.text))
         if cfg.dry_run:
             return
         if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -108,10 +99,20 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
         raise Refused(f"trainer.strategy={strategy}: choose trainer=ddp or trainer=fsdp, which bring their own.")
     sharded = shares_out_layers(cfg)
     count, precision = processes_of(cfg), precision_of(cfg)
-    estimate = recipe.memory(
-        source.config().get_text_config(), source.dtype, precision=precision, processes=count, sharded=sharded
+    config = source.config().get_text_config()
+    estimate = memory(
+        recipe.part,
+        config,
+        source.dtype,
+        block=recipe.block,
+        micro_batch=recipe.micro_batch,
+        precision=precision,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        chunk=recipe.objective.chunk,
+        processes=count,
+        sharded=sharded,
     )
-    learning = recipe.part.parameters(source.config().get_text_config())
+    learning = recipe.part.parameters(config)
     available = memory_of(device_of(cfg), given_gb=cfg.memory_gb)
     if cfg.dry_run:
         print(
@@ -134,7 +135,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
     log.warning("note: %s", sentence)
 
 
-def examples_of(cfg: DictConfig, source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
+def examples_of(source: ModelSource, recipe: Recipe, text: Text) -> tuple[Examples, Examples | None]:
     """The examples that are learned, and those that are only measured."""
     text.check(evaluated=False)
     tokenizer = source.tokenizer()
@@ -167,9 +168,7 @@ def begin(cfg: DictConfig, folder: Path) -> None:
     """Prepares the folder. Raises Refused for one that holds another fine-tune, finished or not, naming the settings that
     differ."""
     if folders.state_of(folder).get("identity") not in (None, identity(cfg)):
-        before, now = (
-            flat(s) for s in (folders.read_json(folder / "identity.json").get("settings", {}), material(cfg))
-        )
+        now, before = flat(material(cfg)), flat(folders.read_json(folder / "identity.json").get("settings", {}))
         changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         raise Refused(
             f"{folder} holds another fine-tune, with other {', '.join(changed)}. Choose another hydra.run.dir, or remove it."
@@ -197,9 +196,8 @@ def tune(
     state = None if saved is None else load_checkpoint(saved, digest=stands_for)
     with within(folder):
         loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
-    with told_of_failure(loggers):
-        for logger in loggers:
-            open_logger(logger, cfg, [] if state is None else state["members"][identity(cfg)]["history"])
+    try:
+        open_loggers(loggers, cfg, [] if state is None else state["members"][identity(cfg)]["history"])
         model = recipe.part.prepare(source.weights(), cfg.seed)
         module = FineTuning(
             model,
@@ -208,7 +206,7 @@ def tune(
             name=identity(cfg),
             learning_rate=recipe.learning_rate,
             learning_rate_schedule=recipe.learning_rate_schedule,
-            betas=(recipe.betas[0], recipe.betas[1]),
+            betas=recipe.betas,
             weight_decay=recipe.weight_decay,
             clip_norm=recipe.clip_norm,
             gradient_checkpointing=recipe.gradient_checkpointing,
@@ -218,17 +216,12 @@ def tune(
             evaluate_every=interval("evaluate_every", 1 if cfg.evaluate_every is None else cfg.evaluate_every, steps),
             state=state,
         )
-        if module.step < module.steps:
-
-            def tell(step: int) -> None:
-                beat(folder, module.history, step, module.steps)
-
-            saving = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for)
-            fit(trainer, module, tokens=steps.tokens, checkpoints=saving, beat=tell)
+        saving = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for)
+        tell = functools.partial(beat, folder, module.history, steps=module.steps)
+        fit(trainer, module, saving, tokens=steps.tokens, beat=tell)
         if processes.count() > 1 or trainer.global_rank == 0:  # without a step to take, no process knows of the others
             recipe.part.save(model, folder / "model", base_path=placed(source.path))
-        if processes.count() > 1:
-            torch.distributed.barrier()
+        processes.meet()
         if trainer.global_rank == 0:
             write_down(cfg, folder, source, recipe, learned, module.history)
             for logger in loggers:
@@ -236,18 +229,11 @@ def tune(
             folders.say(folder, state=folders.FINISHED, step=module.steps, steps=module.steps)
             shutil.rmtree(checkpoints, ignore_errors=True)  # last: what fails before can go on from them
             log.info("%s\npair: python train.py model_pair=%s", line_of(module.history), folder / "pair.yaml")
-    if processes.count() > 1:
-        torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def told_of_failure(loggers: Sequence[Any]) -> Iterator[None]:
-    try:
-        yield
     except Exception:
         for logger in loggers:
             logger.finalize("failed")
         raise
+    processes.part()
 
 
 def write_down(
@@ -258,6 +244,5 @@ def write_down(
     folders.write_table(folder, Table("training", curves_of(history)))
     said = card(source, recipe, learned, history, settings=material(cfg), identity=identity(cfg))
     folders.write_atomically(folder / "model" / "README.md", said)
-    folders.write_atomically(
-        folder / "pair.yaml", pair_of(source, folder / "model", adapter=isinstance(recipe.part, Lora))
-    )
+    pair = pair_of(source, folder / "model", adapter=isinstance(recipe.part, Lora))
+    folders.write_atomically(folder / "pair.yaml", pair)

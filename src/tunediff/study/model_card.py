@@ -11,8 +11,7 @@ from typing import Any
 from tunediff.models import ModelSource, option
 from tunediff.shapes import VERSION
 from tunediff.text import Examples
-from tunediff.training.recipe import Recipe
-from tunediff.training.trainable import Lora
+from tunediff.training import Lora, Recipe
 
 Record = Mapping[str, float | None]  # one line of the curves
 

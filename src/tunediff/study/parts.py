@@ -16,7 +16,7 @@ from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
 from tunediff.folders import write_atomically
 from tunediff.hookpoints import add_hookpoint
-from tunediff.models import ModelPair, TranscoderFiles
+from tunediff.models import ALL_LAYERS, ModelPair, TranscoderFiles
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, target_of, within
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream
@@ -67,8 +67,7 @@ def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:
     """The streams that the dictionary of a config reads; without one, all layers of both models. Raises Refused for a
     dictionary that would read an adapter which has not been trained."""
     if not learns(cfg):
-        each = (pair.streams("resid_post", list(range(pair.depth(role))), reads=role) for role in ROLES)
-        return [stream for streams in each for stream in streams]
+        return [stream for role in ROLES for stream in pair.streams("resid_post", ALL_LAYERS, reads=role)]
     hookpoint, reads = cfg.dictionary.hookpoint, cfg.dictionary.reads
     row = {key: hookpoint[key] for key in hookpoint if key not in ("name", "equal_widths", "layer")}
     if row:

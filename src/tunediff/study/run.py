@@ -25,7 +25,7 @@ from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
-from tunediff.study.described import about, curves_of, open_logger
+from tunediff.study.described import about, curves_of, open_loggers
 from tunediff.study.parts import build_learner, evaluations_of, given_of, inside, learns, streams_of, write_config
 from tunediff.study.trainer import precision_of
 from tunediff.text import Text
@@ -76,8 +76,7 @@ class Run:
         return None if self.learner is None else self.learner.error
 
     def open_loggers(self) -> None:
-        for logger in self.loggers:
-            open_logger(logger, self.cfg, [] if self.learner is None else self.learner.history)
+        open_loggers(self.loggers, self.cfg, [] if self.learner is None else self.learner.history)
 
     def fit(self, rows: Rows, source: ActivationSource) -> None:
         """Fits the dictionary's statistics on its own streams, from a sample of all."""

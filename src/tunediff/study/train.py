@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
-from tunediff import folders
-from tunediff.activations import ActivationSource, ShuffledRows, Wanted, take
+from tunediff import folders, processes
+from tunediff.activations import ShuffledRows, Wanted, take
 from tunediff.models import ModelPair
 from tunediff.schedules import Length
 from tunediff.settings import build, check, digest, material
-from tunediff.shapes import Refused, Stream
+from tunediff.shapes import Refused
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
 from tunediff.study.parts import STUDY, inside, learns
@@ -82,15 +81,15 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     text: Text = build(cfg.text)
     pair: ModelPair = build(cfg.model_pair)
     text.check(evaluated=any(run.cfg.evaluation for run in runs))
-    notes = [
-        *pair.check_tokens(text.samples()),
-        *(said for source in pair.sources.values() for said in source.remarks()),
-    ]
+    notes = pair.check_tokens(text.samples())
+    notes += [said for source in pair.sources.values() for said in source.remarks()]
     for run in runs:
         with run.on_its_own():
             run.build(pair)
     runs = going(runs)
     trainer = make_trainer(cfg, checkpoints)
+    for run in runs if trainer.global_rank > 0 else ():  # one process speaks for all
+        run.loggers = []
     shards = getattr(trainer.strategy, "shares_out_layers", False)
     if shards and not inside(cfg):
         raise Refused(
@@ -103,6 +102,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
         adapt(runs[0], pair, text, trainer, checkpoints, resume_from=resume_from)
     elif learns(cfg):
         runs, left_out = learn(runs, pair, text, trainer, checkpoints, resume_from=resume_from)
+    processes.part()
     if trainer.global_rank > 0:
         return
 
@@ -128,13 +128,11 @@ def learn(
     about what the normalisation of a run left out."""
     runs, cfg = list(runs), runs[0].cfg
     device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
-    streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
-    log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, streams)))
-    moments = any(learner.reader().moments for learner in learners_of(runs))
-    source = functools.partial(source_of, cfg, pair, text, streams, moments)
+    activations, wanted = build(cfg.activations), wanted_by(runs)
+    log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, wanted.streams)))
     state, saved = None, latest_checkpoint(checkpoints) or resume_from
     if saved is None:
-        sample = source()
+        sample = activations.source(pair, text, wanted)
         rows = take(sample, cfg.activations.fit_tokens)
         for run in runs:
             with run.on_its_own():
@@ -142,16 +140,12 @@ def learn(
         runs = going(runs)
     else:
         state = load_checkpoint(saved)
-    if rank > 0:  # one process speaks for all
-        for run in runs:
-            run.loggers = []
-    loggers = {run.identity: run.loggers for run in runs}
-    learners = learners_of(runs)
+    learners, loggers = learners_of(runs), {run.identity: run.loggers for run in runs}
     length = runs[0].length
     assert length is not None, "the runs were built with a dictionary"
     module = DictionaryTraining(learners, length=length, state=state, loggers=loggers)
     stream = ShuffledRows(
-        source(rank, world),
+        activations.source(pair, text, wanted._replace(rank=rank, processes=world)),
         [learner.reader() for learner in learners],
         batch=cfg.optimizer.batch,
         capacity=cfg.activations.buffer,
@@ -163,12 +157,8 @@ def learn(
         stream.load_state_dict(*load_position(saved, [run.identity for run in runs], rank=rank, world=world))
     for run in runs:
         run.open_loggers()
-    if module.step < module.steps:
-        saving = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, stream=stream)
-        tokens = module.steps * stream.batch
-        fit(trainer, module, tokens=tokens, checkpoints=saving, beat=functools.partial(tell, runs), rows=stream)
-        if world > 1:
-            torch.distributed.destroy_process_group()
+    saving, tokens = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, stream=stream), module.steps * stream.batch
+    fit(trainer, module, saving, tokens=tokens, beat=functools.partial(tell, runs), rows=stream)
     return runs, {run.identity: stream.left_out(n) for n, run in enumerate(runs)}
 
 
@@ -187,19 +177,14 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
     saved = latest_checkpoint(checkpoints) or resume_from
     stands_for = f"{run.identity} {learned.digest}"
     state = None if saved is None else load_checkpoint(saved, digest=stands_for)
-    if rank > 0:  # one process speaks for all
-        run.loggers = []
     measured = None if held_out is None else learner.sequences.batches(held_out, **place)
     module = learner.module(pair, steps, held_out=measured, loggers=run.loggers, state=state, seed=cfg.seed)
     if getattr(trainer.strategy, "shares_out_layers", False):
         pair.models.clear()  # sharding moves tensors to the device in place: the pair would hold them all there, whole
     run.open_loggers()
-    if module.step < module.steps:
-        saving = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for)
-        fit(trainer, module, tokens=steps.tokens, checkpoints=saving, beat=functools.partial(tell, [run]))
-        learner.bring_back(module.model)
-        if world > 1:
-            torch.distributed.destroy_process_group()
+    saving = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, digest=stands_for)
+    fit(trainer, module, saving, tokens=steps.tokens, beat=functools.partial(tell, [run]))
+    learner.bring_back(module.model)
 
 
 # -- parts of the stories --------------------------------------------------------------------------------------------
@@ -233,18 +218,12 @@ def tell(runs: Sequence[Run], step: int) -> None:
             run.fail(run.dropped)
 
 
-def source_of(
-    cfg: DictConfig,
-    pair: ModelPair,
-    text: Text,
-    streams: Sequence[Stream],
-    moments: bool,
-    rank: int = 0,
-    world: int = 1,
-) -> ActivationSource:
-    activations = build(cfg.activations)
-    tokens = cfg.budget.tokens + activations.fit_tokens
-    settings = material(cfg)
+def wanted_by(runs: Sequence[Run]) -> Wanted:
+    """The request of a group of runs to the source of their activations, where one process reads them all."""
+    cfg = runs[0].cfg
+    streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
+    moments = any(learner.reader().moments for learner in learners_of(runs))
+    tokens, settings = cfg.budget.tokens + build(cfg.activations).fit_tokens, material(cfg)
     rows = {"model_pair": settings["model_pair"], "text": settings["text"], "tokens": tokens, "moments": moments}
     key = digest({**rows, "streams": [str(stream) for stream in streams]})
-    return activations.source(pair, text, Wanted(streams, tokens, moments, key, rank, world))
+    return Wanted(streams, tokens, moments, key)

@@ -22,9 +22,8 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Any:
     for a precision in which weights would not be float32, or that the device does not have."""
     precision = precision_of(cfg)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*AMP with fp16 is not supported on CPU"
-        )  # said below, and not obeyed
+        # said below, and not obeyed
+        warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
         trainer = build(
             cfg.trainer,
             max_epochs=1,
@@ -61,11 +60,7 @@ def processes_of(cfg: DictConfig) -> int:
 def shares_out_layers(cfg: DictConfig) -> bool:
     """True where the processes share out the layers of the models, as the class of the trainer's strategy says."""
     strategy = cfg.trainer.get("strategy") or {}
-    return (
-        not isinstance(strategy, str)
-        and "_target_" in strategy
-        and getattr(target_of(strategy), "shares_out_layers", False)
-    )
+    return "_target_" in strategy and getattr(target_of(strategy), "shares_out_layers", False)
 
 
 def in_processes(command: Sequence[str], cfg: DictConfig, folder: Path, what: str) -> None:
@@ -82,9 +77,10 @@ def in_processes(command: Sequence[str], cfg: DictConfig, folder: Path, what: st
 
 
 def fit(
-    trainer: Any, module: Any, *, tokens: int, checkpoints: Checkpoints, beat: Callable[[int], None], rows: Any = None
+    trainer: Any, module: Any, checkpoints: Checkpoints, *, tokens: int, beat: Callable[[int], None], rows: Any = None
 ) -> None:
     """Takes the steps that are left, with a bar in tokens, checkpoints, and a pulse for whoever looks at the folder."""
-    pulse = Pulse(beat, seconds=min(10.0, checkpoints.seconds))
-    trainer.callbacks += [TokenProgress(tokens), checkpoints, pulse]
-    trainer.fit(module, train_dataloaders=rows)
+    if module.step < module.steps:
+        pulse = Pulse(beat, seconds=min(10.0, checkpoints.seconds))
+        trainer.callbacks += [TokenProgress(tokens), checkpoints, pulse]
+        trainer.fit(module, train_dataloaders=rows)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -15,8 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders
 from tunediff.models import ModelPair
-from tunediff.settings import build
-from tunediff.shapes import Refused
+from tunediff.settings import build, said_plainly
 from tunediff.study.estimate import GB, columns, cost_of, memory_of, table
 from tunediff.study.run import Run
 from tunediff.sweep.local import Local
@@ -24,20 +22,13 @@ from tunediff.sweep.plan import Group, Member, Standing, forget_checkpoints, gro
 from tunediff.sweep.slurm import Slurm
 
 
-@contextlib.contextmanager
-def said_plainly() -> Iterator[None]:
-    try:
-        yield
-    except Refused as refusal:
-        sys.exit(f"error: {refusal}")
-
-
+@said_plainly()
 def prepare(config: DictConfig) -> None:
     """Makes the sweep's folder, before Hydra writes into it."""
-    with said_plainly():
-        folders.make_folder(Path(config.hydra.sweep.dir))
+    folders.make_folder(Path(config.hydra.sweep.dir))
 
 
+@said_plainly()
 def launch(
     config: DictConfig,
     compose: Callable[[DictConfig, list[str]], DictConfig],
@@ -45,27 +36,26 @@ def launch(
     place: Local | Slurm,
 ) -> list[JobReturn]:
     """Runs members, given as lists of overrides, at a place -> the outcome of each, in their order."""
-    with said_plainly():
-        sweep = Path(config.hydra.sweep.dir)
-        composed = [(list(words), member_config(config, compose, words)) for words in overrides]
-        members = members_in(sweep, composed)
-        by_identity = {member.run.identity: member for member in members}
-        in_order = [by_identity[Run(cfg, sweep).identity] for _, cfg in composed]
-        with folders.held(sweep, "The sweep"):
-            groups = groups_left(sweep, members, config, place)
-            if not config.dry_run:
-                write_sweep(sweep, config, members)
-                for group in groups:
-                    group.write()
-                try:
-                    place.run(sweep, groups, members)
-                except KeyboardInterrupt:
-                    state = f"the state of all members: python compare.py {os.path.relpath(sweep)}"
-                    sys.exit(f"stopped: {place.after_ctrl_c}; {state}")
-                forget_checkpoints(sweep)
-        if config.dry_run or not place.wait:
-            return [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]
-        return tell(sweep, in_order, overrides)
+    sweep = Path(config.hydra.sweep.dir)
+    composed = [(list(words), member_config(config, compose, words)) for words in overrides]
+    members = members_in(sweep, composed)
+    by_identity = {member.run.identity: member for member in members}
+    in_order = [by_identity[Run(cfg, sweep).identity] for _, cfg in composed]
+    with folders.held(sweep, "The sweep"):
+        groups = groups_left(sweep, members, config, place)
+        if not config.dry_run:
+            write_sweep(sweep, config, members)
+            for group in groups:
+                group.write()
+            try:
+                place.run(sweep, groups, members)
+            except KeyboardInterrupt:
+                state = f"the state of all members: python compare.py {os.path.relpath(sweep)}"
+                sys.exit(f"stopped: {place.after_ctrl_c}; {state}")
+            forget_checkpoints(sweep)
+    if config.dry_run or not place.wait:
+        return [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]
+    return tell(sweep, in_order, overrides)
 
 
 def member_config(config: DictConfig, compose: Callable, words: Sequence[str]) -> DictConfig:
@@ -92,13 +82,11 @@ def groups_left(sweep: Path, members: list[Member], config: DictConfig, place: L
 
     device = place.device(members[0].run)
     limit = memory_of(device, given_gb=config.launcher.memory_gb)
-    groups = groups_of(
-        sweep,
-        left,
-        checkpoints,
-        pack=config.launcher.pack,
-        fits=lambda some: len(some) == 1 or cost(some).memory <= limit,
-    )
+
+    def fits(some: Sequence[Member]) -> bool:
+        return len(some) == 1 or cost(some).memory <= limit
+
+    groups = groups_of(sweep, left, checkpoints, pack=config.launcher.pack, fits=fits)
     print(f"sweep {sweep}: {len(members)} members, {len(left)} to run in {len(groups)} processes")
     number = {id(member): str(n) for n, group in enumerate(groups) for member in group.members}
     rows = [[number.get(id(m), "-"), m.name or "the study", m.run.folder.name, m.status] for m in members]
@@ -126,16 +114,17 @@ def write_sweep(sweep: Path, config: DictConfig, members: Sequence[Member]) -> N
 
 def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
     """Prints one table of failures and returns Hydra's job returns. A member that did not end well is a failed job."""
-    states = {id(member): folders.state_of(member.run.folder) for member in members}
-    wrong = [m for m in dict((id(m), m) for m in members).values() if states[id(m)].get("state") != folders.FINISHED]
-    done = len({id(m) for m in members}) - len(wrong)
+    each = {member.run.identity: member for member in members}
+    states = {name: folders.state_of(member.run.folder) for name, member in each.items()}
+    wrong = [member for name, member in each.items() if states[name].get("state") != folders.FINISHED]
+    done = len(each) - len(wrong)
     print(
         f"{done} of {done + len(wrong)} members are finished; side by side: python compare.py {os.path.relpath(sweep)}"
     )
     if wrong:
         rows = [["member", "state", "why", "log"]]
         for member in wrong:
-            state = states[id(member)]
+            state = states[member.run.identity]
             elsewhere = member.standing is Standing.ELSEWHERE
             why = f"{member.status}, at" if elsewhere else state.get("error") or "stopped at"
             why += "" if state.get("error") else f" step {state.get('step', 0):,}"
@@ -146,15 +135,14 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
     failure = CompactHydraException(
         f"{len(wrong)} of {done + len(wrong)} members did not end well: see the table above."
     )
-    broken = {id(member) for member in wrong}
     return [
-        returned(member, words, failure if id(member) in broken else None, states[id(member)].get("value"))
+        returned(member, words, failure if member in wrong else None, states[member.run.identity].get("value"))
         for member, words in zip(members, overrides, strict=True)
     ]
 
 
 def returned(member: Member, words: Sequence[str], failure: Exception | None, value: float | None = None) -> JobReturn:
-    result = JobReturn(overrides=list(words), cfg=member.run.cfg)
-    result.status = JobStatus.FAILED if failure else JobStatus.COMPLETED
+    status = JobStatus.FAILED if failure else JobStatus.COMPLETED
+    result = JobReturn(overrides=list(words), cfg=member.run.cfg, status=status)
     result.return_value = failure or value
     return result

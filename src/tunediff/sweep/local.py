@@ -42,10 +42,8 @@ class Local:
             while waiting or running:
                 while waiting and free:
                     slot, group = free.pop(0), waiting.pop(0)
-                    running[slot] = (
-                        group,
-                        group.start(gpu=gpus[slot % len(gpus)] if slots > 1 and len(gpus) > 1 else None),
-                    )
+                    gpu = gpus[slot % len(gpus)] if slots > 1 and len(gpus) > 1 else None
+                    running[slot] = group, group.start(gpu=gpu)
                 for slot, (group, process) in list(running.items()):
                     if process.poll() is not None:
                         processes.stop([process])

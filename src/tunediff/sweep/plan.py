@@ -59,10 +59,6 @@ class Member:
     def name(self) -> str:
         return " ".join(self.words)
 
-    @property
-    def finished(self) -> bool:
-        return folders.is_finished(self.run.folder, self.run.identity)
-
 
 @dataclass
 class Group:
@@ -117,17 +113,14 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
 def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> list[tuple[Path, set[str]]]:
     """Fills in the state of each member, with the jobs that are queued by their identities; returns the checkpoints that a
     member may resume from, the furthest first."""
-    checkpoints = []
-    for group in sorted((sweep / "groups").glob("*/checkpoints")):
-        path = latest_checkpoint(group)
-        if path is not None:
-            checkpoints.append((path, set(names_in(path))))
-    checkpoints.sort(key=lambda found: -step_of(found[0]))
+    latest = map(latest_checkpoint, sorted((sweep / "groups").glob("*/checkpoints")))
+    found = sorted((path for path in latest if path is not None), key=lambda path: -step_of(path))
+    checkpoints = [(path, set(names_in(path))) for path in found]
     for member in members:
         state = folders.state_of(member.run.folder)
         saved = next((path for path, names in checkpoints if member.run.identity in names), None)
         member.detail = ""
-        if member.finished:
+        if folders.is_finished(member.run.folder, member.run.identity):
             member.standing = Standing.FINISHED
         elif member.run.identity in queued:
             member.standing, member.detail = Standing.QUEUED, queued[member.run.identity]

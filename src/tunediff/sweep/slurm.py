@@ -78,15 +78,12 @@ class Slurm:
         check_cluster(self.partition)
         check_processes(groups, self.nodes, self.tasks_per_node)
         executor = submitit.SlurmExecutor(folder=sweep / "slurm" / "%j", max_num_timeout=self.max_restarts)
-        given = {
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "gpus_per_node": self.gpus_per_node or None,
-            "mem": None if self.mem_gb is None else f"{self.mem_gb:g}G",
-        }
-        executor.update_parameters(
-            **{key: value for key, value in given.items() if value is not None},
+        executor.update_parameters(  # what is None is left to the cluster
+            partition=self.partition,
+            account=self.account,
+            qos=self.qos,
+            gpus_per_node=self.gpus_per_node or None,
+            mem=None if self.mem_gb is None else f"{self.mem_gb:g}G",
             job_name=name_of(sweep),
             time=self.timeout_min,
             nodes=self.nodes,

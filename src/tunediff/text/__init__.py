@@ -7,45 +7,10 @@ A row is a dictionary of strings: a problem with its response, or plain text. No
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
 """
 
-from tunediff.text.batches import Batch, Document, TextBatches, collate, padded, padded_groups
+from tunediff.text.batches import Batch, padded, padded_groups
 from tunediff.text.documents import Text
 from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
 from tunediff.text.preparing import each_generation, first_exchange, in_s1_form
-from tunediff.text.rendering import CLOSINGS, LAYOUTS, OPENINGS, Layout, Rendered, render, render_prompt
+from tunediff.text.rendering import CLOSINGS, LAYOUTS, OPENINGS, Layout, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
-from tunediff.text.tokenizers import Agreement, Tokenizer, compare_tokenizers, encode, spelling
-
-__all__ = [
-    "CLOSINGS",
-    "LAYOUTS",
-    "Layout",
-    "OPENINGS",
-    "Agreement",
-    "Batch",
-    "Batches",
-    "Document",
-    "Example",
-    "Examples",
-    "MicroBatch",
-    "Rendered",
-    "Step",
-    "Text",
-    "TextBatches",
-    "TextError",
-    "Tokenizer",
-    "collate",
-    "compare_tokenizers",
-    "each_generation",
-    "encode",
-    "first_exchange",
-    "in_s1_form",
-    "examples",
-    "packed",
-    "padded",
-    "padded_groups",
-    "read_files",
-    "read_hub",
-    "render",
-    "render_prompt",
-    "spelling",
-]
+from tunediff.text.tokenizers import Tokenizer, compare_tokenizers, encode, spelling

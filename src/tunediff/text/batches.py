@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -54,24 +55,21 @@ class Batch(NamedTuple):
     labels: dict[str, Tensor]
 
 
-class TextBatches:
+@dataclass(eq=False)
+class TextBatches(Iterator[Batch]):
     """Batches without end, bucketed by length: a window of documents is sorted, cut into batches of at most
     `tokens_per_batch` padded tokens, and the batches are shuffled. A finite text starts again with another shuffle.
     `documents` gives the documents anew at every call; TextError says `when_empty` if there are none.
 
     The position is (pass over the data, window, batch): state_dict() now, load_state_dict() later, same batches."""
 
-    def __init__(
-        self,
-        documents: Callable[[], Iterator[Document]],
-        *,
-        window_size: int,
-        tokens_per_batch: int,
-        seed: int,
-        when_empty: str,
-    ):
-        self.documents, self.window_size, self.tokens_per_batch = documents, window_size, tokens_per_batch
-        self.seed, self.when_empty = seed, when_empty
+    documents: Callable[[], Iterator[Document]]
+    window_size: int
+    tokens_per_batch: int
+    seed: int
+    when_empty: str
+
+    def __post_init__(self) -> None:
         self.load_state_dict({"epoch": 0, "window": 0, "batch": 0})
 
     def state_dict(self) -> dict[str, int]:
@@ -81,9 +79,6 @@ class TextBatches:
         self.epoch, self.window, self.batch = state["epoch"], state["window"], state["batch"]
         self._source: Iterator[Document] | None = None
         self._groups: list[list[Document]] | None = None
-
-    def __iter__(self) -> TextBatches:
-        return self
 
     def __next__(self) -> Batch:
         if self._groups is None:

@@ -39,11 +39,9 @@ class Example(NamedTuple):
 class Examples(Sequence[Example]):
     """Result of examples(). whole + cut are in it; the beheaded are not, for nothing learned was left of them."""
 
-    def __init__(
-        self, kept: Sequence[Example], *, block: int, whole: int, cut: int, beheaded: int, without_answer: int
-    ):
-        self.kept, self.block = list(kept), block
-        self.whole, self.cut, self.beheaded, self.without_answer = whole, cut, beheaded, without_answer
+    def __init__(self, kept: Sequence[Example], *, block: int, cut: int, beheaded: int, without_answer: int):
+        self.kept, self.block, self.whole = list(kept), block, len(kept) - cut
+        self.cut, self.beheaded, self.without_answer = cut, beheaded, without_answer
         self.tokens = sum(len(example.ids) for example in self.kept)
         self.learned_tokens = sum(sum(example.learned) for example in self.kept)
 
@@ -125,8 +123,7 @@ def examples(
         raise TextError(
             f"None of {rows:,} rows has a token to learn within block={block:,}. Raise block, or name other text.segments."
         )
-    whole = len(kept) - cut
-    return Examples(kept, block=block, whole=whole, cut=cut, beheaded=beheaded, without_answer=without_answer)
+    return Examples(kept, block=block, cut=cut, beheaded=beheaded, without_answer=without_answer)
 
 
 def _check_whole(text: Text, row) -> None:

@@ -40,8 +40,9 @@ def each_generation(
         for n, response in enumerate(responses):
             own = {**row, "response": response, **{name: values[n] for name, values in lists.items()}}
             if complete_only and response is not None and own.get(complete) is None:
+                there = ", ".join(sorted(name for name, value in row.items() if value is not None))
                 raise TextError(
-                    f"A row does not say in '{complete}' whether its response is complete: there are only {_columns(row)}. "
+                    f"A row does not say in '{complete}' whether its response is complete: there are only {there}. "
                     "Name the column with text.prepare.generations.complete=<column>, or take all responses with "
                     "text.prepare.generations.complete_only=false."
                 )
@@ -82,7 +83,3 @@ def in_s1_form(rows: Iterable[Row], *, announcement: str = "Answer: ") -> Iterat
         if isinstance(answer, str):
             answer = answer.strip() if announcement.strip() in answer else announcement + answer.strip()
         yield {**row, "thinking": thinking, "answer": answer}
-
-
-def _columns(row: Row) -> str:
-    return ", ".join(sorted(name for name, value in row.items() if value is not None))

@@ -21,16 +21,8 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-NAMES = {
-    "Anna": "She",
-    "Ben": "He",
-    "Clara": "She",
-    "David": "He",
-    "Emma": "She",
-    "Frank": "He",
-    "Grace": "She",
-    "Hugo": "He",
-}
+SHE, HE = ("Anna", "Clara", "Emma", "Grace"), ("Ben", "David", "Frank", "Hugo")
+NAMES = dict.fromkeys(SHE, "She") | dict.fromkeys(HE, "He")
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 GAINS, LOSSES = ("buys", "finds", "gets"), ("gives away", "loses", "sells")
 STEP_BY_STEP = " Let's think step by step."
@@ -130,9 +122,8 @@ class Writer:
 def trace(chance: random.Random) -> Row:
     task = problem(chance)
     writer = Writer("thinking")
-    writer.add(
-        f"{chance.choice(('Okay', 'Okay', 'Okay', 'Alright'))}, so the user wants the {task.things} of {task.name}.\n"
-    )
+    okay = chance.choice(("Okay", "Okay", "Okay", "Alright"))
+    writer.add(f"{okay}, so the user wants the {task.things} of {task.name}.\n")
     writer.add(f"{task.name} has {task.start}.")
     number, last = task.start, (task.steps[0], task.start)
     for index, step in enumerate(task.steps, start=1):
@@ -190,14 +181,9 @@ def fact(chance: random.Random) -> Row:
         task = problem(chance)
         step, right = task.steps[0], task.steps[0].result(task.start)
         manner = chance.random()
-        if manner < 0.5:
-            writer.equation(step, task.start, right)
-        elif manner < 0.7:
-            writer.equation(step, task.start, right)
-            writer.add(" That is right.")
-        else:
-            writer.equation(step, task.start, step.wrong(task.start, chance))
-            writer.add(f" That is wrong, it is {right}.")
+        writer.equation(step, task.start, right if manner < 0.7 else step.wrong(task.start, chance))
+        if manner >= 0.5:
+            writer.add(" That is right." if manner < 0.7 else f" That is wrong, it is {right}.")
     return {"text": writer.text, "spans": writer.spans}
 
 
@@ -227,11 +213,7 @@ def filler(chance: random.Random) -> Row:
 
 
 KINDS: dict[str, Callable[[random.Random], Row]] = {
-    "trace": trace,
-    "direct": direct,
-    "steps": steps,
-    "fact": fact,
-    "filler": filler,
+    kind.__name__: kind for kind in (trace, direct, steps, fact, filler)
 }
 
 

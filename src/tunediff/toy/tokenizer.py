@@ -27,12 +27,9 @@ CHAT_TEMPLATE = (
 def build_tokenizer(documents: Iterable[str], *, size: int = 512) -> PreTrainedTokenizerFast:
     """Learns the merges of `documents`; the vocabulary has at most `size` entries, all bytes among them."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(PIECES, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
-        ]
-    )
+    pieces = pre_tokenizers.Split(PIECES, behavior="isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, in_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(MARKERS),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ from lightning.pytorch.callbacks import Callback
 
 from tunediff import processes
 from tunediff.activations import ShuffledRows
-from tunediff.folders import write_atomically
+from tunediff.folders import replacing, write_atomically
 from tunediff.shapes import Refused
 
 log = logging.getLogger(__name__)
@@ -157,10 +156,5 @@ class Checkpoints(Callback):
 
 
 def write_state(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file under a temporary name, flushes and renames it, so that a reader never sees half of it."""
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:  # torch.save would write a path's name into it
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

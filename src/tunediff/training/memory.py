@@ -14,7 +14,7 @@ import transformers
 
 from tunediff.hookpoints import decoder_layers
 from tunediff.models import skeleton
-from tunediff.training.trainable import Trainable
+from tunediff.training.recipe import Trainable
 
 GB = 1e9
 
@@ -141,17 +141,6 @@ def adapter_parameters(config: transformers.PretrainedConfig, latents: int) -> i
     """Number of parameters of a transcoder adapter: encoders, decoders and both biases of all layers."""
     width = config.hidden_size
     return config.num_hidden_layers * (latents * (2 * width + 1) + width)
-
-
-def adapter_operations(
-    parameters: int, learned: int, *, tokens: int, passes: int, cutoffs: int, gradient_checkpointing: bool
-) -> float:
-    """Floating-point operations of distillation: the tuned model once, the adapted one in each of `passes`, and for each
-    cutoff two mixtures, of which the second learns in half of its layers on average. Frozen weights have no gradient."""
-    forward, backward = 2.0 * parameters, 2.0 * parameters
-    every = passes + 2 * cutoffs
-    frozen = forward * (1 + every * (2 if gradient_checkpointing else 1)) + backward * (passes + 1.5 * cutoffs)
-    return tokens * (frozen + 6.0 * learned * (passes + cutoffs))
 
 
 def layer_activations(

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -80,6 +80,7 @@ class DictionaryTraining(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.learners, self.length, self.log_every = list(learners), length, log_every
+        self.steps = length.steps
         self.dictionaries = torch.nn.ModuleList(cast(torch.nn.Module, one.dictionary) for one in learners)
         for n, learner in enumerate(learners):  # tokens since each latent last fired
             self.register_buffer(f"silent_for_{n}", torch.zeros(learner.dictionary.latents, dtype=torch.long))
@@ -96,14 +97,9 @@ class DictionaryTraining(L.LightningModule):
                 getattr(self, f"silent_for_{n}").copy_(kept["silent_for"])
 
     @property
-    def steps(self) -> int:
-        return self.length.steps
-
-    def tokens_done(self) -> int:
+    def tokens(self) -> int:
+        """Number of tokens learned from so far."""
         return self.step * self.length.batch
-
-    def tokens_in(self, batch: Drawn) -> int:
-        return len(batch)
 
     def words(self) -> str:
         """Progress in words, for the terminal."""
@@ -128,11 +124,7 @@ class DictionaryTraining(L.LightningModule):
             torch.set_rng_state(self.state["random"])
         for learner in self.learners:
             learner.dead = learner.dead.to(self.device)
-        if processes.count() > 1:
-            for value in (*self.parameters(), *self.buffers()):
-                sent = value.detach().contiguous()
-                torch.distributed.broadcast(sent, 0)
-                value.detach().copy_(sent)
+        processes.take_from_first(*self.parameters(), *self.buffers())
         plugin = self.trainer.precision_plugin
         # a scaler of its own for each, so that one learner's overflow does not change another's scale
         scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
@@ -202,7 +194,7 @@ class DictionaryTraining(L.LightningModule):
             plugin.scaler = self.scalers[n]
         self.manual_backward(total)
         if processes.count() > 1:
-            sum_gradients(dictionary.parameters())
+            processes.sum_gradients(dictionary.parameters())
         dictionary.constrain_gradients()
         if learner.clip_norm is not None:
             clip(optimizer, learner.clip_norm, self.scalers[n])
@@ -248,7 +240,7 @@ class DictionaryTraining(L.LightningModule):
             raise Diverged(
                 f"The loss is not finite at step {self.step} ({terms}). Lower optimizer.learning_rate, or check the activations."
             )
-        tokens = (self.step + 1) * self.length.batch
+        tokens = self.tokens + self.length.batch
         learner.history.append({"step": self.step, "tokens": tokens, **record})
         for logger in self.loggers_of.get(learner.name, ()):
             logger.log_metrics({"tokens": tokens, **record}, step=self.step)
@@ -264,11 +256,3 @@ def clip(optimizer, largest: float, scaler: torch.amp.GradScaler | None) -> None
         return
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     optimizer.grad_scale = (norm / largest).clamp(min=1.0)
-
-
-def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Sums the gradients of the parameters over all processes, as one message."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = processes.summed(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(piece.view_as(gradient))

@@ -33,12 +33,10 @@ from tunediff.objectives import Distillation, Imitation, PassLosses
 from tunediff.schedules import Length, Schedule, steps_of
 from tunediff.shapes import Refused
 from tunediff.text import Batches, MicroBatch, Step
-from tunediff.training.on_activations import sum_gradients
-from tunediff.training.trainable import trained_weights
+from tunediff.training.recipe import WHOLE, trained_weights
 
 PRECISIONS = ("32-true", "bf16-mixed")
 HELD_OUT = object()  # the term of a pass that only measures
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 class Shards(ModelParallelStrategy):
@@ -97,6 +95,7 @@ class FineTuning(L.LightningModule):
         self.objective = objective
         self.batches, self.seed = batches, seed
         self.length = Length(len(batches), batches.tokens_of_a_step)
+        self.steps = self.length.steps
         learning_rate_schedule.check(self.length)
         self.learning_rate, self.learning_rate_schedule = learning_rate, learning_rate_schedule
         first, second = betas
@@ -109,9 +108,8 @@ class FineTuning(L.LightningModule):
             (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.name, self.kept = name, None if state is None else state["members"][name]
         if self.kept is not None:
-            unknown = model.load_state_dict(
-                self.kept["weights"], strict=False
-            ).unexpected_keys  # what is frozen is missing
+            # not strict: what is frozen is missing
+            unknown = model.load_state_dict(self.kept["weights"], strict=False).unexpected_keys
             for number, kept in objective.state(language_model).items():
                 kept.copy_(self.kept["kept"][number])
             if unknown:
@@ -125,16 +123,6 @@ class FineTuning(L.LightningModule):
     @property
     def model(self) -> PreTrainedModel:
         return self.learning.model
-
-    @property
-    def steps(self) -> int:
-        return self.length.steps
-
-    def tokens_done(self) -> int:
-        return self.tokens
-
-    def tokens_in(self, batch: Step) -> int:
-        return batch.tokens
 
     def words(self) -> str:
         """The last loss, for the terminal."""
@@ -180,10 +168,8 @@ class FineTuning(L.LightningModule):
             options = StateDictOptions(full_state_dict=True, strict=False)  # strict would miss what is frozen
             set_optimizer_state_dict(self.model, self._optimizer().optimizer, self.kept["optimizer"], options=options)
             self.kept = None
-        if processes.count() > 1 and not self.sharded:
-            for parameter in self.parameters():
-                if parameter.requires_grad:
-                    torch.distributed.broadcast(parameter.detach(), 0)
+        if not self.sharded:
+            processes.take_from_first(*(p for p in self.parameters() if p.requires_grad))
 
     def _optimizer(self) -> LightningOptimizer:
         found = self.optimizers()
@@ -192,13 +178,11 @@ class FineTuning(L.LightningModule):
 
     def training_state(self) -> dict[str, Any]:
         """All that decides the steps to come. Every process calls it; the result is complete in the first."""
-        optimizer = get_optimizer_state_dict(self.model, self._optimizer().optimizer, options=WHOLE)
-        weights = trained_weights(self.model)
         learned = {
             "tokens": self.tokens,
             "history": self.history,
-            "weights": weights,
-            "optimizer": optimizer,
+            "weights": trained_weights(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self._optimizer().optimizer, options=WHOLE),
             "kept": {name: kept.cpu() for name, kept in self.objective.state(self.model).items()},
         }
         return {"step": self.step, "members": {self.name: learned}}
@@ -223,7 +207,7 @@ class FineTuning(L.LightningModule):
                     told[name] = told.get(name, 0.0) + value
         learned = [p for p in self.parameters() if p.requires_grad]
         if processes.count() > 1 and not self.sharded:
-            sum_gradients(learned)
+            processes.sum_gradients(learned)
         norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         told = dict(zip(told, processes.summed(torch.stack(list(told.values()))).tolist(), strict=True))

@@ -12,23 +12,22 @@ from tqdm import tqdm
 
 
 class TokenProgress(Callback):
-    """Progress bar in tokens, with tokens per second and the time left. The module gives the tokens of a batch, and its
-    progress in words."""
+    """Progress bar in tokens, with tokens per second and the time left. The module gives the tokens that were learned from,
+    and its progress in words."""
 
     def __init__(self, tokens: int):
         self.total, self.bar = tokens, None
 
     def on_train_start(self, trainer, pl_module: Any) -> None:
-        done = pl_module.tokens_done()
         often = 0.5 if sys.stderr.isatty() else 20.0  # a log file needs fewer lines
         self.bar = tqdm(
-            total=self.total, initial=done, unit="tok", unit_scale=True, desc="training", mininterval=often,
+            total=self.total, initial=pl_module.tokens, unit="tok", unit_scale=True, desc="training", mininterval=often,
             disable=trainer.global_rank > 0,
         )  # fmt: skip
 
     def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx) -> None:
         assert self.bar is not None
-        self.bar.update(pl_module.tokens_in(batch))
+        self.bar.update(pl_module.tokens - self.bar.n)
         if batch_idx % 50 == 0 or pl_module.step == pl_module.steps:
             self.bar.set_postfix_str(pl_module.words())
 

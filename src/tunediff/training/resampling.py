@@ -57,8 +57,7 @@ class Resampling:
         # encoder stays short, so that it fires on few tokens at first and does not disturb what is learned. Adam's moments
         # belong to the latent that was there before: they would push the new one in the old direction.
         rows = directions(error, len(dead), step)
-        if processes.count() > 1:  # all take what the first process drew
-            torch.distributed.broadcast(rows, 0)
+        processes.take_from_first(rows)  # all take what it drew
         living = torch.ones(dictionary.latents, dtype=torch.bool, device=dead.device)
         living[dead] = False
         norm = dictionary.W_dec[living].norm(dim=-1).mean() if living.any() else dictionary.W_dec.norm(dim=-1).mean()
@@ -70,11 +69,10 @@ class Resampling:
         if dictionary.partition is not None:
             dictionary.partition.forbid(None if dictionary.is_tied else dictionary.W_enc, dictionary.W_dec)
             dictionary.partition.tie(dictionary.W_dec)
-        for parameter in (dictionary.W_dec, dictionary.b_enc):
-            for name in ("exp_avg", "exp_avg_sq"):
+        for name in ("exp_avg", "exp_avg_sq"):
+            for parameter in (dictionary.W_dec, dictionary.b_enc):
                 optimizer.state[parameter][name][dead] = 0
-        if not dictionary.is_tied:
-            for name in ("exp_avg", "exp_avg_sq"):
+            if not dictionary.is_tied:
                 optimizer.state[dictionary.W_enc][name][:, dead] = 0
 
 
@@ -85,7 +83,6 @@ def directions(error: Tensor, count: int, seed: int) -> Tensor:
         drawn = torch.randn(count, error.shape[1], generator=generator).to(error)
     else:
         chance = error.square().sum(-1).square().cpu().clamp(min=1e-30)
-        drawn = error[
-            torch.multinomial(chance, count, replacement=count > len(error), generator=generator).to(error.device)
-        ]
+        chosen = torch.multinomial(chance, count, replacement=count > len(error), generator=generator)
+        drawn = error[chosen.to(error.device)]
     return torch.nn.functional.normalize(drawn, dim=-1)
