@@ -78,7 +78,7 @@ def by_condition(columns):
 
 
 def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without_others_it_does_not(trained):
-    ablation = intervention({"zero": Zero()}, modes=["delta", "replace"], problems=100)
+    ablation = intervention({"zero": Zero()}, modes=["delta", "replace"], problems=60)
     findings, tables, _ = parted(ablation.run(trained))
     rows = by_condition(tables["ablation_conditions"])
     plain, without = rows["unedited"], rows["zero/delta"]
@@ -92,7 +92,7 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
     assert rows["zero/replace"]["accuracy"] < 0.1
     assert findings["ablation/toy/zero/delta/hesitations"].value == without["hesitations"]
     outputs = tables["ablation_outputs"]
-    assert len(outputs["response"]) == 100 * len(rows) and set(outputs["condition"]) == set(rows)
+    assert len(outputs["response"]) == 60 * len(rows) and set(outputs["condition"]) == set(rows)
     graded = [c for c, n in zip(outputs["correct"], outputs["condition"], strict=True) if n == "zero/delta"]
     assert sum(graded) == without["correct"]
     assert without["edit"] == "Zero() of latents 0 at tuned.resid_post.3, delta, Everywhere()"

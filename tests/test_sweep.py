@@ -315,21 +315,23 @@ def test_preemption_saves_at_the_step_and_calls_the_handler_that_was_there(tmp_p
 # -- several processes for one dictionary ----------------------------------------------------------------------------
 
 
-def test_two_processes_reach_the_loss_of_one_and_go_on_after_a_kill(tmp_path, monkeypatch):
-    """Each with its own part of the same batches; L1 and BatchTopK packed; more sinks than usual, and a buffer so small
-    that a process sometimes holds nothing of it."""
-    words = [
-        "layer=2",
-        "dictionary.normalisation.sink_multiple=1.2",
-        "budget.tokens=73728",
-        "activations.buffer=3072",
-        "checkpoint_every=0.2",
-    ]
-    axis = ["dictionary=l1_crosscoder", "dictionary=batchtopk_crosscoder"]
-    one = trained(tmp_path / "one", *([*words, choice] for choice in axis))
+# each process has its own part of the same batches; more sinks than usual, and a buffer so small that one sometimes holds
+# nothing of it
+PARTS = [
+    "layer=2",
+    "dictionary.normalisation.sink_multiple=1.2",
+    "budget.tokens=73728",
+    "activations.buffer=3072",
+    "checkpoint_every=0.2",
+]
+DDP = [*PARTS, "trainer=ddp", "trainer.accelerator=cpu"]
+KINDS = ["dictionary=l1_crosscoder", "dictionary=batchtopk_crosscoder"]  # packed
+
+
+def test_two_processes_reach_the_loss_of_one(tmp_path, monkeypatch):
+    one = trained(tmp_path / "one", *([*PARTS, choice] for choice in KINDS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    ddp = [*words, "trainer=ddp", "trainer.accelerator=cpu"]
-    launched(tmp_path / "two", axis, words=ddp)
+    launched(tmp_path / "two", KINDS, words=DDP)
     for run in one:
         other = pyarrow.parquet.read_table(tmp_path / "two" / run.identity / "tables" / "training.parquet").to_pydict()
         assert len(other["step"]) == 5
@@ -338,15 +340,13 @@ def test_two_processes_reach_the_loss_of_one_and_go_on_after_a_kill(tmp_path, mo
             assert values == pytest.approx(mine, rel=5e-3, abs=1e-4), name
             assert values[0] == pytest.approx(mine[0], rel=1e-5, abs=1e-6), name
 
-    command = [
-        sys.executable,
-        "train.py",
-        "-m",
-        *SMALL[:1],
-        *SMALL[2:],
-        *ddp,
-        "dictionary=l1_crosscoder,batchtopk_crosscoder",
-    ]
+
+@pytest.mark.slow
+def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launched(tmp_path / "two", KINDS, words=DDP)
+    both = "dictionary=l1_crosscoder,batchtopk_crosscoder"
+    command = [sys.executable, "train.py", "-m", *SMALL[:1], *SMALL[2:], *DDP, both]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     killed = tmp_path / "killed"
     with subprocess.Popen([*command, f"hydra.sweep.dir={killed}"], cwd=ROOT, **quiet) as process:
@@ -356,9 +356,11 @@ def test_two_processes_reach_the_loss_of_one_and_go_on_after_a_kill(tmp_path, mo
         process.kill()
     until_free(killed)
     assert 0 < max(step_at(group) for group in killed.glob("groups/*")) < 72
-    launched(killed, axis, words=ddp)
-    for run in one:
-        assert weights(killed / run.identity) == weights(tmp_path / "two" / run.identity)
+    launched(killed, KINDS, words=DDP)
+    names = [path.parent.name for path in (tmp_path / "two").glob("*/identity.json")]
+    assert len(names) == 2
+    for name in names:
+        assert weights(killed / name) == weights(tmp_path / "two" / name)
 
 
 def until_free(sweep):
@@ -444,6 +446,7 @@ def test_members_that_do_not_fit_together_are_split_and_pack_false_parts_all(tmp
     assert alone[0] == 4 and "alone is estimated at more than 0.0 GB" in alone[1]
 
 
+@pytest.mark.slow
 def test_one_process_a_member_gives_the_same_bits(tmp_path):
     packed = trained(tmp_path / "packed", ["layer=1"], ["layer=2"])
     launched(tmp_path / "parted", ["layer=1", "layer=2"], words=["launcher.pack=false"])
