@@ -3,5 +3,3 @@
 from tunediff.report.comparison import in_words, members_under, write_comparison
 from tunediff.report.headline import line_of
 from tunediff.report.page import write_report
-
-__all__ = ["in_words", "line_of", "members_under", "write_comparison", "write_report"]
