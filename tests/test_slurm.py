@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -34,13 +35,21 @@ pytestmark = pytest.mark.xdist_group("slurm")  # one cluster is started for all 
 def cluster(tmp_path_factory):
     if not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
         pytest.skip("no Slurm here: bash slurm/single_host.sh install")
-    port = 17817 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # a cluster each worker
+    first = 17817 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # a cluster each worker
+    port = next(
+        port for port in range(first, first + 1000, 20) if is_free(port)
+    )  # not those of one that was left behind
     lab = {"SLURM_LAB": str(tmp_path_factory.mktemp("slurm")), "SLURM_LAB_PORT": str(port), "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **lab}
     said = subprocess.run(["bash", SCRIPT, "up"], env=environment, capture_output=True, text=True, check=True)
     lab["SLURM_CONF"] = re.search(r"SLURM_CONF=(\S+)", said.stdout)[1]
     yield lab
     subprocess.run(["bash", SCRIPT, "down"], env=environment, check=True)
+
+
+def is_free(port):
+    with socket.socket() as taken:
+        return taken.connect_ex(("127.0.0.1", port)) != 0
 
 
 def slurm(cluster, *words):
