@@ -80,6 +80,7 @@ def start(cluster, folder, *words):
     )
 
 
+@pytest.mark.timeout(600)  # three sweeps, each of which waits for Slurm
 def test_an_array_with_a_requeued_a_preempted_a_cancelled_and_a_failing_member(cluster, tmp_path):
     sweep, line = tmp_path / "sweep", ["optimizer.learning_rate=0.001,0.002,0.003,1e30", "launcher.pack=false", *LONG]
     running = start(cluster, sweep, *line)
