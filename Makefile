@@ -3,8 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # a CPU machine: make demo TORCH_INDEX=<an index of CPU builds of torch>
 PIP_INSTALL := install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
-# one worker more than cores: those on Slurm mostly wait
-SUITE := -m pytest -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadgroup
+SUITE := -m pytest -n auto --dist loadgroup
 # an environment from nothing, outside the lock: $(call fresh,folder,options of pip). Its torch is named, for pip knows no
 # newest or lowest CPU build
 TORCH ?= torch==2.13.0

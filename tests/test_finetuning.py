@@ -36,9 +36,9 @@ from tunediff.training import (
     TokenProgress,
     latest_checkpoint,
     load_checkpoint,
-    memory,
     process_environment,
 )
+from tunediff.training.memory import memory
 
 WORDS = 40
 

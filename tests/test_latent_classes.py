@@ -177,7 +177,9 @@ def test_so_many_of_every_layer_are_drawn_by_the_seed_among_those_alive(server, 
 
 def test_without_an_endpoint_nothing_is_read_or_sent_and_a_note_says_so(server, trained, monkeypatch):
     monkeypatch.setattr(Trained, "readings", None)
-    findings, tables, notes = measured(LatentClasses(judge=Judge(most_calls=500)), trained)
+    findings, tables, notes = measured(
+        LatentClasses(judge=Judge(endpoint=None, model=None, examples=10, most_calls=500)), trained
+    )
     assert not (findings or tables or server.asked)
     assert notes == [
         "latent_classes asked nobody: evaluation.latent_classes.judge.endpoint=<...> and .model=<...> name who sorts latents."

@@ -144,7 +144,12 @@ def worded(monkeypatch):
 
 def compared(pair, dictionary=None, tokens=4000, judge=None, **settings):
     settings = {"shuffles": 5, "draws": 5, "judged": 4, **settings}
-    return measured(UnitComparison(judge=judge or Judge(most_calls=500), **settings), pair, dictionary, tokens)
+    return measured(
+        UnitComparison(judge=judge or Judge(endpoint=None, model=None, examples=10, most_calls=500), **settings),
+        pair,
+        dictionary,
+        tokens,
+    )
 
 
 def seed_that_draws(pair, unit):
@@ -235,7 +240,12 @@ def test_at_equal_numbers_the_smallest_kind_is_its_best_and_a_larger_one_is_as_g
 
     few, many = (kind("few", 10), reached(10, 1)), (kind("many", 100), reached(100, 1))
     by_kind = [(one, values, values) for one, values in (few, many)]
-    found = {f.name: f for f in UnitComparison(judge=Judge(most_calls=500), draws=2000)._equal_numbers(by_kind)}
+    found = {
+        f.name: f
+        for f in UnitComparison(
+            judge=Judge(endpoint=None, model=None, examples=10, most_calls=500), draws=2000
+        )._equal_numbers(by_kind)
+    }
     assert found["unit_comparison/few/equal_numbers"].value == 1
     # one of a hundred is among ten that are drawn in one draw of ten
     assert found["unit_comparison/many/equal_numbers"].value == pytest.approx(0.1 * 1 + 0.9 * 0.5, abs=0.02)

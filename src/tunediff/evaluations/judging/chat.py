@@ -53,9 +53,9 @@ class Judge:
     timeout         seconds for one answer                              retries   tries when the endpoint is busy
     answer_tokens   tokens of the longest answer, thoughts included"""
 
-    endpoint: str | None = None
-    model: str | None = None
-    examples: int = 10
+    endpoint: str | None
+    model: str | None
+    examples: int
     key_variable: str | None = None
     most_calls: int
     at_once: int = 4
