@@ -71,6 +71,8 @@ def predicted_by_hand(pair, role, reading, replacement=None):
 
 @torch.no_grad()
 def test_every_number_of_fidelity_is_that_of_a_pass_by_hand_which_leaves_sinks_alone(pair):
+    for model in pair.models.values():
+        model.lm_head.weight.mul_(20)  # of models that are sure of what they say, KL is another the other way round
     dictionary = with_sinks(pair)
     findings, _, _ = run(Fidelity(), pair, dictionary, tokens=1200)
     readings = list(Trained(pair, toy_text(), 1200, dictionary=dictionary).readings(""))
