@@ -30,7 +30,7 @@ from tunediff.evaluations import (
 )
 from tunediff.evaluations.latents.selection import decoder_rows
 from tunediff.evaluations.reading import label_alignment
-from tunediff.evaluations.reading.fidelity import _finding
+from tunediff.evaluations.reading.fidelity import RATIOS, _finding
 from tunediff.evaluations.reading.geometry import KINDS
 from tunediff.evaluations.reading.latent_scaling import Scaling
 from tunediff.evaluations.reading.logit_effect import written_rows
@@ -126,6 +126,20 @@ def costs_by_hand(pair, role, readings, columns, dictionary, mean):
         for name, log_p in whole.items():
             ce[name] -= float(log_p.gather(1, said).sum())
     return ({name: value / tokens for name, value in some.items()} for some in (ce, kl))
+
+
+def test_each_ratio_of_fidelity_has_its_own_denominator():
+    sums = {
+        "ce_clean": 2.0,
+        "ce_spliced": 3.0,
+        "ce_zero": 6.0,
+        "ce_mean": 4.0,
+        "kl_spliced": 1.0,
+        "kl_zero": 8.0,
+        "kl_mean": 5.0,
+    }
+    names = ("ce_recovered", "ce_recovered_from_mean", "excess_ce", "kl_recovered", "kl_recovered_from_mean")
+    assert [RATIOS[name](sums) for name in names] == [1 - 1 / 4, 1 - 1 / 2, 1 / 2, 1 - 1 / 8, 1 - 1 / 5]
 
 
 def test_ends_of_fidelity_stop_at_what_each_number_can_be_and_its_words_head_the_columns():
