@@ -151,7 +151,7 @@ def test_each_models_loss_under_the_shared_tokenizer_is_its_own(pair):
 
 
 def compare(**settings):
-    return UnitComparison(judge=Judge(most_calls=500), shuffles=3, **settings)
+    return UnitComparison(judge=Judge(endpoint=None, model=None, examples=10, most_calls=500), shuffles=3, **settings)
 
 
 def units(count):
