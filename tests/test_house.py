@@ -118,6 +118,15 @@ def test_a_docstring_is_a_sentence_with_its_noun():
     assert not [found for path in SOURCE.rglob("*.py") for found in fragments(path)]
 
 
+def test_a_file_that_a_docstring_names_exists():
+    files = [str(path) for path in (*ROOT.glob("*.py"), *SOURCE.rglob("*.py"), *(ROOT / "bench").glob("*.py"))]
+    for path in SOURCE.rglob("*.py"):
+        for name in re.findall(r"(?<![\w/.])(?:\w+/)*\w+\.py\b", ast.get_docstring(ast.parse(path.read_text()))):
+            here = path.stem == "__init__" and "/" not in name  # the contents of a package are its own files
+            there = (path.parent / name).exists() if here else any(file.endswith(f"/{name}") for file in files)
+            assert there, f"{path.relative_to(SOURCE)} names {name}"
+
+
 def tracked():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     return [ROOT / name for name in listed.stdout.split() if (ROOT / name).exists()]

@@ -4,7 +4,7 @@
     resid_post    what leaves it                          mlp_neurons   what enters the MLP's last projection
     attn_out      what attention gives, before it is      mlp_out       what the MLP gives, before it is added
                   added (Gemma norms it once more         lora          A x of every adapter of the model, side by side,
-                  afterwards: this is before that)                      without scale and without B (adapters.py)
+                  afterwards: this is before that)                      without scale and without B (lora.py)
 
 Each is a row of a table (places.py), and a user's own is one more, in a YAML of one's own or on the command line:
 `dictionary.hookpoint.name=attn_z +dictionary.hookpoint.module=self_attn.o_proj +dictionary.hookpoint.read=input`.

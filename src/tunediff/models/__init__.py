@@ -1,6 +1,6 @@
 """Two causal language models side by side.
 
-source.py    where a model comes from     adapter.py            low-rank adapters on the weights of another
+source.py    where a model comes from     lora.py               low-rank adapters on the weights of another
 pair.py      the two, read together       hybrid.py             the tuned one with the base's MLPs, with transcoder
              and run under edits                                adapters beside them or without
 option.py    the two, as pair.yaml        adapted_source.py     where such a model comes from
