@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import hydra
@@ -16,6 +15,7 @@ import torch
 import transformers
 import yaml
 
+import warm
 from conftest import ROOT
 from test_study import call, findings
 from tunediff.models import ModelSource
@@ -130,7 +130,7 @@ def test_a_fine_tune_that_was_killed_goes_on_to_the_same_bits(full, tmp_path):
     place = tmp_path / "killed"
     words = [*TINY, "checkpoint_every=0", f"hydra.run.dir={place}"]
     process = subprocess.Popen(
-        [sys.executable, "finetune.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [warm.python(), "finetune.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     begun = time.monotonic()
     while not list(place.glob("checkpoints/step-*.ckpt")) and time.monotonic() - begun < 120:

@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 from functools import partial
 
 import numpy
 import pytest
 import torch
 
+import warm
 from conftest import ROOT
 from tunediff.activations import Planted, PlantedRows
 from tunediff.dictionary import Crosscoder, Linear, Normalisation
@@ -232,7 +232,7 @@ def test_names_are_not_swapped_a_planted_tuned_only_event_is_never_called_base_o
 
 def test_the_benchmark_trains_options_of_conf_on_planted_pairs_and_prints_their_scores():
     kinds = ["batchtopk_crosscoder", "l1_crosscoder", "difference_sae"]
-    command = [sys.executable, "bench/planted.py", "--seeds", "1", "--tokens", "40960", "--dictionaries", *kinds]
+    command = [warm.python(), "bench/planted.py", "--seeds", "1", "--tokens", "40960", "--dictionaries", *kinds]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if any(f"| {kind} |" in line for kind in kinds)]

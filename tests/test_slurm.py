@@ -5,12 +5,12 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import warm
 from conftest import ROOT
 from test_study import call
 from test_sweep import states, weights
@@ -74,7 +74,7 @@ def job_state(cluster, job):
 
 
 def start(cluster, folder, *words):
-    command = [sys.executable, "train.py", "-m", *STUDY, *CLUSTER, *words, f"hydra.sweep.dir={folder}"]
+    command = [warm.python(), "train.py", "-m", *STUDY, *CLUSTER, *words, f"hydra.sweep.dir={folder}"]
     return subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **cluster}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -154,7 +154,7 @@ def test_two_tasks_of_a_job_train_one_dictionary(cluster, tmp_path):
     nodes = ["hydra.launcher.nodes=2", 'hydra.launcher.setup=["export MASTER_ADDR=127.0.0.1"]']
     words = [w for w in STUDY if not w.startswith("trainer")]
     command = [
-        sys.executable,
+        warm.python(),
         "train.py",
         "-m",
         *words,
@@ -199,7 +199,7 @@ def test_a_machine_without_sbatch_says_so(tmp_path):
 
 def test_the_login_node_script_starts_a_sweep_and_shows_it(tmp_path):
     words = ["scale=smoke", "trainer=cpu", "layer=1,2", "dry_run=true", f"hydra.sweep.dir={tmp_path}"]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{Path(warm.python()).parent}:{os.environ['PATH']}"
     command = ["bash", ROOT / "slurm" / "login_node.sh", *words]
     said = subprocess.run(
         command, env={**os.environ, "CLUSTER": "local", "PATH": path}, capture_output=True, text=True, timeout=120

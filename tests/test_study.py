@@ -1,34 +1,26 @@
 """Whole studies by the commands a user types, and every command of the README."""
 
-import functools
 import json
 import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pyarrow.parquet
 import pytest
 
+import warm
 from conftest import ROOT, save_model
 from tunediff.toy.tokenizer import build_tokenizer
-from warm import Warm
 
 SMALL = ["scale=smoke", "trainer=cpu"]
 
 
-FLAGS = ("-W", "error::UserWarning:tunediff")
-STRICT = functools.cache(lambda: Warm(*FLAGS))
-
-
 def call(*words, cwd=ROOT, good=True, seconds=280, **environment):
-    words, env = [str(word) for word in words], {**os.environ, "WANDB_SILENT": "true", **environment}
-    if words[0].endswith(".py"):
-        done = STRICT().run(words, cwd=cwd, env=env, seconds=seconds)
-    else:
-        command = [sys.executable, *FLAGS, *words]
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=seconds, env=env)
+    command, env = [warm.python(), *map(str, words)], {**os.environ, "WANDB_SILENT": "true", **environment}
+    done = subprocess.run(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, env=env
+    )
     assert (done.returncode == 0) == good, done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -2,13 +2,13 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from unittest.mock import patch
 
 import hydra
 import pyarrow.parquet
@@ -16,6 +16,7 @@ import pytest
 import torch
 from omegaconf import open_dict
 
+import warm
 from conftest import ROOT
 from test_study import call, findings
 from tunediff import folders
@@ -346,7 +347,7 @@ def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launched(tmp_path / "two", KINDS, words=DDP)
     both = "dictionary=l1_crosscoder,batchtopk_crosscoder"
-    command = [sys.executable, "train.py", "-m", *SMALL[:1], *SMALL[2:], *DDP, both]
+    command = [warm.python(), "train.py", "-m", *SMALL[:1], *SMALL[2:], *DDP, both]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     killed = tmp_path / "killed"
     with subprocess.Popen([*command, f"hydra.sweep.dir={killed}"], cwd=ROOT, **quiet) as process:
@@ -384,7 +385,8 @@ def launched(folder, *axes, words=()):
         def compose(_, own):
             return hydra.compose("train", own, return_hydra_config=True)
 
-        return launch(config, compose, overrides, Local(parallel=None))
+        with patch.object(sys, "executable", warm.python()):
+            return launch(config, compose, overrides, Local(parallel=None))
 
 
 def refused(*arguments, **options):
@@ -461,8 +463,6 @@ MEMBERS = [["layer=1", "layer=2"], ["seed=0", "seed=1"]]
 
 def test_three_kills_lose_nothing_and_double_nothing(tmp_path, capfd):
     """SIGKILL at random moments of one packed sweep, started again each time; at last the line is typed again."""
-    spawn = multiprocessing.get_context("forkserver")
-    spawn.set_forkserver_preload(["tunediff.study.work", "pandas", "pyarrow.dataset"])
     launched(tmp_path / "whole", *MEMBERS, words=KILLED)
     folder, draw = tmp_path / "killed", torch.Generator().manual_seed(0)
     members = members_in(folder, [(words, composed(*KILLED, *words)) for words in itertools.product(*MEMBERS)])
@@ -470,16 +470,16 @@ def test_three_kills_lose_nothing_and_double_nothing(tmp_path, capfd):
     group.write()
     saved = 0
     for _ in range(3):
-        process = spawn.Process(target=work, args=(group.folder,))
-        process.start()
+        process = subprocess.Popen([warm.python(), "-m", "tunediff.study.work", str(group.folder)], cwd=ROOT)
         target = saved + 2 + int(30 * torch.rand((), generator=draw))
         begun = time.monotonic()
         while step_at(group.folder) < target:
-            assert process.is_alive() and time.monotonic() - begun < 60, f"it ended before step {target}"
+            assert process.poll() is None and time.monotonic() - begun < 60, f"it ended before step {target}"
             time.sleep(0.02)
         time.sleep(0.3 * float(torch.rand((), generator=draw)))
         process.kill()
-        process.join()
+        process.wait()
+        until_free(folder)
         assert step_at(group.folder) >= saved
         saved = step_at(group.folder)
     assert saved > 6 and not (folder / members[0].run.identity / "dictionary").exists()
@@ -516,7 +516,7 @@ def test_ten_kills_of_the_whole_command(tmp_path):
     sweep_call(tmp_path / "whole", *words)
     folder, draw, saved = tmp_path / "killed", torch.Generator().manual_seed(0), 0
     for _ in range(10):
-        command = [sys.executable, "train.py", "-m", *SMALL, *words, f"hydra.sweep.dir={folder}"]
+        command = [warm.python(), "train.py", "-m", *SMALL, *words, f"hydra.sweep.dir={folder}"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet) as process:
             target = saved + 5 + int(20 * torch.rand((), generator=draw))
@@ -532,7 +532,7 @@ def test_ten_kills_of_the_whole_command(tmp_path):
 
 def test_a_child_ends_with_its_launcher_and_the_folder_is_free_again(tmp_path):
     words = [*LONG, "budget.tokens=2000000"]
-    command = [sys.executable, "train.py", "-m", *SMALL, *words, "layer=1,2", f"hydra.sweep.dir={tmp_path}"]
+    command = [warm.python(), "train.py", "-m", *SMALL, *words, "layer=1,2", f"hydra.sweep.dir={tmp_path}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=ROOT, **quiet) as process:
         while not any(s.get("step", 0) > 0 for s in states(tmp_path).values()):

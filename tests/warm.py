@@ -1,92 +1,155 @@
-"""Commands as a user types them, each in a process of its own that is forked from one which has imported everything: what
-starting Python costs is paid once for all of them.
+"""A Python that starts at once: each command is a process of its own, forked from one that has imported everything, so that
+what starting Python costs is paid once for all of them, and for the processes that they start.
 
-As a script it waits for commands, one JSON object a line, and answers each with its exit status.
+As a script it is the server of these forks, or the process that stands for one: that has the command's standard files,
+passes signals on, ends as the command does, and takes it along when it is killed.
 """
 
-from __future__ import annotations
-
 import atexit
-import contextlib
 import json
 import os
-import runpy
-import select
 import signal
-import subprocess
+import socket
 import sys
-import tempfile
-import threading
-import traceback
-from pathlib import Path
-from typing import NamedTuple
+
+FLAGS = ("-W", "error::UserWarning:tunediff")
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+COLD = sys.executable
+warm: list[str] = []
 
 
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
+def python() -> str:
+    """Path of an executable that takes `[-u] <script> ...` and `[-u] -m <module> ...` as Python does, with FLAGS; what else it
+    is asked Python itself answers. It works as long as this process lives."""
+    if not warm:
+        import shlex
+        import shutil
+        import subprocess
+        import tempfile
+
+        folder = tempfile.mkdtemp(prefix="warm")
+        executable, address = (os.path.join(folder, name) for name in ("python", "socket"))
+        with open(executable, "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/sh\nexec {shlex.join([COLD, "-IS", __file__, "ask", address])} "$@"\n')
+        os.chmod(executable, 0o755)
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(address)
+            door.listen(64)
+            server = [COLD, *FLAGS, __file__, "serve", executable, str(door.fileno())]
+            process = subprocess.Popen(server, stdin=subprocess.PIPE, pass_fds=[door.fileno()], start_new_session=True)
+        atexit.register(shutil.rmtree, folder)
+        atexit.register(process.communicate)  # its input ends, and with it the server
+        warm.append(executable)
+    return warm[0]
 
 
-class Warm:
-    """`python <words>` in a fork; raises TimeoutError for one that takes longer, which is killed with all it started."""
-
-    def __init__(self, *flags: str):
-        command = [sys.executable, *flags, str(Path(__file__).resolve())]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        atexit.register(self.close)
-
-    def run(self, words: list[str], *, cwd: Path, env: dict[str, str], seconds: float) -> Done:
-        with tempfile.TemporaryDirectory() as folder:
-            out, err = (os.path.join(folder, name) for name in ("out", "err"))
-            asked = {"words": words, "cwd": str(cwd), "env": env, "out": out, "err": err}
-            self.process.stdin.write(json.dumps(asked).encode() + b"\n")
-            self.process.stdin.flush()
-            ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-            if not ready:
-                self.close()
-                raise TimeoutError(f"{words} took longer than {seconds} s")
-            status = int(self.process.stdout.readline())
-            return Done(status, *(Path(name).read_text(encoding="utf-8", errors="replace") for name in (out, err)))
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+def ask(address: str, *words: str) -> None:
+    """Never returns: what becomes of the command becomes of this process."""
+    rest = words[1:] if words[:1] == ("-u",) else words
+    if not rest or (rest[0].startswith("-") and rest[0] != "-m"):
+        os.execv(COLD, [COLD, *FLAGS, *words])
+    command = {"words": rest, "cwd": os.getcwd(), "env": dict(os.environ), "unbuffered": words[0] == "-u"}
+    asked = json.dumps(command).encode()
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(address)
+    for number in PASSED_ON:
+        signal.signal(number, lambda number, _: server.send(bytes([number])))
+    socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(asked)
+    status = int(server.recv(16) or 1)
+    if status < 0:
+        if -status in PASSED_ON:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
 
 
-def wait_for_commands() -> None:
+def serve(executable: str, door: str) -> None:
+    """Forks for whoever asks, until standard input ends."""
+    import select
+
     import pandas  # noqa: F401  # pyarrow imports these two late
     import pyarrow.dataset  # noqa: F401
+    import submitit.core.submission  # noqa: F401
+    import torch.distributed.run  # noqa: F401
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
+    import tunediff.study.finetune
     import tunediff.sweep.launch
     import tunediff.sweep.local
     import tunediff.sweep.slurm  # noqa: F401
 
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            obey(**json.loads(line))
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+    sys.executable = executable
+    listening = socket.socket(fileno=int(door))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while 0 not in select.select([0, listening], [], [])[0]:
+        asker, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            keep(asker)
+        asker.close()
 
 
-def obey(words: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
-    """Never returns: this is the child."""
-    for name, number in ((os.devnull, 0), (out, 1), (err, 2)):
-        file = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
-        os.dup2(file, number)
-    sys.stdin = os.fdopen(0)
+def keep(asker: socket.socket) -> None:
+    """Forks once more, for the command, and stands between it and who asked. Never returns."""
+    import select
+
+    length, files, _, _ = socket.recv_fds(asker, 8, 3)
+    asked = b""
+    while len(asked) < int.from_bytes(length, "big"):
+        asked += asker.recv(1 << 16) or os._exit(1)
+    ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    if (command := os.fork()) == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        asker.close()
+        os.closerange(3, max(*files, ended, wake) + 1)
+        obey(**json.loads(asked))
+    for file in files:
+        os.close(file)
+    while not (done := os.waitpid(command, os.WNOHANG))[0]:
+        ready = select.select([0, asker, ended], [], [])[0]
+        signals = asker.recv(16) if asker in ready else None
+        for number in signals or ():
+            os.kill(command, number)
+        if signals == b"" or 0 in ready:
+            os.kill(command, signal.SIGKILL)
+            done = os.waitpid(command, 0)
+            break
+    try:
+        asker.sendall(str(os.waitstatus_to_exitcode(done[1])).encode())
+    finally:
+        os._exit(0)
+
+
+def obey(words: list[str], cwd: str, env: dict[str, str], unbuffered: bool) -> None:
+    """Runs the command in this process. Never returns."""
+    import runpy
+    import threading
+    import traceback
+
+    os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv, status = words, 0
-    sys.path[0] = str(Path(words[0]).resolve().parent)
+    sys.stdin = os.fdopen(0)
+    if unbuffered:
+        sys.stdout.reconfigure(write_through=True)
+    module, sys.argv = words[0] == "-m", words[words[0] == "-m" :]
+    sys.path[0] = cwd if module else os.path.dirname(os.path.abspath(words[0]))
     sys.path[1:1] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place not in ("", *sys.path)]
+    status = 0
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if module:
+            sys.modules.pop(words[1], None)  # as it is before it is run
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
         if isinstance(left.code, str):
@@ -98,8 +161,8 @@ def obey(words: list[str], cwd: str, env: dict[str, str], out: str, err: str) ->
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    os._exit(status % 256)
 
 
 if __name__ == "__main__":
-    wait_for_commands()
+    {"ask": ask, "serve": serve}[sys.argv[1]](*sys.argv[2:])
