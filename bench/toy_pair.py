@@ -151,7 +151,7 @@ def held_out_problems(count: int, seed: int) -> list[language.Problem]:
 
 @torch.no_grad()
 def answers(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], *, limit: int = 320
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], *, limit: int
 ) -> list[str]:
     """Greedy responses, end token cut off."""
     found = []
@@ -169,9 +169,15 @@ def answers(
 
 
 def measure(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[language.Problem], *, suffix: str = ""
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: list[language.Problem],
+    *,
+    limit: int = 320,
+    suffix: str = "",
 ) -> dict:
-    responses = answers(model, tokenizer, [p.text + suffix for p in problems])
+    """Of responses of at most `limit` tokens."""
+    responses = answers(model, tokenizer, [p.text + suffix for p in problems], limit=limit)
     boxes = [re.findall(r"\\boxed\{(\d+)\}", response) for response in responses]
     right = [bool(box) and int(box[-1]) == p.answer for box, p in zip(boxes, problems, strict=True)]
     lengths = [len(tokenizer.encode(response, add_special_tokens=False)) for response in responses]
@@ -240,7 +246,7 @@ def build(out: Path, *, seed: int = 0, smoke: bool = False) -> dict:
     )
     model = new_model(tokenizer, seed)
     seconds = 0.0
-    problems = held_out_problems(8 if smoke else 500, seed)
+    problems, limit = held_out_problems(8 if smoke else 500, seed), 16 if smoke else 320
     results: dict = {"models": {}}
     for name, stage in (("base", base_stage), ("tuned", tuned_stage)):
         seconds += train(model, stage, tokenizer, name=name, seed=seed + len(results["models"]))
@@ -249,10 +255,10 @@ def build(out: Path, *, seed: int = 0, smoke: bool = False) -> dict:
         shipped.save_pretrained(out / name)
         tokenizer.save_pretrained(out / name)
         rounded = shipped.float().eval()
-        results["models"][name] = measure(rounded, tokenizer, problems)
+        results["models"][name] = measure(rounded, tokenizer, problems, limit=limit)
         if name == "base":
             results["models"]["base, asked to think step by step"] = measure(
-                rounded, tokenizer, problems, suffix=language.STEP_BY_STEP
+                rounded, tokenizer, problems, limit=limit, suffix=language.STEP_BY_STEP
             )
         print(f"{name}: {json.dumps(results['models'][name])}", flush=True)
     results["recipe"] = {

@@ -9,23 +9,37 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from browser import Browser
-from fake_endpoint import Endpoint
-from tunediff.evaluations.judging import chat
-from tunediff.models import ModelPair, ModelSource
-from tunediff.toy import language
-from tunediff.toy.tokenizer import build_tokenizer
+import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = ("test_slurm", "test_sweep", "test_study", "test_notebooks", "test_finetune")
 
 
+def pytest_configure(config):
+    """One Python for the commands of all workers. What is imported takes long to import: not here, where the process that
+    only hands out the tests would wait for it too."""
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        os.environ[warm.SHARED] = warm.python()
+
+
 def pytest_collection_modifyitems(items):
     """Long tests come first, so that no worker is left with one of them while the others have nothing to do."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """A test leaves the process as it found it: what it set would be there for all that come after."""
+    import torch
+
+    def settings():
+        numbers = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+        return *numbers, torch.are_deterministic_algorithms_enabled(), os.getcwd()
+
+    before = settings()
+    yield
+    assert settings() == before
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +52,9 @@ def data_folder() -> Path:
 
 
 def save_model(folder: Path, tokenizer, *, seed: int, width: int = 32, layers: int = 3) -> Path:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -56,6 +73,9 @@ def save_model(folder: Path, tokenizer, *, seed: int, width: int = 32, layers: i
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    from tunediff.toy import language
+    from tunediff.toy.tokenizer import build_tokenizer
+
     rows = (row for kind in language.KINDS for _, row in zip(range(200), language.rows(0, kind), strict=False))
     return build_tokenizer(
         "\n".join(row[f] for f in ("text", "prompt", "thinking", "answer") if f in row) for row in rows
@@ -76,6 +96,9 @@ def folders(tmp_path_factory, tokenizer) -> dict[str, Path]:
 @pytest.fixture
 def server(monkeypatch):
     """A language model's endpoint; nothing waits before it asks again."""
+    from fake_endpoint import Endpoint
+    from tunediff.evaluations.judging import chat
+
     monkeypatch.setattr(chat, "PAUSE", 0.01)
     monkeypatch.setenv("no_proxy", "*")
     made = Endpoint()
@@ -84,7 +107,9 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def pair(folders) -> ModelPair:
+def pair(folders):
+    from tunediff.models import ModelPair, ModelSource
+
     sources = (ModelSource(str(folders[role]), dtype="float32") for role in ("base", "tuned"))
     return ModelPair(*sources).load()
 
@@ -92,6 +117,8 @@ def pair(folders) -> ModelPair:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """A real one, for the pages of a test file."""
+    from browser import Browser
+
     started = Browser(tmp_path_factory.mktemp("browser"))
     yield started
     started.close()

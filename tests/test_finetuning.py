@@ -2,10 +2,10 @@
 
 import json
 import math
-import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import weakref
 
 import lightning
@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+import warm
+from conftest import ROOT
 from tunediff.models import ModelSource
 from tunediff.objectives import Imitation
 from tunediff.schedules import WarmupCosine
@@ -484,14 +486,10 @@ def in_two_processes(target, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tunediff.training", "transformers.models.qwen2.modeling_qwen2"])
-    started = [context.Process(target=target, args=(rank, port, folder)) for rank in (0, 1)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-    assert [process.exitcode for process in started] == [0, 0]
+    code = f"from {target.__module__} import {target.__name__} as run; from pathlib import Path; "
+    calls = [code + f"run({rank}, {port}, Path({str(folder)!r}))" for rank in (0, 1)]
+    started = [subprocess.Popen([warm.python(), "-c", call], cwd=ROOT / "tests") for call in calls]
+    assert [process.wait(120) for process in started] == [0, 0]
 
 
 def share(rank, port, folder):

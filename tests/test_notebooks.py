@@ -1,13 +1,15 @@
 """The notebooks run from their first cell to the last, on runs that are smaller than those they would train."""
 
+import sys
+
 import nbclient
 import nbformat
 import pytest
 
+import warm
 from conftest import ROOT
-from test_study import call
+from test_study import SMALL, call
 
-SMALL = ["scale=smoke", "trainer=cpu"]
 TRAINED = {
     "01_meet_the_pair": None,
     "02_read_a_latent": ["dictionary=l1_crosscoder", "hydra.run.dir=runs/l1", "budget.evaluation_tokens=8000"],
@@ -23,13 +25,16 @@ TRAINED = {
 
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_notebook_runs_and_shows_what_it_says(tmp_path, name):
+def test_a_notebook_runs_and_shows_what_it_says(tmp_path, monkeypatch, name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     if TRAINED[name] is not None:
         words = [word for word in TRAINED[name] if "=" in word and not word.startswith(("evaluation", "budget"))]
         assert all(f'"{word}"' in str(notebook) or word.startswith("hydra.") for word in words)
         call(ROOT / "train.py", *TRAINED[name], *SMALL, cwd=tmp_path)
-    shown = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    monkeypatch.setattr(sys, "executable", warm.python())  # the kernel's
+    inline = ["--matplotlib=inline"]  # said by MPLBACKEND too, but matplotlib reads that where it is first imported
+    place = {"metadata": {"path": str(tmp_path)}}
+    shown = nbclient.NotebookClient(notebook, timeout=120, resources=place, extra_arguments=inline).execute()
     outputs = [cell.outputs for cell in shown.cells if cell.cell_type == "code"]
     assert any("image/png" in output.get("data", {}) for cell in outputs for output in cell)
     said = "".join(output.get("text", "") for cell in outputs for output in cell)

@@ -12,7 +12,7 @@ import pytest
 
 import warm
 from conftest import ROOT
-from test_study import call
+from test_study import LITTLE_TEXT, call
 from test_sweep import states, weights
 from tunediff import folders
 
@@ -24,7 +24,7 @@ CLUSTER = [
     "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.poll_s=0.5",
 ]
-STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none"]
+STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none", *LITTLE_TEXT]
 LONG = ["budget.tokens=100000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.3"]  # 400 steps
 
 

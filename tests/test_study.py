@@ -13,7 +13,8 @@ import warm
 from conftest import ROOT, save_model
 from tunediff.toy.tokenizer import build_tokenizer
 
-SMALL = ["scale=smoke", "trainer=cpu"]
+LITTLE_TEXT = ["text.window=32", "text.tokens_per_batch=2048"]  # is read ahead
+SMALL = ["scale=smoke", "trainer=cpu", *LITTLE_TEXT]
 
 
 def call(*words, cwd=ROOT, good=True, seconds=280, **environment):
@@ -381,7 +382,7 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
     words += [word for part, short in SHORTENED.items() if part in command for word in short]
     if words[0] == "train.py":
         place = "hydra.sweep.dir" if "-m" in words else "hydra.run.dir"
-        small = [] if "--config-path" in words else ["trainer=cpu", "scale=smoke"]
+        small = [] if "--config-path" in words else list(SMALL)
         chosen = any(word in command for word in ("--config-path", "experiment=", "evaluation="))
         small += [] if chosen else [f"evaluation={evaluation}"]
         words = [w for w in words if not w.startswith(("scale=", "trainer="))]

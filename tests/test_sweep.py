@@ -18,7 +18,7 @@ from omegaconf import open_dict
 
 import warm
 from conftest import ROOT
-from test_study import call, findings
+from test_study import LITTLE_TEXT, call, findings
 from tunediff import folders
 from tunediff.dictionary import save_dictionary
 from tunediff.settings import stream_key
@@ -30,7 +30,7 @@ from tunediff.sweep.launch import launch
 from tunediff.sweep.local import Local
 from tunediff.sweep.plan import Member, Standing, groups_of, members_in
 
-SMALL = ["scale=smoke", "trainer=cpu", "evaluation=none"]  # `words` that follow have the last word
+SMALL = ["scale=smoke", "trainer=cpu", "evaluation=none", *LITTLE_TEXT]  # `words` that follow have the last word
 
 RESAMPLED = "optimizer.resampling={_target_: tunediff.training.Resampling, every: 0.2, until: 0.9}"
 
@@ -200,8 +200,7 @@ def test_what_was_trained_is_not_trained_again_because_an_evaluation_failed(tmp_
 
 # -- exact resumption ------------------------------------------------------------------------------------------------
 
-LONG = ["budget.tokens=65536", "optimizer.batch=256", "budget.buffer=2048"]  # 256 steps
-LONG += ["text.window=32", "text.tokens_per_batch=2048"]  # little is read again by one that goes on
+LONG = ["budget.tokens=24576", "optimizer.batch=256", "budget.buffer=2048"]  # 96 steps
 
 
 def killed_at(folder, members, step, monkeypatch, how):
@@ -224,9 +223,9 @@ def killed_at(folder, members, step, monkeypatch, how):
 @pytest.mark.parametrize(
     ("kind", "packed", "step"),
     [
-        pytest.param("live", False, 97, marks=pytest.mark.slow),
-        ("live", True, 201),
-        pytest.param("stored", False, 202, marks=pytest.mark.slow),
+        pytest.param("live", False, 37, marks=pytest.mark.slow),
+        ("live", True, 81),
+        pytest.param("stored", False, 82, marks=pytest.mark.slow),
         pytest.param("stored", True, 33, marks=pytest.mark.slow),
     ],
 )
@@ -252,7 +251,7 @@ def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch)
     """As after launcher.pack=false, or a line that names fewer members."""
     members = [[*LONG, "layer=2", "checkpoint_every=0.05"], [*LONG, "layer=1", "checkpoint_every=0.05"]]
     whole = trained(tmp_path / "whole", *members)
-    killed_at(tmp_path / "cut", members, 150, monkeypatch, SystemExit(9))
+    killed_at(tmp_path / "cut", members, 60, monkeypatch, SystemExit(9))
     from tunediff.training import latest_checkpoint
 
     saved = latest_checkpoint(tmp_path / "cut" / "checkpoints")
@@ -271,7 +270,7 @@ def test_a_group_that_is_requeued_goes_on_without_the_member_that_failed_before(
     step = fit.DictionaryTraining.training_step
 
     def dies(module, batch, index):
-        if module.step == 100:
+        if module.step == 40:
             raise SystemExit(9)
         return step(module, batch, index)
 
@@ -347,7 +346,7 @@ def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launched(tmp_path / "two", KINDS, words=DDP)
     both = "dictionary=l1_crosscoder,batchtopk_crosscoder"
-    command = [warm.python(), "train.py", "-m", *SMALL[:1], *SMALL[2:], *DDP, both]
+    command = [warm.python(), "train.py", "-m", *(word for word in SMALL if word != "trainer=cpu"), *DDP, both]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     killed = tmp_path / "killed"
     with subprocess.Popen([*command, f"hydra.sweep.dir={killed}"], cwd=ROOT, **quiet) as process:
@@ -457,7 +456,7 @@ def test_one_process_a_member_gives_the_same_bits(tmp_path):
         assert weights(run) == weights(tmp_path / "parted" / run.identity)
 
 
-KILLED = [*LONG, "checkpoint_every=0.2", "logger=csv"]
+KILLED = [*LONG, "budget.tokens=40960", "checkpoint_every=0.1", "logger=csv"]
 MEMBERS = [["layer=1", "layer=2"], ["seed=0", "seed=1"]]
 
 

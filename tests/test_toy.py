@@ -94,14 +94,15 @@ def test_the_tokenizer_loses_nothing_and_keeps_markers_and_digits_whole():
 
 
 def test_a_smoke_build_runs_and_is_deterministic(tmp_path, capsys):
+    threads = toy_pair.torch.get_num_threads()
     for name in ("first", "second"):
         toy_pair.build(tmp_path / name, smoke=True)
+    toy_pair.torch.use_deterministic_algorithms(False)
+    toy_pair.torch.set_num_threads(threads)
     for model in ("base", "tuned"):
         pair = [tmp_path / name / model / "model.safetensors" for name in ("first", "second")]
         assert filecmp.cmp(*pair, shallow=False)
     assert "Wilson" in (tmp_path / "first" / "README.md").read_text()
-    toy_pair.torch.use_deterministic_algorithms(False)
-    toy_pair.torch.set_num_threads(2)
 
 
 def test_the_card_keeps_its_promises():

@@ -340,7 +340,7 @@ def test_evaluating_leaves_counters_and_thresholds_as_they_are():
 def test_l0_under_the_threshold_is_within_5_percent_of_training_l0():
     for k in (1, 3):
         trained = member(BatchTopK(k))
-        fit([trained], steps=800)
+        fit([trained], steps=400)
         l0 = (trained.dictionary.encode(next(Planted())) > 0).sum(-1).float().mean()
         assert abs(l0 / k - 1) < 0.05
         assert trained.history[-1]["l0"] == pytest.approx(k, rel=0.02)

@@ -15,12 +15,15 @@ import sys
 FLAGS = ("-W", "error::UserWarning:tunediff")
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 COLD = sys.executable
+SHARED = "TUNEDIFF_TESTS_PYTHON"  # the path that another process was given, which lives as long as this one
 warm: list[str] = []
 
 
 def python() -> str:
-    """Path of an executable that takes `[-u] <script> ...` and `[-u] -m <module> ...` as Python does, with FLAGS; what else it
-    is asked Python itself answers. It works as long as this process lives."""
+    """Path of an executable that takes `[-u] <script> ...`, `[-u] -m <module> ...` and `-c <code> ...` as Python does, with
+    FLAGS; what else it is asked Python itself answers. It works as long as this process lives."""
+    if SHARED in os.environ:
+        return os.environ[SHARED]
     if not warm:
         import shlex
         import shutil
@@ -46,7 +49,7 @@ def python() -> str:
 def ask(address: str, *words: str) -> None:
     """Never returns: what becomes of the command becomes of this process."""
     rest = words[1:] if words[:1] == ("-u",) else words
-    if not rest or (rest[0].startswith("-") and rest[0] != "-m"):
+    if not rest or (rest[0].startswith("-") and rest[0] not in ("-m", "-c")):
         os.execv(COLD, [COLD, *FLAGS, *words])
     command = {"words": rest, "cwd": os.getcwd(), "env": dict(os.environ), "unbuffered": words[0] == "-u"}
     asked = json.dumps(command).encode()
@@ -140,14 +143,16 @@ def obey(words: list[str], cwd: str, env: dict[str, str], unbuffered: bool) -> N
     sys.stdin = os.fdopen(0)
     if unbuffered:
         sys.stdout.reconfigure(write_through=True)
-    module, sys.argv = words[0] == "-m", words[words[0] == "-m" :]
-    sys.path[0] = cwd if module else os.path.dirname(os.path.abspath(words[0]))
+    option, sys.argv = (words[0], words[1:]) if words[0] in ("-m", "-c") else ("", words)
+    sys.path[0] = cwd if option else os.path.dirname(os.path.abspath(words[0]))
     sys.path[1:1] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place not in ("", *sys.path)]
     status = 0
     try:
-        if module:
+        if option == "-m":
             sys.modules.pop(words[1], None)  # as it is before it is run
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif option == "-c":
+            exec(words[1], {"__name__": "__main__"})
         else:
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as left:

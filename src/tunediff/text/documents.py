@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import itertools
@@ -179,9 +180,10 @@ class Text:
                 inside = [i for i, end in enumerate(ends[other]) if low < end <= high]
                 bounds.append((inside[0], inside[-1] + 1) if inside else (0, 0))
             ids = tuple(list(e["input_ids"][a:b]) for e, (a, b) in zip(encoded, bounds, strict=True))
+            near = pairs[bisect.bisect_left(pairs, (cut,)) : bisect.bisect_left(pairs, (bounds[0][1],))]
             kept = [
                 pair
-                for pair in pairs
+                for pair in near
                 if all(a <= i < b and i - a >= self.drop_first for i, (a, b) in zip(pair, bounds, strict=True))
                 and all(e["input_ids"][i] not in s for i, e, s in zip(pair, encoded, special, strict=True))
             ]
@@ -246,4 +248,6 @@ def spans_at(characters: Sequence[int], spans: Sequence[Span]) -> list[Span]:
 
 def _touching(tokens: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:
     """[token] true where a token shares a character with one of the spans."""
-    return [any(start < last and end > first for first, last, _ in spans) for start, end in tokens]
+    spans = sorted(spans)
+    begins, reached = [first for first, _, _ in spans], [0, *itertools.accumulate((last for _, last, _ in spans), max)]
+    return [start < reached[bisect.bisect_left(begins, end)] for start, end in tokens]
