@@ -14,7 +14,7 @@ from conftest import ROOT, save_model
 from tunediff.toy.tokenizer import build_tokenizer
 
 LITTLE_TEXT = ["text.window=32", "text.tokens_per_batch=2048"]  # is read ahead
-SMALL = ["scale=smoke", "trainer=cpu", *LITTLE_TEXT]
+SMALL = ["scale=smoke", "trainer=cpu", "budget.evaluation_tokens=1024", *LITTLE_TEXT]
 
 
 def call(*words, cwd=ROOT, good=True, seconds=280, **environment):
@@ -107,7 +107,8 @@ def test_the_null_control_has_only_shared_latents(tmp_path):
 )
 def test_other_choices_run_to_the_end(change, tmp_path):
     words = [w for w in SMALL if not (change.startswith("trainer") and w.startswith("trainer"))]
-    call("train.py", *words, change, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}")
+    words += [change, "trainer.accelerator=cpu", "evaluation=[fidelity]"]
+    call("train.py", *words, f"hydra.run.dir={tmp_path}")
     assert findings(tmp_path)["fidelity/explained_variance/base"] > -10
 
 
@@ -284,37 +285,45 @@ SHORTENED = {  # words that make a command short
         *(
             f"evaluation.{name}.{word}"
             for name in ("ablation", "scaling", "patching")
-            for word in ("draws=1", "modes=[delta]", "decoding.tokens=64")
+            for word in ("draws=1", "modes=[delta]", "decoding.tokens=16")
         ),
-        "task.toy.problems=4",
+        "evaluation.benchmark.decoding.tokens=16",
+        "evaluation.benchmark.budgets=[]",
+        "task.toy.problems=2",
         "tokens=20000",  # enough of them with the label that latents are chosen by
     ],
     "ablation.latents='top(": [
-        *(f"evaluation.ablation.{word}" for word in ("draws=1", "modes=[delta]", "decoding.tokens=64")),
-        "task.toy.problems=4",
+        *(f"evaluation.ablation.{word}" for word in ("draws=1", "modes=[delta]", "decoding.tokens=16")),
+        "task.toy.problems=2",
         "tokens=20000",
     ],
-    "evaluation=steering_sweep": ["evaluation.steering_sweep.strengths=[1]", "task.toy.problems=4"],
-    "evaluation=[kl_patching": ["tokens=4000"],
+    "evaluation=steering_sweep": [
+        "evaluation.steering_sweep.strengths=[1]",
+        "evaluation.steering_sweep.decoding.tokens=16",
+        "task.toy.problems=2",
+    ],
+    "evaluation=[kl_patching": ["tokens=1500"],
     "[recovery,lora_ablation]": [
-        "evaluation.recovery.problems=4",
-        "evaluation.lora_ablation.problems=4",
+        "evaluation.recovery.problems=2",
+        "evaluation.recovery.decoding.tokens=16",
+        "evaluation.lora_ablation.problems=2",
+        "evaluation.lora_ablation.decoding.tokens=16",
         "evaluation.lora_ablation.by=[type]",
         "evaluation.lora_ablation.random=1",
         "tokens=600",
     ],
-    "[polarity_examples,unit_comparison]": ["tokens=4000"],
+    "[polarity_examples,unit_comparison]": ["tokens=1500"],
     "adam_warmup_short": ["optimizer.learning_rate_schedule.warmup=0.1"],
-    "adapter_recovery": ["evaluation.adapter_recovery.problems=4", "evaluation.adapter_recovery.decoding.tokens=48"],
-    "attribution_graphs": ["evaluation.attribution_graphs.count=2", "evaluation.attribution_graphs.most_latents=40"],
+    "adapter_recovery": ["evaluation.adapter_recovery.problems=2", "evaluation.adapter_recovery.decoding.tokens=16"],
+    "attribution_graphs": ["evaluation.attribution_graphs.count=1", "evaluation.attribution_graphs.most_latents=20"],
     "latent_sets": [
-        "evaluation.latent_sets.problems=4",
+        "evaluation.latent_sets.problems=2",
         "evaluation.latent_sets.draws=1",
         "evaluation.latent_sets.control_sizes=[1]",
-        "evaluation.latent_sets.decoding.tokens=48",
+        "evaluation.latent_sets.decoding.tokens=16",
     ],
     "train.py dictionary=transcoder_adapter": ["activations.held_out=4", "activations.evaluate_every=1.0"],
-    "task=gsm8k": ["evaluation.benchmark.decoding.tokens=64", "evaluation.benchmark.budgets=[]"],
+    "task=gsm8k": ["evaluation.benchmark.decoding.tokens=16", "evaluation.benchmark.budgets=[]"],
 }
 
 
