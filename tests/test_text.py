@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import random
 
 import pyarrow
 import pyarrow.parquet
@@ -12,6 +13,7 @@ import torch
 import toy_pair
 from tunediff.shapes import SEGMENTS
 from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render, spelling
+from tunediff.text.documents import _touching
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
 
@@ -272,3 +274,13 @@ def test_a_labelled_sentence_that_comes_twice_is_found_where_it_comes(tokenizer)
     row = {"prompt": "q", "thinking": "So we add. Wait. So we add.", "answer": "a", "pieces": pieces}
     found = {label: first for first, _, label in render(row, tokenizer).labels}
     assert found["second"] - found["first"] == len("So we add. Wait. ")
+
+
+def test_a_token_has_a_label_where_it_shares_a_character_with_any_of_its_spans():
+    chance = random.Random(0)
+    for _ in range(300):
+        begins = [chance.randint(0, 30) for _ in range(chance.randint(0, 6))]
+        spans = [(begin, begin + chance.randint(0, 6), "label") for begin in begins]
+        tokens = [(begin, begin + chance.randint(0, 4)) for begin in range(34)]
+        shared = [any(start < last and end > first for first, last, _ in spans) for start, end in tokens]
+        assert _touching(tokens, spans) == shared

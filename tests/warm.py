@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 
-FLAGS = ("-W", "error::UserWarning:tunediff")
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 COLD = sys.executable
 SHARED = "TUNEDIFF_TESTS_PYTHON"  # the path that another process was given, which lives as long as this one
@@ -20,8 +19,9 @@ warm: list[str] = []
 
 
 def python() -> str:
-    """Path of an executable that takes `[-u] <script> ...`, `[-u] -m <module> ...` and `-c <code> ...` as Python does, with
-    FLAGS; what else it is asked Python itself answers. It works as long as this process lives."""
+    """Path of an executable that takes `[-u] <script> ...`, `[-u] -m <module> ...` and `-c <code> ...` as Python does, but for
+    warnings that tunediff gives, which are errors; what else it is asked Python itself answers. It works as long as this
+    process lives."""
     if SHARED in os.environ:
         return os.environ[SHARED]
     if not warm:
@@ -38,7 +38,7 @@ def python() -> str:
         with socket.socket(socket.AF_UNIX) as door:
             door.bind(address)
             door.listen(64)
-            server = [COLD, *FLAGS, __file__, "serve", executable, str(door.fileno())]
+            server = [COLD, __file__, "serve", executable, str(door.fileno())]
             process = subprocess.Popen(server, stdin=subprocess.PIPE, pass_fds=[door.fileno()], start_new_session=True)
         atexit.register(shutil.rmtree, folder)
         atexit.register(process.communicate)  # its input ends, and with it the server
@@ -50,7 +50,7 @@ def ask(address: str, *words: str) -> None:
     """Never returns: what becomes of the command becomes of this process."""
     rest = words[1:] if words[:1] == ("-u",) else words
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-m", "-c")):
-        os.execv(COLD, [COLD, *FLAGS, *words])
+        os.execv(COLD, [COLD, *words])
     command = {"words": rest, "cwd": os.getcwd(), "env": dict(os.environ), "unbuffered": words[0] == "-u"}
     asked = json.dumps(command).encode()
     server = socket.socket(socket.AF_UNIX)
@@ -70,6 +70,7 @@ def ask(address: str, *words: str) -> None:
 def serve(executable: str, door: str) -> None:
     """Forks for whoever asks, until standard input ends."""
     import select
+    import warnings
 
     import pandas  # noqa: F401  # pyarrow imports these two late
     import pyarrow.dataset  # noqa: F401
@@ -82,6 +83,7 @@ def serve(executable: str, door: str) -> None:
     import tunediff.sweep.local
     import tunediff.sweep.slurm  # noqa: F401
 
+    warnings.filterwarnings("error", category=UserWarning, module="tunediff")
     sys.executable = executable
     listening = socket.socket(fileno=int(door))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -143,7 +145,8 @@ def obey(words: list[str], cwd: str, env: dict[str, str], unbuffered: bool) -> N
     sys.stdin = os.fdopen(0)
     if unbuffered:
         sys.stdout.reconfigure(write_through=True)
-    option, sys.argv = (words[0], words[1:]) if words[0] in ("-m", "-c") else ("", words)
+    option = words[0] if words[0] in ("-m", "-c") else ""
+    sys.argv = ["-c", *words[2:]] if option == "-c" else words[1:] if option else words
     sys.path[0] = cwd if option else os.path.dirname(os.path.abspath(words[0]))
     sys.path[1:1] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place not in ("", *sys.path)]
     status = 0

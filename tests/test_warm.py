@@ -1,0 +1,104 @@
+"""The Python of the tests is Python: what a command says, how it ends and what ends it are its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import warm
+
+SAYS = """
+import json, os, signal, sys
+print(json.dumps({"argv": sys.argv, "cwd": os.getcwd(), "executable": sys.executable, "path": sys.path[0], "x": os.environ.get("X")}))
+print(sys.stdin.read(), file=sys.stderr)
+"""
+
+
+def called(*words, **options):
+    return subprocess.run([warm.python(), *map(str, words)], capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.fixture
+def script(tmp_path):
+    def written(text):
+        (tmp_path / "script.py").write_text(text)
+        return tmp_path / "script.py"
+
+    return written
+
+
+def test_a_command_has_its_words_its_place_its_environment_and_its_files(tmp_path, script):
+    done = called(script(SAYS), "a b", "c", cwd=tmp_path, env={**os.environ, "X": "1"}, input="said")
+    said = json.loads(done.stdout)
+    assert said["argv"] == [str(tmp_path / "script.py"), "a b", "c"] and said["cwd"] == said["path"] == str(tmp_path)
+    assert said["x"] == "1" and said["executable"] == warm.python() and done.stderr.strip() == "said"
+    of_module = called("-u", "-m", "script", "d", cwd=tmp_path, input="")
+    assert json.loads(of_module.stdout)["argv"][1:] == ["d"]
+    assert called("-c", "import sys; print(sys.argv, __name__)", "e").stdout.strip() == "['-c', 'e'] __main__"
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        ("pass", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit('in words')", 1, "in words"),
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, ""),
+        ("import atexit; atexit.register(print, 'last'); raise SystemExit(4)", 4, "last"),
+    ],
+)
+def test_a_command_ends_as_it_would_in_a_python_of_its_own(script, text, status, said):
+    mine, its_own = (
+        subprocess.run([python, str(script(text))], capture_output=True, text=True)
+        for python in (warm.python(), sys.executable)
+    )
+    assert mine.returncode == its_own.returncode == status
+    assert said in mine.stdout + mine.stderr and said in its_own.stdout + its_own.stderr
+
+
+def test_a_warning_that_tunediff_gives_is_an_error():
+    warns = "import warnings; warnings.warn_explicit('so', UserWarning, 'file', 1, module={!r})"
+    assert called("-c", warns.format("tunediff.x")).returncode == 1
+    assert called("-c", warns.format("elsewhere")).returncode == 0
+
+
+WAITS = """
+import os, signal, time
+signal.signal(signal.SIGUSR2, lambda *_: print("told", flush=True))
+print(os.getpid(), flush=True)
+while True:
+    time.sleep(0.05)
+"""
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_reaches_the_command_and_one_that_kills_takes_it_along(script, by):
+    with subprocess.Popen([warm.python(), str(script(WAITS))], stdout=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
+        process.send_signal(signal.SIGUSR2)
+        assert process.stdout.readline() == "told\n" and is_alive(pid)
+        process.send_signal(by)
+        assert process.wait(10) == -by
+        begun = time.monotonic()
+        while is_alive(pid):
+            assert time.monotonic() - begun < 5
+            time.sleep(0.01)
+
+
+def test_a_command_without_an_end_is_given_up_with_its_caller(script):
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([warm.python(), str(script(WAITS))], stdout=subprocess.DEVNULL, timeout=2)
