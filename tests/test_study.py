@@ -14,6 +14,7 @@ from conftest import ROOT, save_model
 from tunediff.toy.tokenizer import build_tokenizer
 
 LITTLE_TEXT = ["text.window=32", "text.tokens_per_batch=2048"]  # is read ahead
+TWO_STEPS = ["budget.tokens=2048", "budget.fit_tokens=512", "budget.buffer=2048"]
 SMALL = ["scale=smoke", "trainer=cpu", "budget.evaluation_tokens=1024", *LITTLE_TEXT]
 
 
@@ -107,7 +108,7 @@ def test_the_null_control_has_only_shared_latents(tmp_path):
 )
 def test_other_choices_run_to_the_end(change, tmp_path):
     words = [w for w in SMALL if not (change.startswith("trainer") and w.startswith("trainer"))]
-    words += [change, "trainer.accelerator=cpu", "evaluation=[fidelity]"]
+    words += [change, "trainer.accelerator=cpu", "evaluation=[fidelity]", *TWO_STEPS]
     call("train.py", *words, f"hydra.run.dir={tmp_path}")
     assert findings(tmp_path)["fidelity/explained_variance/base"] > -10
 
@@ -395,7 +396,7 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
         chosen = any(word in command for word in ("--config-path", "experiment=", "evaluation="))
         small += [] if chosen else [f"evaluation={evaluation}"]
         words = [w for w in words if not w.startswith(("scale=", "trainer="))]
-        small += ["budget.tokens=2048"] if "-m" in words and "experiment=" not in command else []
+        small += [] if "experiment=" in command or "--config-path" in words else TWO_STEPS
         words += [*small, f"{place}={tmp_path}/run"]
     if words[0] == "finetune.py":
         words = [w for w in words if not w.startswith(("trainer", "memory_gb"))]
