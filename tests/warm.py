@@ -69,20 +69,30 @@ def ask(address: str, *words: str) -> None:
 
 def serve(executable: str, door: str) -> None:
     """Forks for whoever asks, until standard input ends."""
+    import gc
     import select
     import warnings
 
+    import hydra
     import pandas  # noqa: F401  # pyarrow imports these two late
     import pyarrow.dataset  # noqa: F401
     import submitit.core.submission  # noqa: F401
     import torch.distributed.run  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
+    import tunediff.models
     import tunediff.study.finetune
     import tunediff.sweep.launch
     import tunediff.sweep.local
     import tunediff.sweep.slurm  # noqa: F401
 
+    # what libraries build once and keep: Hydra's plugins and grammar, transformers' table of checkpoint formats
+    conf = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conf")
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=conf):
+        hydra.compose("train", ["seed=1"], return_hydra_config=True)
+    tunediff.models.ModelSource("pkg://tunediff.toy/weights/base").weights()
+    gc.collect()
+    gc.freeze()
     warnings.filterwarnings("error", category=UserWarning, module="tunediff")
     sys.executable = executable
     listening = socket.socket(fileno=int(door))
