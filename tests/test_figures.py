@@ -15,7 +15,7 @@ from conftest import ROOT
 from tunediff import folders
 from tunediff.report import in_words, line_of, members_under, write_report
 from tunediff.settings import check
-from tunediff.shapes import Figure, Finding, Refused, Table
+from tunediff.shapes import Figure, Finding, Note, Refused, Table
 from tunediff.study.parts import STUDY, evaluations_of
 from tunediff.study.run import evaluate
 
@@ -109,6 +109,9 @@ def test_figures_stay_until_their_evaluation_runs_again_and_go_with_the_study(tm
         ([figure("mine/a"), figure("mine/a")], "Figure mine/a: two figures have this name"),
         ([Finding("mine/b", "high")], "Finding mine/b: its value is of type str, not a number"),
         ([Finding("mine/b", 1.0, numpy.ones(2), 2.0)], "Finding mine/b: its low is of type list"),
+        *(([Finding(name, 1.0)], "its name is .*, and has to be a string") for name in (7, None, "")),
+        ([Finding("mine/b", 1.0, column=5)], "Finding 'mine/b': its column is 5, and has to be a string"),
+        ([Note(5)], "Note 5: it has to be a string"),
         ([Table("mine", {"a": [1, 2], "b": [1]})], "Table mine: its columns have unequal lengths, {'a': 2, 'b': 1}"),
         ([Table("mine", {"a": [1, 2]}), Table("mine", {"b": [1]})], "Table mine: its columns have unequal lengths"),
         *(([Table(name, {"a": [1]})], "its name has no slash") for name in ("in/mine", "../mine", "..", ".", "")),

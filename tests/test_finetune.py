@@ -138,7 +138,7 @@ def test_a_fine_tune_that_was_killed_goes_on_to_the_same_bits(full, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert json.loads((place / "state.json").read_text())["state"] == "training"
-    said = call("finetune.py", *words)
+    said = call("finetune.py", *words, python=warm.COLD)
     assert "going on from step" in said
     one, other = (path / "model" / "model.safetensors" for path in (folder, place))
     assert one.read_bytes() == other.read_bytes()

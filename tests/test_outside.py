@@ -328,3 +328,12 @@ def test_what_is_no_finding_is_refused_with_the_name_of_the_evaluation(gives):
 
     with pytest.raises(Refused, match="evaluation=mine gave .*: its run yields Findings, Tables, Figures and Notes"):
         found_by("mine", Rubbish(), None)
+
+
+def test_an_evaluation_that_ends_the_program_is_not_taken_for_one_that_found_nothing():
+    class Leaves:
+        def run(self, given):
+            raise SystemExit(0)
+
+    with pytest.raises(Refused, match=r"evaluation=mine ended the program \(exit status 0\)"):
+        found_by("mine", Leaves(), None)

@@ -586,6 +586,11 @@ def test_every_check_of_a_setting_is_reached_by_a_dry_run(name, tmp_path, monkey
             ["dictionary=transcoder_adapter", "l1_schedule={_target_: tunediff.schedules.Warmup, warmup: x}"],
             "warmup=x: ",
         ),
+        (
+            ["dictionary=transcoder_adapter", "l1_schedule={_target_: tunediff.schedules.WarmupCosine, floor: -5}"],
+            "floor=-5: give a factor from 0 to 1",
+        ),
+        (["dictionary=jumprelu_crosscoder", "dictionary.sparsity.bandwidth=0"], "bandwidth=0: give a width above 0"),
     ],
 )
 def test_what_training_cannot_follow_is_refused_by_a_dry_run(words, message, tmp_path):
@@ -610,6 +615,13 @@ def test_what_training_cannot_follow_is_refused_by_a_dry_run(words, message, tmp
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
         ("dictionary.objective.terms.auxk.weight=nan", "terms.auxk.weight=nan is no number"),
         ("layer=[]", "layer=[] names no layer"),
+        ("layer=[3,0.75]", r"layer=[3, 0.75] names layer 3 twice"),
+        ("dictionary.sparsity.k_schedule.start=-3", "k_schedule: start=-3: give a factor above 0"),
+        ("dictionary.sparsity.k_schedule.start=0", "start=0: give a factor above 0"),
+        ("dictionary.sparsity.threshold_memory=2", "threshold_memory=2: give a decay from 0 to below 1"),
+        ("dictionary.encoder_norm=-1", "dictionary.encoder_norm=-1: give a norm above 0"),
+        ("dictionary.objective.terms.auxk.latents=-3", "terms.auxk.latents=-3: give a number from 1"),
+        ("budget.dead_after=-1", "dead_after=-1: give a number of tokens from 1"),
         ("trainer.precision=64-true", "trainer.precision=64-true: weights and statistics are kept in float32"),
         ("optimizer.compile=nonsense", "optimizer.compile=nonsense: the backends of torch.compile here are"),
         ("activations.dtype=float99", "activations.dtype='float99' is not of type"),

@@ -18,8 +18,9 @@ TWO_STEPS = ["budget.tokens=2048", "budget.fit_tokens=512", "budget.buffer=2048"
 SMALL = ["scale=smoke", "trainer=cpu", "budget.evaluation_tokens=1024", *LITTLE_TEXT]
 
 
-def call(*words, cwd=ROOT, good=True, seconds=280, **environment):
-    command, env = [warm.python(), *map(str, words)], {**os.environ, "WANDB_SILENT": "true", **environment}
+def call(*words, cwd=ROOT, good=True, seconds=280, python=None, **environment):
+    command = [python or warm.python(), *map(str, words)]
+    env = {**os.environ, "WANDB_SILENT": "true", **environment}
     done = subprocess.run(
         command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, env=env
     )
@@ -54,7 +55,10 @@ def test_a_study_leaves_everything_in_its_folder_and_says_where_the_page_is(run)
 
 def test_the_saved_config_runs_again_to_the_same_numbers(run, tmp_path):
     folder, _ = run
-    call("train.py", "--config-path", folder, "--config-name", "config", f"hydra.run.dir={tmp_path}")
+    words = ["--config-path", folder, "--config-name", "config", f"hydra.run.dir={tmp_path}"]
+    call(
+        "train.py", *words, python=warm.COLD
+    )  # nothing hangs on what Python decides when it starts, as the secret of hash
     assert findings(tmp_path) == findings(folder)
     assert (tmp_path / "dictionary" / "weights.safetensors").read_bytes() == (
         folder / "dictionary" / "weights.safetensors"

@@ -475,7 +475,7 @@ def test_kills_lose_nothing_and_double_nothing(tmp_path, capfd, kills, length):
     group.write()
     saved = 0
     for _ in range(kills):
-        process = subprocess.Popen([warm.python(), "-m", "tunediff.study.work", str(group.folder)], cwd=ROOT)
+        process = subprocess.Popen([warm.COLD, "-m", "tunediff.study.work", str(group.folder)], cwd=ROOT)
         target = saved + 2 + int(30 * torch.rand((), generator=draw))
         begun = time.monotonic()
         while step_at(group.folder) < target:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunediff.activations import ShuffledRows
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, JumpReLU, Linear, Normalisation, Partition, TopK
-from tunediff.objectives import AuxK, Reconstruction
+from tunediff.objectives import AuxK, Reconstruction, Term
 from tunediff.schedules import Anneal, Constant, Length, Warmup, WarmupCooldown, WarmupCosine
 from tunediff.shapes import Refused, Rows, Stream
 from tunediff.training import DictionaryTraining, Learner, Resampling
@@ -344,3 +344,16 @@ def test_l0_under_the_threshold_is_within_5_percent_of_training_l0():
         l0 = (trained.dictionary.encode(next(Planted())) > 0).sum(-1).float().mean()
         assert abs(l0 / k - 1) < 0.05
         assert trained.history[-1]["l0"] == pytest.approx(k, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(torch.ones(3, requires_grad=True), r"\[3\]"), (None, "NoneType"), (0.5, "float")]
+)
+def test_a_loss_term_that_is_no_number_is_refused_by_its_name(value, said):
+    class Mine(Term):
+        def __call__(self, given):
+            return value
+
+    objective, none = Reconstruction(terms={"mine": Mine(0.1)}), torch.empty(0, dtype=torch.long)
+    with pytest.raises(Refused, match=f"terms.mine gave {said}: a term of the loss is a tensor of one number"):
+        objective(made(L1(0.02)), next(Planted()), dead=none, settings=SETTINGS)

@@ -1,6 +1,9 @@
 """A Python that starts at once: each command is a process of its own, forked from one that has imported everything, so that
 what starting Python costs is paid once for all of them, and for the processes that they start.
 
+What Python decides when it starts is the same in all of them: the secret of `hash`, and what the environment says to Python
+and to what is imported. That nothing hangs on it is a law for COLD, a Python of its own.
+
 As a script it is the server of these forks, or the process that stands for one: that has the command's standard files,
 passes signals on, ends as the command does, and takes it along when it is killed.
 """
@@ -146,8 +149,10 @@ def obey(words: list[str], cwd: str, env: dict[str, str], unbuffered: bool) -> N
     """Runs the command in this process. Never returns."""
     import runpy
     import threading
-    import traceback
 
+    import numpy
+
+    numpy.random.seed()
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
@@ -172,9 +177,9 @@ def obey(words: list[str], cwd: str, env: dict[str, str], unbuffered: bool) -> N
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
         if isinstance(left.code, str):
             print(left.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-        status = 1
+    except BaseException as error:
+        sys.excepthook(*sys.exc_info())
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

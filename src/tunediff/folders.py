@@ -225,6 +225,8 @@ def write_findings(
                 raise Refused(f"Figure {item.name}: two figures have this name, and each needs one of its own.")
             named.add(item.name)
             figures[item.name] = {**item._asdict(), "by": by}
+        elif not isinstance(item.text, str):
+            raise Refused(f"Note {item.text!r}: it has to be a string.")
         else:
             noted_by[item.text] = by
     joined = {_place(folder, table): _joined(folder, table) for table in map(Table, tables, tables.values())}
@@ -245,6 +247,9 @@ def write_findings(
 def _told(finding: Finding) -> dict[str, Any]:
     """Its entry in findings.json: the words of the headline only where it belongs there."""
     entry = {name: _valid(value) for name, value in finding._asdict().items()}
+    for name in ("name", "meaning", "column", "line"):
+        if not isinstance(entry[name], str) or not finding.name:
+            raise Refused(f"Finding {finding.name!r}: its {name} is {entry[name]!r}, and has to be a string.")
     for name in ("value", "low", "high"):
         if not isinstance(entry[name], int | float | None):
             raise Refused(f"Finding {finding.name}: its {name} is of type {type(entry[name]).__name__}, not a number.")

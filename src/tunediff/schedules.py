@@ -102,6 +102,11 @@ class WarmupCosine(Schedule):
         done = (step - rising) / max(1.0, length.steps - rising)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
 
+    def check(self, length: Length) -> None:
+        super().check(length)
+        if not 0 <= self.floor <= 1:
+            raise Refused(f"floor={self.floor}: give a factor from 0 to 1.")
+
 
 @dataclass(frozen=True)
 class WarmupCooldown(Schedule):
@@ -135,3 +140,8 @@ class Anneal(Schedule):
     def __call__(self, step: int, length: Length) -> float:
         steps = steps_of("over", self.over, length)
         return 1.0 if step >= steps else self.start + (1 - self.start) * step / steps
+
+    def check(self, length: Length) -> None:
+        super().check(length)
+        if not 0 < self.start < math.inf:
+            raise Refused(f"start={self.start}: give a factor above 0.")

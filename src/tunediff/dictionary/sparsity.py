@@ -152,6 +152,8 @@ class JumpReLU(Penalised):
     ):
         super().__init__(coefficient)
         self.pre_activation = _coefficient("pre_activation", pre_activation)
+        if not bandwidth > 0:
+            raise Refused(f"dictionary.sparsity.bandwidth={bandwidth}: give a width above 0.")
         self.steepness, self.bandwidth, self.start = steepness, bandwidth, log_threshold
 
     def prepare(self, latents: int) -> None:
@@ -253,6 +255,8 @@ class BatchTopK(TopK):
             raise Refused(
                 f"dictionary.sparsity.prefixes={list(prefixes)}: give rising shares of the latents that end with 1."
             )
+        if not 0 <= threshold_memory < 1:
+            raise Refused(f"dictionary.sparsity.threshold_memory={threshold_memory}: give a decay from 0 to below 1.")
         self.threshold_memory, self.relu, self.prefixes = threshold_memory, relu, list(prefixes)
         self.register_buffer("threshold", torch.tensor(-torch.inf))  # nothing observed yet
         self.limit: Tensor | None = None  # smallest kept score of the last batch

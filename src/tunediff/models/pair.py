@@ -146,6 +146,9 @@ class ModelPair:
             for one in layers
             for role in roles
         ]
+        twice = next((stream for n, stream in enumerate(found) if stream in found[:n]), None)
+        if twice is not None:
+            raise PairError(f"layer={list(layers)} names layer {twice.layer} twice.")
         if single:
             return found
         widths = {stream.role: stream.width for stream in found}

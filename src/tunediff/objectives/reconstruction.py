@@ -92,6 +92,8 @@ class Reconstruction:
                 raise Refused(f"dictionary.objective.terms.{name} would stand for two things in the curves: rename it.")
         if look_every < 1:
             raise Refused(f"dictionary.objective.look_every={look_every}: give a number of steps from 1.")
+        if not dead_after > 0:
+            raise Refused(f"dictionary.objective.dead_after={dead_after}: give a number of tokens from 1.")
         self.squared, self.dead_after, self.look_every = squared, dead_after, look_every
         self.terms = {name: term for name, term in (terms or {}).items() if term.weight > 0}
 
@@ -124,7 +126,13 @@ class Reconstruction:
         terms = {"reconstruction": sum(map(size, errors[1:]), size(errors[0])) / len(errors), **penalties}
         given = TermInputs(dictionary, codes, target, errors[-1], dead, size, settings)
         for name, term in self.terms.items():
-            terms[name] = term.weight * settings.get(name, 1.0) * term(given)
+            value = term(given)
+            if not isinstance(value, Tensor) or value.ndim > 0:
+                shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise Refused(
+                    f"dictionary.objective.terms.{name} gave {shape}: a term of the loss is a tensor of one number."
+                )
+            terms[name] = term.weight * settings.get(name, 1.0) * value
         first, *others = terms.values()
         return Losses(sum(others, first), terms, codes.fired(), codes.l0(), errors[-1].detach())
 

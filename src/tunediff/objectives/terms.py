@@ -76,6 +76,8 @@ class AuxK(Term):
         return given.size(error - codes.decode(given.dictionary.W_dec.index_select(0, dead)).float())
 
     def check(self, dictionary: LearningDictionary) -> None:
+        if self.latents is not None and self.latents < 1:
+            raise Refused(f"dictionary.objective.terms.auxk.latents={self.latents}: give a number from 1.")
         if not hasattr(dictionary, "code_of"):
             raise Refused(
                 f"dictionary.objective.terms.auxk teaches some latents alone, and {type(dictionary).__name__} has no code_of "

@@ -155,10 +155,13 @@ def evaluate(
 
 
 def found_by(name: str, evaluation: Evaluation, given: Given) -> list[Finding | Table | Figure | Note]:
-    """Collects what an evaluation yields. Raises Refused for anything else, naming the evaluation."""
-    found = evaluation.run(given)
-    wrong = [found] if not isinstance(found, Iterable) or isinstance(found, tuple) else []
-    found = [] if wrong else list(found)
+    """Collects what an evaluation yields. Raises Refused for anything else and for one that ends the program, naming it."""
+    try:
+        found = evaluation.run(given)
+        wrong = [found] if not isinstance(found, Iterable) or isinstance(found, tuple) else []
+        found = [] if wrong else list(found)
+    except SystemExit as left:
+        raise Refused(f"evaluation={name} ended the program (exit status {left.code}) instead of its run.") from left
     wrong += [item for item in found if not isinstance(item, Finding | Table | Figure | Note)]
     if wrong:
         raise Refused(f"evaluation={name} gave {wrong[0]!r:.80}: its run yields Findings, Tables, Figures and Notes.")
