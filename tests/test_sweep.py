@@ -252,7 +252,7 @@ def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, monke
 
 def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch):
     """As after launcher.pack=false, or a line that names fewer members."""
-    members = [[*LONG, "layer=2", "checkpoint_every=0.15"], [*LONG, "layer=1", "checkpoint_every=0.05"]]
+    members = [[*LONG, "layer=2", "checkpoint_every=0.15"], [*LONG, "layer=1", "checkpoint_every=0.15"]]
     whole = trained(tmp_path / "whole", *members)
     killed_at(tmp_path / "cut", members, 60, monkeypatch, SystemExit(9))
     from tunediff.training import latest_checkpoint
@@ -323,7 +323,7 @@ def test_preemption_saves_at_the_step_and_calls_the_handler_that_was_there(tmp_p
 PARTS = [
     "layer=2",
     "dictionary.normalisation.sink_multiple=1.2",
-    "budget.tokens=36864",
+    "budget.tokens=73728",
     "activations.buffer=3072",
     "checkpoint_every=0.2",
 ]
@@ -337,7 +337,7 @@ def test_two_processes_reach_the_loss_of_one(tmp_path, monkeypatch):
     launched(tmp_path / "two", KINDS, words=DDP)
     for run in one:
         other = pyarrow.parquet.read_table(tmp_path / "two" / run.identity / "tables" / "training.parquet").to_pydict()
-        assert len(other["step"]) == len(run.learner.history) > 2
+        assert len(other["step"]) == 5
         for name, values in other.items():
             mine = [record[name] for record in run.learner.history]
             assert values == pytest.approx(mine, rel=5e-3, abs=1e-4), name
@@ -358,7 +358,7 @@ def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
             time.sleep(0.1)
         process.kill()
     until_free(killed)
-    assert 0 < max(step_at(group) for group in killed.glob("groups/*")) < 36
+    assert 0 < max(step_at(group) for group in killed.glob("groups/*")) < 72
     launched(killed, KINDS, words=DDP)
     names = [path.parent.name for path in (tmp_path / "two").glob("*/identity.json")]
     assert len(names) == 2

@@ -48,6 +48,7 @@ def test_a_command_has_its_words_its_place_its_environment_and_its_files(tmp_pat
         ("raise SystemExit(3)", 3, ""),
         ("raise SystemExit('in words')", 1, "in words"),
         ("1 / 0", 1, "ZeroDivisionError"),
+        ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, ""),
         ("import atexit; atexit.register(print, 'last'); raise SystemExit(4)", 4, "last"),

@@ -62,12 +62,16 @@ def ask(address: str, *words: str) -> None:
         signal.signal(number, lambda number, _: server.send(bytes([number])))
     socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(asked)
-    status = int(server.recv(16) or 1)
+    end(int(server.recv(16) or 1))
+
+
+def end(status: int) -> None:
+    """Never returns: this process ends with the status, or by the signal that a negative one stands for."""
     if status < 0:
         if -status in PASSED_ON:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    os._exit(status)
+    os._exit(status % 256)
 
 
 def serve(executable: str, door: str) -> None:
@@ -179,12 +183,12 @@ def obey(words: list[str], cwd: str, env: dict[str, str], unbuffered: bool) -> N
             print(left.code, file=sys.stderr)
     except BaseException as error:
         sys.excepthook(*sys.exc_info())
-        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status % 256)
+    end(status)
 
 
 if __name__ == "__main__":
