@@ -17,8 +17,8 @@ demo: .venv/.ready
 test: .venv/.ready
 	bash tests/install_system.sh
 	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
+	$(BIN)/pyright --pythonpath $(BIN)/python & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE); passed=$$?; wait $$types && exit $$passed
 
 # the newest versions that pyproject.toml allows
 test-newest:

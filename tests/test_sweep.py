@@ -10,16 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import hydra
 import pyarrow.parquet
 import pytest
 import torch
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 import warm
 from conftest import ROOT
+from hydra_plugins.tunediff_launchers import LocalLauncher
 from test_study import LITTLE_TEXT, call, findings
 from tunediff import folders
 from tunediff.dictionary import save_dictionary
@@ -389,6 +391,23 @@ def launched(folder, *axes, words=()):
 
         with patch.object(sys, "executable", warm.python()):
             return launch(config, compose, overrides, Local(parallel=None))
+
+
+def test_a_member_that_the_sweeper_composed_to_see_whether_it_can_be_is_not_composed_again(tmp_path):
+    composed = []
+
+    def compose(master, words):
+        composed.append(words)
+        return OmegaConf.create({"words": words})
+
+    loader = SimpleNamespace(load_sweep_config=compose)
+    launcher = LocalLauncher()
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}})
+    launcher.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=None, config=config)
+    batch = [["seed=0"], ["seed=1"]]
+    seen, handed = ([loader.load_sweep_config(config, words) for words in batch] for _ in range(2))
+    assert composed == batch and all(a is b for a, b in zip(seen, handed, strict=True))
+    assert loader.load_sweep_config(config, batch[0]) is not seen[0]  # what the launcher has, it may change
 
 
 def refused(*arguments, **options):

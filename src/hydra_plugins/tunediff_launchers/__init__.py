@@ -27,6 +27,15 @@ class PackingLauncher(Launcher):
 
         self.hydra_context, self.config = hydra_context, config
         prepare(config)
+        # a sweeper composes every member to see whether it can be, before it hands them over to be composed again
+        loader, waiting = hydra_context.config_loader, {}
+        compose = loader.load_sweep_config
+
+        def compose_once(master_config: Any, sweep_overrides: list[str]) -> Any:
+            words = tuple(sweep_overrides)
+            return waiting.pop(words, None) or waiting.setdefault(words, compose(master_config, sweep_overrides))
+
+        loader.load_sweep_config = compose_once
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from tunediff.settings import plain
