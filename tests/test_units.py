@@ -8,9 +8,10 @@ import torch
 from test_evaluations import identity_dictionary, toy_text
 from test_lora import pair_of, save_adapter
 from tunediff.dictionary import Polarities
-from tunediff.evaluations import Given, Judge, PolarityExamples, UnitComparison
+from tunediff.evaluations import Given, Judge, PolarityExamples, Trained, UnitComparison
 from tunediff.evaluations.judging.unit_classes import verdict_in
-from tunediff.evaluations.lora.units import Kind, Unit, matched_neurons
+from tunediff.evaluations.lora import units
+from tunediff.evaluations.lora.units import Kind, Unit, kinds_of, matched_neurons
 from tunediff.hookpoints import lora_adapters
 from tunediff.measures.separation import ActiveScores, DenseScores
 from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
@@ -229,6 +230,15 @@ def test_neurons_are_as_many_as_directions_in_the_same_layers_and_a_seed_draws_t
     assert [u.place for u in units] == ["0.mlp_neurons"] * 16 + ["2.mlp_neurons"] * 16
     assert [u.number for u in units[::2]] == (columns % 64).tolist()
     assert matched_neurons(pair, seed=0)[2] == units != matched_neurons(pair, seed=1)[2]
+
+
+def test_a_unit_that_fires_on_attention_sinks_alone_is_not_alive(planted, monkeypatch):
+    given = Trained(planted, toy_text(), 400, dictionary=identity_dictionary(planted.streams("resid_post", 1)))
+    admitted = torch.arange(sum(len(batch.token) for batch in given.held_out)) == 7
+    monkeypatch.setattr(units, "_latents", lambda _: (None, admitted))
+    neurons = kinds_of(given, seed=0)[0][1]
+    fires = neurons.scores.values > 0
+    assert neurons.alive.tolist() == fires[:, 7].tolist() and 0 < neurons.alive.sum() < fires.any(1).sum()
 
 
 def test_at_equal_numbers_the_smallest_kind_is_its_best_and_a_larger_one_is_as_good_as_a_draw_of_it():
