@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import socket
+import types
 import zlib
 from functools import partial
 
@@ -15,6 +16,7 @@ from fake_endpoint import parts, reader
 from test_evaluations import fitted, identity_dictionary, toy_text
 from tunediff.evaluations import Autointerp, Geometry, Judge, LatentCache, Trained
 from tunediff.evaluations.judging import chat
+from tunediff.evaluations.judging.delphi_cache import end_to_end
 from tunediff.evaluations.judging.examination import (
     EXPLAIN,
     Window,
@@ -366,6 +368,15 @@ def test_the_latent_cache_is_of_the_latents_that_were_asked_for_and_of_this_run(
         cached(trained, context=100_000)
     with pytest.raises(Refused, match="evaluation.latent_cache writes files"):
         list(LatentCache().run(Trained(trained.pair, trained.text, 500, dictionary=trained.dictionary)))
+
+
+def test_documents_lie_end_to_end_with_one_end_of_text_after_each_also_where_it_is_there():
+    ids = torch.tensor([[5, 6, 2, 0], [7, 8, 0, 0], [9, 2, 3, 4]])
+    batch = types.SimpleNamespace(ids=(ids,), mask=(torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]),))
+    tokens, starts = end_to_end(types.SimpleNamespace(batch=batch), 2)
+    assert tokens.tolist() == [5, 6, 2, 7, 8, 2, 9, 2, 3, 4, 2] and starts.tolist() == [0, 3, 6]
+    tokens, starts = end_to_end(types.SimpleNamespace(batch=batch), None)
+    assert tokens.tolist() == [5, 6, 2, 7, 8, 9, 2, 3, 4] and starts.tolist() == [0, 3, 5]
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs

@@ -308,6 +308,7 @@ def curve(*levels, problems=200, noise=0.3):
     [
         ((1, 2, 3, 4, 2, 1), (1, 1, 1, 1, 1), "present"),
         ((1, 2, 3, 4, 4, 4), (1, 1, 1, 1, 1), "absent"),
+        ((1, 2, 3, 4, 3.9, 1), (1, 1, 1, 1, 1), "present"),  # one strength at which it has fallen is enough
         ((1, 2, 3, 4, 2, 1), (1, 1, 1, 0, 0), "underpowered"),  # it falls only where the text is broken
         ((1, 2, 3, 4, 3.9, 0), (1, 1, 1, 1, 0), "absent"),
         ((1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1), "underpowered"),

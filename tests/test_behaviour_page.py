@@ -405,6 +405,19 @@ def test_the_filter_keeps_exactly_the_problems_whose_grade_changed_that_way(page
 
 
 @in_browser
+def test_a_response_says_its_perplexity_and_a_problem_its_place_among_those_that_are_shown(page):
+    script = """
+      const count = () => document.querySelector('#to-example-outputs .filters .count').textContent, found = [];
+      set('first condition', 'unedited'); set('second condition', 'zero/delta');
+      for (const [way, place] of [['all', 0], ['all', 2], ['lost', 0]]) { set('changed', way); set('problem', place); found.push(count()); }
+      await wait(() => document.querySelector('#outputs dd')?.textContent.includes('in p1?'));
+      const facts = [...document.querySelectorAll('#outputs article')].map((side) => side.textContent.match(/perplexity [^ ]+/)[0]);
+      set('changed', 'all');
+      return [found, facts];"""
+    assert page.run(script) == [["1 of 4", "3 of 4", "1 of 1"], ["perplexity 1.649"] * 2]  # exp(0.5)
+
+
+@in_browser
 def test_keys_and_buttons_go_through_the_problems_and_round(page):
     script = """
       const asks = (problem) => wait(() => document.querySelector('#outputs dd')?.textContent.includes(`in ${problem}?`));

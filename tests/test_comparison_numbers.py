@@ -109,6 +109,16 @@ def test_an_excess_is_over_the_queries_that_have_a_window_at_their_distance():
     assert found["excess"].value[0, 0, PREFIX] == pytest.approx(1.5 / 5) and found["times"].value[0, 0, PREFIX] == 4
 
 
+def test_relative_attention_is_over_what_uniform_attention_would_give():
+    attention = torch.zeros(3, 1, 2, len(GROUPS) + 2, dtype=torch.float64)
+    attention[:, 0, :, PREFIX] = torch.tensor([[1.0, 4.0], [2.0, 5.0], [3.0, 9.0]])
+    uniform = torch.full((3, len(GROUPS)), 2.0, dtype=torch.float64)
+    counts = torch.full((3,), 10.0, dtype=torch.float64)
+    found = measures_of(Sums(attention, uniform, counts, counts, torch.arange(3)))
+    assert found["relative"].value[0, :, PREFIX].tolist() == [6 / 6, 18 / 6]
+    assert found["mass"].value[0, :, PREFIX].tolist() == [6 / 30, 18 / 30]
+
+
 # -- tokenizers ------------------------------------------------------------------------------------------------------
 
 

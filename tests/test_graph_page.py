@@ -115,6 +115,7 @@ def tables():
     return {
         "training": {
             "step": [*steps], "tokens": [100 * n for n in steps], "kl": [*falling, None], "nmse": [*falling, None], "l0": [*falling, None],
+            "kl_adapter_first": [0.25 if n % 100 == 0 else None for n in steps], "kl_tuned_first": [0.5 if n % 100 == 0 else None for n in steps],
             "held_out_loss": [0.5 - n / 1500 if n % 60 == 0 else None for n in steps],
         },
         "graphs": {
@@ -250,6 +251,13 @@ def test_a_graph_too_large_to_draw_keeps_its_latents_of_most_influence():
     assert min(n for n in found["latent"] if n >= 0) == 52 and len(found["weight"]) == many - 52 <= MOST_EDGES
 
 
+def test_latents_by_influence_are_packed_with_the_largest_first():
+    influence = {"latent": [4, 9, 2], "layer": [0, 1, 0], "influence": [0.2, 0.5, 0.3], "graphs": [1, 2, 3]}
+    shown, packed = graphs(arrow(graph_influence=influence))
+    assert shown == {"influence": True} and packed["graph-influence"]["latent"] == [9, 2, 4]
+    assert packed["graph-influence"]["graphs"] == [2, 3, 1]
+
+
 def test_an_edge_of_a_node_that_is_not_there_is_refused():
     with pytest.raises(Refused, match="node 17"):
         graphs(a_graph(SMALL, [(17, 2, 0.25)]))
@@ -350,6 +358,39 @@ def test_the_slider_draws_so_many_edges_the_strongest_first(walk, content):
     of = content["graph_edges"]
     weights = sorted((w for w, graph in zip(of["weight"], of["graph"], strict=True) if graph == "prompt-0"), key=abs)
     assert drawn == [0, 7, 250, 400] and widest == [weight < 0 for weight in weights[:-8:-1]]
+
+
+@in_browser
+def test_edges_are_wider_by_weight_and_latents_larger_and_darker_by_influence(walk, content):
+    widths, circles, logits, listed = walk("""
+      set('edges by weight', 300);
+      const number = (one, name) => Number(one.getAttribute(name)), svg = document.querySelector('svg.attribution');
+      return [[...svg.querySelectorAll('.edge')].map((one) => number(one, 'stroke-width')),
+        nodes().filter((one) => one.classList.contains('latent')).map((one) => [number(one, 'r'), number(one, 'fill-opacity')]),
+        [...svg.querySelectorAll('text')].map((one) => one.textContent).filter((text) => text.endsWith(' %')),
+        [...document.querySelectorAll('.reading-node li')].map((one) => [Number(one.querySelector('.value').textContent), parseFloat(one.querySelector('.weight i').style.width)])];""")
+    of, given = content["graph_edges"], content["graph_nodes"]
+    weights = [abs(w) for w, graph in zip(of["weight"], of["graph"], strict=True) if graph == "prompt-0"]
+    weights.sort(reverse=True)
+    assert widths == pytest.approx([0.5 + 3.6 * weight / weights[0] for weight in weights[:300]], abs=0.03)
+    influence = [given["influence"][n] for n, kind in enumerate(given["kind"]) if (kind, given["graph"][n]) == ("latent", "prompt-0")]  # fmt: skip
+    shares = sorted(((value / max(influence)) ** 0.5 for value in influence), reverse=True)
+    circles.sort(reverse=True)
+    assert [r for r, _ in circles] == pytest.approx([2.8 + 4 * share for share in shares], abs=0.07)
+    assert [shade for _, shade in circles] == pytest.approx([0.35 + 0.65 * share for share in shares], abs=0.01)
+    assert logits == ["61 %", "12 %", "9 %", "5 %", "3 %"]
+    assert [value for value, _ in listed] == pytest.approx(sorted(influence, reverse=True)[:24], rel=6e-3, abs=6e-4)
+    assert [wide for _, wide in listed] == pytest.approx([max(2, 100 * share**2) for share in shares[:24]], abs=0.8)
+
+
+@in_browser
+def test_curves_of_training_bear_the_words_and_colours_of_their_columns(page):
+    said, drawn = page.run("""
+      const cut = [...document.querySelectorAll('figure')].find((one) => one.textContent.includes('KL, cut at a layer'));
+      return [cut.querySelector('figcaption').textContent, [...cut.querySelectorAll('polyline')].map((one) => [one.getAttribute('stroke'), Number(one.getAttribute('points').split(' ').at(-1).split(',')[1])])];""")
+    assert "KL, cut at a layer: adapter below 0.250, adapter above 0.500" in said
+    (below, low), (above, high) = drawn
+    assert (below, above) == ("var(--adapter)", "var(--tuned)") and low > high
 
 
 @in_browser

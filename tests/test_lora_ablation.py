@@ -11,7 +11,9 @@ from transformers import Qwen2ForCausalLM
 from test_lora import MODULES, pair_of, save_adapter
 from tunediff.benchmarks import Task
 from tunediff.evaluations import Given, LoraAblation
-from tunediff.evaluations.lora.costs import costs, cut
+from tunediff.evaluations.lora import ablation as lora_ablation
+from tunediff.evaluations.lora.ablation import SUMS, _measured
+from tunediff.evaluations.lora.costs import Costs, costs, cut
 from tunediff.evaluations.lora.groups import BY, lora_groups, random_groups, removal
 from tunediff.generation import Batched, Decoding
 from tunediff.hookpoints import LORA
@@ -293,6 +295,31 @@ def test_a_share_of_no_gain_is_not_given(adapted):
     findings, tables, (note,) = measured(adapted, ablation(by=["type"]))
     assert "no share of their gain can be given" in note
     assert set(tables["lora_ablation"]["share"]) == {None} and not any("share" in name for name in findings)
+
+
+@pytest.mark.parametrize(("gains", "told"), [([9.0, 11.0, 10.0], True), ([-40.0, 60.0, 10.0], False)])
+def test_a_share_is_given_only_where_the_whole_interval_of_the_gain_lies_above_zero(monkeypatch, gains, told):
+    sums = torch.zeros(3, 2, 3, dtype=torch.float64)
+    sums[:, :, 2] = 200.0  # cross-entropy of the full model, and of the base
+    sums[:, 1, 2] += torch.tensor(gains, dtype=torch.float64)
+    known = Costs(torch.full((3,), 100.0, dtype=torch.float64), sums)
+    monkeypatch.setattr(lora_ablation, "costs", lambda *_: known)
+    found = list(ablation(by=[], random=0)._on_text(None, None, [None] * 3))
+    findings = {f.name.removeprefix("lora_ablation/whole/base/"): f for f in found if isinstance(f, Finding)}
+    assert findings["excess"].value == pytest.approx(0.1) and (findings["excess"].low > 0) == told
+    assert ("share" in findings) == told != any(isinstance(item, Note) for item in found)
+
+
+def test_what_is_never_below_zero_has_no_end_below_it_and_what_is_gained_may_have_one():
+    columns = dict.fromkeys(SUMS, [100.0, 100.0]) | {
+        name: [0.0, 20.0] for name in ("kl_full_ablated", "kl_ablated_full")
+    }
+    columns |= {"ce": [1.0, 400.0], "ce_full": [100.0, 200.0], "ce_base": [200.0, 400.0]}
+    of = _measured(torch.tensor([columns[name] for name in SUMS], dtype=torch.float64).T)
+    for name in ("kl_full_ablated", "kl_ablated_full", "ce", "over_random"):
+        assert of[name][1] == 0 < of[name][0], name
+    for name in ("excess", "share"):
+        assert of[name][1] < 0 < of[name][0], name
 
 
 def test_a_pair_without_adapters_is_refused_with_the_way_out(pair, folders, tmp_path):

@@ -101,6 +101,8 @@ def page(browser, tmp_path_factory):
     found = json.loads(path.read_text())
     for metric, value in (("ce_clean", 1.25), ("ce_spliced", 1.5), ("kl_spliced", 0.125)):
         found["findings"].append({**found["findings"][0], "name": f"fidelity/{metric}/base", "value": value})
+    for metric, value in (("mean", 8.5), ("p10", 3), ("p50", 7), ("p90", 21)):
+        found["findings"].append({**found["findings"][0], "name": f"fidelity/l0/{metric}", "value": value})
     path.write_text(json.dumps(found))
     return browser.open(write_report(folder))
 
@@ -234,6 +236,15 @@ def test_the_strip_of_a_label_and_the_table_of_fidelity_have_each_number_under_i
     assert [base[head] for head in ("explained variance", "CE clean", "CE spliced", "KL spliced")] == [
         "0.988", "1.250", "1.500", "0.125",
     ]  # fmt: skip
+
+
+@in_browser
+def test_a_card_has_each_number_above_its_own_word(page):
+    found = page.run("""
+      const cards = [...document.querySelectorAll('.card')].map((card) => [card.querySelector('h3').textContent, [...card.querySelectorAll('.pair > div')].map((one) => [one.querySelector('.number').textContent, one.querySelector('small').textContent.split(' · ')[0]])]);
+      return Object.fromEntries(cards);""")
+    assert found["L0, active latents a token"] == [["8.500", "mean"], ["3", "10 %"], ["21", "90 %"]]
+    assert found["Explained variance"] == [["0.988", "base"], ["0.877", "tuned"]]
 
 
 @in_browser

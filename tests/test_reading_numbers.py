@@ -32,8 +32,9 @@ from tunediff.evaluations.latents.selection import decoder_rows
 from tunediff.evaluations.reading import label_alignment
 from tunediff.evaluations.reading.fidelity import RATIOS, _finding
 from tunediff.evaluations.reading.geometry import KINDS
+from tunediff.evaluations.reading.kl_patching import places
 from tunediff.evaluations.reading.latent_scaling import Scaling
-from tunediff.evaluations.reading.logit_effect import written_rows
+from tunediff.evaluations.reading.logit_effect import gained_unembedding, strongest_effects, written_rows
 from tunediff.evaluations.reading.segments import PLACES
 from tunediff.hookpoints import Point, writing
 from tunediff.measures.clustered import Estimate
@@ -252,6 +253,22 @@ def test_the_first_token_of_a_text_is_predicted_by_nothing_and_counts_nowhere(pa
     assert first > 0 and row["tokens"] == sum(len(batch.token) for batch in batches) - first
 
 
+def test_what_follows_a_label_stands_at_the_very_next_place_and_not_beyond_a_token_that_is_not_kept(pair):
+    batch = next(b for b in Given(pair, toy_text(), 4000).held_out if AT in b.labels)
+    kept = torch.ones(len(batch.token), dtype=torch.bool)
+    kept[places(batch, 3, [AT])[f"after_{AT}"].nonzero()[::2, 0]] = False
+    fields = ("token", "document", "sequence", "position", "segment", "progress")
+    fewer = batch._replace(
+        **{name: getattr(batch, name)[kept] for name in fields},
+        places=tuple(some[kept] for some in batch.places),
+        labels={name: here[kept] for name, here in batch.labels.items()},
+    )
+    stand = list(zip(fewer.sequence.tolist(), fewer.position.tolist(), strict=True))
+    labelled = {place for place, here in zip(stand, fewer.labels[AT].tolist(), strict=True) if here}
+    found = places(fewer, 3, [AT])[f"after_{AT}"]
+    assert found.tolist() == [(row, place - 1) in labelled for row, place in stand] and 0 < found.sum() < len(labelled)
+
+
 # -- latent scaling --------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +368,22 @@ def test_what_latents_of_several_layers_write_is_read_at_the_highest(pair):
         hookpoint, written = written_rows(trained, role)
         expected = (dictionary.W_dec / dictionary.normalisation.scale).split(WIDTH, dim=-1)[n]
         assert hookpoint == "resid_post" and torch.equal(written, expected)
+
+
+def test_rows_that_only_pad_the_unembedding_are_no_tokens_and_no_part_of_the_mean(pair):
+    trained = Trained(pair, toy_text(), 300, dictionary=identity_dictionary(pair.streams("resid_post", 1)))
+    tuned, count = pair.models[TUNED], len(pair.tokenizers[0])
+    whole = gained_unembedding(tuned)
+    tuned.lm_head.weight = torch.nn.Parameter(torch.cat([tuned.lm_head.weight, 50 * tuned.lm_head.weight[3:9]]))
+    effect = whole @ (whole[3] / whole[3].norm())
+    found = {
+        sign: (tokens, effects) for _, sign, tokens, effects in strongest_effects(trained, TUNED, whole[3:4], tokens=4)
+    }
+    for sign, (tokens, effects) in found.items():
+        best = (sign * (effect - effect.mean())).topk(4)
+        assert tokens == [pair.tokenizers[0].decode([n]) for n in best.indices.tolist()]
+        assert effects == pytest.approx((sign * best.values).tolist(), rel=1e-4)
+    assert len(gained_unembedding(tuned)) == count + 6 and set(found) == {1, -1}
 
 
 def test_what_taking_the_other_models_row_changes_is_the_difference_of_the_two(pair):

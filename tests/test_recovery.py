@@ -13,7 +13,7 @@ from test_behaviour import by_condition, parted
 from tunediff.benchmarks import Task
 from tunediff.evaluations import Given, Recovery
 from tunediff.generation import Batched, Decoding, Response
-from tunediff.measures import recovery
+from tunediff.measures import paired, recovery
 from tunediff.models import ModelPair, ModelSource
 from tunediff.report.behaviour import behaviour
 from tunediff.shapes import BASE, TUNED, Refused
@@ -95,6 +95,16 @@ def test_there_is_a_share_exactly_while_fewer_draws_lose_the_change_than_lie_in_
         found = recovery(np.zeros(60), np.arange(60) < n - 1, full, draws=4000)
         assert found.gone / 4000 == pytest.approx((1 - n / 60) ** 60, abs=0.01)
         assert (found.share is not None) == told and (not told or np.isfinite(found.share).all())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_draws_that_lose_the_change_or_turn_it_round_stand_beyond_both_ends(monkeypatch, sign):
+    """Of 401 draws 10 lie in either tail; 3 have no ratio, and the others have the ratios 0.000, 0.001 to 0.397."""
+    drawn = np.array([(0.001 * n, 1.0) for n in range(398)] + [(0.5, 0.0), (0.5, -1.0), (-0.5, -0.25)])
+    monkeypatch.setattr(paired, "_drawn", lambda *_: sign * drawn)
+    found = recovery(np.zeros(4), sign * np.array([1, 0, 0, 0]), sign * np.array([1, 1, 0, 0]), draws=401)
+    assert (found.gone, found.draws, found.change) == (3, 401, sign * 0.5)
+    assert found.share == pytest.approx((0.5, 0.007, 0.390))
 
 
 @pytest.mark.parametrize(

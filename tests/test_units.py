@@ -8,9 +8,9 @@ import torch
 from test_evaluations import identity_dictionary, toy_text
 from test_lora import pair_of, save_adapter
 from tunediff.dictionary import Polarities
-from tunediff.evaluations import Given, Judge, PolarityExamples, UnitComparison
+from tunediff.evaluations import Given, Judge, PolarityExamples, Trained, UnitComparison
 from tunediff.evaluations.judging.unit_classes import verdict_in
-from tunediff.evaluations.lora.units import Kind, Unit, matched_neurons
+from tunediff.evaluations.lora.units import Kind, Unit, kinds_of, matched_neurons
 from tunediff.hookpoints import lora_adapters
 from tunediff.measures.separation import ActiveScores, DenseScores
 from tunediff.shapes import Finding, Note, Refused, Rows, Stream, Table
@@ -229,6 +229,22 @@ def test_neurons_are_as_many_as_directions_in_the_same_layers_and_a_seed_draws_t
     assert [u.place for u in units] == ["0.mlp_neurons"] * 16 + ["2.mlp_neurons"] * 16
     assert [u.number for u in units[::2]] == (columns % 64).tolist()
     assert matched_neurons(pair, seed=0)[2] == units != matched_neurons(pair, seed=1)[2]
+
+
+def test_attention_sinks_make_no_unit_alive_and_are_shown_to_no_judge_whatever_kind_it_is_of(planted):
+    given = Trained(planted, toy_text(), 400, dictionary=identity_dictionary(planted.streams("resid_post", 1)))
+    longest = torch.cat([r.rows.values.unflatten(1, (2, -1)).norm(dim=-1).amax(1) for r in given.readings("")])
+    given.dictionary.normalisation.largest_norm.fill_(float(longest.sort().values[1]))
+    admitted = [read.admitted for read in given.readings("")]
+    assert torch.cat(admitted).sum() == 2
+    (*_, neurons, _), held_out = kinds_of(given, seed=0)
+    assert torch.equal(held_out.admitted, torch.cat(admitted))
+    reads = neurons.reads
+    assert reads.statistics.tokens["all"] == 2
+    for read, counts in zip(reads.readings(""), admitted, strict=True):
+        assert torch.equal(read.admitted, counts) and torch.equal(read.latents.any(1), counts)
+    values = torch.cat([read.latents for read in reads.readings("")])[:, list(neurons.numbers)]
+    assert neurons.alive.tolist() == (values > 0).any(0).tolist() and 0 < neurons.alive.sum() < len(neurons.units)
 
 
 def test_at_equal_numbers_the_smallest_kind_is_its_best_and_a_larger_one_is_as_good_as_a_draw_of_it():

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from tunediff.dictionary import SIGNS, Polarities
+from tunediff.dictionary import SIGNS, Dictionary, Polarities
 from tunediff.evaluations.given import Given, Trained
 from tunediff.hookpoints import LORA, lora_adapters
 from tunediff.measures.separation import ActiveScores, DenseScores
 from tunediff.models import ModelPair
-from tunediff.shapes import TUNED, Stream
+from tunediff.shapes import TUNED, Rows, Stream
 from tunediff.text import Batch
 
 NEURONS = "mlp_neurons"
@@ -53,6 +54,18 @@ class Kind(NamedTuple):
     units: list[Unit]
     scores: ActiveScores | DenseScores
     alive: Tensor
+
+
+@dataclass(frozen=True)
+class ReadBeside(Trained):
+    """Units that are read where another dictionary admits tokens, and are silent elsewhere, as its latents are: `counts` has
+    a mask [token] of each batch."""
+
+    counts: Sequence[Tensor] = field(kw_only=True)
+
+    def activations(self, title: str) -> Iterator[tuple[Batch, Rows, Tensor]]:
+        for (batch, rows, admitted), here in zip(super().activations(title), self.counts, strict=True):
+            yield batch, rows, admitted & here.to(admitted.device)
 
 
 class HeldOut(NamedTuple):
@@ -110,16 +123,19 @@ def kinds_of(given: Given, *, seed: int) -> tuple[list[Kind], HeldOut]:
     streams, columns, neurons = matched_neurons(given.pair, seed=seed)
     width = sum(adapters.widths)
     every = Polarities([*adapters.streams, *streams], columns=torch.cat([torch.arange(width), columns + width]))
-    reading = given.reading(every.to(given.pair.device(TUNED)))
-    batches, blocks = [], []
+    every = every.to(given.pair.device(TUNED))
+    latents, reading = None, given.reading(every)
+    if isinstance(given, Trained):
+        latents, counts = _latents(given)
+        of = (given.pair, given.text, given.tokens, given.tokens_per_batch, given.folder)
+        reading = ReadBeside(*of, dictionary=cast(Dictionary, every), counts=counts)
+    batches, blocks, admitted = [], [], []
     for read in reading.readings("adapters and neurons"):
         batches.append(read.batch)
         blocks.append(read.latents.T.cpu())
+        admitted.append(read.admitted.cpu())
     values, last = torch.cat(blocks, dim=1), len(directions)
-    latents, admitted = None, torch.ones(values.shape[1], dtype=torch.bool)
-    if isinstance(given, Trained):
-        latents, admitted = _latents(given)
-    alive = (values > 0)[:, admitted].any(1)
+    alive = (values > 0).any(1)
     kinds = [
         Kind(name, what, reading, numbers, units, DenseScores(values[numbers]), alive[numbers])
         for name, what, numbers, units in (
@@ -127,7 +143,7 @@ def kinds_of(given: Given, *, seed: int) -> tuple[list[Kind], HeldOut]:
             ("neurons", "MLP neurons of the same layers, either polarity", range(last, len(values)), neurons),
         )
     ]
-    return [*kinds, *([] if latents is None else [latents])], HeldOut(batches, admitted)
+    return [*kinds, *([] if latents is None else [latents])], HeldOut(batches, torch.cat(admitted))
 
 
 def both(place: str, numbers: Sequence[int]) -> Iterator[Unit]:
@@ -135,8 +151,8 @@ def both(place: str, numbers: Sequence[int]) -> Iterator[Unit]:
     return (Unit(place, number, sign) for number in numbers for sign in SIGNS)
 
 
-def _latents(trained: Trained) -> tuple[Kind, Tensor]:
-    """The kind of the dictionary's latents, with the tokens it admits."""
+def _latents(trained: Trained) -> tuple[Kind, list[Tensor]]:
+    """The kind of the dictionary's latents, with the tokens of each batch that it admits."""
     count, admitted = trained.dictionary.latents, []
 
     def blocks() -> Iterator[Tensor]:
@@ -149,4 +165,4 @@ def _latents(trained: Trained) -> tuple[Kind, Tensor]:
     units = [Unit(where, number, "") for number in range(count)]
     what, alive = f"latents of the study's dictionary on {where}", trained.statistics.alive
     kind = Kind("latents", what, trained, range(count), units, scores, alive)
-    return kind, torch.cat(admitted)
+    return kind, admitted
