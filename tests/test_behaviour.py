@@ -45,7 +45,7 @@ def settings(**given):
         "tasks": task(),
         "decoding": Decoding(tokens=160),
         "engine": Batched(64),
-        "problems": 40,
+        "problems": 24,
         "latents": [0],
         "chosen_by": None,
         **given,

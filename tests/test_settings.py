@@ -1,5 +1,7 @@
 """Every option composes and builds; what is misspelt or wrong is refused by name; the identity cannot lie."""
 
+import copy
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -63,9 +65,14 @@ GIVEN = {
 }
 
 
-def composed(*overrides, name="train"):
+@functools.cache
+def composed_once(*overrides, name):
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return hydra.compose(name, list(overrides))
+
+
+def composed(*overrides, name="train"):
+    return copy.deepcopy(composed_once(*overrides, name=name))
 
 
 OF_FINE_TUNES = ("model", "recipe")
@@ -382,7 +389,8 @@ def test_every_evaluation_of_behaviour_says_only_how_it_differs_and_takes_the_se
     assert {cfg.evaluation[name].decoding.tokens for name in sharing} == {7}
     for key, value in (("problems", "many"), ("tasks", 3), ("hesitations", "wait")):
         for name in sharing:
-            wrong = composed(f"evaluation={name}", f"evaluation.{name}.{key}={value}")
+            wrong = copy.deepcopy(cfg)
+            wrong.evaluation = {name: {**wrong.evaluation[name], key: value}}
             with pytest.raises(Refused, match=f"evaluation.{name}.{key}"):
                 check(wrong, STUDY)
 

@@ -25,7 +25,7 @@ CLUSTER = [
     "hydra.launcher.poll_s=0.5",
 ]
 STUDY = ["scale=smoke", "trainer=cpu", "evaluation=none", *LITTLE_TEXT]
-LONG = ["budget.tokens=60000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.2"]  # 240 steps
+LONG = ["budget.tokens=30000", "optimizer.batch=250", "budget.buffer=2000", "checkpoint_every=0.1"]  # 120 steps
 
 
 pytestmark = pytest.mark.xdist_group("slurm")  # one cluster is started for all of them

@@ -205,7 +205,7 @@ def test_what_was_trained_is_not_trained_again_because_an_evaluation_failed(tmp_
 
 # -- exact resumption ------------------------------------------------------------------------------------------------
 
-LONG = ["budget.tokens=24576", "optimizer.batch=256", "budget.buffer=2048"]  # 96 steps
+LONG = ["budget.tokens=12288", "optimizer.batch=256", "budget.buffer=2048"]  # 48 steps
 
 
 def killed_at(folder, members, step, monkeypatch, how):
@@ -228,14 +228,14 @@ def killed_at(folder, members, step, monkeypatch, how):
 @pytest.mark.parametrize(
     ("kind", "packed", "step"),
     [
-        pytest.param("live", False, 37, marks=pytest.mark.slow),
-        ("live", True, 81),
-        pytest.param("stored", False, 82, marks=pytest.mark.slow),
-        pytest.param("stored", True, 33, marks=pytest.mark.slow),
+        pytest.param("live", False, 19, marks=pytest.mark.slow),
+        ("live", True, 41),
+        pytest.param("stored", False, 42, marks=pytest.mark.slow),
+        pytest.param("stored", True, 17, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, monkeypatch, kind, packed, step):
-    common = [*LONG, f"activations={kind}", "checkpoint_every=0.15", "logger=csv"]
+    common = [*LONG, f"activations={kind}", "checkpoint_every=0.05", "logger=csv"]
     common += [f"activations.folder={tmp_path / 'rows'}"] if kind == "stored" else []
     members = [[*common, "layer=2"], [*common, "layer=1", "dictionary=l1_crosscoder"]][: 2 if packed else 1]
     whole = trained(tmp_path / "whole", *members)
@@ -254,9 +254,9 @@ def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, monke
 
 def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch):
     """As after launcher.pack=false, or a line that names fewer members."""
-    members = [[*LONG, "layer=2", "checkpoint_every=0.15"], [*LONG, "layer=1", "checkpoint_every=0.15"]]
+    members = [[*LONG, "layer=2", "checkpoint_every=0.05"], [*LONG, "layer=1", "checkpoint_every=0.05"]]
     whole = trained(tmp_path / "whole", *members)
-    killed_at(tmp_path / "cut", members, 60, monkeypatch, SystemExit(9))
+    killed_at(tmp_path / "cut", members, 30, monkeypatch, SystemExit(9))
     from tunediff.training import latest_checkpoint
 
     saved = latest_checkpoint(tmp_path / "cut" / "checkpoints")
@@ -268,14 +268,14 @@ def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch)
 def test_a_group_that_is_requeued_goes_on_without_the_member_that_failed_before(tmp_path, monkeypatch):
     from tunediff.training import on_activations as fit
 
-    words = [[*LONG, "checkpoint_every=0.15", own] for own in ("layer=1", "optimizer.learning_rate=1e30")]
+    words = [[*LONG, "checkpoint_every=0.05", own] for own in ("layer=1", "optimizer.learning_rate=1e30")]
     members = members_in(tmp_path, [(some, composed(*some)) for some in words])
     (group,) = groups_of(tmp_path, members, [], pack=True, fits=lambda some: True)
     group.write()
     step = fit.DictionaryTraining.training_step
 
     def dies(module, batch, index):
-        if module.step == 40:
+        if module.step == 20:
             raise SystemExit(9)
         return step(module, batch, index)
 
@@ -325,7 +325,7 @@ def test_preemption_saves_at_the_step_and_calls_the_handler_that_was_there(tmp_p
 PARTS = [
     "layer=2",
     "dictionary.normalisation.sink_multiple=1.2",
-    "budget.tokens=73728",
+    "budget.tokens=24576",
     "activations.buffer=3072",
     "checkpoint_every=0.2",
 ]
@@ -349,9 +349,10 @@ def test_two_processes_reach_the_loss_of_one(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    launched(tmp_path / "two", KINDS, words=DDP)
+    words = [*DDP, "budget.tokens=73728"]
+    launched(tmp_path / "two", KINDS, words=words)
     both = "dictionary=l1_crosscoder,batchtopk_crosscoder"
-    command = [warm.python(), "train.py", "-m", *(word for word in SMALL if word != "trainer=cpu"), *DDP, both]
+    command = [warm.python(), "train.py", "-m", *(word for word in SMALL if word != "trainer=cpu"), *words, both]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     killed = tmp_path / "killed"
     with subprocess.Popen([*command, f"hydra.sweep.dir={killed}"], cwd=ROOT, **quiet) as process:
@@ -361,7 +362,7 @@ def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
         process.kill()
     until_free(killed)
     assert 0 < max(step_at(group) for group in killed.glob("groups/*")) < 72
-    launched(killed, KINDS, words=DDP)
+    launched(killed, KINDS, words=words)
     names = [path.parent.name for path in (tmp_path / "two").glob("*/identity.json")]
     assert len(names) == 2
     for name in names:
@@ -478,7 +479,7 @@ def test_one_process_a_member_gives_the_same_bits(tmp_path):
         assert weights(run) == weights(tmp_path / "parted" / run.identity)
 
 
-KILLED = [*LONG, "checkpoint_every=0.2", "logger=csv"]
+KILLED = [*LONG, "budget.tokens=24576", "checkpoint_every=0.2", "logger=csv"]
 LONGER = "budget.tokens=40960"
 MEMBERS = [["layer=1", "layer=2"], ["seed=0", "seed=1"]]
 
