@@ -12,6 +12,8 @@ import pytest
 
 import warm
 
+os.fsync = warm.fsync
+
 ROOT = Path(__file__).resolve().parent.parent
 LONG = ("test_slurm", "test_sweep", "test_study", "test_notebooks", "test_finetune")
 

@@ -115,12 +115,20 @@ OTHERS = [["dictionary/sparsity=matryoshka"], ["dictionary=l1_crosscoder", "laye
 MEASURED = ("difference_sae", "lora_sae", "linear_crosscoder", "dfc")  # each reads or writes in a way of its own
 
 
-def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
+def test_every_dictionary_trains_in_one_group_is_measured_and_goes_on_to_the_bit_after_a_kill(
+    tmp_path, monkeypatch, ticks
+):
     members = [*([f"dictionary={option}"] for option in EVERY), *OTHERS]
-    small = ["model_pair=toy_lora", "budget.tokens=12288", "budget.dead_after=4000", "checkpoint_every=0.1"]
+    small = [
+        "model_pair=toy_lora",
+        "budget.tokens=12288",
+        "budget.evaluation_tokens=300",
+        "budget.dead_after=4000",
+        "checkpoint_every=4",
+    ]
     members = [[*words, *small] for words in members]  # a pair by adapter has a place for every one of them
-    fidelity = ["evaluation=[fidelity,geometry]", "budget.evaluation_tokens=300"]
-    measured = [[*words, *(fidelity if words[0].endswith(MEASURED) else ["evaluation=geometry"])] for words in members]
+    fidelity, geometry = (f"evaluation=[{names}]" for names in ("fidelity,geometry", "geometry"))
+    measured = [[*words, fidelity if words[0].endswith(MEASURED) else geometry] for words in members]
     whole = trained(tmp_path / "whole", *measured)
     assert len({stream_key(run.cfg) for run in whole}) == 1 and len({weights(run) for run in whole}) == len(members)
     for run in whole:
@@ -208,6 +216,15 @@ def test_what_was_trained_is_not_trained_again_because_an_evaluation_failed(tmp_
 LONG = ["budget.tokens=12288", "optimizer.batch=256", "budget.buffer=2048"]  # 48 steps
 
 
+@pytest.fixture
+def ticks(monkeypatch):
+    """The clock of checkpoints ticks at every step and at every checkpoint, and `checkpoint_every` counts that; so does the
+    clock of the heartbeat."""
+    for name in ("checkpoints", "progress"):
+        clock = SimpleNamespace(monotonic=itertools.count(1).__next__)
+        monkeypatch.setattr(f"tunediff.training.{name}.time", clock)
+
+
 def killed_at(folder, members, step, monkeypatch, how):
     """Trains until `step` and dies there as `how` says, with a checkpoint at an earlier step."""
     from tunediff.training import on_activations as fit
@@ -234,8 +251,8 @@ def killed_at(folder, members, step, monkeypatch, how):
         pytest.param("stored", True, 17, marks=pytest.mark.slow),
     ],
 )
-def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, monkeypatch, kind, packed, step):
-    common = [*LONG, f"activations={kind}", "checkpoint_every=0.05", "logger=csv"]
+def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, monkeypatch, ticks, kind, packed, step):
+    common = [*LONG, f"activations={kind}", "checkpoint_every=9", "logger=csv"]
     common += [f"activations.folder={tmp_path / 'rows'}"] if kind == "stored" else []
     members = [[*common, "layer=2"], [*common, "layer=1", "dictionary=l1_crosscoder"]][: 2 if packed else 1]
     whole = trained(tmp_path / "whole", *members)
@@ -252,9 +269,9 @@ def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, monke
         assert rows == (one.folder / "csv" / "metrics.csv").read_text()
 
 
-def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch):
+def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch, ticks):
     """As after launcher.pack=false, or a line that names fewer members."""
-    members = [[*LONG, "layer=2", "checkpoint_every=0.05"], [*LONG, "layer=1", "checkpoint_every=0.05"]]
+    members = [[*LONG, "layer=2", "checkpoint_every=9"], [*LONG, "layer=1", "checkpoint_every=9"]]
     whole = trained(tmp_path / "whole", *members)
     killed_at(tmp_path / "cut", members, 30, monkeypatch, SystemExit(9))
     from tunediff.training import latest_checkpoint
@@ -265,17 +282,17 @@ def test_one_member_of_a_group_goes_on_without_the_others(tmp_path, monkeypatch)
     assert weights(run) == weights(whole[1])
 
 
-def test_a_group_that_is_requeued_goes_on_without_the_member_that_failed_before(tmp_path, monkeypatch):
+def test_a_group_that_is_requeued_goes_on_without_the_member_that_failed_before(tmp_path, monkeypatch, ticks):
     from tunediff.training import on_activations as fit
 
-    words = [[*LONG, "checkpoint_every=0.05", own] for own in ("layer=1", "optimizer.learning_rate=1e30")]
+    words = [[*LONG, "checkpoint_every=9", own] for own in ("layer=1", "optimizer.learning_rate=1e30")]
     members = members_in(tmp_path, [(some, composed(*some)) for some in words])
     (group,) = groups_of(tmp_path, members, [], pack=True, fits=lambda some: True)
     group.write()
     step = fit.DictionaryTraining.training_step
 
     def dies(module, batch, index):
-        if module.step == 20:
+        if module.step == 30:
             raise SystemExit(9)
         return step(module, batch, index)
 
@@ -325,8 +342,9 @@ def test_preemption_saves_at_the_step_and_calls_the_handler_that_was_there(tmp_p
 PARTS = [
     "layer=2",
     "dictionary.normalisation.sink_multiple=1.2",
-    "budget.tokens=24576",
-    "activations.buffer=3072",
+    "optimizer.batch=512",
+    "budget.tokens=36864",
+    "activations.buffer=1536",
     "checkpoint_every=0.2",
 ]
 DDP = [*PARTS, "trainer=ddp", "trainer.accelerator=cpu"]
@@ -349,10 +367,9 @@ def test_two_processes_reach_the_loss_of_one(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    words = [*DDP, "budget.tokens=73728"]
-    launched(tmp_path / "two", KINDS, words=words)
+    launched(tmp_path / "two", KINDS, words=DDP)
     both = "dictionary=l1_crosscoder,batchtopk_crosscoder"
-    command = [warm.python(), "train.py", "-m", *(word for word in SMALL if word != "trainer=cpu"), *words, both]
+    command = [warm.python(), "train.py", "-m", *(word for word in SMALL if word != "trainer=cpu"), *DDP, both]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     killed = tmp_path / "killed"
     with subprocess.Popen([*command, f"hydra.sweep.dir={killed}"], cwd=ROOT, **quiet) as process:
@@ -362,7 +379,7 @@ def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
         process.kill()
     until_free(killed)
     assert 0 < max(step_at(group) for group in killed.glob("groups/*")) < 72
-    launched(killed, KINDS, words=words)
+    launched(killed, KINDS, words=DDP)
     names = [path.parent.name for path in (tmp_path / "two").glob("*/identity.json")]
     assert len(names) == 2
     for name in names:

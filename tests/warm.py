@@ -21,6 +21,10 @@ SHARED = "TUNEDIFF_TESTS_PYTHON"  # the path that another process was given, whi
 warm: list[str] = []
 
 
+def fsync(file: int) -> None:
+    """In place of os.fsync: no test loses power, and a disk takes longer than most of what is tested."""
+
+
 def python() -> str:
     """Path of an executable that takes `[-u] <script> ...`, `[-u] -m <module> ...` and `-c <code> ...` as Python does, but for
     warnings that tunediff gives, which are errors; what else it is asked Python itself answers. It works as long as this
@@ -101,6 +105,7 @@ def serve(executable: str, door: str) -> None:
     gc.collect()
     gc.freeze()
     warnings.filterwarnings("error", category=UserWarning, module="tunediff")
+    os.fsync = fsync
     sys.executable = executable
     listening = socket.socket(fileno=int(door))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
