@@ -1,5 +1,6 @@
 """Tiny made-up models and texts that the laws are stated on."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers looks: no test waits for a network
@@ -23,6 +24,12 @@ def pytest_configure(config):
     only hands out the tests would wait for it too."""
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         os.environ[warm.SHARED] = warm.python()
+
+
+def pytest_collection_finish():
+    """What was imported stays: from here on no collection of garbage looks through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -17,7 +17,7 @@ import yaml
 
 import warm
 from conftest import ROOT
-from test_study import call, findings
+from test_study import LITTLE_TEXT, TWO_STEPS, call, findings
 from tunediff.models import ModelSource
 from tunediff.shapes import Refused
 from tunediff.study import finetune as tuning
@@ -82,8 +82,16 @@ def test_the_whole_chain_runs_by_commands_only(adapter, tmp_path):
     """finetune -> train -> evaluate -> compare."""
     folder, _ = adapter
     run = tmp_path / "sae"
-    small = ["scale=smoke", "trainer=cpu", "evaluation=[fidelity]"]
-    call("train.py", *small, f"model_pair={folder}/pair.yaml", "dictionary=lora_sae", f"hydra.run.dir={run}")
+    small = ["scale=smoke", "trainer=cpu", "evaluation=[fidelity]", "budget.evaluation_tokens=1024"]
+    call(
+        "train.py",
+        *small,
+        *LITTLE_TEXT,
+        *TWO_STEPS,
+        f"model_pair={folder}/pair.yaml",
+        "dictionary=lora_sae",
+        f"hydra.run.dir={run}",
+    )
     assert "reading tuned.lora" in (run / "run.log").read_text()
     shape = safetensors.torch.load_file(run / "dictionary" / "weights.safetensors")["W_dec"].shape
     assert shape == (8 * 28, 28)
@@ -105,6 +113,8 @@ def test_a_full_fine_tune_is_a_pair_too(full, tmp_path):
         "scale=smoke",
         "trainer=cpu",
         "evaluation=none",
+        *LITTLE_TEXT,
+        *TWO_STEPS,
         f"model_pair={folder}/pair.yaml",
         f"hydra.run.dir={tmp_path}",
     ]

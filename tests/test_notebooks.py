@@ -8,7 +8,7 @@ import pytest
 
 import warm
 from conftest import ROOT
-from test_study import SMALL, call
+from test_study import SMALL, TWO_STEPS, call
 
 TRAINED = {
     "01_meet_the_pair": None,
@@ -19,6 +19,7 @@ TRAINED = {
         "seed=0,1",
         "hydra.sweep.dir=runs/sweep",
         "evaluation=[fidelity,geometry,latent_scaling]",
+        *TWO_STEPS,
     ],
 }
 

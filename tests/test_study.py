@@ -139,7 +139,7 @@ def test_real_traces_run_to_the_end(byte_pair, data_folder, tmp_path):
     assert any("too few tokens labelled 'hesitation_follows'" in note for note in content["notes"])
     assert "page:" in said
     # sentences that a language model labelled, in traces of real models
-    call("evaluate.py", f"run={tmp_path}", "evaluation=[sentences,examples]", "tokens=60000", "trainer=cpu")
+    call("evaluate.py", f"run={tmp_path}", "evaluation=[sentences,examples]", "tokens=30000", "trainer=cpu")
     found = findings(tmp_path)
     assert (
         found["label_alignment/backtracking/auroc"] is not None
