@@ -206,7 +206,7 @@ def test_a_term_that_would_hide_another_or_pushes_the_wrong_way_is_refused(packa
 LISTA = """
     import torch
     from torch import nn
-    from tunediff.dictionary import DenseCodes, Normalisation
+    from tunediff.dictionary import DenseCodes, LinearDecoder, Normalisation
 
 
     class Lista(nn.Module):
@@ -291,6 +291,34 @@ LISTA_OPTION = """
     l1_schedule: {_target_: tunediff.schedules.Warmup, warmup: 0.5}
     objective: {terms: {auxk: {weight: 0}}}
 """
+
+
+HALVES = (
+    LISTA.replace("class Lista", "class Half").replace("def encode", "def encoded").replace("has_penalty", "has")
+    + """
+    class Heir(LinearDecoder):
+        def __init__(self, streams, *, latents, shrink):
+            super().__init__()
+            self.streams, self.normalisation = streams, Normalisation([stream.width for stream in streams])
+            self.W_dec = nn.Parameter(torch.ones(latents, sum(self.widths)))
+            self.b_dec = nn.Parameter(torch.zeros(sum(self.widths)))
+"""
+)
+
+
+@pytest.mark.parametrize(("name", "members"), [("Half", "encode, has_penalty"), ("Heir", "code, encode")])
+def test_a_dictionary_without_what_is_asked_of_one_is_refused_by_a_dry_run(package, options, tmp_path, name, members):
+    package(HALVES)
+    chosen = options("dictionary", "half", LISTA_OPTION.replace("Lista", name))
+    with pytest.raises(Refused, match=f"dictionary=mypkg.{name} lacks {members}: .* tunediff/dictionary/protocol.py"):
+        study(composed(*SMOKE, "trust=[mypkg]", "dry_run=true", *chosen), tmp_path / "run")
+
+
+def test_an_evaluation_that_asks_nothing_is_refused_by_a_dry_run(package, tmp_path):
+    package("class Silent: pass")
+    words = ["trust=[mypkg]", "dry_run=true", "+evaluation.q={_target_: mypkg.Silent}"]
+    with pytest.raises(Refused, match="evaluation=q: .* has no method `run`"):
+        study(composed(*SMOKE[:-2], *words), tmp_path / "run")
 
 
 def test_a_dictionary_that_is_no_subclass_of_ours_is_trained_and_measured(package, options, tmp_path):

@@ -279,7 +279,7 @@ def readme_files(folder):
     """The files of one's own that it shows, each under the name in its first line; Python finds them there."""
     folder.mkdir()
     blocks = re.findall(r"^```\w+\n# (\S+)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-    assert {name for name, _ in blocks} == {"mine.py", "concentration.yaml", "attn_z.yaml"}
+    assert {name for name, _ in blocks} == {"mine.py", "concentration.yaml", "attn_z.yaml", "tied.yaml"}
     for name, text in blocks:
         (folder / name).write_text(text)
     return folder

@@ -422,10 +422,13 @@ def test_a_member_that_the_sweeper_composed_to_see_whether_it_can_be_is_not_comp
     launcher = LocalLauncher()
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}})
     launcher.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=None, config=config)
-    batch = [["seed=0"], ["seed=1"]]
-    seen, handed = ([loader.load_sweep_config(config, words) for words in batch] for _ in range(2))
-    assert composed == batch and all(a is b for a, b in zip(seen, handed, strict=True))
-    assert loader.load_sweep_config(config, batch[0]) is not seen[0]  # what the launcher has, it may change
+    for batch in ([["seed=0"], ["seed=1"]], [["seed=2"], ["seed=2"]], [["seed=0"]]):  # twice in a line, and once more
+        for _ in range(2):
+            for words in batch:
+                handed = loader.load_sweep_config(config, words)
+                assert handed == {"words": words}
+                del handed["words"]  # whoever has it may change it
+    assert composed == [["seed=0"], ["seed=1"], ["seed=2"]]
 
 
 def refused(*arguments, **options):
@@ -464,7 +467,7 @@ def test_what_is_done_with_a_member_hangs_on_how_it_stands_and_not_on_words(tmp_
 
 
 def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(tmp_path, capfd):
-    said = sweep_call(tmp_path / "sweep", "layer=1,2", "seed=0,1", "dry_run=true")
+    said = sweep_call(tmp_path / "sweep", "layer=1,2", "seed=0,1,0", "dry_run=true")  # one seed twice is one member
     assert "4 members, 4 to run in 1 processes" in said
     assert re.search(r"\n0 +4 +1,2 +8,192 +0\.\d+ GB +0\.\d+ GB +\d+ s\n", said), said
     assert "FLOP model of training at" in said

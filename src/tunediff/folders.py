@@ -184,7 +184,10 @@ def _joined(folder: Path, table: Table) -> pyarrow.Table:
         rows, rows_before = (len(next(iter(some.values()), ())) for some in (columns, before))
         if rows == rows_before:
             columns = {**before, **columns}
-    return pyarrow.table(columns)
+    try:
+        return pyarrow.table({name: native(values) for name, values in columns.items()})
+    except (pyarrow.ArrowException, OverflowError, UnicodeError) as error:
+        raise Refused(f"Table {table.name}: it cannot be kept: {str(error).splitlines()[0]}") from error
 
 
 def _write_table(place: Path, table: pyarrow.Table) -> None:
@@ -218,6 +221,7 @@ def write_findings(
             findings[item.name], found_by[item.name] = _told(item), by
             withdrawn.discard(item.name)
         elif isinstance(item, Table):
+            item.check()
             tables[item.name] = {**tables.get(item.name, {}), **item.columns}
         elif isinstance(item, Figure):
             item.check()

@@ -52,7 +52,8 @@ NUMBERS: dict[str, Any] = {
     "checkpoint_every": Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)],  # 0: at every step
     "optimizer.betas": tuple[SHARE, SHARE],
     "optimizer.clip_norm": Annotated[float | None, POSITIVE],
-    "seed": Annotated[int, pydantic.Field(ge=0, lt=2**63)],
+    **dict.fromkeys(("seed", "text.seed"), Annotated[int, pydantic.Field(ge=0, lt=2**63)]),
+    **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), pydantic.PositiveInt),
     "tokens": pydantic.PositiveInt | None,
 }
 
@@ -196,6 +197,15 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
     for key in cfg:
         if key not in legal and key != "hydra":
             raise Refused(f"{key} is not a setting here. {_nearest(str(key), legal, 'settings')}")
+    if isinstance(trust := cfg.get("trust", ()), str):
+        raise Refused(f"trust={trust} is one word and no list of packages: trust=[{trust}].")
+    given = cfg.get("dictionary") or {}
+    for key in READ_BY_STUDY["dictionary"] if "_target_" in given else ():
+        if key not in given and key != "start":
+            raise Refused(
+                f"dictionary.{key} is not set. The study reads it beside the settings of {given['_target_']}: "
+                "see conf/dictionary/defaults/crosscoder.yaml."
+            )
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -212,7 +222,7 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
     for key, value in values.items():
         if isinstance(value, float) and math.isnan(value):
             raise Refused(f"{key}=nan is no number.")
-    _check_node(plain, "", (*TRUSTED, *cfg.get("trust", ())))
+    _check_node(plain, "", (*TRUSTED, *trust))
 
 
 def _check_node(node: Any, path: str, trusted: Sequence[str]) -> None:

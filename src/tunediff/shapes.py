@@ -9,9 +9,10 @@ Axes, as they are written in signatures:
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
     from torch import Tensor
@@ -86,7 +87,14 @@ class Table(NamedTuple):
         return cls(name, {column: [row[column] for row in rows] for column in rows[0]} if rows else {})
 
     def check(self) -> None:
-        """Raises Refused for a name that is no file name, and columns of unequal length."""
+        """Raises Refused for a name that is no file name, and for columns that have no names, are no lists of numbers or
+        words, or are of unequal length."""
+        if not isinstance(self.name, str) or len(self.name) > 100:
+            raise Refused(f"Table {self.name!r:.80}: its name has to be a string of at most 100 letters.")
+        wrong = not isinstance(self.columns, Mapping) or [name for name in self.columns if not isinstance(name, str)]
+        wrong = wrong or [name for name, values in self.columns.items() if not isinstance(native(values), list | tuple)]
+        if wrong:
+            raise Refused(f"Table {self.name}: its columns are lists under names, name -> list.")
         if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
             raise Refused(
                 f"Table {self.name!r}: it is a file of the run folder, so its name has no slash and is not '..'."
@@ -94,6 +102,16 @@ class Table(NamedTuple):
         lengths = {name: len(values) for name, values in self.columns.items()}
         if len(set(lengths.values())) > 1:
             raise Refused(f"Table {self.name}: its columns have unequal lengths, {lengths}.")
+
+
+def lacking(one: Any, protocol: type) -> list[str]:
+    """The members of a Protocol that an object lacks or leaves abstract, by name."""
+    bases = [base for base in protocol.__mro__ if base not in (Protocol, Generic, object)]
+    asked = {
+        name for base in bases for name in (*inspect.get_annotations(base), *vars(base)) if not name.startswith("_")
+    }
+    abstract = (name for name in asked if getattr(getattr(type(one), name, None), "__isabstractmethod__", False))
+    return sorted({*abstract, *(name for name in asked if not hasattr(one, name))})
 
 
 def native(value: Any) -> Any:

@@ -5,6 +5,7 @@ Imported at every start of Hydra, so nothing heavy is imported here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,12 +29,14 @@ class PackingLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
         prepare(config)
         # a sweeper composes every member to see whether it can be, before it hands them over to be composed again
-        loader, waiting = hydra_context.config_loader, {}
+        loader, composed = hydra_context.config_loader, {}
         compose = loader.load_sweep_config
 
-        def compose_once(master_config: Any, sweep_overrides: list[str]) -> Any:
+        def compose_once(master_config: Any, sweep_overrides: Sequence[str]) -> Any:
             words = tuple(sweep_overrides)
-            return waiting.pop(words, None) or waiting.setdefault(words, compose(master_config, sweep_overrides))
+            if words not in composed:
+                composed[words] = compose(master_config, list(words))
+            return copy.deepcopy(composed[words])  # whoever has it may change it
 
         loader.load_sweep_config = compose_once
 

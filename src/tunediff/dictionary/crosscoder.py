@@ -8,6 +8,7 @@ crosscoder for model diffing. encode and decode speak the models' own units. Kno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -85,6 +86,8 @@ class Crosscoder(LinearDecoder):
         ):
             if word not in legal:
                 raise Refused(f"dictionary.{name}='{word}': choose {', '.join(legal[:-1])} or {legal[-1]}.")
+        if not 0 < decoder_norm < math.inf:
+            raise Refused(f"dictionary.decoder_norm={decoder_norm}: give a norm above 0.")
         if encoder_norm is not None and not encoder_norm > 0:
             raise Refused(f"dictionary.encoder_norm={encoder_norm}: give a norm above 0.")
         if start_rate is not None and not 0 < start_rate < 1:

@@ -6,6 +6,7 @@ LinearDecoder implements all that follows from a decoder matrix, and leaves `enc
 
 from __future__ import annotations
 
+import abc
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,6 +162,7 @@ class LinearDecoder(nn.Module):
     def has_penalty(self) -> bool:
         return False
 
+    @abc.abstractmethod
     def encode(self, rows: Rows) -> Tensor:
         raise NotImplementedError
 

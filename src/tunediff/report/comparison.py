@@ -46,6 +46,9 @@ FIRST = (
 
 def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     """One record per study with its folder, keys, state, findings and curves. Raises Refused where there is no study."""
+    for place in places:
+        if not Path(place).is_dir():
+            raise Refused(f"No run under {place}: there is no such folder.")
     found = {path for place in places for path in Path(place).rglob("identity.json")}
     runs = sorted(path.parent for path in found if not _is_fine_tune(path))
     if not runs:

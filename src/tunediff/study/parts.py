@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tunediff.activations import WholeSequences, check_buffer
-from tunediff.dictionary import Dictionary, TranscoderAdapter
+from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapter
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
 from tunediff.folders import write_atomically
@@ -19,7 +19,7 @@ from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, ModelPair, TranscoderFiles
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, target_of, within
-from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream
+from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream, lacking
 from tunediff.text import Text
 from tunediff.training import Learner, TranscoderLearner
 
@@ -45,6 +45,8 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
     kind: one that stands `inside` the models reconstructs nothing, and the others replace nothing."""
     built: dict[str, Evaluation] = {str(name): build(node) for name, node in (nodes or {}).items()}
     for name, evaluation in built.items():
+        if not callable(getattr(evaluation, "run", None)):
+            raise Refused(f"evaluation={name}: {evaluation!r:.80} has no method `run`, which asks the question.")
         needs = declared(evaluation, "needs")
         if not learns and needs is not Needs.PAIR:
             raise Refused(
@@ -112,7 +114,7 @@ def build_learner(
         "l1_schedule": build(cfg.l1_schedule),
         "learning_rate_schedule": build(cfg.optimizer.learning_rate_schedule),
         "learning_rate": cfg.optimizer.learning_rate,
-        "betas": tuple(cfg.optimizer.betas),
+        "betas": tuple(map(float, cfg.optimizer.betas)),
         "clip_norm": cfg.optimizer.clip_norm,
     }
     if adapter:
@@ -136,16 +138,22 @@ def build_learner(
 
 def build_dictionary(node: DictConfig, streams: list[Stream]) -> Any:
     """The dictionary of a config, over these streams; the settings that the study reads stand beside its own. Raises Refused
-    for one that this machine cannot hold."""
+    for one that this machine cannot hold, and for one without a member that is asked of a dictionary."""
     settings = {key: node[key] for key in node if key not in READ_BY_STUDY["dictionary"]}
     try:
-        return build(settings)(streams)
+        made = build(settings)(streams)
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
         raise Refused(
             f"dictionary.latents={settings.get('latents')}: this machine has no memory for so many; take fewer."
         ) from error
+    if missing := lacking(made, Dictionary if isinstance(made, TranscoderAdapter) else LearningDictionary):
+        raise Refused(
+            f"dictionary={node._target_} lacks {', '.join(missing)}: what a dictionary has to have is in "
+            "tunediff/dictionary/protocol.py."
+        )
+    return made
 
 
 def build_adapter(cfg: DictConfig, streams: list[Stream], weights: bool) -> TranscoderAdapter:

@@ -163,6 +163,7 @@ def found_by(name: str, evaluation: Evaluation, given: Given) -> list[Finding | 
     except SystemExit as left:
         raise Refused(f"evaluation={name} ended the program (exit status {left.code}) instead of its run.") from left
     wrong += [item for item in found if not isinstance(item, Finding | Table | Figure | Note)]
+    wrong += [item for item in found if isinstance(item, Note) and not isinstance(item.text, str)]
     if wrong:
         raise Refused(f"evaluation={name} gave {wrong[0]!r:.80}: its run yields Findings, Tables, Figures and Notes.")
     return found

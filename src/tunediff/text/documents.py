@@ -63,6 +63,8 @@ class Text:
         window: int = 256,
         tokens_per_batch: int = 16384,
     ):
+        if segments is not None and not segments:
+            raise TextError(f"text.segments=[] keeps no token; the segments are {list(SEGMENTS)}, and null keeps all.")
         unknown = set(segments or ()) - set(SEGMENTS)
         if unknown:
             raise TextError(f"text.segments has {sorted(unknown)}; the segments are {list(SEGMENTS)}.")
