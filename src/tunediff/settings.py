@@ -200,10 +200,10 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
     if isinstance(trust := cfg.get("trust", ()), str):
         raise Refused(f"trust={trust} is one word and no list of packages: trust=[{trust}].")
     given = cfg.get("dictionary") or {}
-    for key in READ_BY_STUDY["dictionary"] if "_target_" in given else ():
+    for key in READ_BY_STUDY["dictionary"] if cfg.get("optimizer") else ():  # it is to be trained
         if key not in given and key != "start":
             raise Refused(
-                f"dictionary.{key} is not set. The study reads it beside the settings of {given['_target_']}: "
+                f"dictionary.{key} is not set. The study reads it beside the settings of {given.get('_target_')}: "
                 "see conf/dictionary/defaults/crosscoder.yaml."
             )
     try:
