@@ -314,11 +314,18 @@ def test_a_dictionary_without_what_is_asked_of_one_is_refused_by_a_dry_run(packa
         study(composed(*SMOKE, "trust=[mypkg]", "dry_run=true", *chosen), tmp_path / "run")
 
 
-def test_an_evaluation_that_asks_nothing_is_refused_by_a_dry_run(package, tmp_path):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{_target_: mypkg.Silent}", "evaluation=q: .* has no method `run`"),
+        ("3", "evaluation.q=3 names no class: evaluation.q._target_="),
+        ("{least: 3}", "evaluation.q=.* names no class: evaluation.q._target_="),
+    ],
+)
+def test_an_evaluation_that_asks_nothing_is_refused_by_a_dry_run(package, tmp_path, given, said):
     package("class Silent: pass")
-    words = ["trust=[mypkg]", "dry_run=true", "+evaluation.q={_target_: mypkg.Silent}"]
-    with pytest.raises(Refused, match="evaluation=q: .* has no method `run`"):
-        study(composed(*SMOKE[:-2], *words), tmp_path / "run")
+    with pytest.raises(Refused, match=said):
+        study(composed(*SMALL, "trust=[mypkg]", "dry_run=true", f"+evaluation.q={given}"), tmp_path / "run")
 
 
 def test_a_dictionary_that_is_no_subclass_of_ours_is_trained_and_measured(package, options, tmp_path):

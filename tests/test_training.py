@@ -347,7 +347,13 @@ def test_l0_under_the_threshold_is_within_5_percent_of_training_l0():
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(torch.ones(3, requires_grad=True), r"\[3\]"), (None, "NoneType"), (0.5, "float")]
+    ("value", "said"),
+    [
+        (torch.ones(3, requires_grad=True), r"\[3\] of torch.float32"),
+        (torch.ones((), dtype=torch.complex64), r"\[\] of torch.complex64"),
+        (None, "NoneType"),
+        (0.5, "float"),
+    ],
 )
 def test_a_loss_term_that_is_no_number_is_refused_by_its_name(value, said):
     class Mine(Term):
@@ -357,3 +363,11 @@ def test_a_loss_term_that_is_no_number_is_refused_by_its_name(value, said):
     objective, none = Reconstruction(terms={"mine": Mine(0.1)}), torch.empty(0, dtype=torch.long)
     with pytest.raises(Refused, match=f"terms.mine gave {said}: a term of the loss is a tensor of one number"):
         objective(made(L1(0.02)), next(Planted()), dead=none, settings=SETTINGS)
+
+
+def test_a_loss_term_without_a_value_is_refused_where_it_is_made():
+    class Mute(Term):
+        pass
+
+    with pytest.raises(Refused, match="terms.mine: Mute has no method __call__"):
+        Reconstruction(terms={"mine": Mute(0.1)})

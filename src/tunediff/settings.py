@@ -197,7 +197,7 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
     for key in cfg:
         if key not in legal and key != "hydra":
             raise Refused(f"{key} is not a setting here. {_nearest(str(key), legal, 'settings')}")
-    if isinstance(trust := cfg.get("trust", ()), str):
+    if isinstance(trust := cfg.get("trust") or (), str):
         raise Refused(f"trust={trust} is one word and no list of packages: trust=[{trust}].")
     given = cfg.get("dictionary") or {}
     for key in READ_BY_STUDY["dictionary"] if cfg.get("optimizer") else ():  # it is to be trained

@@ -86,6 +86,10 @@ class Reconstruction:
                 raise Refused(
                     f"dictionary.objective.terms.{name} is a {type(term).__name__}, and no subclass of objectives.Term."
                 )
+            if getattr(type(term).__call__, "__isabstractmethod__", False):
+                raise Refused(
+                    f"dictionary.objective.terms.{name}: {type(term).__name__} has no method __call__, its value."
+                )
             if not term.weight >= 0:
                 raise Refused(f"dictionary.objective.terms.{name}.weight={term.weight}: a weight is not negative.")
             if name in TAKEN:
@@ -127,10 +131,12 @@ class Reconstruction:
         given = TermInputs(dictionary, codes, target, errors[-1], dead, size, settings)
         for name, term in self.terms.items():
             value = term(given)
-            if not isinstance(value, Tensor) or value.ndim > 0:
-                shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if not isinstance(value, Tensor) or value.ndim > 0 or value.is_complex():
+                given_as = (
+                    type(value).__name__ if not isinstance(value, Tensor) else f"{list(value.shape)} of {value.dtype}"
+                )
                 raise Refused(
-                    f"dictionary.objective.terms.{name} gave {shape}: a term of the loss is a tensor of one number."
+                    f"dictionary.objective.terms.{name} gave {given_as}: a term of the loss is a tensor of one number."
                 )
             terms[name] = term.weight * settings.get(name, 1.0) * value
         first, *others = terms.values()

@@ -9,6 +9,7 @@ It stands under its name in the curves, as loss/mine, and its schedule as schedu
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -48,6 +49,7 @@ class Term:
     weight: float
     schedule: Schedule = Constant()
 
+    @abc.abstractmethod
     def __call__(self, given: TermInputs) -> Tensor:
         """Value of the term, with its gradient."""
         raise NotImplementedError

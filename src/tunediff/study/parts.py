@@ -43,6 +43,9 @@ def learns(cfg: DictConfig) -> bool:
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
     """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none, or about another
     kind: one that stands `inside` the models reconstructs nothing, and the others replace nothing."""
+    for name, node in (nodes or {}).items():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise Refused(f"evaluation.{name}={node} names no class: evaluation.{name}._target_=<a class with `run`>.")
     built: dict[str, Evaluation] = {str(name): build(node) for name, node in (nodes or {}).items()}
     for name, evaluation in built.items():
         if not callable(getattr(evaluation, "run", None)):
