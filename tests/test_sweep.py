@@ -560,7 +560,7 @@ def same_runs(one, other):
 @pytest.mark.slow
 def test_ten_kills_of_the_whole_command(tmp_path):
     """The same by the command that is typed: launcher and worker die together."""
-    words = [*KILLED, LONGER, "layer=1,2", "seed=0,1"]
+    words = [*KILLED, "budget.tokens=81920", "layer=1,2", "seed=0,1"]
     sweep_call(tmp_path / "whole", *words)
     folder, draw, saved = tmp_path / "killed", torch.Generator().manual_seed(0), 0
     for _ in range(10):

@@ -86,14 +86,11 @@ class Crosscoder(LinearDecoder):
         ):
             if word not in legal:
                 raise Refused(f"dictionary.{name}='{word}': choose {', '.join(legal[:-1])} or {legal[-1]}.")
-        if not 0 < decoder_norm < math.inf:
-            raise Refused(f"dictionary.decoder_norm={decoder_norm}: give a norm above 0.")
-        if encoder_norm is not None and not encoder_norm > 0:
-            raise Refused(f"dictionary.encoder_norm={encoder_norm}: give a norm above 0.")
+        for name, norm in (("decoder_norm", decoder_norm), ("encoder_norm", encoder_norm)):
+            if norm is not None and not 0 < norm < math.inf:
+                raise Refused(f"dictionary.{name}={norm}: give a norm above 0.")
         if start_rate is not None and not 0 < start_rate < 1:
-            raise Refused(
-                f"dictionary.start_rate={start_rate} is no share of the tokens: give a number between 0 and 1."
-            )
+            raise Refused(f"dictionary.start_rate={start_rate} is no share of the tokens: give one between 0 and 1.")
         sparsity.prepare(latents)
         self.streams = [Stream(*stream) for stream in streams]
         if shared_start and len(set(self.widths)) > 1:
