@@ -15,7 +15,7 @@ from test_models import batch_of
 from test_settings import composed
 from tunediff.hookpoints import HOOKPOINTS, Point, add_hookpoint, decoder_layers, reading, writing
 from tunediff.models import PairError
-from tunediff.shapes import Finding, Refused, Stream
+from tunediff.shapes import Finding, Note, Refused, Stream
 from tunediff.study.run import found_by
 from tunediff.study.train import study
 
@@ -363,6 +363,16 @@ def test_what_is_no_finding_is_refused_with_the_name_of_the_evaluation(gives):
 
     with pytest.raises(Refused, match="evaluation=mine gave .*: its run yields Findings, Tables, Figures and Notes"):
         found_by("mine", Rubbish(), None)
+
+
+@pytest.mark.parametrize("text", [["a"], None, 5])
+def test_a_note_that_is_no_string_is_refused_with_its_evaluation(text):
+    class Noting:
+        def run(self, given):
+            yield Note(text)
+
+    with pytest.raises(Refused, match="evaluation=mine gave Note"):
+        found_by("mine", Noting(), None)
 
 
 def test_an_evaluation_that_ends_the_program_is_not_taken_for_one_that_found_nothing():

@@ -17,7 +17,7 @@ from tunediff.evaluations.pair import layer_divergence
 from tunediff.measures.matching import partners
 from tunediff.report import in_words, line_of, members_under, write_comparison, write_report
 from tunediff.report.headline import columns_of
-from tunediff.shapes import Table
+from tunediff.shapes import Refused, Table
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 ALL = ("training", "latents", "examples", "segments", "neighbours", "logit_effect", "layers")
@@ -318,6 +318,8 @@ def test_members_that_would_look_alike_are_told_apart_by_their_settings(tmp_path
 @in_browser
 def test_the_comparison_draws_filters_sorts_and_cannot_be_broken_into(tmp_path, browser):
     page = write_comparison(members_under([make_sweep(tmp_path / "sweep")]), tmp_path / "sweep")
+    with pytest.raises(Refused, match="No run under .*nowhere: there is no such folder"):  # beside one that is there
+        members_under([tmp_path / "sweep", tmp_path / "nowhere"])
     text = page.read_text()
     assert text.count("</script>") == 2 and "<img" not in text
     script = """

@@ -337,6 +337,11 @@ def test_members_share_a_stream_unless_they_differ_in_what_decides_its_rows():
         assert key != stream_key(composed(change)), change
 
 
+def test_whole_numbers_may_stand_for_betas():
+    learner, _ = build_learner(composed("scale=smoke", "optimizer.betas=[0,0]"), STREAMS)
+    assert learner.betas == (0.0, 0.0) and all(type(beta) is float for beta in learner.betas)
+
+
 def test_settings_are_refused_where_they_are_built():
     for overrides, message in (
         (["dictionary.sparsity.k=9999"], "k=9999 is larger than the dictionary"),
