@@ -16,7 +16,7 @@ from test_settings import composed
 from tunediff.hookpoints import HOOKPOINTS, Point, add_hookpoint, decoder_layers, reading, writing
 from tunediff.models import PairError
 from tunediff.shapes import Finding, Note, Refused, Stream
-from tunediff.study.run import found_by
+from tunediff.study.run import evaluate, found_by
 from tunediff.study.train import study
 
 SMALL = ("scale=smoke", "trainer=cpu", "budget.buffer=2048", "budget.fit_tokens=1024", "text.tokens_per_batch=2048")
@@ -366,13 +366,13 @@ def test_what_is_no_finding_is_refused_with_the_name_of_the_evaluation(gives):
 
 
 @pytest.mark.parametrize("text", [["a"], None, 5])
-def test_a_note_that_is_no_string_is_refused_with_its_evaluation(text):
+def test_a_note_that_is_no_string_is_refused_before_anything_is_said_of_it(text, tmp_path):
     class Noting:
         def run(self, given):
             yield Note(text)
 
-    with pytest.raises(Refused, match="evaluation=mine gave Note"):
-        found_by("mine", Noting(), None)
+    with pytest.raises(Refused, match="Note .*: it has to be a string"):
+        evaluate({"mine": Noting()}, None, tmp_path, {"study": {}})
 
 
 def test_an_evaluation_that_ends_the_program_is_not_taken_for_one_that_found_nothing():

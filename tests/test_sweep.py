@@ -505,10 +505,10 @@ MEMBERS = [["layer=1", "layer=2"], ["seed=0", "seed=1"]]
 
 
 @pytest.mark.parametrize(
-    ("kills", "axes", "length"),
-    [(1, MEMBERS[:1], []), pytest.param(3, MEMBERS, [LONGER], marks=pytest.mark.slow)],
+    ("kills", "axes", "count", "length"),
+    [(1, MEMBERS[:1], 2, []), pytest.param(3, MEMBERS, 4, [LONGER], marks=pytest.mark.slow)],
 )
-def test_kills_lose_nothing_and_double_nothing(tmp_path, capfd, kills, axes, length):
+def test_kills_lose_nothing_and_double_nothing(tmp_path, capfd, kills, axes, count, length):
     """SIGKILL at random moments of one packed sweep, started again each time; at last the line is typed again."""
     words = [*KILLED, *length]
     launched(tmp_path / "whole", *axes, words=words)
@@ -533,7 +533,7 @@ def test_kills_lose_nothing_and_double_nothing(tmp_path, capfd, kills, axes, len
     assert saved > 2 * kills and not (folder / members[0].run.identity / "dictionary").exists()
     capfd.readouterr()
     launched(folder, *axes, words=words)
-    said, count = capfd.readouterr().out, len(members)
+    said = capfd.readouterr().out
     assert said.count("goes on from step") == count and f"{count} of {count} members are finished" in said
     same_runs(folder, tmp_path / "whole")
 

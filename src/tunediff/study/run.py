@@ -147,10 +147,10 @@ def evaluate(
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
         found = found_by(name, evaluation, given)
-        for note in (item.text for item in found if isinstance(item, Note)):
-            log.info("%s", note if note.startswith(name) else f"{name}: {note}")
         # two of one class may stand under names of their own
         findings = write_findings(folder, found, described, by=declared(evaluation, "name") or name)
+        for note in (item.text for item in found if isinstance(item, Note)):
+            log.info("%s", note if note.startswith(name) else f"{name}: {note}")
     return findings
 
 
@@ -163,7 +163,6 @@ def found_by(name: str, evaluation: Evaluation, given: Given) -> list[Finding | 
     except SystemExit as left:
         raise Refused(f"evaluation={name} ended the program (exit status {left.code}) instead of its run.") from left
     wrong += [item for item in found if not isinstance(item, Finding | Table | Figure | Note)]
-    wrong += [item for item in found if isinstance(item, Note) and not isinstance(item.text, str)]
     if wrong:
         raise Refused(f"evaluation={name} gave {wrong[0]!r:.80}: its run yields Findings, Tables, Figures and Notes.")
     return found
