@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tunediff.measures import wilson
-from tunediff.shapes import THINKING_FORMAT
+from tunediff.text import FORMATS
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
 
@@ -54,7 +54,7 @@ def render(row: language.Row, tokenizer: PreTrainedTokenizerFast) -> tuple[str, 
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": row["prompt"]}], tokenize=False, add_generation_prompt=True
     )
-    response = THINKING_FORMAT.format(**row) if row["thinking"] else row["answer"]
+    response = FORMATS["think"].format(**row) if row["thinking"] else row["answer"]
     return prompt, response + tokenizer.eos_token
 
 

@@ -18,7 +18,7 @@ def planted(pair, text, *, tokens: int = 12_000, folder=None) -> Trained:
     what such dots have more than other dots; the others read and write random directions of like size."""
     stream = pair.streams("resid_post", 3, reads=TUNED)[0]
     empty = Given(pair, text, tokens)
-    rows, labels = [], {"decision": [], "hesitation_follows": []}
+    rows, labels = [], {"step_end": [], "hesitation_follows": []}
     for batch in empty.held_out:
         rows.append(harvest(pair, batch, [stream]).values)
         for name, flags in labels.items():

@@ -121,7 +121,7 @@ def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_n
 
 def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
     seen = trained.statistics
-    telling = Telling("hesitation_follows", count=2, at="decision").choose(trained, seen)
+    telling = Telling("hesitation_follows", count=2, at="step_end").choose(trained, seen)
     assert telling[0] == 0
     written = torch.ones(LATENTS)
     others = alike(seen, written, [0, 5], seed=0)

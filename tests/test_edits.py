@@ -351,7 +351,7 @@ def test_rows_that_go_on_keep_what_was_known_of_them(tokenizer):
     known = Sequences.of_prompts(tokenizer, [ids(tokenizer, QUESTION), ids(tokenizer, QUESTION + "<think>\n")])
     known.moments = {0: torch.arange(4.0).view(2, 1, 2)}
     known.select(torch.tensor([1]))
-    assert known.opened.tolist() == [True] and known.moments[0].tolist() == [[[2.0, 3.0]]]
+    assert known.opened == ["<think>"] and known.moments[0].tolist() == [[[2.0, 3.0]]]
 
 
 def test_where_the_other_models_response_has_ended_nothing_is_patched(pair, tokenizer):

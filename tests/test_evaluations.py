@@ -188,10 +188,10 @@ def test_evaluations_change_nothing(pair):
         Fidelity(),
         Geometry(),
         Examples(strongest=2),
-        LabelAlignment(label="hesitation_follows", at="decision", first=False, shuffles=5),
+        LabelAlignment(label="hesitation_follows", at="step_end", first=False, shuffles=5),
         LatentScaling(),
         LogitEffect(),
-        Probing(label="hesitation_follows", at="decision", directions=4),
+        Probing(label="hesitation_follows", at="step_end", directions=4),
         Segments(),
     ):
         run(evaluation, pair, dictionary)
@@ -293,7 +293,7 @@ def with_planted_latent(pair, monkeypatch, noise):
 def test_a_planted_label_latent_is_found_and_chance_is_near_a_half(pair, monkeypatch):
     dictionary = with_planted_latent(pair, monkeypatch, noise=0.5)
     findings, tables, _ = run(
-        LabelAlignment(label="hesitation_follows", at="decision", first=False, shuffles=30),
+        LabelAlignment(label="hesitation_follows", at="step_end", first=False, shuffles=30),
         pair,
         dictionary,
         tokens=12_000,
@@ -312,8 +312,8 @@ def test_a_planted_label_latent_is_found_and_chance_is_near_a_half(pair, monkeyp
 @pytest.mark.parametrize(
     "evaluation",
     [
-        LabelAlignment(label="hesitation_follows", at="decision", first=False, shuffles=2),
-        Probing(label="hesitation_follows", at="decision", directions=2),
+        LabelAlignment(label="hesitation_follows", at="step_end", first=False, shuffles=2),
+        Probing(label="hesitation_follows", at="step_end", directions=2),
     ],
     ids=["label_alignment", "probing"],
 )
@@ -335,8 +335,8 @@ def test_telling_a_label_keeps_the_latents_of_no_batch_but_the_one_that_is_read(
 
 def test_a_text_without_the_label_is_said(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
-    findings, _, notes = run(LabelAlignment(label="irony", at="decision", first=False), pair, dictionary)
-    assert not findings and "too few tokens labelled 'irony' or not among 'decision' tokens" in notes[0]
+    findings, _, notes = run(LabelAlignment(label="irony", at="step_end", first=False), pair, dictionary)
+    assert not findings and "too few tokens labelled 'irony' or not among 'step_end' tokens" in notes[0]
 
 
 # -- examples --------------------------------------------------------------------------------------------------------
@@ -487,7 +487,7 @@ def test_directions_are_scored_as_latents_are_and_a_planted_coordinate_is_found(
 
     monkeypatch.setattr(Trained, "readings", readings)
     findings, _, _ = run(
-        Probing(label="hesitation_follows", at="decision", directions=16), pair, dictionary, tokens=12_000
+        Probing(label="hesitation_follows", at="step_end", directions=16), pair, dictionary, tokens=12_000
     )
     found = {name.split("/")[2]: finding for name, finding in findings.items()}
     assert set(found) == {"random_directions", "neurons", "mean_difference", "difference_pca"}

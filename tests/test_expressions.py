@@ -117,7 +117,7 @@ class Planted(Trained):
     def readings(self, title):
         for reading in super().readings(title):
             batch = reading.batch
-            here, other = (batch.labels[name] for name in ("hesitation_follows", "decision"))
+            here, other = (batch.labels[name] for name in ("hesitation_follows", "step_end"))
             columns = [3.0 * here, 1.0 + batch.position, batch.position % 2, 0 * batch.position, 1 - 1.0 * here, other]
             yield reading._replace(latents=torch.stack([column.float() for column in columns], dim=-1))
 
@@ -152,7 +152,7 @@ PLANTED = {
     "cosine < -.99": [2],
     "auroc.hesitation_follows > .99": [0],
     "auroc.hesitation_follows < .01": [4],
-    "auroc.decision == 1": [5],
+    "auroc.step_end == 1": [5],
     "top(1, auroc.hesitation_follows) and rate < .1": [0],
     "rate == 1": [1],
     ".4 < rate < .6": [2],
@@ -170,7 +170,7 @@ def test_a_column_has_the_values_that_were_planted(trained):
 
 def test_an_expression_chooses_by_a_label_what_telling_chooses(trained):
     seen = trained.statistics
-    assert chosen_by_expression(trained, "top(4, auroc.decision)") == Telling("decision", 4, None).choose(trained, seen)
+    assert chosen_by_expression(trained, "top(4, auroc.step_end)") == Telling("step_end", 4, None).choose(trained, seen)
 
 
 def test_tables_of_the_run_are_columns_too(trained):
@@ -195,7 +195,7 @@ def test_tables_of_the_run_are_columns_too(trained):
         ("latent_scaling.nu_eror > 1", "latent_scaling has no such column. Did you mean nu_error"),
         ("examples.rank > 1", "several rows for one latent"),
         ("segments.word > 1", "holds no numbers"),
-        ("auroc.hesitatoin > .9", "has no such label, only .*decision, .*hesitation_follows"),
+        ("auroc.hesitatoin > .9", "has no such label, only .* .*hesitation_follows"),
     ):
         with pytest.raises(Refused, match=said):
             chosen_by_expression(trained, text)

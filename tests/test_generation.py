@@ -30,7 +30,7 @@ from tunediff.generation.writer import Writer, before_stop
 from tunediff.hookpoints import Point, reading
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import BASE, TUNED, Refused
-from tunediff.text import LAYOUTS, encode
+from tunediff.text import encode
 
 ROLES = (BASE, TUNED)
 
@@ -171,7 +171,7 @@ def test_a_budget_ends_thinking_in_the_layout_that_it_was_begun_in(tokenizer):
         ("<think>\n", "\n</think>\n\nAnswer: 7"),
         ("<|im_start|>think\n", "\n<|im_start|>answer\nAnswer: 7"),
     ):
-        writer = Writer("x", decoding, tokenizer, {tokenizer.eos_token_id}, thinking=None)
+        writer = Writer("x", decoding, tokenizer, {tokenizer.eos_token_id})
         for token in encode(tokenizer, begun + "12+7=19. " * 30)["input_ids"]:
             writer.take(token)
         text = tokenizer.decode(writer.ids)
@@ -201,7 +201,7 @@ def test_the_surprise_of_a_response_is_that_of_the_model_that_reads_it_alone(toy
 def test_thinking_is_extended_as_often_as_is_said(tokenizer):
     close, dot = (tokenizer.convert_tokens_to_ids(token) for token in ("</think>", "."))
     decoding = Decoding(tokens=50, extensions=2, extension=".")
-    writer = Writer("a", decoding, tokenizer, {1}, thinking=LAYOUTS[0])
+    writer = Writer("a", decoding, tokenizer, {1}, opened="<think>")
     assert [writer.take(close) for _ in range(3)] == [dot, dot, close]
 
 

@@ -159,18 +159,18 @@ def test_an_output_gives_the_answer_it_concludes_with(kind):
 
 def test_an_output_cut_inside_the_thinking_is_unfinished_and_never_guessed():
     cut = "So the answer is 42. \\boxed{42} But wait"
-    assert grade(cut, "42", opened=True, finished=False) == (False, None, "unfinished")
+    assert grade(cut, "42", opened="<think>", finished=False) == (False, None, "unfinished")
     assert read("<think>" + cut, finished=False) == (None, "unfinished")
-    assert grade("So the answer is 42. \\boxed{42}", "42", opened=False).correct
-    assert grade("hm</think>So \\boxed{42}", "42", opened=True).correct
+    assert grade("So the answer is 42. \\boxed{42}", "42", opened="").correct
+    assert grade("hm</think>So \\boxed{42}", "42", opened="<think>").correct
 
 
 def test_a_model_that_ended_by_itself_without_closing_the_thinking_gives_its_last_box_and_nothing_weaker():
-    for opened, begun in ((True, ""), (False, "<think>")):
+    for opened, begun in (("<think>", ""), ("", "<think>")):
         assert read(begun + "First \\boxed{7}, no: \\boxed{42}. Done.", opened=opened) == ("42", "boxed_in_thinking")
         assert read(begun + "So the answer is 42.", opened=opened) == (None, "unfinished")
         assert read(begun + "So \\boxed{\\frac{4", opened=opened) == (None, "unfinished")
-    assert grade("So \\boxed{\\text{No}}.", "no", kind="boolean", opened=True).correct
+    assert grade("So \\boxed{\\text{No}}.", "no", kind="boolean", opened="<think>").correct
 
 
 def test_a_cut_answer_counts_only_if_it_was_stated_before_the_cut():
@@ -230,8 +230,11 @@ ENDS = (
 def test_what_follows_the_end_of_a_turn_is_not_read(end):
     for next_turn in ("\nWhat is 1+1? \\boxed{2}", "\nWhat is 1+1?</think>The answer is 2.", "\n<think>I"):
         assert read(f"So \\boxed{{42}}.{end}{next_turn}", finished=False) == ("42", "boxed")
-        assert read(f"So \\boxed{{42}}.{end}{next_turn}", finished=False, opened=True) == ("42", "boxed_in_thinking")
-        assert read(f"7</think>So it is 42.{end}{next_turn}", finished=False, opened=True) == (
+        assert read(f"So \\boxed{{42}}.{end}{next_turn}", finished=False, opened="<think>") == (
+            "42",
+            "boxed_in_thinking",
+        )
+        assert read(f"7</think>So it is 42.{end}{next_turn}", finished=False, opened="<think>") == (
             "42",
             "concluding_number",
         )
@@ -241,7 +244,7 @@ def test_what_follows_the_end_of_a_turn_is_not_read(end):
 def test_a_turn_that_ended_at_once_gives_no_answer():
     for end in ("<|im_end|>", "<｜end▁of▁sentence｜>", "<|im_start|>user"):
         assert read(f"{end}\n\\boxed{{2}}") == (None, "no_answer")
-        assert read(f"{end}\n\\boxed{{2}}", opened=True) == (None, "unfinished")
+        assert read(f"{end}\n\\boxed{{2}}", opened="<think>") == (None, "unfinished")
 
 
 def test_a_whole_invented_conversation_is_not_read():

@@ -209,12 +209,12 @@ def test_a_pair_has_hesitations_of_its_own():
 @pytest.mark.parametrize(
     ("text", "opened", "truth"),
     [
-        ("<think>\nso 4\n</think>\n4", False, True),
-        ("so 4\n</think>\n4", True, True),
-        ("so 4 and", True, False),
-        ("<think>\nso", False, False),
-        ("<think>a</think> b <think>again", False, False),
-        ("The answer is 4.", False, None),
+        ("<think>\nso 4\n</think>\n4", "", True),
+        ("so 4\n</think>\n4", "<think>", True),
+        ("so 4 and", "<think>", False),
+        ("<think>\nso", "", False),
+        ("<think>a</think> b <think>again", "", False),
+        ("The answer is 4.", "", None),
     ],
 )
 def test_thinking_is_closed_where_its_last_opening_is(text, opened, truth):

@@ -11,12 +11,13 @@ from torch import nn
 from conftest import save_model
 from tunediff.edits import Sequences
 from tunediff.hookpoints import HOOKPOINTS, LORA, ForwardStopped, Point, decoder_layers, reading, writing
-from tunediff.models import ModelPair, ModelSource, PairError
+from tunediff.models import ModelPair, ModelSource, PairError, agree
 from tunediff.shapes import TRANSCODER, Refused
 from tunediff.text import Text
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
 
+SAID = Text(lambda: language.rows(0, "trace"), held_out=0.0, context=256)
 OF_LAYERS = [name for name in HOOKPOINTS if name not in (LORA, TRANSCODER)]  # adapters are added to a model
 SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 GROUPED = {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -244,9 +245,9 @@ def test_tokenizers_that_cut_text_differently_are_refused_with_an_example(tmp_pa
     with pytest.raises(
         PairError, match=r"tokenize \d+ of the tried texts differently, such as '.*model_pair.align=by_text"
     ):
-        ModelPair(*sources).check_tokens([])
+        agree(ModelPair(*sources), SAID)
     by_text = ModelPair(*sources, align="by_text").load()
-    assert by_text.check_tokens([]) == []
+    assert agree(by_text, SAID).notes == []
     batch = batch_of(by_text)
     base, tuned = by_text.read(batch, by_text.streams("resid_post", 1))
     assert len(base) == len(tuned) == len(batch.token) > 0
@@ -259,7 +260,7 @@ def test_ids_outside_a_vocabulary_are_refused(tmp_path, folders, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     pair = ModelPair(ModelSource(str(folders["base"])), ModelSource(str(tmp_path)))
     with pytest.raises(PairError, match=r"one of the models knows only \d+"):
-        pair.check_tokens([])
+        agree(pair, SAID)
 
 
 def test_differing_special_tokens_are_told(tmp_path, folders, tokenizer):
@@ -268,8 +269,10 @@ def test_differing_special_tokens_are_told(tmp_path, folders, tokenizer):
     file.write_text(file.read_text().replace("<｜User｜>", "<|im_start|>"))
     config = tmp_path / "tokenizer_config.json"
     config.write_text(config.read_text().replace("<｜User｜>", "<|im_start|>"))
-    notes = ModelPair(ModelSource(str(folders["base"])), ModelSource(str(tmp_path))).check_tokens([])
-    assert notes and "'<｜User｜>' in one, '<|im_start|>' in the other" in notes[0]
+    agreed = agree(ModelPair(ModelSource(str(folders["base"])), ModelSource(str(tmp_path))), SAID)
+    asked = tokenizer.convert_tokens_to_ids("<｜User｜>")
+    assert f"tuned reads id {asked} as <|im_start|>, base as <｜User｜> (32 times)" in agreed.notes[0]
+    assert agreed.foreign == 32 / agreed.tokens
 
 
 def test_a_tokenizer_is_loaded_as_its_file_says_not_rebuilt_from_the_model_type(folders, tokenizer):

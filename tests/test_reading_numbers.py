@@ -398,7 +398,7 @@ def test_what_taking_the_other_models_row_changes_is_the_difference_of_the_two(p
 
 # -- labels ----------------------------------------------------------------------------------------------------------
 
-LABEL, AT = "hesitation_follows", "decision"
+LABEL, AT = "hesitation_follows", "step_end"
 
 
 def by_halves(monkeypatch, latents=None, values=None, living=None):

@@ -12,11 +12,25 @@ import pytest
 from conftest import ROOT
 from tunediff.generation.responses import ask
 from tunediff.settings import build, check
-from tunediff.shapes import THINKING_FORMAT, Refused
+from tunediff.shapes import Refused
 from tunediff.study.parts import STUDY
-from tunediff.text import Text, TextError, each_generation, encode, first_exchange, in_s1_form, read_files, render
-from tunediff.text.rendering import OPEN_THOUGHTS_FORMAT, layout, render_prompt, split_response
+from tunediff.text import FORMATS as KNOWN
+from tunediff.text import (
+    Manner,
+    Text,
+    TextError,
+    each_generation,
+    encode,
+    exchange,
+    in_s1_form,
+    layout,
+    read_files,
+    render,
+    render_prompt,
+)
+from tunediff.text.marks import split_response
 
+THINKING_FORMAT, OPEN_THOUGHTS_FORMAT = KNOWN["think"], KNOWN["open_thoughts"]
 S1_FORMAT = "<|im_start|>think\n{thinking}\n<|im_start|>answer\n{answer}"
 FORMATS = {"r1": THINKING_FORMAT, "s1": S1_FORMAT, "openthoughts": OPEN_THOUGHTS_FORMAT, "bare": "{thinking}\n{answer}"}
 CLOSINGS = {"r1": "</think>", "s1": "<|im_start|>answer", "openthoughts": "<|end_of_thought|>"}
@@ -98,18 +112,20 @@ def labelled(rendered):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_segments_and_labels_are_right_in_every_layout(tokenizer, name):
-    found = render(ROW, tokenizer, thinking_format=FORMATS[name])
+    found = render(ROW, tokenizer, Manner(thinking_format=FORMATS[name]))
     said = FORMATS[name].format(thinking=ROW["thinking"], answer=ROW["answer"])
     assert found.text == render_prompt(ROW["prompt"], tokenizer) + said + tokenizer.eos_token
     assert "".join(found.text[a:b] for a, b, _ in found.segments) == found.text
     opening, _, after = said.partition(ROW["thinking"])
     between, _, ending = after.partition(ROW["answer"])
     assert parts(found) == {
-        "prompt": render_prompt(ROW["prompt"], tokenizer),
+        "prompt": ROW["prompt"],
         "prefix": opening + "So we add.",
         "thinking": " That is 5." + between,
-        "answer": "It is 5." + ending + tokenizer.eos_token,
+        "answer": "It is 5.",
+        "template": ending + tokenizer.eos_token,  # the last of them
     }
+    assert found.response == len(render_prompt(ROW["prompt"], tokenizer))
     closing = {"end_of_thinking": CLOSINGS[name]} if name in CLOSINGS else {}
     assert labelled(found) == {"opening": "So we add.", **closing}
 
@@ -127,18 +143,19 @@ def test_markers_that_the_tokenizer_does_not_know_are_labelled_by_their_pieces(t
 def test_a_template_that_opens_the_thinking_is_not_opened_again(tokenizer, monkeypatch, name, whole):
     opening = FORMATS[name].partition("{thinking}")[0]
     added = opening if whole else opening.rstrip()
-    plain = render(ROW, tokenizer, thinking_format=FORMATS[name])
+    plain = render(ROW, tokenizer, Manner(thinking_format=FORMATS[name]))
     template = tokenizer.chat_template.replace("<｜Assistant｜>{% endif %}", "<｜Assistant｜>" + added + "{% endif %}")
     monkeypatch.setattr(tokenizer, "chat_template", template + "{{ '' }}")  # Jinja drops a line break at the very end
-    found = render(ROW, tokenizer, thinking_format=FORMATS[name])
+    found = render(ROW, tokenizer, Manner(thinking_format=FORMATS[name]))
     assert found.text == plain.text and found.labels == plain.labels
-    assert parts(found)["prompt"] == parts(plain)["prompt"] + added
+    assert parts(found)["prompt"] == parts(plain)["prompt"] == ROW["prompt"]
+    assert found.text[: found.response] == plain.text[: plain.response] + added
     assert parts(found)["prefix"] == opening.removeprefix(added) + "So we add."
 
 
 def test_words_with_braces_are_written_as_they_are(tokenizer):
     row = {**ROW, "thinking": "A set {answer} is {{1}}.", "answer": r"\boxed{5}"}
-    found = render(row, tokenizer, thinking_format="{{{thinking}}}\n---\n{answer}")
+    found = render(row, tokenizer, Manner(thinking_format="{{{thinking}}}\n---\n{answer}"))
     assert parts(found)["prefix"] == "{A set {answer} is {{1}}." and "}\n---\n\\boxed{5}" in found.text
     assert labelled(found)["end_of_thinking"] == "}"
 
@@ -167,11 +184,10 @@ def test_a_format_without_both_fields_in_order_is_refused(wrong):
 def test_a_response_in_a_known_layout_or_its_own_is_rendered_as_its_parts_are(tokenizer, name):
     whole = FORMATS[name].format(**ROW)
     row = {"prompt": ROW["prompt"], "response": whole}
-    assert render(row, tokenizer, thinking_format=FORMATS[name]) == render(
-        ROW, tokenizer, thinking_format=FORMATS[name]
+    assert render(row, tokenizer, Manner(thinking_format=FORMATS[name])) == render(
+        ROW, tokenizer, Manner(thinking_format=FORMATS[name])
     )
-    if name != "s1":
-        assert render(row, tokenizer) == render(ROW, tokenizer)
+    assert render(row, tokenizer) == render(ROW, tokenizer)
     assert split_response("It is 5.\n", layout(FORMATS[name])) == ("", "It is 5.")
 
 
@@ -179,7 +195,9 @@ def test_thinking_that_was_cut_has_no_answer_and_no_end(tokenizer):
     for cut in ("<think>\nSo we add. That is", "<|begin_of_thought|>\n\nSo we add. That is"):
         found = render({"prompt": "2+3?", "response": cut, "answer": "5"}, tokenizer)
         assert found.text.endswith("<think>\nSo we add. That is")
-        assert list(parts(found)) == ["prompt", "prefix", "thinking"] and labelled(found) == {"opening": "So we add."}
+        assert list(parts(found)) == ["template", "prompt", "prefix", "thinking"] and labelled(found) == {
+            "opening": "So we add."
+        }
 
 
 # -- the system message ------------------------------------------------------------------------------------------------
@@ -189,10 +207,16 @@ def test_the_system_message_stands_before_the_problem_and_shifts_no_label(tokeni
     row = {**ROW, "prompt": "add", "spans": [("prompt", 0, 3, "task"), ("answer", 6, 7, "result")]}
     text = Text(lambda: iter([row]), system="You add, you add well.", instruction="Please add: ")
     found = text.rendered(row, tokenizer)
-    assert "You add, you add well." in parts(found)["prompt"] and labelled(found)["result"] == "5"
+    assert [found.text[a:b] for a, b, name in found.segments if name == "prompt"] == [
+        "You add, you add well.",
+        "Please add: add",
+    ]
+    assert labelled(found)["result"] == "5"
     (at,) = [first for first, _, label in found.labels if label == "task"]
     assert found.text[:at].endswith("Please add: ") and found.text[at:].startswith("add")
-    assert text.rendered(row, tokenizer).text.startswith(render_prompt("Please add: add", tokenizer, text.system))
+    assert text.rendered(row, tokenizer).text.startswith(
+        render_prompt("Please add: add", tokenizer, Manner(system=text.manner.system))
+    )
 
 
 def test_a_template_that_trims_what_it_is_given_shifts_no_label(tokenizer, monkeypatch):
@@ -200,12 +224,14 @@ def test_a_template_that_trims_what_it_is_given_shifts_no_label(tokenizer, monke
     monkeypatch.setattr(tokenizer, "chat_template", trimming)
     row = {**ROW, "prompt": "  add 2\n", "spans": [("prompt", 2, 5, "task")]}
     for system in (None, "", " You add. "):
-        assert labelled(render(row, tokenizer, system=system))["task"] == "add"
+        assert labelled(render(row, tokenizer, Manner(system=system)))["task"] == "add"
 
 
 def test_a_model_is_asked_behind_the_same_system_message(tokenizer):
-    (asked,) = ask([("q", "2+3?")], tokenizer, "You add.")
-    assert asked.ids == list(encode(tokenizer, render_prompt("2+3?", tokenizer, "You add."))["input_ids"])
+    (asked,) = ask([("q", "2+3?")], tokenizer, Manner(system="You add."))
+    assert asked.ids == list(
+        encode(tokenizer, render_prompt("2+3?", tokenizer, Manner(system="You add.")))["input_ids"]
+    )
     assert "You add." in tokenizer.decode(asked.ids)
 
 
@@ -222,12 +248,12 @@ def test_a_model_is_asked_behind_the_same_system_message(tokenizer):
 def test_a_template_without_a_place_for_a_system_message_is_refused(tokenizer, monkeypatch, template, why):
     monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(TextError, match=f"takes no system message.*{why}.*text.system=null"):
-        render(ROW, tokenizer, system="You add.")
+        render(ROW, tokenizer, Manner(system="You add."))
 
 
 def test_without_a_chat_template_the_system_message_is_a_paragraph(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    assert render_prompt("2+3?", tokenizer, "You add.").endswith("You add.\n\n2+3?\n\n")
+    assert render_prompt("2+3?", tokenizer, Manner(system="You add.")).endswith("You add.\n\n2+3?\n\n")
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -267,10 +293,10 @@ def test_a_list_where_a_response_belongs_is_refused_with_the_way_to_rows_of_it(t
 def test_the_first_exchange_of_a_conversation_is_its_prompt_and_response():
     turns = [("system", "s"), ("human", "q"), ("gpt", "r"), ("human", "q2"), ("gpt", "r2")]
     for who, what in (("from", "value"), ("role", "content")):
-        (row,) = first_exchange([{"conversation": [{who: w, what: t} for w, t in turns], "id": 3}])
+        (row,) = exchange([{"conversation": [{who: w, what: t} for w, t in turns], "id": 3}], turns="first")
         assert (row["prompt"], row["response"], row["id"]) == ("q", "r", 3)
     with pytest.raises(TextError, match=r"no question with a response behind it: its turns are by \['gpt', 'human'\]"):
-        list(first_exchange([{"conversation": [{"from": w, "value": "x"} for w in ("gpt", "human")]}]))
+        list(exchange([{"conversation": [{"from": w, "value": "x"} for w in ("gpt", "human")]}]))
 
 
 def test_an_answer_is_announced_unless_it_announces_itself_anywhere():
@@ -310,7 +336,7 @@ def test_local_files_of_the_data_sets_columns_think_and_answer(name, kind, tmp_p
     assert len(rows) == (80 if name == "openr1_math" else 40) and len({row["index"] for row in rows}) == len(rows)
     for row in rows:
         found = text.rendered(row, tokenizer)
-        assert list(parts(found)) == ["prompt", "prefix", "thinking", "answer"]
+        assert list(parts(found)) == ["template", "prompt", "prefix", "thinking", "answer"]
         assert set(labelled(found)) == {"opening", "end_of_thinking"}
         assert text.documents(row, [tokenizer])
 
@@ -367,7 +393,7 @@ def test_openr1_gives_every_complete_generation_once_behind_the_prefix(tmp_path,
     for row in rows:
         assert f"{BOXED}{row['problem']}" in text.rendered(row, tokenizer).text  # nothing between the two
         n, g = row["problem"].split()[3], row["response"].split()[2]
-        assert parts(text.rendered(row, tokenizer))["answer"] == f"{n} by way {g}{tokenizer.eos_token}"
+        assert parts(text.rendered(row, tokenizer))["answer"] == f"{n} by way {g}."
     every = both_sides(text_of(tmp_path, "openr1_math", "text.prepare.generations.complete_only=false"))
     assert len(every) == 120 and sum(row["is_reasoning_complete"] for row in every) == 80
 
@@ -407,7 +433,7 @@ def test_heads_of_real_openthoughts_traces_are_thinking_without_an_end(data_fold
         head = row["trace_head"].partition("<|begin_of_thought|>")[2].strip()
         assert (
             found.text.endswith("<think>\n" + head)
-            and list(parts(found))[0] == "prompt"
+            and list(parts(found))[:2] == ["template", "prompt"]
             and "answer" not in parts(found)
         )
         assert "_of_thought" not in found.text

@@ -250,9 +250,9 @@ def closed(findings, condition, place=""):
 
 
 def test_all_latents_of_a_perfect_dictionary_close_the_gap_everywhere_and_no_other_does(pair):
-    findings, tables, notes = evaluated(KLPatching(best=64, labels=["decision"]), pair, perfect())
+    findings, tables, notes = evaluated(KLPatching(best=64, labels=["step_end"]), pair, perfect())
     table = tables["kl_patching"]
-    assert {"all", "prompt", "prefix", "thinking", "answer", "initial", "after_decision"} == set(table["place"])
+    assert {"all", "prompt", "prefix", "thinking", "answer", "initial", "after_step_end"} == set(table["place"])
     for row in rows_of(table, condition="base"):
         assert row["kl"] > 1e-3 and row["closed"] == 0
     assert {row["kl"] for row in rows_of(table, condition="tuned")} == {0.0}
@@ -317,14 +317,14 @@ def test_bases_vectors_are_put_in_where_the_text_keeps_tokens_and_nowhere_else(p
 
 def test_places_are_by_the_predicted_token_and_labels_by_the_token_before_it(pair):
     batch = Given(pair, text_of(), 10**6).held_out[0]
-    found = places(batch, 3, ["decision", "unknown"])
+    found = places(batch, 3, ["step_end", "unknown"])
     tokenizer = pair.tokenizers[0]
     for row in range(len(batch.ids[0])):
         here = batch.sequence == row
         words = [tokenizer.decode([number]) for number in batch.token[here & found["initial"]].tolist()]
         assert len(words) == 3 and words[:2] == ["<think>", "\n"]
-    after = batch.position[found["after_decision"]]
-    labelled = batch.position[batch.labels["decision"]]
+    after = batch.position[found["after_step_end"]]
+    labelled = batch.position[batch.labels["step_end"]]
     assert len(after) > 0 and set((after - 1).tolist()) <= set(labelled.tolist()) and "after_unknown" not in found
     assert not (found["prompt"] & found["initial"]).any() and found["all"].all()
 

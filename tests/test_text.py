@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -13,7 +14,7 @@ import torch
 import toy_pair
 from tunediff.shapes import SEGMENTS
 from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render, spelling
-from tunediff.text.documents import _touching
+from tunediff.text.tokenizers import touching
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
 
@@ -30,7 +31,8 @@ def test_segments_cover_the_text_and_name_its_parts(tokenizer):
     rendered = render(ROWS[0], tokenizer)
     assert "".join(rendered.text[a:b] for a, b, _ in rendered.segments) == rendered.text
     parts = {name: rendered.text[a:b] for a, b, name in rendered.segments}
-    assert list(parts) == ["prompt", "prefix", "thinking", "answer"]
+    assert list(parts) == ["template", "prompt", "prefix", "thinking", "answer"]
+    assert parts["prompt"] == ROWS[0]["prompt"] and parts["template"] == tokenizer.eos_token
     assert parts["prefix"].removeprefix("<think>\n").startswith(("Okay, so", "Alright, so")) and parts[
         "prefix"
     ].endswith(".")
@@ -62,7 +64,7 @@ def test_labels_sit_on_the_tokens_they_name(tokenizer):
     for row in text.named_rows(held_out=False):
         document = text.documents(row, [tokenizer])[0]
         tokens = [tokenizer.decode([document.ids[0][p]]) for p in document.places[0]]
-        assert {t for t, flag in zip(tokens, document.labels["decision"], strict=True) if flag} == {"."}
+        assert {t for t, flag in zip(tokens, document.labels["step_end"], strict=True) if flag} == {"."}
         if "hesitation" in document.labels:
             said = "".join(t for t, flag in zip(tokens, document.labels["hesitation"], strict=True) if flag)
             assert said.strip().startswith(("Wait", "Hmm"))
@@ -73,7 +75,13 @@ def test_special_tokens_and_first_tokens_can_be_left_out(tokenizer):
     whole = toy_text(drop_special=False).documents(row, [tokenizer])[0]
     kept = toy_text().documents(row, [tokenizer])[0]
     special = set(tokenizer.all_special_ids)
-    assert len(whole.places[0]) == len(whole.ids[0])
+    everything = toy_text(drop_special=False, segments=SEGMENTS).documents(row, [tokenizer])[0]
+    assert len(everything.places[0]) == len(everything.ids[0])
+    assert [tokenizer.decode([everything.ids[0][p]]) for p in sorted({*everything.places[0]} - {*whole.places[0]})] == [
+        "<｜User｜>",
+        "<｜Assistant｜>",
+        "<｜end｜>",
+    ]
     assert [whole.ids[0][p] for p in kept.places[0]] == [i for i in whole.ids[0] if i not in special]
     assert toy_text(drop_first=5).documents(row, [tokenizer])[0].places[0][0] == 5
     only = toy_text(segments=["answer"]).documents(row, [tokenizer])[0]
@@ -90,15 +98,18 @@ def test_a_long_trace_is_cut_not_dropped(tokenizer):
 
 
 def test_progress_is_the_share_of_its_segment_that_lies_before_a_token(tokenizer):
-    text = toy_text(drop_special=False)
+    text = toy_text(drop_special=False, segments=SEGMENTS)
     row = next(text.named_rows(held_out=False))
     rendered, document = text.rendered(row, tokenizer), text.documents(row, [tokenizer])[0]
     tokens = [tokenizer.decode([i]) for i in document.ids[0]]
     assert "".join(tokens) == rendered.text
     starts = list(itertools.accumulate(map(len, tokens[:-1]), initial=0))
+    assert len(starts) == len(document.progress)
     for first, last, name in rendered.segments:
-        found = [p for p, s in zip(document.progress, document.segments, strict=True) if SEGMENTS[s] == name]
-        assert found == pytest.approx([(at - first) / (last - first) for at in starts if first <= at < last])
+        inside = [n for n, at in enumerate(starts) if first <= at < last]
+        assert {SEGMENTS[document.segments[n]] for n in inside} == {name}
+        expected = [(starts[n] - first) / (last - first) for n in inside]
+        assert [document.progress[n] for n in inside] == pytest.approx(expected)
 
 
 def test_the_two_sides_of_the_split_share_no_problem_and_hold_every_row():
@@ -145,7 +156,7 @@ def test_batches_go_on_from_a_saved_position(tokenizer):
 
 def test_two_tokenizers_are_paired_by_the_character_their_tokens_end_on(tokenizer):
     other = build_tokenizer(["Anna has 3 apples"], size=300)
-    assert len(compare_tokenizers(tokenizer, other).examples) > 0
+    assert len(compare_tokenizers(tokenizer, other, []).differing) > 0
     text = toy_text()
     row = next(text.named_rows(held_out=False))
     for document in [
@@ -169,7 +180,8 @@ def test_a_trace_that_is_cut_keeps_every_token_of_both_tokenizers_once(tokenizer
 
 
 def test_tokenizers_that_agree_have_no_examples_and_specials_are_named(tokenizer):
-    assert compare_tokenizers(tokenizer, tokenizer) == ([], [])
+    found = compare_tokenizers(tokenizer, tokenizer, ["Anna has 3<｜end｜>"])
+    assert (found.differing, found.marks, found.foreign) == ([], [], 0) and found.tokens > 3
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet", "txt", "txt.gz"])
@@ -212,7 +224,7 @@ def test_a_token_is_spelled_as_it_is_decoded_alone_and_decoded_once(tokenizer):
 
 def test_an_empty_text_is_refused(tokenizer):
     with pytest.raises(TextError, match="no rows to train on"):
-        Text(lambda: iter(())).samples()
+        Text(lambda: iter(())).samples(tokenizer)
     with pytest.raises(TextError, match="no tokens to evaluate on: raise text.held_out"):
         next(toy_text(held_out=0.0).batches([tokenizer], held_out=True))
 
@@ -283,4 +295,4 @@ def test_a_token_has_a_label_where_it_shares_a_character_with_any_of_its_spans()
         spans = [(begin, begin + chance.randint(0, 6), "label") for begin in begins]
         tokens = [(begin, begin + chance.randint(0, 4)) for begin in range(34)]
         shared = [any(start < last and end > first for first, last, _ in spans) for start, end in tokens]
-        assert _touching(tokens, spans) == shared
+        assert touching(np.array(tokens), [span[:2] for span in spans]).tolist() == shared

@@ -46,7 +46,7 @@ def test_a_decision_dot_is_followed_by_a_hesitation_exactly_where_it_says_so():
         starts = {first for _, first, _, label in row["spans"] if label == "hesitation"}
         follows = {first for _, first, _, label in row["spans"] if label == "hesitation_follows"}
         for _, first, last, label in row["spans"]:
-            if label == "decision":
+            if label == "step_end":
                 assert row["thinking"][first:last] == "."
                 assert (first in follows) == (last + 1 in starts)
         counted += len(follows)

@@ -30,11 +30,9 @@ Precision = Literal["float32", "bfloat16", "float16"]  # names of torch's types 
 DIFFERENCE = "difference"  # tuned - base at the same place, as one stream
 
 # What part of a document a token stands in. "prefix" is the opening sentence of the thinking; "text" is a document
-# without a prompt and an answer.
-SEGMENTS = ("prompt", "prefix", "thinking", "answer", "text")
-
-# How a reasoning model writes a response; R1's own layout, line breaks included.
-THINKING_FORMAT = "<think>\n{thinking}\n</think>\n\n{answer}"
+# without a prompt and an answer; "template" is what a chat template writes around what was said.
+TEMPLATE = "template"
+SEGMENTS = ("prompt", "prefix", "thinking", "answer", "text", TEMPLATE)
 
 
 class Refused(ValueError):

@@ -111,7 +111,7 @@ class LiveRows(Iterator[Rows]):
     def __post_init__(self) -> None:
         self.block = 0
         self.broken: dict[Stream, str] = {}
-        self.batches = self.text.batches(self.pair.tokenizers)
+        self.batches = self.text.batches(self.pair.tokenizers, foreign=self.pair.foreign)
 
     def __next__(self) -> Rows:
         batch, mine = next(self.batches), self.block % self.processes == self.rank

@@ -11,10 +11,11 @@ the same lines again, is not read; special tokens mark turns, so they stand in t
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tunediff.benchmarks.sentences import sentences, settled
-from tunediff.text import CLOSINGS, OPENINGS
+from tunediff.text import LAYOUTS, Layout, thoughts
 
 READ = {
     "boxed": "the last complete box after the thinking, or several that are one list",
@@ -34,13 +35,15 @@ class Answer(NamedTuple):
     rule: str
 
 
-def read(output: str, *, kind: str = "math", finished: bool = True, opened: bool = False) -> Answer:
-    """The answer of one output. `finished`: the model ended by itself, so the last sentence is whole. `opened`: the
-    prompt ended inside the thinking. `kind`: math, boolean or choice; or word, where the concluding sentence is wanted
+def read(
+    output: str, *, kind: str = "math", finished: bool = True, opened: str = "", layouts: Sequence[Layout] = LAYOUTS
+) -> Answer:
+    """The answer of one output. `finished`: the model ended by itself, so the last sentence is whole. `opened`: the mark
+    with which the prompt opened the thinking. `layouts`: how thinking may be marked. `kind`: math, boolean or choice; or word, where the concluding sentence is wanted
     whole, for the answer may be its subject ("Ada is the tallest")."""
     output, ended = _own_turn(output)
     finished = finished or ended
-    thinking, said = _after_thinking(output, opened)
+    thinking, said = _after_thinking(output, opened, layouts)
     if said is None:
         boxed = boxes(_before_invention(thinking, after=r"\\boxed")[0]) if finished else None
         answer = _READERS[kind](boxed) if boxed else None
@@ -124,14 +127,13 @@ def _own_turn(output: str) -> tuple[str, bool]:
     return (output[: end.start()], True) if end else (output, False)
 
 
-def _after_thinking(output: str, opened: bool) -> tuple[str, str | None]:
+def _after_thinking(output: str, opened: str, layouts: Sequence[Layout]) -> tuple[str, str | None]:
     """The thinking and what is said after it; where the thinking is open at the end, that and None."""
-    end = max((output.rfind(tag) + len(tag) for tag in CLOSINGS if tag in output), default=0)
-    said = output[end:]
-    if opened and not end:
-        return output, None
-    begins = [said.find(tag) + len(tag) for tag in OPENINGS if tag in said]
-    return (said[min(begins) :], None) if begins else (output[:end], said)
+    found = thoughts(output, layouts, opened=opened)
+    if not found:
+        return "", output
+    begin, end, after, _ = found[-1]
+    return (output[begin:end], None) if after is None else (output[:after], output[after:])
 
 
 _NEXT = re.compile(

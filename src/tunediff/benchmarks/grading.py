@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,6 +23,7 @@ from tunediff.benchmarks.answers import READ, Answer, read
 from tunediff.benchmarks.equality import COMPARED, compare, is_word
 from tunediff.benchmarks.notation import plain
 from tunediff.shapes import Refused
+from tunediff.text import LAYOUTS, Layout
 
 TIMED_OUT = "timed_out"
 KINDS = ("math", "boolean", "choice")
@@ -49,12 +50,13 @@ class Question(NamedTuple):
     gold: str
     kind: str = "math"
     finished: bool = True
-    opened: bool = False
+    opened: str = ""
+    layouts: Sequence[Layout] = LAYOUTS
 
 
 def grade(output: str, gold: str, *, tolerance: float | None = None, **asked: Any) -> Grade:
     """One output, in this process and without a limit on time: for a notebook. A Grader is for outputs nobody has
-    seen. `asked` are kind, finished and opened, as in Question."""
+    seen. `asked` are kind, finished, opened and layouts, as in Question."""
     question = _asked(Question(output, gold, **asked))
     return _graded(question, _read(question), tolerance, _here)
 
@@ -125,7 +127,9 @@ def _asked(question: Question) -> Question:
 
 def _read(question: Question) -> Answer:
     kind = "word" if question.kind == "math" and is_word(plain(question.gold)) else question.kind
-    return read(question.output, kind=kind, finished=question.finished, opened=question.opened)
+    return read(
+        question.output, kind=kind, finished=question.finished, opened=question.opened, layouts=question.layouts
+    )
 
 
 def _graded(question: Question, answer: Answer, tolerance: float | None, algebra) -> Grade:

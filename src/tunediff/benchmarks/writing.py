@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tunediff.shapes import Refused
-from tunediff.text import CLOSINGS, OPENINGS
+from tunediff.text import LAYOUTS, Layout, thoughts
 
 HESITATIONS = ("wait", "hmm+")  # regular expressions of whole words
 
@@ -31,11 +31,16 @@ class Behaviour(NamedTuple):
 
 
 def behaviour(
-    text: str, ids: Sequence[int], *, patterns: Sequence[str] = HESITATIONS, opened: bool = False
+    text: str,
+    ids: Sequence[int],
+    *,
+    patterns: Sequence[str] = HESITATIONS,
+    opened: str = "",
+    layouts: Sequence[Layout] = LAYOUTS,
 ) -> Behaviour:
     """The measures of a response, from its text and its token ids without padding."""
     count = hesitations(text, patterns)
-    return Behaviour(len(ids), count, closed(text, opened), repetition(ids), distinct(ids, 2))
+    return Behaviour(len(ids), count, closed(text, opened, layouts), repetition(ids), distinct(ids, 2))
 
 
 def hesitations(text: str, patterns: Sequence[str] = HESITATIONS) -> int:
@@ -52,13 +57,11 @@ def _words(patterns: tuple[str, ...]) -> re.Pattern:
         raise Refused(f"The patterns {list(patterns)} are no regular expressions: {error}.") from error
 
 
-def closed(text: str, opened: bool) -> bool | None:
-    """True where the thinking was closed after it last began; `opened` says that the prompt began it. A closing tag
-    alone says so as well. None without thinking."""
-    began, ended = (max(map(text.rfind, marks)) for marks in (OPENINGS, CLOSINGS))
-    if began < 0 and ended < 0 and not opened:
-        return None
-    return ended > began
+def closed(text: str, opened: str = "", layouts: Sequence[Layout] = LAYOUTS) -> bool | None:
+    """True where the thinking was closed after it last began; `opened` is the mark with which the prompt began it. A closing
+    mark alone says so as well. None without thinking."""
+    found = thoughts(text, layouts, opened=opened)
+    return found[-1].after is not None if found else None
 
 
 def repetition(ids: Sequence[int], n: int = 4) -> float | None:

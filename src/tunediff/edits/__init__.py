@@ -2,6 +2,7 @@
 gate.
 
     sequences.py   the tokens that are known            gates.py        which of them are touched
+    thinking.py    where they think
     parts.py       latents, directions, the whole       operations.py   what becomes of the part
     editing.py     an edit, and the `with` it lives in
 
@@ -23,4 +24,5 @@ from tunediff.edits.gates import (
 )
 from tunediff.edits.operations import Add, Clamp, Keep, MeanAblate, Operation, Patch, Scale, Zero
 from tunediff.edits.parts import Axes, Directions, Latents, Part, Whole, opposite
-from tunediff.edits.sequences import TAG, Sequences, thinking_opened
+from tunediff.edits.sequences import Sequences
+from tunediff.edits.thinking import ThinkingMarks, opening_of

@@ -19,7 +19,6 @@ from torch import Tensor
 from tunediff.dictionary import Dictionary
 from tunediff.edits.sequences import Sequences
 from tunediff.shapes import Refused, Rows, Stream
-from tunediff.text import CLOSINGS, OPENINGS
 
 WITHIN = 256  # tokens of a response that a regular expression is looked for in
 
@@ -71,12 +70,11 @@ class Response(Gate):
 
 @dataclass(frozen=True)
 class Thinking(Gate):
-    """The response from the token that completes <think>, or from its start where the prompt ended so, up to and with
-    </think>; or the marks of s1 and OpenThoughts."""
+    """The response from the token that completes a mark which opens thinking, or from its start where the prompt ended so,
+    up to and with the token that completes its closing mark."""
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
-        opened = known.opened[:, None] | known.after(OPENINGS, itself=True)
-        return known.new(known.response) & opened & ~known.after(CLOSINGS, itself=False)
+        return known.thinking
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,12 @@ class Given:
     @functools.cached_property
     def held_out(self) -> list[Batch]:
         """Held-out batches until the budget is spent; a smaller text is read once."""
-        source = self.text.batches(self.pair.tokenizers, held_out=True, tokens_per_batch=self.tokens_per_batch)
+        source = self.text.batches(
+            self.pair.tokenizers,
+            held_out=True,
+            tokens_per_batch=self.tokens_per_batch,
+            foreign=self.pair.foreign,
+        )
         batches, read = [], 0
         while read < self.tokens:
             batch = next(source)

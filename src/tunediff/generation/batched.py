@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunediff.edits import Sequences, thinking_opened
+from tunediff.edits import Sequences
 from tunediff.generation.responses import Request, Response
 from tunediff.generation.writer import Writer
 
@@ -28,14 +28,14 @@ class Batched:
             places = order[start : start + self.batch]
             some = [asked[place] for place in places]
             prompts, others = [one.ids for one in some], None
-            known = Sequences.of_prompts(tokenizer, prompts, pair.device(role))
+            known = Sequences.of_prompts(tokenizer, prompts, pair.device(role), layouts=pair.layouts)
             if alongside is not None:
                 written = [alongside[place].ids for place in places]
-                others = Sequences.of_responses(tokenizer, prompts, written, pair.device(role))
+                others = Sequences.of_responses(tokenizer, prompts, written, pair.device(role), layouts=pair.layouts)
             ends = pair.ends(role) | {tokenizer.eos_token_id}
             writers = [
-                Writer(one.name, decoding, tokenizer, ends, thinking=thinking_opened(tokenizer, one.ids))
-                for one in some
+                Writer(one.name, decoding, tokenizer, ends, opened=opened, layouts=pair.layouts)
+                for one, opened in zip(some, known.opened, strict=True)
             ]
             yield from zip(places, respond_together(request, known, writers, others), strict=True)
 
@@ -45,7 +45,7 @@ def respond_together(
 ) -> list[Response]:
     """One batch, until every writer has ended; the rows that have are left out once they are half of it."""
     pair, role, edits = request.pair, request.role, request.edits
-    caches, going, opened = pair.new_caches(), list(range(len(writers))), known.opened.tolist()
+    caches, going, opened = pair.new_caches(), list(range(len(writers))), list(known.opened)
     touched, change = torch.zeros(len(writers), len(edits)), torch.zeros(len(writers), len(edits))
     while True:
         logits, norms = pair.run(role, known, edits, caches=caches, alongside=others, last=1)

@@ -8,6 +8,7 @@ and now and then another token is the likelier one. Budget forcing is that of s1
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from tunediff.edits import Edit, Sequences
 from tunediff.models import ModelPair
 from tunediff.shapes import Refused
-from tunediff.text import CLOSINGS, Tokenizer, encode, padded_groups, render_prompt
+from tunediff.text import Manner, Tokenizer, encode, padded_groups, render_prompt
 
 
 class Asked(NamedTuple):
@@ -30,7 +31,7 @@ class Asked(NamedTuple):
 
 class Response(NamedTuple):
     """ids        token ids, the end token left out       text      the same, decoded
-    finished   false where the budget cut it off       opened    whether the prompt itself opened the thinking
+    finished   false where the budget cut it off       opened    the mark with which the prompt itself opened the thinking, or ""
     touched    for each edit, how many tokens of prompt and response it changed
     change     for each edit, the mean norm of these changes; 0 where there are none
     """
@@ -38,7 +39,7 @@ class Response(NamedTuple):
     ids: list[int]
     text: str
     finished: bool
-    opened: bool
+    opened: str
     touched: tuple[int, ...] = ()
     change: tuple[float, ...] = ()
 
@@ -103,10 +104,16 @@ class Engine(Protocol):
         ...
 
 
-def ask(questions: Sequence[tuple[str, str]], tokenizer: Tokenizer, system: str | None = None) -> list[Asked]:
-    """(name, question) -> prompts through the chat template, each behind the same system message where there is one."""
+def ask(
+    questions: Sequence[tuple[str, str]],
+    tokenizer: Tokenizer,
+    manner: Manner = Manner(),  # noqa: B008
+) -> list[Asked]:
+    """(name, question) -> prompts through the chat template, each behind the same system message where there is one. The
+    instruction of a text is not put before them: a task has words of its own."""
+    manner = dataclasses.replace(manner, instruction="")
     return [
-        Asked(name, list(encode(tokenizer, render_prompt(text, tokenizer, system))["input_ids"]))
+        Asked(name, list(encode(tokenizer, render_prompt(text, tokenizer, manner))["input_ids"]))
         for name, text in questions
     ]
 
@@ -131,9 +138,9 @@ def generate(
     Raises Refused for a budget that the model's context does not hold, and for a tokenizer that spells the end of thinking
     in pieces where it is to be replaced."""
     tokenizer = tokenizer or pair.tokenizers[0]
-    if decoding.extensions and len(encode(tokenizer, CLOSINGS[0])["input_ids"]) > 1:
+    if decoding.extensions and len(encode(tokenizer, pair.layout.closing)["input_ids"]) > 1:
         raise Refused(
-            f"This tokenizer spells {CLOSINGS[0]} in pieces, of which the first stand before the last is known: "
+            f"This tokenizer spells {pair.layout.closing} in pieces, of which the first stand before the last is known: "
             "decoding.extensions needs one that has it as a token, such as the tuned model's (model_pair.tokenizer=tuned)."
         )
     context = pair.configs[role].max_position_embeddings
@@ -171,7 +178,7 @@ def surprise(
     lengths = [len(one.ids) + len(response.ids) for one, response in zip(asked, responses, strict=True)]
     for places in padded_groups(written, tokens_per_batch, lengths.__getitem__):
         prompts, ids = ([part[place].ids for place in places] for part in (asked, responses))
-        known = Sequences.of_responses(tokenizer, prompts, ids, pair.device(role))
+        known = Sequences.of_responses(tokenizer, prompts, ids, pair.device(role), layouts=pair.layouts)
         columns = max(map(len, ids))
         logits, _ = pair.run(role, known, last=columns + 1)
         for row, place in enumerate(places):  # one at a time: a vocabulary is large

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tunediff.edits import thinking_opened
+from tunediff.edits import opening_of
 from tunediff.generation.responses import Request, Response
 from tunediff.generation.writer import before_stop, seed_of
 from tunediff.shapes import Refused
@@ -62,5 +62,5 @@ class VLLM:
                 best = output.outputs[0]
                 ids = before_stop([token for token in best.token_ids if token not in ends], decoding.stop, tokenizer)
                 finished = best.finish_reason == "stop"
-                opened = thinking_opened(tokenizer, one.ids) is not None
+                opened = opening_of(tokenizer, one.ids, pair.layouts)
                 yield start + n, Response(ids, tokenizer.decode(ids), finished, opened)

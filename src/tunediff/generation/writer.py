@@ -7,17 +7,29 @@ from collections.abc import Sequence, Set
 
 import torch
 
-from tunediff.edits import TAG
+from tunediff.edits import ThinkingMarks
 from tunediff.generation.responses import Decoding
 from tunediff.text import LAYOUTS, Layout, Tokenizer, encode
+
+ROUND = 24  # tokens that are looked at beside those of a stop string
 
 
 class Writer:
     """name     of the prompt, for the seed       ends   tokens that end a response
-    thinking   the layout of the thinking that its prompt began; None: it has not begun"""
+    opened     the mark with which its prompt began the thinking, or ""      layouts    how thinking may be marked"""
 
-    def __init__(self, name: str, decoding: Decoding, tokenizer: Tokenizer, ends: Set[int], *, thinking: Layout | None):
-        self.decoding, self.tokenizer, self.ends, self.thinking = decoding, tokenizer, ends, thinking
+    def __init__(
+        self,
+        name: str,
+        decoding: Decoding,
+        tokenizer: Tokenizer,
+        ends: Set[int],
+        *,
+        opened: str = "",
+        layouts: Sequence[Layout] = LAYOUTS,
+    ):
+        self.decoding, self.tokenizer, self.ends = decoding, tokenizer, ends
+        self.thinking = ThinkingMarks(tokenizer, layouts, opened)
         self.ids: list[int] = []
         self.finished = self.ended = False
         self.extended = 0
@@ -42,8 +54,8 @@ class Writer:
             return token
         self.ids.append(token)
         if self.decoding.forces:
-            self._follow()
-        if any(stop in self._text(self.ids[-TAG - len(stop) :]) for stop in self.decoding.stop):
+            self.thinking.follow(self.ids)
+        if any(stop in self._text(self.ids[-ROUND - len(stop) :]) for stop in self.decoding.stop):
             self.ids = before_stop(self.ids, self.decoding.stop, self.tokenizer)
             self.finished = self.ended = True
         self.ended |= len(self.ids) == self.decoding.tokens
@@ -52,25 +64,22 @@ class Writer:
     def _instead_of(self, token: int) -> int:
         if self.forced:
             return self.forced.pop(0)
-        if self.thinking is None:
+        if (now := self.thinking.now) is None:
             return token
-        at_end = token in self.ends or self._text([*self.ids[-TAG:], token]).rstrip().endswith(self.thinking.closing)
+        at_end = token in self.ends or self._text([*self.ids[-self.thinking.tail :], token]).rstrip().endswith(
+            now.closing
+        )
         if at_end and self.extended < self.decoding.extensions:
             self.extended += 1
             return self._force(self.decoding.extension)
         limit = self.decoding.think_at_most
         if not at_end and limit is not None and len(self.ids) >= limit:
-            return self._force(self.thinking.between + self.decoding.conclusion)
+            return self._force(now.between + self.decoding.conclusion)
         return token
 
     def _force(self, text: str) -> int:
         self.forced = list(encode(self.tokenizer, text)["input_ids"])
         return self.forced.pop(0)
-
-    def _follow(self) -> None:
-        tail = self._text(self.ids[-TAG:])
-        begun = next((parts for parts in LAYOUTS if parts.opening.strip() in tail), self.thinking)
-        self.thinking = None if begun is None or begun.closing in tail else begun
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)

@@ -10,6 +10,7 @@ option.py    the two, as pair.yaml        adapted_source.py     where such a mod
 from transformers import PreTrainedModel
 
 from tunediff.models.adapted_source import AdaptedSource
+from tunediff.models.agreement import Agreed, agree
 from tunediff.models.hybrid import replaceable, replacing, switch_mlps
 from tunediff.models.lora import PairError
 from tunediff.models.option import option, pair_of_adapter, placed

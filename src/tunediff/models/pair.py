@@ -7,6 +7,7 @@ answers every question about layers, widths and tokens; `load(device)` brings th
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,11 +23,13 @@ from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError
 from tunediff.models.source import ModelSource
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
-from tunediff.text import Batch, compare_tokenizers
+from tunediff.text import LAYOUTS, Batch, Layout, layout
+from tunediff.text.tokenizers import differing_marks
 
 ALL_LAYERS = "all"
 # roles of models that may stand beside a pair; configuration and tokenizer are the tuned one's
 BESIDE = (HYBRID, ADAPTER)
+FOREIGN = ("skip", "respell", "keep", "refuse")
 Caches = dict[str, transformers.Cache]  # role -> the keys and values of the columns that were computed
 
 
@@ -36,6 +39,10 @@ class ModelPair:
     tokenizer   whose tokenizer cuts the text and whose chat template renders it: base or tuned
     align       strict: both models read the same ids, and the tokenizers must agree on ordinary text;
                 by_text: each model reads its own ids, tokens that end on the same character are paired
+    foreign     what becomes of marks (added tokens, such as <think>) that the two read differently: skip gives both models the
+                same ids and keeps none of these tokens; respell lets each model read its own spelling of them; keep treats
+                them as any other token; refuse refuses the pair
+    thinking_format   how the models mark their thinking: the name of a known format, or a string with {thinking} and {answer}
     hesitations   what the tuned model says when it hesitates: words, as regular expressions
     """
 
@@ -46,15 +53,21 @@ class ModelPair:
         *,
         tokenizer: str = BASE,
         align: str = "strict",
+        foreign: str = "skip",
+        thinking_format: str = "think",
         hesitations: Sequence[str] = ("wait", "hmm+", "alternatively", "hold on"),
     ):
         if tokenizer not in ROLES:
             raise PairError(f"model_pair.tokenizer='{tokenizer}': choose base or tuned.")
         if align not in ("strict", "by_text"):
             raise PairError(f"model_pair.align='{align}': choose strict or by_text.")
+        if foreign not in FOREIGN:
+            raise PairError(f"model_pair.foreign='{foreign}': choose {', '.join(FOREIGN)}.")
         self.sources = {BASE: base, TUNED: tuned}
         self.configs = {role: source.config().get_text_config() for role, source in self.sources.items()}
-        self.owner, self.align, self.hesitations = tokenizer, align, tuple(hesitations)
+        self.owner, self.align, self.foreign_policy = tokenizer, align, foreign
+        self.layout, self.hesitations = layout(thinking_format), tuple(hesitations)
+        self.layouts = (self.layout, *(parts for parts in LAYOUTS if parts != self.layout))
         self._tokenizers = {role: source.tokenizer() for role, source in self.sources.items()}
         self.models: dict[str, transformers.PreTrainedModel] = {}
         self.adapter: TranscoderAdapter | None = None  # of the models that stand beside, and what it stands in
@@ -63,10 +76,27 @@ class ModelPair:
             self.configs[role], self._tokenizers[role] = self.configs[TUNED], self._tokenizers[TUNED]
 
     @property
+    def same_ids(self) -> bool:
+        """True where both models read the same ids."""
+        return self.align == "strict" and self.foreign_policy != "respell"
+
+    @property
     def tokenizers(self) -> tuple:
-        """The owner's tokenizer; with by_text also the other's."""
+        """The owner's tokenizer; where each model reads its own ids also the other's."""
         mine, other = self._tokenizers[self.owner], self._tokenizers[OTHER[self.owner]]
-        return (mine,) if self.align == "strict" else (mine, other)
+        return (mine,) if self.same_ids else (mine, other)
+
+    @functools.cached_property
+    def foreign(self) -> Sequence[str]:
+        """The marks whose tokens are not kept: those that the two models read differently."""
+        if self.foreign_policy == "keep":
+            return ()
+        mine, other = self._tokenizers[self.owner], self._tokenizers[OTHER[self.owner]]
+        return differing_marks(mine, other, same_ids=self.same_ids)
+
+    def knows(self, parts: Layout) -> None:
+        """The marks of a text are known to all that ask where the models think, before those of the pair."""
+        self.layouts = tuple(dict.fromkeys((parts, *self.layouts)))
 
     def tokenizer_of(self, role: str):
         """The tokenizer that came with a model, whoever's the pair reads with."""
@@ -84,33 +114,16 @@ class ModelPair:
 
     def entry(self, role: str) -> int:
         """The number of this model's entry in a batch's ids, mask and places."""
-        return 0 if self.align == "strict" or (TUNED if role in BESIDE else role) == self.owner else 1
+        return 0 if self.same_ids or (TUNED if role in BESIDE else role) == self.owner else 1
 
     def source(self, role: str) -> ModelSource:
         """The source of a model; of one that stands beside the pair, where its attention, norms and embeddings do."""
         return self.sources[TUNED if role in BESIDE else role]
 
-    def check_tokens(self, texts: Iterable[str]) -> list[str]:
-        """Sentences about differing special tokens. Raises where ordinary text is cut differently or an id of one
-        tokenizer lies outside the other model's vocabulary."""
-        owner, other = self._tokenizers[self.owner], self._tokenizers[OTHER[self.owner]]
-        if self.align == "by_text":
-            return []
-        found = compare_tokenizers(owner, other, texts)
-        if found.examples:
-            text, first, second = found.examples[0]
-            raise PairError(
-                f"The two models tokenize {len(found.examples)} of the tried texts differently, such as {text!r} "
-                f"({len(first)} and {len(second)} ids: {first[:8]}... and {second[:8]}...). A crosscoder needs aligned "
-                f"tokens: choose a pair that shares a tokenizer, or set model_pair.align=by_text."
-            )
-        smallest = min(config.vocab_size for config in self.configs.values())
-        if len(owner) > smallest:
-            raise PairError(
-                f"The {self.owner} tokenizer has {len(owner)} ids, but one of the models knows only {smallest}. "
-                f"Set model_pair.tokenizer to the other model, or model_pair.align=by_text."
-            )
-        return [f"Special tokens differ ({len(found.specials)}), the first: {s}" for s in found.specials[:1]]
+    @property
+    def own_ids_by(self) -> str:
+        """The setting by which each model reads its own ids."""
+        return "model_pair.align=by_text" if self.align == "by_text" else "model_pair.foreign=respell"
 
     def depth(self, role: str) -> int:
         return self.configs[role].num_hidden_layers
@@ -239,10 +252,8 @@ class ModelPair:
         return other
 
     def _check_same_tokens(self) -> None:
-        if self.align != "strict":
-            raise PairError(
-                "model_pair.align=by_text: a transcoder adapter needs two models that read the same tokens."
-            )
+        if not self.same_ids:
+            raise PairError(f"{self.own_ids_by}: a transcoder adapter needs two models that read the same tokens.")
 
     def _latents_of(self, role: str) -> int:
         if role == ADAPTER and self.adapter is not None:
@@ -354,9 +365,9 @@ class ModelPair:
         self, others: Sequence[Stream], known: Sequences, alongside: Sequences | None, caches: Caches | None
     ) -> tuple[dict[Stream, Tensor], Tensor | None]:
         role = others[0].role
-        if self.align == "by_text":
+        if not self.same_ids:
             raise PairError(
-                "An edit that reads the other model needs both to read the same tokens, and model_pair.align=by_text gives "
+                f"An edit that reads the other model needs both to read the same tokens, and {self.own_ids_by} gives "
                 "each its own. Edit with a dictionary of one model, or choose a pair that shares a tokenizer."
             )
         ids, real = known.ids, known.real

@@ -26,7 +26,7 @@ from tunediff.evaluations.given import LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
-from tunediff.models import ModelPair, save_adapted
+from tunediff.models import save_adapted
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import build, check
 from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
@@ -37,11 +37,11 @@ from tunediff.study.parts import (
     given_of,
     inside,
     learns,
+    pair_and_text,
     read_config,
     streams_of,
 )
 from tunediff.study.run import evaluate, say_headline
-from tunediff.text import Text
 
 
 class Loaded:
@@ -59,8 +59,7 @@ class Loaded:
         self._weights = folder / "dictionary" / "weights.safetensors"
         if learns(self.cfg) and not self._weights.exists():
             raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
-        self.text: Text = build(self.cfg.text)
-        self.pair: ModelPair = build(self.cfg.model_pair)
+        self.pair, self.text = pair_and_text(self.cfg)
         self.streams = streams_of(self.cfg, self.pair)
 
     def __repr__(self) -> str:
@@ -140,7 +139,7 @@ class Loaded:
         self.given()
         role = role or (edits[0].at.role if edits else TUNED)
         tokenizer = self.pair.tokenizers[self.pair.entry(role)]
-        asked = ask([(question, question) for question in questions], tokenizer, self.text.system)
+        asked = ask([(question, question) for question in questions], tokenizer, self.text.manner)
         return generate(self.pair, role, asked, decoding, engine=Batched(), edits=edits, tokenizer=tokenizer)
 
     def save_adapted(self, folder: str | Path) -> Path:

@@ -40,6 +40,13 @@ def learns(cfg: DictConfig) -> bool:
     return bool(given)
 
 
+def pair_and_text(cfg: DictConfig) -> tuple[ModelPair, Text]:
+    """The two models, without their weights, and what they read. The pair knows the marks of the text's thinking."""
+    pair, text = build(cfg.model_pair), build(cfg.text)
+    pair.knows(text.manner.layout)
+    return pair, text
+
+
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
     """The evaluations of a config. Raises Refused for one that asks about a dictionary where there is none, or about another
     kind: one that stands `inside` the models reconstructs nothing, and the others replace nothing."""

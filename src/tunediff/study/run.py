@@ -88,12 +88,12 @@ class Run:
         moments = None if mine.moments is None else mine.moments.cpu()
         self.learner.dictionary.fit(Rows(mine.values.cpu(), moments))
 
-    def finish(self, pair: ModelPair, text: Text, device: torch.device, notes: Sequence[str]) -> None:
-        """Saves the dictionary, if one was trained; measures, writes the page."""
+    def finish(self, pair: ModelPair, text: Text, device: torch.device, known: Sequence[Finding | Note]) -> None:
+        """Saves the dictionary, if one was trained; measures, writes the page. `known` is what is known of the pair already."""
         if folders.is_finished(self.folder, self.identity):
             return
         folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
-        found: list[Table | Note] = [Note(sentence) for sentence in notes]
+        found: list[Finding | Table | Note] = [*known]
         dictionary = None
         if self.learner is None:
             self.open_loggers()

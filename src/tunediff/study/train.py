@@ -21,13 +21,13 @@ from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.activations import ShuffledRows, Wanted, take
-from tunediff.models import ModelPair
+from tunediff.models import Agreed, ModelPair, agree
 from tunediff.schedules import Length
 from tunediff.settings import build, check, digest, material
-from tunediff.shapes import Refused
+from tunediff.shapes import Finding, Note, Refused
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
-from tunediff.study.parts import STUDY, inside, learns
+from tunediff.study.parts import STUDY, inside, learns, pair_and_text
 from tunediff.study.run import Run
 from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of
 from tunediff.text import Text
@@ -78,11 +78,11 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     pair alone; measures each and writes its page. A run that fails keeps its error; the others become what they would
     have become alone."""
     cfg = runs[0].cfg
-    text: Text = build(cfg.text)
-    pair: ModelPair = build(cfg.model_pair)
+    pair, text = pair_and_text(cfg)
     text.check(evaluated=any(run.cfg.evaluation for run in runs))
-    notes = pair.check_tokens(text.samples())
-    notes += [said for source in pair.sources.values() for said in source.remarks()]
+    agreed = agree(pair, text)
+    found = [shared_of(agreed), *map(Note, agreed.notes)]
+    found += [Note(said) for source in pair.sources.values() for said in source.remarks()]
     for run in runs:
         with run.on_its_own():
             run.build(pair)
@@ -116,7 +116,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
             if run.dropped is not None:
                 raise run.dropped
             own = left_out.get(run.identity)
-            run.finish(pair, text, device, [*notes, *([own] if own else [])])
+            run.finish(pair, text, device, [*found, *([Note(own)] if own else [])])
     if all(run.error is None or run.error is run.dropped for run in runs):  # else what was trained is kept
         shutil.rmtree(checkpoints, ignore_errors=True)
 
@@ -201,6 +201,14 @@ def going(runs: Sequence[Run]) -> list[Run]:
 def learners_of(runs: Sequence[Run]) -> list[Learner]:
     """The learners of the runs that train a dictionary on activations."""
     return [run.learner for run in runs if isinstance(run.learner, Learner)]
+
+
+def shared_of(agreed: Agreed) -> Finding:
+    """The share of tokens that the two models read differently."""
+    meaning = (
+        f"share of {agreed.tokens:,} tokens of rendered rows that touch a mark which the two models read differently"
+    )
+    return Finding("tokens/foreign", agreed.foreign, meaning=meaning)
 
 
 def described(runs: Sequence[Run]) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
-from tunediff.models import ModelPair
-from tunediff.settings import build, check, digest, identity, material, plain, stream_key, within
+from tunediff.models import ModelPair, agree
+from tunediff.settings import check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
-from tunediff.study.parts import STUDY, inside
+from tunediff.study.parts import STUDY, inside, pair_and_text
 from tunediff.study.run import Run
 from tunediff.training import latest_checkpoint, names_in
 
@@ -99,9 +99,9 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
             run = Run(cfg, sweep / identity(cfg))
             key = digest([plain(cfg.model_pair), plain(cfg.text), bool(cfg.evaluation)])
             if key not in built:
-                built[key], text = build(cfg.model_pair), build(cfg.text)
+                built[key], text = pair_and_text(cfg)
                 text.check(evaluated=bool(cfg.evaluation))
-                built[key].check_tokens(text.samples())
+                agree(built[key], text)
             run.build(built[key], weights=False)
             run.learner = None  # its weights are made where it is trained
         except Refused as refusal:

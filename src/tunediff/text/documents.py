@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tunediff.shapes import SEGMENTS, THINKING_FORMAT
+import numpy as np
+
+from tunediff.shapes import SEGMENTS, TEMPLATE
+from tunediff.text.aligned import LONG, Aligned, pieces
 from tunediff.text.batches import Document, TextBatches
-from tunediff.text.rendering import Rendered, Span, layout, refuse_all_but_strings, render
+from tunediff.text.rendering import Manner, Rendered, refuse_all_but_strings, render
 from tunediff.text.rows import TextError
-from tunediff.text.tokenizers import Tokenizer, encode
+from tunediff.text.templates import DATE
+from tunediff.text.tokenizers import Tokenizer, one_of, touching
 
 LOOKED_AT = 10_000  # rows that are read to see whether a text can be used; it may have no end
 
@@ -26,6 +29,7 @@ INSTEAD = {
     "response": {"thinking", "answer", "text"},
 }
 LABELS = {"spans", "pieces"}
+TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has
 
 
 class Text:
@@ -37,10 +41,13 @@ class Text:
                  Without any, the columns have our names already; with some, only these are read
     prepare      steps by name, each from rows under our names to such rows: one a generation, a conversation's first turns
     instruction  put directly in front of every prompt      system   a system message, through the chat template
-    thinking_format   how a response is laid out: a format string with {thinking} and {answer}; None: R1's way
-    context      tokens of one sequence; a longer row is cut into several, none is dropped
+    thinking_format   how a response is laid out: the name of a known format, or a string with {thinking} and {answer};
+                 None: R1's way
+    template     arguments of the chat template               date     the day that a template is told instead of today
+    context      tokens of one sequence      long   what becomes of a longer row: cut into several, of which none is
+                 dropped; first: the first alone; keep_prompt: cut, each with the row's question before it
     held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
-    segments     segments whose tokens are kept; None keeps all
+    segments     segments whose tokens are kept; None keeps all but what the chat template writes
     seed         of the order of batches
     window       documents sorted by length at a time      tokens_per_batch   of one forward pass, padding counted
     """
@@ -53,8 +60,11 @@ class Text:
         prepare: Mapping[str, Callable[[Iterable[Mapping[str, Any]]], Iterable[Mapping[str, Any]]]] | None = None,
         instruction: str = "",
         system: str | None = None,
-        thinking_format: str | None = THINKING_FORMAT,
+        thinking_format: str | None = "think",
+        template: Mapping[str, Any] | None = None,
+        date: str = DATE,
         context: int = 1024,
+        long: str = "cut",
         held_out: float | Callable[[str], bool] = 0.05,
         segments: Sequence[str] | None = None,
         drop_special: bool = True,
@@ -64,19 +74,28 @@ class Text:
         tokens_per_batch: int = 16384,
     ):
         if segments is not None and not segments:
-            raise TextError(f"text.segments=[] keeps no token; the segments are {list(SEGMENTS)}, and null keeps all.")
+            raise TextError(
+                f"text.segments=[] keeps no token; the segments are {list(SEGMENTS)}, and null keeps all but template."
+            )
         unknown = set(segments or ()) - set(SEGMENTS)
         if unknown:
             raise TextError(f"text.segments has {sorted(unknown)}; the segments are {list(SEGMENTS)}.")
         if context < 2:
             raise TextError(f"text.context={context}: a sequence needs at least 2 tokens.")
-        thinking_format = THINKING_FORMAT if thinking_format is None else thinking_format
-        layout(thinking_format)
+        if long not in LONG:
+            raise TextError(f"text.long={long}: choose {', '.join(LONG)}.")
         self.rows, self.fields, self.prepare = rows, dict(fields or {}), dict(prepare or {})
-        self.instruction, self.system, self.thinking_format = instruction, system, thinking_format
+        self.manner = Manner(
+            instruction,
+            system,
+            "think" if thinking_format is None else thinking_format,
+            dict(template or {}),
+            str(date),
+        )
+        self.manner.check()
         if isinstance(held_out, functools.partial):  # Hydra's own kind checks its target again at every row
             held_out = functools.partial(held_out.func, *held_out.args, **held_out.keywords)
-        self.context, self.held_out, self.segments = context, held_out, segments
+        self.context, self.long, self.held_out, self.segments = context, long, held_out, segments
         self.drop_special, self.drop_first = drop_special, drop_first
         self.seed, self.window, self.tokens_per_batch = seed, window, tokens_per_batch
 
@@ -103,16 +122,27 @@ class Text:
             return bool(self.held_out(key))
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < self.held_out * 2**32
 
-    def samples(self, count: int = 8) -> list[str]:
-        """The first rows as text, without template and special tokens; for comparing tokenizers."""
-        texts = []
-        for row in itertools.islice(self.named_rows(held_out=False), count):
-            texts += [
-                str(row[name])[:2000] for name in ("text", "prompt", "response", "thinking", "answer") if row.get(name)
-            ]
-        if not texts:
+    def samples(self, tokenizer: Tokenizer, count: int = 32) -> list[str]:
+        """The first rows as the models read them; for comparing tokenizers."""
+        rows = itertools.islice(self.named_rows(held_out=False), count)
+        if not (texts := [self.rendered(row, tokenizer).text for row in rows]):
             raise TextError("The text has no rows to train on: it is empty, or text.held_out takes them all.")
         return texts
+
+    def check_language(self, tokenizer: Tokenizer) -> None:
+        """Raises TextError for the toy language before a model that was not made of it."""
+        rows = self.rows.func if isinstance(self.rows, functools.partial) else self.rows
+        toy = getattr(rows, "__module__", "").startswith("tunediff.toy")
+        if toy and TOY_END not in tokenizer.get_vocab():
+            raise TextError(
+                "text=toy is the made-up language of the embedded pair, and this model speaks another: name what it is to read, "
+                "text=openr1_math or text=traces, or files of your own (text=openr1_math_files text.rows.path=<files>)."
+            )
+
+    @property
+    def kept_segments(self) -> Sequence[str]:
+        """The segments whose tokens are kept: what a template writes is kept only where it is asked for."""
+        return [name for name in SEGMENTS if name != TEMPLATE] if self.segments is None else self.segments
 
     def check(self, *, evaluated: bool) -> None:
         """Raises TextError, before anything is trained, where no row has a column that is to be read, where something
@@ -163,59 +193,67 @@ class Text:
 
     def rendered(self, row: Mapping[str, Any], tokenizer: Tokenizer) -> Rendered:
         """A row of named_rows() as the string that the models read."""
-        return render(row, tokenizer, self.instruction, system=self.system, thinking_format=self.thinking_format)
+        return render(row, tokenizer, self.manner)
 
-    def documents(self, row: Mapping[str, Any], tokenizers: Sequence[Tokenizer]) -> list[Document]:
-        """The row as one sequence, or several when it is longer than the context."""
+    def documents(
+        self, row: Mapping[str, Any], tokenizers: Sequence[Tokenizer], *, foreign: Sequence[str] = ()
+    ) -> list[Document]:
+        """The row as one sequence, or several when it is longer than the context. No token that touches one of the
+        `foreign` marks is kept."""
         rendered = self.rendered(row, tokenizers[0])
-        encoded = [encode(tokenizer, rendered.text) for tokenizer in tokenizers]
-        ends = [[last for _, last in e["offset_mapping"]] for e in encoded]
-        starts = [first for first, _ in encoded[0]["offset_mapping"]]
-        pairs = _common_ends(ends) if len(encoded) == 2 else [(i,) for i in range(len(starts))]
-        special = [set(t.all_special_ids) if self.drop_special else set() for t in tokenizers]
+        whole = Aligned.of(rendered.text, tokenizers, marks=one_of(foreign))
+        at = whole.offsets[0][whole.pairs[:, 0]]
+        kept = ~whole.foreign
+        for m, tokenizer in enumerate(tokenizers if self.drop_special else ()):
+            kept &= ~np.isin(whole.ids[m][whole.pairs[:, m]], list(tokenizer.all_special_ids))
+        spans = np.array([first for first, _, _ in rendered.segments])
+        names = np.array([SEGMENTS.index(name) for _, _, name in rendered.segments])
+        span = np.searchsorted(spans, at[:, 0], side="right") - 1
+        segment = names[span]
+        kept &= np.isin(segment, [SEGMENTS.index(name) for name in self.kept_segments])
+        sizes = np.array([last - first for first, last, _ in rendered.segments])
+        progress = (at[:, 0] - spans[span]) / sizes[span]
+        labels = {
+            label: touching(at, [(first, last) for first, last, name in rendered.labels if name == label])
+            for label in sorted({name for _, _, name in rendered.labels})
+        }
         documents = []
-        for cut in range(0, len(starts), self.context):
-            # the owner's tokens of this piece, and the other's up to the same character
-            bounds = [(cut, min(cut + self.context, len(starts)))]
-            for other in range(1, len(encoded)):
-                low, high = (ends[0][b - 1] if b else 0 for b in bounds[0])
-                inside = [i for i, end in enumerate(ends[other]) if low < end <= high]
-                bounds.append((inside[0], inside[-1] + 1) if inside else (0, 0))
-            ids = tuple(list(e["input_ids"][a:b]) for e, (a, b) in zip(encoded, bounds, strict=True))
-            near = pairs[bisect.bisect_left(pairs, (cut,)) : bisect.bisect_left(pairs, (bounds[0][1],))]
-            kept = [
-                pair
-                for pair in near
-                if all(a <= i < b and i - a >= self.drop_first for i, (a, b) in zip(pair, bounds, strict=True))
-                and all(e["input_ids"][i] not in s for i, e, s in zip(pair, encoded, special, strict=True))
-            ]
-            spans = spans_at([starts[p[0]] for p in kept], rendered.segments)
-            if self.segments is not None:
-                chosen = [n for n, span in enumerate(spans) if span[2] in self.segments]
-                kept, spans = [kept[n] for n in chosen], [spans[n] for n in chosen]
-            if not kept or not all(ids):
+        for piece in pieces(whole, self.context, self.long, prompt=rendered.response):
+            low, high = np.searchsorted(whole.pairs[:, 0], (piece.begins[0], piece.ends[0]))
+            chosen = low + np.flatnonzero(kept[low:high])
+            for m, begin in enumerate(piece.begins):
+                inside = whole.pairs[chosen, m] - begin
+                chosen = chosen[
+                    (inside >= max(0, self.drop_first - piece.before[m])) & (inside < piece.ends[m] - begin)
+                ]
+            ids = tuple(
+                [*whole.ids[m][: piece.before[m]].tolist(), *whole.ids[m][begin : piece.ends[m]].tolist()]
+                for m, begin in enumerate(piece.begins)
+            )
+            if not len(chosen) or not all(ids):
                 continue
-            places = tuple([p[m] - bounds[m][0] for p in kept] for m in range(len(encoded)))
-            characters = [(starts[p[0]], ends[0][p[0]]) for p in kept]
-            labels = {
-                label: _touching(characters, [s for s in rendered.labels if s[2] == label])
-                for label in sorted({s[2] for s in rendered.labels})
-            }
-            segments = [SEGMENTS.index(name) for _, _, name in spans]
-            progress = [
-                (at - first) / (last - first) for (at, _), (first, last, _) in zip(characters, spans, strict=True)
-            ]
-            documents.append(Document(row["index"], ids, places, segments, progress, labels))
+            places = tuple(
+                (whole.pairs[chosen, m] - begin + piece.before[m]).tolist() for m, begin in enumerate(piece.begins)
+            )
+            marked = {label: flags[chosen].tolist() for label, flags in labels.items()}
+            documents.append(
+                Document(row["index"], ids, places, segment[chosen].tolist(), progress[chosen].tolist(), marked)
+            )
         return documents
 
     def batches(
-        self, tokenizers: Sequence[Tokenizer], *, held_out: bool = False, tokens_per_batch: int | None = None
+        self,
+        tokenizers: Sequence[Tokenizer],
+        *,
+        held_out: bool = False,
+        tokens_per_batch: int | None = None,
+        foreign: Sequence[str] = (),
     ) -> TextBatches:
-        """Batches from the first document on; `tokens_per_batch` counts padding too."""
+        """Batches from the first document on; `tokens_per_batch` counts padding too, and `foreign` is as in documents."""
 
         def documents() -> Iterator[Document]:
             for row in self.named_rows(held_out=held_out):
-                yield from self.documents(row, tokenizers)
+                yield from self.documents(row, tokenizers, foreign=foreign)
 
         side = "evaluate on: raise text.held_out" if held_out else "train on: the text is empty or filtered away"
         return TextBatches(
@@ -228,28 +266,5 @@ class Text:
 
 
 def _key(named: Mapping[str, Any]) -> str:
-    """The string whose hash decides on which side of the split a row stands."""
-    return named.get("prompt") or named.get("text") or ""
-
-
-def _common_ends(ends: Sequence[list[int]]) -> list[tuple[int, int]]:
-    """Pairs of tokens of two tokenizers that end on the same character."""
-    second = {end: i for i, end in enumerate(ends[1])}
-    return [(i, second[end]) for i, end in enumerate(ends[0]) if end in second]
-
-
-def spans_at(characters: Sequence[int], spans: Sequence[Span]) -> list[Span]:
-    """The span that each character stands in; the spans cover the text in order."""
-    found, n = [], 0
-    for character in characters:
-        while n + 1 < len(spans) and character >= spans[n][1]:
-            n += 1
-        found.append(spans[n])
-    return found
-
-
-def _touching(tokens: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:
-    """[token] true where a token shares a character with one of the spans."""
-    spans = sorted(spans)
-    begins, reached = [first for first, _, _ in spans], [0, *itertools.accumulate((last for _, last, _ in spans), max)]
-    return [start < reached[bisect.bisect_left(begins, end)] for start, end in tokens]
+    """The string whose hash decides on which side of the split a row stands: of a conversation its first question."""
+    return named.get("begun") or named.get("prompt") or named.get("text") or ""

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.text.documents import Text, spans_at
+from tunediff.shapes import TEMPLATE
+from tunediff.text.documents import Text
+from tunediff.text.rendering import Span
 from tunediff.text.rows import TextError
 from tunediff.text.tokenizers import Tokenizer, encode
 
@@ -93,9 +95,10 @@ def examples(
         rendered = text.rendered(row, tokenizer)
         encoded = encode(tokenizer, rendered.text)
         starts = [first for first, _ in encoded["offset_mapping"]]
-        segments = [name for _, _, name in spans_at(starts, rendered.segments)]
+        segments = said_in(starts, rendered.segments)
         wanted = [
-            everything or name != "prompt" and (text.segments is None or name in text.segments) for name in segments
+            everything or at >= rendered.response and (text.segments is None or name in text.segments)
+            for at, name in zip(starts, segments, strict=True)
         ]
         wanted[:1] = [False] * len(wanted[:1])  # nothing stands before it
         shortest = min(shortest, len(starts))
@@ -124,6 +127,21 @@ def examples(
             f"None of {rows:,} rows has a token to learn within block={block:,}. Raise block, or name other text.segments."
         )
     return Examples(kept, block=block, cut=cut, beheaded=beheaded, without_answer=without_answer)
+
+
+def said_in(characters: Sequence[int], spans: Sequence[Span]) -> list[str]:
+    """The segment that each of some characters stands in, both in order: an end mark, which a template writes, belongs to
+    what it ends."""
+    found, n = [], 0
+    names = [name for _, _, name in spans]
+    for m in range(1, len(names)):
+        if names[m] == TEMPLATE:
+            names[m] = names[m - 1]
+    for character in characters:
+        while n + 1 < len(spans) and character >= spans[n][1]:
+            n += 1
+        found.append(names[n])
+    return found
 
 
 def _check_whole(text: Text, row) -> None:

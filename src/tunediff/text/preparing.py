@@ -14,7 +14,8 @@ from tunediff.text.rows import TextError
 
 Row = Mapping[str, Any]
 
-USER, ASSISTANT = ("user", "human"), ("assistant", "gpt")
+USER, ASSISTANT = ("user", "human"), ("assistant", "gpt", "model")
+TURNS = ("whole", "first", "each")
 
 
 def each_generation(
@@ -50,24 +51,48 @@ def each_generation(
                 yield own
 
 
-def first_exchange(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-    """The first question of a `conversation` as the prompt and what was said to it as the response. A turn is {from, value}
-    or {role, content}; what follows the first exchange is left out."""
+def exchange(rows: Iterable[Row], *, turns: str = "whole") -> Iterator[dict[str, Any]]:
+    """A `conversation` as a question and what was said to it, with the turns before as `earlier`. A turn is {from, value} or
+    {role, content}, and `reasoning_content` beside its content is its thinking.
+
+    turns   whole: the last response, behind all that was said before; first: the first exchange alone; each: a row for
+            each response, behind all that was said before it
+
+    Raises TextError for a conversation without a question that is followed by a response, and for contents that are no
+    text."""
+    if turns not in TURNS:
+        raise TextError(f"text.prepare.exchange.turns={turns}: choose {', '.join(TURNS)}.")
     for row in rows:
         if row.get("conversation") is None:
             yield {**row}
             continue
-        turns = [
-            (turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in row["conversation"]
-        ]
-        pairs = zip(turns, turns[1:], strict=False)
-        found = next((pair for pair in pairs if pair[0][0] in USER and pair[1][0] in ASSISTANT), None)
-        if found is None:
+        said = [_turn(turn) for turn in row["conversation"]]
+        pairs = zip(said, said[1:], strict=False)
+        answered = [n for n, (a, b) in enumerate(pairs, start=1) if (a["role"], b["role"]) == ("user", "assistant")]
+        if not answered:
             raise TextError(
-                f"A conversation has no question with a response behind it: its turns are by {[who for who, _ in turns]}, and "
-                f"a question is by one of {list(USER)}, a response by one of {list(ASSISTANT)}."
+                f"A conversation has no question with a response behind it: its turns are by {[turn.get('from', turn.get('role')) for turn in row['conversation']]}, "
+                f"and a question is by one of {list(USER)}, a response by one of {list(ASSISTANT)}."
             )
-        yield {**row, "prompt": found[0][1], "response": found[1][1]}
+        for n in {"whole": answered[-1:], "first": answered[:1], "each": answered}[turns]:
+            response = {"response": said[n]["content"], "thinking": None, "answer": None}
+            if thinking := said[n].get("reasoning_content"):
+                response = {"response": None, "thinking": thinking, "answer": said[n]["content"]}
+            earlier = [] if turns == "first" else said[: n - 1]
+            begun = next(turn["content"] for turn in said if turn["role"] == "user")
+            yield {**row, **response, "prompt": said[n - 1]["content"], "earlier": earlier, "begun": begun}
+
+
+def _turn(turn: Row) -> dict[str, Any]:
+    """A turn as {role, content}, with reasoning_content where there is some."""
+    who, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise TextError(f"A conversation has a turn by {who} whose content is {content!r:.60}, and text belongs there.")
+    role = "user" if who in USER else "assistant" if who in ASSISTANT else str(who)
+    thinking = turn.get("reasoning_content")
+    return {"role": role, "content": content} | ({"reasoning_content": thinking} if thinking else {})
 
 
 def in_s1_form(rows: Iterable[Row], *, announcement: str = "Answer: ") -> Iterator[dict[str, Any]]:

@@ -1,174 +1,168 @@
 """A row -> the string that the models read, with segments and labels as character ranges of it.
 
-How a response is laid out is a format string with {thinking} and {answer}; what stands around the two may be markers that
-the tokenizer has never seen. Knows no token: a range of characters holds for every tokenizer.
+Knows no token: a range of characters holds for every tokenizer. What the chat template writes around what was said (role
+headers, begin and end marks, a system message of its own) is a segment by itself.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-import string
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jinja2
-
-from tunediff.shapes import THINKING_FORMAT
+from tunediff.text.marks import Layout, layout, opened_by, split_response
 from tunediff.text.rows import TextError
+from tunediff.text.templates import DATE, Message, begin_of, day, prompt_of
 from tunediff.text.tokenizers import Tokenizer
 
 Span = tuple[int, int, str]  # first character, one past the last, name
 SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
 
-# s1 (arXiv 2501.19393), and OpenThoughts-114k (arXiv 2506.04178) with the OpenThinker models
-S1_FORMAT = "<|im_start|>think\n{thinking}\n<|im_start|>answer\n{answer}"
-OPEN_THOUGHTS_FORMAT = "<|begin_of_thought|>\n\n{thinking}\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{answer}\n\n<|end_of_solution|>"
-
 
 class Rendered(NamedTuple):
-    """One row as the models read it. Where it thinks, the labels `opening` (the first sentence of the thinking) and
-    `end_of_thinking` (the closing tag) are known without anybody's annotation."""
+    """One row as the models read it; `response` is the character at which the model would begin to write, and of a plain
+    text at which that begins. Where it thinks, the labels `opening` (the first sentence of the thinking) and
+    `end_of_thinking` (the closing mark) are known without anybody's annotation."""
 
     text: str
     segments: list[Span]
     labels: list[Span]
+    response: int
 
 
-class Layout(NamedTuple):
-    """The strings that a format writes before the thinking, between it and the answer, and behind the answer."""
+@dataclass(frozen=True)
+class Manner:
+    """How rows are written out.
 
-    opening: str
-    between: str
-    ending: str
+    instruction       put directly in front of every prompt     system   a system message, through the chat template
+    thinking_format   how a response is laid out: the name of a known format, or a string with {thinking} and {answer}
+    template          arguments of the chat template            date     the day that a template is told instead of today
+    """
+
+    instruction: str = ""
+    system: str | None = None
+    thinking_format: str = "think"
+    template: Mapping[str, Any] = field(default_factory=dict)
+    date: str = DATE
 
     @property
-    def closing(self) -> str:
-        """The line that closes the thinking: the first of those between that is not blank."""
-        return next((line.strip() for line in self.between.splitlines() if line.strip()), "")
+    def layout(self) -> Layout:
+        return layout(self.thinking_format)
+
+    def check(self) -> None:
+        """Raises TextError for a format that is none and a date that is none."""
+        _ = self.layout, day(self.date)
 
 
-@functools.cache
-def layout(thinking_format: str) -> Layout:
-    """The parts of a format string; raises TextError for one that does not have {thinking} and then {answer}, each
-    once."""
-    if "\\n" in thinking_format:
-        raise TextError(
-            f"text.thinking_format={thinking_format!r} has a backslash and an n, where a line break is meant: in bash, "
-            "$'text.thinking_format=\"...\"' makes one of it."
-        )
-    try:
-        parts = list(string.Formatter().parse(thinking_format))
-    except ValueError as error:
-        raise TextError(f"text.thinking_format={thinking_format!r} is no format string: {error}.") from error
-    literal, fields = [""], []
-    for words, field, *_ in parts:  # a doubled brace ends a part without a field
-        literal[-1] += words
-        if field is not None:
-            fields.append(field)
-            literal.append("")
-    if fields != ["thinking", "answer"]:
-        raise TextError(
-            f"text.thinking_format={thinking_format!r} has the fields {fields}: it needs {{thinking}} and then {{answer}}, "
-            f"each once, such as {THINKING_FORMAT!r}; a brace that is meant as one is written twice."
-        )
-    return Layout(*literal)
-
-
-LAYOUTS = tuple(map(layout, (THINKING_FORMAT, OPEN_THOUGHTS_FORMAT, S1_FORMAT)))
-# marks that models are known to write around their thinking
-OPENINGS = tuple(parts.opening.strip() for parts in LAYOUTS)
-CLOSINGS = tuple(parts.closing for parts in LAYOUTS)
-
-
-def render(
-    row: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    instruction: str = "",
-    *,
-    system: str | None = None,
-    thinking_format: str = THINKING_FORMAT,
-) -> Rendered:
-    """The row as one string. `prompt` goes through the chat template, behind the system message; `thinking` and
-    `answer` (or a whole `response` with its tags) follow as the model would write them, with the end token. A response
-    that was cut inside its thinking stays so, without an end. `text` stands as it is."""
+def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner()) -> Rendered:  # noqa: B008
+    """The row as one string. `prompt` goes through the chat template, behind the system message and `earlier` turns;
+    `thinking` and `answer` (or a whole `response` with its marks) follow as the model would write them, with the end token.
+    A response that was cut inside its thinking stays so, without an end. Thinking that the template opens is not opened
+    again, and is closed where the row has none; an empty thought that the template writes gives way to the row's. `text`
+    stands as it is."""
     refuse_all_but_strings(row)
     if row.get("text"):
-        opening = _opening(tokenizer)
+        opening = begin_of(tokenizer)
         whole = opening + row["text"]
-        return Rendered(whole, [(0, len(whole), "text")], _moved(row, {"text": len(opening)}))
+        segments = [(0, len(opening), "template")] * bool(opening) + [(len(opening), len(whole), "text")]
+        return Rendered(whole, segments, _moved(row, {"text": len(opening)}), len(opening))
     if not row.get("prompt"):
         raise TextError(
             f"A row has neither 'prompt' nor 'text', only {sorted(k for k in row if row[k] is not None)}. Map its columns "
             "with text.fields, for example text.fields={prompt: question, answer: answer}."
         )
-    question, parts = instruction + row["prompt"], layout(thinking_format)
-    prompt = render_prompt(question, tokenizer, system)
+    parts, messages = manner.layout, messages_of(row, manner)
+    prompt = prompt_of(messages, tokenizer, arguments=manner.template, date=manner.date)
     thinking, answer = row.get("thinking") or "", row.get("answer") or ""
     if row.get("response") is not None:
         thinking, answer = split_response(row["response"], parts)
-    opening, between, ending = parts if thinking else ("", "", "")
-    opening = opening[_already_open(prompt, opening) :]
+    prompt, open_already, parts = _agreed(prompt, parts, thinks=bool(thinking))
+    opening, between, ending = parts if thinking else ("", parts.between if open_already else "", "")
+    opening = opening[open_already:]
     first = len(prompt) + len(opening)
     last = first + len(thinking)
     whole = prompt + opening + thinking
-    if answer is not None:
-        whole += between + answer + ending + (tokenizer.eos_token or "")
-    starts = {"prompt": _begin(question, prompt, system) + len(instruction)}
-    segments: list[Span] = [(0, len(prompt), "prompt")]
+    spans, begin = asked(prompt, messages, len(manner.instruction))
+    starts = {"prompt": begin}
     labels: list[Span] = []
-    if answer is not None:
-        starts["answer"] = last + len(between)
     if thinking:
         starts["thinking"] = first
         sentence = SENTENCE_END.search(thinking)
         prefix_end = first + (sentence.end() if sentence else len(thinking))
-        segments += [(len(prompt), prefix_end, "prefix"), (prefix_end, starts.get("answer", last), "thinking")]
+        spans += [(len(prompt), prefix_end, "prefix"), (prefix_end, last, "thinking")]
         labels.append((first, prefix_end, "opening"))
-        if answer is not None and parts.closing:
-            closed = last + between.index(parts.closing)
-            labels.append((closed, closed + len(parts.closing), "end_of_thinking"))
     if answer is not None:
-        segments.append((starts["answer"], len(whole), "answer"))
-    return Rendered(whole, segments, labels + _moved(row, starts))
+        starts["answer"] = last + len(between)
+        if thinking:
+            spans[-1] = (prefix_end, starts["answer"], "thinking")
+            if parts.closing:
+                closed = last + between.index(parts.closing)
+                labels.append((closed, closed + len(parts.closing), "end_of_thinking"))
+        spans.append((starts["answer"], starts["answer"] + len(answer), "answer"))
+        whole += between + answer + ending + (tokenizer.eos_token or "")
+    return Rendered(whole, covered(spans, len(whole)), labels + _moved(row, starts), len(prompt))
 
 
-def render_prompt(question: str, tokenizer: Tokenizer, system: str | None = None) -> str:
-    """The prompt of a question, up to where the model begins to write; plainly where the tokenizer has no chat
-    template. Raises TextError where the template has no place for a system message."""
-    if not tokenizer.chat_template:
-        return _opening(tokenizer) + (f"{system}\n\n" if system else "") + question + "\n\n"
-    messages = [{"role": "user", "content": question}]
-    if system is None:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    messages = [{"role": "system", "content": system}, *messages]
-    why = "leaves it out"
-    try:
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if system.strip() in prompt:
-            return prompt
-    except jinja2.TemplateError as error:
-        why = f"says: {error}"
-    raise TextError(
-        f"The tokenizer's chat template takes no system message, and text.system={system!r}: it {why}. Choose "
-        "text.system=null, or put these words in front of every problem with text.instruction."
-    )
+def render_prompt(question: str, tokenizer: Tokenizer, manner: Manner = Manner()) -> str:  # noqa: B008
+    """The prompt of a question alone, up to where the model begins to write. Raises TextError as prompt_of does."""
+    return prompt_of(messages_of({"prompt": question}, manner), tokenizer, arguments=manner.template, date=manner.date)
 
 
-def split_response(response: str, own: Layout) -> tuple[str, str | None]:
-    """Thinking and answer of a response in a layout of its own, R1's or that of OpenThoughts. No thinking where nothing
-    marks it; no answer where the thinking was opened and never closed."""
-    response = response.strip()
-    for parts in (own, *LAYOUTS):
-        opening, closing = parts.opening.strip(), parts.closing
-        thinking, closed, answer = response.partition(closing) if closing else (response, "", "")
-        if closed:
-            before_answer = parts.between.strip().removeprefix(closing).strip()
-            answer = answer.strip().removeprefix(before_answer).removesuffix(parts.ending.strip())
-            return thinking.removeprefix(opening).strip(), answer.strip()
-        if closing and opening and response.startswith(opening):
-            return response.removeprefix(opening).strip(), None
-    return "", response
+def messages_of(row: Mapping[str, Any], manner: Manner) -> list[Message]:
+    """The messages before the response: the system message, earlier turns, the question behind its instruction."""
+    earlier: list[Message] = list(row.get("earlier") or ())
+    if manner.system is not None:
+        earlier = [m for m in earlier if m["role"] != "system"]
+        earlier.insert(0, {"role": "system", "content": manner.system})
+    return [*earlier, {"role": "user", "content": manner.instruction + row["prompt"]}]
+
+
+def _agreed(prompt: str, parts: Layout, *, thinks: bool) -> tuple[str, int, Layout]:
+    """The prompt, how many characters of an opening mark it ends with, and the layout that is written: where a template
+    opens the thinking itself, the marks are the template's."""
+    if thinks and parts.opens and (empty := re.search(_empty(parts), prompt)):
+        prompt = prompt[: empty.start()]
+    begun = opened_by(prompt, (parts,)) or opened_by(prompt)
+    if begun is None:
+        return prompt, 0, parts
+    written = next(n for n in range(len(begun.opening), -1, -1) if prompt.endswith(begun.opening[:n]))
+    return prompt, max(written, len(begun.opening.rstrip())), begun
+
+
+def _empty(parts: Layout) -> str:
+    """A regular expression for thinking without a word, at the end of a prompt."""
+    return rf"{re.escape(parts.opens)}\s*{re.escape(parts.closing)}\s*\Z"
+
+
+def asked(prompt: str, messages: Sequence[Message], instruction: int = 0) -> tuple[list[Span], int]:
+    """The spans of a prompt that its messages said, and the character at which the last question begins, `instruction`
+    characters into its message. Some templates trim what they are given, and leave out earlier thinking."""
+    spans: list[Span] = []
+    here = begin = 0
+    for message in messages:
+        said = message["content"].strip()
+        place = prompt.find(said, here)
+        if place < 0 and message["role"] == "assistant":
+            said = split_response(said, layout("think"))[1] or ""
+            place = prompt.find(said, here) if said else -1
+        if place < 0 or not said:
+            continue
+        spans.append((place, place + len(said), "answer" if message["role"] == "assistant" else "prompt"))
+        begin, here = place - message["content"].find(said) + instruction, place + len(said)
+    return spans, begin
+
+
+def covered(spans: Sequence[Span], length: int) -> list[Span]:
+    """The spans with what stands between them as the segment `template`, so that they cover the text in order."""
+    found, here = [], 0
+    for first, last, name in spans:
+        if first > here:
+            found.append((here, first, "template"))
+        if last > first:
+            found.append((first, last, name))
+        here = max(here, last)
+    return [*found, (here, length, "template")] if here < length else found
 
 
 def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
@@ -186,26 +180,6 @@ def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
             else f"Name another column with text.fields.{name}=<column>, or write strings into the file."
         )
         raise TextError(f"A row has {found} where its {name} is read from, and one string belongs there. {way}")
-
-
-def _begin(question: str, prompt: str, system: str | None) -> int:
-    """The character of the prompt at which the question begins, behind the system message; some templates trim both."""
-    said = (system or "").strip()
-    asked = question.strip()
-    return prompt.find(asked, prompt.find(said) + len(said)) - question.find(asked)
-
-
-def _already_open(prompt: str, opening: str) -> int:
-    """Number of characters of the opening that the prompt ends with: newer R1 templates open the thinking themselves,
-    some of them without the line break."""
-    least = len(opening.rstrip())
-    return next((n for n in range(len(opening), least - 1, -1) if least and prompt.endswith(opening[:n])), 0)
-
-
-def _opening(tokenizer: Tokenizer) -> str:
-    """The begin token, where the tokenizer puts one before a text of its own accord; chat templates bring theirs."""
-    begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token if begins else ""
 
 
 def _moved(row: Mapping[str, Any], starts: Mapping[str, int]) -> list[Span]:

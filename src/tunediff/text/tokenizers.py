@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 PROBES = (
     "The answer is 42. Wait, let me check: 3*14=42.\n\nSo \\boxed{42}",
@@ -40,35 +44,69 @@ class Tokenizer(Protocol):
 
     def save_pretrained(self, folder: Path) -> Any: ...
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str: ...
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> str: ...
 
 
 class Agreement(NamedTuple):
-    """The differences between two tokenizers. `examples` are texts that they cut differently, with both lists of ids;
-    `specials` are ids whose meaning differs."""
+    """How far two tokenizers agree on texts.
 
-    examples: list[tuple[str, list[int], list[int]]]
-    specials: list[str]
+    differing   stretches of ordinary text that they cut differently, with both lists of ids
+    marks       added tokens that they read differently, in order of their ids
+    counts      how often each of these marks stands in the texts        tokens    of the owner, in all texts
+    foreign     of these tokens, those that touch such a mark
+    """
 
-
-def compare_tokenizers(owner: Tokenizer, other: Tokenizer, texts: Iterable[str] = ()) -> Agreement:
-    """Encodes probes and the study's own texts with both, and lists special tokens that differ."""
-    examples = []
-    for text in (*PROBES, *texts):
-        first, second = (list(encode(t, text)["input_ids"]) for t in (owner, other))
-        if first != second:
-            examples.append((text[:60], first, second))
-    mine, theirs = (_special_tokens(t) for t in (owner, other))
-    specials = [
-        f"id {i}: {mine.get(i, 'not special')!r} in one, {theirs.get(i, 'not special')!r} in the other"
-        for i in sorted(mine.keys() | theirs.keys())
-        if mine.get(i) != theirs.get(i)
-    ]
-    return Agreement(examples, specials)
+    differing: list[tuple[str, list[int], list[int]]]
+    marks: list[str]
+    counts: dict[str, int]
+    tokens: int
+    foreign: int
 
 
-def _special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
-    return {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+def compare_tokenizers(owner: Tokenizer, other: Tokenizer, texts: Iterable[str], *, same_ids: bool = True) -> Agreement:
+    """Encodes probes and rendered texts with both. Texts are compared between the marks, the added tokens that one of them
+    has and the other has not, or with `same_ids` has under another id: where the two read the same ids, such a mark is
+    foreign to one of them."""
+    marks, differing = differing_marks(owner, other, same_ids=same_ids), []
+    between, counts, tokens, foreign = one_of(marks), dict.fromkeys(marks, 0), 0, 0
+    for number, text in enumerate((*PROBES, *texts)):
+        found = [match.span() for match in between.finditer(text)] if between else []
+        for first, last in found:
+            counts[text[first:last]] += 1
+        for stretch in (text[a:b] for a, b in itertools.pairwise([0, *itertools.chain(*found), len(text)])):
+            if stretch in counts:
+                continue
+            mine, theirs = (list(encode(t, stretch)["input_ids"]) for t in (owner, other))
+            if mine != theirs:
+                differing.append((stretch[:60], mine, theirs))
+        if number >= len(PROBES):
+            touched = touching(np.array(encode(owner, text)["offset_mapping"]).reshape(-1, 2), found)
+            tokens, foreign = tokens + len(touched), foreign + int(touched.sum())
+    return Agreement(differing, marks, counts, tokens, foreign)
+
+
+def differing_marks(owner: Tokenizer, other: Tokenizer, *, same_ids: bool = True) -> list[str]:
+    """The added tokens of either that have not the same id in both; where each reads its own ids, those that the other has
+    no one token for."""
+    mine, theirs = ({str(token): i for i, token in t.added_tokens_decoder.items()} for t in (owner, other))
+    names = sorted(mine.keys() | theirs.keys(), key=lambda name: (mine.get(name, theirs.get(name, 0)), name))
+    if same_ids:
+        return [name for name in names if mine.get(name) != theirs.get(name)]
+    lone = [name for name in names if (name in mine) != (name in theirs) and name.strip()]
+    return [name for name in lone if len(encode(other if name in mine else owner, name)["input_ids"]) > 1]
+
+
+def one_of(marks: Iterable[str]) -> re.Pattern | None:
+    """A regular expression for any of the marks, the longest first; None without one."""
+    longest = sorted(marks, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest))) if longest else None
+
+
+def touching(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> np.ndarray:
+    """[token] bool: true where a token, of offsets [token, 2], shares a character with one of the spans."""
+    ordered = np.array(sorted(spans), dtype=np.int64).reshape(-1, 2)
+    reached = np.concatenate([[0], np.maximum.accumulate(ordered[:, 1])])
+    return offsets[:, 0] < reached[np.searchsorted(ordered[:, 0], offsets[:, 1], side="left")]
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Mapping[str, Any]:

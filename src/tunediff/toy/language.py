@@ -7,7 +7,7 @@
 A subtraction that borrows and an addition that carries are hard: there mistakes happen, so that difficulty and
 hesitation have a cause that a model can represent. Spans are (field, first character, one past the last, label):
 
-    step_1..step_5      the equations of a step          decision            the dot that ends an equation
+    step_1..step_5      the equations of a step          step_end            the dot that ends an equation
     mistake             the digits of a wrong result     hesitation_follows  such a dot before a hesitation
     hesitation          "Wait, that is wrong."           correction          the equation after it
     false_alarm         a hesitation after a right one   check               the closing check
@@ -109,7 +109,7 @@ class Writer:
         self.text += piece
 
     def equation(
-        self, step: Step, number: int, result: int, *labels: str, dot: tuple[str, ...] = ("decision",)
+        self, step: Step, number: int, result: int, *labels: str, dot: tuple[str, ...] = ("step_end",)
     ) -> None:
         """`number symbol operand=result.`, with the truth about the result and the dot."""
         first = len(self.text)
@@ -133,7 +133,7 @@ def trace(chance: random.Random) -> Row:
         alarmed = not mistaken and chance.random() < FALSE_ALARM
         if mistaken or alarmed:
             shown = step.wrong(number, chance) if mistaken else right
-            writer.equation(step, number, shown, label, dot=("decision", "hesitation_follows"))
+            writer.equation(step, number, shown, label, dot=("step_end", "hesitation_follows"))
             writer.add(" ")
             writer.add(chance.choice(HESITATIONS), "hesitation", *(["false_alarm"] if alarmed else []))
             writer.add(" ")

@@ -99,7 +99,7 @@ class Benchmark(BehaviourEvaluation):
                     responses = self.respond(given, name, problems, under)
                 else:
                     responses = [cut(one, budget, tokenizer) for one in whole]
-                answers = self.graded(name, problems, responses, grader)
+                answers = self.graded(name, problems, responses, grader, given.pair.layouts)
                 right.append([grade.correct for _, _, grade in answers])
         return right, Answered(condition, self.measured(given, condition, answers))
 

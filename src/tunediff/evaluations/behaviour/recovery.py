@@ -17,8 +17,9 @@ from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change,
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
 from tunediff.evaluations.given import Given, Needs
-from tunediff.models import ModelPair, ModelSource, PairError
+from tunediff.models import ModelPair, ModelSource, PairError, agree
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
+from tunediff.text import Text
 
 LORA, FULL = "lora", "full"
 WHO = (BASE, LORA, FULL)
@@ -52,8 +53,7 @@ class Recovery(BehaviourEvaluation):
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         problems = yield from self.asked()
-        texts = [problem.question for some in problems.values() for problem in some]
-        second, notes = self._second(given.pair, texts)
+        second, notes = self._second(given.pair, given.text)
         yield from notes
         found = self.answers(given, second, problems)
         # its own findings say how the base was asked, and take the place of those side by side
@@ -72,15 +72,20 @@ class Recovery(BehaviourEvaluation):
         yield table
         yield figure(table.columns)
 
-    def _second(self, pair: ModelPair, texts: Sequence[str]) -> tuple[ModelPair, list[Note]]:
+    def _second(self, pair: ModelPair, text: Text) -> tuple[ModelPair, list[Note]]:
         """The base with the full model in the tuned one's place, no weights yet. Raises Refused where they read different
         tokens, of which lengths are counted."""
         full = dataclasses.replace(self.full, dtype=pair.sources[TUNED].dtype)  # else rounding would be a difference
         second = ModelPair(
-            pair.sources[BASE], full, tokenizer=pair.owner, align=pair.align, hesitations=pair.hesitations
+            pair.sources[BASE],
+            full,
+            tokenizer=pair.owner,
+            align=pair.align,
+            foreign=pair.foreign_policy,
+            hesitations=pair.hesitations,
         )
         try:
-            notes = [f"recovery, base and {full.path}: {said}" for said in second.check_tokens(texts)]
+            notes = [f"recovery, base and {full.path}: {said}" for said in agree(second, text).notes]
         except PairError as error:
             raise Refused(
                 f"{full.path} is no fully fine-tuned model of {pair.sources[BASE].path} (evaluation.recovery.full.path names "

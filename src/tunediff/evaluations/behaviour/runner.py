@@ -20,6 +20,7 @@ from tunediff.evaluations.given import Given
 from tunediff.generation import Asked, Decoding, Engine, Response, ask, generate, surprise
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Finding, Note, Refused, Table
+from tunediff.text import Layout
 
 Found = dict[tuple[str, str], Answered]  # (task, condition) -> its responses
 Graded = list[tuple[Problem, Response, Grade]]
@@ -64,7 +65,7 @@ class BehaviourEvaluation:
             for task, some in problems.items():
                 for condition in conditions:
                     responses = self.respond(given, task, some, condition)
-                    answers = self.graded(task, some, responses, grader)
+                    answers = self.graded(task, some, responses, grader, given.pair.layouts)
                     found[task, condition.name] = Answered(condition, self.measured(given, condition, answers))
         return found
 
@@ -97,10 +98,17 @@ class BehaviourEvaluation:
             found |= dict(zip(missing, written, strict=True))
         return [found[place] for place in range(len(asked))]
 
-    def graded(self, task: str, problems: Sequence[Problem], responses: Sequence[Response], grader: Grader) -> Graded:
+    def graded(
+        self,
+        task: str,
+        problems: Sequence[Problem],
+        responses: Sequence[Response],
+        grader: Grader,
+        layouts: Sequence[Layout],
+    ) -> Graded:
         of = self.tasks[task]
         questions = [
-            (response.text, problem.gold, of.kind, response.finished, response.opened)
+            (response.text, problem.gold, of.kind, response.finished, response.opened, layouts)
             for problem, response in zip(problems, responses, strict=True)
         ]
         return list(zip(problems, responses, grader.grade(questions, tolerance=of.tolerance), strict=True))
@@ -111,7 +119,9 @@ class BehaviourEvaluation:
         responses, tokenizer = [one for _, one, _ in answers], self.tokenizer(given.pair, condition.role)
         prompts = self.prompts(given, condition, [problem for problem, _, _ in answers])
         nats = surprise(given.pair, condition.role, prompts, responses, tokenizer=tokenizer)
-        wrote = [behaviour(r.text, r.ids, patterns=patterns, opened=r.opened) for r in responses]
+        wrote = [
+            behaviour(r.text, r.ids, patterns=patterns, opened=r.opened, layouts=given.pair.layouts) for r in responses
+        ]
         return [Solved(*one, style, nat) for one, style, nat in zip(answers, wrote, nats, strict=True)]
 
     def tokenizer(self, pair: ModelPair, role: str) -> Any:
@@ -120,7 +130,7 @@ class BehaviourEvaluation:
     def prompts(self, given: Given, condition: Condition, problems: Sequence[Problem], task: str = "") -> list[Asked]:
         whose = condition.asked_as or condition.role
         named = [(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems]
-        return ask(named, self.tokenizer(given.pair, condition.role), given.text.system)
+        return ask(named, self.tokenizer(given.pair, condition.role), given.text.manner)
 
     def _stands_for(self, pair: ModelPair, condition: Condition) -> str:
         """A digest of all that decides a response beside its prompt and its batch."""

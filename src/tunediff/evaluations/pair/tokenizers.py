@@ -60,7 +60,7 @@ class Tokenizers:
         pair = given.pair
         tokenizers = {role: pair.tokenizer_of(role) for role in ROLES}
         yield from told_special_tokens(tokenizers[BASE], tokenizers[TUNED])
-        if are_one(tokenizers[BASE], tokenizers[TUNED], given.text.samples()):
+        if are_one(tokenizers[BASE], tokenizers[TUNED], given.text.samples(tokenizers[BASE])):
             yield Note("Both models have the same tokenizer: there is none to choose, and each model is measured once.")
             tokenizers = {SHARED: tokenizers[BASE]}
         pieces = dict(zip(tokenizers, _pieces(given, list(tokenizers.values())), strict=True))
@@ -174,10 +174,8 @@ def responses(row: Mapping[str, Any], tokenizers: Sequence, text: Text) -> list[
 
 def _written(row: Mapping[str, Any], tokenizer, text: Text) -> tuple[str, int, int]:
     """The row as the models read it, with the characters at which its response begins and ends."""
-    whole, segments, _ = text.rendered(row, tokenizer)
-    if segments[0][2] == "text":
-        return whole, len(whole) - len(row["text"]), len(whole)
-    return whole, segments[0][1], len(whole.removesuffix(tokenizer.eos_token or ""))
+    whole, _, _, response = text.rendered(row, tokenizer)
+    return whole, response, len(whole) if row.get("text") else len(whole.removesuffix(tokenizer.eos_token or ""))
 
 
 @torch.no_grad()
@@ -207,7 +205,8 @@ def are_one(base, tuned, texts: Iterable[str]) -> bool:
     """True where two tokenizers give every document the same ids: the vocabulary, the chat template, the uses of special
     tokens, and how they cut the probes and these texts."""
     parts = [(t.get_vocab(), t.chat_template, *(getattr(t, f"{use}_token") for use in USES)) for t in (base, tuned)]
-    return parts[0] == parts[1] and compare_tokenizers(base, tuned, texts) == ([], [])
+    found = compare_tokenizers(base, tuned, texts)
+    return parts[0] == parts[1] and not found.differing and not found.marks
 
 
 def told_special_tokens(base, tuned) -> Iterator[Table | Finding | Note]:

@@ -64,7 +64,7 @@ class KLPatching:
     best: int = 32
     draws: int = 5
     initial: int = 10
-    labels: Sequence[str] = ("decision", "hesitation_follows", "hesitation")
+    labels: Sequence[str] = ("step_end", "hesitation_follows", "hesitation")
     level: float = 0.95
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:

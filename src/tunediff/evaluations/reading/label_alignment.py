@@ -43,7 +43,7 @@ class Labelled(NamedTuple):
 
 class LabelAlignment:
     """label       the label to tell, such as hesitation_follows
-    at          only tokens with this label are looked at, such as decision; null: all tokens
+    at          only tokens with this label are looked at, such as step_end; null: all tokens
     first       true: only the first token of a labelled stretch counts as labelled, and the rest of it is not looked at: a
                 latent for where a behaviour begins
     shuffles    draws of the null

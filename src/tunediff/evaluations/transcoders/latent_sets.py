@@ -145,7 +145,7 @@ class LatentSets(BehaviourEvaluation):
                     scored_by = dataclasses.replace(condition, role=COMPARED_WITH[question.asked])
                 for name, some in problems.items():
                     responses = self.respond(asked, name, some, condition)
-                    answers = self.graded(name, some, responses, grader)
+                    answers = self.graded(name, some, responses, grader, trained.pair.layouts)
                     found[name, condition.name] = Answered(condition, self.measured(trained, scored_by, answers))
         return {(name, key): found[name, key] for name in problems for of, key in found if of == name}
 
