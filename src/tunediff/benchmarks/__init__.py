@@ -7,4 +7,4 @@ grading.py     runs these, many outputs at a time     writing.py  hesitations, r
 from tunediff.benchmarks.answers import read
 from tunediff.benchmarks.grading import RULES, Grade, Grader, grade
 from tunediff.benchmarks.tasks import ManyNumbers, Problem, Task, TaskError
-from tunediff.benchmarks.writing import HESITATIONS, Behaviour, behaviour, closed, distinct, hesitations, repetition
+from tunediff.benchmarks.writing import Behaviour, behaviour, closed, distinct, hesitations, repetition

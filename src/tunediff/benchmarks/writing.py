@@ -3,15 +3,12 @@ came to an end, how much it repeats. Knows no model and no tokenizer."""
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from tunediff.shapes import Refused
-from tunediff.text import LAYOUTS, Layout, thoughts
-
-HESITATIONS = ("wait", "hmm+")  # regular expressions of whole words
+from tunediff.text import HESITATIONS, LAYOUTS, Layout, thoughts
+from tunediff.text.labels import words
 
 
 class Behaviour(NamedTuple):
@@ -46,15 +43,7 @@ def behaviour(
 def hesitations(text: str, patterns: Sequence[str] = HESITATIONS) -> int:
     """Number of times that one of these words or phrases occurs, capital letters or not: "Wait," counts, "waiter" does
     not. Each is a regular expression; where two overlap the first counts."""
-    return sum(1 for _ in _words(tuple(patterns)).finditer(text)) if patterns else 0
-
-
-@functools.lru_cache
-def _words(patterns: tuple[str, ...]) -> re.Pattern:
-    try:
-        return re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.IGNORECASE)
-    except re.error as error:
-        raise Refused(f"The patterns {list(patterns)} are no regular expressions: {error}.") from error
+    return sum(1 for _ in words(tuple(patterns)).finditer(text)) if patterns else 0
 
 
 def closed(text: str, opened: str = "", layouts: Sequence[Layout] = LAYOUTS) -> bool | None:

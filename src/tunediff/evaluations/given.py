@@ -8,10 +8,11 @@ out of a class.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -43,11 +44,13 @@ class Evaluation(Protocol):
     needs     parts that the study must have; others are refused before anything is trained
     name      first part of the names of its findings; None: its name in the config
     latents   the latents that it asks about: an expression is checked before anything is trained
+    asks_for  label -> tokens with it that it needs at least: a text that has fewer is refused before anything is trained
     """
 
     needs: Needs = Needs.DICTIONARY
     name: str | None = None
     latents: Any = None
+    asks_for: Mapping[str, int] = MappingProxyType({})
 
     def run(self, given: Any, /) -> Iterator[Finding | Table | Figure | Note]:
         """Yields the findings of a Given where the pair is enough, of a Trained otherwise."""

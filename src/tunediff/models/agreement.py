@@ -32,9 +32,8 @@ class Agreed(NamedTuple):
 def agree(pair: ModelPair, text: Text) -> Agreed:
     """What the two models read differently in this text, as its first rows show. Raises Refused where they cannot read it
     side by side: ordinary text that is cut differently, an id of one tokenizer that lies outside the other model's
-    vocabulary, a context that a model has no positions for, or toy text before models that do not speak it."""
+    vocabulary, or a context that a model has no positions for."""
     mine, other = (pair.tokenizer_of(role) for role in (pair.owner, OTHER[pair.owner]))
-    text.check_language(mine)
     for role in ROLES:
         positions = getattr(pair.configs[role], "max_position_embeddings", None)
         if positions is not None and text.context > positions:

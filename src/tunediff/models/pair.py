@@ -23,7 +23,7 @@ from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError
 from tunediff.models.source import ModelSource
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
-from tunediff.text import LAYOUTS, Batch, Layout, layout
+from tunediff.text import HESITATIONS, LAYOUTS, Batch, Layout, layout
 from tunediff.text.tokenizers import differing_marks
 
 ALL_LAYERS = "all"
@@ -55,7 +55,7 @@ class ModelPair:
         align: str = "strict",
         foreign: str = "skip",
         thinking_format: str = "think",
-        hesitations: Sequence[str] = ("wait", "hmm+", "alternatively", "hold on"),
+        hesitations: Sequence[str] = HESITATIONS,
     ):
         if tokenizer not in ROLES:
             raise PairError(f"model_pair.tokenizer='{tokenizer}': choose base or tuned.")

@@ -17,10 +17,16 @@ from tunediff.shapes import BASE, ROLES, TUNED, VERSION, Stream, Table
 from tunediff.study.parts import inside, learns
 
 
-def open_loggers(loggers: Sequence[Any], cfg: DictConfig, history: Sequence[Mapping[str, float | None]]) -> None:
-    """Gives each logger all settings; one that starts anew also gets the history before a resume."""
+def open_loggers(
+    loggers: Sequence[Any],
+    cfg: DictConfig,
+    history: Sequence[Mapping[str, float | None]],
+    described: Mapping[str, Any],
+) -> None:
+    """Gives each logger all settings, and as `study` what they came to, such as the names of the models and the layer that a
+    relative depth means; one that starts anew also gets the history before a resume."""
     for logger in loggers:
-        logger.log_hyperparams(material(cfg))
+        logger.log_hyperparams({**material(cfg), "study": dict(described)})
         for record in history if getattr(logger, "starts_anew", False) else ():
             values = {name: value for name, value in record.items() if name != "step" and value is not None}
             logger.log_metrics(values, step=record["step"])

@@ -22,9 +22,9 @@ from tunediff.models import ModelPair
 from tunediff.settings import build
 from tunediff.shapes import BASE, TUNED
 from tunediff.study.described import spelled
-from tunediff.study.parts import inside, learns
+from tunediff.study.parts import agreed_upon, inside, learns
 from tunediff.study.run import Run
-from tunediff.study.trainer import processes_of, shares_out_layers
+from tunediff.study.trainer import precision_of, processes_of, shares_out_layers
 from tunediff.training import MemoryEstimate
 from tunediff.training.memory import GB, adapter_memory, adapter_parameters
 
@@ -39,9 +39,8 @@ class Cost(NamedTuple):
 
 def forecast(run: Run) -> str:
     """The estimate of one study, in lines. Everything that can be wrong is checked first."""
-    pair: ModelPair = build(run.cfg.model_pair)
-    build(run.cfg.text).check(evaluated=bool(run.cfg.evaluation))
-    run.build(pair, weights=False)
+    pair, text, _ = agreed_upon(run.cfg, evaluated=bool(run.cfg.evaluation))
+    run.build(pair, text, weights=False)
     items = f"memory of one device:\n{adapter_items(run.cfg, pair).table()}\n" if inside(run.cfg) else ""
     return items + table([([run], cost_of([run], pair))], device=device_of(run.cfg))
 
@@ -104,7 +103,7 @@ def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
         latents=latents_of(cfg.dictionary.latents, pair.streams("mlp_in", 0, reads=TUNED)),
         block=cfg.text.context,
         micro_batch=cfg.activations.micro_batch,
-        precision=str(cfg.trainer.precision),
+        precision=precision_of(cfg),
         gradient_checkpointing=cfg.activations.gradient_checkpointing,
         chunk=cfg.dictionary.objective.chunk,
         residuals=cfg.dictionary.objective.nmse > 0,

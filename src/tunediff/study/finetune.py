@@ -197,7 +197,12 @@ def tune(
     with within(folder):
         loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
     try:
-        open_loggers(loggers, cfg, [] if state is None else state["members"][identity(cfg)]["history"])
+        open_loggers(
+            loggers,
+            cfg,
+            [] if state is None else state["members"][identity(cfg)]["history"],
+            {"model": source.described},
+        )
         model = recipe.part.prepare(source.weights(), cfg.seed)
         module = FineTuning(
             model,

@@ -33,6 +33,7 @@ from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
 from tunediff.study.described import about
 from tunediff.study.parts import (
     build_dictionary,
+    check_labels,
     evaluations_of,
     given_of,
     inside,
@@ -182,7 +183,9 @@ def reevaluate(cfg: DictConfig) -> None:
     with folders.unless_refused(Path(cfg.run)):
         run = Loaded(Path(cfg.run))
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
-    device = build(cfg.trainer, logger=False, default_root_dir=run.folder).strategy.root_device
+    tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
+    check_labels(evaluations, run.pair, run.text, tokens=tokens)
+    device = build(cfg.trainer, precision="32-true", logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
         given = run.given(device=device, tokens=cfg.tokens)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
 from tunediff.folders import write_atomically
 from tunediff.hookpoints import add_hookpoint
-from tunediff.models import ALL_LAYERS, ModelPair, TranscoderFiles
+from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, target_of, within
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream, lacking
@@ -26,6 +27,9 @@ from tunediff.training import Learner, TranscoderLearner
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
 LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
+
+
+TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has
 
 
 def learns(cfg: DictConfig) -> bool:
@@ -45,6 +49,19 @@ def pair_and_text(cfg: DictConfig) -> tuple[ModelPair, Text]:
     pair, text = build(cfg.model_pair), build(cfg.text)
     pair.knows(text.manner.layout)
     return pair, text
+
+
+def agreed_upon(cfg: DictConfig, *, evaluated: bool) -> tuple[ModelPair, Text, Agreed]:
+    """The same, once the text was looked at and found to be one that both models can read."""
+    pair, text = pair_and_text(cfg)
+    toy = str(OmegaConf.select(cfg, "text.rows._target_")).startswith("tunediff.toy")
+    if toy and TOY_END not in pair.tokenizers[0].get_vocab():
+        raise Refused(
+            f"text=toy is the made-up language of the embedded pair, and {pair.source(pair.owner).path} speaks another: name what "
+            "both models read, text=openr1_math from the Hub, or text=traces text.rows.path=<file.jsonl>."
+        )
+    text.check(evaluated=evaluated)
+    return pair, text, agree(pair, text)
 
 
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
@@ -73,6 +90,24 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
         if isinstance(latents := declared(evaluation, "latents"), str):
             checked(latents)  # before hours of training, not after them
     return built
+
+
+def check_labels(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: Text, *, tokens: int) -> None:
+    """Raises Refused for an evaluation that chooses latents by a label of which the held-out text has too few tokens."""
+    asked = {name: dict(declared(evaluation, "asks_for")) for name, evaluation in evaluations.items()}
+    needed = {label: count for labels in asked.values() for label, count in labels.items()}
+    if not needed:
+        return
+    found = text.labelled(pair.tokenizers, foreign=pair.foreign, needed=needed, tokens=tokens)
+    for name, labels in asked.items():
+        for label, count in labels.items():
+            if found[label] < count:
+                there = ", ".join(f"{one} ({number:,})" for one, number in found.most_common() if number)
+                raise Refused(
+                    f"evaluation={name} chooses latents by the label '{label}', of which the held-out text has {found[label]} "
+                    f"tokens and {count} are needed. Its labels are {there or 'none'}: name one with evaluation.{name}."
+                    f"chosen_by.label=... and .at=..., or latents, evaluation.{name}.latents=[3,17]."
+                )
 
 
 def streams_of(cfg: DictConfig, pair: ModelPair) -> list[Stream]:

@@ -26,7 +26,16 @@ from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.study.described import about, curves_of, open_loggers
-from tunediff.study.parts import build_learner, evaluations_of, given_of, inside, learns, streams_of, write_config
+from tunediff.study.parts import (
+    build_learner,
+    check_labels,
+    evaluations_of,
+    given_of,
+    inside,
+    learns,
+    streams_of,
+    write_config,
+)
 from tunediff.study.trainer import precision_of
 from tunediff.text import Text
 from tunediff.training import Learner, TranscoderLearner
@@ -52,14 +61,16 @@ class Run:
         write_config(self.cfg, self.folder)
         folders.say(self.folder, identity=self.identity, state=folders.WAITING, error=None, value=None)
 
-    def build(self, pair: ModelPair, *, weights: bool = True) -> None:
+    def build(self, pair: ModelPair, text: Text, *, weights: bool = True) -> None:
         """Builds and checks every part before weights are loaded. Without `weights` an adapter, which may be as large
         as a model, has none: for a look at what would run."""
         cfg = self.cfg
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
         self.streams = streams_of(cfg, pair)
         pair.check_places(self.streams)
+        check_labels(self.evaluations, pair, text, tokens=cfg.budget.evaluation_tokens)
         precision_of(cfg)
+        self.described = about(cfg, pair, self.streams)
         with within(self.folder):
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
         if learns(cfg):
@@ -76,7 +87,8 @@ class Run:
         return None if self.learner is None else self.learner.error
 
     def open_loggers(self) -> None:
-        open_loggers(self.loggers, self.cfg, [] if self.learner is None else self.learner.history)
+        history = [] if self.learner is None else self.learner.history
+        open_loggers(self.loggers, self.cfg, history, self.described["study"])
 
     def fit(self, rows: Rows, source: ActivationSource) -> None:
         """Fits the dictionary's statistics on its own streams, from a sample of all."""
@@ -104,10 +116,9 @@ class Run:
                 write_atomically(self.folder / "pair.yaml", pair_of_adapter(pair, self.folder))
             if self.learner.history:
                 found.append(Table("training", curves_of(self.learner.history)))
-        described = about(self.cfg, pair, self.streams)
-        write_findings(self.folder, found, described, by="study")
+        write_findings(self.folder, found, self.described, by="study")
         given = given_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)
-        findings = evaluate(self.evaluations, given, self.folder, described)
+        findings = evaluate(self.evaluations, given, self.folder, self.described)
         for logger in self.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
             logger.log_metrics(values, step=self.steps or 0)

@@ -21,13 +21,13 @@ from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.activations import ShuffledRows, Wanted, take
-from tunediff.models import Agreed, ModelPair, agree
+from tunediff.models import Agreed, ModelPair
 from tunediff.schedules import Length
 from tunediff.settings import build, check, digest, material
 from tunediff.shapes import Finding, Note, Refused
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
-from tunediff.study.parts import STUDY, inside, learns, pair_and_text
+from tunediff.study.parts import STUDY, agreed_upon, inside, learns
 from tunediff.study.run import Run
 from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of
 from tunediff.text import Text
@@ -78,14 +78,12 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     pair alone; measures each and writes its page. A run that fails keeps its error; the others become what they would
     have become alone."""
     cfg = runs[0].cfg
-    pair, text = pair_and_text(cfg)
-    text.check(evaluated=any(run.cfg.evaluation for run in runs))
-    agreed = agree(pair, text)
+    pair, text, agreed = agreed_upon(cfg, evaluated=any(run.cfg.evaluation for run in runs))
     found = [shared_of(agreed), *map(Note, agreed.notes)]
     found += [Note(said) for source in pair.sources.values() for said in source.remarks()]
     for run in runs:
         with run.on_its_own():
-            run.build(pair)
+            run.build(pair, text)
     runs = going(runs)
     trainer = make_trainer(cfg, checkpoints)
     for run in runs if trainer.global_rank > 0 else ():  # one process speaks for all

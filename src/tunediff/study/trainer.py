@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
@@ -18,14 +19,16 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def make_trainer(cfg: DictConfig, folder: Path) -> Any:
-    """Lightning's Trainer, of which only the loop, the device and the precision are used. Raises Refused
-    for a precision in which weights would not be float32, or that the device does not have."""
+    """Lightning's Trainer, of which only the loop, the device and the precision are used. Where the precision is chosen here
+    and is a GPU's, matrix products that stay float32 may use TF32. Raises Refused for a precision in which weights would
+    not be float32, or that the device does not have."""
     precision = precision_of(cfg)
     with warnings.catch_warnings():
         # said below, and not obeyed
         warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
         trainer = build(
             cfg.trainer,
+            precision=precision,
             max_epochs=1,
             plugins=[process_environment(expected=processes_of(cfg))],
             logger=False,
@@ -39,12 +42,17 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Any:
             f"trainer.precision={precision} needs a GPU, and this is the {trainer.strategy.root_device.type}: "
             "choose trainer=bf16 or trainer=auto."
         )
+    if cfg.trainer.get("precision") is None and precision != PRECISIONS[0]:
+        torch.set_float32_matmul_precision("high")
     return trainer
 
 
 def precision_of(cfg: DictConfig) -> str:
-    """Lightning's name of the precision. Raises Refused for one in which weights would not be float32."""
-    precision = str(cfg.trainer.get("precision", "32-true"))
+    """Lightning's name of the precision; of none bf16-mixed on a GPU that has it, else float32. Raises Refused for one
+    in which weights would not be float32."""
+    if (precision := cfg.trainer.get("precision")) is None:
+        on_gpu = cfg.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     if precision not in PRECISIONS:
         raise Refused(
             f"trainer.precision={precision}: weights and statistics are kept in float32; choose {', '.join(PRECISIONS)}."

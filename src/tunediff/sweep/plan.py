@@ -13,11 +13,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
-from tunediff.models import ModelPair, agree
+from tunediff.models import Agreed, ModelPair
 from tunediff.settings import check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
-from tunediff.study.parts import STUDY, inside, pair_and_text
+from tunediff.study.parts import STUDY, agreed_upon, inside
 from tunediff.study.run import Run
+from tunediff.text import Text
 from tunediff.training import latest_checkpoint, names_in
 
 NEAR = 3  # settings by which a run may differ and still be called nearly the same
@@ -90,7 +91,7 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
     """The members of a sweep, each checked whole before anything starts. Raises Refused, naming the member."""
     common = set.intersection(*(set(words) for words, _ in composed)) if len(composed) > 1 else set()
     members: dict[str, Member] = {}
-    built: dict[str, ModelPair] = {}
+    built: dict[str, tuple[ModelPair, Text, Agreed]] = {}
     for words, cfg in composed:
         own = [word for word in words if word not in common]
         try:
@@ -99,10 +100,9 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
             run = Run(cfg, sweep / identity(cfg))
             key = digest([plain(cfg.model_pair), plain(cfg.text), bool(cfg.evaluation)])
             if key not in built:
-                built[key], text = pair_and_text(cfg)
-                text.check(evaluated=bool(cfg.evaluation))
-                agree(built[key], text)
-            run.build(built[key], weights=False)
+                built[key] = agreed_upon(cfg, evaluated=bool(cfg.evaluation))
+            pair, text, _ = built[key]
+            run.build(pair, text, weights=False)
             run.learner = None  # its weights are made where it is trained
         except Refused as refusal:
             raise Refused(f"{' '.join(own)}: {refusal}" if own else str(refusal)) from refusal

@@ -1,8 +1,9 @@
 """Rows -> rendered text -> token ids, segments and labels -> padded batches for the two models.
 
     rows.py -> preparing.py -> rendering.py -> documents.py -> batches.py     what a model reads
-               marks.py, templates.py ^         ^ tokenizers.py, aligned.py   how thinking is marked; how two tokenizers agree
                                             -> examples.py                    what a model learns from, for fine-tuning
+    marks.py, templates.py, labels.py    how thinking is marked, what a chat template writes, labels by rule
+    tokenizers.py, aligned.py            how far two tokenizers agree, and which of their tokens stand for each other
 
 A row is a dictionary of strings: a problem with its response, or plain text. Nothing here knows a model or an
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
@@ -11,6 +12,7 @@ activation. Segments follow the character ranges of the rendered text, so they h
 from tunediff.text.batches import Batch, padded, padded_groups
 from tunediff.text.documents import Text
 from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
+from tunediff.text.labels import HESITATIONS, by_rule
 from tunediff.text.marks import FORMATS, LAYOUTS, Layout, Thought, layout, opened_by, thoughts
 from tunediff.text.preparing import each_generation, exchange, in_s1_form
 from tunediff.text.rendering import Manner, render, render_prompt

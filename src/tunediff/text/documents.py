@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,6 @@ INSTEAD = {
     "response": {"thinking", "answer", "text"},
 }
 LABELS = {"spans", "pieces"}
-TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has
 
 
 class Text:
@@ -44,6 +44,8 @@ class Text:
     thinking_format   how a response is laid out: the name of a known format, or a string with {thinking} and {answer};
                  None: R1's way
     template     arguments of the chat template               date     the day that a template is told instead of today
+    hesitations  words that count as a hesitation, as regular expressions, by which thinking is labelled; None: Wait, Hmm,
+                 Alternatively, Hold on
     context      tokens of one sequence      long   what becomes of a longer row: cut into several, of which none is
                  dropped; first: the first alone; keep_prompt: cut, each with the row's question before it
     held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
@@ -63,6 +65,7 @@ class Text:
         thinking_format: str | None = "think",
         template: Mapping[str, Any] | None = None,
         date: str = DATE,
+        hesitations: Sequence[str] | None = None,
         context: int = 1024,
         long: str = "cut",
         held_out: float | Callable[[str], bool] = 0.05,
@@ -85,13 +88,9 @@ class Text:
         if long not in LONG:
             raise TextError(f"text.long={long}: choose {', '.join(LONG)}.")
         self.rows, self.fields, self.prepare = rows, dict(fields or {}), dict(prepare or {})
-        self.manner = Manner(
-            instruction,
-            system,
-            "think" if thinking_format is None else thinking_format,
-            dict(template or {}),
-            str(date),
-        )
+        said = {"instruction": instruction, "system": system, "thinking_format": thinking_format, "template": template}
+        said |= {"date": str(date), "hesitations": None if hesitations is None else tuple(hesitations)}
+        self.manner = Manner(**{key: value for key, value in said.items() if value is not None})
         self.manner.check()
         if isinstance(held_out, functools.partial):  # Hydra's own kind checks its target again at every row
             held_out = functools.partial(held_out.func, *held_out.args, **held_out.keywords)
@@ -128,16 +127,6 @@ class Text:
         if not (texts := [self.rendered(row, tokenizer).text for row in rows]):
             raise TextError("The text has no rows to train on: it is empty, or text.held_out takes them all.")
         return texts
-
-    def check_language(self, tokenizer: Tokenizer) -> None:
-        """Raises TextError for the toy language before a model that was not made of it."""
-        rows = self.rows.func if isinstance(self.rows, functools.partial) else self.rows
-        toy = getattr(rows, "__module__", "").startswith("tunediff.toy")
-        if toy and TOY_END not in tokenizer.get_vocab():
-            raise TextError(
-                "text=toy is the made-up language of the embedded pair, and this model speaks another: name what it is to read, "
-                "text=openr1_math or text=traces, or files of your own (text=openr1_math_files text.rows.path=<files>)."
-            )
 
     @property
     def kept_segments(self) -> Sequence[str]:
@@ -240,6 +229,21 @@ class Text:
                 Document(row["index"], ids, places, segment[chosen].tolist(), progress[chosen].tolist(), marked)
             )
         return documents
+
+    def labelled(
+        self, tokenizers: Sequence[Tokenizer], *, foreign: Sequence[str], needed: Mapping[str, int], tokens: int
+    ) -> Counter[str]:
+        """How many kept held-out tokens have each label, until so many of those that are needed are found, or `tokens` are
+        read."""
+        found: Counter[str] = Counter()
+        read = 0
+        for row in self.named_rows(held_out=True):
+            for document in self.documents(row, tokenizers, foreign=foreign):
+                read += len(document.segments)
+                found.update({label: sum(flags) for label, flags in document.labels.items()})
+            if read >= tokens or all(found[label] >= count for label, count in needed.items()):
+                break
+        return found
 
     def batches(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tunediff.text.labels import HESITATIONS, by_rule, words
 from tunediff.text.marks import Layout, layout, opened_by, split_response
 from tunediff.text.rows import TextError
 from tunediff.text.templates import DATE, Message, begin_of, day, prompt_of
@@ -22,8 +23,8 @@ SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
 
 class Rendered(NamedTuple):
     """One row as the models read it; `response` is the character at which the model would begin to write, and of a plain
-    text at which that begins. Where it thinks, the labels `opening` (the first sentence of the thinking) and
-    `end_of_thinking` (the closing mark) are known without anybody's annotation."""
+    text at which that begins. Where it thinks, the labels `opening` (the first sentence of the thinking),
+    `end_of_thinking` (the closing mark) and those of labels.py are known without anybody's annotation."""
 
     text: str
     segments: list[Span]
@@ -38,6 +39,7 @@ class Manner:
     instruction       put directly in front of every prompt     system   a system message, through the chat template
     thinking_format   how a response is laid out: the name of a known format, or a string with {thinking} and {answer}
     template          arguments of the chat template            date     the day that a template is told instead of today
+    hesitations       words that count as a hesitation, as regular expressions: thinking is labelled by them
     """
 
     instruction: str = ""
@@ -45,14 +47,15 @@ class Manner:
     thinking_format: str = "think"
     template: Mapping[str, Any] = field(default_factory=dict)
     date: str = DATE
+    hesitations: Sequence[str] = HESITATIONS
 
     @property
     def layout(self) -> Layout:
         return layout(self.thinking_format)
 
     def check(self) -> None:
-        """Raises TextError for a format that is none and a date that is none."""
-        _ = self.layout, day(self.date)
+        """Raises Refused for a format that is none, a date that is none, and expressions that are none."""
+        _ = self.layout, day(self.date), words(tuple(self.hesitations))
 
 
 def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner()) -> Rendered:  # noqa: B008
@@ -101,7 +104,12 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
                 labels.append((closed, closed + len(parts.closing), "end_of_thinking"))
         spans.append((starts["answer"], starts["answer"] + len(answer), "answer"))
         whole += between + answer + ending + (tokenizer.eos_token or "")
-    return Rendered(whole, covered(spans, len(whole)), labels + _moved(row, starts), len(prompt))
+    labels += _moved(row, starts)
+    given = {name for _, _, name in labels}
+    labels += [
+        (first + a, first + b, name) for a, b, name in by_rule(thinking, manner.hesitations) if name not in given
+    ]
+    return Rendered(whole, covered(spans, len(whole)), labels, len(prompt))
 
 
 def render_prompt(question: str, tokenizer: Tokenizer, manner: Manner = Manner()) -> str:  # noqa: B008

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +32,7 @@ def prompt_of(
     if not tokenizer.chat_template:
         return begin_of(tokenizer) + "".join(f"{message['content']}\n\n" for message in messages)
     _refuse_unread(tokenizer, arguments or {})
-    today = day(date)
-    given = {"strftime_now": today.strftime, **(arguments or {})}
+    given = {**told_the_day(tokenizer.chat_template, day(date)), **(arguments or {})}
     whole: list[Any] = [dict(message) for message in messages]
     # most templates want a string, those of models that see want parts
     parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in whole]
@@ -73,6 +74,18 @@ def _refuse_unread(tokenizer: Tokenizer, arguments: Mapping[str, Any]) -> None:
                 f"text.template.{name}={arguments[name]!r}: the tokenizer's chat template reads no {name}; it reads "
                 f"{', '.join(others) or 'nothing but the messages'}."
             )
+
+
+_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+
+
+def told_the_day(template: Any, today: datetime.date) -> dict[str, str]:
+    """As `chat_template` the template of one that reads the clock, in which the clock is this day."""
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return {}
+    days = {form: today.strftime(form) for _, form in _CLOCK.findall(template)}
+    clock = f"{{%- macro strftime_now(form) -%}}{{{{ {json.dumps(days)}[form] }}}}{{%- endmacro -%}}"
+    return {"chat_template": clock + template}
 
 
 @functools.cache

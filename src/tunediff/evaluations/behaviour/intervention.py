@@ -28,7 +28,7 @@ from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
 from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
-from tunediff.evaluations.latents.selection import Selection, alike, choose, decoder_rows
+from tunediff.evaluations.latents.selection import Selection, alike, asked_for, choose, decoder_rows
 from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"
@@ -60,6 +60,10 @@ class Intervention(BehaviourEvaluation):
 
     def __post_init__(self):
         check_role(self.role, setting=self.name)
+
+    @property
+    def asks_for(self) -> Mapping[str, int]:
+        return asked_for(self.latents, self.chosen_by)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting=self.name)

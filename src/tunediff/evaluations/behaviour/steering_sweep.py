@@ -37,7 +37,7 @@ from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_tou
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
-from tunediff.evaluations.latents.selection import Selection, choose
+from tunediff.evaluations.latents.selection import Selection, asked_for, choose
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.measures.clustered import Estimate, interval_columns
 from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Table
@@ -91,6 +91,10 @@ class SteeringSweep(BehaviourEvaluation):
         self.strengths = sorted(self.strengths)
         self.gates = {name: self.gates[name] for name in self.behind or self.gates}
         self.tasks = dict(itertools.islice(self.tasks.items(), 1))
+
+    @property
+    def asks_for(self) -> Mapping[str, int]:
+        return asked_for(self.latents, self.chosen_by)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")

@@ -10,9 +10,9 @@ base's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,14 +22,17 @@ from tunediff.edits import opposite
 from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.columns import chosen_by_expression
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
-from tunediff.evaluations.reading.label_alignment import aurocs
+from tunediff.evaluations.reading.label_alignment import FEWEST, aurocs
 from tunediff.shapes import BASE, TUNED, Refused, Stream
 
 ALIKE = 20  # latents that write about as much, of which one is drawn
 
 
 class Selection(Protocol):
-    """A way to choose latents."""
+    """A way to choose latents. `asks_for` is as in Evaluation."""
+
+    @property
+    def asks_for(self) -> Mapping[str, int]: ...
 
     def choose(self, trained: Trained, seen: LatentStatistics) -> list[int]: ...
 
@@ -43,10 +46,19 @@ class Telling:
     at: str | None
     first: bool = False
 
+    @property
+    def asks_for(self) -> Mapping[str, int]:
+        return dict.fromkeys((self.label, *([] if self.at is None else [self.at])), FEWEST)
+
     def choose(self, trained: Trained, seen: LatentStatistics) -> list[int]:
         scores = aurocs(trained, self.label, self.at, first=self.first)
         order = scores.masked_fill(~seen.alive, -1.0).argsort(descending=True, stable=True)
         return order[: self.count].tolist()
+
+
+def asked_for(latents: Any, chosen_by: Selection | None) -> Mapping[str, int]:
+    """The labels that a choice of latents asks the text for."""
+    return getattr(chosen_by, "asks_for", {}) if latents is None else {}
 
 
 def choose(

@@ -9,6 +9,7 @@ lift                average_precision / that share
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class LabelAlignment:
         scores, looked_at = scored(trained, self.label, self.at, "label alignment", first=self.first)
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
-            yield too_few("label_alignment", self.label, self.at)
+            yield too_few(trained, "label_alignment", self.label, self.at)
             return
         truth, select, test, rules = labelled
         first, second = scores.of_tokens(select), scores.of_tokens(test)
@@ -146,6 +147,14 @@ def gathered(looked_at: LookedAt, label: str) -> Labelled | None:
     return Labelled(truth, half == 0, half == 1, rules)
 
 
-def too_few(evaluation: str, label: str, at: str | None) -> Note:
-    among = f" or not among '{at}' tokens." if at else "."
-    return Note(f"{evaluation} was not measured: the held-out text has too few tokens labelled '{label}'{among}")
+def too_few(trained: Trained, evaluation: str, label: str, at: str | None) -> Note:
+    """The sentence on a label that cannot be measured: how often it is there, and which labels are."""
+    found: Counter[str] = Counter()
+    for batch in trained.held_out:
+        found.update({name: int(flags.sum()) for name, flags in batch.labels.items()})
+    among = f" or not among '{at}' tokens" if at else ""
+    there = ", ".join(f"{name} ({count:,})" for name, count in found.most_common() if count)
+    return Note(
+        f"{evaluation} was not measured: the held-out text has too few tokens labelled '{label}'{among}: {found[label]}, and "
+        f"{FEWEST} with and without it are needed in each half of the documents. Its labels are {there or 'none'}."
+    )

@@ -38,7 +38,7 @@ class Probing:
             rows.append(normalise(*reading.rows).cpu()[here])
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
-            yield too_few("probing", self.label, self.at)
+            yield too_few(trained, "probing", self.label, self.at)
             return
         truth, select, test, _ = labelled
         values = torch.cat(rows)

@@ -24,7 +24,7 @@ from tunediff.evaluations.behaviour.intervention import latents_table
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
 from tunediff.evaluations.given import LatentStatistics, Needs, Trained
-from tunediff.evaluations.latents.selection import Selection, choose
+from tunediff.evaluations.latents.selection import Selection, asked_for, choose
 from tunediff.measures.clustered import interval_columns
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Figure, Finding, Note, Refused, Table
@@ -85,6 +85,10 @@ class LatentSets(BehaviourEvaluation):
                 f"{NAME}.control_sizes={list(self.control_sizes)}: each is a multiple of the set's size, from 1 on."
             )
         self.control_sizes = sorted(set(self.control_sizes))
+
+    @property
+    def asks_for(self) -> Mapping[str, int]:
+        return asked_for(self.latents, self.chosen_by)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)

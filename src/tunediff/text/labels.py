@@ -1,0 +1,60 @@
+"""Labels that any reasoning trace has without an annotator, by rule, as spans of its thinking.
+
+    step_end             where a sentence ends: its last character that is no white space
+    hesitation           a match of the pair's expressions, such as "Wait" or "Hold on"
+    hesitation_follows   the end of a sentence behind which the next begins with such a match
+    backtracks           a sentence that begins with one, or that takes back what was said ("That's wrong", "Let me recheck")
+
+A rule sees words, not intentions: "Wait for the bus" is a hesitation to it, and a correction without such words is none.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+from tunediff.shapes import Refused
+
+HESITATIONS = ("wait", "hmm+", "alternatively", "hold on")  # regular expressions of whole words
+
+_SENTENCE = re.compile(r"\S.*?(?:[.!?。？！…]+[\"')\]*]*(?=\s|$)|(?=\s*\n)|$)", re.MULTILINE)
+_BEFORE = r"(?:(?:oh|but|so|and|no|okay|ok|well|actually|then)\b[,.!]?\s+){0,3}"
+_TAKEN_BACK = (
+    r"(?:(?:that|this|it)(?:'s| is| was) (?:wrong|incorrect|not right|not correct|a mistake)"
+    r"|(?:that|this|it) (?:isn't|wasn't|can't be|cannot be) (?:right|correct)|i (?:made|must have made) an? (?:mistake|error)"
+    r"|let me (?:re-?check|double[- ]check|re-?consider|re-?think|start over|try again|backtrack)|scratch that)"
+)
+
+
+@functools.lru_cache
+def words(patterns: tuple[str, ...]) -> re.Pattern:
+    """A regular expression for any of these as whole words, capital letters or not. Raises Refused for what is none."""
+    try:
+        return re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.IGNORECASE)
+    except re.error as error:
+        raise Refused(f"The patterns {list(patterns)} are no regular expressions: {error}.") from error
+
+
+@functools.lru_cache
+def _begins(patterns: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
+    """Expressions for a sentence that begins with a hesitation, and for one that goes back."""
+    hesitates = rf"{_BEFORE}(?<!\w)(?:{'|'.join(patterns)})(?!\w)" if patterns else r"(?!)"
+    return re.compile(hesitates, re.IGNORECASE), re.compile(rf"{hesitates}|{_BEFORE}{_TAKEN_BACK}", re.IGNORECASE)
+
+
+def by_rule(thinking: str, patterns: Sequence[str] = HESITATIONS) -> list[tuple[int, int, str]]:
+    """The spans of a thinking, each (first character, one past the last, label)."""
+    patterns = tuple(patterns)
+    spans = [(*found.span(), "hesitation") for found in words(patterns).finditer(thinking)] if patterns else []
+    hesitates, goes_back = _begins(patterns)
+    before = None
+    for found in _SENTENCE.finditer(thinking):
+        first, last = found.span()
+        spans.append((last - 1, last, "step_end"))
+        if before is not None and hesitates.match(thinking, first):
+            spans.append((before - 1, before, "hesitation_follows"))
+        if goes_back.match(thinking, first):
+            spans.append((first, last, "backtracks"))
+        before = last
+    return spans

@@ -1,0 +1,364 @@
+"""What holds for the tokenizers of real models, rebuilt, and for real reasoning traces."""
+
+import functools
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from real_tokenizers import real
+from tunediff.models import ModelPair, ModelSource, PairError, agree
+from tunediff.shapes import SEGMENTS
+from tunediff.text import FORMATS, Manner, Text, TextError, encode, exchange, read_files, render
+from tunediff.text.aligned import Aligned
+from tunediff.text.tokenizers import one_of
+
+# base, tuned, whose tokenizer, and what is foreign of it: first id, last id
+PAIRS = {
+    "r1_vs_qwen": ("qwen", "r1_qwen", "tuned", range(151643, 151650)),
+    "deepscaler_vs_qwen": ("qwen", "r1_qwen", "base", range(151643, 151650)),
+    "r1_llama_vs_llama": ("llama", "r1_llama", "tuned", (128000, 128001, *range(128011, 128016))),
+}
+TOKENIZERS = ["qwen", "r1_qwen", "llama", "r1_llama", "deepseek_v3", "qwen3", "gemma3"]
+ODD = "🙂 龘 𝔽 and ∮ naïve 東京 <｜User｜> a <b> </think>x"
+ROW = {"prompt": "What is 2+3?", "thinking": "So we add. Wait, yes.", "answer": "It is 5."}
+
+
+class Source(ModelSource):
+    """A source that reads its tokenizer once for all tests."""
+
+    def tokenizer(self):
+        return tokenizer_in(self.path)
+
+
+@functools.cache
+def tokenizer_in(folder):
+    return ModelSource(folder).tokenizer()
+
+
+def source(name):
+    return Source(str(real(name)))
+
+
+def pair_of(name, **settings):
+    base, tuned, owner, _ = PAIRS[name]
+    return ModelPair(source(base), source(tuned), **{"tokenizer": owner, **settings})
+
+
+@pytest.fixture(scope="module")
+def traces(data_folder):
+    file = str(data_folder / "reasoning_traces" / "traces.jsonl.gz")
+    fields = {"prompt": "question", "thinking": "thinking", "answer": "answer"}
+
+    def text(**settings):
+        rows = settings.pop("rows", lambda: itertools.islice(read_files(file), 60))
+        return Text(rows, fields=fields, **{"held_out": 0.3, **settings})
+
+    return text
+
+
+def documents(text, pair, count=20):
+    for row in itertools.islice(text.named_rows(held_out=False), count):
+        yield from text.documents(row, pair.tokenizers, foreign=pair.foreign)
+
+
+# -- tokens agreed on what is read -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_real_pair_starts_on_real_traces_and_says_what_is_foreign_and_how_much(name, traces):
+    pair, text = pair_of(name), traces()
+    agreed = agree(pair, text)
+    owner, foreign = pair.tokenizers[0], set(PAIRS[name][3])
+    rows = itertools.islice(text.named_rows(held_out=False), 32)
+    counted = total = 0
+    for row in rows:
+        whole = text.rendered(row, owner).text
+        encoded = owner(whole, add_special_tokens=False, return_offsets_mapping=True)
+        other = [m.span() for m in re.finditer("</?think>", whole)]
+        total += len(encoded["input_ids"])
+        counted += sum(
+            i in foreign or any(a < last and b > first for first, last in other)
+            for i, (a, b) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        )
+    assert agreed.tokens == total and agreed.foreign == counted / total > 0.004
+    said = {
+        "r1_vs_qwen": "base reads id 151648 as <|box_start|>, tuned as <think> (32 times)",
+        "deepscaler_vs_qwen": "base spells <think> in 3 ids, tuned spells <think> in 1 id (32 times)",
+        "r1_llama_vs_llama": "base reads id 128013 as <|reserved_special_token_8|>, tuned as <think> (32 times)",
+    }
+    assert said[name] in agreed.notes[0] and f"{counted / total:.2%} of the {total:,}" in agreed.notes[0]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_no_foreign_token_is_kept_but_where_it_is_asked_for(name, traces):
+    foreign = set(PAIRS[name][3])
+    everything = traces(segments=SEGMENTS, drop_special=False)
+    met = {policy: 0 for policy in ("skip", "keep")}
+    for policy in met:
+        pair = pair_of(name, foreign=policy)
+        for document in documents(everything, pair, 6):
+            kept = [document.ids[0][place] for place in document.places[0]]
+            met[policy] += len(foreign & set(kept))
+            said = pair.tokenizers[0].decode(document.ids[0][: document.places[0][-1] + 1])
+            assert policy == "keep" or "<think>" in said or document.ids[0]
+    assert met["skip"] == 0 and met["keep"] > 0
+    with pytest.raises(PairError, match="model_pair.foreign=refuse: .* Choose skip, respell or keep"):
+        agree(pair_of(name, foreign="refuse"), traces())
+
+
+def test_ordinary_text_that_is_cut_differently_is_refused_on_the_same_ids(traces):
+    pair = ModelPair(source("qwen"), source("deepseek_v3"))
+    with pytest.raises(PairError, match="tokenize .* of the tried texts differently.*model_pair.align=by_text"):
+        agree(pair, traces())
+
+
+def test_each_model_reads_its_own_spelling_of_a_mark_and_the_rest_is_aligned(traces):
+    pair = pair_of("r1_vs_qwen", foreign="respell")
+    base, tuned = pair.tokenizer_of("base"), pair.tokenizer_of("tuned")
+    (mine, other), text = pair.tokenizers, traces(context=100_000)
+    assert (mine, other) == (tuned, base)
+    row = next(text.named_rows(held_out=False))
+    (document,) = text.documents(row, pair.tokenizers, foreign=pair.foreign)
+    whole = text.rendered(row, tuned).text
+    assert document.ids == tuple(list(encode(one, whole)["input_ids"]) for one in (tuned, base))
+    assert tuned.convert_tokens_to_ids("<think>") in document.ids[0] and 151648 not in document.ids[1]
+    for a, b in zip(*document.places, strict=True):  # the same text, under the same ids
+        assert document.ids[0][a] == document.ids[1][b]
+    assert len(document.places[0]) > 0.95 * len(document.ids[0])
+
+
+@pytest.mark.parametrize(("first", "second"), [("qwen", "deepseek_v3"), ("r1_llama", "qwen3"), ("gemma3", "r1_qwen")])
+def test_tokens_of_two_tokenizers_are_paired_one_to_one_and_no_mark_with_a_fragment(first, second, traces):
+    pair = ModelPair(source(first), source(second), align="by_text")
+    rows = [row["thinking"] for row in itertools.islice(traces().named_rows(held_out=False), 6)]
+    for text in (ODD * 3, *(f"<｜User｜>\nq<｜Assistant｜><think>\n{ODD} {row}\n</think>\n\nA\n" for row in rows)):
+        found = Aligned.of(text, pair.tokenizers, marks=one_of(pair.foreign))
+        kept = found.pairs[~found.foreign]
+        assert len(kept) > 0.5 * min(map(len, found.ids))
+        for entry in (0, 1):
+            assert (np.diff(kept[:, entry]) > 0).all()  # none twice, and in order
+        ends = [found.offsets[entry][kept[:, entry], 1] for entry in (0, 1)]
+        assert (ends[0] == ends[1]).all()
+        marks = [m.span() for m in re.finditer("|".join(map(re.escape, pair.foreign)), text)]
+        for entry in (0, 1):
+            spans = found.offsets[entry][kept[:, entry]]
+            assert not any(a < last and b > begin for a, b in spans for begin, last in marks)
+
+
+def test_the_pieces_of_one_character_are_paired_in_order_from_the_last():
+    pair = ModelPair(source("qwen"), source("r1_llama"), align="by_text")
+    (mine, theirs), text = pair.tokenizers, "櫀"
+    pieces = [len(encode(one, text)["input_ids"]) for one in (mine, theirs)]
+    found = Aligned.of(text, pair.tokenizers, marks=None)
+    assert sorted(pieces) == [2, 3]
+    shift = pieces[1] - pieces[0]
+    assert found.pairs.tolist() == [[n, n + shift] for n in range(max(0, -shift), pieces[0])]
+
+
+# -- the template, thinking marks, long traces -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_was_said_is_named_and_all_the_rest_is_the_templates(name):
+    tokenizer = source(name).tokenizer()
+    manner = Manner(instruction="Think. ", thinking_format="think")
+    found = render({**ROW, "spans": [("prompt", 5, 7, "word"), ("answer", 6, 7, "five")]}, tokenizer, manner)
+    said = {}
+    for first, last, segment in found.segments:
+        said.setdefault(segment, []).append(found.text[first:last])
+    assert said["prompt"] == ["Think. What is 2+3?"]
+    assert "".join(found.text[a:b] for a, b, _ in found.segments) == found.text
+    assert said["answer"] == ["It is 5."] and said["thinking"][0].startswith(" Wait, yes.\n</think>")
+    assert found.text.count("<think>") == found.text.count("</think>") == 1
+    labels = {label: found.text[a:b] for a, b, label in found.labels}
+    assert labels["word"] == "is" and labels["five"] == "5" and labels["end_of_thinking"] == "</think>"
+    words = "".join(said["template"])
+    assert tokenizer.eos_token in words and ("user" in words or "User" in words)
+    kept = Text(lambda: iter([ROW])).documents({**ROW, "index": 0}, [tokenizer])
+    assert SEGMENTS.index("template") not in {s for document in kept for s in document.segments}
+    only = Text(lambda: iter([ROW]), segments=["template"], drop_special=False)
+    assert only.documents({**ROW, "index": 0}, [tokenizer])[0].places[0]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_row_without_thinking_leaves_no_thinking_open(name):
+    tokenizer = source(name).tokenizer()
+    found = render({"prompt": "q", "answer": "It is 5."}, tokenizer)
+    assert found.text.count("<think>") == found.text.count("</think>")
+    assert [found.text[a:b] for a, b, segment in found.segments if segment == "answer"] == ["It is 5."]
+
+
+def test_arguments_reach_the_template_and_what_it_does_not_read_is_refused():
+    tokenizer = source("qwen3").tokenizer()
+    plain = render({"prompt": "q", "answer": "5"}, tokenizer).text
+    quiet = Manner(template={"enable_thinking": False})
+    found = render({"prompt": "q", "answer": "5"}, tokenizer, quiet).text
+    assert "<think>" not in plain and found.count("<think>\n\n</think>\n\n5") == 1
+    thinks = render(ROW, tokenizer, quiet).text  # an empty thought gives way to the row's
+    assert thinks.count("<think>") == 1 and "<think>\nSo we add." in thinks
+    with pytest.raises(
+        TextError, match=r"text.template.enable_thinkin=False: .* reads no enable_thinkin; it reads .*enable_thinking"
+    ):
+        render(ROW, tokenizer, Manner(template={"enable_thinkin": False}))
+
+
+def test_a_template_that_reads_the_clock_is_told_the_day_of_the_text(monkeypatch):
+    tokenizer = source("llama").tokenizer()
+    clock = "{{ 'Today ' + strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", clock)
+    assert render(ROW, tokenizer).text.startswith("Today 26 Jul 2024")
+    assert render(ROW, tokenizer, Manner(date="2025-02-01")).text.startswith("Today 01 Feb 2025")
+    with pytest.raises(TextError, match="text.date='yesterday' is no day"):
+        Text(lambda: iter([ROW]), date="yesterday")
+
+
+def test_a_template_that_wants_parts_gets_them(monkeypatch):
+    tokenizer = source("qwen3").tokenizer()
+    parts = "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", parts)
+    assert render(ROW, tokenizer).text.startswith("[user]What is 2+3?")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_conversation_is_read_whole_its_last_response_as_the_response(name):
+    tokenizer = source(name).tokenizer()
+    turns = [("user", "First?"), ("assistant", "One."), ("user", "Second?"), ("assistant", "Two.")]
+    row = {"conversation": [{"role": who, "content": said} for who, said in turns]}
+    row["conversation"][3]["reasoning_content"] = "Hm, two."
+    (whole,) = exchange([row])
+    found = render(whole, tokenizer)
+    said = [(segment, found.text[a:b]) for a, b, segment in found.segments if segment != "template"]
+    assert said[:3] == [("prompt", "First?"), ("answer", "One."), ("prompt", "Second?")]
+    assert said[-1] == ("answer", "Two.") and "<think>\nHm, two.\n</think>" in found.text
+    (first,), each = exchange([row], turns="first"), list(exchange([row], turns="each"))
+    assert (first["prompt"], first["response"]) == ("First?", "One.")
+    assert [one["prompt"] for one in each] == ["First?", "Second?"] and len(each[1]["earlier"]) == 2
+    assert len({Text(lambda: iter(each), held_out=0.5)._is_held_out(one["begun"]) for one in each}) == 1
+
+
+@pytest.mark.parametrize("thinking_format", FORMATS)
+@pytest.mark.parametrize("name", ["r1_qwen", "qwen", "gemma3"])
+def test_thinking_marks_hold_in_rendering_gates_and_grading_alike(name, thinking_format):
+    from tunediff.benchmarks import closed, grade
+    from tunediff.edits import Sequences, Thinking
+
+    tokenizer = source(name).tokenizer()
+    thinking, answer = "I see </other> tags, [/THINKING] too. Wait.", "It is \\boxed{5}."
+    said = FORMATS[thinking_format].format(thinking=thinking, answer=answer)
+    row = {"prompt": "2+3?", "response": said}
+    if name != "r1_qwen":  # whose template opens the thinking by itself
+        found = render(row, tokenizer, Manner(thinking_format=thinking_format))
+        assert said in found.text
+    else:
+        found = render(row, tokenizer, Manner(thinking_format="think"))
+        assert f"<think>\n{thinking}\n</think>\n\n{answer}" in found.text
+    response = encode(tokenizer, said)["input_ids"]
+    known = Sequences.of_responses(tokenizer, [encode(tokenizer, "2+3? ")["input_ids"]], [response])
+    inside = Thinking()(known, {})[0, -len(response) :]
+    within = tokenizer.decode([i for i, flag in zip(response, inside, strict=True) if flag])
+    assert thinking in within and "boxed" not in within
+    assert closed(said) is True and grade(said, "5").correct
+    assert closed(said.partition("Wait.")[0]) is False
+
+
+def test_only_the_mark_that_was_opened_is_closed():
+    from tunediff.benchmarks import closed, grade
+
+    said = "<think>\nIs [/THINK] or <|end_of_thought|> \\boxed{4}?\n</think>\n\\boxed{5}"
+    assert grade(said, "5").correct and closed(said.partition("\n</think>")[0]) is False
+    assert grade(said.removeprefix("<think>"), "5", opened="<think>").correct
+
+
+@pytest.mark.parametrize("long", ["cut", "first", "keep_prompt"])
+@pytest.mark.parametrize("name", ["r1_qwen", "deepseek_v3"])
+def test_long_rows_are_cut_as_asked(name, long, traces):
+    pair = ModelPair(source("r1_qwen"), source(name), align="strict" if name == "r1_qwen" else "by_text")
+    text = traces(context=400, long=long)
+    row = next(row for row in text.named_rows(held_out=False) if len(row["thinking"]) > 6000)
+    (whole,) = traces(context=100_000).documents(row, pair.tokenizers, foreign=pair.foreign)
+    pieces = text.documents(row, pair.tokenizers, foreign=pair.foreign)
+    asked = len(
+        encode(
+            pair.tokenizers[0],
+            text.rendered(row, pair.tokenizers[0]).text[: text.rendered(row, pair.tokenizers[0]).response],
+        )["input_ids"]
+    )
+    kept = [[piece.ids[0][p] for p in piece.places[0]] for piece in pieces]
+    everything = [whole.ids[0][p] for p in whole.places[0]]
+    assert all(len(piece.ids[0]) <= 400 for piece in pieces)
+    if long == "first":
+        assert len(pieces) == 1 and pieces[0].ids[0] == whole.ids[0][:400] and kept[0] == everything[: len(kept[0])]
+        return
+    assert [i for piece in kept for i in piece] == everything and len(pieces) > 3  # each token once
+    assert [s for piece in pieces for s in piece.segments] == whole.segments
+    for piece in pieces[1:]:
+        assert (piece.ids[0][:asked] == whole.ids[0][:asked]) is (long == "keep_prompt")
+        assert not piece.places[0] or piece.places[0][0] >= (asked if long == "keep_prompt" else 0)
+
+
+def test_cutting_a_row_looks_at_every_token_a_bounded_number_of_times(monkeypatch):
+    """Linear in its length, counted and not timed: no array that is made is longer than the text, and there are few."""
+    tokenizer = source("r1_qwen").tokenizer()
+    made = {}
+    for repeats in (200, 800):
+        row = {"prompt": "q", "thinking": "So we add. Wait, that is 5.\n" * repeats, "answer": "5", "index": 0}
+        text = Text(lambda: iter([]), context=256)
+        sizes, before = [], np.searchsorted
+
+        def counting(a, v, *rest, sizes=sizes, before=before, **more):
+            sizes.append(np.size(v))
+            return before(a, v, *rest, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "searchsorted", counting)
+            pieces = text.documents(row, [tokenizer])
+        made[repeats] = sum(sizes) / sum(len(piece.ids[0]) for piece in pieces)
+    assert made[800] < 1.1 * made[200] < 30
+
+
+def test_a_context_beyond_a_models_positions_is_refused_with_both_numbers(traces):
+    with pytest.raises(PairError, match=r"text.context=40,000 is more than the 32,768 positions of the base model"):
+        agree(pair_of("r1_vs_qwen"), traces(context=40_000))
+
+
+def composed(*overrides):
+    import hydra
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return hydra.compose("train", [*overrides])
+
+
+def folders_of(name):
+    base, tuned, *_ = PAIRS[name]
+    return [f"model_pair.base.path={real(base)}", f"model_pair.tuned.path={real(tuned)}"]
+
+
+def test_toy_text_before_a_model_that_does_not_speak_it_is_refused_in_one_sentence():
+    from tunediff.shapes import Refused
+    from tunediff.study.parts import agreed_upon
+
+    for given in (["model_pair=r1_vs_qwen", "text=toy"], ["model_pair=local"]):
+        with pytest.raises(
+            Refused, match="text=toy is the made-up language of the embedded pair, and .* speaks another"
+        ):
+            agreed_upon(composed(*given, *folders_of("r1_vs_qwen")), evaluated=True)
+
+
+@pytest.mark.parametrize("pair", sorted(p.stem for p in (ROOT / "conf" / "model_pair").glob("*_vs_*.yaml")))
+def test_a_real_pair_brings_a_study_that_fits_it_and_the_line_has_the_last_word(pair):
+    cfg = composed(f"model_pair={pair}")
+    assert "toy" not in json.dumps([str(cfg.text.rows._target_), list(cfg.task)])
+    assert cfg.budget.tokens == 100_000_000 and "check" not in cfg.evaluation
+    assert cfg.text.thinking_format == ("s1" if pair == "s1_vs_qwen" else "think")
+    other = composed(f"model_pair={pair}", "text=gsm8k", "scale=smoke", "evaluation=geometry", "task=amc23")
+    assert (other.text.rows.path, other.budget.tokens) == ("openai/gsm8k", 8192)
+    assert (list(other.evaluation), list(other.task)) == (["geometry"], ["amc23"])
+
+
+def test_the_embedded_pair_alone_brings_toy_text_and_toy_labels():
+    cfg = composed()
+    assert "check" in cfg.evaluation and list(cfg.task) == ["toy"] and cfg.budget.tokens == 600_000
