@@ -54,6 +54,8 @@ class ModelPair:
             raise PairError(f"model_pair.align='{align}': choose strict or by_text.")
         self.sources = {BASE: base, TUNED: tuned}
         self.configs = {role: source.config().get_text_config() for role, source in self.sources.items()}
+        for source in dict.fromkeys(self.sources.values()):
+            source.check()
         self.owner, self.align, self.hesitations = tokenizer, align, tuple(hesitations)
         self._tokenizers = {role: source.tokenizer() for role, source in self.sources.items()}
         self.models: dict[str, transformers.PreTrainedModel] = {}
