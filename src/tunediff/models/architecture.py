@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tunediff.models.files import PairError
@@ -22,7 +21,7 @@ def check_config(of: str, config: Mapping[str, Any]) -> None:
             f"{of}: its config.json has no model_type, by which transformers knows an architecture: take the file that was "
             "saved with the weights."
         )
-    known, writes = kind in CONFIG_MAPPING_NAMES, kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    known, writes = kind in transformers.CONFIG_MAPPING, kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     own = config.get("auto_map") or {}
     if not (known and writes) and "AutoModelForCausalLM" in own:
         raise PairError(
@@ -35,7 +34,10 @@ def check_config(of: str, config: Mapping[str, Any]) -> None:
             "or take a model whose architecture it has."
         )
     if not writes:
-        raise PairError(f"{of} has model_type={kind}, which writes no text: choose a causal language model.")
+        raise PairError(
+            f"{of} has model_type={kind}, of which transformers has no causal language model (AutoModelForCausalLM): choose a "
+            "model that writes text from left to right."
+        )
     _check_numbers(of, config)
 
 

@@ -36,7 +36,7 @@ class Header(NamedTuple):
 def located(path: str) -> str:
     """A Hub id or folder as it stands; pkg://package/folder as the folder of an installed package."""
     if not path.startswith("pkg://"):
-        return path
+        return str(Path(path).expanduser()) if path.startswith("~") else path
     package, _, folder = path.removeprefix("pkg://").partition("/")
     return str(importlib.resources.files(package) / folder)
 

@@ -68,6 +68,7 @@ def check(folder: Path) -> peft.LoraConfig:
     """The configuration of an adapter. Raises PairError where the difference between adapter on and off would be more
     than scale * B A x of its modules, or the base would not stay what it is."""
     json_in(folder / ADAPTER_CONFIG, f"The adapter {folder}")
+    headers_in(folder / WEIGHTS, f"The adapter {folder}")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:
@@ -107,7 +108,6 @@ def adapted(model: PreTrainedModel, folder: Path, *, merged: bool) -> PreTrained
     """The model with the adapter of a folder on it, beside the weights or merged into them. Raises PairError for an
     adapter that belongs to another model."""
     config, expected = check(folder), [] if merged else shapes(folder)
-    headers_in(folder / WEIGHTS, f"The adapter {folder}")
     device = next(model.parameters()).device
     try:
         whole = peft.PeftModel.from_pretrained(model, str(folder), config=config, torch_device=str(device))

@@ -96,7 +96,7 @@ class ModelSource:
     @functools.cached_property
     def folder(self) -> Path:
         """The folder of config.json, which is brought from the Hub where the source is no local one."""
-        place = Path(self.location).expanduser()
+        place = Path(self.location)
         if place.is_dir():
             if (place / CONFIG).is_file():
                 return place
@@ -108,7 +108,7 @@ class ModelSource:
         if self.path.startswith((".", "/", "~")):  # no Hub id begins so
             raise PairError(f"Cannot load '{self.path}': there is no folder {place.absolute()}.")
         try:
-            return Path(huggingface_hub.hf_hub_download(self.location, CONFIG, revision=self.revision)).parent
+            return Path(huggingface_hub.hf_hub_download(self.path, CONFIG, revision=self.revision)).parent
         except (ValueError, OSError) as error:
             raise self._not_given() from error
 
@@ -116,7 +116,7 @@ class ModelSource:
     def commit(self) -> str | None:
         """The commit on the Hub that every file of the model is read at, from its configuration on; None for a local
         folder."""
-        return commit_of(self.folder / CONFIG)
+        return None if Path(self.location).is_dir() else commit_of(self.folder / CONFIG)
 
     @property
     def commits(self) -> dict[str, str]:
@@ -192,7 +192,7 @@ class ModelSource:
     @functools.cached_property
     def beside(self) -> TranscoderFiles | None:
         """The transcoder adapters beside its MLPs: those of a checkpoint in their authors' format."""
-        return TranscoderFiles(self.path, self.revision) if LATENTS in self.config().to_dict() else None
+        return TranscoderFiles(self.path, self.commit or self.revision) if LATENTS in self.config().to_dict() else None
 
     def weights(self, under: transformers.PreTrainedModel | None = None) -> transformers.PreTrainedModel:
         """The model. `under` is the same one without the adapter, if it is in memory: its weights are used and left as

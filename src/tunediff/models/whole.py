@@ -8,6 +8,7 @@ Before loading it is given tensors without values, by the headers of the files.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ def foreseen(empty: PreTrainedModel, headers: Mapping[str, Header]) -> Found:
     tensors = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
     with silent():
         try:
-            _, info = type(empty).from_pretrained(
+            made: Any = type(empty).from_pretrained(
                 None,
                 config=empty.config,
                 state_dict=tensors,
@@ -72,7 +73,7 @@ def foreseen(empty: PreTrainedModel, headers: Mapping[str, Header]) -> Found:
             )
         except RuntimeError as error:  # of a conversion, such as of experts that are one tensor in the model
             return Found([], [], [], str(error).splitlines()[0])
-    return found_by(info)
+    return found_by(made[1])
 
 
 @contextmanager
@@ -162,24 +163,26 @@ def _check_names(of: str, headers: Mapping[str, Header]) -> None:
 
 def _check_depth(of: str, empty: PreTrainedModel, found: Found) -> None:
     """Raises PairError where config.json and the files disagree on the number of layers."""
-    names = list(empty.state_dict())
-    depth = empty.config.get_text_config().num_hidden_layers
-    setting = empty.config.get_text_config().attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    config, missing = empty.config.get_text_config(), set(found.missing)
+    depth, setting = config.num_hidden_layers, config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     says = f"{of}: config.json says {setting}={depth}, and the files hold"
-    for stack in {_layer(name)[0] for name in names if _layer(name)}:
-        numbers = {_layer(name)[1] for name in names if _layer(name)[:1] == (stack,)}
-        if len(numbers) != depth:
+    stacks: dict[str, dict[int, bool]] = {}  # of each numbered row of modules, which have a tensor in the files
+    for name in empty.state_dict():
+        stack, number = _layer(name)
+        layers = stacks.setdefault(stack, {})
+        layers[number] = layers.get(number, False) or name not in missing
+    for stack, layers in stacks.items():
+        if len(layers) != depth:
             continue
-        gone = [
-            n for n in numbers if not any(_of_layer(name, stack, n) and name not in found.missing for name in names)
-        ]
-        more = {_layer(name)[1]: name for name in reversed(found.unexpected) if _same_stack(_layer(name), stack)}
-        more = {number: name for number, name in more.items() if number >= depth}
-        if gone and gone == list(range(depth - len(gone), depth)):
-            first = next(name for name in found.missing if _of_layer(name, stack, gone[0]))
-            raise PairError(f"{says} {depth - len(gone)} layers: there is no {first}. {NOT_ONE}")
+        here = [number for number, any_of_it in layers.items() if any_of_it]
+        if here and len(here) < depth and here == list(range(len(here))):
+            first = next(name for name in found.missing if _layer(name) == (stack, len(here)))
+            raise PairError(f"{says} {len(here)} layers: there is no {first}. {NOT_ONE}")
+        # a file may leave out the prefix of the base model
+        more = [name for name in found.unexpected if f".{stack}".endswith(f".{_layer(name)[0]}")]
+        more = [name for name in more if _layer(name)[1] >= depth]
         if more:
-            raise PairError(f"{says} {max(more) + 1} layers: there is {more[min(more)]}. {NOT_ONE}")
+            raise PairError(f"{says} {_layer(more[-1])[1] + 1} layers: there is {more[0]}. {NOT_ONE}")
 
 
 def _check_head(of: str, empty: PreTrainedModel, found: Found) -> None:
@@ -192,34 +195,31 @@ def _check_head(of: str, empty: PreTrainedModel, found: Found) -> None:
         )
 
 
-def _layer(name: str) -> tuple[str, int] | tuple[()]:
-    """The stack and number of the layer that a tensor stands in: `model.layers` and 3."""
+def _layer(name: str) -> tuple[str, int]:
+    """The row of modules that a tensor stands in and its number there: `model.layers` and 3; -1 of one in none."""
     parts = re.match(r"(.*?)\.(\d+)\.", name)
-    return (parts[1], int(parts[2])) if parts else ()
-
-
-def _of_layer(name: str, stack: str, number: int) -> bool:
-    return name.startswith(f"{stack}.{number}.")
-
-
-def _same_stack(layer: tuple, stack: str) -> bool:
-    """True also where a file leaves out the prefix of the base model."""
-    return bool(layer) and (layer[0] == stack or stack.endswith(f".{layer[0]}"))
+    return (parts[1], int(parts[2])) if parts else (name, -1)
 
 
 def _odd_one(headers: Mapping[str, Header]) -> str | None:
-    """The first tensor that some of a numbered row of modules have, such as experts, and one of them has not."""
-    rows: dict[str, dict[str, set[str]]] = {}
-    for name in headers:
+    """What is wrong with the first tensor of a numbered row of modules, such as experts, that is not as its siblings."""
+    rows: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+    numbers: dict[str, set[str]] = {}
+    for name, header in headers.items():
         if parts := re.match(r"(.*)\.(\d+)\.(.*)", name):
-            rows.setdefault(parts[1], {}).setdefault(parts[2], set()).add(parts[3])
-    odd = [
-        f"{row}.{number}.{rest}"
-        for row, members in rows.items()
-        for number, own in members.items()
-        for rest in set.union(*members.values()) - own
-    ]
-    return min(odd, key=_natural, default=None)
+            row, number, rest = parts.groups()
+            rows.setdefault((row, rest), {})[number] = header.shape
+            numbers.setdefault(row, set()).add(number)
+    odd = {}
+    for (row, rest), shapes in rows.items():
+        usual = Counter(shapes.values()).most_common(1)[0][0]
+        for number in numbers[row]:
+            name, shape = f"{row}.{number}.{rest}", shapes.get(number)
+            if shape is None:
+                odd[name] = f"has no {name}, as its siblings are there"
+            elif shape != usual:
+                odd[name] = f"has {name} of shape {list(shape)}, and its siblings are {list(usual)}"
+    return odd[min(odd, key=_natural)] if odd else None
 
 
 def _spelled(name: str, empty: PreTrainedModel, headers: Mapping[str, Header]) -> str | None:

@@ -28,9 +28,9 @@ from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import ModelPair, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
-from tunediff.settings import build, check
+from tunediff.settings import build, check, plain
 from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
-from tunediff.study.described import about
+from tunediff.study.described import about, at_commits
 from tunediff.study.parts import (
     build_dictionary,
     evaluations_of,
@@ -60,7 +60,8 @@ class Loaded:
         if learns(self.cfg) and not self._weights.exists():
             raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
         self.text: Text = build(self.cfg.text)
-        self.pair: ModelPair = build(self.cfg.model_pair)
+        commits = (folders.read_json(folder / "findings.json") or {}).get("commits", {})
+        self.pair: ModelPair = build(at_commits(plain(self.cfg.model_pair), commits))
         self.streams = streams_of(self.cfg, self.pair)
 
     def __repr__(self) -> str:
