@@ -393,6 +393,22 @@ def test_a_whole_model_is_read_however_it_was_saved(saved, broken, folders):
     assert torch.equal(logits(source), want)
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("gpt2", {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8).bool()}),
+        ("neox", {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8).bool()}),
+        ("neox", {"gpt_neox.layers.1.attention.masked_bias": torch.tensor(-1e9)}),
+        ("neox", {"gpt_neox.layers.1.attention.rotary_emb.inv_freq": torch.ones(2)}),
+    ],
+)
+def test_masks_and_frequencies_that_older_files_hold_are_no_unknown_tensors(kind, names, tmp_path):
+    config, model, given = KINDS[kind]
+    model(config(**given)).save_pretrained(tmp_path)
+    save(tmp_path, {**tensors(tmp_path), **names})
+    ModelSource(str(tmp_path)).weights()
+
+
 # -- a study says so before it begins ----------------------------------------------------------------------------------
 
 

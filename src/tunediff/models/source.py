@@ -284,10 +284,11 @@ class ModelSource:
             raise self._not_given() from error
 
     def _not_given(self) -> PairError:
+        at, given = (f" at {self.revision}", f" --revision {self.revision}") if self.revision else ("", "")
         return PairError(
-            f"Cannot load '{self.path}': it is no local folder with a model, and the Hub did not give it "
-            f"(no network, no such id, or no permission). Download it where there is a network, "
-            f"`hf download {self.path} --local-dir <folder>`, and name the folder: model_pair.base.path=<folder>, "
+            f"Cannot load '{self.path}'{at}: it is no local folder with a model, and the Hub did not give it "
+            f"(no network, no such id or revision, or no permission). Download it where there is a network, "
+            f"`hf download {self.path}{given} --local-dir <folder>`, and name the folder: model_pair.base.path=<folder>, "
             f"model_pair.tuned.path=<folder>, or of a fine-tune model.path=<folder>."
         )
 
