@@ -13,13 +13,14 @@ import transformers as hf
 
 from conftest import ROOT, save_model
 from real_tokenizers import MADE, real
+from test_adapted_models import checkpoint
 from test_lora import save_adapter
 from test_models import FAMILIES, GROUPED
 from test_sweep import composed
 from tunediff import folders as run_folders
 from tunediff.models import ModelPair, ModelSource, PairError, option
 from tunediff.models.whole import foreseen, found_by, silent
-from tunediff.shapes import Refused
+from tunediff.shapes import ROLES, Refused
 from tunediff.study.finetune import finetune
 from tunediff.study.finished import Loaded
 from tunediff.study.train import study
@@ -420,6 +421,20 @@ def test_a_dry_run_and_the_check_of_a_sweep_say_it(broken, folders, tmp_path):
     with pytest.raises(Refused, match="model_pair.tuned.path=.*: .*the files hold 2 layers"):
         members_in(tmp_path / "sweep", [(words, composed(*words, "layer=1")) for words in (good, bad)])
     assert not (tmp_path / "run").exists() and not (tmp_path / "sweep").exists()
+
+
+def test_a_dry_run_says_what_is_wrong_with_transcoder_adapters(folders, tmp_path):
+    checkpoint(folders, tmp_path / "adapters", layers=2)
+    checkpoint(folders, tmp_path / "whole")
+    ModelSource(str(tmp_path / "whole")).check()
+    said = "has no layers.2.mlp.transcoder_enc.weight and 3 more"
+    cfg = composed("model_pair=local", *(f"model_pair.{role}.path={folders['base']}" for role in ROLES), "dry_run=true")
+    more = {"_target_": "tunediff.models.AdaptedSource", "mlps": cfg.model_pair.base}
+    cfg.model_pair.tuned = {**cfg.model_pair.tuned, **more, "transcoders": str(tmp_path / "adapters")}
+    with pytest.raises(Refused, match=said):
+        study(cfg, tmp_path / "run")
+    with pytest.raises(PairError, match=said):
+        ModelSource(str(tmp_path / "adapters")).check()
 
 
 def test_a_fine_tune_says_it_before_it_reads_a_text(broken, tmp_path):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
-import safetensors
 
 from tunediff.shapes import Refused
 
@@ -81,16 +80,21 @@ def json_in(file: Path, of: str) -> dict[str, Any]:
 
 
 def headers_in(file: Path, of: str) -> dict[str, Header]:
-    """The tensors of a safetensors file by name. Raises PairError for a file that is not whole."""
-    try:
-        with safetensors.safe_open(whole_file(file, of), framework="pt") as content:
-            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
-            return {name: Header(tuple(one.get_shape()), one.get_dtype(), file) for name, one in slices.items()}
-    except safetensors.SafetensorError as error:
-        raise PairError(
-            f"{of}: {file.name} ({file.stat().st_size:,} bytes) is cut off, or no safetensors ({error}): download or save it "
-            "again."
-        ) from error
+    """The tensors of a safetensors file by name; its header alone is read, so that no memory is asked for the rest. Raises
+    PairError for a file that is not whole."""
+    size = file.stat().st_size
+    with open(whole_file(file, of), "rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        try:
+            found = json.loads(content.read(length)) if length <= size else {}
+            found.pop("__metadata__", None)
+            end = max((one["data_offsets"][1] for one in found.values()), default=0)
+            headers = {name: Header(tuple(one["shape"]), one["dtype"], file) for name, one in found.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            headers, end = {}, 0
+    if not headers or size != 8 + length + end:
+        raise PairError(f"{of}: {file.name} ({size:,} bytes) is cut off, or no safetensors: download or save it again.")
+    return headers
 
 
 def weight_files(folder: Path, of: str, config: Mapping[str, Any], *, cached: bool = False) -> list[Path]:

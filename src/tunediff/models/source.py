@@ -274,7 +274,7 @@ class ModelSource:
 
     @property
     def at(self) -> str:
-        """What is asked of the Hub: the commit that the configuration was read at."""
+        """The revision that is asked of the Hub: the commit that the configuration was read at."""
         return self.commit or self.revision or "main"
 
     def _get(self, kind: Any, **options: Any) -> Any:

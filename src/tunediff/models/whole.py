@@ -36,7 +36,7 @@ NOT_ONE = "Its config.json and its files are not of one model: take both from on
 
 
 class Found(NamedTuple):
-    """What transformers says of files against an architecture: names in the model's spelling, and for misshapen tensors
+    """The verdict of transformers on files against an architecture: names in the model's spelling, and for misshapen tensors
     the shape in the files and the one asked for. `broken`: why its tensors could not be put together."""
 
     missing: list[str]
@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
 
 def found_by(info: Mapping[str, Any]) -> Found:
-    """What `from_pretrained(output_loading_info=True)` found, in the order of layers."""
+    """The verdict in what `from_pretrained(output_loading_info=True)` gives, in the order of layers."""
     misshapen = [(name, tuple(there), tuple(asked)) for name, there, asked in info["mismatched_keys"]]
     return Found(
         sorted(info["missing_keys"], key=_natural),
@@ -56,7 +56,7 @@ def found_by(info: Mapping[str, Any]) -> Found:
 
 
 def foreseen(empty: PreTrainedModel, headers: Mapping[str, Header]) -> Found:
-    """What loading will find, from the headers alone: transformers loads tensors without values into a model without
+    """The verdict before loading, from the headers alone: transformers loads tensors without values into a model without
     memory."""
     tensors = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
     with silent():
@@ -202,7 +202,7 @@ def _layer(name: str) -> tuple[str, int]:
 
 
 def _odd_one(headers: Mapping[str, Header]) -> str | None:
-    """What is wrong with the first tensor of a numbered row of modules, such as experts, that is not as its siblings."""
+    """Words about the first tensor of a numbered row of modules, such as experts, that is not as its siblings."""
     rows: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
     numbers: dict[str, set[str]] = {}
     for name, header in headers.items():
