@@ -80,6 +80,27 @@ def save_model(folder: Path, tokenizer, *, seed: int, width: int = 32, layers: i
     return folder
 
 
+def save_stand_in(folder: Path) -> Path:
+    """Weights of zeros for a folder with a config.json, whatever its size: a file with holes, which takes no disk."""
+    import json
+    import math
+
+    import transformers
+
+    from tunediff.models import skeleton
+
+    header, end = {}, 0
+    for name, value in skeleton(transformers.AutoConfig.from_pretrained(folder)).named_parameters():
+        start, end = end, end + 2 * math.prod(value.shape)
+        header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [start, end]}
+    content = json.dumps(header).encode()
+    content += b" " * (-len(content) % 8)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        file.truncate(8 + len(content) + end)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     from tunediff.toy import language

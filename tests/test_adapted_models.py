@@ -372,7 +372,7 @@ def test_only_safetensors_are_read(folders, tmp_path):
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(PairError, match="has no model.safetensors: only safetensors are read"):
         TranscoderFiles(str(tmp_path / "model")).read()
-    with pytest.raises(PairError, match="no local folder with a model"):
+    with pytest.raises(PairError, match="pytorch_model.bin alone, and only safetensors are read"):
         source(tmp_path / "model").weights()
     with pytest.raises(PairError, match="has no transcoder adapters: name a run that trained"):
         _ = TranscoderFiles(str(folders["base"])).latents

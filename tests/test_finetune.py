@@ -16,7 +16,7 @@ import transformers
 import yaml
 
 import warm
-from conftest import ROOT
+from conftest import ROOT, save_stand_in
 from test_study import LITTLE_TEXT, TWO_STEPS, call, findings
 from tunediff.models import ModelSource
 from tunediff.shapes import Refused
@@ -178,10 +178,10 @@ QWEN_32B = {
 
 @pytest.fixture
 def qwen_32b(tmp_path, tokenizer):
-    """A folder with the configuration of Qwen2.5-32B and no weights."""
+    """A folder with the configuration of Qwen2.5-32B and weights of zeros that take no disk."""
     tokenizer.save_pretrained(tmp_path / "qwen")
     (tmp_path / "qwen" / "config.json").write_text(json.dumps(QWEN_32B))
-    return tmp_path / "qwen"
+    return save_stand_in(tmp_path / "qwen")
 
 
 @pytest.fixture

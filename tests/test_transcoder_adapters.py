@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import tunediff
-from conftest import ROOT
+from conftest import ROOT, save_stand_in
 from test_finetuning import STRATEGIES, Held, assert_equal, in_two_processes, sequences, stand_in, trainer_of
 from tunediff.activations import WholeSequences
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TopK, TranscoderAdapter
@@ -470,13 +470,13 @@ def test_padding_is_told_from_tokens():
 def test_the_papers_studies_hold_its_values_and_say_what_they_take(
     name, width, inner, heads, tmp_path, tokenizer, capsys
 ):
-    """From configurations alone: a dry run reads no weight."""
+    """From configurations and headers alone: a dry run reads no weight."""
     config = Qwen2Config(
         vocab_size=152_064, hidden_size=width, intermediate_size=inner, num_hidden_layers=28, num_attention_heads=heads,
         num_key_value_heads=4, tie_word_embeddings=False,
     )  # fmt: skip
     config.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(save_stand_in(tmp_path / "model"))
     words = [
         f"experiment=adapters_r1_{name}",
         "model_pair=local",

@@ -286,6 +286,8 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
     try:
         pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
     except pydantic.ValidationError as error:
+        if typing.get_origin(hint) is typing.Literal:
+            raise Refused(f"{path}={value!r}: choose {', '.join(map(str, typing.get_args(hint)))}.") from error
         raise Refused(
             f"{path}={value!r} is not of type {_spelled(hint)}: {error.errors()[0]['msg'].lower()}."
         ) from error

@@ -42,7 +42,10 @@ class VLLM:
             )
         ends = pair.ends(role) | {tokenizer.eos_token_id}
         model = vllm.LLM(
-            source.location, revision=source.revision, dtype=source.dtype, gpu_memory_utilization=self.share
+            source.location,
+            revision=source.commit or source.revision,
+            dtype=source.dtype,
+            gpu_memory_utilization=self.share,
         )
         for start in range(0, len(asked), self.batch):
             some = asked[start : start + self.batch]

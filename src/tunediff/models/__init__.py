@@ -1,18 +1,20 @@
 """Two causal language models side by side.
 
-source.py    where a model comes from     lora.py               low-rank adapters on the weights of another
-pair.py      the two, read together       hybrid.py             the tuned one with the base's MLPs, with transcoder
-             and run under edits                                adapters beside them or without
-option.py    the two, as pair.yaml        adapted_source.py     where such a model comes from
-                                          transcoder_files.py   its adapters, ours and in the authors' format
+source.py         where a model comes from       lora.py               low-rank adapters on the weights of another
+files.py          what its files hold            hybrid.py             the tuned one with the base's MLPs, with
+architecture.py   can it be read                                       transcoder adapters beside them or without
+whole.py          is it all there                adapted_source.py     where such a model comes from
+pair.py           the two, read together         transcoder_files.py   its adapters, ours and in the authors' format
+                  and run under edits
+option.py         the two, as pair.yaml
 """
 
 from transformers import PreTrainedModel
 
 from tunediff.models.adapted_source import AdaptedSource
 from tunediff.models.agreement import Agreed, agree
+from tunediff.models.files import PairError
 from tunediff.models.hybrid import replaceable, replacing, switch_mlps
-from tunediff.models.lora import PairError
 from tunediff.models.option import option, pair_of_adapter, placed
 from tunediff.models.pair import ALL_LAYERS, ModelPair
 from tunediff.models.source import ModelSource, skeleton

@@ -13,8 +13,8 @@ import yaml
 from transformers import PreTrainedModel
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers, mlp_of
+from tunediff.models.files import PairError, located
 from tunediff.models.hybrid import adapted, hybrid
-from tunediff.models.lora import PairError, located
 from tunediff.models.source import ModelSource
 from tunediff.models.transcoder_files import TranscoderFiles
 
@@ -51,6 +51,19 @@ class AdaptedSource(ModelSource):
     @property
     def described(self) -> str:
         return f"{self.backbone.described} with the MLPs of {self.mlps.described} and the transcoders of {self.transcoders}"
+
+    @property
+    def commits(self) -> dict[str, str]:
+        found = {**super().commits, **self.mlps.commits}
+        if (commit := self.beside.commit) is not None:
+            found[f"{self.transcoders}@{self.transcoders_revision or 'main'}"] = commit
+        return found
+
+    def check(self) -> None:
+        self.backbone.check()
+        if self.mlps != self.backbone:
+            self.mlps.check()
+        self.beside.check()
 
     def remarks(self) -> list[str]:
         found = [*super().remarks(), *self.mlps.remarks()]

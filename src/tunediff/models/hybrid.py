@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.hookpoints import decoder_layers
-from tunediff.models.lora import PairError, twin
+from tunediff.models.files import PairError
+from tunediff.models.lora import twin
 from tunediff.shapes import ADAPTER, TUNED
 
 

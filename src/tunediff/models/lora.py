@@ -7,27 +7,24 @@ be left in the wrong position, and a pair takes the memory of one model.
 from __future__ import annotations
 
 import copy
-import importlib.resources
 import itertools
 import re
 import warnings
 from pathlib import Path
 from typing import TypeVar, cast
 
-import huggingface_hub
 import peft
-import safetensors
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers, in_order, lora_adapters
-from tunediff.shapes import Refused
+from tunediff.models.files import ADAPTER_CONFIG, PairError, from_hub, headers_in, json_in
 
 # PEFT 0.21 with transformers 5 asks for a property under its old name: nothing a user can act on
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 # settings of PEFT's LoRA by which an adapter is, or asks for, something else than B A beside a module
 MORE = (
     "use_dora modules_to_save trainable_token_indices lora_bias layer_replication target_parameters megatron_config "
@@ -39,50 +36,25 @@ Module = TypeVar("Module", bound=nn.Module)
 KEY = re.compile(r"\.(\d+)\.(?:.*\.)?(\w+)\.lora_A\.weight$")
 
 
-class PairError(Refused):
-    """A pair of models that cannot be used as asked; the message says why and what to do."""
-
-
-def located(path: str) -> str:
-    """A Hub id or folder as it stands; pkg://package/folder as the folder of an installed package."""
-    if not path.startswith("pkg://"):
-        return path
-    package, _, folder = path.removeprefix("pkg://").partition("/")
-    return str(importlib.resources.files(package) / folder)
-
-
 def brought(place: str, revision: str | None = None) -> Path:
     """The folder of an adapter, local or from the Hub: its configuration and its safetensors, and nothing else of
     it."""
     if Path(place).is_dir():
-        if not (Path(place) / CONFIG).is_file():
-            raise PairError(f"The folder {place} holds no adapter: it has no {CONFIG}.")
+        if not (Path(place) / ADAPTER_CONFIG).is_file():
+            raise PairError(f"The folder {place} holds no adapter: it has no {ADAPTER_CONFIG}.")
         if not (Path(place) / WEIGHTS).is_file():
             raise PairError(f"The folder {place} has no {WEIGHTS}: only safetensors are read.")
         return Path(place)
-    files = [from_hub("adapter", place, name, revision) for name in (CONFIG, WEIGHTS)]
+    files = [from_hub("adapter", place, name, revision) for name in (ADAPTER_CONFIG, WEIGHTS)]
     return files[-1].parent
-
-
-def from_hub(what: str, place: str, name: str, revision: str | None) -> Path:
-    """One file of what stands on the Hub. Raises PairError where the Hub does not give it."""
-    try:
-        return Path(huggingface_hub.hf_hub_download(place, name, revision=revision))
-    except (ValueError, OSError) as error:
-        raise PairError(
-            f"Cannot load the {what} '{place}'{f' at {revision}' if revision else ''}: it is no local folder with {name}, and "
-            "the Hub did not give it (no network, no such id or revision, or no permission). Download it where there is a "
-            "network and name the folder."
-        ) from error
 
 
 def shapes(folder: Path) -> list[LoraAdapter]:
     """The adapters of a folder in their order, from the header of its weights. Raises PairError for what is no plain
     LoRA."""
     check(folder)
-    with safetensors.safe_open(folder / WEIGHTS, framework="pt") as content:
-        keys = [key for key in content.keys() if ".lora_A." in key]  # noqa: SIM118 (no mapping)
-        found = {key: content.get_slice(key).get_shape()[0] for key in keys}
+    headers = headers_in(folder / WEIGHTS, f"The adapter {folder}")
+    found = {key: header.shape[0] for key, header in headers.items() if ".lora_A." in key}
     ranks = {}
     for key, rank in found.items():
         parts = KEY.search(key)
@@ -95,10 +67,14 @@ def shapes(folder: Path) -> list[LoraAdapter]:
 def check(folder: Path) -> peft.LoraConfig:
     """The configuration of an adapter. Raises PairError where the difference between adapter on and off would be more
     than scale * B A x of its modules, or the base would not stay what it is."""
+    json_in(folder / ADAPTER_CONFIG, f"The adapter {folder}")
+    headers_in(folder / WEIGHTS, f"The adapter {folder}")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:
-        raise PairError(f"The {CONFIG} of {folder} is none that PEFT {peft.__version__} knows: {error}.") from error
+        raise PairError(
+            f"The {ADAPTER_CONFIG} of {folder} is none that PEFT {peft.__version__} knows: {error}."
+        ) from error
     if config.peft_type != peft.PeftType.LORA or not isinstance(config, peft.LoraConfig):
         raise PairError(f"The adapter {folder} is of type {config.peft_type}; LoRA adapters are read.")
     extra = {name: getattr(config, name, None) for name in MORE}
@@ -131,7 +107,7 @@ def aligned(model: Module) -> Module:
 def adapted(model: PreTrainedModel, folder: Path, *, merged: bool) -> PreTrainedModel:
     """The model with the adapter of a folder on it, beside the weights or merged into them. Raises PairError for an
     adapter that belongs to another model."""
-    config = check(folder)
+    config, expected = check(folder), [] if merged else shapes(folder)
     device = next(model.parameters()).device
     try:
         whole = peft.PeftModel.from_pretrained(model, str(folder), config=config, torch_device=str(device))
@@ -140,7 +116,7 @@ def adapted(model: PreTrainedModel, folder: Path, *, merged: bool) -> PreTrained
     if merged:
         return whole.merge_and_unload(safe_merge=True)
     inside = whole.get_base_model()
-    expected, found = shapes(folder), [parts.adapter for parts in lora_adapters(inside)]
+    found = [parts.adapter for parts in lora_adapters(inside)]
     if expected != found:
         raise PairError(
             f"The adapter {folder} has {len(expected)} modules, of which the model took {len(found)}: it was made for another "

@@ -14,7 +14,7 @@ from tunediff.models.source import ModelSource
 from tunediff.shapes import BASE, HYBRID, TUNED
 
 PLACES = ("path", "adapter", "transcoders")
-ALWAYS = ("path", "revision", "dtype")
+ALWAYS = ("path", "dtype")
 
 
 def option(says: str, base: ModelSource, tuned: ModelSource, **settings: Any) -> str:
@@ -36,12 +36,15 @@ def pair_of_adapter(pair: ModelPair, folder: Path) -> str:
 
 
 def node_of(source: ModelSource) -> dict[str, Any]:
-    """The source as it stands in a config; local folders by their whole names."""
+    """The source as it stands in a config; local folders by their whole names, what is on the Hub by the commit that it
+    was read at."""
     node: dict[str, Any] = {"_target_": f"tunediff.models.{type(source).__name__}"}
     for field in fields(source):
         value = getattr(source, field.name)
         if isinstance(value, ModelSource):
             node[field.name] = node_of(value)
+        elif field.name == "revision":
+            node[field.name] = source.commit or value
         elif field.name in ALWAYS or value != field.default:
             node[field.name] = placed(value) if field.name in PLACES else value
     return node

@@ -65,6 +65,8 @@ class ModelPair:
             raise PairError(f"model_pair.foreign='{foreign}': choose {', '.join(FOREIGN)}.")
         self.sources = {BASE: base, TUNED: tuned}
         self.configs = {role: source.config().get_text_config() for role, source in self.sources.items()}
+        for source in dict.fromkeys(self.sources.values()):
+            source.check()
         self.owner, self.align, self.foreign_policy = tokenizer, align, foreign
         self.layout, self.hesitations = layout(thinking_format), tuple(hesitations)
         self.layouts = (self.layout, *(parts for parts in LAYOUTS if parts != self.layout))

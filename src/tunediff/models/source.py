@@ -8,17 +8,37 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import huggingface_hub
+import safetensors
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers
+from tunediff.models.architecture import check_config
+from tunediff.models.files import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    Header,
+    PairError,
+    commit_of,
+    headers_in,
+    json_in,
+    located,
+    weight_files,
+)
 from tunediff.models.hybrid import adapted as with_transcoders
-from tunediff.models.lora import PairError, adapted, aligned, brought, check, located, shapes, twin
+from tunediff.models.lora import adapted, aligned, brought, shapes, twin
+from tunediff.models.lora import check as check_lora
 from tunediff.models.transcoder_files import KEY, LATENTS, TranscoderFiles
+from tunediff.models.whole import Found, check_numbers, check_tie, check_tied, check_whole, foreseen, found_by, silent
 from tunediff.shapes import Precision
 from tunediff.text import Tokenizer
+
+# what transformers raises for settings that do not go together
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
 
@@ -41,6 +61,10 @@ class ModelSource:
     merged: bool = False
     adapter_revision: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(Precision):
+            raise PairError(f"dtype='{self.dtype}' of {self.path}: choose one of {', '.join(get_args(Precision))}.")
+
     @property
     def location(self) -> str:
         return located(self.path)
@@ -53,7 +77,7 @@ class ModelSource:
 
     def remarks(self) -> list[str]:
         """Sentences about what is allowed and may not be meant."""
-        made_on = None if self.adapter is None else check(self._adapter()).base_model_name_or_path
+        made_on = None if self.adapter is None else check_lora(self._adapter()).base_model_name_or_path
         if made_on is None or Path(located(made_on)).name == Path(self.location).name:
             return []
         return [f"The adapter {self.adapter} was made on {made_on}, and stands on {self.path}."]
@@ -69,12 +93,86 @@ class ModelSource:
         """The model on whose weights this one stands, and which it leaves as it is; a merged adapter changes them."""
         return self if self.merged else replace(self, adapter=None, adapter_revision=None)
 
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The folder of config.json, which is brought from the Hub where the source is no local one."""
+        place = Path(self.location)
+        if place.is_dir():
+            if (place / CONFIG).is_file():
+                return place
+            if (place / ADAPTER_CONFIG).is_file():
+                raise PairError(
+                    f"{self.path} holds an adapter and no model: name what it was made on as path, and it as adapter."
+                )
+            raise PairError(f"{self.path} has no {CONFIG}: name the folder of a model in transformers' format.")
+        if self.path.startswith((".", "/", "~")):  # no Hub id begins so
+            raise PairError(f"Cannot load '{self.path}': there is no folder {place.absolute()}.")
+        try:
+            return Path(huggingface_hub.hf_hub_download(self.path, CONFIG, revision=self.revision)).parent
+        except (ValueError, OSError) as error:
+            raise self._not_given() from error
+
+    @functools.cached_property
+    def commit(self) -> str | None:
+        """The commit on the Hub that every file of the model is read at, from its configuration on; None for a local
+        folder."""
+        return None if Path(self.location).is_dir() else commit_of(self.folder / CONFIG)
+
+    @property
+    def commits(self) -> dict[str, str]:
+        """The commits of all that it is made of, by `path@revision` as they were asked for; none of local folders."""
+        found = {} if self.commit is None else {f"{self.path}@{self.revision or 'main'}": self.commit}
+        if self.adapter is not None and (commit := commit_of(self._adapter() / ADAPTER_CONFIG)) is not None:
+            found[f"{self.adapter}@{self.adapter_revision or 'main'}"] = commit
+        return found
+
     def config(self) -> transformers.PretrainedConfig:
-        return self._get(transformers.AutoConfig)
+        """The configuration. Raises PairError for one that transformers does not know, or that asks for code of its own or
+        for quantised weights."""
+        check_config(self.path, json_in(self.folder / CONFIG, self.path))
+        try:
+            return self._get(transformers.AutoConfig)
+        except PairError:
+            raise
+        except UNREADABLE as error:
+            raise PairError(f"{self.path}: transformers cannot read its {CONFIG}: {_line(error)}") from error
+
+    def check(self) -> None:
+        """Raises PairError for files that are not those of one whole model, as far as they are here, without reading a
+        weight."""
+        if (self.folder / ADAPTER_CONFIG).is_file():
+            raise PairError(
+                f"{self.path} holds an adapter beside its model, which would be loaded with it: take {ADAPTER_CONFIG} out, or "
+                "name the adapter's own folder as adapter."
+            )
+        headers = self._headers()
+        if headers:
+            check_numbers(self.path, headers)
+            check_whole(self.path, self.empty, self._without_latents(foreseen(self.empty, headers)), headers)
+            check_tie(self.path, self.empty, headers, getattr(torch, self.dtype))
+        if self.beside is not None:
+            self.beside.check()
+        if self.adapter is not None and Path(located(self.adapter)).is_dir():
+            check_lora(self._adapter())
+
+    def _headers(self) -> dict[str, Header]:
+        """The tensors of the files of weights by name, none where they are still on the Hub."""
+        config = json_in(self.folder / CONFIG, self.path)
+        files = weight_files(self.folder, self.path, config, cached=self.commit is not None)
+        return {name: header for file in files for name, header in headers_in(file, self.path).items()}
+
+    def _without_latents(self, found: Found) -> Found:
+        """Less the transcoder adapters of a checkpoint that has some, which transformers has no place for."""
+        if self.beside is None:
+            return found
+        return found._replace(unexpected=[name for name in found.unexpected if not KEY.search(name)])
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer as tokenizer.json says. AutoTokenizer would rebuild a Qwen2 model's tokenizer from its type:
         with other splitting rules, and one more special token, than the file has."""
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (self.folder / name).is_file():
+                json_in(self.folder / name, self.path)
         try:
             found = self._get(transformers.PreTrainedTokenizerFast)
         except (ValueError, PairError):  # no tokenizer.json: an older format that AutoTokenizer converts
@@ -94,7 +192,7 @@ class ModelSource:
     @functools.cached_property
     def beside(self) -> TranscoderFiles | None:
         """The transcoder adapters beside its MLPs: those of a checkpoint in their authors' format."""
-        return TranscoderFiles(self.path, self.revision) if LATENTS in self.config().to_dict() else None
+        return TranscoderFiles(self.path, self.commit or self.revision) if LATENTS in self.config().to_dict() else None
 
     def weights(self, under: transformers.PreTrainedModel | None = None) -> transformers.PreTrainedModel:
         """The model. `under` is the same one without the adapter, if it is in memory: its weights are used and left as
@@ -106,29 +204,30 @@ class ModelSource:
         if under is not None:
             model = twin(under)
         elif self.beside is not None:
-            model = with_transcoders(self._around(), self.beside.read().to(getattr(torch, self.dtype)))
+            model = with_transcoders(self._whole(), self.beside.read().to(getattr(torch, self.dtype)))
         else:
             model = self._whole()
         if self.adapter is not None:
             model = adapted(model, self._adapter(), merged=self.merged)
         return aligned(model).eval().requires_grad_(False)
 
-    def _whole(self, **options: Any) -> Any:
+    def _whole(self) -> transformers.PreTrainedModel:
+        """The model as its files have it, checked again by what transformers found in them."""
+        self.check()
         kind, dtype = transformers.AutoModelForCausalLM, getattr(torch, self.dtype)
-        return self._get(kind, dtype=dtype, use_safetensors=True, **options)
-
-    def _around(self) -> transformers.PreTrainedModel:
-        """The model without the transcoder adapters in its files, which transformers has no place for."""
-        said = transformers.utils.logging.get_verbosity()
-        transformers.utils.logging.set_verbosity_error()  # what was found is looked at here
+        options = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
-            model, found = self._whole(output_loading_info=True)
-        finally:
-            transformers.utils.logging.set_verbosity(said)
-        unknown = [key for key in sorted(found["unexpected_keys"]) if not KEY.search(key)]
-        for words, keys in (("has no", sorted(found["missing_keys"])), ("has an unknown tensor", unknown)):
-            if keys:
-                raise PairError(f"{self.path} {words} {keys[0]}: its files are not whole, or not of one model.")
+            with silent():
+                model, info = self._get(kind, dtype=dtype, **options)
+        except (PairError, *UNREADABLE, safetensors.SafetensorError) as error:
+            self.check()  # of files that were not here before
+            if isinstance(error, PairError):
+                raise
+            raise PairError(f"{self.path}: transformers cannot load it: {_line(error)}") from error
+        headers = self._headers()
+        check_numbers(self.path, headers)
+        check_whole(self.path, self.empty, self._without_latents(found_by(info)), headers)
+        check_tied(self.path, self.empty, model)
         return model
 
     def _adapter(self) -> Path:
@@ -138,7 +237,7 @@ class ModelSource:
     def ends(self) -> int | list[int] | None:
         """The end tokens of generation_config.json, where there is one."""
         try:
-            found = transformers.GenerationConfig.from_pretrained(self.location, revision=self.revision or "main")
+            found = transformers.GenerationConfig.from_pretrained(self.location, revision=self.at)
         except OSError:
             return None
         return found.eos_token_id
@@ -167,23 +266,35 @@ class ModelSource:
     @functools.cached_property
     def empty(self) -> transformers.PreTrainedModel:
         """The model without its weights, and without adapters."""
-        return skeleton(self.config())
+        config = self.config()
+        try:
+            return skeleton(config)
+        except UNREADABLE as error:
+            raise PairError(f"{self.path}: transformers cannot build what its {CONFIG} says: {_line(error)}") from error
+
+    @property
+    def at(self) -> str:
+        """The revision that is asked of the Hub: the commit that the configuration was read at."""
+        return self.commit or self.revision or "main"
 
     def _get(self, kind: Any, **options: Any) -> Any:
-        place = Path(self.location).expanduser()
-        if self.path.startswith((".", "/", "~")) and not place.is_dir():  # no Hub id begins so
-            raise PairError(f"Cannot load '{self.path}': there is no folder {place.absolute()}.")
         try:
-            return kind.from_pretrained(
-                self.location, revision=self.revision or "main", trust_remote_code=False, **options
-            )
+            return kind.from_pretrained(self.location, revision=self.at, trust_remote_code=False, **options)
         except OSError as error:
-            raise PairError(
-                f"Cannot load '{self.path}': it is no local folder with a model, and the Hub did not give it "
-                f"(no network, no such id, or no permission). Download it where there is a network, "
-                f"`hf download {self.path} --local-dir <folder>`, and name the folder: model_pair.base.path=<folder>, "
-                f"model_pair.tuned.path=<folder>, or of a fine-tune model.path=<folder>."
-            ) from error
+            raise self._not_given() from error
+
+    def _not_given(self) -> PairError:
+        at, given = (f" at {self.revision}", f" --revision {self.revision}") if self.revision else ("", "")
+        return PairError(
+            f"Cannot load '{self.path}'{at}: it is no local folder with a model, and the Hub did not give it "
+            f"(no network, no such id or revision, or no permission). Download it where there is a network, "
+            f"`hf download {self.path}{given} --local-dir <folder>`, and name the folder: model_pair.base.path=<folder>, "
+            f"model_pair.tuned.path=<folder>, or of a fine-tune model.path=<folder>."
+        )
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def skeleton(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:

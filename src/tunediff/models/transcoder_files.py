@@ -25,8 +25,20 @@ from transformers import PreTrainedModel
 from tunediff import dictionary
 from tunediff.dictionary import L1, Normalisation, Sparsity, TranscoderAdapter, latents_of
 from tunediff.hookpoints import lora_adapters
+from tunediff.models.files import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    PairError,
+    commit_of,
+    from_hub,
+    headers_in,
+    json_in,
+    located,
+    whole_file,
+)
 from tunediff.models.hybrid import AdaptedMLP
-from tunediff.models.lora import PairError, aligned, from_hub, located, twin
+from tunediff.models.lora import aligned, twin
 from tunediff.shapes import ADAPTER, Stream
 
 # keys by which config.json says that a checkpoint is in the authors' format
@@ -34,7 +46,7 @@ LATENTS, DECODER_BIAS = "transcoder_n_features", "transcoder_dec_bias"
 KEY = re.compile(r"\.(\d+)\.mlp\.transcoder_(enc|dec)\.(weight|bias)$")
 OURS = {("enc", "weight"): "W_enc", ("enc", "bias"): "b_enc", ("dec", "weight"): "W_dec", ("dec", "bias"): "b_dec"}
 THEIRS = {ours: f"transcoder_{part}.{kind}" for (part, kind), ours in OURS.items()}
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+OURS_IN = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,13 +64,18 @@ class TranscoderFiles:
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        config = json.loads(self._file(CONFIG).read_text(encoding="utf-8"))
+        config = json_in(self._file(CONFIG), self.place)
         if "streams" not in config and LATENTS not in config:
             raise PairError(
                 f"{self.place} has no transcoder adapters: name a run that trained dictionary=transcoder_adapter, or a "
                 f"checkpoint whose {CONFIG} has {LATENTS}."
             )
         return config
+
+    @property
+    def commit(self) -> str | None:
+        """The commit on the Hub; None for local files."""
+        return commit_of(self._file(CONFIG))
 
     @property
     def published(self) -> bool:
@@ -90,6 +107,30 @@ class TranscoderFiles:
     def read(self) -> TranscoderAdapter:
         """Frozen, on the CPU, in the precision of the files. Raises PairError where tensors are missing, or have other
         shapes than config.json says."""
+        made = self._empty()
+        found = self._published_tensors() if self.published else _tensors(whole_file(self._file(OURS_IN), self.place))
+        if self.published:
+            found |= {f"normalisation.{name}": value for name, value in made.normalisation.state_dict().items()}
+        self._check({name: tuple(value.shape) for name, value in found.items()}, made)
+        made.load_state_dict(found, assign=True)
+        return aligned(made).eval().requires_grad_(False)
+
+    def check(self) -> None:
+        """The same refusals from the headers of local files, without reading a weight."""
+        if not Path(self.folder).is_dir():
+            return
+        made = self._empty()
+        if not self.published:
+            found = {name: header.shape for name, header in headers_in(self._file(OURS_IN), self.place).items()}
+        else:
+            found = {f"normalisation.{name}": tuple(v.shape) for name, v in made.normalisation.state_dict().items()}
+            for path, keys in self._shards().items():
+                headers = headers_in(path, self.place)
+                found |= {_ours(key): headers[key].shape[::-1] for key in keys if key in headers}
+        self._check(found, made)
+
+    def _empty(self) -> TranscoderAdapter:
+        """The adapter without its weights."""
         # a penalty is for training alone
         sparsity = L1(0.0) if self.published else sparsity_of(self.config["sparsity"])
         with torch.device("meta"):
@@ -97,19 +138,14 @@ class TranscoderFiles:
                 self.streams, latents=self.latents, sparsity=sparsity, decoder_bias=self.decoder_bias
             )
         made.normalisation = Normalisation(made.widths, kind="none", sink_multiple=None)
-        found = self._published_tensors() if self.published else _tensors(self._file("weights.safetensors"))
-        expected = {name: tuple(value.shape) for name, value in made.state_dict().items()}
-        if self.published:
-            found |= {f"normalisation.{name}": value for name, value in made.normalisation.state_dict().items()}
-        self._check({name: tuple(value.shape) for name, value in found.items()}, expected)
-        made.load_state_dict(found, assign=True)
-        return aligned(made).eval().requires_grad_(False)
+        return made
 
     def files(self) -> list[Path]:
         """Weight files of a local folder."""
         return sorted(Path(self.folder).glob("*.safetensors"))
 
-    def _check(self, found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> None:
+    def _check(self, found: Mapping[str, tuple], made: TranscoderAdapter) -> None:
+        expected = {name: tuple(value.shape) for name, value in made.state_dict().items()}
         missing = [name for name in expected if name not in found]
         more = [name for name in found if name not in expected]
         unlike = [name for name in expected if name in found and found[name] != expected[name]]
@@ -139,17 +175,17 @@ class TranscoderFiles:
         found = {}
         for path, keys in self._shards().items():
             for key, value in _tensors(path, keys).items():
-                layer, part, kind = re.findall(KEY, key)[0]
-                found[f"layers.{layer}.{OURS[part, kind]}"] = value.T if kind == "weight" else value
+                found[_ours(key)] = value.T if value.dim() == 2 else value
         return found
 
     def _shards(self) -> dict[Path, list[str]]:
         """Weight files with the names of their transcoders' tensors; files that have none are not brought."""
         try:
-            names = json.loads(self._file(INDEX).read_text(encoding="utf-8"))["weight_map"]
+            index = self._file(INDEX)
         except PairError:  # one file has them all
-            with safetensors.safe_open(self._file(WEIGHTS), framework="pt") as content:
-                names = dict.fromkeys(content.keys(), WEIGHTS)
+            names = dict.fromkeys(headers_in(self._file(WEIGHTS), self.place), WEIGHTS)
+        else:
+            names = json_in(index, self.place)["weight_map"]
         shards: dict[str, list[str]] = {}
         for key, file in names.items():
             if KEY.search(key):
@@ -165,6 +201,12 @@ class TranscoderFiles:
             why = ": only safetensors are read" if name.endswith(".safetensors") else ""
             raise PairError(f"{self.place} has no {name}{why}.")
         return path
+
+
+def _ours(key: str) -> str:
+    """The name of a tensor of the authors' format in a TranscoderAdapter."""
+    layer, part, kind = re.findall(KEY, key)[0]
+    return f"layers.{layer}.{OURS[part, kind]}"
 
 
 def sparsity_of(node: Mapping[str, Any]) -> Sparsity:

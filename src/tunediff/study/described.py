@@ -16,6 +16,8 @@ from tunediff.settings import identity, material, target_of
 from tunediff.shapes import BASE, ROLES, TUNED, VERSION, Stream, Table
 from tunediff.study.parts import inside, learns
 
+REVISIONS = {"path": "revision", "adapter": "adapter_revision", "transcoders": "transcoders_revision"}
+
 
 def open_loggers(
     loggers: Sequence[Any],
@@ -46,9 +48,13 @@ def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int,
 
 
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
-    """The entries of a study on the page and in tables, with those of its dictionary where there is one."""
+    """The entries of a study on the page and in tables, with those of its dictionary where there is one, and the commits
+    that its models were read at, by `path@revision`."""
+    commits = commits_of(pair)
     names = " vs ".join(pair.sources[role].name for role in (TUNED, BASE))
-    study = {"model_pair": names, **{role: pair.sources[role].described for role in ROLES}}
+    study: dict[str, Any] = {"model_pair": names, **{role: pair.sources[role].described for role in ROLES}}
+    if commits:
+        study["commits"] = [f"{asked} {commit}" for asked, commit in commits.items()]
     if learns(cfg):
         hookpoint, layers = cfg.dictionary.hookpoint.name, sorted({stream.layer for stream in streams})
         study |= {
@@ -60,7 +66,12 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
         }
-    return {"identity": identity(cfg), "study": {**study, "version": VERSION}}
+    return {"identity": identity(cfg), "study": {**study, "version": VERSION}, "commits": commits}
+
+
+def commits_of(pair: ModelPair) -> dict[str, str]:
+    """The commits on the Hub that the files of both models come from, by `path@revision`; none of local folders."""
+    return {asked: commit for source in pair.sources.values() for asked, commit in source.commits.items()}
 
 
 def spelled(layers: Sequence[int]) -> str:

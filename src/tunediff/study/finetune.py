@@ -48,6 +48,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         check(cfg, FINE_TUNE)
         source, recipe = build(cfg.model), build(cfg.recipe)
         check_adapter(source, recipe)
+        source.check()
         fits(cfg, source, recipe)
         if folders.is_finished(folder, identity(cfg)):
             print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")

@@ -60,7 +60,8 @@ class Loaded:
         self._weights = folder / "dictionary" / "weights.safetensors"
         if learns(self.cfg) and not self._weights.exists():
             raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
-        self.pair, self.text = pair_and_text(self.cfg)
+        commits = (folders.read_json(folder / "findings.json") or {}).get("commits", {})
+        self.pair, self.text = pair_and_text(self.cfg, commits)
         self.streams = streams_of(self.cfg, self.pair)
 
     def __repr__(self) -> str:

@@ -78,7 +78,7 @@ def card(
         library="peft" if adapter else "transformers",
         title=f"{Path(source.path).name}, {'with an adapter' if adapter else 'fine-tuned'}",
         version=VERSION,
-        revision=f" at {source.revision}" if source.revision else "",
+        revision=f" at {at}" if (at := source.commit or source.revision) else "",
         part=str(recipe.part),
         losses="\n".join(f"| {name} | {value:.4f} |" for name, value in losses(history).items()),
         report=learned.report(),

@@ -44,11 +44,24 @@ def learns(cfg: DictConfig) -> bool:
     return bool(given)
 
 
-def pair_and_text(cfg: DictConfig) -> tuple[ModelPair, Text]:
-    """The two models, without their weights, and what they read. The pair knows the marks of the text's thinking."""
-    pair, text = build(cfg.model_pair), build(cfg.text)
+def pair_and_text(cfg: DictConfig, commits: Mapping[str, str | None] | None = None) -> tuple[ModelPair, Text]:
+    """The two models, without their weights, and what they read; `commits` are those at which the models were read before.
+    The pair knows the marks of the text's thinking."""
+    pair, text = build(at_commits(plain(cfg.model_pair), commits or {})), build(cfg.text)
     pair.knows(text.manner.layout)
     return pair, text
+
+
+def at_commits(node: Any, commits: Mapping[str, str]) -> Any:
+    """A node of model_pair with each revision as the commit that it was read at."""
+    if not isinstance(node, Mapping):
+        return node
+    made = {key: at_commits(value, commits) for key, value in node.items()}
+    for path, revision in REVISIONS.items():
+        if made.get(path) is not None:
+            commit = commits.get(f"{made[path]}@{made.get(revision) or 'main'}")
+            made |= {} if commit is None else {revision: commit}
+    return made
 
 
 def agreed_upon(cfg: DictConfig, *, evaluated: bool) -> tuple[ModelPair, Text, Agreed]:
