@@ -30,6 +30,11 @@ class VLLM:
             raise Refused(
                 "vLLM runs neither edits nor budget forcing: choose engine._target_=tunediff.generation.Batched."
             )
+        if pair.follows_length(role):
+            raise Refused(
+                f"{pair.source(role).path} has rotary factors by the length of a text (longrope, dynamic), of which vLLM keeps "
+                "one set for all lengths: choose engine._target_=tunediff.generation.Batched."
+            )
         try:
             vllm = importlib.import_module("vllm")
         except ImportError as error:

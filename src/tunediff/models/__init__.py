@@ -4,7 +4,8 @@ source.py    where a model comes from     lora.py               low-rank adapter
 pair.py      the two, read together       hybrid.py             the tuned one with the base's MLPs, with transcoder
              and run under edits                                adapters beside them or without
 option.py    the two, as pair.yaml        adapted_source.py     where such a model comes from
-                                          transcoder_files.py   its adapters, ours and in the authors' format
+rotary.py    a text read by its own       transcoder_files.py   its adapters, ours and in the authors' format
+             length, beside longer ones
 """
 
 from transformers import PreTrainedModel

@@ -16,6 +16,7 @@ import transformers
 from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.hybrid import adapted as with_transcoders
 from tunediff.models.lora import PairError, adapted, aligned, brought, check, located, shapes, twin
+from tunediff.models.rotary import by_own_length
 from tunediff.models.transcoder_files import KEY, LATENTS, TranscoderFiles
 from tunediff.shapes import Precision
 from tunediff.text import Tokenizer
@@ -106,9 +107,10 @@ class ModelSource:
         if under is not None:
             model = twin(under)
         elif self.beside is not None:
-            model = with_transcoders(self._around(), self.beside.read().to(getattr(torch, self.dtype)))
+            whole = by_own_length(self._around())
+            model = with_transcoders(whole, self.beside.read().to(getattr(torch, self.dtype)))
         else:
-            model = self._whole()
+            model = by_own_length(self._whole())
         if self.adapter is not None:
             model = adapted(model, self._adapter(), merged=self.merged)
         return aligned(model).eval().requires_grad_(False)
