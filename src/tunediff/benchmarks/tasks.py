@@ -26,12 +26,14 @@ class TaskError(Refused):
 
 
 class Problem(NamedTuple):
-    """One problem: the right answer as text, and the user's message for the model of each role."""
+    """One problem: the right answer as text, and the user's message for the model of each role. Where it is asked several
+    times, `sample` counts from 0."""
 
     id: str
     question: str
     gold: str
     prompts: dict[str, str]
+    sample: int = 0
 
 
 class Task:

@@ -79,7 +79,8 @@ class ModelPair:
 
     def ends(self, role: str) -> set[int]:
         """Tokens with which a model may end a response: instruction models often have several."""
-        given = [self.source(role).ends(), self.configs[role].eos_token_id, self._tokenizers[role].eos_token_id]
+        named = self.source(role).generation_config.get("eos_token_id")
+        given = [named, self.configs[role].eos_token_id, self._tokenizers[role].eos_token_id]
         every = (one if isinstance(one, list) else [one] for one in given)
         return {token for tokens in every for token in tokens if token is not None}
 

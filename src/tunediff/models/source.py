@@ -137,13 +137,14 @@ class ModelSource:
         assert self.adapter is not None
         return brought(located(self.adapter), self.adapter_revision)
 
-    def ends(self) -> int | list[int] | None:
-        """The end tokens of generation_config.json, where there is one."""
+    @functools.cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """What generation_config.json names; nothing where there is none."""
         try:
             found = transformers.GenerationConfig.from_pretrained(self.location, revision=self.revision or "main")
         except OSError:
-            return None
-        return found.eos_token_id
+            return {}
+        return found.to_diff_dict()
 
     def files(self) -> list[tuple[str, int, int]]:
         """Weight files of a local folder with their size and time, which change when another model takes its place."""
