@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -50,11 +50,12 @@ class Question(NamedTuple):
     kind: str = "math"
     finished: bool = True
     opened: bool = False
+    choices: Sequence[str] = ()
 
 
 def grade(output: str, gold: str, *, tolerance: float | None = None, **asked: Any) -> Grade:
     """One output, in this process and without a limit on time: for a notebook. A Grader is for outputs nobody has
-    seen. `asked` are kind, finished and opened, as in Question."""
+    seen. `asked` are kind, finished, opened and choices, as in Question."""
     question = _asked(Question(output, gold, **asked))
     return _graded(question, _read(question), tolerance, _here)
 
@@ -125,7 +126,9 @@ def _asked(question: Question) -> Question:
 
 def _read(question: Question) -> Answer:
     kind = "word" if question.kind == "math" and is_word(plain(question.gold)) else question.kind
-    return read(question.output, kind=kind, finished=question.finished, opened=question.opened)
+    return read(
+        question.output, kind=kind, finished=question.finished, opened=question.opened, choices=question.choices
+    )
 
 
 def _graded(question: Question, answer: Answer, tolerance: float | None, algebra) -> Grade:

@@ -51,6 +51,7 @@ def drawn_from(logits: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
     shares, order = (logits.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     if 0 < decoding.top_k < shares.shape[-1]:
         shares = shares * (shares >= shares[:, decoding.top_k - 1, None])
-    before = shares.cumsum(-1) - shares  # so that the token which crosses top_p stays
-    shares = shares * (before < decoding.top_p * shares.sum(-1, keepdim=True))
+    if decoding.top_p < 1:
+        before = shares.cumsum(-1) - shares  # so that the token which crosses top_p stays
+        shares = shares * (before < decoding.top_p * shares.sum(-1, keepdim=True))
     return shares * (shares >= decoding.min_p * shares[:, :1]), order

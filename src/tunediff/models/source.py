@@ -139,7 +139,7 @@ class ModelSource:
 
     @functools.cached_property
     def generation_config(self) -> dict[str, Any]:
-        """What generation_config.json names; nothing where there is none."""
+        """The settings that generation_config.json names; none where it is not there."""
         try:
             found = transformers.GenerationConfig.from_pretrained(self.location, revision=self.revision or "main")
         except OSError:

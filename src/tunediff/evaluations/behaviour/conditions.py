@@ -69,7 +69,7 @@ def by_problem(solved: Sequence[Solved], numbers: Sequence[Any]) -> list[list[An
 
 
 def grades(solved: Sequence[Solved]) -> list[list[bool]]:
-    """Whether each sample is right, [problem][sample]."""
+    """Grades of all samples, [problem][sample]: true for a right one."""
     return by_problem(solved, [one.grade.correct for one in solved])
 
 

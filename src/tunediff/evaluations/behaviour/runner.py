@@ -56,7 +56,8 @@ class BehaviourEvaluation:
             if not found[name]:
                 raise Refused(f"task {name} has no problem: look at its filter, or raise problems={self.problems}.")
             if task.left_out:
-                yield Note(f"{name}: {task.left_out} problems without an answer were left out")
+                what = "one right choice" if task.choices else "an answer"
+                yield Note(f"{name}: {task.left_out} problems without {what} were left out")
         return found
 
     def solved(self, given: Given, problems: Problems, conditions: Sequence[Condition]) -> Found:
@@ -102,7 +103,7 @@ class BehaviourEvaluation:
     def graded(self, task: str, problems: Sequence[Problem], responses: Sequence[Response], grader: Grader) -> Graded:
         of = self.tasks[task]
         questions = [
-            (response.text, problem.gold, of.kind, response.finished, response.opened)
+            (response.text, problem.gold, of.kind, response.finished, response.opened, problem.choices)
             for problem, response in zip(problems, responses, strict=True)
         ]
         return list(zip(problems, responses, grader.grade(questions, tolerance=of.tolerance), strict=True))
