@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunediff.benchmarks import Grader, Problem
-from tunediff.evaluations.behaviour.conditions import grades
+from tunediff.evaluations.behaviour.conditions import OVER_PROBLEMS, grades
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Answered, Condition
 from tunediff.evaluations.given import Given, Needs
@@ -213,7 +213,7 @@ def passes(found: Found) -> Iterator[Finding | Table | Figure]:
         samples = len(right[BASE][0])
         for k in sorted({samples, *(2**n for n in range(samples.bit_length()))}):
             chances = {role: pass_at(right[role], k) for role in ROLES}
-            meaning = f"mean over problems of the chance that of {k} samples one is right, of {samples}; bootstrap over problems"
+            meaning = f"pass@{k} from {samples} samples a problem, mean over problems; {OVER_PROBLEMS}"
             for role in ROLES:
                 bounded = mean(chances[role])
                 rows.append({"task": task, "role": role, "k": k, **interval_columns("pass_at", bounded)})

@@ -43,10 +43,12 @@ MEANINGS = {
     "change": "mean norm of what the edit changed, over the tokens that it changed",
 }
 
+OVER_PROBLEMS = "bootstrap over problems, Wilson interval where all are alike"
+
 # what is said otherwise where a problem has several samples
 SAMPLED = {
-    "accuracy": "avg@{samples}: mean over problems of the share of samples graded right, bootstrap over problems",
-    "hesitating": "share of responses with a hesitation, bootstrap over problems",
+    "accuracy": f"avg@{{samples}}: mean over problems of the share of samples graded right, {OVER_PROBLEMS}",
+    "hesitating": f"share of responses with a hesitation, {OVER_PROBLEMS}",
     "difference": "accuracy less that of {reference}, on the same problems, bootstrap over problems",
     "p": "sign-flip test over problems against {reference}",
 }
