@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from test_edits import dictionary_of, direction, latents
 from toy_pair import held_out_problems
@@ -25,7 +26,8 @@ from tunediff.edits import (
     Whole,
     Zero,
 )
-from tunediff.generation import VLLM, Batched, Decoding, ask, generate, next_tokens, surprise
+from tunediff.generation import VLLM, Batched, Decoding, ask, generate, surprise
+from tunediff.generation.sampling import drawn_from, next_tokens, penalised
 from tunediff.generation.writer import Writer, before_stop
 from tunediff.hookpoints import Point, reading
 from tunediff.models import ModelPair, ModelSource
@@ -260,20 +262,125 @@ def test_a_budget_over_the_context_is_refused_with_the_largest_that_fits(toy, as
 # -- sampling --------------------------------------------------------------------------------------------------------
 
 
-def test_draws_follow_the_probabilities_of_the_nucleus():
-    class Row:
-        ended = False
+class Row:
+    """A writer that writes what it is given."""
 
-        def __init__(self, draw):
-            self.draw, self.decoding = draw, Decoding(temperature=0.5, top_p=0.8)
+    ended = False
 
-        def take(self, token):
-            return token
+    def __init__(self, draw, **decoding):
+        self.draw, self.decoding = draw, Decoding(**{"temperature": 0.5, **decoding})
 
+    def take(self, token):
+        return token
+
+
+def unwritten(tokenizer, rows):
+    return Sequences.of_prompts(tokenizer, [[7]] * rows)
+
+
+def test_draws_follow_the_probabilities_of_the_nucleus(tokenizer):
     shares = torch.tensor([0.1, 0.5, 0.05, 0.35])
-    rows = [Row((n + 0.5) / 1000) for n in range(1000)]
-    drawn = torch.bincount(torch.tensor(next_tokens((0.5 * shares.log()).expand(1000, -1), rows)), minlength=4)
+    rows, logits = [Row((n + 0.5) / 1000, top_p=0.8) for n in range(1000)], (0.5 * shares.log()).expand(1000, -1)
+    drawn = torch.bincount(torch.tensor(next_tokens(logits, rows, unwritten(tokenizer, 1000))), minlength=4)
     assert drawn.tolist() == pytest.approx([0, 588, 0, 412], abs=1)  # 0.5 and 0.35 are enough for a share of 0.8
+
+
+SAMPLING = [
+    {"top_k": 5},
+    {"top_p": 0.7},
+    {"min_p": 0.2},
+    {"top_k": 12, "top_p": 0.6},
+    {"top_k": 20, "top_p": 0.9, "min_p": 0.1},
+    {"repetition_penalty": 1.7, "top_p": 0.5},
+    {"repetition_penalty": 0.6, "top_k": 7, "min_p": 0.3},
+    {"top_k": 10_000, "top_p": 1.0, "min_p": 0.0},
+]
+
+
+@pytest.mark.parametrize("settings", SAMPLING, ids=str)
+@pytest.mark.parametrize("temperature", [0.3, 2.5])
+def test_what_may_be_drawn_and_how_likely_is_that_of_transformers(toy, settings, temperature):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(16, 200, generator=generator) * 3
+    prompts = [torch.randint(5, 200, (n % 5 + 8,), generator=generator).tolist() for n in range(16)]
+    known = Sequences.of_prompts(toy.tokenizers[0], prompts)
+    config = transformers.GenerationConfig(do_sample=True, temperature=temperature, **{"top_k": 0, **settings})
+    expected = torch.stack(
+        [processed(toy.models[TUNED], config, row, ids) for row, ids in zip(logits, prompts, strict=True)]
+    )
+    decoding = Decoding(temperature=temperature, **settings)
+    scores = penalised(logits, known, decoding.repetition_penalty)
+    shares, order = drawn_from(scores, decoding)
+    found = torch.zeros_like(shares).scatter(1, order, shares / shares.sum(-1, keepdim=True))
+    assert torch.equal(found > 0, expected.isfinite())
+    assert torch.allclose(found.float(), expected.softmax(-1), atol=1e-5)
+
+
+def processed(model, config, logits, ids):
+    """Logits [vocabulary] after the processors that transformers makes of a config, in its order."""
+    made = model._get_logits_processor(config, input_ids_seq_length=len(ids))
+    return made(torch.tensor([ids]), logits[None].clone())[0]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_responses_under_a_repetition_penalty_are_those_of_transformers(toy, asked, role, penalty):
+    found = answers(toy, asked[:12], role=role, tokens=40, repetition_penalty=penalty)
+    for one, response in zip(asked[:12], found, strict=True):
+        ids = torch.tensor([one.ids])
+        with torch.no_grad():
+            whole = toy.models[role].generate(ids, max_new_tokens=40, do_sample=False, repetition_penalty=penalty)
+        written = whole[0, len(one.ids) :].tolist()
+        assert response.ids == [token for token in written if token not in toy.ends(role)]
+    assert [one.ids for one in found] != [one.ids for one in answers(toy, asked[:12], role=role, tokens=40)]
+
+
+def test_a_sampled_response_under_every_setting_depends_on_no_neighbour(toy, asked):
+    settings = {"temperature": 1.2, "top_k": 30, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.1, "tokens": 30}
+    together, parted = answers(toy, asked, **settings), answers(toy, asked[::-1], batch=7, **settings)[::-1]
+    assert together == parted and len({tuple(one.ids) for one in together}) > 30
+
+
+def with_config(place, source, **named):
+    """A copy of a model whose generation_config.json names this."""
+    shutil.copytree(source, place)
+    (place / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, **named}))
+    return ModelSource(str(place), dtype="float32")
+
+
+def test_a_model_is_decoded_as_its_own_generation_config_says_where_that_is_asked(toy, asked, tmp_path):
+    names = {"do_sample": True, "temperature": 0.9, "top_k": 40, "repetition_penalty": 1.05}
+    changed = with_config(tmp_path / "model", toy.sources[TUNED].location, **names)
+    pair = ModelPair(toy.sources[BASE], changed).load()
+    typed = {"temperature": 0.9, "top_k": 40, "repetition_penalty": 1.05, "tokens": 40}
+    own = answers(pair, asked[:8], tokens=40, generation_config=True)
+    assert own == answers(toy, asked[:8], **typed) != answers(toy, asked[:8], tokens=40)
+    assert answers(pair, asked[:8], tokens=40) == answers(toy, asked[:8], tokens=40)  # it is on request
+    base = answers(pair, asked[:8], role=BASE, tokens=40, generation_config=True)  # its file names nothing
+    assert base == answers(toy, asked[:8], role=BASE, tokens=40)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({}, {}),
+        ({"do_sample": False, "temperature": 0.6}, {"temperature": 0.0}),
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"temperature": 0.6, "top_p": 0.95}, {"temperature": 0.6, "top_p": 0.95}),
+        ({"do_sample": True, "top_k": -1, "min_p": 0.1}, {"temperature": 1.0, "top_k": 0, "min_p": 0.1}),
+        ({"max_new_tokens": 7, "num_beams": 4}, {}),
+    ],
+)
+def test_what_a_generation_config_does_not_name_stays_as_it_is_set(named, expected):
+    given = {"temperature": 0.3, "top_k": 9, "top_p": 0.8, "tokens": 5, "seed": 4}
+    assert Decoding(**given, generation_config=True).of_model(named) == Decoding(**{**given, **expected})
+    assert Decoding(**given).of_model(named) == Decoding(**given)
+
+
+def test_settings_out_of_range_are_refused():
+    for name, value in (("top_k", -1), ("min_p", 1.5), ("repetition_penalty", 0.0), ("top_p", 0.0)):
+        with pytest.raises(Refused, match=f"decoding.{name}={value} is out of range"):
+            Decoding(**{name: value})
 
 
 def test_another_seed_draws_other_responses(toy, asked):
@@ -326,3 +433,14 @@ def test_vllm_gives_the_same_responses_behind_the_same_function(toy, asked, monk
     assert cut == answers(toy, asked[:4], tokens=9)
     with pytest.raises(Refused, match="neither edits nor budget forcing"):
         generate(toy, TUNED, asked[:1], Decoding(extensions=1), engine=VLLM())
+    with pytest.raises(Refused, match="before top_p=0.9"):
+        generate(toy, TUNED, asked[:1], Decoding(temperature=1.0, min_p=0.1, top_p=0.9), engine=VLLM())
+
+
+def test_vllm_is_given_every_setting(toy, asked, monkeypatch):
+    module, given = PretendedVLLM(toy), []
+    module.SamplingParams = lambda **settings: given.append(settings) or types.SimpleNamespace(**settings)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    settings = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1}
+    generate(toy, TUNED, asked[:1], Decoding(tokens=9, **settings), engine=VLLM())
+    assert given[0].items() >= {**settings, "min_p": 0.0, "max_tokens": 9}.items()

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from tunediff.benchmarks import RULES, Grader, grade, read
-from tunediff.benchmarks.answers import option, truth
+from tunediff.benchmarks.answers import truth
+from tunediff.benchmarks.choices import option
 from tunediff.shapes import Refused
 
 # kind: (answer in a box, gold, equal)
@@ -342,3 +343,50 @@ def test_a_gold_answer_is_equal_to_itself_and_seldom_to_another(grader, data_fol
         others = [(f"\\boxed{{{one}}}", gold) for one, gold in zip(texts, texts[1:], strict=False) if one != gold]
         false = [pair for pair, each in zip(others, grader.grade(others), strict=True) if each.correct]
         assert len(false) <= 0.03 * len(others), (name, false)
+
+
+# -- multiple choice -------------------------------------------------------------------------------------------------
+
+SUGARS = ("D-glucose", "C-14 and B cells", "A", r"$\frac{1}{2}\,\text{eV}$")
+PLAIN = ("10^-4 eV", "10^{-9} eV", "a mixture of B and C", "(E)-2-butene")
+NAMED = [
+    # as it is asked for, and as models write it instead
+    (r"So it is \boxed{C}.", PLAIN, "C"), (r"\boxed{\text{C}}", PLAIN, "C"), (r"\boxed{\textbf{(C)}}", PLAIN, "C"), (r"$\boxed{c}$", PLAIN, "C"),
+    (r"\boxed{\mathrm{B}}", PLAIN, "B"), (r"\boxed{\text{Option D}}", PLAIN, "D"), (r"\boxed{B) 10^{-9} eV}", PLAIN, "B"), (r"\boxed{C.\ }", PLAIN, "C"),
+    ("Answer: C", PLAIN, "C"), ("answer: c", PLAIN, "C"), ("**Answer:** (C)", PLAIN, "C"), ("**Final answer**\n\n**C**", PLAIN, "C"), ("Answer: $C$", PLAIN, "C"),
+    ("(C)", PLAIN, "C"), ("The answer is C.", PLAIN, "C"), ("So the answer is (c).", PLAIN, "C"), ("The correct answer is C) a mixture of B and C", PLAIN, "C"),
+    ("The correct option is (D).", PLAIN, "D"), ("Therefore, B is correct.", PLAIN, "B"), ("It might be (A). But the answer is (D).", PLAIN, "D"),
+    ("The answer is B because it decays.", PLAIN, "B"), ("The answer is B, not A.", PLAIN, "B"), ("The answer is A - 10^-4 eV", PLAIN, "A"),
+    # word for word
+    ("The answer is 10^-9 eV.", PLAIN, "B"), (r"\boxed{10^{-4}\text{ eV}}", PLAIN, "A"), (r"\boxed{\text{a mixture of B and C}}", PLAIN, "C"),
+    (r"\boxed{\text{(E)-2-butene}}", PLAIN, "D"), (r"\boxed{\frac{1}{2} \text{eV}}", SUGARS, "D"), ("The answer is D-Glucose.", SUGARS, "A"),
+    # choices that look like letters
+    (r"\boxed{\text{D-glucose}}", SUGARS, "A"), ("The answer is D-glucose.", SUGARS, "A"), ("Answer: C-14 and B cells", SUGARS, "B"), (r"\boxed{A}", SUGARS, "A"),
+    (r"\boxed{D}", SUGARS, "D"), ("Answer: A) D-glucose", SUGARS, "A"), ("Answer: C) A", SUGARS, "C"), ("The answer is (D)-glucose, as (A) says.", SUGARS, "A"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "choices", "letter"), NAMED)
+def test_a_choice_is_named_by_its_letter_or_word_for_word(output, choices, letter):
+    for gold in "ABCD":
+        assert grade(output, gold, kind="choice", choices=choices).correct is (gold == letter), gold
+    assert grade(f"First (B), no, (A).</think>\n{output}", letter, kind="choice", choices=choices, opened=True).correct
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        r"\boxed{B, C}", r"\boxed{\text{B and C}}", "The answer is B or C.", r"\boxed{B} or \boxed{C}", r"\boxed{E}", "The answer is (F).",
+        "The answer is a mixture.", "D cells are the answer.", "The answer is B cells of the liver.", "A bird flies.", "", "I do not know.",
+    ],
+)  # fmt: skip
+def test_what_names_no_choice_or_several_is_right_for_none(output):
+    assert not [gold for gold in "ABCD" if grade(output, gold, kind="choice", choices=PLAIN).correct]
+
+
+def test_a_choice_in_thinking_that_was_cut_is_unfinished():
+    for output in ("It is (C). Answer: C. But wait", r"So \boxed{C}. Hmm", "The answer is 10^-9 eV"):
+        asked = {"kind": "choice", "choices": PLAIN, "finished": False}
+        assert grade(output, "C", opened=True, **asked) == (False, None, "unfinished")
+        assert grade(f"<think>{output}", "B", **asked) == (False, None, "unfinished")
+    assert grade("Let us see, is it D", "D", kind="choice", choices=PLAIN, finished=False).rule == "unfinished"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections import Counter
 
 import hydra
 import pytest
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 
 import toy_pair
 from conftest import ROOT
-from tunediff.benchmarks import ManyNumbers, Problem, Task, TaskError
+from tunediff.benchmarks import Choices, ManyNumbers, Problem, Task, TaskError
 from tunediff.settings import build, check, check_command_line, identity, line, plain
 from tunediff.shapes import Refused
 from tunediff.study.parts import STUDY, read_config, write_config
@@ -96,7 +97,7 @@ def test_an_option_of_the_hub_reads_a_local_file_of_the_same_columns(name, tmp_p
 
 
 def test_every_option_is_one_of_the_hub_or_of_the_toy():
-    assert sorted([*HUB, "toy", "toy_step_by_step"]) == OPTIONS
+    assert sorted([*HUB, "gpqa", "toy", "toy_step_by_step"]) == OPTIONS
 
 
 def test_several_tasks_stand_side_by_side_and_an_evaluation_takes_them_all():
@@ -217,6 +218,72 @@ def test_problems_are_kept_by_their_numbers_and_the_size_of_the_answer():
     assert [p.id for p in task(*rows, keep=keep).problems()] == ["2", "3", "4"]
     assert [p.id for p in task(*rows, keep=keep, problems=2).problems()] == ["2", "3"]
     assert dataclasses.replace(keep, min_numbers=3)(Problem("0", rows[0]["q"], "200", {}))
+
+
+# -- multiple choice -------------------------------------------------------------------------------------------------
+
+SCIENCE = {
+    "Record ID": "rec1", "Question": " Which {energy}? ", "Correct Answer": "10^-4 eV ", "Incorrect Answer 1": "10^-9 eV\n",
+    "Incorrect Answer 2": "10^-11 eV", "Incorrect Answer 3": 4.0, "Subdomain": "Physics",
+}  # fmt: skip
+ASKS = {role: "{question}\n{choices}" for role in ("base", "tuned")}
+
+
+def science(*rows, **settings):
+    given = {"id": "id", "kind": "choice", "choices": Choices(["w", "v"]), "prompts": ASKS, **settings}
+    return task(*rows, **given)
+
+
+def test_the_choices_of_a_science_question_are_listed_and_the_gold_answer_is_the_letter_of_the_right_one(tmp_path):
+    file = written(tmp_path / "rows.jsonl", SCIENCE)
+    (problem,) = option("gpqa", file=str(file)).problems()
+    assert sorted(problem.choices) == ["10^-11 eV", "10^-4 eV", "10^-9 eV", "4"] and problem.id == "rec1"
+    assert problem.choices["ABCD".index(problem.gold)] == "10^-4 eV"
+    lines = [f"{letter}) {text}" for letter, text in zip("ABCD", problem.choices, strict=True)]
+    assert problem.question.splitlines() == ["Which {energy}?", "", *lines]
+    assert problem.prompts["base"] == problem.prompts["tuned"]
+    assert problem.prompts["base"].startswith(problem.question + "\n\n")
+    assert problem.prompts["base"].endswith(r"within \boxed{}.")
+    assert len({option("gpqa", file=str(file)).problems()[0] == problem for _ in range(3)}) == 1
+
+
+def test_the_right_answer_stands_at_each_place_equally_often_whatever_stands_beside_it():
+    rows = [{"q": "?", "a": "yes", "w": "no", "v": "so", "id": f"row {n}"} for n in range(3000)]
+    golds = {p.id: p.gold for p in science(*rows).problems()}
+    counts = Counter(golds.values())
+    assert sorted(counts) == ["A", "B", "C"] and all(abs(count - 1000) < 100 for count in counts.values())
+    assert {p.id: p.gold for p in science(*rows[::-1][:100]).problems()}.items() <= golds.items()
+    other = {p.id: p.gold for p in science(*rows, choices=Choices(["w", "v"], seed=1)).problems()}
+    assert 0.25 < sum(other[name] == gold for name, gold in golds.items()) / 3000 < 0.42
+
+
+def test_an_empty_wrong_answer_is_no_choice_and_a_right_one_among_the_wrong_ones_leaves_the_row_out():
+    rows = [
+        {"q": "?", "a": "yes", "w": "no", "v": None},
+        {"q": "?", "a": "$x^{2}$", "w": "no", "v": " x^2"},
+        {"q": "?", "a": "yes", "w": "", "v": ""},
+        {"q": "?", "a": "yes", "w": "no", "v": "no"},
+    ]
+    made = science(*rows)
+    assert [len(p.choices) for p in made.problems()] == [2, 3] and made.left_out == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": ALIKE}, "does not hold {choices}"),
+        ({"kind": "math"}, "multiple choice is of kind=choice, with 1 to 9 columns"),
+        ({"choices": Choices([])}, "choices has 0 columns"),
+        ({"choices": Choices(["w", "x"])}, "no column 'x' for the choices.incorrect"),
+        (
+            {"prompts": {**ASKS, "tuned": "{question} {choices} {w}"}},
+            "holds {w}, the column of the wrong answers",
+        ),
+    ],
+)
+def test_a_bad_multiple_choice_is_refused_in_a_sentence(settings, message):
+    with pytest.raises(TaskError, match=message):
+        science({"q": "?", "a": "yes", "w": "no", "v": "so"}, **settings).problems()
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -10,10 +10,12 @@ the same lines again, is not read; special tokens mark turns, so they stand in t
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tunediff.benchmarks.choices import chosen, option
 from tunediff.benchmarks.sentences import sentences, settled
 from tunediff.text import LAYOUTS, Layout, thoughts
 
@@ -30,33 +32,43 @@ READ = {
 }
 
 
+Reader = Callable[[str], str | None]  # of a short text
+
+
 class Answer(NamedTuple):
     text: str | None
     rule: str
 
 
 def read(
-    output: str, *, kind: str = "math", finished: bool = True, opened: str = "", layouts: Sequence[Layout] = LAYOUTS
+    output: str,
+    *,
+    kind: str = "math",
+    finished: bool = True,
+    opened: str = "",
+    layouts: Sequence[Layout] = LAYOUTS,
+    choices: Sequence[str] = (),
 ) -> Answer:
     """The answer of one output. `finished`: the model ended by itself, so the last sentence is whole. `opened`: the mark
-    with which the prompt opened the thinking. `layouts`: how thinking may be marked. `kind`: math, boolean or choice; or word, where the concluding sentence is wanted
-    whole, for the answer may be its subject ("Ada is the tallest")."""
+    with which the prompt opened the thinking. `layouts`: how thinking may be marked. `kind`: math, boolean or choice; or
+    word, where the concluding sentence is wanted whole, for the answer may be its subject ("Ada is the tallest").
+    `choices`: those of a choice, which it may name word for word."""
     output, ended = _own_turn(output)
     finished = finished or ended
     thinking, said = _after_thinking(output, opened, layouts)
+    text = functools.partial(chosen, choices=choices) if choices else _READERS[kind]
     if said is None:
         boxed = boxes(_before_invention(thinking, after=r"\\boxed")[0]) if finished else None
-        answer = _READERS[kind](boxed) if boxed else None
+        answer = text(boxed) if boxed else None
         return Answer(answer, "boxed_in_thinking" if answer else "unfinished")
     if not output.strip():
         return Answer(None, "no_answer")
     said, went_on = _before_invention(said, after=r"\d|\\boxed" if kind == "math" else r"\S")
     finished = finished or went_on
     said, printed = _without_programs(said)
-    text = _READERS[kind]
     for rule, found in (
         ("boxed", boxes(said)),
-        ("stated", _stated(said, kind)),
+        ("stated", _stated(said, kind, text)),
         ("boxed_in_thinking", boxes(thinking)),
         ("program_output", printed),
     ):
@@ -64,7 +76,7 @@ def read(
             return Answer(answer, rule)
     if not finished:
         return Answer(None, "unfinished")
-    return _concluding(said, kind)
+    return _concluding(said, kind, text)
 
 
 def boxes(text: str) -> str | None:
@@ -85,16 +97,6 @@ def boxes(text: str) -> str | None:
         if content not in answers:
             answers.insert(0, content)
     return ", ".join(answers)
-
-
-def option(text: str) -> str | None:
-    """The letter of the option that a short text names: "B", "(B)", "B. 12", "option B"."""
-    text = re.sub(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf)\s*\{([^{}]*)\}", r" \1 ", text).strip(" $*`\"'\n.")
-    named = re.match(r"(?:(?i:option|choice|answer)\s*)?\(?\s*([A-J]|[a-j](?=\)|$))\s*(?:[).:,\]\s-]|$)", text)
-    if named and (len(text) == 1 or not re.match(r"A\s+[a-z]", text)):
-        return named[1].upper()
-    inside = re.findall(r"(?i:option|choice)\s+\(?([A-J])\b|\(([A-J])\)", text)
-    return "".join(inside[-1]) if inside else None
 
 
 def truth(text: str) -> str | None:
@@ -218,7 +220,7 @@ _STATED = re.compile(
 _TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b")
 
 
-def _stated(text: str, kind: str) -> str | None:
+def _stated(text: str, kind: str, reader: Reader) -> str | None:
     """The last answer that the text calls one."""
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text)
     for found in reversed(list(_STATED.finditer(text))):
@@ -228,7 +230,7 @@ def _stated(text: str, kind: str) -> str | None:
         if kind == "word":
             return found["marked"] or found["rest"]
         if kind != "math":
-            if _READERS[kind](lines[0]):
+            if reader(lines[0]):
                 return lines[0]
             continue
         answer, _ = settled(lines[-1] if found["marked"] else lines[0])
@@ -239,7 +241,7 @@ def _stated(text: str, kind: str) -> str | None:
     return None
 
 
-def _concluding(text: str, kind: str) -> Answer:
+def _concluding(text: str, kind: str, reader: Reader) -> Answer:
     """The answer of the last sentences: of math the number or formula of the last that has one, else the sentence."""
     last = sentences(text)[-3:]
     if kind == "math":
@@ -249,7 +251,7 @@ def _concluding(text: str, kind: str) -> Answer:
     if kind == "boolean":
         answer = truth(text)
     elif kind == "choice":
-        answer = next(filter(None, map(option, reversed(last))), None)
+        answer = next(filter(None, map(reader, reversed(last))), None)
     else:
         answer = last[-1] if last else None
     if answer is None:

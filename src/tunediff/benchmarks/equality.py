@@ -12,7 +12,8 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from tunediff.benchmarks import notation
-from tunediff.benchmarks.answers import option, truth
+from tunediff.benchmarks.answers import truth
+from tunediff.benchmarks.choices import option
 from tunediff.benchmarks.notation import Number
 
 COMPARED = {

@@ -52,11 +52,12 @@ class Question(NamedTuple):
     finished: bool = True
     opened: str = ""
     layouts: Sequence[Layout] = LAYOUTS
+    choices: Sequence[str] = ()
 
 
 def grade(output: str, gold: str, *, tolerance: float | None = None, **asked: Any) -> Grade:
     """One output, in this process and without a limit on time: for a notebook. A Grader is for outputs nobody has
-    seen. `asked` are kind, finished, opened and layouts, as in Question."""
+    seen. `asked` are kind, finished, opened, layouts and choices, as in Question."""
     question = _asked(Question(output, gold, **asked))
     return _graded(question, _read(question), tolerance, _here)
 
@@ -128,7 +129,12 @@ def _asked(question: Question) -> Question:
 def _read(question: Question) -> Answer:
     kind = "word" if question.kind == "math" and is_word(plain(question.gold)) else question.kind
     return read(
-        question.output, kind=kind, finished=question.finished, opened=question.opened, layouts=question.layouts
+        question.output,
+        kind=kind,
+        finished=question.finished,
+        opened=question.opened,
+        layouts=question.layouts,
+        choices=question.choices,
     )
 
 

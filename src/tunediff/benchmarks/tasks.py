@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tunediff.benchmarks.choices import LETTERS, Choices, listed, same
 from tunediff.benchmarks.grading import KINDS
 from tunediff.shapes import ROLES, Refused
 from tunediff.text import read_files
@@ -26,12 +27,15 @@ class TaskError(Refused):
 
 
 class Problem(NamedTuple):
-    """One problem: the right answer as text, and the user's message for the model of each role."""
+    """One problem: the right answer as text, and the user's message for the model of each role. Of multiple choice `gold` is a
+    letter and `choices` are in the order that is asked. Where it is asked several times, `sample` counts from 0."""
 
     id: str
     question: str
     gold: str
     prompts: dict[str, str]
+    choices: tuple[str, ...] = ()
+    sample: int = 0
 
 
 class Task:
@@ -43,7 +47,8 @@ class Task:
     id          column of the id; rows without it are counted from 0
     final       regular expression: its group 1 in the answer is the gold answer; None: the whole answer
     kind        one of KINDS                                                   tolerance   relative; None: exact
-    prompts     role -> the user's message; {question} or any other column in braces is filled in
+    choices     columns of the wrong answers, for multiple choice; the gold answer is then the letter of the right one
+    prompts     role -> the user's message; {question}, {choices} or any other column in braces is filled in
     keep        which problems; None: all                                      problems    the first so many; None: all
     """
 
@@ -58,6 +63,7 @@ class Task:
         final: str | None = None,
         kind: str = "math",
         tolerance: float | None = None,
+        choices: Choices | None = None,
         keep: Callable[[Problem], bool] | None = None,
         problems: int | None = None,
         file: str | Sequence[str] | None = None,
@@ -70,8 +76,14 @@ class Task:
         self.question = [question] if isinstance(question, str) else list(question)
         self.answer, self.id, self.kind, self.tolerance = answer, id, kind, tolerance
         self.prompts, self.keep, self.limit = dict(prompts), keep, problems
+        self.choices = choices
         if kind not in KINDS:
             raise TaskError(f"kind={kind}: the kinds of answers are {', '.join(KINDS)}.")
+        if choices is not None and (kind != "choice" or not 1 <= len(choices.incorrect) < len(LETTERS)):
+            raise TaskError(
+                f"choices has {len(choices.incorrect)} columns and kind={kind}: multiple choice is of kind=choice, with 1 to "
+                f"{len(LETTERS) - 1} columns of wrong answers."
+            )
         if tolerance is not None and not tolerance >= 0:
             raise TaskError(f"tolerance={tolerance}: it is a relative error, so 0 or more, or null for exact answers.")
         if problems is not None and problems < 1:
@@ -93,10 +105,15 @@ class Task:
                 raise TaskError(
                     f"prompts.{role}={prompt!r} does not hold {{question}}: the model would not be told it."
                 )
-            if self.answer in names:
+            for name in (self.answer, *(self.choices.incorrect if self.choices else ())):
+                if name in names:
+                    which = "right" if name == self.answer else "wrong"
+                    raise TaskError(
+                        f"prompts.{role}={prompt!r} holds {{{name}}}, the column of the {which} answers: it would give them away."
+                    )
+            if self.choices and "choices" not in names:
                 raise TaskError(
-                    f"prompts.{role}={prompt!r} holds {{{self.answer}}}, the column of the right answers: it would give "
-                    "them away."
+                    f"prompts.{role}={prompt!r} does not hold {{choices}}: the model would not be told them."
                 )
 
     def problems(self) -> list[Problem]:
@@ -105,7 +122,7 @@ class Task:
 
     @property
     def left_out(self) -> int:
-        """Rows that were passed over because their answer is empty."""
+        """Rows that were passed over because their answer is empty or stands among the wrong ones."""
         return self._read[1]
 
     @functools.cached_property
@@ -114,10 +131,11 @@ class Task:
         found: dict[str, Problem] = {}
         for number, row in enumerate(self.rows()):
             gold = self._gold(row, number)
-            if not gold:
+            wrong = self._wrong(row, number)
+            if not gold or (self.choices and (not wrong or any(same(gold, one) for one in wrong))):
                 empty += 1
                 continue
-            problem = self._problem(row, number, gold)
+            problem = self._problem(row, number, gold, wrong)
             if self.keep is not None and not self.keep(problem):
                 continue
             if problem.id in found:
@@ -153,14 +171,24 @@ class Task:
             )
         return (match[1] or "").strip()
 
-    def _problem(self, row: Mapping[str, Any], number: int, gold: str) -> Problem:
+    def _wrong(self, row: Mapping[str, Any], number: int) -> list[str]:
+        columns = self.choices.incorrect if self.choices else ()
+        found = [spelled(_column(row, [name], number, "choices.incorrect")) for name in columns]
+        return [text for text in found if text]
+
+    def _problem(self, row: Mapping[str, Any], number: int, gold: str, wrong: Sequence[str]) -> Problem:
         question = str(_column(row, self.question, number, "question") or "").strip()
         if not question:
             raise TaskError(f"The question of row {number} is empty.")
-        columns = {**row, "question": question}
-        name = row.get(self.id) if self.id is not None else None
+        named = row.get(self.id) if self.id is not None else None
+        name, columns, choices = str(number if named is None else named), {**row, "question": question}, ()
+        asked = question
+        if self.choices is not None:
+            gold, choices = self.choices.shuffled(gold, wrong, name)
+            columns["choices"] = listed(choices)
+            asked = f"{question}\n\n{listed(choices)}"
         prompts = {role: _filled(prompt, columns, number) for role, prompt in self.prompts.items()}
-        return Problem(str(number if name is None else name), question, gold, prompts)
+        return Problem(name, asked, gold, prompts, choices)
 
 
 @dataclass(frozen=True)

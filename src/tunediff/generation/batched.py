@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from tunediff.edits import Sequences
 from tunediff.generation.responses import Request, Response
+from tunediff.generation.sampling import next_tokens
 from tunediff.generation.writer import Writer
 
 
@@ -52,7 +52,7 @@ def respond_together(
         for n, norm in enumerate(norms):
             touched[going, n] += (norm > 0).sum(1).cpu()
             change[going, n] += norm.sum(1).cpu()
-        ids = next_tokens(logits[:, -1], [writers[row] for row in going])
+        ids = next_tokens(logits[:, -1], [writers[row] for row in going], known)
         kept = [at for at, row in enumerate(going) if not writers[row].ended]
         if not kept:
             break
@@ -80,19 +80,3 @@ def respond_together(
         )
         for row, writer in enumerate(writers)
     ]
-
-
-def next_tokens(logits: Tensor, writers: Sequence[Writer]) -> list[int]:
-    """One token for each row of [batch, vocabulary]: the most likely, or the one where the row's draw falls when the
-    probabilities of its nucleus are laid side by side, the largest first (Holtzman et al. 2020, arXiv 1904.09751)."""
-    decoding = writers[0].decoding
-    if decoding.temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        shares, order = (logits.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        before = shares.cumsum(-1) - shares  # so that the token which crosses top_p is still in the nucleus
-        shares = shares * (before < decoding.top_p)
-        draws = torch.tensor([0.0 if w.ended else w.draw for w in writers], dtype=torch.float64, device=logits.device)
-        reached = shares.cumsum(-1) > (draws * shares.sum(-1))[:, None]
-        tokens = order.gather(1, reached.long().argmax(-1, keepdim=True))[:, 0]
-    return [writer.take(token) for writer, token in zip(writers, tokens.tolist(), strict=True)]

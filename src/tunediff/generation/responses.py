@@ -9,9 +9,9 @@ and now and then another token is the likelier one. Budget forcing is that of s1
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tqdm import tqdm
@@ -20,6 +20,14 @@ from tunediff.edits import Edit, Sequences
 from tunediff.models import ModelPair
 from tunediff.shapes import Refused
 from tunediff.text import Manner, Tokenizer, encode, padded_groups, render_prompt
+
+# what a model's generation_config.json may say of how it is decoded, and what is not followed if it says something else
+OWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+NOT_FOLLOWED = {
+    "num_beams": 1, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None, "penalty_alpha": None,
+    "no_repeat_ngram_size": 0, "suppress_tokens": None, "begin_suppress_tokens": None, "bad_words_ids": None,
+    "sequence_bias": None, "exponential_decay_length_penalty": None, "min_length": 0, "min_new_tokens": 0, "guidance_scale": 1.0,
+}  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -47,7 +55,10 @@ class Response(NamedTuple):
 @dataclass(frozen=True)
 class Decoding:
     """tokens      budget of a response             temperature   0 takes the most likely token
-    top_p       the smallest set of tokens with this share of the probability is drawn from
+    top_k       tokens that are drawn from; 0 for all       top_p   share of the probability that is drawn from
+    min_p       tokens at least so likely, as a share of the likeliest, are drawn from
+    repetition_penalty    logits of tokens in the prompt or response are divided by it, or multiplied where negative
+    generation_config     true: what a model's own generation_config.json says of these takes the place of what is set here
     seed        of all draws
     stop        a response ends before the first of these strings, for models that never end by themselves
     think_at_most    tokens of a response after which the end of its thinking is written; None leaves it to the model
@@ -58,7 +69,11 @@ class Decoding:
 
     tokens: int = 256
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    generation_config: bool = False
     seed: int = 0
     stop: Sequence[str] = ()
     think_at_most: int | None = None
@@ -70,7 +85,10 @@ class Decoding:
         for name, value, legal in (
             ("tokens", self.tokens, self.tokens >= 1),
             ("temperature", self.temperature, self.temperature >= 0),
+            ("top_k", self.top_k, self.top_k >= 0),
             ("top_p", self.top_p, 0 < self.top_p <= 1),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1),
+            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0),
             ("extensions", self.extensions, self.extensions >= 0),
             ("think_at_most", self.think_at_most, self.think_at_most is None or self.think_at_most >= 0),
         ):
@@ -82,6 +100,19 @@ class Decoding:
     @property
     def forces(self) -> bool:
         return self.think_at_most is not None or self.extensions > 0
+
+    def of_model(self, named: Mapping[str, Any]) -> Decoding:
+        """The decoding of one model whose generation_config.json has these names. What it does not name stays as set here:
+        transformers would draw from 50 tokens where it names no top_k."""
+        if not self.generation_config:
+            return self
+        own = {name: named[name] for name in OWN if named.get(name) is not None}
+        if named.get("do_sample") is False:
+            own["temperature"] = 0.0
+        elif named.get("do_sample"):
+            own.setdefault("temperature", 1.0)
+        own["top_k"] = max(own.get("top_k", self.top_k), 0)  # some write -1 for all
+        return dataclasses.replace(self, generation_config=False, **own)
 
 
 class Request(NamedTuple):
@@ -137,7 +168,7 @@ def generate(
 
     Raises Refused for a budget that the model's context does not hold, and for a tokenizer that spells the end of thinking
     in pieces where it is to be replaced."""
-    tokenizer = tokenizer or pair.tokenizers[0]
+    tokenizer, decoding = tokenizer or pair.tokenizers[0], decoding.of_model(pair.source(role).generation_config)
     if decoding.extensions and len(encode(tokenizer, pair.layout.closing)["input_ids"]) > 1:
         raise Refused(
             f"This tokenizer spells {pair.layout.closing} in pieces, of which the first stand before the last is known: "

@@ -23,12 +23,22 @@ class VLLM:
     batch: int = 256
 
     def respond(self, request: Request) -> Iterator[tuple[int, Response]]:
-        """Responses in the order of the prompts. Raises Refused for edits and budget forcing, and where vLLM is not
-        installed."""
+        """Responses in the order of the prompts. Raises Refused for what vLLM computes otherwise or not at all, and where it
+        is not installed."""
         pair, role, asked, decoding, edits, tokenizer, _ = request
         if edits or decoding.forces:
             raise Refused(
                 "vLLM runs neither edits nor budget forcing: choose engine._target_=tunediff.generation.Batched."
+            )
+        if decoding.min_p > 0 and decoding.top_p < 1:
+            raise Refused(
+                f"vLLM takes min_p={decoding.min_p} before top_p={decoding.top_p}, and so draws from other tokens: leave one of "
+                "them out, or choose engine._target_=tunediff.generation.Batched."
+            )
+        if pair.follows_length(role):
+            raise Refused(
+                f"{pair.source(role).path} has rotary factors by the length of a text (longrope, dynamic), of which vLLM keeps "
+                "one set for all lengths: choose engine._target_=tunediff.generation.Batched."
             )
         try:
             vllm = importlib.import_module("vllm")
@@ -53,7 +63,10 @@ class VLLM:
                 vllm.SamplingParams(
                     max_tokens=decoding.tokens,
                     temperature=decoding.temperature,
+                    top_k=decoding.top_k,
                     top_p=decoding.top_p,
+                    min_p=decoding.min_p,
+                    repetition_penalty=decoding.repetition_penalty,
                     stop=list(decoding.stop),
                     stop_token_ids=sorted(ends),
                     seed=seed_of(one.name, decoding),

@@ -2,7 +2,7 @@
 
 clustered.py    sums per document; intervals over documents    next_tokens.py  cross-entropy and KL of next tokens
 paired.py       shares; conditions on the same problems        matching.py     latents of two runs, one to one
-separation.py   AUROC, its interval, and that of shuffled labels
+separation.py   AUROC, its interval, and that of shuffled labels      samples.py  several answers to each problem
 """
 
 from tunediff.measures.paired import (
@@ -12,6 +12,7 @@ from tunediff.measures.paired import (
     difference,
     mcnemar,
     recovery,
+    resampled,
     scaling,
     scaling_difference,
     share,

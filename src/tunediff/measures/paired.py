@@ -51,7 +51,7 @@ class Recovered(NamedTuple):
 # -- accuracy --------------------------------------------------------------------------------------------------------
 
 
-def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share."""
     if not 0 <= successes <= trials or trials < 1:
         raise Refused(
@@ -206,6 +206,12 @@ def _by_budget(correct: ArrayLike, budgets: Sequence[int]) -> tuple[NDArray, NDA
         raise Refused(f"The budgets {list(budgets)} are token counts: each above 0, none twice.")
     order = np.argsort(tokens)
     return answers[:, order], tokens[order]
+
+
+def resampled(values: NDArray, *, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+    """The mean of values [problem] with the percentile bootstrap over problems."""
+    means = _drawn(values[:, None], draws, seed)[:, 0]
+    return Interval(float(values.mean()), *np.quantile(means, (0.5 - level / 2, 0.5 + level / 2)).tolist())
 
 
 def _drawn(answers: NDArray, draws: int, seed: int) -> NDArray:

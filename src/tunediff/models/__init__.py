@@ -4,9 +4,10 @@ source.py         where a model comes from       lora.py               low-rank 
 files.py          what its files hold            hybrid.py             the tuned one with the base's MLPs, with
 architecture.py   can it be read                                       transcoder adapters beside them or without
 whole.py          is it all there                adapted_source.py     where such a model comes from
-pair.py           the two, read together         transcoder_files.py   its adapters, ours and in the authors' format
-                  and run under edits
-option.py         the two, as pair.yaml
+rotary.py         a text read by its own         transcoder_files.py   its adapters, ours and in the authors' format
+                  length, beside longer ones
+pair.py           the two, read together         agreement.py          what the two read differently
+                  and run under edits            option.py             the two, as pair.yaml
 """
 
 from transformers import PreTrainedModel

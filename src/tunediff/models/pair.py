@@ -21,6 +21,7 @@ from tunediff.edits import Edit, Sequences, editing, needed
 from tunediff.hookpoints import HOOKPOINTS, LORA, ForwardStopped, Point, check_hookpoint, module_of, reading, width_of
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError
+from tunediff.models.rotary import crosses_switch, follows_length
 from tunediff.models.source import ModelSource
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
 from tunediff.text import HESITATIONS, LAYOUTS, Batch, Layout, layout
@@ -110,13 +111,18 @@ class ModelPair:
 
     def ends(self, role: str) -> set[int]:
         """Tokens with which a model may end a response: instruction models often have several."""
-        given = [self.source(role).ends(), self.configs[role].eos_token_id, self._tokenizers[role].eos_token_id]
+        named = self.source(role).generation_config.get("eos_token_id")
+        given = [named, self.configs[role].eos_token_id, self._tokenizers[role].eos_token_id]
         every = (one if isinstance(one, list) else [one] for one in given)
         return {token for tokens in every for token in tokens if token is not None}
 
     def entry(self, role: str) -> int:
         """The number of this model's entry in a batch's ids, mask and places."""
         return 0 if self.same_ids or (TUNED if role in BESIDE else role) == self.owner else 1
+
+    def follows_length(self, role: str) -> bool:
+        """True where a model computes its rotary embedding by the length of a text: models/rotary.py."""
+        return follows_length(self.configs[role])
 
     def source(self, role: str) -> ModelSource:
         """The source of a model; of one that stands beside the pair, where its attention, norms and embeddings do."""
@@ -337,7 +343,8 @@ class ModelPair:
         the last so many positions alone, and for each edit the norm of what it changed at each token, [batch, new
         position].
 
-        caches      of new_caches(), where the columns before have been computed; None: all columns are new
+        caches      of new_caches(), where the columns before have been computed, and are again where a text crosses the
+                    switch of longrope; None: all columns are new
         alongside   what the other model reads in the same columns, such as its own response; None: the same tokens
 
         The other model runs first, unedited, where an edit asks for it. Raises Refused where it cannot."""
@@ -349,18 +356,31 @@ class ModelPair:
                 raise PairError(
                     f"An edit at {at} of width {at.width} has no place in the {role} model of width {width}."
                 )
-        read, available = {}, None
+        read, available, columns = {}, None, known.ids.shape[1] - known.first
+        beside = known if alongside is None else alongside
+        read_by = {role: known, **{stream.role: beside for stream in others}}
+        if caches is not None and self._are_outdated(read_by, known.first, known.ids.shape[1]):
+            known.first = 0
+            caches.update(self.new_caches())
         if others:
             read, available = self._read_alongside(others, known, alongside, caches)
         with editing(self.models[role], edits, known, read, available=available) as changes:
             logits = self._forward(
                 self.models[role], known, known.new(known.ids), known.real, caches, role, last
             ).logits
-        return logits.float(), changes
+        return logits[:, -columns:].float(), [change[:, -columns:] for change in changes]
 
     def new_caches(self) -> Caches:
         """Nothing has been computed yet, in either model."""
         return {role: transformers.DynamicCache(config=self.configs[role]) for role in self.models}
+
+    def _are_outdated(self, read_by: dict[str, Sequences], first: int, columns: int) -> bool:
+        """True where the keys and values of the first columns of what a model reads no longer hold beside the others."""
+        for role, known in read_by.items():
+            real = _as_long(known.real, columns)
+            if first and crosses_switch(self.configs[role], real[:, :first].sum(1), real.sum(1)):
+                return True
+        return False
 
     @torch.no_grad()
     def _read_alongside(

@@ -32,6 +32,7 @@ from tunediff.models.files import (
 from tunediff.models.hybrid import adapted as with_transcoders
 from tunediff.models.lora import adapted, aligned, brought, shapes, twin
 from tunediff.models.lora import check as check_lora
+from tunediff.models.rotary import by_own_length
 from tunediff.models.transcoder_files import KEY, LATENTS, TranscoderFiles
 from tunediff.models.whole import Found, check_numbers, check_tie, check_tied, check_whole, foreseen, found_by, silent
 from tunediff.shapes import Precision
@@ -204,9 +205,10 @@ class ModelSource:
         if under is not None:
             model = twin(under)
         elif self.beside is not None:
-            model = with_transcoders(self._whole(), self.beside.read().to(getattr(torch, self.dtype)))
+            whole = by_own_length(self._whole())
+            model = with_transcoders(whole, self.beside.read().to(getattr(torch, self.dtype)))
         else:
-            model = self._whole()
+            model = by_own_length(self._whole())
         if self.adapter is not None:
             model = adapted(model, self._adapter(), merged=self.merged)
         return aligned(model).eval().requires_grad_(False)
@@ -234,13 +236,14 @@ class ModelSource:
         assert self.adapter is not None
         return brought(located(self.adapter), self.adapter_revision)
 
-    def ends(self) -> int | list[int] | None:
-        """The end tokens of generation_config.json, where there is one."""
+    @functools.cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """The settings that generation_config.json names; none where it is not there."""
         try:
             found = transformers.GenerationConfig.from_pretrained(self.location, revision=self.at)
         except OSError:
-            return None
-        return found.eos_token_id
+            return {}
+        return found.to_diff_dict()
 
     def files(self) -> list[tuple[str, int, int]]:
         """Weight files of a local folder with their size and time, which change when another model takes its place."""

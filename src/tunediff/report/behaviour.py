@@ -27,7 +27,7 @@ WORDS = {
 CAPTION = (
     "Whiskers and ranges are 95 % intervals. The dashed line continues the condition that others are compared with; rings, "
     "paler and indented, are controls of the condition above them. Perplexity is that of the responses under the model "
-    "without edits. Difference and p, an exact McNemar test problem by problem, are against the condition that is named. Finished, closed, touched: shares of responses that ended by themselves, closed "
+    "without edits. Difference and p, an exact McNemar test problem by problem (of several samples a problem a test by signs), are against the condition that is named. Finished, closed, touched: shares of responses that ended by themselves, closed "
     "their thinking, were changed by the edit in at least one token; repetition: the share of repeated text; change: the mean "
     "norm of what the edit changed."
 )
@@ -158,7 +158,9 @@ def _outputs(
         problems: dict[Any, dict[str, dict[str, Any]]] = {}
         for row in rows:
             key = _key(row.get("role", ""), row["condition"], by_role)
-            problems.setdefault(row["problem"], {})[key] = row
+            sample = row.get("sample")
+            asked = row["problem"] if sample is None else f"{row['problem']}, sample {sample + 1}"
+            problems.setdefault(asked, {})[key] = row
         written = dict.fromkeys(key for answers in problems.values() for key in answers)
         described = _described(block, list(written))
         plain = [condition["key"] for condition in described if not condition["control"]]

@@ -16,8 +16,6 @@ from tunediff.settings import identity, material, target_of
 from tunediff.shapes import BASE, ROLES, TUNED, VERSION, Stream, Table
 from tunediff.study.parts import inside, learns
 
-REVISIONS = {"path": "revision", "adapter": "adapter_revision", "transcoders": "transcoders_revision"}
-
 
 def open_loggers(
     loggers: Sequence[Any],

@@ -29,6 +29,7 @@ STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "op
 LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
 
 
+REVISIONS = {"path": "revision", "adapter": "adapter_revision", "transcoders": "transcoders_revision"}
 TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has
 
 

@@ -12,13 +12,18 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tunediff.benchmarks import Grader, Problem
+from tunediff.evaluations.behaviour.conditions import OVER_PROBLEMS, grades
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Answered, Condition
 from tunediff.evaluations.given import Given, Needs
 from tunediff.generation import Response
-from tunediff.measures import BudgetCurve, Interval, scaling, scaling_difference, share
+from tunediff.measures import BudgetCurve, Interval, scaling, scaling_difference
 from tunediff.measures.clustered import interval_columns
+from tunediff.measures.samples import change, mean, pass_at, share_by_problem
 from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
 
 SLOPE = "slope of accuracy against the budget, percentage points"
@@ -42,11 +47,13 @@ CONDITIONS = (Condition(BASE, "base", BASE), Condition(TUNED, "tuned", TUNED, re
 class Benchmark(BehaviourEvaluation):
     """budgets         budgets in tokens below that of `decoding`, which is always measured
     force           true: thinking is ended `answer_tokens` before the budget is spent
+    samples         responses to each problem
     """
 
     budgets: Sequence[int]
     force: bool
     answer_tokens: int
+    samples: int = 1
 
     name = "benchmark"
     needs = Needs.PAIR
@@ -63,32 +70,44 @@ class Benchmark(BehaviourEvaluation):
                 "benchmark.force ends the thinking and asks for an answer: say with what, "
                 "such as decoding.conclusion='Final Answer:'."
             )
+        if self.samples < 1:
+            raise Refused(f"benchmark.samples={self.samples}: at least 1 response to each problem.")
+        if self.samples > 1 and self.decoding.temperature == 0 and not self.decoding.generation_config:
+            raise Refused(
+                f"benchmark.samples={self.samples} and decoding.temperature=0 would write one response {self.samples} times: "
+                "set a temperature such as 0.6, or decoding.generation_config=true."
+            )
         self.budgets = sorted({*self.budgets, self.decoding.tokens})
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         found: Found = {}
         curves: list[dict[str, object]] = []
         slopes: list[Finding] = []
-        for name, problems in (yield from self.asked()).items():
-            right: dict[str, list[list[bool]]] = {}
+        yield from self._greedy(given)
+        for name, problems in (yield from self.asked(given)).items():
+            right: dict[str, NDArray] = {}
             for condition in CONDITIONS:
                 by_budget, found[name, condition.name] = self._by_budget(given, name, problems, condition)
-                right[condition.role] = [list(answers) for answers in zip(*by_budget, strict=True)]
+                right[condition.role] = np.asarray(by_budget)
                 curves += curve(name, condition.role, right[condition.role], self.budgets)
-            slopes += self._scaling(name, right)
+            slopes += self._scaling(name, {role: answers.mean(-1).T for role, answers in right.items()})
         yield from slopes
         yield from self.side_by_side(found)
+        if self.samples > 1:
+            yield from passes(found)
         table = Table.of("benchmark_scaling", curves)
         yield table
         yield from figures(table.columns, slopes)
 
     def _by_budget(
         self, given: Given, name: str, problems: Sequence[Problem], condition: Condition
-    ) -> tuple[list[list[bool]], Answered]:
-        """Grades the answers under each budget; how responses are written is measured for the largest budget alone."""
+    ) -> tuple[list[list[list[bool]]], Answered]:
+        """Grades [budget][problem][sample] of the answers; how responses are written is measured for the largest budget
+        alone."""
         # the largest budget contains the smaller ones, unless thinking is ended at another place under each
-        whole = [] if self.force else self.respond(given, name, problems, condition)
+        whole = [] if self.force else self._sampled(given, name, problems, condition)
         tokenizer = self.tokenizer(given.pair, condition.role)
+        each = [problem._replace(sample=n) for problem in problems for n in range(self.samples)]
         right, answers = [], []
         with Grader() as grader:
             for budget in self.budgets:
@@ -96,14 +115,32 @@ class Benchmark(BehaviourEvaluation):
                     thinking = max(0, budget - self.answer_tokens)
                     forced = dataclasses.replace(self.decoding, tokens=budget, think_at_most=thinking)
                     under = dataclasses.replace(condition, decoding=forced)
-                    responses = self.respond(given, name, problems, under)
+                    responses = self._sampled(given, name, problems, under)
                 else:
                     responses = [cut(one, budget, tokenizer) for one in whole]
-                answers = self.graded(name, problems, responses, grader, given.pair.layouts)
-                right.append([grade.correct for _, _, grade in answers])
+                answers = self.graded(name, each, responses, grader, given.pair.layouts)
+                correct = [grade.correct for _, _, grade in answers]
+                right.append([correct[n : n + self.samples] for n in range(0, len(correct), self.samples)])
         return right, Answered(condition, self.measured(given, condition, answers))
 
-    def _scaling(self, name: str, right: Mapping[str, Sequence[Sequence[bool]]]) -> Iterator[Finding]:
+    def _sampled(self, given: Given, name: str, problems: Sequence[Problem], condition: Condition) -> list[Response]:
+        """Responses to each problem, those to one side by side. A model that is greedy by its own generation_config.json writes
+        the same every time, and is asked once."""
+        greedy = self.decoding_of(given.pair, condition).temperature == 0
+        times = 1 if greedy else self.samples
+        each = [problem._replace(sample=n) for problem in problems for n in range(times)]
+        return [one for one in self.respond(given, name, each, condition) for _ in range(self.samples // times)]
+
+    def _greedy(self, given: Given) -> Iterator[Note]:
+        for condition in CONDITIONS if self.samples > 1 else ():
+            if self.decoding_of(given.pair, condition).temperature == 0:
+                yield Note(
+                    f"benchmark: {condition.role} takes the most likely token by its generation_config.json, so that its "
+                    f"{self.samples} samples of a problem are one response."
+                )
+
+    def _scaling(self, name: str, right: Mapping[str, NDArray]) -> Iterator[Finding]:
+        """The findings on shares of right answers [problem, budget] of each model."""
         for role in ROLES:
             yield from _findings(f"benchmark/{name}/{role}", scaling(right[role], self.budgets), "")
         both = scaling_difference(right[BASE], right[TUNED], self.budgets)
@@ -159,14 +196,46 @@ def cut(response: Response, budget: int, tokenizer) -> Response:
     return response._replace(ids=ids, text=tokenizer.decode(ids), finished=finished)
 
 
-def curve(task: str, role: str, right: Sequence[Sequence[bool]], budgets: Sequence[int]) -> list[dict[str, object]]:
-    """The accuracy of one model under each budget: rows of the table benchmark_scaling."""
+def curve(task: str, role: str, right: NDArray, budgets: Sequence[int]) -> list[dict[str, object]]:
+    """The accuracy of one model under each budget, from grades [budget, problem, sample]: rows of the table benchmark_scaling."""
     rows = []
-    for n, budget in enumerate(budgets):
-        count, problems = sum(answers[n] for answers in right), len(right)
-        accuracy = interval_columns("accuracy", share(count, problems))
-        rows.append({"task": task, "role": role, "tokens": budget, **accuracy, "problems": problems})
+    for budget, graded in zip(budgets, right, strict=True):
+        accuracy = interval_columns("accuracy", share_by_problem(graded))
+        rows.append({"task": task, "role": role, "tokens": budget, **accuracy, "problems": len(graded)})
     return rows
+
+
+def passes(found: Found) -> Iterator[Finding | Table | Figure]:
+    """pass@k of both models for k from 1 to all samples, in doublings, and by how much they differ."""
+    rows = []
+    for task in dict.fromkeys(task for task, _ in found):
+        right = {role: grades(found[task, role].solved) for role in ROLES}
+        samples = len(right[BASE][0])
+        for k in sorted({samples, *(2**n for n in range(samples.bit_length()))}):
+            chances = {role: pass_at(right[role], k) for role in ROLES}
+            meaning = f"pass@{k} from {samples} samples a problem, mean over problems; {OVER_PROBLEMS}"
+            for role in ROLES:
+                bounded = mean(chances[role])
+                rows.append({"task": task, "role": role, "k": k, **interval_columns("pass_at", bounded)})
+                yield Finding(f"benchmark/{task}/{role}/pass_at_{k}", *bounded, meaning)
+            apart = change(chances[BASE], chances[TUNED])
+            yield Finding(f"benchmark/{task}/tuned_less_base/pass_at_{k}", *apart, f"{meaning}; tuned less base")
+    table = Table.of("benchmark_pass_at", rows)
+    yield table
+    yield Figure(
+        name="benchmark/pass_at",
+        kind="lines",
+        columns=table.columns,
+        x="k",
+        y=["pass_at"],
+        section="Several samples a problem",
+        title="pass@k: the share of problems that one of k samples solves",
+        caption="Without bias from all samples of a problem. Bands are 95 % intervals over problems.",
+        group="role",
+        facet="task",
+        log=["k"],
+        words={"k": "samples", "pass_at": "pass@k"},
+    )
 
 
 def _findings(where: str, measured: BudgetCurve, what: str) -> Iterator[Finding]:

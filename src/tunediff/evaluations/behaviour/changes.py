@@ -21,13 +21,16 @@ Measures = Mapping[str, Estimate]
 
 
 MEASURES: dict[str, tuple[str, Callable[[Sequence[Solved]], Estimate]]] = {
-    "accuracy": ("share of problems graded right", lambda solved: per_response([s.grade.correct for s in solved])),
+    "accuracy": (
+        "share of problems graded right",
+        lambda solved: per_response(solved, [s.grade.correct for s in solved]),
+    ),
     "length": ("tokens a response", length),
     "hesitation": ("hesitations a response", lambda solved: hesitation_rate(solved, a_response=True)),
     "hesitation_rate": ("hesitations per 1,000 tokens of response", hesitation_rate),
     "hesitating": (
         "share of responses with a hesitation",
-        lambda solved: per_response([s.behaviour.hesitations > 0 for s in solved]),
+        lambda solved: per_response(solved, [s.behaviour.hesitations > 0 for s in solved]),
     ),
 }
 

@@ -9,7 +9,8 @@ hesitating      share of responses with at least one hesitation (Wilson interval
 p, difference   against the reference on the same problems: McNemar's exact test, Newcombe's interval
 
 Intervals of ratios are clustered by problem (measures/clustered.py); where no response hesitates at all, the rate's
-upper end is that of a Poisson count of zero.
+upper end is that of a Poisson count of zero. Where problems were asked several times, their samples stand together, shares are
+means over problems (avg@n), and Wilson, McNemar and Newcombe give way to what takes several samples (measures/samples.py).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from tunediff.evaluations.behaviour.solving import Condition, Solved
-from tunediff.measures import difference, mcnemar, share
+from tunediff.measures import difference, mcnemar, samples
 from tunediff.measures.clustered import Bounded, Estimate, interval_columns, number, ratio
 
 NO_EVENT = -math.log(0.025)  # events expected at most, at 95 % two-sided, where none was seen
@@ -41,29 +43,67 @@ MEANINGS = {
     "change": "mean norm of what the edit changed, over the tokens that it changed",
 }
 
+OVER_PROBLEMS = "bootstrap over problems, Wilson interval where all are alike"
+
+# what is said otherwise where a problem has several samples
+SAMPLED = {
+    "accuracy": f"avg@{{samples}}: mean over problems of the share of samples graded right, {OVER_PROBLEMS}",
+    "hesitating": f"share of responses with a hesitation, {OVER_PROBLEMS}",
+    "difference": "accuracy less that of {reference}, on the same problems, bootstrap over problems",
+    "p": "sign-flip test over problems against {reference}",
+}
+
+
+def meaning(measure: str, samples: int, reference: str | None) -> str:
+    """The words on a measure of one condition."""
+    words = SAMPLED.get(measure) if samples > 1 else None
+    return (words or MEANINGS[measure]).format(samples=samples, reference=reference)
+
+
+def by_problem(solved: Sequence[Solved], numbers: Sequence[Any]) -> list[list[Any]]:
+    """Numbers of responses, those of one problem together: its first sample has the number 0."""
+    found: list[list[Any]] = []
+    for one, value in zip(solved, numbers, strict=True):
+        if one.problem.sample == 0:
+            found.append([])
+        found[-1].append(value)
+    return found
+
+
+def grades(solved: Sequence[Solved]) -> list[list[bool]]:
+    """Grades of all samples, [problem][sample]: true for a right one."""
+    return by_problem(solved, [one.grade.correct for one in solved])
+
 
 def rate(numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) -> Estimate:
     """The rate factor * sum(numbers) / sum(per), with the influence of each problem."""
     return ratio(factor * torch.tensor(numbers, dtype=torch.float64), torch.tensor(per, dtype=torch.float64))
 
 
-def per_response(numbers: Sequence[float]) -> Estimate:
+def rate_of(solved: Sequence[Solved], numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) -> Estimate:
+    """The rate of numbers of responses, with the influence of each problem."""
+    summed, divisors = ([float(sum(some)) for some in by_problem(solved, each)] for each in (numbers, per))
+    return rate(summed, divisors, factor)
+
+
+def per_response(solved: Sequence[Solved], numbers: Sequence[float]) -> Estimate:
     """The mean of a number that every response has."""
-    return rate(numbers, [1.0] * len(numbers))
+    return rate_of(solved, numbers, [1.0] * len(numbers))
 
 
 def hesitation_rate(solved: Sequence[Solved], *, a_response: bool = False) -> Estimate:
     """Number of hesitations per 1,000 tokens, or per response."""
     numbers = [s.behaviour.hesitations for s in solved]
     if a_response:
-        return per_response(numbers)
-    return rate(numbers, [s.behaviour.tokens for s in solved], 1000.0)
+        return per_response(solved, numbers)
+    return rate_of(solved, numbers, [s.behaviour.tokens for s in solved], 1000.0)
 
 
 def hesitations(solved: Sequence[Solved], *, a_response: bool = False) -> Bounded:
     """The hesitation rate with its 95 % confidence interval. Between problems that all have none nothing varies, which would make a clustered
-    interval empty: its upper end is then that of a Poisson count of zero."""
+    interval empty: its upper end is then that of a Poisson count of zero, in one sample a problem."""
     seen = len(solved) if a_response else sum(s.behaviour.tokens for s in solved) / 1000
+    seen *= sum(s.problem.sample == 0 for s in solved) / max(len(solved), 1)
     if seen and not any(s.behaviour.hesitations for s in solved):
         return 0.0, 0.0, NO_EVENT / seen
     return hesitation_rate(solved, a_response=a_response).bounded(least=0.0)
@@ -71,7 +111,7 @@ def hesitations(solved: Sequence[Solved], *, a_response: bool = False) -> Bounde
 
 def surprise_rate(solved: Sequence[Solved]) -> Estimate:
     """Mean negative log-likelihood per token, in nats; its exponential is the perplexity."""
-    return rate([s.nats for s in solved], [s.behaviour.tokens for s in solved])
+    return rate_of(solved, [s.nats for s in solved], [s.behaviour.tokens for s in solved])
 
 
 def perplexity(solved: Sequence[Solved]) -> Bounded:
@@ -83,21 +123,29 @@ def perplexity(solved: Sequence[Solved]) -> Bounded:
 
 def length(solved: Sequence[Solved]) -> Estimate:
     """Mean number of tokens per response."""
-    return per_response([s.behaviour.tokens for s in solved])
+    return per_response(solved, [s.behaviour.tokens for s in solved])
 
 
 def accuracy(solved: Sequence[Solved]) -> Bounded:
-    """Share of problems graded right, with Wilson's interval."""
-    return share(sum(s.grade.correct for s in solved), len(solved))
+    """Share of problems graded right; of several samples the mean over problems of their share."""
+    return samples.share_by_problem(grades(solved))
+
+
+def against(reference: Sequence[Solved], solved: Sequence[Solved]) -> tuple[float, Bounded]:
+    """p and the difference in accuracy of two conditions on the same problems."""
+    before, after = np.asarray(grades(reference)), np.asarray(grades(solved))
+    if before.shape[1] == after.shape[1] == 1:
+        first, second = before[:, 0].tolist(), after[:, 0].tolist()
+        return mcnemar(first, second).p, difference(first, second)
+    shares = before.mean(1), after.mean(1)
+    return samples.sign_test(*shares), samples.change(*shares)
 
 
 def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solved] | None) -> dict[str, Any]:
     """One condition on one task: a row of the table <evaluation>_conditions."""
-    right, p, apart = [s.grade.correct for s in solved], None, (None, None, None)
-    if reference is not None:
-        before = [s.grade.correct for s in reference]
-        p, apart = mcnemar(before, right).p, difference(before, right)
-    hesitating = sum(s.behaviour.hesitations > 0 for s in solved)
+    right = grades(solved)
+    p, apart = (None, (None, None, None)) if reference is None else against(reference, solved)
+    hesitating = by_problem(solved, [s.behaviour.hesitations > 0 for s in solved])
     changed = [pair for s in solved for pair in zip(s.response.touched, s.response.change, strict=True)]
     tokens = sum(touched for touched, _ in changed)
     return {
@@ -107,15 +155,16 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
         "control": condition.control,
         "reference": condition.reference,
         "edit": "; ".join(edit.described for edit in condition.edits) or None,
-        "problems": len(solved),
-        "correct": sum(right),
+        "problems": len(right),
+        "samples": len(right[0]),
+        "correct": sum(map(sum, right)),
         **interval_columns("accuracy", accuracy(solved)),
         "p": p,
         **interval_columns("difference", apart),
         **interval_columns("tokens", length(solved).bounded(least=0.0)),
         **interval_columns("perplexity", perplexity(solved)),
         **interval_columns("hesitations", hesitations(solved)),
-        **interval_columns("hesitating", share(hesitating, len(solved))),
+        **interval_columns("hesitating", samples.share_by_problem(hesitating)),
         "finished": mean([s.response.finished for s in solved]),
         "closed": mean([s.behaviour.closed for s in solved]),
         "repetition": mean([s.behaviour.repetition for s in solved]),

@@ -83,7 +83,7 @@ class Intervention(BehaviourEvaluation):
             )
         yield Table(f"{self.name}_latents", latents_table(seen, chosen))
         found: Found = {}
-        for name, problems in (yield from self.asked()).items():
+        for name, problems in (yield from self.asked(trained)).items():
             asked = [*conditions, *(other_prompt(role, problems) if role != ADAPTER else [])]
             found |= self.solved(trained, {name: problems}, asked)
         yield from self.side_by_side(found)

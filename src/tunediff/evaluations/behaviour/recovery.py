@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tunediff.evaluations.behaviour import recovered
 from tunediff.evaluations.behaviour.conditions import accuracy
 from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, Share, check_resamples, share, told
-from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
+from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems, decoded
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
 from tunediff.evaluations.given import Given, Needs
 from tunediff.models import ModelPair, ModelSource, PairError, agree
@@ -52,7 +52,7 @@ class Recovery(BehaviourEvaluation):
             ) from error
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
-        problems = yield from self.asked()
+        problems = yield from self.asked(given)
         second, notes = self._second(given.pair, given.text)
         yield from notes
         found = self.answers(given, second, problems)
@@ -91,6 +91,8 @@ class Recovery(BehaviourEvaluation):
                 f"{full.path} is no fully fine-tuned model of {pair.sources[BASE].path} (evaluation.recovery.full.path names "
                 f"it): {error}"
             ) from error
+        if self.decoding.generation_config:
+            notes.append(f"recovery: {decoded(FULL, full, self.decoding)}")
         if full == pair.sources[TUNED]:
             notes.append(
                 f"recovery: {full.path} is the pair's tuned model itself and recovers all; evaluation.recovery.full.path=... "

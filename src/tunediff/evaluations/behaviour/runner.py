@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tunediff.benchmarks import Grade, Grader, Problem, Task, behaviour
-from tunediff.evaluations.behaviour.conditions import MEANINGS, row
+from tunediff.evaluations.behaviour.conditions import MEANINGS, meaning, row
 from tunediff.evaluations.behaviour.solving import Answered, Condition, KeptResponses, Solved, digest
 from tunediff.evaluations.given import Given
-from tunediff.generation import Asked, Decoding, Engine, Response, ask, generate, surprise
-from tunediff.models import ModelPair
+from tunediff.generation import NOT_FOLLOWED, OWN, Asked, Decoding, Engine, Response, ask, generate, surprise
+from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Finding, Note, Refused, Table
 from tunediff.text import Layout
 
@@ -46,16 +46,19 @@ class BehaviourEvaluation:
     name: ClassVar[str]
     own_template: ClassVar[bool] = False
 
-    def asked(self) -> Generator[Note, None, dict[str, list[Problem]]]:
-        """Returns the first so many problems of each task; yields what a reader must know of those that were left out.
-        Raises Refused for a task without any."""
+    def asked(self, given: Given) -> Generator[Note, None, dict[str, list[Problem]]]:
+        """Returns the first so many problems of each task; yields what a reader must know of those that were left out, and
+        of how the models' own files have them decoded. Raises Refused for a task without any."""
         found = {}
+        for role in (BASE, TUNED) if self.decoding.generation_config else ():
+            yield Note(f"{self.name}: {decoded(role, given.pair.source(role), self.decoding)}")
         for name, task in self.tasks.items():
             found[name] = task.problems()[: self.problems]
             if not found[name]:
                 raise Refused(f"task {name} has no problem: look at its filter, or raise problems={self.problems}.")
             if task.left_out:
-                yield Note(f"{name}: {task.left_out} problems without an answer were left out")
+                what = "one right choice" if task.choices else "an answer"
+                yield Note(f"{name}: {task.left_out} problems without {what} were left out")
         return found
 
     def solved(self, given: Given, problems: Problems, conditions: Sequence[Condition]) -> Found:
@@ -76,8 +79,8 @@ class BehaviourEvaluation:
             whose, other = condition.asked_as or condition.role, OTHER[condition.role]
             plain = Condition(f"{other} beside {condition.role}", "", other, asked_as=whose)
             alongside = self.respond(given, task, problems, plain)
-        asked = self.prompts(given, condition, problems, task)
-        kept = KeptResponses(given.folder, self.name, task, self._stands_for(given.pair, condition))
+        asked, decoding = self.prompts(given, condition, problems, task), self.decoding_of(given.pair, condition)
+        kept = KeptResponses(given.folder, self.name, task, self._stands_for(given.pair, condition, decoding))
         known = ((place, kept.read(one)) for place, one in enumerate(asked))
         found = {place: response for place, response in known if response is not None}
         missing = [place for place in range(len(asked)) if place not in found]
@@ -87,7 +90,7 @@ class BehaviourEvaluation:
                 given.pair,
                 condition.role,
                 some,
-                condition.decoding or self.decoding,
+                decoding,
                 engine=self.engine,
                 edits=condition.edits,
                 tokenizer=self.tokenizer(given.pair, condition.role),
@@ -108,7 +111,7 @@ class BehaviourEvaluation:
     ) -> Graded:
         of = self.tasks[task]
         questions = [
-            (response.text, problem.gold, of.kind, response.finished, response.opened, layouts)
+            (response.text, problem.gold, of.kind, response.finished, response.opened, layouts, problem.choices)
             for problem, response in zip(problems, responses, strict=True)
         ]
         return list(zip(problems, responses, grader.grade(questions, tolerance=of.tolerance), strict=True))
@@ -129,12 +132,21 @@ class BehaviourEvaluation:
 
     def prompts(self, given: Given, condition: Condition, problems: Sequence[Problem], task: str = "") -> list[Asked]:
         whose = condition.asked_as or condition.role
-        named = [(f"{task} {problem.id}", problem.prompts[whose]) for problem in problems]
+        again = [f"\nsample {problem.sample}" if problem.sample else "" for problem in problems]
+        named = [
+            (f"{task} {problem.id}{sample}", problem.prompts[whose])
+            for problem, sample in zip(problems, again, strict=True)
+        ]
         return ask(named, self.tokenizer(given.pair, condition.role), given.text.manner)
 
-    def _stands_for(self, pair: ModelPair, condition: Condition) -> str:
+    def decoding_of(self, pair: ModelPair, condition: Condition) -> Decoding:
+        """The decoding of a condition; on request by the model's own generation_config.json."""
+        named = pair.source(condition.role).generation_config if self.decoding.generation_config else {}
+        return (condition.decoding or self.decoding).of_model(named)
+
+    def _stands_for(self, pair: ModelPair, condition: Condition, decoding: Decoding) -> str:
         """A digest of all that decides a response beside its prompt and its batch."""
-        sources, decoding = [pair.sources[role] for role in (BASE, TUNED)], condition.decoding or self.decoding
+        sources = [pair.sources[role] for role in (BASE, TUNED)]
         named = [condition.role, *(f"{source} {source.files()}" for source in sources), repr(decoding)]
         named.append(type(self.engine).__name__)
         if condition.role not in (BASE, TUNED):  # it stands beside them, with an adapter or without
@@ -152,13 +164,22 @@ class BehaviourEvaluation:
             reference = found.get((task, condition.reference)) if condition.reference else None
             columns = {"task": task, **row(condition, solved, None if reference is None else reference.solved)}
             rows.append(columns)
-            for measure, meaning in MEANINGS.items():
+            for measure in MEANINGS:
                 if columns[measure] is not None:
                     low, high = columns.get(f"{measure}_low"), columns.get(f"{measure}_high")
-                    meaning = meaning.format(reference=condition.reference)
-                    yield Finding(f"{self.name}/{task}/{key}/{measure}", columns[measure], low, high, meaning)
+                    words = meaning(measure, columns["samples"], condition.reference)
+                    yield Finding(f"{self.name}/{task}/{key}/{measure}", columns[measure], low, high, words)
         for kind, made in (("conditions", rows), ("outputs", outputs(found))):
             yield Table.of(f"{self.name}_{kind}", made)
+
+
+def decoded(who: str, source: ModelSource, decoding: Decoding) -> str:
+    """The words on how a model's own file has it decoded."""
+    named = source.generation_config
+    own = [f"{name} {getattr(decoding.of_model(named), name)}" for name in OWN]
+    left = [f"{name} {named[name]}" for name, none in NOT_FOLLOWED.items() if named.get(name) not in (None, none)]
+    more = f"; what it says of {', '.join(left)} is not followed" if left else ""
+    return f"{who} is decoded by its generation_config.json: {', '.join(own)}{more}."
 
 
 def never_touched(name: str, found: Found) -> Iterator[Note]:
@@ -187,10 +208,12 @@ def mostly_cut(name: str, found: Found) -> Iterator[Note]:
 
 def outputs(found: Found) -> list[dict[str, object]]:
     """Every response with its grade: the rows of <evaluation>_outputs."""
+    several = any(one.problem.sample for _, solved in found.values() for one in solved)
     return [
         {
             "task": task,
             "problem": one.problem.id,
+            **({"sample": one.problem.sample} if several else {}),
             "question": one.problem.question,
             "gold": one.problem.gold,
             "condition": key,

@@ -101,7 +101,7 @@ class SteeringSweep(BehaviourEvaluation):
         seen = trained.statistics
         chosen = choose(trained, seen, self.latents, self.chosen_by)
         yield Note(f"steering_sweep: along latents {', '.join(map(str, chosen))} of the {role} model")
-        found = self.solved(trained, (yield from self.asked()), self.conditions(trained, role, seen, chosen))
+        found = self.solved(trained, (yield from self.asked(trained)), self.conditions(trained, role, seen, chosen))
         yield from never_touched("steering_sweep", found)
         (name,) = self.tasks
         plain = found[name, UNEDITED].solved

@@ -180,7 +180,7 @@ class LoraAblation(BehaviourEvaluation):
             return
         found: Found = {}
         conditions = without_types(at, adapters, draws=self.random, seed=self.seed)
-        for name, problems in (yield from self.asked()).items():
+        for name, problems in (yield from self.asked(given)).items():
             found |= self.solved(given, {name: problems}, [*conditions, *pairs_base(given, problems)])
         yield from self.side_by_side(found)
         yield from against_none(NAME, found)

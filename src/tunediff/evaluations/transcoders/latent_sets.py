@@ -103,7 +103,7 @@ class LatentSets(BehaviourEvaluation):
         places = [adapter.place_of(latent) for latent in chosen]
         where = {"layer": [layer for layer, _ in places], "within": [within for _, within in places]}
         yield Table(f"{NAME}_latents", {**latents_table(seen, chosen), **where})
-        found = self.answers(trained, questions, (yield from self.asked()))
+        found = self.answers(trained, questions, (yield from self.asked(trained)))
         yield from self.side_by_side(found)
         rows = []
         for name in self.tasks:

@@ -52,7 +52,7 @@ class AdapterRecovery(BehaviourEvaluation):
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         trained.adapter(NAME)  # refuses another dictionary
-        problems = yield from self.asked()
+        problems = yield from self.asked(trained)
         found = self.solved(trained, problems, CONDITIONS)
         yield from (_hesitations(name, condition, solved) for (name, _), (condition, solved) in found.items())
         yield from self.side_by_side(found)
