@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -38,9 +39,10 @@ def resident() -> float:
 
 
 def text_of(context: int) -> Text:
-    """One document, of which `context` tokens are read."""
+    """Documents of `context` tokens, the first of two sides of the split held out."""
     words = random.Random(0).choices([format(n, "x") for n in range(4096)], k=context)
-    return Text(lambda: iter([{"text": " ".join(words)}]), held_out=1.0, context=context)
+    rows = [{"text": " ".join(words)}, {"text": "learned"}]
+    return Text(lambda: iter(rows), held_out=lambda key: "learned" not in key, context=context)
 
 
 def evaluated(name: str, pair: ModelPair, context: int) -> None:
@@ -48,10 +50,8 @@ def evaluated(name: str, pair: ModelPair, context: int) -> None:
         dictionary = TranscoderAdapter(pair.streams("mlp_in", "all", reads="adapter"), latents=64, sparsity=L1(0.0))
         pair.stand_beside(dictionary)
     else:
-        streams = pair.streams("resid_post", 1)
-        dictionary = Crosscoder(
-            streams, latents=256, sparsity=L1(0.0), normalisation=partial(Normalisation, kind="none")
-        )
+        kind = partial(Normalisation, kind="none")
+        dictionary = Crosscoder(pair.streams("resid_post", 1), latents=256, sparsity=L1(0.0), normalisation=kind)
     dictionary = dictionary.eval().requires_grad_(False)
     list(EVALUATIONS[name]().run(Trained(pair, text_of(context), context, dictionary=dictionary)))
 
@@ -61,6 +61,7 @@ def learned(name: str, pair: ModelPair, context: int) -> None:
     ids = torch.randint(1000, (1, context), generator=torch.Generator().manual_seed(0))
     micro_batch = MicroBatch(ids, torch.arange(context)[None], ids)
     step, model = Step([micro_batch], context, context), pair.models["tuned"]
+    objective: Any
     if name == "imitation":
         objective = Imitation()
         model.requires_grad_(True)

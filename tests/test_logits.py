@@ -25,9 +25,10 @@ from tunediff.hookpoints import decoder_layers
 from tunediff.models import ModelPair, ModelSource, head_of, replaceable
 from tunediff.objectives import Distillation, Imitation
 from tunediff.schedules import Constant, Length
-from tunediff.shapes import Refused
+from tunediff.shapes import Finding, Refused, Table
 from tunediff.text import Text
 from tunediff.text.examples import MicroBatch, Step
+from tunediff.toy import language
 
 # -- the logits are the model's own ----------------------------------------------------------------------------------
 
@@ -203,6 +204,11 @@ def surprised(pair):
     assert surprise(pair, "tuned", asked, responses, tokenizer=pair.tokenizers[0], logits_mb=ROOM)[0] > 0
 
 
+def costs_of_the_whole_model(pair):
+    given = Given(pair, long_text(), 10**6, logits_mb=ROOM)
+    assert not costs(given, pair.streams("resid_post", 1)[0], [], [frozenset()]).sums[0, 0, :2].any()
+
+
 DISTILLATION = Distillation(logits_mb=ROOM)
 WORK = {
     "fidelity": evaluated(Fidelity(), crosscoder),
@@ -210,7 +216,7 @@ WORK = {
     "logit_effect": evaluated(LogitEffect(), crosscoder),
     "replacement": evaluated(Replacement(), adapter),
     "tokenizers": evaluated(Tokenizers(), None),
-    "lora_ablation": lambda pair: costs(Given(pair, long_text(), 10**6, logits_mb=ROOM), None, [], [frozenset()]),
+    "lora_ablation": costs_of_the_whole_model,
     "surprise": surprised,
     "imitation": learned(Imitation(logits_mb=ROOM), alone),
     "distillation": learned(DISTILLATION, taught(DISTILLATION)),
@@ -222,3 +228,20 @@ def test_a_vocabulary_of_152_thousand_is_never_held_for_more_than_a_block_of_tok
     with Logits() as held:
         WORK[name](long_pair)
     assert 0.4 * ROOM * 1e6 < held.most <= ROOM * 1e6
+
+
+@pytest.mark.parametrize("evaluation", [Fidelity(), KLPatching(best=4, draws=1), Tokenizers(), LogitEffect(tokens=3)])
+def test_the_size_of_a_block_changes_no_number_beyond_rounding(pair, evaluation):
+    text = Text(lambda: language.rows(0, "trace"), held_out=0.1, context=256, window=16, tokens_per_batch=1024)
+
+    def found(logits_mb):
+        given = Given(pair, text, 600, logits_mb=logits_mb).reading(crosscoder(pair))
+        items = list(evaluation.run(given))
+        tables = {t.name: t.columns for t in items if isinstance(t, Table)}
+        return {f.name: f.value for f in items if isinstance(f, Finding)}, tables.get("logit_effect", {}).get(
+            "effect", []
+        )
+
+    (one, effects), (whole, expected) = found(1e-9), found(512)  # a row at a time, and all at once
+    assert one == pytest.approx(whole, rel=1e-4, abs=1e-5) and effects == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(one) > 3 or len(effects) > 100

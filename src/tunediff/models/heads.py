@@ -1,4 +1,4 @@
-"""What a causal language model does behind its last hidden vectors: its head, a factor, a soft cap.
+"""Last hidden vectors of a causal language model -> its logits: by its head, a factor and a soft cap.
 
 Logits of a long sequence over a whole vocabulary are larger than anything else in memory (2,048 tokens over 152,064 entries
 in float32 are 1.2 GB), so whoever compares or learns next tokens runs the backbone alone and takes logits for a block of

@@ -70,12 +70,11 @@ def strongest_effects(
         some = units[first : first + rows]
         effect = torch.cat([some @ part.float().T for part in weight[:known].split(entries)], dim=-1)
         effect -= effect.mean(-1, keepdim=True)
-        for sign in signs:
-            best = (sign * effect).topk(min(tokens, known), dim=-1)
-            for n, (values, numbers) in enumerate(
-                zip(best.values.tolist(), best.indices.tolist(), strict=True), start=first
-            ):
-                yield n, sign, list(map(spelled, numbers)), [sign * value for value in values]
+        best = {sign: (sign * effect).topk(min(tokens, known), dim=-1) for sign in signs}
+        for n in range(len(some)):
+            for sign, (values, numbers) in best.items():
+                words = list(map(spelled, numbers[n].tolist()))
+                yield first + n, sign, words, [sign * value for value in values[n].tolist()]
 
 
 def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
