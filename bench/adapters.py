@@ -256,7 +256,7 @@ def estimated(name: str, shape: Shape) -> float | None:
         return None
     return adapter_memory(
         shape.config, shape.config, shape.dtype, latents=shape.latents, block=shape.tokens, micro_batch=1,
-        precision=shape.precision, gradient_checkpointing=WAYS[name]["checkpointing"], chunk=Distillation().chunk,
+        precision=shape.precision, gradient_checkpointing=WAYS[name]["checkpointing"], logits_mb=Distillation().logits_mb,
         residuals=True,
     ).total  # fmt: skip
 

@@ -64,7 +64,7 @@ def by_us(model, examples: list[Example], batch: int, *, block: int | None = Non
         sequences, size = packed(examples, block), 1
     steps = Batches(sequences, batch=size, micro_batch=size)
     module = FineTuning(
-        AllWeights("float32").prepare(model, 0), Imitation(1024), steps, learning_rate=0.0,
+        AllWeights("float32").prepare(model, 0), Imitation(), steps, learning_rate=0.0,
         learning_rate_schedule=Constant(), gradient_checkpointing=False,
     )  # fmt: skip
     trainer = lightning.Trainer(

@@ -60,6 +60,14 @@ def data_folder() -> Path:
     return folder
 
 
+def logits_of(pair, role: str, batch):
+    """Logits [batch, position, vocabulary] in float32 as the model gives them itself, whole."""
+    import torch
+
+    with torch.no_grad():
+        return pair.models[role](**pair.inputs(role, batch), use_cache=False).logits.float()
+
+
 def save_model(folder: Path, tokenizer, *, seed: int, width: int = 32, layers: int = 3) -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from conftest import logits_of
 from tunediff.activations import LiveRows, take
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation, TranscoderAdapter
 from tunediff.evaluations import (
@@ -22,11 +23,11 @@ from tunediff.evaluations import (
 )
 from tunediff.evaluations.latents.splice import predictions
 from tunediff.evaluations.reading.label_alignment import at_label
-from tunediff.evaluations.reading.logit_effect import gained_unembedding
+from tunediff.evaluations.reading.logit_effect import unembedding
 from tunediff.evaluations.reading.segments import PLACES
 from tunediff.hookpoints import Point, writing
 from tunediff.measures.separation import ActiveScores, auroc, delong_interval
-from tunediff.models import ModelPair, ModelSource
+from tunediff.models import ModelPair, ModelSource, head_of
 from tunediff.shapes import Finding, Note, Table
 from tunediff.text import Text
 from tunediff.toy import language
@@ -117,9 +118,9 @@ def test_a_difference_is_written_into_the_tuned_model_and_without_it_the_bases_a
         return flat.view_as(value)
 
     with writing(pair.models["tuned"], Point("resid_post", 1), put):
-        logits = pair.logits("tuned", batch).flatten(0, 1)
+        logits = logits_of(pair, "tuned", batch).flatten(0, 1)
     expected = logits[pair.places("tuned", batch)[scored] - 1].log_softmax(-1)
-    assert torch.allclose(without, expected, atol=1e-4)
+    assert torch.allclose(head_of(pair.models["tuned"])(without).log_softmax(-1), expected, atol=1e-4)
 
 
 def test_explained_variance_does_not_depend_on_batching(pair):
@@ -455,7 +456,8 @@ def test_logit_effects_name_the_token_that_a_direction_writes(pair):
     tuned = pair.models["tuned"]
     with torch.no_grad():
         tuned.model.norm.weight.copy_(torch.linspace(0.5, 2.0, 32))
-    gained = gained_unembedding(tuned)
+    weight, gain = unembedding(tuned)
+    gained = weight * gain
     assert torch.allclose(gained, tuned.lm_head.weight * torch.linspace(0.5, 2.0, 32), atol=1e-5)
     wanted = {3: 40, 4: 77}
     with torch.no_grad():

@@ -13,8 +13,8 @@ from tunediff.evaluations import Fidelity, Geometry, Given, KLPatching, LogitEff
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.measures import share, wilson
 from tunediff.measures.clustered import DocumentSums, mean_of, of_sums, ratio
-from tunediff.measures.next_tokens import compared, cross_entropy, kl
-from tunediff.models import ModelPair, ModelSource
+from tunediff.measures.next_tokens import MATRICES, compared, cross_entropies, cross_entropy, kl
+from tunediff.models import Head, ModelPair, ModelSource
 from tunediff.shapes import Finding, Table
 from tunediff.text import Text
 from tunediff.toy import language
@@ -105,7 +105,16 @@ def test_costs_of_next_tokens_are_torchs_and_equal_predictions_are_exactly_0_apa
     assert torch.allclose(kl(p, q), expected, atol=1e-6) and not kl(p, p).any()
     loss = torch.nn.functional.cross_entropy(other, targets, reduction="none")
     assert torch.allclose(cross_entropy(q, targets), loss, atol=1e-6)
-    assert torch.equal(compared(one, other, targets), torch.stack([kl(p, q), kl(q, p), cross_entropy(q, targets)], -1))
+    head = Head(torch.nn.Identity(), 11)  # whose hidden vectors are their logits
+    whole = torch.stack([kl(p, q), kl(q, p), cross_entropy(q, targets)], -1)
+    same = torch.stack([kl(p, p), kl(p, p), cross_entropy(p, targets)], -1)
+    for rows in (1, 4, 6, 100):
+        given = {"logits_mb": rows * 4 * 11 * MATRICES / 1e6}
+        found = compared(head, one, [other, one], targets, reverse=True, **given)
+        assert torch.equal(found, torch.stack([whole, same]))
+        assert torch.equal(compared(head, one, [other], targets, **given), whole[None, :, [0, 2]])
+        assert torch.equal(cross_entropies(head, other, targets, **given), cross_entropy(q, targets))
+    assert compared(head, one[:0], [other[:0]], targets[:0]).shape == (1, 0, 2)
 
 
 def test_rows_become_a_table_in_the_order_of_the_first():

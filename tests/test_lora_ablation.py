@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from transformers import Qwen2ForCausalLM
 
+from conftest import logits_of
 from test_lora import MODULES, pair_of, save_adapter
 from tunediff.benchmarks import Task
 from tunediff.evaluations import Given, LoraAblation
@@ -17,7 +18,6 @@ from tunediff.evaluations.lora.costs import Costs, costs, cut
 from tunediff.evaluations.lora.groups import BY, lora_groups, random_groups, removal
 from tunediff.generation import Batched, Decoding
 from tunediff.hookpoints import LORA
-from tunediff.measures.next_tokens import compared
 from tunediff.models import ModelPair, ModelSource
 from tunediff.models.lora import located
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
@@ -115,19 +115,20 @@ def test_without_any_adapter_the_model_is_the_base_exactly(adapted):
     tokens, sums = costs(trained, at, adapters, [frozenset(), everything])
     for batch in trained.held_out:
         with cut(trained, at, adapters, everything):
-            assert torch.equal(adapted.logits(TUNED, batch), adapted.logits(BASE, batch))
-    divergences, ce, count = naive(adapted, trained, lambda batch: adapted.logits(BASE, batch))
+            assert torch.equal(logits_of(adapted, TUNED, batch), logits_of(adapted, BASE, batch))
+    full, ablated = (lambda batch, role=role: logits_of(adapted, role, batch) for role in (TUNED, BASE))
+    divergences, ce, count = naive(trained, full, ablated)
     assert count == tokens.sum()
     assert torch.allclose(sums[:, 1, :2].sum(0), divergences, rtol=1e-5)
     assert float(sums[:, 1, 2].sum()) == pytest.approx(ce, rel=1e-6)
     assert (sums[:, 0, :2] == 0).all() and sums[:, 1, :2].sum() > 0.01
 
 
-def naive(pair, trained, ablated):
+def naive(trained, full_of, ablated):
     """KL(full || ablated), KL(ablated || full) and cross-entropy, token by token in float64, and how many tokens."""
     divergences, entropy, count = torch.zeros(2, dtype=torch.float64), 0.0, 0
     for batch in trained.held_out:
-        full, other = pair.logits(TUNED, batch).double(), ablated(batch).double()
+        full, other = full_of(batch).double(), ablated(batch).double()
         for sequence, position in zip(batch.sequence.tolist(), batch.position.tolist(), strict=True):
             if position == 0:
                 continue
@@ -144,33 +145,18 @@ def test_both_divergences_of_a_group_are_those_of_the_model_whose_weights_lack_i
     pair = pair_of(folders, save_adapter(tmp_path, folders["base"])).load()
     trained = Given(pair, text_of(), 200, 256)
     findings, _, _ = measured(pair, ablation(by=["layer"], only=False), tokens=200)
-    full = {id(batch): pair.logits(TUNED, batch) for batch in trained.held_out}
+    full = {id(batch): logits_of(pair, TUNED, batch) for batch in trained.held_out}
     weights = {name: value for name, value in pair.models[TUNED].named_parameters() if "lora_B" in name}
     for name, value in weights.items():
         if ".layers.1." in name:
             value.data.zero_()
-    kept = {id(batch): pair.logits(TUNED, batch) for batch in trained.held_out}
+    kept = {id(batch): logits_of(pair, TUNED, batch) for batch in trained.held_out}
 
-    class Before:
-        logits = staticmethod(lambda role, batch: full[id(batch)])
-
-    divergences, ce, count = naive(Before, trained, lambda batch: kept[id(batch)])
+    divergences, ce, count = naive(trained, lambda batch: full[id(batch)], lambda batch: kept[id(batch)])
     of = [findings[f"layer/1/{name}"] for name in ("kl_full_ablated", "kl_ablated_full", "ce")]
     assert [f.value for f in of] == pytest.approx([*(divergences / count).tolist(), ce / count], rel=1e-4)
     assert all(f.low < f.value < f.high for f in of)
     assert findings["layer/1/excess"].value == pytest.approx(of[2].value - findings["whole/full/ce"].value, abs=1e-9)
-
-
-def test_large_vocabularies_are_compared_in_pieces_to_the_same_numbers(monkeypatch):
-    full, other = torch.randn(2, 11, 50, generator=torch.Generator().manual_seed(0)).unbind(0)
-    targets = torch.arange(11)
-    whole = compared(full, other, targets)
-    monkeypatch.setattr("tunediff.measures.next_tokens.AT_ONCE", 120)
-    assert torch.equal(compared(full, other, targets), whole)
-    p, q = (torch.distributions.Categorical(logits=some) for some in (full, other))
-    assert torch.allclose(whole[:, 0], torch.distributions.kl_divergence(p, q), rtol=1e-4)
-    assert torch.allclose(whole[:, 1], torch.distributions.kl_divergence(q, p), rtol=1e-4)
-    assert torch.allclose(whole[:, 2], torch.nn.functional.cross_entropy(other, targets, reduction="none"))
 
 
 def test_what_is_scored_is_what_writes_under_the_edit(adapted):
@@ -181,7 +167,7 @@ def test_what_is_scored_is_what_writes_under_the_edit(adapted):
     trained = Given(adapted, text_of(), 100, 256)
     members, batch = frozenset([2, 9, 17]), trained.held_out[0]
     with cut(trained, at, adapters, members):
-        scored = adapted.logits(TUNED, batch)
+        scored = logits_of(adapted, TUNED, batch)
     known = Sequences(adapted.tokenizers[0], batch.ids[0], batch.mask[0], torch.zeros_like(batch.mask[0]))
     with torch.no_grad():
         edited, _ = adapted.run(TUNED, known, [removal(at, adapters, members)])
@@ -191,8 +177,8 @@ def test_what_is_scored_is_what_writes_under_the_edit(adapted):
 
 def test_a_group_is_measured_once_though_it_is_asked_for_twice(adapted, monkeypatch):
     """Leaving one of two types out leaves the other alone; the full model runs once a batch."""
-    passes, logits = [], adapted.logits
-    monkeypatch.setattr(adapted, "logits", lambda *given: passes.append(given[0]) or logits(*given))
+    passes, hidden = [], adapted.last_hidden
+    monkeypatch.setattr(adapted, "last_hidden", lambda *given: passes.append(given[0]) or hidden(*given))
     findings, tables, _ = measured(adapted, ablation(by=["type"], random=0))
     batches = len(Given(adapted, text_of(), 400, 256).held_out)
     assert passes == [TUNED] * 4 * batches  # full, none, without mlp, without attention
@@ -213,15 +199,15 @@ def test_the_order_of_groups_and_the_batching_change_nothing(adapted):
 def test_an_interrupted_measurement_goes_on_with_the_batches_that_are_missing(adapted, monkeypatch, tmp_path):
     evaluation = ablation(by=["type"], random=0)
     expected, _, _ = measured(adapted, evaluation)
-    logits, passes, most = adapted.logits, [], 6  # four a batch
+    hidden, passes, most = adapted.last_hidden, [], 6  # four a batch
 
     def stopping(*given):
         if len(passes) == most:
             raise KeyboardInterrupt
         passes.append(given)
-        return logits(*given)
+        return hidden(*given)
 
-    monkeypatch.setattr(adapted, "logits", stopping)
+    monkeypatch.setattr(adapted, "last_hidden", stopping)
     with pytest.raises(KeyboardInterrupt):
         measured(adapted, evaluation, folder=tmp_path)
     (file,) = (tmp_path / "outputs").iterdir()

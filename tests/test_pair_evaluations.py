@@ -217,7 +217,7 @@ def test_losses_are_the_models_own_in_any_batching(pair, tokenizer):
         alone.append(-sum(logits[n - 1].log_softmax(-1)[ids[n]] for n in range(first, len(ids))))
         assert len(tokenizer.decode(ids[first:]).encode()) == size
     for tokens_per_batch in (1, 400, 10_000):
-        found = losses(pair, "tuned", pieces, tokens_per_batch, "")
+        found = losses(Given(pair, text, 1, tokens_per_batch), "tuned", pieces, "")
         assert torch.allclose(found, torch.stack(alone), rtol=1e-5)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 
+from conftest import logits_of
 from test_evaluations import fitted, identity_dictionary, run, toy_text
 from test_planted import known, planted, rows
 from test_sinks_and_patching import WIDTH, evaluated, imperfect, rows_of, text_of
@@ -34,7 +35,7 @@ from tunediff.evaluations.reading.fidelity import RATIOS, _finding
 from tunediff.evaluations.reading.geometry import KINDS
 from tunediff.evaluations.reading.kl_patching import places
 from tunediff.evaluations.reading.latent_scaling import Scaling
-from tunediff.evaluations.reading.logit_effect import gained_unembedding, strongest_effects, written_rows
+from tunediff.evaluations.reading.logit_effect import strongest_effects, unembedding, written_rows
 from tunediff.evaluations.reading.segments import PLACES
 from tunediff.hookpoints import Point, writing
 from tunediff.measures.clustered import Estimate
@@ -67,7 +68,7 @@ def predicted_by_hand(pair, role, reading, replacement=None):
 
     point = Point("resid_post", 1)
     with writing(pair.models[role], point, put) if replacement is not None else contextlib.nullcontext():
-        return pair.logits(role, batch).flatten(0, 1)[places[scored] - 1].double().log_softmax(-1), scored
+        return logits_of(pair, role, batch).flatten(0, 1)[places[scored] - 1].double().log_softmax(-1), scored
 
 
 @torch.no_grad()
@@ -373,7 +374,8 @@ def test_what_latents_of_several_layers_write_is_read_at_the_highest(pair):
 def test_rows_that_only_pad_the_unembedding_are_no_tokens_and_no_part_of_the_mean(pair):
     trained = Trained(pair, toy_text(), 300, dictionary=identity_dictionary(pair.streams("resid_post", 1)))
     tuned, count = pair.models[TUNED], len(pair.tokenizers[0])
-    whole = gained_unembedding(tuned)
+    weight, gain = unembedding(tuned)
+    whole = weight * gain
     tuned.lm_head.weight = torch.nn.Parameter(torch.cat([tuned.lm_head.weight, 50 * tuned.lm_head.weight[3:9]]))
     effect = whole @ (whole[3] / whole[3].norm())
     found = {
@@ -383,7 +385,7 @@ def test_rows_that_only_pad_the_unembedding_are_no_tokens_and_no_part_of_the_mea
         best = (sign * (effect - effect.mean())).topk(4)
         assert tokens == [pair.tokenizers[0].decode([n]) for n in best.indices.tolist()]
         assert effects == pytest.approx((sign * best.values).tolist(), rel=1e-4)
-    assert len(gained_unembedding(tuned)) == count + 6 and set(found) == {1, -1}
+    assert len(unembedding(tuned)[0]) == count + 6 and set(found) == {1, -1}
 
 
 def test_what_taking_the_other_models_row_changes_is_the_difference_of_the_two(pair):

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 
+from conftest import logits_of
 from test_behaviour import parted
 from test_evaluations import identity_dictionary
 from tunediff.dictionary import TopK, TranscoderAdapter
@@ -72,7 +73,9 @@ def test_no_layer_is_the_tuned_model_and_every_layer_the_adapted_one(pair):
         kl = losses = tokens = 0.0
         for batch in trained.held_out:
             places = batch.places[0][batch.places[0] % batch.ids[0].shape[1] > 0]
-            log_p, log_q = (pair.logits(role, batch).flatten(0, 1)[places - 1].log_softmax(-1) for role in (TUNED, who))
+            log_p, log_q = (
+                logits_of(pair, role, batch).flatten(0, 1)[places - 1].log_softmax(-1) for role in (TUNED, who)
+            )
             kl += float((log_p.exp() * (log_p - log_q)).sum())
             losses -= float(log_q.gather(1, batch.ids[0].flatten()[places][:, None]).sum())
             tokens += len(places)

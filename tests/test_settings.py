@@ -309,7 +309,10 @@ def test_any_change_of_any_setting_changes_the_identity():
 def test_what_cannot_change_a_number_leaves_the_identity():
     same = [composed(), composed("trainer=cpu"), composed("logger=csv"), composed("trust=[x]")]
     same += [composed("sweep=x", "dry_run=true", "launcher.pack=false", "checkpoint_every=1"), composed("trainer=ddp")]
+    same += [composed("logits_mb=64")]
     assert len({identity(cfg) for cfg in same}) == 1
+    inside = [composed("dictionary=transcoder_adapter", *more) for more in ([], ["logits_mb=64"])]
+    assert [cfg.dictionary.objective.logits_mb for cfg in inside] == [512, 64] and len(set(map(identity, inside))) == 1
     assert identity(composed("activations=stored")) == identity(
         composed("activations=stored", "activations.folder=elsewhere")
     )
@@ -634,6 +637,7 @@ def test_what_training_cannot_follow_is_refused_by_a_dry_run(words, message, tmp
         ("~dictionary.hookpoint", "dictionary.hookpoint is not set. The study reads it beside the settings of"),
         ("~dictionary.l1_schedule", "dictionary.l1_schedule is not set. The study reads it beside the settings of"),
         ("optimizer.clip_norm=0", "optimizer.clip_norm=0: input should be greater than 0"),
+        ("logits_mb=0", "logits_mb=0: input should be greater than 0"),
         ("checkpoint_every=-1", "checkpoint_every=-1: input should be greater than or equal to 0"),
         ("checkpoint_every=null", "checkpoint_every=None: input should be a valid number"),
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import tunediff
 from conftest import ROOT, save_stand_in
-from test_finetuning import STRATEGIES, Held, assert_equal, in_two_processes, sequences, stand_in, trainer_of
+from test_finetuning import STRATEGIES, Held, assert_equal, in_two_processes, room_for, sequences, stand_in, trainer_of
 from tunediff.activations import WholeSequences
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TopK, TranscoderAdapter
 from tunediff.hookpoints import Point, decoder_layers, reading, writing
@@ -71,7 +71,7 @@ class Loaded:
 
 
 def member_of(adapter, **settings):
-    objective = Distillation(**settings.pop("objective", {"chunk": 7}))
+    objective = Distillation(**settings.pop("objective", {"logits_mb": room_for(7, WORDS)}))
     sequences = WholeSequences(gradient_checkpointing=settings.pop("gradient_checkpointing", False), held_out=0)
     settings = {"l1_schedule": Constant(), "learning_rate": 1e-2, "betas": (0.9, 0.999), "clip_norm": 1.0, **settings}
     settings |= {"sequences": sequences, "learning_rate_schedule": WarmupCosine(0.1)}
@@ -242,7 +242,9 @@ def test_a_step_is_the_sum_of_the_papers_terms(separately, checkpointing):
     """Loss and gradients equal those of whole logits and hidden states; padding and the number of passes change nothing."""
     base, tuned, adapter = model_of(0), model_of(1), adapter_of(L1(0.3), planted=True)
     batch = [Example(one.ids, [n > 0 for n in range(len(one.ids))]) for one in sequences(3)]
-    objective = Distillation(bridge=2.0, cutoffs=2, separately=separately, chunk=5).teach(adapter, Constant())
+    objective = Distillation(bridge=2.0, cutoffs=2, separately=separately, logits_mb=room_for(5, WORDS)).teach(
+        adapter, Constant()
+    )
     model = replaceable(tuned.requires_grad_(False), base.requires_grad_(False), adapter)
     if checkpointing:
         model.train()
@@ -429,11 +431,11 @@ def test_the_estimate_is_what_two_steps_hold_at_most(dtype, precision, checkpoin
     for parameter in (*pair.models["base"].parameters(), *pair.models["tuned"].parameters(), *adapter.parameters()):
         held.see(parameter)
     with held:
-        settings = {"objective": {"chunk": 64}, "gradient_checkpointing": checkpointing}
+        settings = {"objective": {"logits_mb": room_for(64, 500)}, "gradient_checkpointing": checkpointing}
         taught(adapter, pair=pair, batches=batches, trainer={"precision": precision}, **settings)
     found = adapter_memory(
         config, config, dtype, latents=128, block=256, micro_batch=2, precision=precision,
-        gradient_checkpointing=checkpointing, chunk=64, residuals=True,
+        gradient_checkpointing=checkpointing, logits_mb=room_for(64, 500), residuals=True,
     )  # fmt: skip
     assert 0.95 < found.total / held.most < 1.7, found.table()
 

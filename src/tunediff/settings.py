@@ -36,9 +36,7 @@ from tunediff.shapes import Refused, flat
 
 TRUSTED = ("tunediff", "torch", "lightning")
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
-IMMATERIAL = (
-    "logger trainer hydra trust sweep launcher dry_run checkpoint_every memory_gb optimized_metric task".split()
-)
+IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every memory_gb logits_mb optimized_metric task".split()
 
 ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
 
@@ -48,7 +46,7 @@ SHARE = Annotated[float, pydantic.Field(ge=0, lt=1)]
 NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("budget.evaluation_tokens", "optimizer.batch", "activations.fit_tokens"), pydantic.PositiveInt),
     **dict.fromkeys(("budget.tokens", "activations.buffer"), pydantic.NonNegativeInt),
-    "optimizer.learning_rate": Annotated[float, POSITIVE],
+    **dict.fromkeys(("optimizer.learning_rate", "logits_mb"), Annotated[float, POSITIVE]),
     "checkpoint_every": Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)],  # 0: at every step
     "optimizer.betas": tuple[SHARE, SHARE],
     "optimizer.clip_norm": Annotated[float | None, POSITIVE],
@@ -337,6 +335,8 @@ def material(cfg: DictConfig) -> dict[str, Any]:
     of the trainer is kept."""
     kept = {str(key): plain(cfg[key]) for key in cfg if key not in IMMATERIAL}
     kept.get("activations", {}).pop("folder", None)
+    for part in ("dictionary", "recipe"):  # which pass it on to their objective
+        (kept.get(part, {}).get("objective") or {}).pop("logits_mb", None)
     return {**kept, "precision": str(OmegaConf.select(cfg, "trainer.precision"))}
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tunediff.activations import harvest
 from tunediff.dictionary import Dictionary, Polarities, ReconstructingDictionary, TranscoderAdapter
-from tunediff.models import ModelPair
+from tunediff.models import LOGITS_MB, ModelPair
 from tunediff.shapes import SEGMENTS, Figure, Finding, Note, Refused, Rows, Table
 from tunediff.text import Batch, Text
 
@@ -124,14 +124,19 @@ class LatentStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """A pair with its text. `tokens` is the evaluation budget of held-out tokens; `folder` is the run folder, for an evaluation
-    that leaves files of another kind than findings and tables."""
+    """A pair with its text.
+
+    tokens      the evaluation budget of held-out tokens
+    folder      the run folder, for an evaluation that leaves files of another kind than findings and tables
+    logits_mb   10^6 bytes of float32 logits that an evaluation may hold at once
+    """
 
     pair: ModelPair
     text: Text
     tokens: int
     tokens_per_batch: int = 2048
     folder: Path | None = None
+    logits_mb: float = LOGITS_MB
 
     @functools.cached_property
     def held_out(self) -> list[Batch]:
@@ -161,7 +166,9 @@ class Given:
     def reading(self, dictionary: Dictionary | Polarities) -> Trained:
         """The same pair and text, read by another dictionary; polarities have no decoder, for those who ask for none."""
         read = cast(Dictionary, dictionary)
-        return Trained(self.pair, self.text, self.tokens, self.tokens_per_batch, self.folder, dictionary=read)
+        return Trained(
+            self.pair, self.text, self.tokens, self.tokens_per_batch, self.folder, self.logits_mb, dictionary=read
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from tunediff.edits import Edit, Sequences
-from tunediff.models import ModelPair
+from tunediff.models import LOGITS_MB, ModelPair, head_of
 from tunediff.shapes import Refused
 from tunediff.text import Manner, Tokenizer, encode, padded_groups, render_prompt
 
@@ -201,20 +201,22 @@ def surprise(
     *,
     tokenizer: Tokenizer,
     tokens_per_batch: int = 2048,
+    logits_mb: float = LOGITS_MB,
 ) -> list[float]:
     """Surprise of each response: the sum over its tokens of -log p, in nats, under the unedited model; 0 where it has
     none."""
-    found = [0.0] * len(asked)
+    found, head = [0.0] * len(asked), head_of(pair.models[role])
     written = [place for place, response in enumerate(responses) if response.ids]
     lengths = [len(one.ids) + len(response.ids) for one, response in zip(asked, responses, strict=True)]
+    rows = head.rows(logits_mb, 2)
     for places in padded_groups(written, tokens_per_batch, lengths.__getitem__):
         prompts, ids = ([part[place].ids for place in places] for part in (asked, responses))
         known = Sequences.of_responses(tokenizer, prompts, ids, pair.device(role), layouts=pair.layouts)
         columns = max(map(len, ids))
-        logits, _ = pair.run(role, known, last=columns + 1)
-        for row, place in enumerate(places):  # one at a time: a vocabulary is large
+        hidden = pair.last_hidden(role, known)[:, -columns - 1 :]
+        for row, place in enumerate(places):
             count = len(ids[row])
-            scores = logits[row, :count].log_softmax(-1)
             said = known.ids[row, -columns:][:count, None]
-            found[place] = -float(scores.gather(-1, said).double().sum())
+            for some, tokens in zip(hidden[row, :count].split(rows), said.split(rows), strict=True):
+                found[place] -= float(head(some).log_softmax(-1).gather(-1, tokens).double().sum())
     return found

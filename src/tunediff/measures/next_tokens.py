@@ -1,20 +1,23 @@
 """Two models' predictions of held-out text -> how far their next tokens are apart, and what each costs.
 
-At the kept tokens alone is anything compared, each predicted from the position before it, in float32. Knows neither what
-was changed between the two nor why.
+At the kept tokens alone is anything compared, each predicted from the position before it, in float32, and a block of them at
+a time: what is given are last hidden vectors. Knows neither what was changed between the two nor why.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tunediff.models import ModelPair
+from tunediff.models import LOGITS_MB, Head, ModelPair
 from tunediff.text import Batch
 
-AT_ONCE = 2**24  # logits that are compared at once: 110 tokens of a vocabulary of 152,000
+MATRICES = (
+    4  # [row, vocabulary] of a block that are held at once: two predictions, and two on the way to their divergence
+)
 
 
 class Predicted(NamedTuple):
@@ -43,7 +46,7 @@ def predicted(pair: ModelPair, role: str, batch: Batch) -> Predicted:
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) [token] in nats, from log-probabilities [token, vocabulary]; exactly 0 for equal ones."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return log_p.exp().mul_(log_p - log_q).sum(-1)
 
 
 def cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
@@ -51,12 +54,33 @@ def cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
     return -log_p.gather(1, targets[:, None])[:, 0]
 
 
-def compared(full: Tensor, ablated: Tensor, targets: Tensor) -> Tensor:
-    """KL(full || ablated), KL(ablated || full) and the cross-entropy under ablated of each token, [token, 3] in float32, of
-    the logits [token, vocabulary] of both."""
-    rows = max(1, AT_ONCE // full.shape[1])
-    found = []
-    for kept, changed, target in zip(full.split(rows), ablated.split(rows), targets.split(rows), strict=True):
-        kept, changed = kept.log_softmax(-1), changed.log_softmax(-1)
-        found.append(torch.stack([kl(kept, changed), kl(changed, kept), cross_entropy(changed, target)], dim=-1))
-    return torch.cat(found)
+def cross_entropies(head: Head, hidden: Tensor, targets: Tensor, *, logits_mb: float = LOGITS_MB) -> Tensor:
+    """Cross-entropy [token] of the targets [token] in nats, from last hidden vectors [token, width]."""
+    rows = head.rows(logits_mb, MATRICES)
+    each = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat([cross_entropy(head(some).log_softmax(-1), wanted) for some, wanted in each])
+
+
+def compared(
+    head: Head,
+    full: Tensor,
+    changed: Sequence[Tensor],
+    targets: Tensor,
+    *,
+    reverse: bool = False,
+    logits_mb: float = LOGITS_MB,
+) -> Tensor:
+    """KL(full || changed), with `reverse` KL(changed || full), and the cross-entropy under changed of each token,
+    [changed, token, 2 or 3] in float32 on the host, from the last hidden vectors [token, width] of each. A block of rows of
+    `full` is compared with that of every other before the next is computed."""
+    rows, found = head.rows(logits_mb, MATRICES), []
+    for wanted, one, *others in zip(*(each.split(rows) for each in (targets, full, *changed)), strict=True):
+        log_p, columns = head(one).log_softmax(-1), []
+        for hidden, other in zip(changed, others, strict=True):
+            log_q = log_p if hidden is full else head(other).log_softmax(-1)
+            taken = [kl(log_p, log_q), *([kl(log_q, log_p)] if reverse else []), cross_entropy(log_q, wanted)]
+            columns.append(torch.stack(taken, dim=-1).cpu())
+            del log_q
+        del log_p
+        found.append(torch.stack(columns))
+    return torch.cat(found, dim=1)

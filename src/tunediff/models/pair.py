@@ -424,9 +424,12 @@ class ModelPair:
         )
 
     @torch.no_grad()
-    def logits(self, role: str, batch: Batch) -> Tensor:
-        """[batch, position, vocabulary] in float32."""
-        return self.models[role](**self.inputs(role, batch), use_cache=False).logits.float()
+    def last_hidden(self, role: str, batch: Batch | Sequences) -> Tensor:
+        """Hidden vectors behind the final norm, of which head_of(model) makes logits, [batch, position, width]."""
+        model = self.models[role].base_model
+        if isinstance(batch, Sequences):
+            return self._forward(model, batch, batch.ids, batch.real, None, role).last_hidden_state
+        return model(**self.inputs(role, batch), use_cache=False).last_hidden_state
 
 
 def _move(model: nn.Module, device: torch.device | str) -> None:

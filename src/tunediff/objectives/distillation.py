@@ -8,7 +8,7 @@
   + the sparsity's own penalty, summed over layers
 
 The models share all but their MLPs, so that any mixture of layers is one ordinary forward pass, whatever the architecture.
-KL is taken in float32, over a chunk of tokens at a time, its gradient with it.
+KL is taken in float32, over a block of tokens at a time, its gradient with it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tunediff.dictionary import Pass, Transcoder, TranscoderAdapter
 from tunediff.hookpoints import Point, decoder_layers, reading
-from tunediff.models import PreTrainedModel, switch_mlps
-from tunediff.objectives.heads import cap_of, check_chunk, check_head, logits_of
+from tunediff.models import LOGITS_MB, Head, PreTrainedModel, head_of, switch_mlps
 from tunediff.objectives.pass_losses import PassLosses
 from tunediff.schedules import Constant, Length, Schedule
 from tunediff.shapes import ADAPTER, TUNED, Refused
 from tunediff.text.examples import IGNORED, MicroBatch, Step
 
+MATRICES = 4  # [token, vocabulary] held at once: both logits, probabilities, and one on the way to them
 WHOLE, RESIDUALS, BELOW, ABOVE = "adapter", "residuals", "adapter_first", "tuned_first"
 
 
@@ -62,7 +62,7 @@ class Distillation:
                  Mixtures that are the tuned model itself are left out: nothing is learned from them
     separately   true: KL and NMSE of the adapted model in two passes, as in the code; false: in one pass, which gives the
                  same faster (bench/adapters.py) and takes hardly more memory
-    chunk        number of tokens whose logits are held at once
+    logits_mb    10^6 bytes of float32 logits, of both models, that are held at once with their gradient
     """
 
     adapter: TranscoderAdapter  # set by `teach`
@@ -78,7 +78,7 @@ class Distillation:
         cutoffs: int = 1,
         lowest_cutoff: int = 1,
         separately: bool = False,
-        chunk: int = 4096,
+        logits_mb: float = LOGITS_MB,
     ):
         for name, weight in (("adapt", adapt), ("bridge", bridge), ("nmse", nmse)):
             if weight < 0:
@@ -91,7 +91,7 @@ class Distillation:
             )
         self.adapt, self.bridge, self.nmse = adapt, bridge, nmse
         self.cutoffs, self.lowest_cutoff, self.separately = cutoffs, lowest_cutoff, separately
-        self.chunk = check_chunk(chunk)
+        self.logits_mb = logits_mb
         self.l1_schedule: Schedule = Constant()
         self._target: Target | None = None
 
@@ -110,8 +110,8 @@ class Distillation:
         return self
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises Refused for a model whose logits are more than its head's output."""
-        check_head(model)
+        """Raises Refused for a model that computes its logits otherwise than `head_of` knows."""
+        head_of(model)
 
     # -- a step ----------------------------------------------------------------------------------------------------------
 
@@ -138,6 +138,7 @@ class Distillation:
 
     def part(self, model: PreTrainedModel, micro_batch: MicroBatch, term: Term, of: Step) -> PassLosses:
         """Losses of one forward pass of a replaceable model in training."""
+        head_of(model)  # asked before the transcoders are told what to learn
         real = real_tokens(micro_batch)
         where = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
         share = real.sum() / of.tokens  # of the step's tokens, over which means are taken
@@ -195,11 +196,11 @@ class Distillation:
         """KL(tuned || model) in nats, summed over the tokens that have a next one."""
         asked = (micro_batch.labels.flatten() != IGNORED).nonzero()[:, 0]
         mine, theirs = picked(hidden.flatten(0, 1), asked), picked(target.flatten(0, 1), asked)
-        head, cap = model.get_output_embeddings(), cap_of(model)
-        assert head is not None, "see check"
+        head = head_of(model)
+        rows = head.rows(self.logits_mb, MATRICES)
         total = torch.zeros((), device=hidden.device)
-        for some, wanted in zip(mine.split(self.chunk), theirs.split(self.chunk), strict=True):
-            total = total + (Divergence.apply if some.requires_grad else divergence)(some, wanted, head, cap)
+        for some, wanted in zip(mine.split(rows), theirs.split(rows), strict=True):
+            total = total + Divergence.apply(some, wanted, head)
         return total
 
     def _target_of(self, model: PreTrainedModel, micro_batch: MicroBatch) -> Target:
@@ -231,37 +232,45 @@ def error_of(mine: Tensor, theirs: Tensor, where: Tensor | None) -> Tensor:
     return (mine - theirs).square().sum() / theirs.square().sum().clamp(min=1e-8)
 
 
-def divergence(hidden: Tensor, target: Tensor, head: nn.Module, cap: float | None) -> Tensor:
+class Divergence(torch.autograd.Function):
     """KL(target || hidden) between the next-token distributions of two hidden vectors, summed over tokens:
 
         sum_v p_v (a_v - b_v) + logsumexp(b) - logsumexp(a)     a: target's logits, p = softmax(a); b: the model's
 
     In this form value and gradient, softmax(b) - p, are exactly zero where the logits are the same. An optimizer that
-    divides by the size of the gradient would follow whatever rounding leaves there."""
-    with torch.no_grad():
-        wanted = logits_of(head, target, cap)
-        total = wanted.logsumexp(dim=-1, keepdim=True)
-        p = (wanted - total).exp()
-    mine = logits_of(head, hidden, cap)
-    return (p * (wanted - mine)).sum() + (mine.logsumexp(dim=-1, keepdim=True) - total).sum()
+    divides by the size of the gradient would follow whatever rounding leaves there.
 
-
-class Divergence(torch.autograd.Function):
-    """`divergence` with its gradient computed in the forward pass: it is as large as the hidden vectors, and no product with
-    the head is computed again in the backward pass. The head itself is frozen."""
+    The gradient is computed in the forward pass: it is as large as the hidden vectors, and no product with the head is
+    computed again in the backward pass. The head itself is frozen."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, target: Tensor, head: nn.Module, cap: float | None) -> Tensor:
-        with torch.enable_grad():
-            mine = hidden.detach().requires_grad_()
-            value = divergence(mine, target, head, cap)
-        ctx.save_for_backward(*torch.autograd.grad(value, mine))
-        return value.detach()
+    def forward(ctx, hidden: Tensor, target: Tensor, head: Head) -> Tensor:
+        learned = ctx.needs_input_grad[0]
+        wanted = head(target)
+        p, normaliser = _softmax(wanted)
+        with torch.set_grad_enabled(learned):
+            mine = hidden.detach().requires_grad_(learned)
+            logits = head(mine)
+        b = logits.detach()
+        value = wanted.sub_(b).mul_(p).sum()
+        del wanted
+        q, own = _softmax(b)
+        q.sub_(p)
+        del p
+        if learned:
+            ctx.save_for_backward(*torch.autograd.grad(logits, mine, q))
+        return value + (own - normaliser).sum()
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = grad_outputs
-        return gradient * ctx.saved_tensors[0], None, None, None
+        return gradient * ctx.saved_tensors[0], None, None
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities [token, vocabulary], and the logarithms of what they were divided by, [token, 1]."""
+    normaliser = logits.logsumexp(dim=-1, keepdim=True)
+    return (logits - normaliser).exp_(), normaliser
 
 
 def picked(rows: Tensor, where: Tensor | None) -> Tensor:

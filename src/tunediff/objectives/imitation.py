@@ -1,7 +1,7 @@
 """A causal language model and a micro-batch -> how surprised it is by the tokens it is to learn, in nats.
 
 Cross-entropy in float32, whatever the precision of the matrix products. The head sees the learned positions alone, a
-chunk of them at a time, and its logits are computed again in the backward pass: those of a block of 20,000 tokens over
+block of them at a time, and its logits are computed again in the backward pass: those of a sequence of 20,000 tokens over
 152,064 entries would be 12 GB, and as much again for their gradient. Knows no optimizer and no processes.
 """
 
@@ -10,32 +10,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from tunediff.models import PreTrainedModel
-from tunediff.objectives.heads import cap_of, check_chunk, check_head, logits_of
+from tunediff.models import LOGITS_MB, Head, PreTrainedModel, head_of
 from tunediff.objectives.pass_losses import PassLosses
 from tunediff.schedules import Length
 from tunediff.shapes import Refused
 from tunediff.text.examples import IGNORED, MicroBatch, Step
 
+MATRICES = 4  # [token, vocabulary] held at once: log-probabilities, two gradients on their way to the head, a cap
+
 
 class Imitation:
     """Cross-entropy of the learned tokens.
 
-    chunk   number of learned tokens whose logits are held at once
+    logits_mb   10^6 bytes of float32 logits that are held at once, with their gradient
     """
 
     measures = ("loss",)
 
-    def __init__(self, chunk: int = 1024):
-        self.chunk = check_chunk(chunk)
+    def __init__(self, logits_mb: float = LOGITS_MB):
+        self.logits_mb = logits_mb
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises Refused for a model whose logits are more than its head's output."""
-        check_head(model)
+        """Raises Refused for a model that computes its logits otherwise than `head_of` knows."""
+        head_of(model)
 
     def terms(self, step: int, length: Length, seed: int) -> Sequence[None]:
         """Forward passes of a micro-batch, each with a backward pass of its own: there is one."""
@@ -65,13 +66,13 @@ class Imitation:
         output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
         learned = (labels.flatten() != IGNORED).nonzero()[:, 0]
         hidden, targets = output.last_hidden_state.flatten(0, 1)[learned], labels.flatten()[learned]
-        head = model.get_output_embeddings()
-        cap = cap_of(model)
+        head = head_of(model)
+        rows = head.rows(self.logits_mb, MATRICES)
         total = torch.zeros((), device=ids.device)
-        for some, wanted in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True):
-            total = total + checkpoint(_nats, head, some, wanted, cap, use_reentrant=False)
+        for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+            total = total + checkpoint(_nats, head, some, wanted, use_reentrant=False)
         return total, torch.tensor(len(learned), device=ids.device)
 
 
-def _nats(head: nn.Module, hidden: Tensor, targets: Tensor, cap: float | None) -> Tensor:
-    return cross_entropy(logits_of(head, hidden, cap), targets, reduction="sum")
+def _nats(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(head(hidden), targets, reduction="sum")

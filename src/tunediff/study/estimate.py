@@ -105,7 +105,7 @@ def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
         micro_batch=cfg.activations.micro_batch,
         precision=precision_of(cfg),
         gradient_checkpointing=cfg.activations.gradient_checkpointing,
-        chunk=cfg.dictionary.objective.chunk,
+        logits_mb=cfg.dictionary.objective.logits_mb,
         residuals=cfg.dictionary.objective.nmse > 0,
         share=processes_of(cfg) if shares_out_layers(cfg) else 1,
     )

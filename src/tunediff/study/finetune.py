@@ -33,9 +33,7 @@ from tunediff.training.memory import memory
 
 log = logging.getLogger(__name__)
 
-FINE_TUNE = (
-    "model text recipe trainer logger seed trust checkpoint_every evaluate_every sweep dry_run memory_gb".split()
-)
+FINE_TUNE = "model text recipe trainer logger seed trust checkpoint_every evaluate_every sweep dry_run memory_gb logits_mb".split()
 
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
@@ -109,7 +107,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
         micro_batch=recipe.micro_batch,
         precision=precision,
         gradient_checkpointing=recipe.gradient_checkpointing,
-        chunk=recipe.objective.chunk,
+        logits_mb=recipe.objective.logits_mb,
         processes=count,
         sharded=sharded,
     )
@@ -124,7 +122,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
     largest = max(estimate.items, key=lambda name: estimate.items[name])
     less = [] if recipe.gradient_checkpointing else ["recipe.gradient_checkpointing=true"]
     less += [f"a recipe.micro_batch below {recipe.micro_batch}"] if recipe.micro_batch > 1 else []
-    less += [f"a recipe.block below {recipe.block:,}", f"a recipe.objective.chunk below {recipe.objective.chunk:,}"]
+    less += [f"a recipe.block below {recipe.block:,}", f"a logits_mb below {recipe.objective.logits_mb:g}"]
     less += [] if isinstance(recipe.part, Lora) else ["an adapter in place of all weights (recipe=lora)"]
     sentence = (
         f"It is estimated at {estimate.total / GB:.1f} GB on each device, and a device has {available / GB:.1f} GB; the "

@@ -26,7 +26,7 @@ from tunediff.evaluations.given import LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
-from tunediff.models import save_adapted
+from tunediff.models import LOGITS_MB, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import build, check
 from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
@@ -165,16 +165,18 @@ class Loaded:
             raise Refused(f"{self.folder} trained no dictionary: run.given() has its pair and its text.")
         return given
 
-    def given(self, *, device: torch.device | str = "cpu", tokens: int | None = None) -> Given:
-        """The same for any run, without a dictionary where it trained none."""
+    def given(
+        self, *, device: torch.device | str = "cpu", tokens: int | None = None, logits_mb: float = LOGITS_MB
+    ) -> Given:
+        """The same for any run, without a dictionary where it trained none; `logits_mb` as in Given."""
         if not self.pair.models or self.pair.device(TUNED) != torch.device(device):
             self.pair.load(device)
         dictionary = None if self.dictionary is None else self.dictionary.to(device)
         budget = self.cfg.budget.evaluation_tokens
-        return given_of(self.pair, self.text, dictionary, tokens or budget, self.folder)
+        return given_of(self.pair, self.text, dictionary, tokens or budget, self.folder, logits_mb=logits_mb)
 
 
-REEVALUATION = "evaluation task trainer run tokens trust".split()
+REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()
 
 
 def reevaluate(cfg: DictConfig) -> None:
@@ -188,7 +190,7 @@ def reevaluate(cfg: DictConfig) -> None:
     check_labels(evaluations, run.pair, run.text, tokens=tokens)
     device = build(cfg.trainer, precision="32-true", logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
-        given = run.given(device=device, tokens=cfg.tokens)
+        given = run.given(device=device, tokens=cfg.tokens, logits_mb=cfg.logits_mb)
         try:
             findings = evaluate(evaluations, given, run.folder, about(run.cfg, run.pair, run.streams))
         except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from tunediff.text import Text
 from tunediff.training import Learner, TranscoderLearner
 
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
-STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "optimized_metric"]
+STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "logits_mb", "optimized_metric"]
 LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
 
 
@@ -45,7 +45,7 @@ def learns(cfg: DictConfig) -> bool:
     return bool(given)
 
 
-def pair_and_text(cfg: DictConfig, commits: Mapping[str, str | None] | None = None) -> tuple[ModelPair, Text]:
+def pair_and_text(cfg: DictConfig, commits: Mapping[str, str] | None = None) -> tuple[ModelPair, Text]:
     """The two models, without their weights, and what they read; `commits` are those at which the models were read before.
     The pair knows the marks of the text's thinking."""
     pair, text = build(at_commits(plain(cfg.model_pair), commits or {})), build(cfg.text)
@@ -241,14 +241,16 @@ def build_adapter(cfg: DictConfig, streams: list[Stream], weights: bool) -> Tran
     return adapter
 
 
-def given_of(pair: ModelPair, text: Text, dictionary: Dictionary | None, tokens: int, folder: Path) -> Given:
+def given_of(
+    pair: ModelPair, text: Text, dictionary: Dictionary | None, tokens: int, folder: Path, *, logits_mb: float
+) -> Given:
     """The pair and text that evaluations are given, Trained where there is a dictionary. A transcoder adapter joins the loaded
     pair as models of its own."""
     if dictionary is None:
-        return Given(pair, text, tokens, folder=folder)
+        return Given(pair, text, tokens, folder=folder, logits_mb=logits_mb)
     if isinstance(dictionary, TranscoderAdapter):
         pair.stand_beside(dictionary)
-    return Trained(pair, text, tokens, folder=folder, dictionary=dictionary)
+    return Trained(pair, text, tokens, folder=folder, logits_mb=logits_mb, dictionary=dictionary)
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

@@ -117,7 +117,8 @@ class Run:
             if self.learner.history:
                 found.append(Table("training", curves_of(self.learner.history)))
         write_findings(self.folder, found, self.described, by="study")
-        given = given_of(pair, text, dictionary, self.cfg.budget.evaluation_tokens, self.folder)
+        tokens, logits_mb = self.cfg.budget.evaluation_tokens, self.cfg.logits_mb
+        given = given_of(pair, text, dictionary, tokens, self.folder, logits_mb=logits_mb)
         findings = evaluate(self.evaluations, given, self.folder, self.described)
         for logger in self.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}

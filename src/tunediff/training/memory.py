@@ -16,7 +16,7 @@ from tunediff.hookpoints import decoder_layers
 from tunediff.models import skeleton
 from tunediff.training.recipe import Trainable
 
-GB = 1e9
+GB, MB = 1e9, 1e6
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def memory(
     micro_batch: int,
     precision: str,
     gradient_checkpointing: bool,
-    chunk: int,
+    logits_mb: float,
     processes: int = 1,
     sharded: bool = False,
 ) -> MemoryEstimate:
@@ -66,8 +66,7 @@ def memory(
     else:
         held = len(layers) * (tokens * kept + copies)
         layer = tokens * working + copies
-    some = min(chunk, tokens)
-    logits = some * vocabulary * (12 + 2 * product)  # as given, in float32, log-softmax, both gradients
+    logits = min(logits_mb * MB, tokens * vocabulary * (12 + 2 * product))  # with log-softmax and gradients, of a block
     logits += vocabulary * width * (product if product != loaded else 0.0)
     items = {
         "frozen weights": frozen * loaded / share,
@@ -75,7 +74,7 @@ def memory(
         "their gradients": trained * 4.0 / share,
         "Adam's moments": trained * 8.0 / share,
         f"activations kept, {'checkpointed' if gradient_checkpointing else 'whole'}": held,
-        f"at work: one layer, or logits of {some:,} tokens": max(layer, logits),
+        "at work: one layer, or a block of logits": max(layer, logits),
     }
     if share > 1:  # the next layer is gathered while one is at work; gradients are whole before they are cut
         gathered = everything - in_layer * (len(layers) - 2)
@@ -95,7 +94,7 @@ def adapter_memory(
     micro_batch: int,
     precision: str,
     gradient_checkpointing: bool,
-    chunk: int,
+    logits_mb: float,
     residuals: bool,
     share: int = 1,
 ) -> MemoryEstimate:
@@ -119,8 +118,7 @@ def adapter_memory(
         held, layer = layers * tokens * width * loaded, tokens * (kept + working + again)
     else:
         held, layer = layers * tokens * kept, tokens * working
-    some = min(chunk, tokens)
-    logits = some * tuned.vocab_size * (24 + 4 * product)  # both models': as given, in float32, log-softmax; gradients
+    logits = min(logits_mb * MB, tokens * tuned.vocab_size * (12 + 2 * product))  # both models', with probabilities
     items = {
         "frozen weights of both models": frozen * loaded / share,
         "adapter, float32": learned * 4.0,
@@ -128,7 +126,7 @@ def adapter_memory(
         "Adam's moments": learned * 8.0 / share,
         f"activations kept, {'checkpointed' if gradient_checkpointing else 'whole'}": held,
         "the tuned model's residual stream": (layers + 1) * tokens * width * loaded * residuals,
-        f"at work: one layer, or logits of {some:,} tokens": max(layer, logits),
+        "at work: one layer, or a block of logits": max(layer, logits),
     }
     if share > 1:
         of_layers = 2 * 2 * sum(p.numel() for p in decoder_layers(model)[0].parameters())

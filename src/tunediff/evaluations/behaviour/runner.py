@@ -121,10 +121,9 @@ class BehaviourEvaluation:
         patterns = given.pair.hesitations if self.hesitations is None else self.hesitations
         responses, tokenizer = [one for _, one, _ in answers], self.tokenizer(given.pair, condition.role)
         prompts = self.prompts(given, condition, [problem for problem, _, _ in answers])
-        nats = surprise(given.pair, condition.role, prompts, responses, tokenizer=tokenizer)
-        wrote = [
-            behaviour(r.text, r.ids, patterns=patterns, opened=r.opened, layouts=given.pair.layouts) for r in responses
-        ]
+        nats = surprise(given.pair, condition.role, prompts, responses, tokenizer=tokenizer, logits_mb=given.logits_mb)
+        layouts = given.pair.layouts
+        wrote = [behaviour(r.text, r.ids, patterns=patterns, opened=r.opened, layouts=layouts) for r in responses]
         return [Solved(*one, style, nat) for one, style, nat in zip(answers, wrote, nats, strict=True)]
 
     def tokenizer(self, pair: ModelPair, role: str) -> Any:

@@ -15,8 +15,8 @@ from tunediff.shapes import DIFFERENCE, TUNED
 
 @torch.no_grad()
 def predictions(trained: Trained, reading: Reading, role: str, replacement: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [scored token, vocabulary] in float32 at the position before each kept token, with the
-    activations of the admitted tokens replaced; and which kept tokens are scored, [token] bool (not a first one)."""
+    """Last hidden vectors [scored token, width] at the position before each kept token, with the activations of the admitted
+    tokens replaced; and which kept tokens are scored, [token] bool (not a first one)."""
     pair, batch, model = trained.pair, reading.batch, model_of(role)
     before, _, _, scored = predicted(pair, model, batch)
     places = pair.places(model, batch)
@@ -36,8 +36,8 @@ def predictions(trained: Trained, reading: Reading, role: str, replacement: Tens
                     return flat.view_as(value)
 
                 edits.enter_context(writing(pair.models[model], Point(stream.hookpoint, stream.layer), splice))
-        logits = pair.logits(model, batch).flatten(0, 1)
-    return logits[before].log_softmax(-1), scored
+        hidden = pair.last_hidden(model, batch).flatten(0, 1)
+    return hidden[before], scored
 
 
 def spread_out(values: Tensor, scored: Tensor) -> Tensor:

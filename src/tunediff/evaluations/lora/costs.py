@@ -23,6 +23,7 @@ from tunediff.evaluations.given import Given
 from tunediff.hookpoints import LoraAdapter, Point, writing_pieces
 from tunediff.measures.clustered import DocumentSums, by_document
 from tunediff.measures.next_tokens import compared, predicted
+from tunediff.models import head_of
 from tunediff.shapes import BASE, TUNED, Stream
 from tunediff.text import Batch
 
@@ -66,13 +67,16 @@ def _of_batch(
     pair = given.pair
     before, targets, documents, _ = predicted(pair, TUNED, batch)
 
-    def logits(without: Removed) -> Tensor:
+    def hidden(without: Removed) -> Tensor:
         with cut(given, at, adapters, without) if without else nullcontext():
-            return pair.logits(TUNED, batch).flatten(0, 1)[before]
+            return pair.last_hidden(TUNED, batch).flatten(0, 1)[before]
 
-    full = logits(frozenset())
+    head, full = head_of(pair.models[TUNED]), hidden(frozenset())
     columns = [torch.ones(len(targets), 1, dtype=torch.float64)]
-    columns += [compared(full, logits(without) if without else full, targets).cpu().double() for without in removed]
+    for without in removed:
+        other = hidden(without) if without else full
+        costs = compared(head, full, [other], targets, reverse=True, logits_mb=given.logits_mb)
+        columns.append(costs[0].double())
     return by_document(torch.cat(columns, dim=1), documents)
 
 

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from tunediff.evaluations.given import Given, Needs
 from tunediff.measures.clustered import Estimate, interval_columns, ratio
-from tunediff.models import ModelPair
+from tunediff.measures.next_tokens import cross_entropies
+from tunediff.models import head_of
 from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Table
 from tunediff.text import Text, compare_tokenizers, padded, padded_groups
 from tunediff.text.tokenizers import encode
@@ -82,7 +82,7 @@ class Tokenizers:
                         f"{embedded:,} rows: this combination was not measured."
                     )
                     continue
-                nats = losses(pair, role, some, given.tokens_per_batch, f"{role} with {owner} tokenizer")
+                nats = losses(given, role, some, f"{role} with {owner} tokenizer")
                 found[role, owner] = bits = ratio(nats / log(2), size)
                 loss = ratio(nats, tokens)
                 row = {"model": role, "tokenizer": owner, "documents": len(some), "tokens": int(tokens.sum())}
@@ -179,20 +179,22 @@ def _written(row: Mapping[str, Any], tokenizer, text: Text) -> tuple[str, int, i
 
 
 @torch.no_grad()
-def losses(pair: ModelPair, role: str, pieces: Sequence[Piece], tokens_per_batch: int, title: str) -> Tensor:
+def losses(given: Given, role: str, pieces: Sequence[Piece], title: str) -> Tensor:
     """Cross-entropy [piece] of each piece's scored tokens in nats, summed in float64."""
-    model, device = pair.models[role], pair.device(role)
+    model, device = given.pair.models[role], given.pair.device(role)
+    head = head_of(model)
     summed = torch.zeros(len(pieces), dtype=torch.float64)
     with tqdm(
         total=sum(len(p.ids) for p in pieces), unit="tok", unit_scale=True, desc=title, leave=False, delay=2
     ) as bar:
-        for some in padded_groups(range(len(pieces)), tokens_per_batch, lambda n: len(pieces[n].ids)):
+        for some in padded_groups(range(len(pieces)), given.tokens_per_batch, lambda n: len(pieces[n].ids)):
             ids, mask = padded([pieces[n].ids for n in some], "right")
             first = torch.tensor([pieces[n].first for n in some])
             wanted = (mask * (torch.arange(mask.shape[1]) >= first[:, None]))[:, 1:].bool()
             ids = ids.to(device)
-            logits = model(input_ids=ids, attention_mask=mask.to(device), use_cache=False).logits[:, :-1]
-            each = cross_entropy(logits[wanted].float(), ids[:, 1:][wanted], reduction="none")
+            output = model.base_model(input_ids=ids, attention_mask=mask.to(device), use_cache=False)
+            hidden, targets = output.last_hidden_state[:, :-1][wanted], ids[:, 1:][wanted]
+            each = cross_entropies(head, hidden, targets, logits_mb=given.logits_mb)
             summed.index_add_(0, torch.tensor(some)[wanted.nonzero()[:, 0]], each.cpu().double())
             bar.update(int(mask.sum()))
     return summed

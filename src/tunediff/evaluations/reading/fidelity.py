@@ -25,7 +25,8 @@ from torch import Tensor
 from tunediff.evaluations.given import ALL, Needs, Reading, Trained, by_segment
 from tunediff.evaluations.latents.splice import model_of, predictions, spread_out
 from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
-from tunediff.measures.next_tokens import cross_entropy, kl, predicted
+from tunediff.measures.next_tokens import compared, predicted
+from tunediff.models import head_of
 from tunediff.shapes import ROLES, Finding, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
@@ -82,6 +83,7 @@ class Fidelity:
         values, spliced = trained.part(reading.rows.values, role).cpu().double(), trained.part(restored, role)
         unexplained = (values - spliced.cpu()).square().sum(-1)
         columns = {"tokens": admitted.double(), "unexplained": unexplained * admitted}
+        head = head_of(trained.pair.models[model_of(role)])
         clean, scored = predictions(trained, reading, role, None)
         columns["predicted"] = scored.double()
         ablations = {
@@ -89,13 +91,11 @@ class Fidelity:
             "zero": torch.zeros_like(spliced),
             "mean": means[role, ALL].float().to(spliced).expand_as(spliced),
         }
+        hidden = [clean, *(predictions(trained, reading, role, written)[0] for written in ablations.values())]
         targets = predicted(trained.pair, model_of(role), batch).targets.to(clean.device)
-        columns["ce_clean"] = spread_out(cross_entropy(clean, targets), scored)
-        for name, replacement in ablations.items():
-            changed, _ = predictions(trained, reading, role, replacement)
-            columns[f"ce_{name}"] = spread_out(cross_entropy(changed, targets), scored)
-            columns[f"kl_{name}"] = spread_out(kl(clean, changed), scored)
-            del changed
+        costs = compared(head, clean, hidden, targets, logits_mb=trained.logits_mb)
+        for name, (divergence, entropy) in zip(("clean", *ablations), costs.mT, strict=True):
+            columns[f"kl_{name}"], columns[f"ce_{name}"] = (spread_out(c, scored) for c in (divergence, entropy))
         for segment, here in by_segment(batch).items():
             if here.any():
                 columns["spread"] = (values - means[role, segment]).square().sum(-1) * admitted

@@ -31,7 +31,8 @@ from tunediff.evaluations.latents.splice import predictions, spread_out
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.geometry import KINDS, Geometry
 from tunediff.measures.clustered import DocumentSums, Estimate, number, ratio
-from tunediff.measures.next_tokens import kl
+from tunediff.measures.next_tokens import compared, predicted
+from tunediff.models import head_of
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Batch
 
@@ -72,13 +73,17 @@ class KLPatching:
         classes, notes = self.classes(trained)
         yield from map(Note, notes)
         names = [*WHOLE, *(name for name, _ in classes)]
+        head = head_of(trained.pair.models[TUNED])
         # place -> of every document [condition, and the tokens]
         sums: dict[str, DocumentSums] = defaultdict(DocumentSums)
         for reading in trained.readings("KL patching"):
             clean, scored = predictions(trained, reading, TUNED, None)
-            written = replacements(trained, reading, classes)
-            patched = (predictions(trained, reading, TUNED, vectors)[0] for vectors in written)
-            columns = [spread_out(kl(clean, changed), scored) for changed in patched]
+            targets = predicted(trained.pair, TUNED, reading.batch).targets
+            columns = []
+            for vectors in replacements(trained, reading, classes):
+                patched, _ = predictions(trained, reading, TUNED, vectors)
+                costs = compared(head, clean, [patched], targets, logits_mb=trained.logits_mb)
+                columns.append(spread_out(costs[0, :, 0], scored))
             divergence = torch.stack([*columns, torch.ones(len(scored), dtype=torch.float64)]).T
             for place, here in places(reading.batch, self.initial, self.labels).items():
                 here = here & scored

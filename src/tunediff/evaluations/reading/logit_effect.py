@@ -23,6 +23,7 @@ from tunediff.shapes import Note, Refused, Table
 from tunediff.text import spelling
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+MATRICES = 4  # [direction, vocabulary] held at once: effects, the parts they are put together from, their negatives
 WRITTEN = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # hookpoints whose values are added to the residual stream
 
 
@@ -57,19 +58,23 @@ def strongest_effects(
     """Yields the index of a direction [direction, width] in a model, the sign, and the tokens it moves most that way, strongest
     first, with their effects."""
     model, tokenizer = model_of(role), trained.pair.tokenizers[trained.pair.entry(model_of(role))]
-    unembedding = gained_unembedding(trained.pair.models[model])
-    units = torch.nn.functional.normalize(directions, dim=-1).to(unembedding)
+    weight, gain = unembedding(trained.pair.models[model])
+    units = torch.nn.functional.normalize(directions, dim=-1).to(gain) * gain
     spelled = spelling(tokenizer)
-    known = min(len(unembedding), len(tokenizer))  # the rest pads the matrix
-    for first in range(0, len(units), 256):
-        effect = (units[first : first + 256] @ unembedding[:known].T).float()
+    known = min(len(weight), len(tokenizer))  # the rest pads the matrix
+    matrix = (
+        trained.logits_mb * 1e6 / MATRICES / 4
+    )  # numbers of one [direction, vocabulary], or of a part of the unembedding
+    rows, entries = (max(1, int(matrix / size)) for size in (known, len(gain)))
+    for first in range(0, len(units), rows):
+        some = units[first : first + rows]
+        effect = torch.cat([some @ part.float().T for part in weight[:known].split(entries)], dim=-1)
         effect -= effect.mean(-1, keepdim=True)
-        for sign in signs:
-            best = (sign * effect).topk(min(tokens, known), dim=-1)
-            for n, (values, numbers) in enumerate(
-                zip(best.values.tolist(), best.indices.tolist(), strict=True), start=first
-            ):
-                yield n, sign, list(map(spelled, numbers)), [sign * value for value in values]
+        best = {sign: (sign * effect).topk(min(tokens, known), dim=-1) for sign in signs}
+        for n in range(len(some)):
+            for sign, (values, numbers) in best.items():
+                words = list(map(spelled, numbers[n].tolist()))
+                yield first + n, sign, words, [sign * value for value in values[n].tolist()]
 
 
 def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
@@ -83,18 +88,18 @@ def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
     return dictionary.streams[highest].hookpoint, rows.split(dictionary.widths, dim=-1)[highest]
 
 
-def gained_unembedding(model: PreTrainedModel) -> Tensor:
-    """The unembedding [vocabulary, width] with the final norm's gain taken in; without it where the model has no norm of a
-    known name."""
+def unembedding(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """The unembedding [vocabulary, width] as it is in memory, and the gain [width] of the final norm before it, in float32; 1
+    where the model has no norm of a known name."""
     output = model.get_output_embeddings()
     if output is None:
         raise Refused(f"{type(model).__name__} has no unembedding: what a latent writes cannot be read as tokens.")
-    weight = output.weight.float()
+    weight = output.get_parameter("weight")
+    probe = torch.ones_like(weight[0], dtype=torch.float32)
     norm = next((part for name, part in model.base_model.named_children() if name in FINAL_NORMS), None)
     if norm is None:
-        return weight
+        return weight, probe
     # of mean 0 and root mean square 1: a norm leaves it, but for the gain, however that is parametrised
-    probe = torch.ones_like(weight[0])
     probe[1::2] = -1.0
     dtype = next(norm.parameters()).dtype
-    return weight * ((norm(probe.to(dtype)) - norm(-probe.to(dtype))).float() / 2 * probe)
+    return weight, (norm(probe.to(dtype)) - norm(-probe.to(dtype))).float() / 2 * probe

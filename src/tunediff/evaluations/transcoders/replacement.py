@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tunediff.evaluations.given import ALL, Needs, Trained
 from tunediff.hookpoints import Point, reading
 from tunediff.measures.clustered import DocumentSums, Estimate, interval_columns, ratio
 from tunediff.measures.next_tokens import compared, predicted
-from tunediff.models import replaceable, replacing
+from tunediff.models import PreTrainedModel, head_of, replaceable, replacing
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 from tunediff.text import Batch
 
@@ -102,34 +102,34 @@ def measured(trained: Trained, runs: Sequence[Choices]) -> Measured:
 
 @torch.no_grad()
 def _of_batch(
-    trained: Trained, model: nn.Module, runs: Sequence[Choices], batch: Batch
+    trained: Trained, model: PreTrainedModel, runs: Sequence[Choices], batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Documents and costs [scored, column] of the tokens that are scored, and squares along the residual stream of all
     kept tokens [token, column]. The tuned model runs first."""
     pair, depth = trained.pair, len(runs[0])
     before, targets, documents, _ = predicted(pair, TUNED, batch)
+    head = head_of(pair.models[TUNED])  # which no choice of MLPs changes
     inputs, places = pair.inputs(TUNED, batch), pair.places(TUNED, batch)
     points = [Point("resid_pre", 0), *(Point("resid_post", layer) for layer in range(depth))]
 
     def run(choices: Choices, at: Sequence[Point]) -> tuple[Tensor, list[Tensor]]:
         with replacing(model, choices), reading(model, at, stop=False) as read:
-            logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[before].float()
-        return logits, [read[point].flatten(0, 1)[places].float() for point in at]
+            hidden = model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[before]
+        return hidden, [read[point].flatten(0, 1)[places].float() for point in at]
 
     tuned, own = run(runs[0], points)
     columns = [torch.ones(len(targets), 1, dtype=torch.float64)]
     along = [torch.stack([h.double().square().sum(-1) for h in own], dim=-1)]
     for choices in runs:
         if choices == runs[0]:
-            logits = tuned
+            hidden = tuned
         elif choices in [(stand_in,) * depth for stand_in in STAND_INS]:
-            logits, other = run(choices, points)
+            hidden, other = run(choices, points)
             apart = [(h - known).double().square().sum(-1) for h, known in zip(other, own, strict=True)]
             along.append(torch.stack(apart, dim=-1))
         else:
-            logits, _ = run(choices, ())
-        columns.append(compared(tuned, logits, targets)[:, [0, 2]].cpu().double())
-        del logits
+            hidden, _ = run(choices, ())
+        columns.append(compared(head, tuned, [hidden], targets, logits_mb=trained.logits_mb)[0].double())
     return documents, torch.cat(columns, dim=1), torch.cat(along, dim=1).cpu()
 
 
