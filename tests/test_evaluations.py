@@ -541,3 +541,25 @@ def test_where_a_stretch_begins_its_other_tokens_are_not_looked_at(pair):
                 expected = mine.nonzero()[:, 0].tolist()
                 assert len(expected) > 3 and looked_at == (expected[:1] if first else expected)
             assert (here | labels).all()  # whatever has no label is looked at
+
+
+# -- what the chat template writes -------------------------------------------------------------------------------------
+
+
+def test_the_template_is_measured_apart_and_stands_in_no_pooled_number(pair):
+    rows = list(itertools.islice(language.rows(0, "trace"), 150))
+
+    def measured(**settings):
+        text = Text(lambda: iter(rows), held_out=0.1, context=256, window=16, tokens_per_batch=1024, **settings)
+        trained = Trained(pair, text, 10**6, dictionary=fitted(pair, identity_dictionary(pair.streams("resid_post", 1))))
+        found = [*Fidelity().run(trained), *Segments().run(trained)]
+        return {f.name: f for f in found if isinstance(f, Finding)}
+
+    apart, alone = measured(drop_special=False), measured(drop_special=False, segments=["template"])
+    without = measured()  # every token of this template is special, and left out
+    of_template = [name for name in apart if name.endswith("/template")]
+    assert len(of_template) > 20 and not any(name.endswith("/template") for name in without)
+    for name in of_template:
+        if "mean" not in name:  # whose ablation writes the mean of the text, not of the template
+            assert apart[name].value == pytest.approx(alone[name].value, rel=1e-5), name
+    assert {name: found for name, found in apart.items() if name not in of_template} == without

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import ROOT
 from real_tokenizers import real
+from test_study import call
 from tunediff.models import ModelPair, ModelSource, PairError, agree
 from tunediff.shapes import SEGMENTS
 from tunediff.text import FORMATS, Manner, Text, TextError, encode, exchange, read_files, render
@@ -362,3 +363,35 @@ def test_a_real_pair_brings_a_study_that_fits_it_and_the_line_has_the_last_word(
 def test_the_embedded_pair_alone_brings_toy_text_and_toy_labels():
     cfg = composed()
     assert "check" in cfg.evaluation and list(cfg.task) == ["toy"] and cfg.budget.tokens == 600_000
+
+
+# -- the sentence ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_sentence_trains_four_layers_of_a_real_pair_on_real_traces_with_all_that_is_usual(tmp_path, data_folder):
+    the_sentence(tmp_path, data_folder, evaluated=2048, evaluation="usual", window=64)
+
+
+def test_the_sentence_trains_four_layers_of_a_real_pair_on_real_traces(tmp_path, data_folder):
+    the_sentence(tmp_path, data_folder, evaluated=120, evaluation="[fidelity,geometry,segments,examples]")
+
+
+def the_sentence(folder, data_folder, *, evaluated, evaluation, window=1):
+    """python train.py -m layer=0,1,2,3 model_pair=r1_vs_qwen, with folders in place of Hub ids."""
+    small = ["text=traces", "text.context=128", "scale=smoke", f"evaluation={evaluation}"]
+    small += [f"text.window={window}", "text.tokens_per_batch=1024", f"budget.evaluation_tokens={evaluated}"]
+    small += ["model_pair.base.dtype=float32", "model_pair.tuned.dtype=float32", f"hydra.sweep.dir={folder}/sweep"]
+    words = ["train.py", "-m", "layer=0,1,2,3", "model_pair=r1_vs_qwen", *folders_of("r1_vs_qwen"), *small]
+    said = call(*words, TUNEDIFF_DATA=str(data_folder), seconds=2400)
+    assert "4 of 4 members are finished" in said
+    runs = [path.parent for path in (folder / "sweep").glob("*/findings.json")]
+    contents = [json.loads((run / "findings.json").read_text()) for run in runs]
+    assert {content["study"]["layer"] for content in contents} == set("0123")
+    for run, content in zip(runs, contents, strict=True):
+        found = {finding["name"]: finding["value"] for finding in content["findings"]}
+        assert (run / "report.html").exists() and content["study"]["model_pair"] == "r1_qwen vs qwen"
+        assert 0.003 < found["tokens/foreign"] < 0.02 and found["fidelity/l0/mean"] > 0
+        assert any("base reads id 151648 as <|box_start|>" in note for note in content["notes"])
+        assert {"segments/l0/prompt", "segments/l0/prefix", "segments/l0/thinking/0"} <= set(found)
+        assert not any("was not measured" in note for note in content["notes"]) or evaluated < 2048

@@ -7,8 +7,10 @@ out of a class.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -22,10 +24,12 @@ from tqdm import tqdm
 from tunediff.activations import harvest
 from tunediff.dictionary import Dictionary, Polarities, ReconstructingDictionary, TranscoderAdapter
 from tunediff.models import LOGITS_MB, ModelPair
-from tunediff.shapes import SEGMENTS, Figure, Finding, Note, Refused, Rows, Table
-from tunediff.text import Batch, Text
+from tunediff.shapes import SEGMENTS, TEMPLATE, Figure, Finding, Note, Refused, Rows, Table
+from tunediff.text import Batch, Text, padded_groups
+from tunediff.text.batches import collate
 
 ALL = "all"  # in place of a segment
+APART = 64  # documents at most whose template is measured
 KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
 
 
@@ -136,11 +140,14 @@ class Given:
     tokens: int
     tokens_per_batch: int = 2048
     folder: Path | None = None
+    batches_given: Sequence[Batch] | None = None  # in place of those of the held-out text
     logits_mb: float = LOGITS_MB
 
     @functools.cached_property
     def held_out(self) -> list[Batch]:
         """Held-out batches until the budget is spent; a smaller text is read once."""
+        if self.batches_given is not None:
+            return list(self.batches_given)
         source = self.text.batches(
             self.pair.tokenizers,
             held_out=True,
@@ -176,6 +183,22 @@ class Trained(Given):
     """A pair with its text and the dictionary that was trained on it."""
 
     dictionary: Dictionary = field(kw_only=True)
+
+    @functools.cached_property
+    def template(self) -> Trained:
+        """The same dictionary over what the chat template writes in a few of the held-out documents: no dictionary is trained
+        on it unless text.segments asks for it, so it is measured apart."""
+        batches = [] if TEMPLATE in self.text.kept_segments else self._template_batches()
+        return dataclasses.replace(self, batches_given=batches)
+
+    def _template_batches(self) -> list[Batch]:
+        last, found = max(int(batch.document.max()) for batch in self.held_out), []
+        for row in itertools.islice(self.text.named_rows(held_out=True), APART):
+            if row["index"] > last:
+                break
+            found += self.text.documents(row, self.pair.tokenizers, foreign=self.pair.foreign, segments=[TEMPLATE])
+        groups = padded_groups(found, self.tokens_per_batch, lambda one: max(map(len, one.ids)))
+        return [collate(group) for group in groups]
 
     @functools.cached_property
     def statistics(self) -> LatentStatistics:

@@ -185,10 +185,15 @@ class Text:
         return render(row, tokenizer, self.manner)
 
     def documents(
-        self, row: Mapping[str, Any], tokenizers: Sequence[Tokenizer], *, foreign: Sequence[str] = ()
+        self,
+        row: Mapping[str, Any],
+        tokenizers: Sequence[Tokenizer],
+        *,
+        foreign: Sequence[str] = (),
+        segments: Sequence[str] | None = None,
     ) -> list[Document]:
         """The row as one sequence, or several when it is longer than the context. No token that touches one of the
-        `foreign` marks is kept."""
+        `foreign` marks is kept; of the others those of `segments`, by default those of the text."""
         rendered = self.rendered(row, tokenizers[0])
         whole = Aligned.of(rendered.text, tokenizers, marks=one_of(foreign))
         at = whole.offsets[0][whole.pairs[:, 0]]
@@ -199,7 +204,7 @@ class Text:
         names = np.array([SEGMENTS.index(name) for _, _, name in rendered.segments])
         span = np.searchsorted(spans, at[:, 0], side="right") - 1
         segment = names[span]
-        kept &= np.isin(segment, [SEGMENTS.index(name) for name in self.kept_segments])
+        kept &= np.isin(segment, [SEGMENTS.index(name) for name in segments or self.kept_segments])
         sizes = np.array([last - first for first, last, _ in rendered.segments])
         progress = (at[:, 0] - spans[span]) / sizes[span]
         labels = {

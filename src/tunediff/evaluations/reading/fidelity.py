@@ -27,7 +27,7 @@ from tunediff.evaluations.latents.splice import model_of, predictions, spread_ou
 from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
 from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import head_of
-from tunediff.shapes import ROLES, Finding, Table
+from tunediff.shapes import ROLES, TEMPLATE, Finding, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
@@ -69,6 +69,7 @@ class Fidelity:
             restored = trained.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
                 self._add(sums, trained, reading, restored, role, means)
+        self._apart(sums, trained.template, means)
         yield from self._findings(sums)
         yield from self._l0(active, trained.statistics.alive)
         rows = (
@@ -77,6 +78,17 @@ class Fidelity:
             for document, part in zip(documents.documents, documents.stacked(), strict=True)
         )
         yield Table.of("fidelity", rows)  # all that the findings are made of
+
+    def _apart(self, sums: Sums, template: Trained, means: Means) -> None:
+        """Adds what the chat template writes, as a segment that no pooled number holds; the mean that takes its place under
+        ablation is that of the text."""
+        mine = {place: mean for place, mean in segment_means(template).items() if place[1] == TEMPLATE}
+        alone: Sums = defaultdict(DocumentSums)
+        for reading in template.readings("fidelity of the template"):
+            restored = template.reconstructing.decode(reading.latents, reading.rows.moments).detach()
+            for role in template.roles:
+                self._add(alone, template, reading, restored, role, {**means, **mine})
+        sums |= {place: documents for place, documents in alone.items() if place[1] == TEMPLATE}
 
     def _add(self, sums: Sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: Means) -> None:
         batch, admitted = reading.batch, reading.admitted.cpu()

@@ -7,6 +7,7 @@ latent: its rate in the last tenth minus that in the first, over their sum; 1 fi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -25,7 +26,8 @@ class Segments:
         latents = trained.dictionary.latents
         tokens = torch.zeros(len(PLACES), dtype=torch.float64)
         fired, summed = (torch.zeros(len(PLACES), latents, dtype=torch.float64) for _ in range(2))
-        for reading in trained.readings("segments"):
+        both = trained.readings("segments"), trained.template.readings("segments of the template")
+        for reading in itertools.chain(*both):
             place = torch.where(reading.admitted.cpu(), places(reading.batch), len(PLACES))  # one more, for the sinks
             member = torch.nn.functional.one_hot(place, len(PLACES) + 1)[:, :-1].float()
             values = reading.latents.cpu()
