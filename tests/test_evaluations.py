@@ -551,7 +551,9 @@ def test_the_template_is_measured_apart_and_stands_in_no_pooled_number(pair):
 
     def measured(**settings):
         text = Text(lambda: iter(rows), held_out=0.1, context=256, window=16, tokens_per_batch=1024, **settings)
-        trained = Trained(pair, text, 10**6, dictionary=fitted(pair, identity_dictionary(pair.streams("resid_post", 1))))
+        trained = Trained(
+            pair, text, 10**6, dictionary=fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+        )
         found = [*Fidelity().run(trained), *Segments().run(trained)]
         return {f.name: f for f in found if isinstance(f, Finding)}
 

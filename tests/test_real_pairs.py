@@ -395,3 +395,27 @@ def the_sentence(folder, data_folder, *, evaluated, evaluation, window=1):
         assert any("base reads id 151648 as <|box_start|>" in note for note in content["notes"])
         assert {"segments/l0/prompt", "segments/l0/prefix", "segments/l0/thinking/0"} <= set(found)
         assert not any("was not measured" in note for note in content["notes"]) or evaluated < 2048
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("question", ["a", "user", "Please reason step by step", "<|im_start|>", "assistant\n"])
+def test_a_question_that_is_a_word_of_the_template_is_found_where_it_was_put(name, question):
+    tokenizer = source(name).tokenizer()
+    found = render({"prompt": question, "answer": "5", "spans": [("prompt", 0, 1, "first")]}, tokenizer)
+    ((first, last),) = [(a, b) for a, b, segment in found.segments if segment == "prompt"]
+    assert found.text[first:last] == question.strip()
+    other = render({"prompt": "zzz", "answer": "5"}, tokenizer)
+    assert first == other.text.index("zzz") == next(a for a, _, label in found.labels if label == "first")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "piece", [".", " ", "<think></think>", "<think>", "Wait. ", "a.b", "\n", "no, no, no, ", "!?…", "'\""]
+)
+def test_rules_and_marks_come_to_an_end_on_texts_that_are_made_to_be_slow(piece):
+    """A step that grows with the square of these 400,000 characters would take hours."""
+    from tunediff.text import by_rule, thoughts
+
+    text = (piece * 400_000)[:400_000]
+    spans, found = by_rule(text), thoughts(text)
+    assert all(0 <= a < b <= len(text) for a, b, _ in spans) and all(one.begin <= one.end for one in found)

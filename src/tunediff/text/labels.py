@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tunediff.shapes import Refused
 
 HESITATIONS = ("wait", "hmm+", "alternatively", "hold on")  # regular expressions of whole words
 
-_SENTENCE = re.compile(r"\S.*?(?:[.!?。？！…]+[\"')\]*]*(?=\s|$)|(?=\s*\n)|$)", re.MULTILINE)
+# of one line, up to a run of marks with white space behind it; each run is looked at once
+_SENTENCE = re.compile(r"\S.*?(?:(?<![.!?。？！…])[.!?。？！…]++[\"')\]*]*+(?=\s|$)|$)")
 _BEFORE = r"(?:(?:oh|but|so|and|no|okay|ok|well|actually|then)\b[,.!]?\s+){0,3}"
 _TAKEN_BACK = (
     r"(?:(?:that|this|it)(?:'s| is| was) (?:wrong|incorrect|not right|not correct|a mistake)"
@@ -49,8 +50,7 @@ def by_rule(thinking: str, patterns: Sequence[str] = HESITATIONS) -> list[tuple[
     spans = [(*found.span(), "hesitation") for found in words(patterns).finditer(thinking)] if patterns else []
     hesitates, goes_back = _begins(patterns)
     before = None
-    for found in _SENTENCE.finditer(thinking):
-        first, last = found.span()
+    for first, last in _sentences(thinking):
         spans.append((last - 1, last, "step_end"))
         if before is not None and hesitates.match(thinking, first):
             spans.append((before - 1, before, "hesitation_follows"))
@@ -58,3 +58,12 @@ def by_rule(thinking: str, patterns: Sequence[str] = HESITATIONS) -> list[tuple[
             spans.append((first, last, "backtracks"))
         before = last
     return spans
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """First character and one past the last of each sentence; a line break ends one as well."""
+    here = 0
+    for line in text.splitlines(keepends=True):
+        for found in _SENTENCE.finditer(line.rstrip()):
+            yield here + found.start(), here + found.end()
+        here += len(line)

@@ -7,6 +7,7 @@ and ends asks here: rendering, gates, budget forcing, grading and behaviour. Kno
 from __future__ import annotations
 
 import functools
+import re
 import string
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -91,13 +92,13 @@ def thoughts(text: str, layouts: Sequence[Layout] = LAYOUTS, *, opened: str = ""
     closed = [parts for parts in layouts if parts.closing]
     known = [parts for parts in closed if parts.opens]
     found: list[Thought] = []
+    opening = re.compile("|".join(re.escape(parts.opens) for parts in known) or "(?!)")
     here, current = 0, next((parts for parts in known if parts.opens == opened), None)
     while True:
         if current is None:
-            nearest = min(known, key=lambda parts: _place(text, parts.opens, here), default=None)
-            if nearest is None or nearest.opens not in text[here:]:
+            if (met := opening.search(text, here)) is None:
                 break
-            current, here = nearest, text.find(nearest.opens, here) + len(nearest.opens)
+            current, here = next(parts for parts in known if parts.opens == met[0]), met.end()
         end = text.find(current.closing, here)
         if end < 0:
             return [*found, Thought(here, len(text), None, current)]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tunediff.text.labels import HESITATIONS, by_rule, words
 from tunediff.text.marks import Layout, layout, opened_by, split_response
 from tunediff.text.rows import TextError
-from tunediff.text.templates import DATE, Message, begin_of, day, prompt_of
+from tunediff.text.templates import DATE, Message, begin_of, day, prompt_of, words_around
 from tunediff.text.tokenizers import Tokenizer
 
 Span = tuple[int, int, str]  # first character, one past the last, name
@@ -86,7 +86,7 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
     first = len(prompt) + len(opening)
     last = first + len(thinking)
     whole = prompt + opening + thinking
-    spans, begin = asked(prompt, messages, len(manner.instruction))
+    spans, begin = asked(prompt, messages, places_of(prompt, messages, tokenizer, manner), len(manner.instruction))
     starts = {"prompt": begin}
     labels: list[Span] = []
     if thinking:
@@ -134,8 +134,9 @@ def _agreed(prompt: str, parts: Layout, *, thinks: bool) -> tuple[str, int, Layo
     begun = opened_by(prompt, (parts,)) or opened_by(prompt)
     if begun is None:
         return prompt, 0, parts
-    written = next(n for n in range(len(begun.opening), -1, -1) if prompt.endswith(begun.opening[:n]))
-    return prompt, max(written, len(begun.opening.rstrip())), begun
+    blank, wanted = (words[len(words.rstrip()) :] for words in (prompt, begun.opening))
+    there = len(blank) if wanted.startswith(blank) else len(wanted)
+    return prompt, len(begun.opening.rstrip()) + there, begun
 
 
 def _empty(parts: Layout) -> str:
@@ -143,17 +144,36 @@ def _empty(parts: Layout) -> str:
     return rf"{re.escape(parts.opens)}\s*{re.escape(parts.closing)}\s*\Z"
 
 
-def asked(prompt: str, messages: Sequence[Message], instruction: int = 0) -> tuple[list[Span], int]:
+def places_of(prompt: str, messages: Sequence[Message], tokenizer: Tokenizer, manner: Manner) -> list[tuple[int, int]]:
+    """From which character to which each message was put into a prompt, as far as what stands around it tells: a word of
+    the template may be what somebody asks."""
+    around = words_around(
+        tuple(message["role"] for message in messages), tokenizer, arguments=manner.template, date=manner.date
+    )
+    if not prompt.startswith(around[0]) or not prompt.endswith(around[-1]):
+        return [(0, len(prompt))] * len(messages)  # a template that depends on what is said
+    places, here = [], len(around[0])
+    for after in around[1:-1]:
+        end = prompt.find(after, here)
+        end = len(prompt) if end < 0 else end
+        places.append((here, end))
+        here = end + len(after)
+    return [*places, (min(here, len(prompt) - len(around[-1])), len(prompt) - len(around[-1]))]
+
+
+def asked(
+    prompt: str, messages: Sequence[Message], places: Sequence[tuple[int, int]], instruction: int = 0
+) -> tuple[list[Span], int]:
     """The spans of a prompt that its messages said, and the character at which the last question begins, `instruction`
     characters into its message. Some templates trim what they are given, and leave out earlier thinking."""
     spans: list[Span] = []
     here = begin = 0
-    for message in messages:
+    for message, (first, last) in zip(messages, places, strict=True):
         said = message["content"].strip()
-        place = prompt.find(said, here)
+        place = prompt.find(said, max(first, here), last)
         if place < 0 and message["role"] == "assistant":
             said = split_response(said, layout("think"))[1] or ""
-            place = prompt.find(said, here) if said else -1
+            place = prompt.find(said, max(first, here), last) if said else -1
         if place < 0 or not said:
             continue
         spans.append((place, place + len(said), "answer" if message["role"] == "assistant" else "prompt"))

@@ -58,6 +58,26 @@ def prompt_of(
     )
 
 
+_AROUND: dict[tuple[Any, ...], list[str]] = {}
+
+
+def words_around(
+    roles: tuple[str, ...], tokenizer: Tokenizer, *, arguments: Mapping[str, Any] | None = None, date: str = DATE
+) -> list[str]:
+    """What the template writes before, between and behind messages of these roles: one string more than there are; strings
+    that stand in no prompt where it does not take them as they come."""
+    key = (repr(tokenizer.chat_template), tokenizer.bos_token, tokenizer.eos_token, roles, repr(arguments), date)
+    if key not in _AROUND:
+        marks = [f"\ue000{n}\ue001" for n in range(len(roles))]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        try:
+            found = re.split("|".join(marks), prompt_of(messages, tokenizer, arguments=arguments, date=date))
+        except TextError:
+            found = []
+        _AROUND[key] = found if len(found) == len(roles) + 1 else ["\ue000"] * (len(roles) + 1)
+    return _AROUND[key]
+
+
 def begin_of(tokenizer: Tokenizer) -> str:
     """The begin token, where the tokenizer puts one before a text of its own accord; chat templates bring theirs."""
     begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -1,0 +1,65 @@
+"""Labels that thinking has by rule."""
+
+import pytest
+
+from tunediff.shapes import Refused
+from tunediff.text import Text, by_rule, read_files, render
+from tunediff.toy import language
+
+THINKING = (
+    "Okay, so 3.5 apples. Wait, that is wrong. It's 4.\n\nSo, hold on! Is it right (e.g. 4)? That's not right.\n"
+    "The waiter came.  Alternatively we add\nLet me double-check. Done"
+)
+
+
+def said(label, **settings):
+    return [THINKING[a:b] for a, b, name in by_rule(THINKING, **settings) if name == label]
+
+
+def test_sentences_end_at_their_marks_and_at_line_breaks_and_numbers_end_none():
+    ends = [b for _, b, name in by_rule(THINKING) if name == "step_end"]
+    last = [THINKING[:end].split()[-1] for end in ends]
+    assert last == "apples. wrong. 4. on! 4)? right. came. add double-check. Done".split()
+
+
+def test_hesitations_are_words_and_follow_the_end_of_the_sentence_before():
+    assert said("hesitation") == ["Wait", "hold on", "Alternatively"]
+    follows = [THINKING[:b].split()[-1] for _, b, name in by_rule(THINKING) if name == "hesitation_follows"]
+    assert follows == ["apples.", "4.", "came."]
+    assert said("hesitation", patterns=["4"]) == ["4", "4"] and said("hesitation_follows", patterns=[]) == []
+    with pytest.raises(Refused, match="are no regular expressions"):
+        by_rule(THINKING, ["("])
+
+
+def test_a_sentence_goes_back_where_it_hesitates_or_takes_something_back():
+    assert said("backtracks") == [
+        "Wait, that is wrong.", "So, hold on!", "That's not right.", "Alternatively we add", "Let me double-check.",
+    ]  # fmt: skip
+
+
+def test_what_the_data_says_is_not_said_again_by_rule(tokenizer):
+    row = next(language.rows(0, "trace"))
+    given = {label for *_, label in row["spans"]}
+    labels = [label for _, _, label in render(row, tokenizer).labels]
+    assert "step_end" in given
+    for name in given:
+        assert labels.count(name) == sum(label == name for *_, label in row["spans"])
+
+
+def test_the_rules_agree_with_the_planted_truth_of_the_embedded_language():
+    """Where a hesitation is planted the rule finds one, and none elsewhere: its language has no other use of the words
+    within thinking."""
+    for _, row in zip(range(200), language.rows(3, "trace"), strict=False):
+        planted = {first for field, first, _, label in row["spans"] if label == "hesitation"}
+        assert {a for a, _, name in by_rule(row["thinking"], ["wait", "hmm+"]) if name == "hesitation"} == planted
+        dots = {first for field, first, _, label in row["spans"] if label == "hesitation_follows"}
+        found = {a for a, _, name in by_rule(row["thinking"], ["wait", "hmm+"]) if name == "hesitation_follows"}
+        assert found == dots
+
+
+def test_real_traces_hesitate(data_folder, tokenizer):
+    rows = read_files(str(data_folder / "reasoning_traces" / "traces.jsonl.gz"))
+    text = Text(lambda: rows, fields={"prompt": "question", "thinking": "thinking", "answer": "answer"}, held_out=0.0)
+    found = [label for _, row in zip(range(100), text.named_rows(held_out=False), strict=False)
+             for _, _, label in text.rendered(row, tokenizer).labels]  # fmt: skip
+    assert found.count("hesitation_follows") > 100 and found.count("step_end") > 2000
