@@ -19,7 +19,7 @@ from tunediff.shapes import Refused
 HESITATIONS = ("wait", "hmm+", "alternatively", "hold on")  # regular expressions of whole words
 
 # of one line, up to a run of marks with white space behind it; each run is looked at once
-_SENTENCE = re.compile(r"\S.*?(?:(?<![.!?。？！…])[.!?。？！…]++[\"')\]*]*+(?=\s|$)|$)")
+_SENTENCE = re.compile(r"\S.*?(?:(?<![.!?。？！…])(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?。？！…]++[\"')\]*]*+(?=\s|$)|$)")
 _BEFORE = r"(?:(?:oh|but|so|and|no|okay|ok|well|actually|then)\b[,.!]?\s+){0,3}"
 _TAKEN_BACK = (
     r"(?:(?:that|this|it)(?:'s| is| was) (?:wrong|incorrect|not right|not correct|a mistake)"
