@@ -13,7 +13,7 @@ from real_tokenizers import real
 from test_study import call
 from tunediff.models import ModelPair, ModelSource, PairError, agree
 from tunediff.shapes import SEGMENTS
-from tunediff.text import FORMATS, Manner, Text, TextError, encode, exchange, read_files, render
+from tunediff.text import FORMATS, Manner, Text, TextError, encode, exchange, layout, read_files, render
 from tunediff.text.aligned import Aligned
 from tunediff.text.tokenizers import one_of
 
@@ -241,8 +241,11 @@ def test_a_conversation_is_read_whole_its_last_response_as_the_response(name):
     assert len({Text(lambda: iter(each), held_out=0.5)._is_held_out(one["begun"]) for one in each}) == 1
 
 
+OPEN_BY_THEMSELVES = ("r1_qwen", "r1_llama", "deepseek_v3")  # templates that open the thinking
+
+
 @pytest.mark.parametrize("thinking_format", FORMATS)
-@pytest.mark.parametrize("name", ["r1_qwen", "qwen", "gemma3"])
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_thinking_marks_hold_in_rendering_gates_and_grading_alike(name, thinking_format):
     from tunediff.benchmarks import closed, grade
     from tunediff.edits import Sequences, Thinking
@@ -251,7 +254,7 @@ def test_thinking_marks_hold_in_rendering_gates_and_grading_alike(name, thinking
     thinking, answer = "I see </other> tags, [/THINKING] too. Wait.", "It is \\boxed{5}."
     said = FORMATS[thinking_format].format(thinking=thinking, answer=answer)
     row = {"prompt": "2+3?", "response": said}
-    if name != "r1_qwen":  # whose template opens the thinking by itself
+    if name not in OPEN_BY_THEMSELVES:
         found = render(row, tokenizer, Manner(thinking_format=thinking_format))
         assert said in found.text
     else:
@@ -266,6 +269,40 @@ def test_thinking_marks_hold_in_rendering_gates_and_grading_alike(name, thinking
     assert closed(said.partition("Wait.")[0]) is False
 
 
+@pytest.mark.parametrize("thinking_format", FORMATS)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_budget_ends_thinking_with_the_marks_that_it_was_begun_with(name, thinking_format):
+    from tunediff.generation import Decoding
+    from tunediff.generation.writer import Writer
+
+    tokenizer, parts = source(name).tokenizer(), layout(thinking_format)
+    decoding = Decoding(tokens=200, think_at_most=60, conclusion="Answer: 7")
+    for opened in ("", parts.opens):
+        writer = Writer("x", decoding, tokenizer, {-1}, opened=opened)
+        model = encode(tokenizer, ("" if opened else parts.opening) + "so 12+7=19. " * 40)["input_ids"]
+        for token in model:
+            writer.take(token)
+        said = tokenizer.decode(writer.ids)
+        before, ended, after = said.partition(parts.between.strip())
+        assert ended and after.strip().startswith("Answer: 7") and before.count("12+7") in range(3, 9)
+        assert writer.thinking.now is None and len(writer.thinking.spans) == 1
+
+
+def test_marks_of_the_text_alone_reach_gates_grading_and_budget_forcing():
+    from tunediff.benchmarks import grade
+    from tunediff.study.parts import pair_and_text
+
+    own = "text.thinking_format='<musing>{thinking}</musing>{answer}'"
+    pair, text = pair_and_text(composed("model_pair=r1_vs_qwen", own, *folders_of("r1_vs_qwen")))
+    assert text.manner.layout == layout("<musing>{thinking}</musing>{answer}") == pair.layouts[0]
+    said = "<musing>7? \\boxed{7}</musing>\\boxed{5}"
+    assert grade(said, "5", layouts=pair.layouts).correct
+    other, same = pair_and_text(
+        composed("model_pair=r1_vs_qwen", "model_pair.thinking_format=magistral", *folders_of("r1_vs_qwen"))
+    )
+    assert same.manner.layout == layout("magistral") == other.layouts[0]
+
+
 def test_only_the_mark_that_was_opened_is_closed():
     from tunediff.benchmarks import closed, grade
 
@@ -275,7 +312,7 @@ def test_only_the_mark_that_was_opened_is_closed():
 
 
 @pytest.mark.parametrize("long", ["cut", "first", "keep_prompt"])
-@pytest.mark.parametrize("name", ["r1_qwen", "deepseek_v3"])
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_long_rows_are_cut_as_asked(name, long, traces):
     pair = ModelPair(source("r1_qwen"), source(name), align="strict" if name == "r1_qwen" else "by_text")
     text = traces(context=400, long=long)

@@ -25,7 +25,7 @@ from tunediff.shapes import Refused, Table, flat
 from tunediff.study.described import beat, curves_of, open_loggers
 from tunediff.study.estimate import GB, device_of, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
-from tunediff.study.parts import write_config
+from tunediff.study.parts import refuse_toy_text, write_config
 from tunediff.study.trainer import fit, in_processes, make_trainer, precision_of, processes_of, shares_out_layers
 from tunediff.text import Batches, Examples, Text, TextError, examples, packed
 from tunediff.training import Checkpoints, FineTuning, Lora, Recipe, interval, latest_checkpoint, load_checkpoint
@@ -51,6 +51,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         if folders.is_finished(folder, identity(cfg)):
             print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
             return
+        refuse_toy_text(cfg, source.tokenizer(), source.path)
         learned, held_out = examples_of(source, recipe, build(cfg.text))
         if cfg.dry_run:
             return

@@ -21,7 +21,7 @@ from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agre
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, target_of, within
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream, lacking
-from tunediff.text import Text
+from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
 
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
@@ -65,15 +65,20 @@ def at_commits(node: Any, commits: Mapping[str, str]) -> Any:
     return made
 
 
+def refuse_toy_text(cfg: DictConfig, tokenizer: Tokenizer, path: str) -> None:
+    """Raises Refused for the toy language before a model that was not made of it."""
+    toy = str(OmegaConf.select(cfg, "text.rows._target_")).startswith("tunediff.toy")
+    if toy and TOY_END not in tokenizer.get_vocab():
+        raise Refused(
+            f"text=toy is the made-up language of the embedded pair, and {path} speaks another: name what is read, "
+            "text=openr1_math from the Hub, or text=traces text.rows.path=<file.jsonl>."
+        )
+
+
 def agreed_upon(cfg: DictConfig, *, evaluated: bool) -> tuple[ModelPair, Text, Agreed]:
     """The same, once the text was looked at and found to be one that both models can read."""
     pair, text = pair_and_text(cfg)
-    toy = str(OmegaConf.select(cfg, "text.rows._target_")).startswith("tunediff.toy")
-    if toy and TOY_END not in pair.tokenizers[0].get_vocab():
-        raise Refused(
-            f"text=toy is the made-up language of the embedded pair, and {pair.source(pair.owner).path} speaks another: name what "
-            "both models read, text=openr1_math from the Hub, or text=traces text.rows.path=<file.jsonl>."
-        )
+    refuse_toy_text(cfg, pair.tokenizers[0], pair.source(pair.owner).path)
     text.check(evaluated=evaluated)
     return pair, text, agree(pair, text)
 
