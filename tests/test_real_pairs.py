@@ -111,6 +111,12 @@ def test_no_foreign_token_is_kept_but_where_it_is_asked_for(name, traces):
         agree(pair_of(name, foreign="refuse"), traces())
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_model_beside_itself_reads_nothing_that_is_foreign(name, traces):
+    agreed = agree(ModelPair(source(name), source(name), foreign="refuse"), traces())
+    assert (agreed.foreign, agreed.notes) == (0.0, []) and agreed.tokens > 10_000
+
+
 def test_ordinary_text_that_is_cut_differently_is_refused_on_the_same_ids(traces):
     pair = ModelPair(source("qwen"), source("deepseek_v3"))
     with pytest.raises(PairError, match="tokenize .* of the tried texts differently.*model_pair.align=by_text"):
@@ -158,6 +164,24 @@ def test_the_pieces_of_one_character_are_paired_in_order_from_the_last():
     assert sorted(pieces) == [2, 3]
     shift = pieces[1] - pieces[0]
     assert found.pairs.tolist() == [[n, n + shift] for n in range(max(0, -shift), pieces[0])]
+
+
+def test_bits_per_byte_leave_out_the_marks_of_either_tokenizer_and_the_same_characters(traces):
+    from tunediff.evaluations.pair.tokenizers import responses
+    from tunediff.text.tokenizers import differing_marks
+
+    tokenizers = [source(name).tokenizer() for name in ("qwen", "r1_qwen")]
+    marks, text = one_of(differing_marks(*tokenizers)), traces(context=4000)
+    for row in itertools.islice(text.named_rows(held_out=True), 5):
+        both = responses(row, tokenizers, text, marks)
+        said = []
+        for piece, tokenizer in zip(both, tokenizers, strict=True):
+            numbers = [n for n in range(piece.first, len(piece.ids)) if n not in piece.left_out]
+            said.append("".join(tokenizer.decode([piece.ids[n]]) for n in numbers))
+            assert piece.left_out and not {*range(151643, 151650)} & {piece.ids[n] for n in numbers}
+        assert said[0] == said[1] and not marks.search(said[0]) and "think>" not in said[0]
+        if "\ufffd" not in said[0]:
+            assert {piece.bytes for piece in both} == {len(said[0].encode())}
 
 
 # -- the template, thinking marks, long traces -------------------------------------------------------------------------

@@ -5,14 +5,15 @@ nats_per_token    the same sum in nats over tokens: a mean over other units unde
 tokens_per_byte   how finely a tokenizer cuts the response
 
 Only bits per byte compare across tokenizers: a coarser tokenizer has fewer and harder tokens. (The DeepScaleR study
-chose by losses in nats a token.) The response is what follows the prompt (thinking and answer, think tags and all), or
-the whole of a plain text, without the end token; the prompt stands before it in the chat template of the tokenizer in
+chose by losses in nats a token.) The response is what follows the prompt (thinking and answer), or
+the whole of a plain text, without the end token and without marks that the two tokenizers read differently; the prompt stands before it in the chat template of the tokenizer in
 question, as the model would read it. A row is read up to the character at which the first of the tokenizers has filled
 text.context, and only up to where all of them end a token: they score the same characters.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from tunediff.measures.next_tokens import cross_entropies
 from tunediff.models import head_of
 from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Table
 from tunediff.text import Text, compare_tokenizers, padded, padded_groups
-from tunediff.text.tokenizers import encode
+from tunediff.text.tokenizers import differing_marks, encode, one_of
 
 SHARED = "shared"  # in place of the role of a tokenizer, where both models have the same
 USES = ("bos", "eos", "pad", "unk")
@@ -41,11 +42,13 @@ MEANINGS = {
 
 
 class Piece(NamedTuple):
-    """One response under one tokenizer: ids[first:] are scored, each given all before it, and stand for `bytes` bytes."""
+    """One response under one tokenizer: ids[first:] are scored but for those at `left_out`, each given all before
+    it, and what is scored stands for `bytes` bytes."""
 
     ids: list[int]
     first: int
     bytes: int
+    left_out: frozenset[int] = frozenset()
 
 
 class Tokenizers:
@@ -72,7 +75,7 @@ class Tokenizers:
         for owner, tokenizer in tokenizers.items():
             some = pieces[owner]
             size = torch.tensor([piece.bytes for piece in some]).double()
-            tokens = torch.tensor([len(piece.ids) - piece.first for piece in some]).double()
+            tokens = torch.tensor([len(p.ids) - p.first - len(p.left_out) for p in some]).double()
             yield self._finding("tokens_per_byte", owner, ratio(tokens, size))
             for role in ROLES:
                 largest, embedded = max(tokenizer.get_vocab().values()), pair.embedded(role)
@@ -137,17 +140,21 @@ class Tokenizers:
 def _pieces(given: Given, tokenizers: Sequence) -> list[list[Piece]]:
     """The held-out responses under each tokenizer, until the ids of the first reach the budget of tokens."""
     found, read = [], 0
+    marks = one_of(differing_marks(*tokenizers)) if len(tokenizers) == 2 else None
     for row in given.text.named_rows(held_out=True):
         if read >= given.tokens:
             break
-        if pieces := responses(row, tokenizers, given.text):
+        if pieces := responses(row, tokenizers, given.text, marks):
             read += len(pieces[0].ids)
             found.append(pieces)
     return [[pieces[n] for pieces in found] for n in range(len(tokenizers))]
 
 
-def responses(row: Mapping[str, Any], tokenizers: Sequence, text: Text) -> list[Piece] | None:
-    """The row's response under each tokenizer, the same characters of it; nothing where a prompt fills the context."""
+def responses(
+    row: Mapping[str, Any], tokenizers: Sequence, text: Text, marks: re.Pattern | None = None
+) -> list[Piece] | None:
+    """The row's response under each tokenizer, the same characters of it, without those of marks that the two read
+    differently; nothing where a prompt fills the context."""
     written = [_written(row, tokenizer, text) for tokenizer in tokenizers]
     length = min(end - start for _, start, end in written)  # some templates write the opening think tag themselves
     encoded, ends, limit = [], [], length
@@ -164,12 +171,30 @@ def responses(row: Mapping[str, Any], tokenizers: Sequence, text: Text) -> list[
     if begin == stop:
         return None
     whole, _, end = written[0]
-    size = len(whole[end - length + begin : end - length + stop].encode())
+    response = whole[end - length : end]
+    foreign = around_marks(response, marks, sorted({begin, *(last for last in met if last > begin)}))
+    size = len(response[begin:stop].encode()) - sum(len(response[low:high].encode()) for low, high in foreign)
     pieces = []
     for each, lasts in zip(encoded, ends, strict=True):
         scored = [n for n, last in enumerate(lasts) if begin < last <= stop]
-        pieces.append(Piece(each["input_ids"][: scored[-1] + 1], scored[0], size))
+        left = frozenset(n for n in scored if any(low < lasts[n] <= high for low, high in foreign))
+        if len(left) == len(scored):
+            return None
+        pieces.append(Piece(each["input_ids"][: scored[-1] + 1], scored[0], size, left))
     return pieces
+
+
+def around_marks(text: str, marks: re.Pattern | None, ends: Sequence[int]) -> list[tuple[int, int]]:
+    """The stretches of a text that hold its marks, from one of the `ends` at which every tokenizer ends a token to another."""
+    found: list[tuple[int, int]] = []
+    for mark in marks.finditer(text) if marks else ():
+        low = max((end for end in ends if end <= mark.start()), default=ends[0])
+        high = min((end for end in ends if end >= mark.end()), default=ends[-1])
+        if found and low <= found[-1][1]:
+            low, high = found[-1][0], max(high, found.pop()[1])
+        if low < high:
+            found.append((low, high))
+    return found
 
 
 def _written(row: Mapping[str, Any], tokenizer, text: Text) -> tuple[str, int, int]:
@@ -190,7 +215,10 @@ def losses(given: Given, role: str, pieces: Sequence[Piece], title: str) -> Tens
         for some in padded_groups(range(len(pieces)), given.tokens_per_batch, lambda n: len(pieces[n].ids)):
             ids, mask = padded([pieces[n].ids for n in some], "right")
             first = torch.tensor([pieces[n].first for n in some])
-            wanted = (mask * (torch.arange(mask.shape[1]) >= first[:, None]))[:, 1:].bool()
+            wanted = mask * (torch.arange(mask.shape[1]) >= first[:, None])
+            for row, n in enumerate(some):
+                wanted[row, list(pieces[n].left_out)] = 0
+            wanted = wanted[:, 1:].bool()
             ids = ids.to(device)
             output = model.base_model(input_ids=ids, attention_mask=mask.to(device), use_cache=False)
             hidden, targets = output.last_hidden_state[:, :-1][wanted], ids[:, 1:][wanted]
