@@ -150,10 +150,11 @@ def test_a_tokenizer_is_recommended_only_where_the_interval_of_the_pair_leaves_o
 
 def test_each_models_loss_under_the_shared_tokenizer_is_its_own(pair):
     findings, _, _ = measured_pair(Tokenizers(), pair)
-    (pieces,) = _pieces(Given(pair, toy_text(), 1500), [pair.tokenizer_of(BASE)])
+    given = Given(pair, toy_text(), 1500)
+    (pieces,) = _pieces(given, [pair.tokenizer_of(BASE)])
     tokens = sum(len(piece.ids) - piece.first for piece in pieces)
     values = [findings[f"tokenizers/nats_per_token/{role}/shared"].value for role in ROLES]
-    assert values == pytest.approx([float(losses(pair, role, pieces, 2048, "").sum()) / tokens for role in ROLES])
+    assert values == pytest.approx([float(losses(given, role, pieces, "").sum()) / tokens for role in ROLES])
     assert values[0] != pytest.approx(values[1], rel=1e-4)
 
 

@@ -370,7 +370,9 @@ NAMED = [
 def test_a_choice_is_named_by_its_letter_or_word_for_word(output, choices, letter):
     for gold in "ABCD":
         assert grade(output, gold, kind="choice", choices=choices).correct is (gold == letter), gold
-    assert grade(f"First (B), no, (A).</think>\n{output}", letter, kind="choice", choices=choices, opened=True).correct
+    assert grade(
+        f"First (B), no, (A).</think>\n{output}", letter, kind="choice", choices=choices, opened="<think>"
+    ).correct
 
 
 @pytest.mark.parametrize(
@@ -387,6 +389,6 @@ def test_what_names_no_choice_or_several_is_right_for_none(output):
 def test_a_choice_in_thinking_that_was_cut_is_unfinished():
     for output in ("It is (C). Answer: C. But wait", r"So \boxed{C}. Hmm", "The answer is 10^-9 eV"):
         asked = {"kind": "choice", "choices": PLAIN, "finished": False}
-        assert grade(output, "C", opened=True, **asked) == (False, None, "unfinished")
+        assert grade(output, "C", opened="<think>", **asked) == (False, None, "unfinished")
         assert grade(f"<think>{output}", "B", **asked) == (False, None, "unfinished")
     assert grade("Let us see, is it D", "D", kind="choice", choices=PLAIN, finished=False).rule == "unfinished"

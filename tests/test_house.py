@@ -151,7 +151,8 @@ def test_each_package_has_a_lowest_version_one_that_is_too_new_and_one_between_i
     locked = dict(re.fullmatch(r"([a-z0-9.-]+)==([a-z0-9.]+)", line).groups() for line in lines)  # no build, no marker
     assert not [name for name in locked if name.startswith(("nvidia", "cuda", "triton"))]  # torch asks for its own
     given = {*project["dependencies"], *extras["test"], *extras["notebooks"], *extras["optuna"]}
-    for named in map(Requirement, given - {"tunediff[notebooks,optuna]"}):
+    given |= {*extras["tokenizers"]}
+    for named in map(Requirement, given - {"tunediff[notebooks,optuna,tokenizers]"}):
         assert {one.operator for one in named.specifier} in ({"=="}, {">=", "<"}), named
         assert named.specifier.contains(locked[named.name]), named
 

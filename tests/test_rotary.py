@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
-from conftest import save_model
+from conftest import logits_of, save_model
 from test_edits import direction
 from tunediff.edits import Add, Edit, Patch, Response, Sequences, Whole
 from tunediff.generation import VLLM, Asked, Batched, Decoding, generate, surprise
@@ -77,7 +77,7 @@ def batch(rows):
 def test_a_text_is_read_alike_beside_any_other_and_as_transformers_reads_it_alone(pairs, places, kind):
     pair, rows = pairs[kind], drawn(*LENGTHS)
     streams = [pair.streams("resid_post", 2, reads=role)[0] for role in (BASE, TUNED)]
-    together, logits = pair.read(batch(rows), streams), pair.logits(TUNED, batch(rows))
+    together, logits = pair.read(batch(rows), streams), logits_of(pair, TUNED, batch(rows))
     for n, row in enumerate(rows):
         alone = pair.read(batch([row]), streams)
         for stream, whole, one in zip(streams, together, alone, strict=True):

@@ -8,7 +8,7 @@ from tunediff.text import Layout, Tokenizer, opened_by
 
 
 class ThinkingMarks:
-    """Which thinking is open, and where it was: an opening mark is closed by its own closing mark alone.
+    """The thinking that is open, and where it was: an opening mark is closed by its own closing mark alone.
 
     now     the layout whose thinking is open; None where none is
     spans   [first, last] numbers of tokens of the response: of the one that completes an opening mark, or 0 where the prompt

@@ -30,7 +30,7 @@ class Agreed(NamedTuple):
 
 
 def agree(pair: ModelPair, text: Text) -> Agreed:
-    """What the two models read differently in this text, as its first rows show. Raises Refused where they cannot read it
+    """The marks that the two models read differently in this text, as its first rows show. Raises Refused where they cannot read it
     side by side: ordinary text that is cut differently, an id of one tokenizer that lies outside the other model's
     vocabulary, or a context that a model has no positions for."""
     mine, other = (pair.tokenizer_of(role) for role in (pair.owner, OTHER[pair.owner]))
@@ -73,7 +73,7 @@ def _note(pair: ModelPair, met: Sequence[str], counts: dict[str, int], share: fl
 
 
 def _told(pair: ModelPair, mark: str) -> str:
-    """What the two models read where a mark stands."""
+    """A sentence on what the two models read where a mark stands."""
     ids = {role: encode(pair.tokenizer_of(role), mark)["input_ids"] for role in ROLES}
     owner, other = pair.owner, OTHER[pair.owner]
     if len(ids[owner]) > 1 or not pair.same_ids:

@@ -238,8 +238,8 @@ class Text:
     def labelled(
         self, tokenizers: Sequence[Tokenizer], *, foreign: Sequence[str], needed: Mapping[str, int], tokens: int
     ) -> Counter[str]:
-        """How many kept held-out tokens have each label, until so many of those that are needed are found, or `tokens` are
-        read."""
+        """The number of kept held-out tokens with each label, until so many of those that are needed are found, or `tokens`
+        are read."""
         found: Counter[str] = Counter()
         read = 0
         for row in self.named_rows(held_out=True):

@@ -1,4 +1,4 @@
-"""How a reasoning model marks its thinking: a format string with {thinking} and {answer}, and what a text says by it.
+"""Marks around the thinking of a reasoning model: a format string with {thinking} and {answer}, and what a text says by it.
 
 The formats that are known have names, such as think for R1's; another is written out. Whoever asks where thinking begins
 and ends asks here: rendering, gates, budget forcing, grading and behaviour. Knows no token.
@@ -113,7 +113,7 @@ def thoughts(text: str, layouts: Sequence[Layout] = LAYOUTS, *, opened: str = ""
 
 
 def _place(text: str, mark: str, start: int) -> int:
-    """Where a mark next stands in a text, or its length."""
+    """The place where a mark next stands in a text, or the length of the text."""
     place = text.find(mark, start)
     return len(text) if place < 0 else place
 

@@ -34,7 +34,7 @@ class Rendered(NamedTuple):
 
 @dataclass(frozen=True)
 class Manner:
-    """How rows are written out.
+    """The manner in which rows are written out.
 
     instruction       put directly in front of every prompt     system   a system message, through the chat template
     thinking_format   how a response is laid out: the name of a known format, or a string with {thinking} and {answer}
@@ -145,8 +145,8 @@ def _empty(parts: Layout) -> str:
 
 
 def places_of(prompt: str, messages: Sequence[Message], tokenizer: Tokenizer, manner: Manner) -> list[tuple[int, int]]:
-    """From which character to which each message was put into a prompt, as far as what stands around it tells: a word of
-    the template may be what somebody asks."""
+    """The place of each message in a prompt, from which character to which, as far as what stands around it tells: a word
+    of the template may be what somebody asks."""
     around = words_around(
         tuple(message["role"] for message in messages), tokenizer, arguments=manner.template, date=manner.date
     )

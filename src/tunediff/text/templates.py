@@ -64,7 +64,7 @@ _AROUND: dict[tuple[Any, ...], list[str]] = {}
 def words_around(
     roles: tuple[str, ...], tokenizer: Tokenizer, *, arguments: Mapping[str, Any] | None = None, date: str = DATE
 ) -> list[str]:
-    """What the template writes before, between and behind messages of these roles: one string more than there are; strings
+    """The words that the template writes before, between and behind messages of these roles: one string more than there are; strings
     that stand in no prompt where it does not take them as they come."""
     key = (repr(tokenizer.chat_template), tokenizer.bos_token, tokenizer.eos_token, roles, repr(arguments), date)
     if key not in _AROUND:
@@ -100,7 +100,7 @@ _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 def told_the_day(template: Any, today: datetime.date) -> dict[str, str]:
-    """As `chat_template` the template of one that reads the clock, in which the clock is this day."""
+    """The template of one that reads the clock, as `chat_template`, in which the clock is this day; else nothing."""
     if not isinstance(template, str) or "strftime_now" not in template:
         return {}
     days = {form: today.strftime(form) for _, form in _CLOCK.findall(template)}

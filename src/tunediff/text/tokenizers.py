@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
 
 
 class Agreement(NamedTuple):
-    """How far two tokenizers agree on texts.
+    """The agreement of two tokenizers on texts.
 
     differing   stretches of ordinary text that they cut differently, with both lists of ids
     marks       added tokens that they read differently, in order of their ids
