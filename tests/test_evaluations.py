@@ -440,7 +440,9 @@ def test_rates_of_places_are_those_of_the_tokens_in_them_and_tenths_are_of_the_w
     assert torch.allclose(torch.tensor(table["rate/thinking/3"]), fires.mean(0), atol=1e-6)
     assert torch.allclose(torch.tensor(table["mean/thinking/3"]), torch.cat(tenth).mean(0), atol=1e-4)
     assert findings["segments/l0/thinking/3"].value == pytest.approx(float(fires.sum(-1).mean()), rel=1e-5)
-    assert [name.removeprefix("rate/") for name in table if name.startswith("rate/")] == list(PLACES[:-1])
+    assert [name.removeprefix("rate/") for name in table if name.startswith("rate/")] == list(
+        PLACES[:-2]
+    )  # no text without a prompt, and no template
     # a long row that is read in pieces has the tenths of the whole
     whole, pieces = (
         Text(lambda: language.rows(0, "trace"), held_out=0.1, context=context, window=16).documents(
