@@ -17,6 +17,7 @@ from tunediff.models import Agreed, ModelPair
 from tunediff.settings import check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
 from tunediff.study.parts import STUDY, agreed_upon, inside
+from tunediff.study.rehearsal import rehearse
 from tunediff.study.run import Run
 from tunediff.text import Text
 from tunediff.training import latest_checkpoint, names_in
@@ -103,6 +104,7 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
                 built[key] = agreed_upon(cfg, evaluated=bool(cfg.evaluation))
             pair, text, _ = built[key]
             run.build(pair, text, weights=False)
+            rehearse(run, pair)
             run.learner = None  # its weights are made where it is trained
         except Refused as refusal:
             raise Refused(f"{' '.join(own)}: {refusal}" if own else str(refusal)) from refusal
