@@ -28,9 +28,12 @@ def check_widths(pair: ModelPair, streams: Sequence[Stream]) -> None:
         points = [Point(stream.hookpoint, stream.layer) for stream in mine]
         model = pair.source(role).empty
         tokens = torch.zeros(1, 2, dtype=torch.long, device="meta")
+        mask = torch.zeros(
+            1, 1, 2, 2, dtype=next(model.parameters()).dtype, device="meta"
+        )  # made here: making it asks for values
         try:
             with torch.no_grad(), reading(model, points) as found:
-                model(input_ids=tokens, use_cache=False)
+                model(input_ids=tokens, attention_mask=mask, use_cache=False)
         except ForwardStopped:
             pass
         except (NotImplementedError, RuntimeError):  # asks for a value

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from tunediff.dictionary import Pass
 from tunediff.models import ModelPair, check_widths
 from tunediff.settings import build
-from tunediff.shapes import TUNED, Refused, Rows, Stream
-from tunediff.study.parts import inside, learns
+from tunediff.shapes import Refused, Rows, Stream
+from tunediff.study.parts import build_dictionary, inside, learns, smaller
 from tunediff.study.run import Run
 from tunediff.study.trainer import check_trainer
-from tunediff.training import Learner, TranscoderLearner
+from tunediff.training import UNKNOWN, Learner, TranscoderLearner
 
 ROWS, DEAD = 64, 8  # of the random sample; latents that are taken for dead
 LOGGER = ("log_hyperparams", "log_metrics", "finalize")
@@ -33,14 +34,10 @@ def rehearse(run: Run, pair: ModelPair) -> None:
     if not learns(run.cfg):
         return
     check_widths(pair, run.streams)
-    if inside(run.cfg):
-        assert isinstance(run.learner, TranscoderLearner)
-        run.learner.objective.check(pair.source(TUNED).empty)
-        return
-    if not callable(getattr(build(run.cfg.activations), "source", None)):
+    if not inside(run.cfg) and not callable(getattr(build(run.cfg.activations), "source", None)):
         raise Refused(f"activations={run.cfg.activations._target_} has no `source`, which gives a stream of rows.")
     with in_a_sentence(run.cfg.dictionary._target_), torch.random.fork_rng(devices=[]):
-        take_a_step(run)
+        (adapt_one_layer if inside(run.cfg) else take_a_step)(run)
 
 
 def take_a_step(run: Run) -> None:
@@ -56,6 +53,20 @@ def take_a_step(run: Run) -> None:
     losses.total.backward()
     with torch.no_grad():
         dictionary.decode(dictionary.encode(rows), rows.moments)
+
+
+def adapt_one_layer(run: Run) -> None:
+    """The same of the first layer of an adapter, alone."""
+    learner = run.learner
+    assert isinstance(learner, TranscoderLearner)
+    learner.learning_rate_schedule(0, UNKNOWN)
+    settings = {"l1": learner.l1_schedule(0, UNKNOWN), **learner.dictionary.sparsity.scheduled(0, UNKNOWN)}
+    adapter = build_dictionary(*smaller(run.cfg, run.streams[:1]))
+    rows, layer = random_rows(adapter.streams, moments=False).values[None], adapter.layers[0]
+    layer.training_pass = Pass(settings, None)
+    layer(rows).sum().backward()
+    layer.training_pass = None
+    layer.encode(rows)
 
 
 def random_rows(streams: Sequence[Stream], *, moments: bool) -> Rows:
