@@ -10,6 +10,7 @@ planted rows, of which no size depends.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 import hydra
 
 import tunediff.text
+from tunediff.models import ModelSource
 from tunediff.settings import check
 from tunediff.study.devices import ASSUMED, GPUS
 from tunediff.study.estimate import GB, cost_of, duration
@@ -47,9 +49,11 @@ def row(name: str, words: list[str], device: str) -> str:
 def table(device: str) -> str:
     """All lines, under what they are made with."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from stand_ins import PAIRS, read_planted, words_of
+    from stand_ins import PAIRS, read_planted, words_of  # pyright: ignore[reportMissingImports]
 
     tunediff.text.read_hub = read_planted
+    tokenizer = ModelSource.tokenizer
+    ModelSource.tokenizer = functools.cache(lambda source: tokenizer(source))  # each is read once
     lines = [
         f"`python bench/plan.py --device {device}`, one {device.upper()} at {ASSUMED:.0%} of its peak, one member:\n",
         "| study | dictionary | tokens | memory | training | evaluations, at most |",

@@ -36,8 +36,11 @@ SMOKE = ("scale=smoke", "trainer=cpu", "evaluation=none", "dry_run=true")
         ("train.py -m scale=smoke layer=1,2 seed=0,1 dry_run=true", "4 members, 4 to run in 1 processes"),
         ("train.py scale=smoke layer=9 dry_run=true", "error: layer=9 is out of range"),
         ("train.py -m scale=smoke layer=1,9 dry_run=true", "error: layer=9: layer=9 is out of range"),
-        ("finetune.py recipe=sft_toy dry_run=true", "parameters learn"),
-        ("finetune.py -m recipe=sft_toy recipe.learning_rate=1e-5,2e-5 dry_run=true", "parameters learn"),
+        ("finetune.py recipe=sft_toy recipe.examples=20 recipe.held_out=5 dry_run=true", "parameters learn"),
+        (
+            "finetune.py -m recipe.examples=20 recipe.held_out=5 recipe.learning_rate=1e-5,2e-5 dry_run=true",
+            "parameters learn",
+        ),
     ],
 )
 def test_a_dry_run_leaves_an_empty_folder_empty(command, says, tmp_path):

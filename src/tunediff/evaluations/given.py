@@ -39,7 +39,7 @@ class Needs(Enum):
 
 
 class Work(NamedTuple):
-    """What an evaluation has the models compute at most, beside reading the activations of the dictionary.
+    """The work of the models for an evaluation, at most, beside reading the activations of the dictionary.
 
     passes     forward passes of one model over the held-out tokens, logits included
     written    tokens that are written and read once more       together   responses that are written at once

@@ -4,10 +4,13 @@ what it gives as wide as the hookpoint says?"""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from tunediff.hookpoints import HOOKPOINTS, LORA, ForwardStopped, Point, module_of, reading
+from tunediff.hookpoints import HOOKPOINTS, LORA, ForwardStopped, Point, decoder_layers, module_of, reading
 from tunediff.models.pair import ModelPair
 from tunediff.shapes import ROLES, TRANSCODER, Refused, Stream
 
@@ -21,33 +24,47 @@ def check_places(pair: ModelPair, streams: Sequence[Stream]) -> None:
 
 
 def check_widths(pair: ModelPair, streams: Sequence[Stream]) -> None:
-    """Raises Refused where two tokens, passed through a model of shapes alone, give no hidden vectors at a place, or others
+    """Raises Refused where a layer of a model of shapes alone, given two tokens, gives no hidden vectors at a place, or others
     than its width says. An architecture that cannot be computed without weights is not looked at."""
     for role in ROLES:
         mine = [stream for stream in streams if role in stream.models and stream.hookpoint not in (LORA, TRANSCODER)]
-        points = [Point(stream.hookpoint, stream.layer) for stream in mine]
-        model = pair.source(role).empty
-        tokens = torch.zeros(1, 2, dtype=torch.long, device="meta")
-        mask = torch.zeros(
-            1, 1, 2, 2, dtype=next(model.parameters()).dtype, device="meta"
-        )  # made here: making it asks for values
-        try:
-            with torch.no_grad(), reading(model, points) as found:
-                model(input_ids=tokens, attention_mask=mask, use_cache=False)
-        except ForwardStopped:
-            pass
-        except (NotImplementedError, RuntimeError):  # asks for a value
-            return
-        except (AttributeError, TypeError) as error:
-            places = ", ".join(map(str, dict.fromkeys(mine)))
-            raise Refused(
-                f"{places}: what stands there is no hidden vector [batch, position, width] ({error})."
-            ) from error
-        for stream, point in zip(mine, points, strict=True):
-            check_value(pair.source(role).path, stream, found.get(point))
+        for layer in sorted({stream.layer for stream in mine}):
+            here = [stream for stream in mine if stream.layer == layer]
+            try:
+                found = _of_layer(pair.source(role).empty, layer, [Point(stream.hookpoint, layer) for stream in here])
+            except (NotImplementedError, RuntimeError):  # asks for a value
+                break
+            except (AttributeError, TypeError) as error:
+                raise Refused(
+                    f"{', '.join(map(str, here))}: what stands there is no hidden vector [batch, position, width] ({error})."
+                ) from error
+            for stream in here:
+                check_value(pair.source(role).path, stream, found.get(Point(stream.hookpoint, layer)))
 
 
-def check_value(path: str, stream: Stream, value: torch.Tensor | None) -> None:
+@torch.no_grad()
+def _of_layer(model: PreTrainedModel, layer: int, points: Sequence[Point]) -> dict[Point, Tensor]:
+    """The vectors at points of one layer, which is given what the first layer is."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    mask = torch.zeros(1, 1, 2, 2, dtype=model.dtype, device="meta")  # made here: making it asks for values
+    layers, given = decoder_layers(model), {}
+
+    def keep(_, args: tuple, kwargs: dict) -> None:
+        given.update(args=args, kwargs=kwargs)
+        raise ForwardStopped
+
+    hook = layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with suppress(ForwardStopped):
+            model(input_ids=tokens, attention_mask=mask, use_cache=False)
+    finally:
+        hook.remove()
+    with reading(model, points) as found, suppress(ForwardStopped):
+        layers[layer](*given["args"], **given["kwargs"])
+    return dict(found)
+
+
+def check_value(path: str, stream: Stream, value: Tensor | None) -> None:
     """Raises Refused for a value that is none, or is not [1, 2, width]."""
     if value is None:
         raise Refused(f"{stream}: {path} does not compute its module, so that there is nothing to read.")

@@ -159,7 +159,7 @@ def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: Device | None
 
 
 def times(cost: Cost, device: Device | None) -> list[str]:
-    """What training and evaluations take, in words."""
+    """The time of training and of evaluations, in words."""
     if device is None:
         return [operations(sum(flops.values())) for flops in (cost.training, cost.evaluation)]
     return [duration(device.seconds(cost.training)), duration(device.seconds(cost.evaluation, cost.read))]

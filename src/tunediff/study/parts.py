@@ -20,7 +20,7 @@ from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, target_of, within
-from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream, lacking
+from tunediff.shapes import ADAPTER, HYBRID, ROLES, TUNED, Refused, Stream, lacking
 from tunediff.text import Text
 from tunediff.training import Learner, TranscoderLearner
 
@@ -75,7 +75,8 @@ def agreed_upon(cfg: DictConfig, *, evaluated: bool) -> tuple[ModelPair, Text, A
             "both models read, text=openr1_math from the Hub, or text=traces text.rows.path=<file.jsonl>."
         )
     text.check(evaluated=evaluated)
-    return pair, text, agree(pair, text)
+    # a pair that a transcoder adapter stands in reads by the tuned model's attention alone: the base lends its MLPs
+    return pair, text, agree(pair, text, roles=(TUNED,) if inside(cfg) else ROLES)
 
 
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:

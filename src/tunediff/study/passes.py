@@ -52,7 +52,7 @@ def reading(pair: ModelPair, streams: Iterable[Stream], tokens: float, cfg: Dict
     found, streams = Flops(), list(streams)
     for role in dict.fromkeys(role for stream in streams for role in stream.models):
         layers = 1 + max(stream.layer for stream in streams if role in stream.models)
-        found[kind_of(pair, role, cfg, device)] += tokens * layers * of_layer(pair, role, cfg)
+        found[kind_of(pair, role, cfg, device)] += int(tokens * layers * of_layer(pair, role, cfg))
     return found
 
 
@@ -74,7 +74,8 @@ def evaluation_cost(run: Run, pair: ModelPair, device: Device | None) -> tuple[F
     whole, kind, tokens = of_model(pair, role, cfg), kind_of(pair, role, cfg, device), cfg.budget.evaluation_tokens
     readings = 0
     for evaluation in run.evaluations.values():
-        asked = evaluation.work(pair, run.streams) if hasattr(evaluation, "work") else Work()
+        work = getattr(evaluation, "work", None)  # a class of the user's own may have none
+        asked = Work() if work is None else work(pair, run.streams)
         found[kind] += whole * (asked.passes * tokens + 2 * asked.written)
         read += asked.written / asked.together * pair.source(role).size[0] * bytes_of(pair.source(role).dtype)
         readings += 2 if declared(evaluation, "needs") is not Needs.PAIR else 0  # its statistics, and what it asks

@@ -53,7 +53,7 @@ class BehaviourEvaluation:
                 raise Refused(f"task {name} has no problem: look at its filter, or raise problems={self.problems}.")
 
     def times_asked(self, pair: ModelPair) -> int:
-        """How often each problem is answered, at most."""
+        """Number of responses to each problem, at most."""
         return 2
 
     def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
