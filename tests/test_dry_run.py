@@ -7,6 +7,7 @@ import types
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 import warm
 from conftest import ROOT
@@ -100,6 +101,16 @@ def point(name, *settings):
 NO_CALL = "{_target_: mine_in_a_dry_run.NoCall}"
 
 
+def test_what_is_to_run_elsewhere_is_not_judged_by_the_devices_that_are_here(tmp_path, capsys):
+    half = ["trainer.precision=16-mixed", "launcher.device=a100"]
+    study(composed(*SMOKE, *half), tmp_path / "run")
+    study(composed(*SMOKE, "trainer.accelerator=gpu", "trainer.devices=8"), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "hours of one a100" in said and ("so that the run starts on another" in said) is (
+        torch.cuda.device_count() < 8
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -114,6 +125,7 @@ NO_CALL = "{_target_: mine_in_a_dry_run.NoCall}"
         (point("unread", "module=input_layernorm|gone", "read=input", "width=95"), "vectors of width 96"),
         (["trainer.accelerator=tpu"], "trainer: Lightning cannot be set up as asked"),
         (["+trainer.strategy=nonsense"], "invalid strategy name"),
+        (["trainer.precision=16-mixed"], "16-mixed needs a GPU, and this is the cpu"),
         (["trainer=fsdp"], "trainer=fsdp shares out the layers of models that a dictionary stands in"),
         (["text.rows.shares={trace: -1}"], "text.rows.shares=.*'trace': -1.*: give a number from 0"),
         (["text.rows.shares={trace: 0, steps: 0, fact: 0}"], "and one above 0"),

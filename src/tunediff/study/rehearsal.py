@@ -23,9 +23,9 @@ ROWS, DEAD = 64, 8  # of the random sample; latents that are taken for dead
 LOGGER = ("log_hyperparams", "log_metrics", "finalize")
 
 
-def rehearse(run: Run, pair: ModelPair) -> None:
-    """Raises Refused where the first step of a run that was built would fail."""
-    check_trainer(run.cfg)
+def rehearse(run: Run, pair: ModelPair, *, here: bool = True) -> None:
+    """Raises Refused where the first step of a run that was built would fail, on this machine or on another."""
+    check_trainer(run.cfg, here=here)
     for logger in run.loggers:
         if missing := [name for name in LOGGER if not callable(getattr(logger, name, None))]:
             raise Refused(

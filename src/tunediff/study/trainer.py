@@ -57,12 +57,12 @@ def lightning_of(cfg: DictConfig, **settings: Any) -> Any:
             raise Refused(f"trainer: Lightning cannot be set up as asked: {said} Choose trainer=auto.") from error
 
 
-def check_trainer(cfg: DictConfig) -> None:
-    """Raises Refused for a trainer that could not be made where the study runs: here, or where the devices are that are
-    not here, of which all but device, precision and strategy are tried."""
+def check_trainer(cfg: DictConfig, *, here: bool = True) -> None:
+    """Raises Refused for a trainer that could not be made where the study runs: `here`, or where the devices are that are
+    not, of which all but device, precision and strategy are tried."""
     elsewhere = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": PRECISIONS[0]}
     precision_of(cfg)
-    if not_here(cfg) or processes_of(cfg) > 1:
+    if not here or cfg.launcher.device not in (None, "cpu") or not_here(cfg) or processes_of(cfg) > 1:
         lightning_of(cfg, **elsewhere)
     else:
         make_trainer(cfg, Path())

@@ -40,7 +40,7 @@ def launch(
     """Runs members, given as lists of overrides, at a place -> the outcome of each, in their order."""
     sweep = Path(config.hydra.sweep.dir)
     composed = [(list(words), member_config(config, compose, words)) for words in overrides]
-    members = members_in(sweep, composed)
+    members = members_in(sweep, composed, here=place.here)
     by_identity = {member.run.identity: member for member in members}
     in_order = [by_identity[Run(cfg, sweep).identity] for _, cfg in composed]
     begun = [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]

@@ -18,7 +18,7 @@ from tunediff.sweep.plan import Group, Member
 class Local:
     """This machine, on which so many groups run at a time; for None one per GPU, or one."""
 
-    wait = True
+    wait = here = True
     after_ctrl_c = "the same line goes on from here"
 
     def __init__(self, *, parallel: int | None):

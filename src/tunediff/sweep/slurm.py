@@ -52,6 +52,7 @@ class Slurm:
     poll_s: float
 
     after_ctrl_c: ClassVar[str] = "the jobs go on"
+    here: ClassVar[bool] = False  # a login node has other devices
 
     def queued(self, sweep: Path) -> dict[str, str]:
         """Identity -> job of the members that a former start of the sweep left in the queue."""
