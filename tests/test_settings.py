@@ -540,11 +540,11 @@ def test_rows_that_statistics_are_fitted_on_are_in_the_estimate(tmp_path):
     def cost(*words):
         cfg = composed("scale=smoke", "activations=stored", *words)
         run, pair = Run(cfg, tmp_path), build(cfg.model_pair)
-        run.build(pair, weights=False)
-        return cost_of([run], pair)
+        run.build(pair, build(cfg.text), weights=False)
+        return cost_of([run], pair, None)
 
-    few, many = cost(), cost("activations.fit_tokens=1000000")
-    assert many.disk > 2 * few.disk and many.flops > 2 * few.flops
+    few, many = cost("evaluation=none"), cost("evaluation=none", "activations.fit_tokens=1000000")
+    assert many.disk > 2 * few.disk and sum(many.training.values()) > 2 * sum(few.training.values())
 
 
 # -- every guard is called ------------------------------------------------------------------------------------------------
@@ -555,6 +555,18 @@ ASKED_OF_A_MODEL = {"Distillation", "Imitation"}  # whether its head is followed
 FILES_OF_ITS_OWN = {"AdaptedSource"}  # which test_whole_models.py makes
 IN_A_STUDY = {  # class -> a study that has one
     "AuxK": [],
+    **{
+        kind: [f"evaluation={name}"]
+        for kind, name in (
+            ("Benchmark", "benchmark"),
+            ("Intervention", "ablation"),
+            ("SteeringSweep", "steering_sweep"),
+        )
+    },
+    "Recovery": ["evaluation=recovery"],
+    "LoraAblation": ["model_pair=toy_lora", "evaluation=lora_ablation"],
+    "AdapterRecovery": ["dictionary=transcoder_adapter", "evaluation=adapter_recovery"],
+    "LatentSets": ["dictionary=transcoder_adapter", "evaluation=latent_sets"],
     "Anneal": [],
     "Constant": [],
     "Difference": ["dictionary=delta_crosscoder"],
@@ -589,7 +601,9 @@ def test_every_check_of_a_setting_is_reached_by_a_dry_run(name, tmp_path, monkey
         return own(self, *args, **kwargs)
 
     monkeypatch.setattr(one, "check", watched)
-    study(composed(*SMOKE, *IN_A_STUDY[name]), tmp_path / "run")
+    words = IN_A_STUDY[name]
+    asks = any(word.startswith("evaluation=") for word in words)
+    study(composed(*(word for word in SMOKE if not (asks and "evaluation" in word)), *words), tmp_path / "run")
     assert one in reached and not (tmp_path / "run").exists()
 
 

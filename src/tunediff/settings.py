@@ -36,7 +36,15 @@ from tunediff.shapes import Refused, flat
 
 TRUSTED = ("tunediff", "torch", "lightning")
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
-IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every memory_gb logits_mb optimized_metric task".split()
+IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task".split()
+
+# of a dry run: Hydra's folder is one that is there, and neither logs nor configs are laid in it
+UNWRITTEN = (
+    "hydra.output_subdir=null",
+    "hydra.job_logging.root.handlers=[console]",
+    "~hydra.job_logging.handlers.file",
+)
+UNWRITTEN_SWEEPER = "hydra_plugins.tunediff_launchers.DrySweeper"
 
 ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
 
@@ -53,6 +61,8 @@ NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("seed", "text.seed"), Annotated[int, pydantic.Field(ge=0, lt=2**63)]),
     **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), pydantic.PositiveInt),
     "tokens": pydantic.PositiveInt | None,
+    **dict.fromkeys(("launcher.device", "device"), typing.Literal["h200", "h100", "a100", "cpu"] | None),
+    **dict.fromkeys(("launcher.memory_gb", "memory_gb"), Annotated[float | None, POSITIVE]),
 }
 
 
@@ -80,11 +90,34 @@ def verb(name: str) -> Callable:
             with said_plainly():
                 sys.argv[1:] = with_files(sys.argv[1:], folder)
                 check_command_line(sys.argv[1:], folder, name)
+                sys.argv[1:] += nothing_written(sys.argv[1:], name)
             wrapped()
 
         return main
 
     return decorate
+
+
+def nothing_written(arguments: Sequence[str], name: str) -> list[str]:
+    """Words for Hydra by which a dry run leaves no folder, no log and no copy of its config; none for another run. Raises
+    Refused for a sweeper that chooses its members by what became of the first."""
+    try:
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+    except hydra.errors.HydraException:
+        return []  # Hydra says it
+    given = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
+    if not given.get("dry_run"):
+        return []
+    if not {"-m", "--multirun"} & {*arguments}:
+        return ["hydra.run.dir=.", *UNWRITTEN]
+    if (sweeper := given.get("hydra/sweeper", "basic")) != "basic":
+        raise Refused(
+            f"dry_run=true with hydra/sweeper={sweeper}: which members it has is known once the first have ended. "
+            "Leave -m and the sweeper out to see what one of them takes."
+        )
+    words = [f"hydra.sweeper._target_={UNWRITTEN_SWEEPER}"]
+    # the members of a sweep of studies are looked for in its folder; those of others are run by Hydra, one after another
+    return words if name == "train" else [*words, "hydra.sweep.dir=.", "hydra.sweep.subdir=.", *UNWRITTEN]
 
 
 def with_files(arguments: Sequence[str], folder: Path) -> list[str]:

@@ -9,8 +9,21 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+
+
+class DrySweeper(BasicSweeper):
+    """Hydra's own sweeper for a dry run: the same members, and no folder in which its config is laid."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.launcher is not None and self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        parts = self.split_arguments(overrides, self.max_batch_size)
+        return [self.launcher.launch(part, initial_job_idx=0) for part in parts]
 
 
 class PackingLauncher(Launcher):

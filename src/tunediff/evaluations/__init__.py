@@ -4,7 +4,7 @@ from tunediff.evaluations.behaviour.benchmark import Benchmark
 from tunediff.evaluations.behaviour.intervention import Intervention
 from tunediff.evaluations.behaviour.recovery import Recovery
 from tunediff.evaluations.behaviour.steering_sweep import SteeringSweep
-from tunediff.evaluations.given import Evaluation, Given, Needs, Reading, Trained, declared
+from tunediff.evaluations.given import KEPT, Evaluation, Given, Needs, Reading, Trained, Work, declared
 from tunediff.evaluations.judging.autointerp import Autointerp
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.delphi_cache import LatentCache

@@ -42,6 +42,18 @@ class Needs(Enum):
     ADAPTER = "adapter"  # a transcoder adapter, which replaces MLPs and reconstructs nothing
 
 
+class Work(NamedTuple):
+    """The work of the models for an evaluation, at most, beside reading the activations of the dictionary.
+
+    passes     forward passes of one model over the held-out tokens, logits included
+    written    tokens that are written and read once more       together   responses that are written at once
+    """
+
+    passes: float = 0.0
+    written: float = 0.0
+    together: int = 1
+
+
 class Evaluation(Protocol):
     """A question that is asked of a study.
 
@@ -49,6 +61,9 @@ class Evaluation(Protocol):
     name      first part of the names of its findings; None: its name in the config
     latents   the latents that it asks about: an expression is checked before anything is trained
     asks_for  label -> tokens with it that it needs at least: a text that has fewer is refused before anything is trained
+
+    A class may also have `work(pair, streams)`, which gives its Work for an estimate, and `check()`, which raises Refused
+    before anything is trained.
     """
 
     needs: Needs = Needs.DICTIONARY

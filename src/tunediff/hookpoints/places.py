@@ -50,6 +50,12 @@ def add_hookpoint(name: str, row: Mapping[str, Any]) -> None:
     if "module" not in row:
         raise Refused(f"dictionary.hookpoint.module is not set: where in a decoder layer does {name} lie?")
     place = Place(**row)
+    for key, kinds in (("module", str), ("width", int | str), ("before", str | None)):
+        value = getattr(place, key)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise Refused(
+                f"dictionary.hookpoint.{key}={value!r}: give {'a number or a word' if key == 'width' else 'a word'}."
+            )
     if place.read not in ("input", "output"):
         raise Refused(f"dictionary.hookpoint.read='{place.read}': choose input or output.")
     part = place.module.partition(".")[0]
@@ -112,8 +118,8 @@ def width_of(config: Any, hookpoint: str) -> int:
     width = HOOKPOINTS[hookpoint].width
     for product in str(width).split("|"):
         factors = [int(word) if word.isdecimal() else getattr(config, word, None) for word in product.split("*")]
-        if all(factors):
-            return math.prod(factor for factor in factors if factor)
+        if all(type(factor) is int and factor > 0 for factor in factors):
+            return math.prod(factors)
     raise Refused(f"dictionary.hookpoint.width={width}: the configuration of the model does not say; give a number.")
 
 

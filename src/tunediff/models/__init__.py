@@ -8,7 +8,8 @@ rotary.py         a text read by its own         transcoder_files.py   its adapt
                   length, beside longer ones
 heads.py          last hidden vectors -> logits, a block at a time
 pair.py           the two, read together         agreement.py          what the two read differently
-                  and run under edits            option.py             the two, as pair.yaml
+                  and run under edits            reach.py              places, before a weight is read
+option.py         the two, as pair.yaml
 """
 
 from transformers import PreTrainedModel
@@ -20,5 +21,6 @@ from tunediff.models.heads import LOGITS_MB, Head, head_of
 from tunediff.models.hybrid import replaceable, replacing, switch_mlps
 from tunediff.models.option import option, pair_of_adapter, placed
 from tunediff.models.pair import ALL_LAYERS, ModelPair
+from tunediff.models.reach import check_places, check_widths
 from tunediff.models.source import ModelSource, skeleton
 from tunediff.models.transcoder_files import TranscoderFiles, save_adapted

@@ -29,12 +29,12 @@ class Agreed(NamedTuple):
     notes: list[str]
 
 
-def agree(pair: ModelPair, text: Text) -> Agreed:
+def agree(pair: ModelPair, text: Text, *, roles: Sequence[str] = ROLES) -> Agreed:
     """The marks that the two models read differently in this text, as its first rows show. Raises Refused where they cannot read it
     side by side: ordinary text that is cut differently, an id of one tokenizer that lies outside the other model's
-    vocabulary, or a context that a model has no positions for."""
+    vocabulary, or a context that one of the `roles` has no positions for: those that read the text by themselves."""
     mine, other = (pair.tokenizer_of(role) for role in (pair.owner, OTHER[pair.owner]))
-    for role in ROLES:
+    for role in roles:
         positions = getattr(pair.configs[role], "max_position_embeddings", None)
         if positions is not None and text.context > positions:
             raise PairError(

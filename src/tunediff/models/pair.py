@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
-from tunediff.hookpoints import HOOKPOINTS, LORA, ForwardStopped, Point, check_hookpoint, module_of, reading, width_of
+from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading, width_of
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.lora import PairError
 from tunediff.models.rotary import crosses_switch, follows_length
@@ -185,13 +185,6 @@ class ModelPair:
                 raise PairError("dictionary.reads=difference needs models of the same width and the same layers.")
             return [tuned._replace(role=DIFFERENCE) for _, tuned in pairs]
         return found
-
-    def check_places(self, streams: Iterable[Stream]) -> None:
-        """Raises Refused where a model has no module at a place that is read, before any weight is loaded."""
-        for stream in streams:
-            if HOOKPOINTS[stream.hookpoint].module and stream.hookpoint != TRANSCODER:
-                for role in stream.models:
-                    module_of(self.source(role).empty, Point(stream.hookpoint, stream.layer))
 
     def _adapters(self, reads: str, layer: int | float | str | Sequence) -> Stream:
         if reads not in ROLES:

@@ -1,86 +1,118 @@
-"""Cost of studies that share a pass of the models, before they start: memory, disk, and a lower bound of the time.
+"""Cost of studies that share a pass of the models, before they start: memory, disk, and the time of a named device.
 
-Memory and disk are counted from shapes. Time is a FLOP model of training (both models to the highest layer read; five
-dense products a dictionary, or one where codes are sparse) at the rate of one matrix product measured here; AuxK and
-evaluations are not in it, and no run reaches that rate with everything, so it says "at least". A study of a pair alone is
-one pass of both models over the held-out tokens.
+Memory and disk are counted from shapes. Time is a FLOP model at a share of the device's peak rate (devices.py). Training runs
+both models to the highest layer read and takes five dense products a dictionary, or one where codes are sparse; AuxK and
+padding are not in it. Evaluations are counted at most (passes.py); writing reads all weights for each token of a batch,
+where that takes longer than computing.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import timeit
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from omegaconf import DictConfig
 
 from tunediff.dictionary import latents_of
+from tunediff.evaluations import KEPT
 from tunediff.models import ModelPair
 from tunediff.settings import build
 from tunediff.shapes import BASE, TUNED
 from tunediff.study.described import spelled
+from tunediff.study.devices import Device, device_named
 from tunediff.study.parts import agreed_upon, inside, learns
+from tunediff.study.passes import (
+    Flops,
+    bytes_of,
+    evaluation_cost,
+    kind_of,
+    learned_in,
+    of_model,
+    precision_on,
+    reading,
+)
+from tunediff.study.rehearsal import rehearse
 from tunediff.study.run import Run
-from tunediff.study.trainer import precision_of, processes_of, shares_out_layers
+from tunediff.study.trainer import not_here, processes_of, shares_out_layers
 from tunediff.training import MemoryEstimate
-from tunediff.training.memory import GB, adapter_memory, adapter_parameters
+from tunediff.training.memory import GB, MB, adapter_memory, adapter_parameters
 
 
 class Cost(NamedTuple):
-    """Cost of a group: bytes on the device, bytes on disk, floating-point operations."""
+    """Cost of a group: bytes on the device, bytes on disk, operations of training and of evaluations, and the bytes of
+    weights that are read where evaluations write."""
 
     memory: float
     disk: float
-    flops: float
+    training: Flops
+    evaluation: Flops
+    read: float
 
 
 def forecast(run: Run) -> str:
     """The estimate of one study, in lines. Everything that can be wrong is checked first."""
-    pair, text, _ = agreed_upon(run.cfg, evaluated=bool(run.cfg.evaluation))
+    cfg = run.cfg
+    pair, text, agreed = agreed_upon(cfg, evaluated=bool(cfg.evaluation))
     run.build(pair, text, weights=False)
-    items = f"memory of one device:\n{adapter_items(run.cfg, pair).table()}\n" if inside(run.cfg) else ""
-    return items + table([([run], cost_of([run], pair))], device=device_of(run.cfg))
+    rehearse(run, pair)
+    device = device_named(cfg.launcher.device, cfg)
+    notes = [*agreed.notes, *(said for source in pair.sources.values() for said in source.remarks()), *not_here(cfg)]
+    items = f"memory of one device:\n{adapter_items(cfg, pair, device).table()}\n" if inside(cfg) else ""
+    said = "".join(f"note: {note}\n" for note in notes)
+    return said + items + table([([run], cost_of([run], pair, device))], device=device)
 
 
-def cost_of(runs: Sequence[Run], pair: ModelPair) -> Cost:
+def cost_of(runs: Sequence[Run], pair: ModelPair, device: Device | None) -> Cost:
+    """The cost of runs in one process on a device; None is one of this machine whose speed is not known."""
     cfg = runs[0].cfg
+    evaluated, read = Flops(), 0.0
+    for run in runs:
+        flops, of_run = evaluation_cost(run, pair, device)
+        evaluated, read = evaluated + flops, read + of_run
     if inside(cfg):
-        return adapter_cost(cfg, pair)
-    streams = dict.fromkeys(stream for run in runs for stream in run.streams)
+        return adapter_cost(cfg, pair, device)._replace(evaluation=evaluated, read=read)
+    streams = list(dict.fromkeys(stream for run in runs for stream in run.streams))
     width = sum(stream.width for stream in streams)
-    activations = build(cfg.activations) if learns(cfg) else None
-    tokens = cfg.budget.evaluation_tokens if activations is None else cfg.budget.tokens + activations.fit_tokens
-    block = cfg.text.get("tokens_per_batch", 8192)  # a text of the user's own may have none
-    memory, flops = 4.0 * block * width, 0.0
-    for role in dict.fromkeys(role for stream in streams for role in stream.models):
-        (total, one_layer), config = pair.sources[role].size, pair.configs[role]
-        value = torch.empty(0, dtype=getattr(torch, pair.sources[role].dtype)).element_size()
-        held = pair.sources[role].added if pair.shares_weights(role) else total
-        memory += value * (held + 6 * block * (config.hidden_size + config.intermediate_size))
-        layers = 1 + max(stream.layer for stream in streams if role in stream.models)
-        flops += 2 * tokens * layers * one_layer
-    if activations is None:
-        return Cost(memory, 0.0, flops)
-    value = torch.empty(0, dtype=getattr(torch, activations.dtype)).element_size()
-    buffer = activations.buffer * width * value
-    memory += buffer
-    disk = 2.0 * buffer + activations.disk(tokens, width)  # a checkpoint is written before the last is removed
+    models = models_memory(cfg, pair, [role for stream in streams for role in stream.models], width)
+    measuring = measuring_memory(cfg, pair, width) if cfg.evaluation else 0.0
+    if not learns(cfg):
+        return Cost(models + measuring, 0.0, Flops(), evaluated, read)
+    activations = build(cfg.activations)
+    tokens = cfg.budget.tokens + activations.fit_tokens
+    training = reading(pair, streams, tokens, cfg, device)
+    learning = activations.buffer * width * bytes_of(activations.dtype)
+    disk = 2.0 * learning + activations.disk(tokens, width)  # a checkpoint is written before the last is removed
     for run in runs:
         latents = latents_of(run.cfg.dictionary.latents, run.streams)
         mine = sum(stream.width for stream in run.streams)
         parameters = 2 * latents * mine
-        memory += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
+        learning += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
+        measuring += 4 * parameters
         disk += 4 * parameters * (1 + 2 * 3)
         sparsity = build(run.cfg.dictionary.get("sparsity"))  # a dictionary of the user's own may have none
         products = 1 if getattr(sparsity, "few", False) else 5
-        flops += 2 * products * run.cfg.budget.tokens * latents * mine
-    return Cost(memory, disk, flops)
+        training[learned_in(cfg, device)] += 2 * products * run.cfg.budget.tokens * latents * mine
+    return Cost(models + max(learning, measuring), disk, training, evaluated, read)
 
 
-def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
+def models_memory(cfg: DictConfig, pair: ModelPair, roles: Sequence[str], width: int) -> float:
+    """The bytes of the models' weights, and of a batch at work in one of their layers with what is read of it."""
+    block = cfg.text.get("tokens_per_batch", 8192)  # a text of the user's own may have none
+    found = 4.0 * block * width
+    for role in dict.fromkeys(roles):
+        source, config = pair.sources[role], pair.configs[role]
+        held = source.added if pair.shares_weights(role) else source.size[0]
+        found += bytes_of(source.dtype) * (held + 6 * block * (config.hidden_size + config.intermediate_size))
+    return found
+
+
+def measuring_memory(cfg: DictConfig, pair: ModelPair, width: int) -> float:
+    """The bytes of held-out activations that are kept, and of a block of logits with what is computed of it."""
+    vocabulary = max(config.vocab_size for config in pair.configs.values())
+    return min(MB * cfg.logits_mb, 20 * 2048 * vocabulary) + min(KEPT, 4 * cfg.budget.evaluation_tokens * width)
+
+
+def adapter_cost(cfg: DictConfig, pair: ModelPair, device: Device | None) -> Cost:
     """The cost of an adapter that learns inside the models, in a process for itself: the tuned model runs once, the adapted
     one in each pass, and for each cutoff two mixtures, of which the second learns in half of its layers on average. Frozen
     weights have no gradient."""
@@ -88,13 +120,14 @@ def adapter_cost(cfg: DictConfig, pair: ModelPair) -> Cost:
     learned = adapter_parameters(pair.configs[TUNED], latents)
     objective, again = cfg.dictionary.objective, 2 if cfg.activations.gradient_checkpointing else 1
     passes, cutoffs = 2 if objective.separately else 1, objective.cutoffs if objective.bridge else 0
-    forward = backward = 2.0 * pair.sources[TUNED].size[0]
+    forward = backward = of_model(pair, TUNED, cfg)
     frozen = forward * (1 + (passes + 2 * cutoffs) * again) + backward * (passes + 1.5 * cutoffs)
-    flops = cfg.budget.tokens * (frozen + 6.0 * learned * (passes + cutoffs))
-    return Cost(adapter_items(cfg, pair).total, 4.0 * learned * (1 + 2 * 3), flops)
+    training = Flops({kind_of(pair, TUNED, cfg, device): cfg.budget.tokens * frozen})
+    training[learned_in(cfg, device)] += cfg.budget.tokens * 6.0 * learned * (passes + cutoffs)
+    return Cost(adapter_items(cfg, pair, device).total, 4.0 * learned * (1 + 2 * 3), training, Flops(), 0.0)
 
 
-def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
+def adapter_items(cfg: DictConfig, pair: ModelPair, device: Device | None) -> MemoryEstimate:
     """The memory of an adapter, item by item."""
     return adapter_memory(
         pair.configs[BASE],
@@ -103,7 +136,7 @@ def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
         latents=latents_of(cfg.dictionary.latents, pair.streams("mlp_in", 0, reads=TUNED)),
         block=cfg.text.context,
         micro_batch=cfg.activations.micro_batch,
-        precision=precision_of(cfg),
+        precision=precision_on(cfg, device),
         gradient_checkpointing=cfg.activations.gradient_checkpointing,
         logits_mb=cfg.dictionary.objective.logits_mb,
         residuals=cfg.dictionary.objective.nmse > 0,
@@ -111,50 +144,25 @@ def adapter_items(cfg: DictConfig, pair: ModelPair) -> MemoryEstimate:
     )
 
 
-def device_of(cfg: DictConfig) -> torch.device | None:
-    """The device of this machine that a trainer would take; None where a GPU is asked for and none is here."""
-    asked = cfg.trainer.accelerator
-    if asked in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    if asked in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu") if asked in ("auto", "cpu") else None
-
-
-def memory_of(device: torch.device | None, *, given_gb: float | None = None) -> float:
-    """Bytes of one device: as given, else as found on this machine; infinite for a device that is not here."""
-    if given_gb is not None:
-        return given_gb * GB
-    if device is None:
-        return float("inf")
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-@functools.cache
-def rate_of(device: torch.device) -> float:
-    """Floating-point operations a second of a float32 matrix product, measured now."""
-    size = 4096 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device)
-    seconds = timeit.repeat("float((a @ a)[0, 0])", globals={"a": a}, repeat=4, number=1)
-    return 2 * size**3 / min(seconds)
-
-
-def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: torch.device | None) -> str:
-    """The table of estimates, one line per group. With no device at hand (a login node) operations replace time."""
-    rows = [["group", "members", "layers", "tokens", "memory", "disk", "time, at least" if device else "operations"]]
+def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: Device | None) -> str:
+    """The table of estimates, one line per group, and what its times are of. With no device at hand (a login node)
+    operations replace time."""
+    rows = [["group", "members", "layers", "tokens", "memory", "disk", "training", "evaluations"]]
     for n, (runs, cost) in enumerate(groups):
         cfg = runs[0].cfg
         layers = sorted({stream.layer for run in runs for stream in run.streams})
         tokens = cfg.budget.tokens if learns(cfg) else cfg.budget.evaluation_tokens
-        spent = duration(cost.flops / rate_of(device)) if device else operations(cost.flops)
         sizes = [f"{size / GB:.2f} GB" for size in (cost.memory, cost.disk)]
-        rows.append([str(n), str(len(runs)), spelled(layers), f"{tokens:,}", *sizes, spent])
-    said = columns(rows)
-    if device:
-        said += f"\ntime: FLOP model of training at {rate_of(device) / 1e9:,.0f} GFLOP/s, one product measured on this {device.type}"
-    return said
+        rows.append([str(n), str(len(runs)), spelled(layers), f"{tokens:,}", *sizes, *times(cost, device)])
+    unknown = "operations; launcher.device=h200, h100, a100 or cpu gives hours"
+    return f"{columns(rows)}\n{unknown if device is None else device.described}; evaluations at most"
+
+
+def times(cost: Cost, device: Device | None) -> list[str]:
+    """The time of training and of evaluations, in words."""
+    if device is None:
+        return [operations(sum(flops.values())) for flops in (cost.training, cost.evaluation)]
+    return [duration(device.seconds(cost.training)), duration(device.seconds(cost.evaluation, cost.read))]
 
 
 def duration(seconds: float) -> str:

@@ -23,17 +23,17 @@ from tunediff.models import ModelSource, placed
 from tunediff.settings import build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
 from tunediff.study.described import beat, curves_of, open_loggers
-from tunediff.study.estimate import GB, device_of, memory_of
+from tunediff.study.devices import device_named, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import refuse_toy_text, write_config
 from tunediff.study.trainer import fit, in_processes, make_trainer, precision_of, processes_of, shares_out_layers
 from tunediff.text import Batches, Examples, Text, TextError, examples, packed
 from tunediff.training import Checkpoints, FineTuning, Lora, Recipe, interval, latest_checkpoint, load_checkpoint
-from tunediff.training.memory import memory
+from tunediff.training.memory import GB, memory
 
 log = logging.getLogger(__name__)
 
-FINE_TUNE = "model text recipe trainer logger seed trust checkpoint_every evaluate_every sweep dry_run memory_gb logits_mb".split()
+FINE_TUNE = "model text recipe trainer logger seed trust checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb".split()
 
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
@@ -42,7 +42,8 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
     if rank > 0:
         logging.getLogger().setLevel(logging.WARNING)  # one process speaks for all
     # whoever started torchrun cleans up, after having read why: one process must not, while others still write
-    with nullcontext() if "TORCHELASTIC_RUN_ID" in os.environ else folders.unless_refused(folder):
+    keeps = "TORCHELASTIC_RUN_ID" in os.environ or cfg.get("dry_run")  # whose folder is no run's
+    with nullcontext() if keeps else folders.unless_refused(folder):
         check(cfg, FINE_TUNE)
         source, recipe = build(cfg.model), build(cfg.recipe)
         check_adapter(source, recipe)
@@ -98,7 +99,8 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
     if isinstance(strategy, str):
         raise Refused(f"trainer.strategy={strategy}: choose trainer=ddp or trainer=fsdp, which bring their own.")
     sharded = shares_out_layers(cfg)
-    count, precision = processes_of(cfg), precision_of(cfg)
+    device = device_named(cfg.device, cfg)
+    count, precision = processes_of(cfg), precision_of(cfg, on_gpu=None if cfg.device is None else cfg.device != "cpu")
     config = source.config().get_text_config()
     estimate = memory(
         recipe.part,
@@ -113,7 +115,7 @@ def fits(cfg: DictConfig, source: ModelSource, recipe: Recipe) -> None:
         sharded=sharded,
     )
     learning = recipe.part.parameters(config)
-    available = memory_of(device_of(cfg), given_gb=cfg.memory_gb)
+    available = memory_of(device, given_gb=cfg.memory_gb)
     if cfg.dry_run:
         print(
             f"{learning:,} parameters learn\nmemory of each of {count} devices{', sharded' * sharded}:\n{estimate.table()}"

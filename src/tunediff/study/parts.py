@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tunediff.activations import WholeSequences, check_buffer
-from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapter
+from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapter, latents_of
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
 from tunediff.folders import write_atomically
@@ -20,7 +20,7 @@ from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, target_of, within
-from tunediff.shapes import ADAPTER, HYBRID, ROLES, Refused, Stream, lacking
+from tunediff.shapes import ADAPTER, HYBRID, ROLES, TUNED, Refused, Stream, lacking
 from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
 
@@ -80,7 +80,8 @@ def agreed_upon(cfg: DictConfig, *, evaluated: bool) -> tuple[ModelPair, Text, A
     pair, text = pair_and_text(cfg)
     refuse_toy_text(cfg, pair.tokenizers[0], pair.source(pair.owner).path)
     text.check(evaluated=evaluated)
-    return pair, text, agree(pair, text)
+    # a pair that a transcoder adapter stands in reads by the tuned model's attention alone: the base lends its MLPs
+    return pair, text, agree(pair, text, roles=(TUNED,) if inside(cfg) else ROLES)
 
 
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
@@ -159,8 +160,8 @@ def build_learner(
     cfg: DictConfig, streams: list[Stream], *, weights: bool = True
 ) -> tuple[Learner | TranscoderLearner, Length | None]:
     """The dictionary of a study with all that trains it, and the length of its training; None for a transcoder adapter,
-    whose steps are known once the text was read. Without `weights` an adapter, which may be as large as a model, has none:
-    for a look at what would run. Raises Refused for parts that do not fit one another."""
+    whose steps are known once the text was read. Without `weights`, for a look at what would run, an adapter has none, and
+    another dictionary has all its latents over small vectors. Raises Refused for parts that do not fit one another."""
     activations, adapter = build(cfg.activations), inside(cfg)
     if adapter and not isinstance(activations, WholeSequences):
         raise Refused(
@@ -191,13 +192,21 @@ def build_learner(
         )
     check_buffer(cfg.activations.buffer, cfg.optimizer.batch)
     learner = Learner(
-        dictionary=build_dictionary(cfg.dictionary, streams),
+        dictionary=build_dictionary(*((cfg.dictionary, streams) if weights else smaller(cfg, streams))),
         resampling=build(cfg.optimizer.resampling),
         compile=cfg.optimizer.compile,
         **given,
     )
     learner.check(length)
     return learner, length
+
+
+def smaller(cfg: DictConfig, streams: list[Stream]) -> tuple[DictConfig, list[Stream]]:
+    """The dictionary's node with its number of latents, and the same streams over small vectors: those of equal width stay
+    so."""
+    node, widths = cfg.copy(), sorted({stream.width for stream in streams})
+    node.dictionary.latents = latents_of(cfg.dictionary.latents, streams)
+    return node.dictionary, [stream._replace(width=8 * (1 + widths.index(stream.width))) for stream in streams]
 
 
 def build_dictionary(node: DictConfig, streams: list[Stream]) -> Any:

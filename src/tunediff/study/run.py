@@ -20,7 +20,7 @@ from tunediff.activations import ActivationSource, select
 from tunediff.dictionary import TranscoderAdapter, save_dictionary
 from tunediff.evaluations import Evaluation, Given, declared
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
-from tunediff.models import ModelPair, pair_of_adapter
+from tunediff.models import ModelPair, check_places, pair_of_adapter
 from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
@@ -36,7 +36,7 @@ from tunediff.study.parts import (
     streams_of,
     write_config,
 )
-from tunediff.study.trainer import precision_of
+from tunediff.study.trainer import precision_of, shares_out_layers
 from tunediff.text import Text
 from tunediff.training import Learner, TranscoderLearner
 
@@ -62,14 +62,21 @@ class Run:
         folders.say(self.folder, identity=self.identity, state=folders.WAITING, error=None, value=None)
 
     def build(self, pair: ModelPair, text: Text, *, weights: bool = True) -> None:
-        """Builds and checks every part before weights are loaded. Without `weights` an adapter, which may be as large
-        as a model, has none: for a look at what would run."""
+        """Builds and checks every part before weights are loaded. Without `weights` the dictionary is a small one or has
+        none: for a look at what would run."""
         cfg = self.cfg
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
         self.streams = streams_of(cfg, pair)
-        pair.check_places(self.streams)
+        check_places(pair, self.streams)
         check_labels(self.evaluations, pair, text, tokens=cfg.budget.evaluation_tokens)
+        for evaluation in self.evaluations.values():
+            if callable(check := getattr(evaluation, "check", None)):
+                check()
         precision_of(cfg)
+        if shares_out_layers(cfg) and not inside(cfg):
+            raise Refused(
+                "trainer=fsdp shares out the layers of models that a dictionary stands in; others are trained with trainer=ddp."
+            )
         self.described = about(cfg, pair, self.streams)
         with within(self.folder):
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]

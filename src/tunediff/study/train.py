@@ -47,13 +47,14 @@ log = logging.getLogger(__name__)
 
 def study(cfg: DictConfig, folder: Path) -> float | None:
     """Runs one study in its folder. Where the same study is finished it is left as it is; where it was interrupted it
-    resumes. Returns the value of the finding that `optimized_metric` names. A dry run only logs the estimate."""
+    resumes. Returns the value of the finding that `optimized_metric` names. A dry run only prints the estimate."""
+    if cfg.get("dry_run"):  # its folder is no run's, and nothing in it is touched
+        check(cfg, STUDY)
+        print(forecast(Run(cfg, folder)))
+        return None
     with folders.unless_refused(folder):
         check(cfg, STUDY)
         run, checkpoints = Run(cfg, folder), folder / "checkpoints"
-        if cfg.dry_run:
-            print(forecast(run))
-            return None
         folders.make_folder(folder)
         if folders.is_finished(folder, run.identity):
             print(f"finished already: {folder / 'report.html'}. Remove the folder to train it again.")
@@ -89,10 +90,6 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     for run in runs if trainer.global_rank > 0 else ():  # one process speaks for all
         run.loggers = []
     shards = getattr(trainer.strategy, "shares_out_layers", False)
-    if shards and not inside(cfg):
-        raise Refused(
-            "trainer=fsdp shares out the layers of models that a dictionary stands in; others are trained with trainer=ddp."
-        )
     device = trainer.strategy.root_device
     pair.load("cpu" if shards else device)
     left_out: dict[str, str | None] = {}

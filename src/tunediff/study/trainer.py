@@ -23,20 +23,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Any:
     and is a GPU's, matrix products that stay float32 may use TF32. Raises Refused for a precision in which weights would
     not be float32, or that the device does not have."""
     precision = precision_of(cfg)
-    with warnings.catch_warnings():
-        # said below, and not obeyed
-        warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
-        trainer = build(
-            cfg.trainer,
-            precision=precision,
-            max_epochs=1,
-            plugins=[process_environment(expected=processes_of(cfg))],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
+    trainer = lightning_of(cfg, precision=precision, default_root_dir=folder)
     if trainer.precision != precision:
         raise Refused(
             f"trainer.precision={precision} needs a GPU, and this is the {trainer.strategy.root_device.type}: "
@@ -47,12 +34,61 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Any:
     return trainer
 
 
-def precision_of(cfg: DictConfig) -> str:
-    """Lightning's name of the precision; of none bf16-mixed on a GPU that has it, else float32. Raises Refused for one
-    in which weights would not be float32."""
+def lightning_of(cfg: DictConfig, **settings: Any) -> Any:
+    """Lightning's Trainer. Raises Refused, in its words, for what it does not take or this machine does not have."""
+    with warnings.catch_warnings():
+        # said where the precision is checked, and not obeyed
+        warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
+        try:
+            return build(
+                cfg.trainer,
+                max_epochs=1,
+                plugins=[process_environment(expected=processes_of(cfg))],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                **settings,
+            )
+        except Refused:
+            raise
+        except Exception as error:
+            said = str(error.__cause__ or error).splitlines()[0]
+            raise Refused(f"trainer: Lightning cannot be set up as asked: {said} Choose trainer=auto.") from error
+
+
+def check_trainer(cfg: DictConfig, *, here: bool = True) -> None:
+    """Raises Refused for a trainer that could not be made where the study runs: `here`, or where the devices are that are
+    not, of which all but device, precision and strategy are tried."""
+    elsewhere = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": PRECISIONS[0]}
+    precision_of(cfg)
+    if not here or cfg.launcher.device not in (None, "cpu") or not_here(cfg) or processes_of(cfg) > 1:
+        lightning_of(cfg, **elsewhere)
+    else:
+        make_trainer(cfg, Path())
+
+
+def not_here(cfg: DictConfig) -> list[str]:
+    """A sentence for a study that asks for GPUs which this machine does not have; none for another."""
+    if cfg.trainer.get("accelerator", "auto") not in ("gpu", "cuda"):
+        return []
+    there = torch.cuda.device_count()
+    if there >= cfg.trainer.devices:
+        return []
+    has = f"{there} of its {cfg.trainer.devices} GPUs" if there else "no GPU"
+    return [
+        f"trainer.accelerator={cfg.trainer.accelerator}: this machine has {has}, so that the run starts on another."
+    ]
+
+
+def precision_of(cfg: DictConfig, *, on_gpu: bool | None = None) -> str:
+    """Lightning's name of the precision; of none bf16-mixed on a GPU that has it, else float32. `on_gpu` is as this
+    machine where it is not given. Raises Refused for one in which weights would not be float32."""
     if (precision := cfg.trainer.get("precision")) is None:
-        on_gpu = cfg.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        if on_gpu is None:
+            asked = cfg.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+            on_gpu = asked and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return "bf16-mixed" if on_gpu else "32-true"
     if precision not in PRECISIONS:
         raise Refused(
             f"trainer.precision={precision}: weights and statistics are kept in float32; choose {', '.join(PRECISIONS)}."

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tunediff import folders
 from tunediff.models import ModelPair
 from tunediff.settings import build, said_plainly
-from tunediff.study.estimate import GB, columns, cost_of, memory_of, table
+from tunediff.study.devices import device_named, memory_of
+from tunediff.study.estimate import GB, columns, cost_of, table
 from tunediff.study.run import Run
 from tunediff.sweep.local import Local
 from tunediff.sweep.plan import Group, Member, Standing, forget_checkpoints, groups_of, look, members_in
@@ -24,8 +25,9 @@ from tunediff.sweep.slurm import Slurm
 
 @said_plainly()
 def prepare(config: DictConfig) -> None:
-    """Makes the sweep's folder, before Hydra writes into it."""
-    folders.make_folder(Path(config.hydra.sweep.dir))
+    """Makes the sweep's folder, before Hydra writes into it; a dry run has none."""
+    if not config.dry_run:
+        folders.make_folder(Path(config.hydra.sweep.dir))
 
 
 @said_plainly()
@@ -38,24 +40,25 @@ def launch(
     """Runs members, given as lists of overrides, at a place -> the outcome of each, in their order."""
     sweep = Path(config.hydra.sweep.dir)
     composed = [(list(words), member_config(config, compose, words)) for words in overrides]
-    members = members_in(sweep, composed)
+    members = members_in(sweep, composed, here=place.here)
     by_identity = {member.run.identity: member for member in members}
     in_order = [by_identity[Run(cfg, sweep).identity] for _, cfg in composed]
+    begun = [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]
+    if config.dry_run:
+        groups_left(sweep, members, config, place)
+        return begun
     with folders.held(sweep, "The sweep"):
         groups = groups_left(sweep, members, config, place)
-        if not config.dry_run:
-            write_sweep(sweep, config, members)
-            for group in groups:
-                group.write()
-            try:
-                place.run(sweep, groups, members)
-            except KeyboardInterrupt:
-                state = f"the state of all members: python compare.py {os.path.relpath(sweep)}"
-                sys.exit(f"stopped: {place.after_ctrl_c}; {state}")
-            forget_checkpoints(sweep)
-    if config.dry_run or not place.wait:
-        return [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]
-    return tell(sweep, in_order, overrides)
+        write_sweep(sweep, config, members)
+        for group in groups:
+            group.write()
+        try:
+            place.run(sweep, groups, members)
+        except KeyboardInterrupt:
+            state = f"the state of all members: python compare.py {os.path.relpath(sweep)}"
+            sys.exit(f"stopped: {place.after_ctrl_c}; {state}")
+        forget_checkpoints(sweep)
+    return tell(sweep, in_order, overrides) if place.wait else begun
 
 
 def member_config(config: DictConfig, compose: Callable, words: Sequence[str]) -> DictConfig:
@@ -78,9 +81,10 @@ def groups_left(sweep: Path, members: list[Member], config: DictConfig, place: L
         key = OmegaConf.to_yaml(cfg, resolve=True)
         if key not in pairs:
             pairs[key] = build(cfg)
-        return cost_of([member.run for member in some], pairs[key])
+        return cost_of([member.run for member in some], pairs[key], device)
 
-    device = place.device(members[0].run)
+    cfg = members[0].run.cfg
+    device = device_named(cfg.launcher.device, cfg) if cfg.launcher.device else place.device(members[0].run)
     limit = memory_of(device, given_gb=config.launcher.memory_gb)
 
     def fits(some: Sequence[Member]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tunediff import folders, processes
-from tunediff.study.estimate import device_of
+from tunediff.study.devices import Device, device_here
 from tunediff.study.run import Run
 from tunediff.sweep.plan import Group, Member
 
@@ -18,7 +18,7 @@ from tunediff.sweep.plan import Group, Member
 class Local:
     """This machine, on which so many groups run at a time; for None one per GPU, or one."""
 
-    wait = True
+    wait = here = True
     after_ctrl_c = "the same line goes on from here"
 
     def __init__(self, *, parallel: int | None):
@@ -28,9 +28,9 @@ class Local:
         """Jobs that are queued: none, for nothing waits here once the sweep has ended."""
         return {}
 
-    def device(self, run: Run) -> torch.device | None:
+    def device(self, run: Run) -> Device | None:
         """The device on which a group would run."""
-        return device_of(run.cfg)
+        return device_here(run.cfg)
 
     def run(self, sweep: Path, groups: Sequence[Group], members: Sequence[Member]) -> None:
         """Runs the groups until all have ended. Their folders hold the outcome."""

@@ -17,6 +17,7 @@ from tunediff.models import Agreed, ModelPair
 from tunediff.settings import check, digest, identity, material, plain, stream_key, within
 from tunediff.shapes import Refused, flat
 from tunediff.study.parts import STUDY, agreed_upon, inside
+from tunediff.study.rehearsal import rehearse
 from tunediff.study.run import Run
 from tunediff.text import Text
 from tunediff.training import latest_checkpoint, names_in
@@ -87,8 +88,9 @@ class Group:
         return processes.start(command, devices=self.members[0].run.cfg.trainer.devices, gpu=gpu)
 
 
-def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) -> list[Member]:
-    """The members of a sweep, each checked whole before anything starts. Raises Refused, naming the member."""
+def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]], *, here: bool = True) -> list[Member]:
+    """The members of a sweep, which runs on this machine or on another, each checked whole before anything starts. Raises
+    Refused, naming the member."""
     common = set.intersection(*(set(words) for words, _ in composed)) if len(composed) > 1 else set()
     members: dict[str, Member] = {}
     built: dict[str, tuple[ModelPair, Text, Agreed]] = {}
@@ -103,6 +105,7 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]]) ->
                 built[key] = agreed_upon(cfg, evaluated=bool(cfg.evaluation))
             pair, text, _ = built[key]
             run.build(pair, text, weights=False)
+            rehearse(run, pair, here=here)
             run.learner = None  # its weights are made where it is trained
         except Refused as refusal:
             raise Refused(f"{' '.join(own)}: {refusal}" if own else str(refusal)) from refusal

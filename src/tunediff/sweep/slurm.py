@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 
 import submitit
 import submitit.core.utils
-import torch
 
 from tunediff import folders
 from tunediff.shapes import Refused
+from tunediff.study.devices import Device
 from tunediff.study.run import Run
 from tunediff.study.work import Work
 from tunediff.sweep.plan import Group, Member, Standing
@@ -52,6 +52,7 @@ class Slurm:
     poll_s: float
 
     after_ctrl_c: ClassVar[str] = "the jobs go on"
+    here: ClassVar[bool] = False  # a login node has other devices
 
     def queued(self, sweep: Path) -> dict[str, str]:
         """Identity -> job of the members that a former start of the sweep left in the queue."""
@@ -60,7 +61,7 @@ class Slurm:
         states = {path.parent.name: folders.read_json(path) for path in sweep.glob("*/state.json")}
         return {name: state["job"] for name, state in states.items() if state.get("job") in alive}
 
-    def device(self, run: Run) -> torch.device | None:
+    def device(self, run: Run) -> Device | None:
         """The device of a group: None, since a login node does not know the devices of the others."""
         return None
 

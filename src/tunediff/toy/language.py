@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+from tunediff.shapes import Refused
 
 SHE, HE = ("Anna", "Clara", "Emma", "Grace"), ("Ben", "David", "Frank", "Hugo")
 NAMES = dict.fromkeys(SHE, "She") | dict.fromkeys(HE, "He")
@@ -225,7 +228,12 @@ def rows(seed: int, kind: str = "trace") -> Iterator[Row]:
 
 
 def mixture(seed: int, shares: Mapping[str, float]) -> Iterator[Row]:
-    """Rows of several kinds without end; `shares` of documents by kind."""
+    """Rows of several kinds without end; `shares` of documents by kind. Raises Refused for shares that are none."""
+    unknown = sorted(set(shares) - set(KINDS))
+    if unknown or not all(0 <= share < math.inf for share in shares.values()) or not sum(shares.values()):
+        raise Refused(
+            f"text.rows.shares={dict(shares)}: give a number from 0 for each of {', '.join(KINDS)}, and one above 0."
+        )
     sources = {kind: rows(seed, kind) for kind in shares}
     chance = random.Random(seed)
     while True:

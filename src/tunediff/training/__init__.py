@@ -8,7 +8,7 @@ resampling.py   dead latents begin anew              progress.py        what is 
 """
 
 from tunediff.training.checkpoints import Checkpoints, latest_checkpoint, load_checkpoint, load_position, names_in
-from tunediff.training.learner import Learner, TranscoderLearner
+from tunediff.training.learner import UNKNOWN, Learner, TranscoderLearner
 from tunediff.training.memory import MemoryEstimate
 from tunediff.training.on_activations import DictionaryTraining, Replicas, process_environment
 from tunediff.training.on_sequences import FineTuning, Shards, interval

@@ -24,6 +24,7 @@ from tunediff.generation import Response
 from tunediff.measures import BudgetCurve, Interval, scaling, scaling_difference
 from tunediff.measures.clustered import interval_columns
 from tunediff.measures.samples import change, mean, pass_at, share_by_problem
+from tunediff.models import ModelPair
 from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
 
 SLOPE = "slope of accuracy against the budget, percentage points"
@@ -78,6 +79,9 @@ class Benchmark(BehaviourEvaluation):
                 "set a temperature such as 0.6, or decoding.generation_config=true."
             )
         self.budgets = sorted({*self.budgets, self.decoding.tokens})
+
+    def times_asked(self, pair: ModelPair) -> int:
+        return 2 * self.samples * (len(self.budgets) if self.force else 1)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         found: Found = {}

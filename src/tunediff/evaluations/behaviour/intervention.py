@@ -29,6 +29,7 @@ from tunediff.evaluations.behaviour.solving import Condition, asked_differently
 from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
 from tunediff.evaluations.latents.selection import Selection, alike, asked_for, choose, decoder_rows
+from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"
@@ -64,6 +65,12 @@ class Intervention(BehaviourEvaluation):
     @property
     def asks_for(self) -> Mapping[str, int]:
         return asked_for(self.latents, self.chosen_by)
+
+    def times_asked(self, pair: ModelPair) -> int:
+        modes = len(MODES if self.modes is None else self.modes)
+        patches = sum(operation.reads_other for operation in self.operations.values())
+        edited = len(self.operations) * modes * (1 + 2 * self.draws) + patches * (modes + 1)
+        return edited + 5  # unedited, the other one, the reconstruction, and each asked as the other
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting=self.name)

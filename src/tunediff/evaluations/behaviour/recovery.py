@@ -51,6 +51,9 @@ class Recovery(BehaviourEvaluation):
                 "evaluation.recovery.full.path=<folder>."
             ) from error
 
+    def times_asked(self, pair: ModelPair) -> int:
+        return len(WHO)
+
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         problems = yield from self.asked(given)
         second, notes = self._second(given.pair, given.text)

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 from tunediff.benchmarks import Grade, Grader, Problem, Task, behaviour
 from tunediff.evaluations.behaviour.conditions import MEANINGS, meaning, row
 from tunediff.evaluations.behaviour.solving import Answered, Condition, KeptResponses, Solved, digest
-from tunediff.evaluations.given import Given
+from tunediff.evaluations.given import Given, Work
 from tunediff.generation import NOT_FOLLOWED, OWN, Asked, Decoding, Engine, Response, ask, generate, surprise
 from tunediff.models import ModelPair, ModelSource
-from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Finding, Note, Refused, Table
+from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Finding, Note, Refused, Stream, Table
 from tunediff.text import Layout
 
 Found = dict[tuple[str, str], Answered]  # (task, condition) -> its responses
@@ -46,16 +46,31 @@ class BehaviourEvaluation:
     name: ClassVar[str]
     own_template: ClassVar[bool] = False
 
+    def check(self) -> None:
+        """Raises Refused for a task without any problem, or whose problems cannot be read."""
+        for name, task in (self.tasks or {}).items():
+            if not task.problems()[: self.problems]:
+                raise Refused(f"task {name} has no problem: look at its filter, or raise problems={self.problems}.")
+
+    def times_asked(self, pair: ModelPair) -> int:
+        """Number of responses to each problem, at most."""
+        return 2
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """Every problem under every condition, each response as long as it may be; without the tokens of the prompts."""
+        problems = sum(len(task.problems()[: self.problems]) for task in (self.tasks or {}).values())
+        together = getattr(self.engine, "batch", 1)
+        return Work(written=problems * self.times_asked(pair) * self.decoding.tokens, together=together)
+
     def asked(self, given: Given) -> Generator[Note, None, dict[str, list[Problem]]]:
         """Returns the first so many problems of each task; yields what a reader must know of those that were left out, and
-        of how the models' own files have them decoded. Raises Refused for a task without any."""
+        of how the models' own files have them decoded. Raises Refused as `check` does."""
+        self.check()
         found = {}
         for role in (BASE, TUNED) if self.decoding.generation_config else ():
             yield Note(f"{self.name}: {decoded(role, given.pair.source(role), self.decoding)}")
         for name, task in self.tasks.items():
             found[name] = task.problems()[: self.problems]
-            if not found[name]:
-                raise Refused(f"task {name} has no problem: look at its filter, or raise problems={self.problems}.")
             if task.left_out:
                 what = "one right choice" if task.choices else "an answer"
                 yield Note(f"{name}: {task.left_out} problems without {what} were left out")

@@ -40,6 +40,7 @@ from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, asked_for, choose
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.measures.clustered import Estimate, interval_columns
+from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Table
 
 UNITS = {"latent_maximum": "maxima of the latent", "residual_norm": "mean norms of the stream"}
@@ -95,6 +96,9 @@ class SteeringSweep(BehaviourEvaluation):
     @property
     def asks_for(self) -> Mapping[str, int]:
         return asked_for(self.latents, self.chosen_by)
+
+    def times_asked(self, pair: ModelPair) -> int:
+        return 1 + 2 * len(self.gates) * len(self.strengths)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")

@@ -30,12 +30,13 @@ from torch import Tensor
 from tunediff.benchmarks import Problem, Task
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
-from tunediff.evaluations.given import Given, Needs
+from tunediff.evaluations.given import Given, Needs, Work
 from tunediff.evaluations.lora.costs import MEASURES, Costs, Removed, costs
 from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups, removal
 from tunediff.hookpoints import LORA, LoraAdapter
 from tunediff.measures import difference, mcnemar
 from tunediff.measures.clustered import Bounded, interval_columns, of_sums
+from tunediff.models import ModelPair
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
 
 NAME = "lora_ablation"
@@ -97,6 +98,14 @@ class LoraAblation(BehaviourEvaluation):
         if unknown:
             raise Refused(f"{NAME}.by names {unknown}: choose of {', '.join(BY)}.")
         self.by = tuple(dict.fromkeys(self.by))
+
+    def times_asked(self, pair: ModelPair) -> int:
+        return 3 + 2 * (1 + self.random)  # all adapters, none, the base, and without either type
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """A pass without each group of adapters beside the responses."""
+        adapters = pair.sources[TUNED].adapters
+        return super().work(pair, streams)._replace(passes=1 + len(self.ablations(adapters)) if adapters else 0)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         at = given.pair.streams(LORA, "all", reads=TUNED)[0]  # refuses a pair without adapters

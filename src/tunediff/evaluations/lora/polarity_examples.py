@@ -8,12 +8,13 @@ its module's output. Nearly every unit fires on about half of the tokens: how st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from tunediff.evaluations.given import Given, Needs
+from tunediff.evaluations.given import Given, Needs, Work
 from tunediff.evaluations.lora.units import adapter_units, read_columns
 from tunediff.evaluations.reading.examples import Examples
-from tunediff.shapes import Finding, Table
+from tunediff.models import ModelPair
+from tunediff.shapes import Finding, Stream, Table
 
 
 class PolarityExamples:
@@ -26,6 +27,10 @@ class PolarityExamples:
 
     def __init__(self, *, strongest: int = 50, quantiles: int = 5, random: int = 2, before: int = 20, after: int = 10):
         self.examples = Examples(strongest=strongest, quantiles=quantiles, random=random, before=before, after=after)
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """The tuned model, read twice for its units."""
+        return Work(passes=2)
 
     def run(self, given: Given) -> Iterator[Finding | Table]:
         polarities, units = adapter_units(given.pair)

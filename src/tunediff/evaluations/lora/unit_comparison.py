@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Given, Needs, Trained
+from tunediff.evaluations.given import Given, Needs, Trained, Work
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
 from tunediff.evaluations.lora.units import HeldOut, Kind, kinds_of, read_columns
@@ -29,7 +29,8 @@ from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later
 from tunediff.measures import share
 from tunediff.measures.clustered import mean_of
 from tunediff.measures.separation import ActiveScores, delong_interval, shuffled_auroc
-from tunediff.shapes import Finding, Note, Refused, Table
+from tunediff.models import ModelPair
+from tunediff.shapes import Finding, Note, Refused, Stream, Table
 
 SETTING = "evaluation.unit_comparison"
 KINDS = 3  # adapters, neurons, latents
@@ -65,6 +66,10 @@ class UnitComparison:
                 raise Refused(f"{SETTING} needs judged=1 or more.")
             counted = f"{self.judged:,} units of each of {KINDS} kinds"
             self.chat.allow(KINDS * self.judged, counted=counted, fewer=f"{SETTING}.judged")
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """The tuned model, read twice for its units."""
+        return Work(passes=2)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Note]:
         kinds, held_out = kinds_of(given, seed=self.seed)

@@ -24,10 +24,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import Given, Needs
+from tunediff.evaluations.given import Given, Needs, Work
 from tunediff.hookpoints import attending
 from tunediff.measures.clustered import DocumentSums, Estimate, ratio
-from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED, Figure, Finding, Note, Table
+from tunediff.models import ModelPair
+from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED, Figure, Finding, Note, Stream, Table
 from tunediff.text import Batch
 
 GROUPS = ("first", "prompt", "tag", "prefix", "later", "itself")
@@ -84,6 +85,10 @@ class AttentionSinks:
 
     def __init__(self, *, level: float = 0.95):
         self.level = level
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """Both models, with the attention of every layer."""
+        return Work(passes=2)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         read = {role: self._sums(given, role) for role in ROLES}

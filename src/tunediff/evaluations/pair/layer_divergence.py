@@ -12,14 +12,15 @@ intervals take documents as clusters (measures/clustered.py): the published ones
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from tunediff.evaluations.given import Given, Needs
+from tunediff.evaluations.given import Given, Needs, Work
 from tunediff.measures.clustered import DocumentSums, number, ratio
+from tunediff.models import ModelPair
 from tunediff.shapes import ROLES, Figure, Finding, Note, Stream, Table
 
 MEASURES = ("l2", "cosine", "norm_base", "norm_tuned")
@@ -36,6 +37,10 @@ class LayerDivergence:
 
     def __init__(self, *, level: float = 0.99):
         self.level = level
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """Both models, read to their last layers."""
+        return Work(passes=2)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         pair = given.pair

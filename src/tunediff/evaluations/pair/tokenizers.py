@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.evaluations.given import Given, Needs
+from tunediff.evaluations.given import Given, Needs, Work
 from tunediff.measures.clustered import Estimate, interval_columns, ratio
 from tunediff.measures.next_tokens import cross_entropies
-from tunediff.models import head_of
-from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Table
+from tunediff.models import ModelPair, head_of
+from tunediff.shapes import BASE, ROLES, TUNED, Finding, Note, Stream, Table
 from tunediff.text import Text, compare_tokenizers, padded, padded_groups
 from tunediff.text.tokenizers import differing_marks, encode, one_of
 
@@ -58,6 +58,10 @@ class Tokenizers:
 
     def __init__(self, *, level: float = 0.95):
         self.level = level
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """Both models, with the tokens of either tokenizer."""
+        return Work(passes=4)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Note]:
         pair = given.pair

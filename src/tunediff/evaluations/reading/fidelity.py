@@ -16,18 +16,18 @@ sinks are left untouched by every splice and ablation. Intervals: 95 %, clustere
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import ALL, Needs, Reading, Trained, by_segment
+from tunediff.evaluations.given import ALL, Needs, Reading, Trained, Work, by_segment
 from tunediff.evaluations.latents.splice import model_of, predictions, spread_out
 from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
 from tunediff.measures.next_tokens import compared, predicted
-from tunediff.models import head_of
-from tunediff.shapes import ROLES, TEMPLATE, Finding, Table
+from tunediff.models import ModelPair, head_of
+from tunediff.shapes import ROLES, TEMPLATE, Finding, Stream, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
@@ -57,6 +57,10 @@ WORDS = {"explained_variance": ("EV", "explained variance"), "ce_recovered": ("C
 
 class Fidelity:
     needs = Needs.RECONSTRUCTION
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """Each model clean, spliced, zeroed and at the mean."""
+        return Work(passes=4 * len({stream.role for stream in streams}))
 
     def run(self, trained: Trained) -> Iterator[Finding | Table]:
         means = segment_means(trained)

@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import ALL, Needs, Reading, Trained, by_segment
+from tunediff.evaluations.given import ALL, Needs, Reading, Trained, Work, by_segment
 from tunediff.evaluations.latents.splice import predictions, spread_out
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.geometry import KINDS, Geometry
 from tunediff.measures.clustered import DocumentSums, Estimate, number, ratio
 from tunediff.measures.next_tokens import compared, predicted
-from tunediff.models import head_of
-from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
+from tunediff.models import ModelPair, head_of
+from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
 from tunediff.text import Batch
 
 WHOLE = {
@@ -67,6 +67,10 @@ class KLPatching:
     initial: int = 10
     labels: Sequence[str] = ("step_end", "hesitation_follows", "hesitation")
     level: float = 0.95
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """The tuned model clean, and under every condition."""
+        return Work(passes=1 + len(WHOLE) + len(KINDS) + 1 + self.draws)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         check(trained)

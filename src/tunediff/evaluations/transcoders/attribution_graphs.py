@@ -23,9 +23,10 @@ from tqdm import tqdm
 from tunediff.attribution import Graph, Pruned, attribute, check_share, prune, summed, write_graph
 from tunediff.benchmarks import hesitations
 from tunediff.dictionary import TranscoderAdapter
-from tunediff.evaluations.given import Needs, Trained
+from tunediff.evaluations.given import Needs, Trained, Work
 from tunediff.evaluations.reading.label_alignment import later
-from tunediff.shapes import ADAPTER, Finding, Note, Refused, Table
+from tunediff.models import ModelPair
+from tunediff.shapes import ADAPTER, Finding, Note, Refused, Stream, Table
 from tunediff.text import Batch, encode, spelling
 
 SETTING = "evaluation.attribution_graphs"
@@ -75,6 +76,10 @@ class AttributionGraphs:
         for name in ("count", "context", "most_latents", "batch"):
             if getattr(self, name) < 1:
                 raise Refused(f"{SETTING}.{name}={getattr(self, name)}: give at least 1.")
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """A gradient through a prompt for each node, as much as two passes, where `written` tokens take two."""
+        return Work(written=self.count * self.context * (self.most_latents + self.most_logits), together=self.batch)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         """Attributes each prompt. Raises Refused for a dictionary that is no transcoder adapter."""

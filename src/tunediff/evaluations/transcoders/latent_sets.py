@@ -90,6 +90,10 @@ class LatentSets(BehaviourEvaluation):
     def asks_for(self) -> Mapping[str, int]:
         return asked_for(self.latents, self.chosen_by)
 
+    def times_asked(self, pair: ModelPair) -> int:
+        sets = 1 + len(self.control_sizes) * self.draws
+        return len(WHOLE) + len(COMPARED_WITH) * sets + 1  # the last: the constant of the decoders alone
+
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)
         seen = trained.statistics

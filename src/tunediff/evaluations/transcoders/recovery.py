@@ -18,6 +18,7 @@ from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change,
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import Needs, Trained
+from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
 
 NAME = "adapter_recovery"
@@ -49,6 +50,9 @@ class AdapterRecovery(BehaviourEvaluation):
 
     def __post_init__(self):
         check_resamples(NAME, self.resamples)
+
+    def times_asked(self, pair: ModelPair) -> int:
+        return len(WHO)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         trained.adapter(NAME)  # refuses another dictionary

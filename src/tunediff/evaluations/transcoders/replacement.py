@@ -19,12 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.evaluations.given import ALL, Needs, Trained
+from tunediff.evaluations.given import ALL, Needs, Trained, Work
 from tunediff.hookpoints import Point, reading
 from tunediff.measures.clustered import DocumentSums, Estimate, interval_columns, ratio
 from tunediff.measures.next_tokens import compared, predicted
-from tunediff.models import PreTrainedModel, head_of, replaceable, replacing
-from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Table
+from tunediff.models import ModelPair, PreTrainedModel, head_of, replaceable, replacing
+from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Stream, Table
 from tunediff.text import Batch
 
 NAME = "replacement"
@@ -62,6 +62,10 @@ class Replacement:
     """Runs four passes per layer over the held-out text."""
 
     needs = Needs.ADAPTER
+
+    def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
+        """Adapter and hybrid below and above every cutoff."""
+        return Work(passes=4 * len(streams))
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         adapter = trained.adapter(NAME)
