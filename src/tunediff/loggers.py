@@ -74,7 +74,7 @@ class Wandb:
                 "WANDB_API_KEY, or leave the run offline and `wandb sync` it later."
             )
         self.place = {"dir": folder, "id": id, "group": group, "project": project, "entity": entity, "name": name}
-        self.kind = {"job_type": job_type, "mode": "offline" if offline else "online"}
+        self.kind: dict[str, Any] = {"job_type": job_type, "mode": "offline" if offline else "online"}
         self.tags = list(tags)
         self.run: Any = None
 

@@ -292,7 +292,7 @@ function places(latent, names, segments) {
   const rates = names.map((name) => segments[`rate/${name}`][0]);
   return bars(`Firing rate of latent ${latent}, by place (thinking in tenths)`, [0, names.length],
     names.map((name, n) => [[rates[n], `var(--${name.split("/")[0]})`, `${name}: ${spelled(rates[n])}`]]),
-    { least: 1e-12, gap: 1.5, names: names.map((name) => name.split("/").at(-1)), spellX: () => "", wide: 600, high: 150,
+    { least: 1e-12, gap: 1.5, names: names.map((name) => name.split("/").at(-1)), spellX: () => "", wide: 720, high: 180,
       rows: () => [["place", "firing_rate"], names.map((name, n) => [name, rates[n]])] });
 }
 
