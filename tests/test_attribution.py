@@ -356,8 +356,9 @@ def test_the_file_has_what_circuit_tracer_asks_for_and_replaces_one_of_its_name(
     for share in (0.5, 0.8):
         pruned = prune(graph.edges, graph.probability, nodes=share)
         for slug in ("one", "two"):
+            words = {"tokens": list(map(str, IDS.tolist())), "predicted": list(map(str, graph.logits.tolist()))}
             path = write_graph(
-                tmp_path, graph, pruned, slug=slug, spelled=str, depth=LAYERS, scan="run", node_threshold=share
+                tmp_path, graph, pruned, slug=slug, **words, depth=LAYERS, scan="run", node_threshold=share
             )
     listed = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
     assert [(one["slug"], one["node_threshold"]) for one in listed] == [("one", 0.8), ("two", 0.8)]

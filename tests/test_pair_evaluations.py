@@ -364,8 +364,3 @@ def test_a_sweep_over_pairs_is_a_group_a_pair_and_shares_none_with_a_dictionary(
     assert [len(group.members) for group in groups] == [2, 1]
     assert stream_key(members[0].run.cfg) != stream_key(composed())
     assert members[0].run.identity == run_folders.read_json(folder / "identity.json")["identity"]
-
-
-def test_a_logger_has_no_tags_of_a_dictionary_where_there_is_none():
-    assert composed("experiment=choose_layer", "logger=wandb").logger.wandb.tags == []
-    assert composed("layer=[1,2]", "logger=wandb").logger.wandb.tags == ["resid_post", "layer [1, 2]"]

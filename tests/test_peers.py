@@ -203,7 +203,8 @@ def test_a_graph_is_pruned_as_by_circuit_tracer_and_its_file_is_read_by_it(tmp_p
     assert torch.equal(torch.cat([edges[:latents], edges[-logits:]])[:, :-logits], pruned.edges)
     assert torch.allclose(cumulative[:-logits], pruned.cumulative, atol=1e-5)
 
-    path = write_graph(tmp_path, graph, pruned, slug="a", spelled=str, depth=3, scan="run", node_threshold=0.6)
+    words = {"tokens": list(map(str, IDS.tolist())), "predicted": list(map(str, graph.logits.tolist()))}
+    path = write_graph(tmp_path, graph, pruned, slug="a", **words, depth=3, scan="run", node_threshold=0.6)
     read = Model.model_validate_json(path.read_text())
     assert len([Link.model_validate(link) for link in read.links]) == int(pruned.edges.sum())
     listed = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]

@@ -41,7 +41,7 @@ from tunediff.hookpoints import Point, writing
 from tunediff.measures.clustered import Estimate
 from tunediff.measures.separation import DenseScores, delong_interval, rule_auroc, shuffled_auroc
 from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED
-from tunediff.text import spelling
+from tunediff.text import Spelling
 
 # -- fidelity --------------------------------------------------------------------------------------------------------
 
@@ -340,7 +340,7 @@ def test_an_example_ends_where_its_document_does_and_its_scaled_activation_is_by
     chosen, before, after = [90, 17], 30, 25
     evaluation = Examples(strongest=12, quantiles=2, random=4, before=before, after=after, latents=chosen)
     _, tables, _ = run(evaluation, pair, dictionary)
-    columns, spelled, words = tables["examples"], spelling(pair.tokenizers[0]), {}
+    columns, spelled, words = tables["examples"], Spelling(pair.tokenizers[0]), {}
     for batch in Given(pair, toy_text(), 2000).held_out:
         for document, place, token in zip(
             *(f.tolist() for f in (batch.document, batch.position, batch.token)), strict=True

@@ -263,6 +263,7 @@ def make_sweep(folder):
         run = folder / f"id{n}"
         make_run(run, tables=("training",))
         found = json.loads((run / "findings.json").read_text())
+        found["study"]["layer"] = str(layer)
         found["study"]["streams"] = f"base.resid_post.{layer}, tuned.resid_post.{layer}"
         for name, value in (("fidelity/l0/mean", 10.0 + n), ("fidelity/explained_variance/pooled", 0.5 + 0.1 * n)):
             found["findings"].append(

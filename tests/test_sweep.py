@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tunediff import folders
 from tunediff.dictionary import save_dictionary
 from tunediff.settings import stream_key
 from tunediff.shapes import Refused
+from tunediff.study.finished import compare
 from tunediff.study.run import Run
 from tunediff.study.train import study, train
 from tunediff.study.work import work
@@ -692,6 +694,32 @@ def test_one_process_logs_as_many_wandb_runs_as_members_and_they_read_back(tmp_p
         assert "fidelity/explained_variance/base" in rows[0] and len(rows) == 4
         assert list((folder / "tensorboard").glob("events.*"))
     assert not list(tmp_path.rglob("*.netrc"))
+
+
+def test_all_places_name_the_models_and_the_layer_that_a_relative_depth_is(tmp_path):
+    """The page, the comparison and W&B: not the depth that was asked for, nor the paths alone."""
+    for role, name in (("base", "Maths-1B"), ("tuned", "Reasoner-1B")):
+        shutil.copytree(ROOT / "src" / "tunediff" / "toy" / "weights" / role, tmp_path / "models" / name)
+    places = [f"model_pair.{r}.path={tmp_path}/models/{n}" for r, n in (("base", "Maths-1B"), ("tuned", "Reasoner-1B"))]
+    runs = trained(tmp_path / "runs", ["layer=0.5", "logger=wandb", *places], ["layer=1", "logger=wandb", *places])
+    assert [run.error for run in runs] == [None, None] and runs[0].cfg.layer == 0.5
+    for run, layer in zip(runs, ("2", "1"), strict=True):
+        (file,) = run.folder.glob("wandb/offline-run-*/*.wandb")
+        record, config, _, _ = offline_run(file)
+        assert set(record.tags) == {"resid_post", f"layer {layer}"}
+        assert config["study.layer"] == layer and config["study.model_pair"] == "Reasoner-1B vs Maths-1B"
+        payload = json.loads(re.search(r'id="payload">(.*?)</script>', (run.folder / "report.html").read_text())[1])
+        assert payload["study"]["layer"] == layer and payload["study"]["model_pair"] == "Reasoner-1B vs Maths-1B"
+    said = compare([tmp_path / "runs"])
+    (at,) = (n for n, word in enumerate(said.split("\n")[0].split()) if word == "layer")
+    assert [line.split()[at] for line in said.split("\n")[1:3]] == ["1", "2"] and "0.5" not in said.split("\n")[1]
+    assert "models: Reasoner-1B vs Maths-1B\n" in said
+    table = pyarrow.parquet.read_table(tmp_path / "runs" / "compare.parquet").to_pydict()
+    assert table["layer"] == [1, 2] and set(table["models"]) == {"Reasoner-1B vs Maths-1B"}
+    alone = compare([runs[0].folder])
+    assert "models: Reasoner-1B vs Maths-1B, layer 2\n" in alone
+    table = pyarrow.parquet.read_table(runs[0].folder / "compare.parquet").to_pydict()
+    assert (table["layer"], table["models"]) == (["2"], ["Reasoner-1B vs Maths-1B"])
 
 
 def test_a_sweeper_is_told_the_optimized_metric(tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 import toy_pair
 from tunediff.shapes import SEGMENTS
-from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render, spelling
+from tunediff.text import Text, TextError, compare_tokenizers, padded_groups, read_files, render
 from tunediff.text.tokenizers import touching
 from tunediff.toy import language
 from tunediff.toy.tokenizer import build_tokenizer
@@ -208,19 +208,6 @@ def test_a_data_set_in_the_hubs_format_is_read_from_a_folder(tmp_path):
 def test_a_missing_file_is_named():
     with pytest.raises(TextError, match=r"No file at 'nowhere/\*.jsonl'"):
         list(read_files("nowhere/*.jsonl"))
-
-
-def test_a_token_is_spelled_as_it_is_decoded_alone_and_decoded_once(tokenizer):
-    decoded = []
-
-    class Counting:
-        def decode(self, ids):
-            decoded.append(ids)
-            return tokenizer.decode(ids)
-
-    ids, spelled = tokenizer("Wait, 3 + 3 is 6.")["input_ids"], spelling(Counting())
-    assert [spelled(i) for i in [*ids, *ids]] == [tokenizer.decode([i]) for i in [*ids, *ids]]
-    assert len(decoded) == len(set(ids)) > 3
 
 
 def test_an_empty_text_is_refused(tokenizer):

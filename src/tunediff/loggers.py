@@ -48,7 +48,9 @@ class Wandb:
     id is taken up again. It never asks for a key. Several may be open in one process.
 
     id       the run's identity              group   the sweep
-    config   every setting under its name on the command line, so that each swept key is a column
+    config   every setting under its name on the command line, so that each swept key is a column; under `study.` what
+             they came to
+    tags     the hookpoint and the layers that were read, where there are any, and those given
     """
 
     def __init__(
@@ -72,16 +74,25 @@ class Wandb:
                 "WANDB_API_KEY, or leave the run offline and `wandb sync` it later."
             )
         self.place = {"dir": folder, "id": id, "group": group, "project": project, "entity": entity, "name": name}
-        self.kind = {"job_type": job_type, "tags": list(tags), "mode": "offline" if offline else "online"}
+        self.kind: dict[str, Any] = {"job_type": job_type, "mode": "offline" if offline else "online"}
+        self.tags = list(tags)
         self.run: Any = None
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         import wandb
 
         Path(self.place["dir"]).mkdir(parents=True, exist_ok=True)
+        study = params.get("study", {})
+        read = [study["hookpoint"], f"layer {study['layer']}"] if "hookpoint" in study else []
         settings = wandb.Settings(x_disable_stats=True, console="off", silent=True)
         self.run = wandb.init(
-            **self.place, **self.kind, config=flat(params), resume="allow", reinit="create_new", settings=settings
+            **self.place,
+            **self.kind,
+            tags=[*read, *self.tags],
+            config=flat(params),
+            resume="allow",
+            reinit="create_new",
+            settings=settings,
         )
         self.run.define_metric("*", step_metric="step")
 

@@ -427,13 +427,6 @@ def line(_root_: DictConfig) -> str:
     return digest(sorted(words))[:8]
 
 
-def read_at(_root_: DictConfig) -> list[str]:
-    """The hookpoint and layers that the dictionary of a config reads, as tags of a logger; none for a pair alone."""
-    hookpoint = OmegaConf.select(_root_, "dictionary.hookpoint.name")
-    return [] if hookpoint is None else [hookpoint, f"layer {plain(_root_.layer)}"]
-
-
 OmegaConf.register_new_resolver("identity", lambda *, _root_: identity(_root_), replace=True)
 OmegaConf.register_new_resolver("run_folder", lambda: str(run_folder()), replace=True)
 OmegaConf.register_new_resolver("line", lambda *, _root_: line(_root_), replace=True)
-OmegaConf.register_new_resolver("read_at", lambda *, _root_: read_at(_root_), replace=True)

@@ -10,12 +10,13 @@ fifth of all influence.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunediff.attribution.graph import Graph
 from tunediff.attribution.influence import Pruned
 from tunediff.folders import make_folder, write_atomically
+from tunediff.text import text_of
 
 LISTED = "graph-metadata.json"
 NODE = {  # the keys of a node, in their order, with what they are where a kind of node has nothing to say
@@ -37,25 +38,25 @@ def write_graph(
     pruned: Pruned,
     *,
     slug: str,
-    spelled: Callable[[int], str],
+    tokens: Sequence[str],
+    predicted: Sequence[str],
     depth: int,
     scan: str,
     node_threshold: float,
 ) -> Path:
-    """The path of the file. `depth` is the number of layers, `scan` names the transcoders. A graph of the same slug is
-    replaced."""
+    """The path of the file. `tokens` spells the ids of the prompt, `predicted` those of the logits; `depth` is the number of
+    layers, `scan` names the transcoders. A graph of the same slug is replaced."""
     make_folder(folder)
-    tokens = [spelled(token) for token in graph.ids.tolist()]
     metadata = {
         "slug": slug,
         "scan": scan,
         "transcoder_list": [],
-        "prompt_tokens": tokens,
-        "prompt": "".join(tokens),
+        "prompt_tokens": list(tokens),
+        "prompt": text_of(tokens),
         "node_threshold": node_threshold,
         "schema_version": 1,
     }
-    nodes, links = _nodes_and_links(graph, pruned, spelled, depth)
+    nodes, links = _nodes_and_links(graph, pruned, predicted, depth)
     shown = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
     content = {"metadata": metadata, "qParams": shown, "nodes": nodes, "links": links}
     path = folder / f"{slug}.json"
@@ -68,7 +69,7 @@ def write_graph(
 
 
 def _nodes_and_links(
-    graph: Graph, pruned: Pruned, spelled: Callable[[int], str], depth: int
+    graph: Graph, pruned: Pruned, predicted: Sequence[str], depth: int
 ) -> tuple[list[dict], list[dict]]:
     latents, positions = len(graph.number), len(graph.ids)
     nodes: dict[int, dict] = {}  # by place among latents, positions and logits
@@ -104,7 +105,7 @@ def _nodes_and_links(
             "jsNodeId": f"L_{token}-{positions - 1}",
             "token_prob": probability,
             "is_target_logit": n == 0,
-            "clerp": f'Output "{spelled(token)}" (p={probability:.3f})',
+            "clerp": f'Output "{predicted[n]}" (p={probability:.3f})',
         }
     links = [
         {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
         raise Refused(f"No run under {', '.join(map(str, places))}.")
     members = [_member(run) for run in runs]
     for member, keys in zip(members, _swept_keys(members), strict=True):
-        member["keys"] = keys
+        member["keys"] = {**keys, "layer": _layers(keys["layer"], member["study"])} if "layer" in keys else keys
     add_stability(members)
     return sorted(members, key=lambda member: [_order(value) for value in member["keys"].values()])
 
@@ -113,6 +114,21 @@ def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: some.get(key) for key in (*typed, *shown)} for some in settings]
 
 
+def _layers(asked: Any, study: dict[str, Any]) -> Any:
+    """The layer that a study read, or the list of them, where a relative depth may have been asked for; what was asked as long
+    as that is not known, and where it is all."""
+    read = str(study.get("layer", ""))
+    if not re.fullmatch(r"\d+(,\d+)*", read):
+        return asked
+    numbers = [int(number) for number in read.split(",")]
+    return numbers if isinstance(asked, list) else numbers[0]
+
+
+def _told(members: Sequence[dict[str, Any]], name: str) -> list[str]:
+    """The distinct entries that the studies have under a name."""
+    return list(dict.fromkeys(str(m["study"][name]) for m in members if m["study"].get(name) is not None))
+
+
 def _standing(name: str) -> int:
     """Place of a setting in FIRST; after all of them where it is none."""
     return next((n for n, part in enumerate(FIRST) if name == part or name.startswith(f"{part}.")), len(FIRST))
@@ -127,10 +143,12 @@ def _split(word: str) -> tuple[str, Any]:
 
 
 def in_words(members: Sequence[dict[str, Any]]) -> str:
-    """The table in words for a terminal, and below it the runs that failed, and why."""
+    """The table in words for a terminal, and below it the models, where all compare the same, and the runs that failed, and
+    why."""
     keys = list(members[0]["keys"])
-    metrics = columns_of(members)
-    rows = [[*keys, "state", *metrics.values(), "run"]]
+    metrics, pairs = columns_of(members), _told(members, "model_pair")
+    several = ["models"] if len(pairs) > 1 else []
+    rows = [[*keys, *several, "state", *metrics.values(), "run"]]
     for member in members:
         values = [member["metrics"].get(name, [None])[0] for name in metrics]
         state = member["state"]
@@ -139,10 +157,14 @@ def in_words(members: Sequence[dict[str, Any]]) -> str:
         if member["job"] and state.startswith(folders.WAITING):
             state += f", job {member['job']}"
         cells = [_cell(member["keys"][key]) for key in keys]
+        cells += [_cell(member["study"].get("model_pair")) for _ in several]
         numbers = ["-" if value is None else f"{value:.4g}" for value in values]
         rows.append([*cells, state, *numbers, os.path.relpath(member["folder"])])
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(pairs) == 1:
+        layers = [] if "layer" in keys else [f"layer {layer}" for layer in _told(members, "layer")]
+        lines.append(f"models: {', '.join(pairs + layers)}")
     for member in members:
         if member["error"]:
             lines.append(f"{os.path.relpath(member['folder'])}: {member['error']}")
@@ -157,8 +179,11 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
     """Writes compare.parquet, with one row per member and a column for every key and finding, and compare.html; returns the
     path of the page."""
     names = list(dict.fromkeys(name for member in members for name in member["metrics"]))
+    study = [member["study"] for member in members]
     columns: dict[str, list] = {
         **{name: [member[name] for member in members] for name in ("identity", "folder", "state", "error")},
+        "models": [some.get("model_pair") for some in study],
+        "layer": [some.get("layer") for some in study],
         **{key: _alike([member["keys"][key] for member in members]) for key in members[0]["keys"]},
         **{name: [member["metrics"].get(name, [None])[0] for member in members] for name in names},
     }

@@ -28,6 +28,8 @@ import pyarrow.parquet
 from tunediff.folders import figures_of, write_atomically
 from tunediff.report.behaviour import behaviour, tells_behaviour
 from tunediff.report.graphs import graphs, tells_graphs
+from tunediff.shapes import SEGMENTS
+from tunediff.text import PLACEHOLDER, text_of
 
 CURVE_POINTS = 300
 CHUNK = 200  # latents whose details are packed together
@@ -38,6 +40,7 @@ RUN_SCRIPTS = (
     "plots.js",
     "whiskers.js",
     "figures.js",
+    "tokens.js",
     "latents.js",
     "outputs.js",
     "layered.js",
@@ -77,6 +80,8 @@ def write_report(folder: Path) -> Path:
         "training": thinned(read_table(folder, "training")),
         "chunk": CHUNK,
         "shares": SHARES,
+        "segment_names": SEGMENTS,
+        "placeholder": PLACEHOLDER.pattern,
         "explored": {},
     }
     packed = {"figures": _finite(figures_of(folder))}
@@ -197,19 +202,22 @@ class Details:
 
     def words(self) -> dict[str, Any]:
         """The index of the search: distinct words, and for each latent which of them occur in its strongest examples and in the
-        tokens it writes."""
+        tokens it writes. Tokens that it fires on or writes are words with their spaces and line breaks, too."""
         met: dict[int, set[str]] = defaultdict(set)
         if "examples" in self.tables:
             table, lower = self.tables["examples"], [word.lower() for word in self.vocabulary]
+            plain = [text_of([word]).lower() for word in self.vocabulary]
+            more = ["".join(text.split()) != word for text, word in zip(plain, lower, strict=True)]
             columns = (table[name].to_pylist() for name in ("latent", "kind"))
-            for latent, kind, tokens in zip(*columns, self.windows["t"], strict=True):
+            for latent, kind, tokens, values in zip(*columns, self.windows["t"], self.windows["a"], strict=True):
                 if kind == "strongest":
-                    met[latent].update("".join([lower[token] for token in tokens]).split())
+                    met[latent].update("".join([plain[token] for token in tokens]).split())
+                    met[latent].update(lower[t] for t, a in zip(tokens, values, strict=True) if a and more[t])
         if "logit_effect" in self.tables:
             table = self.tables["logit_effect"]
             raised = table.filter(pyarrow.compute.call_function("greater", [table["sign"], 0]))
             for latent, token in zip(raised["latent"].to_pylist(), raised["token"].to_pylist(), strict=True):
-                met[latent].update(token.lower().split())
+                met[latent].update({token.lower(), *token.lower().split()})
         numbers: dict[str, int] = {}
         indexed = [sorted(numbers.setdefault(word, len(numbers)) for word in met[latent]) for latent in self.latents]
         return {"words": list(numbers), "of": indexed}

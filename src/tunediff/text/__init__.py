@@ -4,6 +4,7 @@
                                             -> examples.py                    what a model learns from, for fine-tuning
     marks.py, templates.py, labels.py    how thinking is marked, what a chat template writes, labels by rule
     tokenizers.py, aligned.py            how far two tokenizers agree, and which of their tokens stand for each other
+    spelling.py                          how a token is read by a person
 
 A row is a dictionary of strings: a problem with its response, or plain text. Nothing here knows a model or an
 activation. Segments follow the character ranges of the rendered text, so they hold for every tokenizer.
@@ -17,4 +18,5 @@ from tunediff.text.marks import FORMATS, LAYOUTS, Layout, Thought, layout, opene
 from tunediff.text.preparing import each_generation, exchange, in_s1_form
 from tunediff.text.rendering import Manner, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
-from tunediff.text.tokenizers import Agreement, Tokenizer, compare_tokenizers, encode, spelling
+from tunediff.text.spelling import PLACEHOLDER, Spelling, text_of
+from tunediff.text.tokenizers import Agreement, Tokenizer, compare_tokenizers, encode

@@ -1,11 +1,10 @@
-"""Two tokenizers -> how far they agree; one -> how its tokens are spelled."""
+"""Two tokenizers -> how far they agree on what is read."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -38,7 +37,9 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: str, **options: Any) -> Mapping[str, Any]: ...
 
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int], **options: Any) -> str: ...
+
+    def convert_ids_to_tokens(self, ids: int) -> Any: ...
 
     def get_vocab(self) -> dict[str, int]: ...
 
@@ -111,8 +112,3 @@ def touching(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> np.ndarra
 
 def encode(tokenizer: Tokenizer, text: str) -> Mapping[str, Any]:
     return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-
-
-def spelling(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """The text of one token id by itself; each is decoded once."""
-    return functools.cache(lambda token: tokenizer.decode([token]))

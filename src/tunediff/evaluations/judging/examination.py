@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from tunediff.text import text_of
+
 DETECTION, FUZZING = TESTS = ("detection", "fuzzing")
 STRONGEST, RANDOM = "strongest", "random"
 MARKED = 0.3  # share of the strongest activation of a window from which on a token is marked, as Delphi does
@@ -151,14 +153,15 @@ def silent_places(window: Window, chance: random.Random) -> set[int]:
 
 def plain(tokens: Sequence[str]) -> str:
     """The text of the tokens on one line, so that numbered texts stay apart."""
-    return "".join(tokens).replace("\n", "\\n")
+    return text_of(tokens).replace("\n", "\\n")
 
 
 def marked(tokens: Sequence[str], places: set[int]) -> str:
-    """The text on one line, every run of the tokens at these places between << and >>."""
+    """The text on one line, every run of the tokens at these places between << and >>; there a part of a character that ends
+    behind it stands as its placeholder."""
     runs = groupby(range(len(tokens)), key=places.__contains__)
-    texts = ((inside, plain([tokens[n] for n in run])) for inside, run in runs)
-    return "".join(f"<<{text}>>" if inside else text for inside, text in texts)
+    texts = ((inside, [tokens[n] for n in run]) for inside, run in runs)
+    return "".join(f"<<{plain(some) or ''.join(some)}>>" if inside else plain(some) for inside, some in texts)
 
 
 def passages(windows: Sequence[Window]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from tunediff.evaluations.given import Reading, Trained
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.shapes import SEGMENTS, Table
-from tunediff.text import spelling
+from tunediff.text import Spelling
 
 KINDS = ("strongest", "quantile", "random")
 SAMPLED = 4  # documents sampled for each quantile shown
@@ -50,13 +50,15 @@ class Examples:
         wanted = self._chosen(trained, numbers)
         norms = trained.dictionary.code_norms().tolist()
         rows = []
-        spelled = spelling(trained.pair.tokenizers[0])
+        spelled = Spelling(trained.pair.tokenizers[0])
         for number, reading in enumerate(trained.readings("examples")):
             if number not in wanted:
                 continue
             batch, latents = reading.batch, reading.latents.cpu()
             first_of = torch.searchsorted(batch.sequence, torch.arange(len(batch.ids[0]) + 1)).tolist()
-            sequence, words = batch.sequence.tolist(), [spelled(token) for token in batch.token.tolist()]
+            sequence, counts = batch.sequence.tolist(), batch.mask[0].sum(-1).tolist()
+            whole = [spelled.of(ids[:count]) for ids, count in zip(batch.ids[0].tolist(), counts, strict=True)]
+            words = [whole[row][place] for row, place in zip(sequence, batch.position.tolist(), strict=True)]
             segments = [SEGMENTS[s] for s in batch.segment.tolist()]
             for column, kind, rank, quantile, token in wanted[number]:
                 latent = numbers[column]

@@ -20,7 +20,7 @@ from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.splice import model_of
 from tunediff.models import PreTrainedModel
 from tunediff.shapes import Note, Refused, Table
-from tunediff.text import spelling
+from tunediff.text import Spelling
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 MATRICES = 4  # [direction, vocabulary] held at once: effects, the parts they are put together from, their negatives
@@ -60,7 +60,7 @@ def strongest_effects(
     model, tokenizer = model_of(role), trained.pair.tokenizers[trained.pair.entry(model_of(role))]
     weight, gain = unembedding(trained.pair.models[model])
     units = torch.nn.functional.normalize(directions, dim=-1).to(gain) * gain
-    spelled = spelling(tokenizer)
+    spelled = Spelling(tokenizer)
     known = min(len(weight), len(tokenizer))  # the rest pads the matrix
     matrix = (
         trained.logits_mb * 1e6 / MATRICES / 4

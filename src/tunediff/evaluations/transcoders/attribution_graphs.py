@@ -27,7 +27,7 @@ from tunediff.evaluations.given import Needs, Trained, Work
 from tunediff.evaluations.reading.label_alignment import later
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, Finding, Note, Refused, Stream, Table
-from tunediff.text import Batch, encode, spelling
+from tunediff.text import Batch, Spelling, encode, text_of
 
 SETTING = "evaluation.attribution_graphs"
 CARRY = 0.8  # share of the summed influence whose latents are counted
@@ -91,7 +91,7 @@ class AttributionGraphs:
                 f"give {SETTING}.prompts, or more held-out text."
             )
             return
-        spelled = spelling(trained.pair.tokenizers[0])
+        spelled = Spelling(trained.pair.tokenizers[0])
         graphs, nodes, edges = [], [], defaultdict(list)
         influences, kept_in = [], Counter()
         for number, prompt in enumerate(tqdm(prompts, desc="attribution graphs", leave=False, delay=2)):
@@ -113,7 +113,8 @@ class AttributionGraphs:
                     graph,
                     pruned,
                     slug=slug,
-                    spelled=spelled,
+                    tokens=spelled.of(graph.ids.tolist()),
+                    predicted=list(map(spelled, graph.logits.tolist())),
                     depth=len(adapter.streams),
                     scan=trained.folder.name,
                     node_threshold=self.node_threshold,
@@ -153,7 +154,7 @@ class AttributionGraphs:
 
     def _found(self, trained: Trained) -> list[GraphPrompt]:
         """Prompts that end at the first place of each document, then at the second of each, until there are enough."""
-        spelled, met, places = spelling(trained.pair.tokenizers[0]), Counter(), []
+        spelled, met, places = Spelling(trained.pair.tokenizers[0]), Counter(), []
         for batch in trained.held_out:
             here = self._predicted(batch, spelled, trained.pair.hesitations) & (batch.position > 0)
             for token in here.nonzero()[:, 0].tolist():
@@ -195,10 +196,10 @@ class AttributionGraphs:
             yield Finding(f"{where}/carrying_share", carrying / living, meaning=meaning)
 
 
-def _described(prompt: GraphPrompt, graph: Graph, pruned: Pruned, spelled: Callable[[int], str]) -> dict[str, Any]:
+def _described(prompt: GraphPrompt, graph: Graph, pruned: Pruned, spelled: Spelling) -> dict[str, Any]:
     """The columns of a graph's row, after its name."""
     return {
-        "prompt": "".join(map(spelled, graph.ids.tolist())),
+        "prompt": text_of(spelled.of(graph.ids.tolist())),
         "target": spelled(prompt.target),
         "probability": float(graph.prediction[prompt.target]),
         "active": len(graph.number) + graph.left_out,
@@ -210,12 +211,12 @@ def _described(prompt: GraphPrompt, graph: Graph, pruned: Pruned, spelled: Calla
     }
 
 
-def _nodes(graph: Graph, pruned: Pruned, spelled: Callable[[int], str], depth: int) -> Iterator[dict[str, Any]]:
+def _nodes(graph: Graph, pruned: Pruned, spelled: Spelling, depth: int) -> Iterator[dict[str, Any]]:
     """A node's number is its place among the graph's latents, positions and logits; embeddings stand in layer -1, logits
     above the last. Of a logit, activation is its distance from the mean of all, and influence its probability."""
     names = ("node", "kind", "layer", "position", "token", "latent", "activation", "influence")
     latents, positions = len(graph.number), len(graph.ids)
-    words = [spelled(token) for token in graph.ids.tolist()]
+    words = spelled.of(graph.ids.tolist())
     rows = []
     for n in pruned.latents.nonzero()[:, 0].tolist():
         place = int(graph.position[n])

@@ -23,6 +23,8 @@ const numeric = (name) => {
   return values.length > 0 && values.every((value) => typeof value === "number");
 };
 
+const PAIRS = distinct(MEMBERS.map((m) => m.study.model_pair).filter(Boolean)), LAYERS = distinct(MEMBERS.map((m) => m.study.layer).filter((layer) => !absent(layer)));
+
 let asked = "", sortBy = KEYS[0] ?? "state", falling = false;
 // what the figures show, by what a picker calls it
 const choice = {
@@ -51,7 +53,7 @@ function choosing(word, options) {
 function table(members) {
   const counted = ({ state, step, steps }) => (["finished", "failed"].includes(state) || absent(step) ? state : `${state} ${many(step)}/${many(steps ?? step)}`);
   // name, heading, value, and the value as it is shown
-  const columns = [...KEYS.map((key) => [key, key, (m) => m.keys[key], (m) => words(m.keys[key])]), ["state", "state", (m) => m.state, counted],
+  const columns = [...KEYS.map((key) => [key, key, (m) => m.keys[key], (m) => words(m.keys[key])]), ...(PAIRS.length > 1 ? [["models", "models", (m) => m.study.model_pair, (m) => words(m.study.model_pair)]] : []), ["state", "state", (m) => m.state, counted],
     ["page", "page", (m) => m.identity, (m) => (m.page ? element("a", { href: m.page }, m.identity) : m.identity)],
     ...HEADLINE.map(([name, word]) => [name, word, (m) => metric(m, name), (m) => spelled(metric(m, name))])];
   const order = [...members].sort(ordering(columns.find(([name]) => name === sortBy)[2], falling));
@@ -130,8 +132,8 @@ function draw() {
 
 const states = distinct(MEMBERS.map((m) => m.state)).map((state) => `${MEMBERS.filter((m) => m.state === state).length} ${state}`).join(", ");
 document.getElementById("page").replaceChildren(
-  element("header", {}, element("h1", {}, `${MEMBERS.length} runs side by side: `, distinct(MEMBERS.map((m) => m.study.model_pair).filter(Boolean)).join(", ") || DATA.folder),
-    soft(`${states}, as of ${DATA.asked}. Hover a number for its 95 % interval, click a heading to sort.`)),
+  element("header", {}, element("h1", {}, `${MEMBERS.length} runs side by side: `, PAIRS.join(", ") || DATA.folder),
+    soft(KEYS.includes("layer") || LAYERS.length !== 1 ? "" : LAYERS[0] === "all" ? "All layers. " : `Layer ${LAYERS[0]}. `, `${states}, as of ${DATA.asked}. Hover a number for its 95 % interval, click a heading to sort.`)),
   search, body);
 draw();
 document.body.dataset.drawn = performance.now().toFixed(0);

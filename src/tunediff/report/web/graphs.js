@@ -88,15 +88,15 @@ function attributionGraphs(latents, influence) {
     if (next !== null) pick(next);
   }
 
-  function testOf(typed) {
-    const layer = typed.match(/^(?:layer |l)(\d+)$/), bare = typed.replaceAll("␣", " "), has = (token) => token.toLowerCase().includes(bare);
+  function testOf(asked) {
+    const typed = asked.trim(), layer = typed.match(/^(?:layer |l)(\d+)$/), bare = asTyped(asked), has = (token) => token.toLowerCase().includes(bare);
     if (layer) return (n) => isLatent(n) && graph.layer[n] === Number(layer[1]);
     if (/^\d+$/.test(typed)) return (n) => graph.latent[n] === Number(typed) || graph.token[n].trim() === typed;
     return (n) => has(graph.token[n]) || firesOn(graph.latent[n]).some(has);
   }
 
   function look() {
-    const typed = search.value.trim().toLowerCase();
+    const typed = search.value.toLowerCase().trimEnd(); // a space before it is one of the token's
     met = typed ? new Set(graph.nodes.filter(testOf(typed))) : null;
     count.textContent = met ? `${many(met.size)} of ${many(graph.nodes.length)} nodes` : "";
     lit();

@@ -30,8 +30,6 @@ const colourOf = (columns, i) => `var(--${["base", "tuned"].find((role) => role 
 const classOf = (columns, i) => [columns.class?.[i], columns.domain?.[i]].filter(Boolean).join(", ");
 const mechanismOf = (columns, i) => columns.mechanism?.[i]?.replace("_", ", ") ?? "";
 
-const visible = (token) => token.replaceAll("\n", "↵").replace(/^ /, "␣");
-const chips = (tokens) => (tokens ?? []).map((token) => element("span", {}, visible(token)));
 const linkTo = (latent) => element("a", { href: `#latent-${latent}` }, String(latent));
 
 // number of a latent -> its row; none where there is no table
@@ -104,10 +102,10 @@ function explorer(columns, read, signal, picks) {
   }
 
   function matching() {
-    const typed = state.ask.trim().toLowerCase(), asked = typed.replaceAll('"', "");
+    const typed = state.ask.trim(), asked = wordsIn(state.ask);
     if (/^\d+$/.test(typed)) return (i) => columns.latent[i] === Number(typed); // in quotes it is a word
-    if (!asked || !words) return () => true; // until the index is there; then the table is drawn again
-    const wanted = asked.split(/\s+/).map((part) => new Set(words.words.flatMap((word, n) => (word.includes(part) ? [n] : []))));
+    if (!asked.length || !words) return () => true; // until the index is there; then the table is drawn again
+    const wanted = asked.map((part) => new Set(words.words.flatMap((word, n) => (word.includes(part) ? [n] : []))));
     return (i) => wanted.every((some) => words.of[i].some((n) => some.has(n)));
   }
 
@@ -259,6 +257,7 @@ function explorer(columns, read, signal, picks) {
   const node = section(read.title, picks,
     soft(`Click a row${points ? " or a point" : ""} to read a ${noun}.${read.about}${read.tables.includes("examples") ? "" : ` ${notRun(read)}`}`,
       " Keys: / searches, Enter opens the first, j and k go on and back, Esc closes."),
+    columns.fires_on || read.tables.includes("logit_effect") ? soft(SPELLED) : null,
     points?.node, legend, controls, scroll);
   document.body.append(panel);
   refresh();
@@ -293,7 +292,7 @@ function places(latent, names, segments) {
   const rates = names.map((name) => segments[`rate/${name}`][0]);
   return bars(`Firing rate of latent ${latent}, by place (thinking in tenths)`, [0, names.length],
     names.map((name, n) => [[rates[n], `var(--${name.split("/")[0]})`, `${name}: ${spelled(rates[n])}`]]),
-    { least: 1e-12, gap: 1.5, names: names.map((name) => name.split("/").at(-1)), spellX: () => "", wide: 600, high: 150,
+    { least: 1e-12, gap: 1.5, names: names.map((name) => name.split("/").at(-1)), spellX: () => "", wide: 720, high: 180,
       rows: () => [["place", "firing_rate"], names.map((name, n) => [name, rates[n]])] });
 }
 
@@ -322,7 +321,7 @@ function effects(columns) {
 const neighbourLinks = (columns) => (columns ? element("p", { class: "near" }, element("small", {}, "Nearest decoder rows: "),
   columns.neighbour.flatMap((latent, n) => [n ? ", " : "", linkTo(latent), ` ${spelled(columns.cosine[n])}`])) : null);
 
-const SEGMENT_NAMES = ["prompt", "prefix", "thinking", "answer", "text"];
+const SEGMENT_NAMES = DATA.segment_names;
 const EXAMPLE_KINDS = { strongest: "Strongest", quantile: "Over its range", random: "Documents at random" };
 
 function examples(rows, vocabulary, read) {
@@ -342,11 +341,11 @@ const windows = (rows, vocabulary, segments, top) => rows.map((row) => {
       const value = (row.a[n] / DATA.shares) * row.largest, heat = Math.min(1, Math.abs(value) / top);
       const shade = heat > 0 ? `;background:rgba(var(--heat),${(0.12 + 0.6 * heat).toFixed(2)})` : "";
       return element("span", { class: n === row.position && value !== 0 ? "peak" : null, title: value !== 0 ? spelled(value) : null,
-        style: `border-color:var(--${segments[row.s[n]]})${shade}` }, vocabulary[token].replaceAll("\n", "↵"));
+        style: `border-color:var(--${segments[row.s[n]]})${shade}` }, inParts(vocabulary[token]));
     })));
 });
 
 function saveExamples(noun, latent, rows, vocabulary) {
-  const whole = rows.map((row) => ({ ...row, latent, peak: vocabulary[row.t[row.position]], text: row.t.map((token) => vocabulary[token]).join("") }));
+  const whole = rows.map((row) => ({ ...row, latent, peak: vocabulary[row.t[row.position]], text: row.t.map((token) => textOf(vocabulary[token])).join("") }));
   save(`${noun}-${latent}.csv`, "text/csv", csv(...taken(whole, ["latent", "kind", "rank", "document", "place", "activation", "peak", "text"])()));
 }

@@ -33,6 +33,7 @@ const CARDS = [
   ["Bits a byte of responses", "tokenizers/bits_per_byte/*/shared", ["base", "tuned"]],
   ["Share of units that tell a label", "unit_comparison/*/telling", UNITS],
   ["Share judged monosemantic", "unit_comparison/*/judged/monosemantic", UNITS],
+  ["Foreign to one of the models", "tokens/*", [["foreign", "of the tokens of the text"]]],
   ["Exclusive after latent scaling", "latent_scaling/count/*", ["base_only", "tuned_only"]],
 ];
 
