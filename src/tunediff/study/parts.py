@@ -75,7 +75,8 @@ def agreed_upon(cfg: DictConfig, *, evaluated: bool) -> tuple[ModelPair, Text, A
             "both models read, text=openr1_math from the Hub, or text=traces text.rows.path=<file.jsonl>."
         )
     text.check(evaluated=evaluated)
-    return pair, text, agree(pair, text)
+    agreed = agree(pair, text)
+    return pair, text, agreed._replace(notes=[*agreed.notes, *text.told()])
 
 
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
