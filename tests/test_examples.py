@@ -87,7 +87,9 @@ def test_what_cannot_be_learned_from_is_refused(tokenizer):
         examples(text_of(missing, fields={"thinking": "trace"}), tokenizer, block=256)
     assert len(examples(text_of(missing, fields={}), tokenizer, block=256)) == 1
     shortest = min(len(e.ids) for e in examples(text_of(ROWS), tokenizer, block=256))
-    with pytest.raises(TextError, match=f"longer than recipe.block={shortest - 1} tokens .the shortest has {shortest}."):
+    with pytest.raises(
+        TextError, match=f"longer than recipe.block={shortest - 1} tokens .the shortest has {shortest}."
+    ):
         examples(text_of(ROWS), tokenizer, block=shortest - 1)
     with pytest.raises(TextError, match=f"Raise text.context to {shortest} or more"):
         WholeSequences(held_out=0).read(text_of(ROWS, context=shortest - 1), tokenizer, 100)
@@ -114,7 +116,9 @@ def test_a_row_whose_thinking_was_cut_teaches_no_stop_behind_it(everything, toke
     left = examples(text_of(rows, unfinished="leave_out"), tokenizer, block=256, everything=everything)
     assert list(left) == list(found[:2]) and "; 2 rows have no answer: they are left out" in left.report()
     assert "no answer" not in examples(text_of(ROWS), tokenizer, block=256).report()
-    with pytest.raises(TextError, match=r"text.unfinished=refuse: row 2 .counted from 0. has no answer.* keep, .*leave_out"):
+    with pytest.raises(
+        TextError, match=r"text.unfinished=refuse: row 2 .counted from 0. has no answer.* keep, .*leave_out"
+    ):
         examples(text_of(rows, unfinished="refuse"), tokenizer, block=256)
     with pytest.raises(TextError, match="text.unfinished=drop: choose keep, leave_out, refuse"):
         text_of(rows, unfinished="drop")

@@ -45,12 +45,15 @@ class Evaluation(Protocol):
     name      first part of the names of its findings; None: its name in the config
     latents   the latents that it asks about: an expression is checked before anything is trained
     asks_for  label -> tokens with it that it needs at least: a text that has fewer is refused before anything is trained
+    check     raises Refused, before a weight is loaded, for a pair or text of which it cannot ask
     """
 
     needs: Needs = Needs.DICTIONARY
     name: str | None = None
     latents: Any = None
     asks_for: Mapping[str, int] = MappingProxyType({})
+
+    def check(self, pair: ModelPair, text: Text, /) -> None: ...
 
     def run(self, given: Any, /) -> Iterator[Finding | Table | Figure | Note]:
         """Yields the findings of a Given where the pair is enough, of a Trained otherwise."""

@@ -107,10 +107,20 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
     return built
 
 
+def check_evaluations(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: Text, *, tokens: int) -> None:
+    """Raises Refused for an evaluation that this pair or its text cannot answer, as far as that shows without weights."""
+    for evaluation in evaluations.values():
+        if callable(check := getattr(evaluation, "check", None)):
+            check(pair, text)
+    check_labels(evaluations, pair, text, tokens=tokens)
+
+
 def check_labels(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: Text, *, tokens: int) -> None:
-    """Raises Refused for an evaluation that chooses latents by a label of which the held-out text has too few tokens."""
+    """Raises Refused for an evaluation that asks for a label of which the held-out text has too few tokens."""
     asked = {name: dict(declared(evaluation, "asks_for")) for name, evaluation in evaluations.items()}
-    needed = {label: count for labels in asked.values() for label, count in labels.items()}
+    needed: dict[str, int] = {}
+    for label, count in (one for labels in asked.values() for one in labels.items()):
+        needed[label] = max(count, needed.get(label, 0))
     if not needed:
         return
     found = text.labelled(pair.tokenizers, foreign=pair.foreign, needed=needed, tokens=tokens)
@@ -118,10 +128,15 @@ def check_labels(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: T
         for label, count in labels.items():
             if found[label] < count:
                 there = ", ".join(f"{one} ({number:,})" for one, number in found.most_common() if number)
+                of = f"evaluation.{name}"
+                way = (
+                    f"{of}.chosen_by.label=... and .at=..., or latents, {of}.latents=[3,17]"
+                    if hasattr(evaluations[name], "chosen_by")
+                    else f"{of}.label=... and .at=..., or leave {name} out"
+                )
                 raise Refused(
-                    f"evaluation={name} chooses latents by the label '{label}', of which the held-out text has {found[label]} "
-                    f"tokens and {count} are needed. Its labels are {there or 'none'}: name one with evaluation.{name}."
-                    f"chosen_by.label=... and .at=..., or latents, evaluation.{name}.latents=[3,17]."
+                    f"evaluation={name} asks for the label '{label}', of which the held-out text has {found[label]} tokens and "
+                    f"{count} are needed. Its labels are {there or 'none'}: name one with {way}."
                 )
 
 

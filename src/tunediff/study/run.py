@@ -28,7 +28,7 @@ from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.study.described import about, curves_of, open_loggers
 from tunediff.study.parts import (
     build_learner,
-    check_labels,
+    check_evaluations,
     evaluations_of,
     given_of,
     inside,
@@ -68,7 +68,7 @@ class Run:
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
         self.streams = streams_of(cfg, pair)
         pair.check_places(self.streams)
-        check_labels(self.evaluations, pair, text, tokens=cfg.budget.evaluation_tokens)
+        check_evaluations(self.evaluations, pair, text, tokens=cfg.budget.evaluation_tokens)
         precision_of(cfg)
         self.described = about(cfg, pair, self.streams)
         with within(self.folder):

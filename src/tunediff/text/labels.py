@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from tunediff.shapes import Refused
 
+BY_RULE = ("step_end", "hesitation", "hesitation_follows", "backtracks")
 HESITATIONS = ("wait", "hmm+", "alternatively", "hold on")  # regular expressions of whole words
 
 _SENTENCE = re.compile(r"\S.*?(?:[.!?。？！…]+[\"')\]*]*(?=\s|$)|(?=\s*\n)|$)", re.MULTILINE)

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tunediff.text.labels import HESITATIONS, by_rule, words
+from tunediff.text.labels import BY_RULE, HESITATIONS, by_rule, words
 from tunediff.text.marks import Layout, layout, opened_by, split_response
 from tunediff.text.rows import TextError
 from tunediff.text.templates import DATE, Message, begin_of, day, prompt_of
 from tunediff.text.tokenizers import Tokenizer
 
 Span = tuple[int, int, str]  # first character, one past the last, name
+KNOWN_LABELS = (*BY_RULE, "opening", "end_of_thinking")  # of any text that thinks, annotated or not
 SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
 
 

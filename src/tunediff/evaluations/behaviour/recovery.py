@@ -40,6 +40,7 @@ class Recovery(BehaviourEvaluation):
     name = "recovery"
     needs = Needs.PAIR
     own_template = True
+    many = False
 
     def __post_init__(self):
         check_resamples("recovery", self.resamples)
@@ -50,6 +51,10 @@ class Recovery(BehaviourEvaluation):
                 f"Cannot load '{self.full.path}', the fully fine-tuned model of recovery: name a Hub id or a local folder, "
                 "evaluation.recovery.full.path=<folder>."
             ) from error
+
+    def check(self, pair: ModelPair, text: Text) -> None:
+        super().check(pair, text)
+        self._second(pair, text)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         problems = yield from self.asked(given)

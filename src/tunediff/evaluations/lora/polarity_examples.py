@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tunediff.evaluations.given import Given, Needs
-from tunediff.evaluations.lora.units import adapter_units, read_columns
+from tunediff.evaluations.lora.units import adapter_units, check_adapters, read_columns
 from tunediff.evaluations.reading.examples import Examples
+from tunediff.models import ModelPair
 from tunediff.shapes import Finding, Table
+from tunediff.text import Text
 
 
 class PolarityExamples:
@@ -26,6 +28,9 @@ class PolarityExamples:
 
     def __init__(self, *, strongest: int = 50, quantiles: int = 5, random: int = 2, before: int = 20, after: int = 10):
         self.examples = Examples(strongest=strongest, quantiles=quantiles, random=random, before=before, after=after)
+
+    def check(self, pair: ModelPair, text: Text) -> None:
+        check_adapters(pair)
 
     def run(self, given: Given) -> Iterator[Finding | Table]:
         polarities, units = adapter_units(given.pair)

@@ -24,12 +24,14 @@ from torch import Tensor
 from tunediff.evaluations.given import Given, Needs, Trained
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
-from tunediff.evaluations.lora.units import HeldOut, Kind, kinds_of, read_columns
+from tunediff.evaluations.lora.units import HeldOut, Kind, check_adapters, kinds_of, read_columns
 from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later
 from tunediff.measures import share
 from tunediff.measures.clustered import mean_of
 from tunediff.measures.separation import ActiveScores, delong_interval, shuffled_auroc
+from tunediff.models import ModelPair
 from tunediff.shapes import Finding, Note, Refused, Table
+from tunediff.text import Text
 
 SETTING = "evaluation.unit_comparison"
 KINDS = 3  # adapters, neurons, latents
@@ -65,6 +67,9 @@ class UnitComparison:
                 raise Refused(f"{SETTING} needs judged=1 or more.")
             counted = f"{self.judged:,} units of each of {KINDS} kinds"
             self.chat.allow(KINDS * self.judged, counted=counted, fewer=f"{SETTING}.judged")
+
+    def check(self, pair: ModelPair, text: Text) -> None:
+        check_adapters(pair)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Note]:
         kinds, held_out = kinds_of(given, seed=self.seed)
