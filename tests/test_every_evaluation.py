@@ -2,6 +2,7 @@
 says, before a weight is loaded, why it cannot."""
 
 import dataclasses
+import re
 
 import hydra
 import pytest
@@ -11,9 +12,11 @@ from conftest import ROOT
 from real_tokenizers import real
 from tunediff.activations import harvest
 from tunediff.dictionary import TranscoderAdapter
-from tunediff.evaluations import Given
+from tunediff.evaluations import Telling
+from tunediff.settings import check
 from tunediff.shapes import Finding, Note, Refused, Rows
 from tunediff.study.parts import (
+    STUDY,
     build_adapter,
     build_dictionary,
     check_evaluations,
@@ -27,35 +30,36 @@ from tunediff.study.run import found_by
 
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "evaluation").glob("*.yaml"))
 BEHAVIOUR = [name for name in OPTIONS if "defaults/behaviour" in (ROOT / f"conf/evaluation/{name}.yaml").read_text()]
-SMALL = {  # words that make an evaluation short
-    **dict.fromkeys(BEHAVIOUR, []),
-    **{
-        name: [f"evaluation.{name}.draws=1", f"evaluation.{name}.modes=[delta]"]
-        for name in ("ablation", "scaling", "patching")
-    },
-    "steering_sweep": ["evaluation.steering_sweep.strengths=[1]", "evaluation.steering_sweep.behind=[after_prefix]"],
-    "latent_sets": [
-        "evaluation.latent_sets.draws=1",
-        "evaluation.latent_sets.control_sizes=[1]",
-        "evaluation.latent_sets.chosen_by.count=2",
-    ],
-    "attribution_graphs": [
-        "evaluation.attribution_graphs.count=1",
-        "evaluation.attribution_graphs.context=12",
-        "evaluation.attribution_graphs.most_latents=8",
-    ],
-    "kl_patching": ["evaluation.kl_patching.draws=1", "evaluation.kl_patching.best=4"],
-    "latent_cache": ["evaluation.latent_cache.latents=4"],
+CHOOSES = ("ablation", "scaling", "patching", "steering_sweep", "latent_sets")
+FEW = {  # words that make an evaluation short
+    **dict.fromkeys(("ablation", "scaling", "patching"), ["draws=1", "modes=[delta]"]),
+    "steering_sweep": ["strengths=[1]", "behind=[after_prefix]"],
+    "latent_sets": ["draws=1", "control_sizes=[1]"],
+    "attribution_graphs": ["count=1", "context=12", "most_latents=8"],
+    "kl_patching": ["draws=1", "best=4"],
+    "latent_cache": ["latents=4"],
 }
-NO_ADAPTER = "No low-rank adapter|no adapter|lora"
+COSTLY = (
+    "fidelity",
+    "kl_patching",
+    "replacement",
+    "toy",
+    "usual",
+    "lora_ablation",
+)  # they compute logits of all tokens
+SILENT = ("none", "examples", "logit_effect", "latent_cache", "latent_classes")  # tables and files alone, or a judge's
+NO_ADAPTER = "has no adapters to read; choose model_pair=toy_lora, or one made by finetune.py"
 # sentences with which an option is refused: of a crosscoder, and of a transcoder adapter
 CROSSCODER = {
-    **dict.fromkeys(("adapter_recovery", "attribution_graphs", "latent_sets", "replacement"), "transcoder_adapter"),
+    **dict.fromkeys(
+        ("adapter_recovery", "attribution_graphs", "latent_sets", "replacement"),
+        "asks about a transcoder adapter: choose",
+    ),
     **dict.fromkeys(("lora_ablation", "polarity_examples", "unit_comparison"), NO_ADAPTER),
-    "toy": r"asks for the label 'check', of which the held-out text has 0 tokens and 1 are needed. Its labels are .*step_end",
+    "toy": r"asks for the label 'check', of which the held-out text has 0 tokens and 1 is needed. Its labels are .*step_end",
     "toy_labels": r"evaluation=check asks for the label 'check'.* Its labels are .*backtracks .*or leave check out",
-    "recovery": "is no fully fine-tuned model of",
-    "autointerp": "judge.model",
+    "recovery": r"is no fully fine-tuned model of .*evaluation.recovery.full.path names it",
+    "autointerp": "evaluation.autointerp.judge.model is not set: give it on the command line",
 }
 ADAPTER = {
     **dict.fromkeys(("lora_ablation", "polarity_examples", "unit_comparison"), NO_ADAPTER),
@@ -73,39 +77,34 @@ FAST += [name for name in CROSSCODER if name != "autointerp"] + "segments senten
 
 
 def composed(option, *words):
-    data, two = "${oc.env:TUNEDIFF_DATA}", [f"model_pair.{role}.dtype=float32" for role in ("base", "tuned")]
-    folders = [f"model_pair.base.path={real('qwen')}", f"model_pair.tuned.path={real('r1_qwen')}"]
-    small = [
-        f"task.math500.file='{data}/math500/test.jsonl.gz'",
+    data = "${oc.env:TUNEDIFF_DATA}"
+    given = [
+        "model_pair=r1_vs_qwen",
         "text=traces",
         "text.context=256",
         "scale=smoke",
         "layer=1",
+        f"evaluation={option}",
+        *words,
     ]
-    if option in BEHAVIOUR:
-        small += [f"evaluation.{option}.problems=2", f"evaluation.{option}.decoding.tokens=6"]
+    for role, name in (("base", "qwen"), ("tuned", "r1_qwen")):
+        given += [f"model_pair.{role}.path={real(name)}", f"model_pair.{role}.dtype=float32"]
+    given += [f"task.math500.file='{data}/math500/test.jsonl.gz'", "task.math500.problems=2"]
+    shorter = ["decoding.tokens=6"] if option in BEHAVIOUR else []
+    if option in CHOOSES:  # a label that so little text has often enough
+        shorter += ["chosen_by.label=step_end", "chosen_by.at=null", "chosen_by.count=2"]
+    given += [f"evaluation.{option}.{word}" for word in (*shorter, *FEW.get(option, []))]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        given = [
-            "model_pair=r1_vs_qwen",
-            *folders,
-            *two,
-            *small,
-            f"evaluation={option}",
-            *SMALL.get(option, []),
-            *words,
-        ]
         return hydra.compose("train", given)
 
 
-def asked(option, *words):
-    """A config, the evaluations of it that are not refused, its pair and its text."""
+def asked(option, given, *words):
+    """The evaluations of an option, once what is checked before a weight is loaded has let them pass."""
     cfg = composed(option, *words)
-    pair, text = pair_and_text(cfg)
-    if "judge" in str(cfg.evaluation) and option == "autointerp":
-        raise Refused("evaluation.autointerp.judge.model=???")
+    check(cfg, STUDY)
     evaluations = evaluations_of(cfg.evaluation, learns=True, inside=inside(cfg))
-    check_evaluations(evaluations, pair, text, tokens=1_000)
-    return cfg, evaluations
+    check_evaluations(evaluations, given.pair, given.text, tokens=4_000)
+    return evaluations
 
 
 @pytest.fixture(scope="module")
@@ -143,24 +142,36 @@ def given_with(*words):
     return given
 
 
-def outcome(option, given: Given, refusals, tmp_path, *words):
+def outcome(option, given, refusals, tmp_path, *words):
     if option in refusals:
-        with pytest.raises(Refused, match=refusals[option]) as refused:
-            asked(option, *words)
-        return str(refused.value)
-    _, evaluations = asked(option, *words)
-    given = dataclasses.replace(given, folder=tmp_path)
+        with pytest.raises(Refused, match=refusals[option]):
+            asked(option, given, *words)
+        return
+    tokens = 400 if option in COSTLY else 4_000
+    given = dataclasses.replace(
+        given, folder=tmp_path, tokens=tokens, tokens_per_batch=256 if option in COSTLY else 2048
+    )
+    evaluations = asked(option, given, *words)
     found = [one for name, evaluation in evaluations.items() for one in found_by(name, evaluation, given)]
     notes = [one.text for one in found if isinstance(one, Note)]
-    assert (
-        option == "none" or any(isinstance(one, Finding) for one in found) or option in ("logit_effect", "examples")
-    ), notes
-    return notes
+    assert option in SILENT or any(isinstance(one, Finding) for one in found), notes
+    assert not any("was not measured" in said for said in notes), notes
 
 
 @pytest.mark.parametrize("option", FAST)
 def test_an_evaluation_runs_on_a_real_pair_or_is_refused_before_it(option, crosscoder, tmp_path):
     outcome(option, crosscoder, CROSSCODER, tmp_path)
+
+
+def test_a_choice_by_a_label_that_is_too_rare_is_refused_with_the_labels_that_are_there(crosscoder):
+    evaluations = evaluations_of(composed("ablation").evaluation, learns=True)
+    evaluations["ablation"].chosen_by = Telling(label="hesitation_follows", at="step_end", count=2)
+    with pytest.raises(Refused) as refused:
+        check_evaluations(evaluations, crosscoder.pair, crosscoder.text, tokens=300)
+    said = r"asks for the label 'hesitation_follows', of which the held-out text has \d tokens and 10 are needed. Its labels are "
+    assert re.search(
+        said + r".*step_end \(\d+\).*: name one with evaluation.ablation.chosen_by.label=", str(refused.value)
+    )
 
 
 @pytest.mark.slow

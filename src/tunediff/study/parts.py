@@ -136,7 +136,7 @@ def check_labels(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: T
                 )
                 raise Refused(
                     f"evaluation={name} asks for the label '{label}', of which the held-out text has {found[label]} tokens and "
-                    f"{count} are needed. Its labels are {there or 'none'}: name one with {way}."
+                    f"{count} {'is' if count == 1 else 'are'} needed. Its labels are {there or 'none'}: name one with {way}."
                 )
 
 
