@@ -15,6 +15,7 @@ from tunediff.activations import WholeSequences, check_buffer
 from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapter
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
+from tunediff.evaluations.latents.selection import check_count
 from tunediff.folders import write_atomically
 from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
@@ -102,8 +103,16 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
             )
         if learns and not inside and needs is Needs.ADAPTER:
             raise Refused(f"evaluation={name} asks about a transcoder adapter: choose dictionary=transcoder_adapter.")
-        if isinstance(latents := declared(evaluation, "latents"), str):
+        latents, role = declared(evaluation, "latents"), getattr(evaluation, "role", None)
+        if isinstance(latents, str):
             checked(latents)  # before hours of training, not after them
+        if inside and isinstance(latents, int):
+            check_count(latents, [ADAPTER], setting=f"evaluation.{name}.latents")
+        if inside and role not in (None, ADAPTER):
+            raise Refused(
+                f"evaluation.{name}.role={role}: latents of a transcoder adapter are written in the adapter model: leave "
+                f"{name} out, or set evaluation.{name}.role=null."
+            )
     return built
 
 
