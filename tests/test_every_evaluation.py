@@ -14,7 +14,7 @@ from tunediff.activations import harvest
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations import Telling
 from tunediff.settings import check
-from tunediff.shapes import Finding, Note, Refused, Rows
+from tunediff.shapes import Finding, Note, Refused, Rows, Table
 from tunediff.study.parts import (
     STUDY,
     build_adapter,
@@ -49,7 +49,7 @@ COSTLY = (
     "lora_ablation",
 )  # they compute logits of all tokens
 LABELLED = ("hesitation", "labels", "probing", "sentences")  # they need each label in both halves of the documents
-SILENT = ("none", "examples", "logit_effect", "latent_cache", "latent_classes")  # tables and files alone, or a judge's
+SILENT = ("none", "latent_cache", "latent_classes")  # nothing, files, what a judge says
 NO_ADAPTER = "has no adapters to read; choose model_pair=toy_lora, or one made by finetune.py"
 # sentences with which an option is refused: of a crosscoder, and of a transcoder adapter
 CROSSCODER = {
@@ -155,7 +155,7 @@ def outcome(option, given, refusals, tmp_path, *words):
     evaluations = asked(option, given, *words)
     found = [one for name, evaluation in evaluations.items() for one in found_by(name, evaluation, given)]
     notes = [one.text for one in found if isinstance(one, Note)]
-    assert option in SILENT or any(isinstance(one, Finding) for one in found), notes
+    assert option in SILENT or any(isinstance(one, Finding | Table) for one in found), notes
     assert option in COSTLY or not any("was not measured" in said for said in notes), notes
 
 
