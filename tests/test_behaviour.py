@@ -208,6 +208,42 @@ def test_a_budget_may_end_the_thinking_instead(trained):
         benchmark(force=True)
 
 
+def test_tasks_bring_budgets_of_their_own_side_by_side(trained):
+    def of(**given):
+        rows = functools.partial(language.benchmark, 0, 40)
+        return Task(rows, question="question", answer="answer", prompts=ASKED_ALIKE, **given)
+
+    tasks = {"short": of(tokens=16, few=3), "long": of(tokens=64, few=5), "endless": of(tokens=9000, problems=2)}
+    asks = benchmark(tasks=tasks, decoding=Decoding(tokens=None), budgets=[0.25, 8], problems=4)
+    asks.check(trained.pair, trained.text)
+    _, tables, notes = parted(asks.run(trained))
+    curve = tables["benchmark_scaling"]
+    allowed = {
+        name: sorted({t for of, t in zip(curve["task"], curve["tokens"], strict=True) if of == name}) for name in tasks
+    }
+    room = asks.allowed["endless"]
+    assert allowed == {"short": [4, 8, 16], "long": [8, 16, 64], "endless": [8, round(room / 4), room]} and room < 512
+    written = tables["benchmark_outputs"]
+    assert max(n for n, of in zip(written["tokens"], written["task"], strict=True) if of == "short") <= 16
+    assert f"benchmark, endless: responses have at most {room} tokens in place of the task's 9,000" in " ".join(notes)
+    assert [len(asks._problems(name)) for name in tasks] == [4, 4, 2]
+    changed = intervention({"zero": Zero()}, tasks=tasks, problems=None)
+    assert [len(changed._problems(name)) for name in tasks] == [3, 5, 2]
+    for given, message in (
+        ({"tasks": {"toy": of()}, "decoding": Decoding(tokens=None)}, "task toy names no budget .* or task.toy.tokens"),
+        (
+            {"decoding": Decoding(tokens=600)},
+            "evaluation.benchmark.decoding.tokens=600 are more than the 512 positions of pkg",
+        ),
+        (
+            {"tasks": tasks, "decoding": Decoding(tokens=None), "budgets": [32]},
+            r"benchmark.budgets has \[32\].* up to the 16",
+        ),
+    ):
+        with pytest.raises(Refused, match=message):
+            benchmark(**given).check(trained.pair, trained.text)
+
+
 def test_a_cut_response_is_finished_only_where_it_had_ended():
     class Words:
         def decode(self, ids, **_):
@@ -254,7 +290,7 @@ def test_kept_responses_come_back_as_they_were(tmp_path):
 def test_bad_settings_are_refused_before_anything_is_written(trained):
     with pytest.raises(Refused, match=r"benchmark.budgets has \[512\]"):
         benchmark(budgets=[512])
-    with pytest.raises(Refused, match="set decoding.tokens to at most"):
+    with pytest.raises(Refused, match="set evaluation.benchmark.decoding.tokens to at most 474"):
         parted(benchmark(decoding=Decoding(tokens=511)).run(trained))
     without = task(rows=lambda: iter([{"question": "1+1?"}]))
     with pytest.raises(Refused, match="has no column 'answer'"):
@@ -275,7 +311,7 @@ def test_bad_settings_are_refused_before_anything_is_written(trained):
 def test_a_budget_that_cuts_most_responses_is_said(trained):
     notes = parted(benchmark(decoding=Decoding(tokens=20), problems=8).run(trained))[2]
     assert notes == [
-        "benchmark, toy: under tuned 100% of the responses were cut by the budget, and count as wrong or as what they had said by then: raise decoding.tokens."
+        "benchmark, toy: under tuned 100% of the responses were cut by the budget, and count as wrong or as what they had said by then: raise evaluation.benchmark.decoding.tokens."
     ]
 
 

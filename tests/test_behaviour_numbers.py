@@ -9,6 +9,7 @@ from test_behaviour import benchmark, steering, trained  # noqa: F401  (trained 
 from test_expressions import trained as of_columns  # noqa: F401  (a fixture)
 from tunediff.benchmarks import Behaviour, Grade, Problem
 from tunediff.evaluations import Telling
+from tunediff.evaluations.behaviour.benchmark import _scaling
 from tunediff.evaluations.behaviour.changes import Changed, columns, measures, told
 from tunediff.evaluations.behaviour.conditions import perplexity, row
 from tunediff.evaluations.behaviour.runner import mostly_cut, outputs
@@ -125,8 +126,9 @@ def test_slopes_bear_the_name_of_their_unit_and_the_difference_is_the_tuned_mode
     tuned = [[n < 10 * k for k in (1, 2, 4, 8)] for n in range(80)]
     base = [[False] * 4 for _ in range(80)]
     evaluation = benchmark(budgets=[16, 32, 64])
-    assert evaluation.budgets == [16, 32, 64, 128]
-    found = {f.name.removeprefix("benchmark/toy/"): f for f in evaluation._scaling("toy", {BASE: base, TUNED: tuned})}
+    assert evaluation.budgets_below(128) == [16, 32, 64, 128]
+    of_both = {BASE: base, TUNED: tuned}
+    found = {f.name.removeprefix("benchmark/toy/"): f for f in _scaling("toy", of_both, [16, 32, 64, 128])}
     assert found["tuned/best_accuracy"].value == 1 and found["base/best_accuracy"].value == 0
     per_token = 100 * 10 / 80 / 16
     for whose in ("tuned", "tuned_less_base"):

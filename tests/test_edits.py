@@ -9,6 +9,7 @@ from tunediff.dictionary import BatchTopK, Crosscoder, Linear, Normalisation
 from tunediff.edits import (
     Add,
     AfterMatch,
+    AfterPrefix,
     AfterTokens,
     Answer,
     Clamp,
@@ -268,6 +269,7 @@ GATES = {
     "answer": (Answer(), "\n\nThe answer is \\boxed{19}."),
     "after_3": (AfterTokens(3), ", so" + ANSWERS[0].partition(", so")[2]),
     "after_match": (AfterMatch(r"Okay, so .*?[.\n]"), "." + ANSWERS[0].partition("Anna.")[2]),
+    "after_prefix": (AfterPrefix(), "." + ANSWERS[0].partition("Anna.")[2]),
     "never": (AfterMatch("Perhaps"), ""),
     "too_late": (AfterMatch("Anna", within=4), ""),
     "both": (Every([Thinking(), AfterMatch("Anna")]), " Anna.\n12+7=19.\n</think>"),

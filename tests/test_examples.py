@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from tunediff.activations import WholeSequences
 from tunediff.text import Batches, Example, Text, TextError, examples, packed, render_prompt
 from tunediff.text.examples import IGNORED, collated
 from tunediff.toy import language
@@ -86,14 +87,41 @@ def test_what_cannot_be_learned_from_is_refused(tokenizer):
         examples(text_of(missing, fields={"thinking": "trace"}), tokenizer, block=256)
     assert len(examples(text_of(missing, fields={}), tokenizer, block=256)) == 1
     shortest = min(len(e.ids) for e in examples(text_of(ROWS), tokenizer, block=256))
-    with pytest.raises(TextError, match=f"longer than block={shortest - 1} tokens .the shortest has {shortest}."):
+    with pytest.raises(
+        TextError, match=f"longer than recipe.block={shortest - 1} tokens .the shortest has {shortest}."
+    ):
         examples(text_of(ROWS), tokenizer, block=shortest - 1)
+    with pytest.raises(TextError, match=f"Raise text.context to {shortest} or more"):
+        WholeSequences(held_out=0).read(text_of(ROWS, context=shortest - 1), tokenizer, 100)
     with pytest.raises(TextError, match="no rows to learn from"):
         examples(text_of([]), tokenizer, block=256)
     with pytest.raises(TextError, match="no rows held out: raise text.held_out"):
         examples(text_of(ROWS), tokenizer, block=256, held_out=True)
     with pytest.raises(TextError, match="None of 2 rows has a token to learn"):
         examples(text_of(ROWS, segments=["text"]), tokenizer, block=256)
+
+
+CUT = {"prompt": "What is 9 + 9?", "thinking": "Okay, so 9 + 9 is", "answer": None}
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_row_whose_thinking_was_cut_teaches_no_stop_behind_it(everything, tokenizer):
+    rows = [*ROWS, CUT, {**CUT, "prompt": "And 1 + 1?", "answer": ""}]
+    found = examples(text_of(rows), tokenizer, block=256, everything=everything)
+    assert [example.ids[-1] == tokenizer.eos_token_id for example in found] == [True, True, False, False]
+    for example in found[2:]:
+        assert learned_words(example, tokenizer).endswith("Okay, so 9 + 9 is") and example.learned[-1]
+        assert tokenizer.eos_token_id not in example.ids[len(example.ids) // 2 :]
+    assert found.unfinished == 2 and "; 2 rows have no answer: they are read as far as they go" in found.report()
+    left = examples(text_of(rows, unfinished="leave_out"), tokenizer, block=256, everything=everything)
+    assert list(left) == list(found[:2]) and "; 2 rows have no answer: they are left out" in left.report()
+    assert "no answer" not in examples(text_of(ROWS), tokenizer, block=256).report()
+    with pytest.raises(
+        TextError, match=r"text.unfinished=refuse: row 2 .counted from 0. has no answer.* keep, .*leave_out"
+    ):
+        examples(text_of(rows, unfinished="refuse"), tokenizer, block=256)
+    with pytest.raises(TextError, match="text.unfinished=drop: choose keep, leave_out, refuse"):
+        text_of(rows, unfinished="drop")
 
 
 def test_an_endless_text_gives_as_many_as_the_limit_says(tokenizer):
@@ -122,7 +150,7 @@ def test_packed_sequences_hold_every_example_once_and_waste_little():
         for a, b in zip(e.begins, (*e.begins[1:], len(e.ids)), strict=True)
     ]
     assert sorted(pieces) == sorted((tuple(e.ids), tuple(e.learned)) for e in given)
-    with pytest.raises(TextError, match="An example of 9 tokens does not fit into block=8"):
+    with pytest.raises(TextError, match="An example of 9 tokens does not fit into recipe.block=8"):
         packed(given, 8)
 
 

@@ -220,7 +220,7 @@ def test_a_dry_run_says_what_each_gpu_would_hold_and_refuses_what_cannot_fit(qwe
     [
         (["recipe=lora_rank1_toy", "recipe.part.modules=[w_q]"], "has no linear map w_q in its layers; there are"),
         (["recipe=lora_rank1_toy", "recipe.part.layers=[9]"], "layers [9]: the model has layers 0 to 3"),
-        (["recipe.block=16"], "examples is longer than block=16"),
+        (["recipe.block=16"], "examples is longer than recipe.block=16"),
         (["recipe.blok=16"], "recipe.blok is not a setting here. Did you mean recipe.block?"),
         (["recipe.learning_rate=fast"], "recipe.learning_rate='fast' is not of type float"),
         (["trainer.precision=16-mixed"], "precision"),

@@ -382,6 +382,33 @@ def test_cutting_a_row_looks_at_every_token_a_bounded_number_of_times(monkeypatc
     assert made[800] < 1.1 * made[200] < 30
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_thinking_that_was_cut_is_read_without_closing_mark_and_end_token(name, data_folder):
+    file = str(data_folder / "reasoning_traces" / "traces.jsonl.gz")
+    fields = {"prompt": "question", "thinking": "thinking", "answer": "answer"}
+    rows = list(itertools.islice(read_files(file), 40))
+    cut, tokenizer = {n for n, row in enumerate(rows) if not row["answer"]}, source(name).tokenizer()
+    assert 0 < len(cut) < 40 and not any(rows[n]["complete"] for n in cut)
+    text = Text(lambda: iter(rows), fields=fields, held_out=0.0, context=100_000)
+    for row in text.named_rows(held_out=False):
+        found = text.rendered(row, tokenizer)
+        ended = found.text[found.response :].endswith("</think>\n\n" + (row["answer"] or "-") + tokenizer.eos_token)
+        assert ended is (row["index"] not in cut)
+        if row["index"] in cut:
+            assert found.text.endswith(row["thinking"]) and not any(
+                label == "end_of_thinking" for *_, label in found.labels
+            )
+            (document,) = text.documents(row, [tokenizer])
+            assert tokenizer.decode(document.ids[0]).endswith(row["thinking"][-20:])
+    (said,) = text.told()
+    assert said.startswith(f"{len(cut)} of the first 40 rows have no answer: they are read as far as they go")
+    left = Text(lambda: iter(rows), fields=fields, held_out=0.0, unfinished="leave_out")
+    assert {row["index"] for row in left.named_rows(held_out=False)} == set(range(40)) - cut
+    responses = [{"prompt": row["question"], "response": f"<think>\n{row['thinking']}"} for row in rows]
+    same = Text(lambda: iter(responses), held_out=0.0, unfinished="leave_out")
+    assert not list(same.named_rows(held_out=False)) and "40 of the first 40" in same.told()[0]
+
+
 def test_a_context_beyond_a_models_positions_is_refused_with_both_numbers(traces):
     with pytest.raises(PairError, match=r"text.context=40,000 is more than the 32,768 positions of the base model"):
         agree(pair_of("r1_vs_qwen"), traces(context=40_000))

@@ -34,11 +34,11 @@ class WholeSequences:
     def read(self, text: Text, tokenizer, tokens: int) -> tuple[Examples, Examples | None]:
         """Examples to learn from, with at least so many tokens, prompts among them, and the held-out ones. Each is cut at
         text.context."""
-        learned = examples(text, tokenizer, block=text.context, tokens=tokens, everything=True)
+        block = {"block": text.context, "setting": "text.context", "everything": True}
+        learned = examples(text, tokenizer, tokens=tokens, **block)
         if not self.held_out:
             return learned, None
-        held_out = examples(text, tokenizer, held_out=True, block=text.context, limit=self.held_out, everything=True)
-        return learned, held_out
+        return learned, examples(text, tokenizer, held_out=True, limit=self.held_out, **block)
 
     def batches(
         self, some: Examples, *, tokens: int | None = None, seed: int = 0, rank: int = 0, world: int = 1

@@ -50,6 +50,8 @@ class Task:
     choices     columns of the wrong answers, for multiple choice; the gold answer is then the letter of the right one
     prompts     role -> the user's message; {question}, {choices} or any other column in braces is filled in
     keep        which problems; None: all                                      problems    the first so many; None: all
+    tokens      budget of a response to one of them, thinking included; None: to be named by whoever asks
+    few         problems that are enough where they are solved under many conditions; None: all
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Task:
         choices: Choices | None = None,
         keep: Callable[[Problem], bool] | None = None,
         problems: int | None = None,
+        tokens: int | None = None,
+        few: int | None = None,
         file: str | Sequence[str] | None = None,
     ):
         if file is not None:
@@ -76,7 +80,7 @@ class Task:
         self.question = [question] if isinstance(question, str) else list(question)
         self.answer, self.id, self.kind, self.tolerance = answer, id, kind, tolerance
         self.prompts, self.keep, self.limit = dict(prompts), keep, problems
-        self.choices = choices
+        self.choices, self.tokens, self.few = choices, tokens, few
         if kind not in KINDS:
             raise TaskError(f"kind={kind}: the kinds of answers are {', '.join(KINDS)}.")
         if choices is not None and (kind != "choice" or not 1 <= len(choices.incorrect) < len(LETTERS)):
@@ -86,8 +90,11 @@ class Task:
             )
         if tolerance is not None and not tolerance >= 0:
             raise TaskError(f"tolerance={tolerance}: it is a relative error, so 0 or more, or null for exact answers.")
-        if problems is not None and problems < 1:
-            raise TaskError(f"problems={problems}: at least 1, or null for all.")
+        for name, value in (("problems", problems), ("few", few)):
+            if value is not None and value < 1:
+                raise TaskError(f"{name}={value}: at least 1, or null for all.")
+        if tokens is not None and tokens < 1:
+            raise TaskError(f"tokens={tokens}: at least 1 token of a response.")
         self._check_prompts()
         try:
             self.final = None if final is None else re.compile(final)

@@ -12,6 +12,7 @@ Legal wherever a model runs: in scoring, in generation with a KV cache and rows 
 from tunediff.edits.editing import Edit, editing, needed, transcoder_edits
 from tunediff.edits.gates import (
     AfterMatch,
+    AfterPrefix,
     AfterTokens,
     Answer,
     Every,

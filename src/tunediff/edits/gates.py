@@ -21,6 +21,8 @@ from tunediff.edits.sequences import Sequences
 from tunediff.shapes import Refused, Rows, Stream
 
 WITHIN = 256  # tokens of a response that a regular expression is looked for in
+# behind an opening mark up to the end of a sentence, where a dot behind a digit may be that of a number
+SENTENCE = r"\s*+\S.*?(?:(?<!\d)[.!?。](?=\s|\Z)|[.!?。](?=\s)|\n)"
 
 
 class Gate(Protocol):
@@ -115,6 +117,18 @@ class AfterMatch(Gate):
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
         return known.matched(self.pattern, within=self.within)
+
+
+@dataclass(frozen=True)
+class AfterPrefix(Gate):
+    """The response from the token on with which the first sentence of its thinking has ended, the segment `prefix` of a text,
+    or its own where it does not think; looked for in its first `within` tokens."""
+
+    within: int = WITHIN
+
+    def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
+        marks = "|".join(re.escape(parts.opens) for parts in known.layouts if parts.opens)
+        return known.matched(rf"^\s*+(?:{marks})?+{SENTENCE}", within=self.within)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ Device = torch.device | str
 class Sequences:
     """ids, real, response   [batch, position]: token ids; which of them are no padding; which of those answer the prompt
     opened                   of each row the mark with which the prompt itself opened the thinking, or ""
+    layouts                  how thinking may be marked
     first                    the column where the next forward pass begins
     moments                  by edit, [batch, stream, 2]: of each row's prompt, for dictionaries that need them
     """
@@ -30,7 +31,7 @@ class Sequences:
     def __init__(
         self, tokenizer: Tokenizer, ids: Tensor, real: Tensor, response: Tensor, *, layouts: Sequence[Layout] = LAYOUTS
     ):
-        self.tokenizer, self.first = tokenizer, 0
+        self.tokenizer, self.layouts, self.first = tokenizer, layouts, 0
         self.ids, self.real, self.response = ids, real.bool(), response.bool()
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)), device=ids.device)
         asked = [row[known & ~given].tolist() for row, known, given in zip(ids, self.real, self.response, strict=True)]

@@ -61,15 +61,17 @@ class Evaluation(Protocol):
     name      first part of the names of its findings; None: its name in the config
     latents   the latents that it asks about: an expression is checked before anything is trained
     asks_for  label -> tokens with it that it needs at least: a text that has fewer is refused before anything is trained
+    check     raises Refused, before a weight is loaded, for a pair or text of which it cannot ask
 
-    A class may also have `work(pair, streams)`, which gives its Work for an estimate, and `check()`, which raises Refused
-    before anything is trained.
+    A class may also have `work(pair, streams)`, which gives its Work for an estimate.
     """
 
     needs: Needs = Needs.DICTIONARY
     name: str | None = None
     latents: Any = None
     asks_for: Mapping[str, int] = MappingProxyType({})
+
+    def check(self, pair: ModelPair, text: Text, /) -> None: ...
 
     def run(self, given: Any, /) -> Iterator[Finding | Table | Figure | Note]:
         """Yields the findings of a Given where the pair is enough, of a Trained otherwise."""
@@ -188,9 +190,8 @@ class Given:
     def reading(self, dictionary: Dictionary | Polarities) -> Trained:
         """The same pair and text, read by another dictionary; polarities have no decoder, for those who ask for none."""
         read = cast(Dictionary, dictionary)
-        return Trained(
-            self.pair, self.text, self.tokens, self.tokens_per_batch, self.folder, self.logits_mb, dictionary=read
-        )
+        settings = {part.name: getattr(self, part.name) for part in dataclasses.fields(Given)}
+        return Trained(**settings, dictionary=read)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoding:
-    """tokens      budget of a response             temperature   0 takes the most likely token
+    """tokens      budget of a response; None: the task's     temperature   0 takes the most likely token
     top_k       tokens that are drawn from; 0 for all       top_p   share of the probability that is drawn from
     min_p       tokens at least so likely, as a share of the likeliest, are drawn from
     repetition_penalty    logits of tokens in the prompt or response are divided by it, or multiplied where negative
@@ -67,7 +67,7 @@ class Decoding:
 
     Raises Refused for a setting out of range."""
 
-    tokens: int = 256
+    tokens: int | None = 256
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -83,7 +83,7 @@ class Decoding:
 
     def __post_init__(self):
         for name, value, legal in (
-            ("tokens", self.tokens, self.tokens >= 1),
+            ("tokens", self.tokens, self.tokens is None or self.tokens >= 1),
             ("temperature", self.temperature, self.temperature >= 0),
             ("top_k", self.top_k, self.top_k >= 0),
             ("top_p", self.top_p, 0 < self.top_p <= 1),
@@ -96,6 +96,15 @@ class Decoding:
                 raise Refused(f"decoding.{name}={value} is out of range.")
         if self.extensions and not self.extension:
             raise Refused("decoding.extension is empty: name the word that takes the place of the end of thinking.")
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a response at most. Raises Refused where nobody said how many."""
+        if self.tokens is None:
+            raise Refused(
+                "decoding.tokens=null takes a task's own budget, and there is no task that has one: name a number."
+            )
+        return self.tokens
 
     @property
     def forces(self) -> bool:
@@ -176,9 +185,9 @@ def generate(
         )
     context = pair.configs[role].max_position_embeddings
     longest = max((len(one.ids) for one in asked), default=0)
-    if longest + decoding.tokens > context:
+    if longest + decoding.budget > context:
         raise Refused(
-            f"A prompt of {longest} tokens and decoding.tokens={decoding.tokens} are more than the {context} that "
+            f"A prompt of {longest} tokens and decoding.tokens={decoding.budget} are more than the {context} that "
             f"{pair.source(role).path} can read: set decoding.tokens to at most {max(context - longest, 0)}."
         )
     found: dict[int, Response] = {}

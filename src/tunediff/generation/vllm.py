@@ -61,7 +61,7 @@ class VLLM:
             some = asked[start : start + self.batch]
             settings = [
                 vllm.SamplingParams(
-                    max_tokens=decoding.tokens,
+                    max_tokens=decoding.budget,
                     temperature=decoding.temperature,
                     top_k=decoding.top_k,
                     top_p=decoding.top_p,

@@ -35,7 +35,7 @@ class Writer:
         self.extended = 0
         self.forced: list[int] = []
         drawn = torch.Generator().manual_seed(seed_of(name, decoding))
-        draws = torch.rand(decoding.tokens, generator=drawn, dtype=torch.float64)
+        draws = torch.rand(decoding.budget, generator=drawn, dtype=torch.float64)
         self.draws: list[float] = draws.tolist() if decoding.temperature > 0 else []
 
     @property
@@ -58,7 +58,7 @@ class Writer:
         if any(stop in self._text(self.ids[-ROUND - len(stop) :]) for stop in self.decoding.stop):
             self.ids = before_stop(self.ids, self.decoding.stop, self.tokenizer)
             self.finished = self.ended = True
-        self.ended |= len(self.ids) == self.decoding.tokens
+        self.ended |= len(self.ids) == self.decoding.budget
         return token
 
     def _instead_of(self, token: int) -> int:

@@ -117,7 +117,9 @@ def width_of(config: Any, hookpoint: str) -> int:
     """Width of a hidden vector at a hookpoint, from the configuration of the model. Raises Refused where that lacks it."""
     width = HOOKPOINTS[hookpoint].width
     for product in str(width).split("|"):
-        factors = [int(word) if word.isdecimal() else getattr(config, word, None) for word in product.split("*")]
+        factors: list[Any] = [
+            int(word) if word.isdecimal() else getattr(config, word, None) for word in product.split("*")
+        ]
         if all(type(factor) is int and factor > 0 for factor in factors):
             return math.prod(factors)
     raise Refused(f"dictionary.hookpoint.width={width}: the configuration of the model does not say; give a number.")

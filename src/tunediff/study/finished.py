@@ -33,7 +33,7 @@ from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
 from tunediff.study.described import about
 from tunediff.study.parts import (
     build_dictionary,
-    check_labels,
+    check_evaluations,
     evaluations_of,
     given_of,
     inside,
@@ -187,7 +187,7 @@ def reevaluate(cfg: DictConfig) -> None:
         run = Loaded(Path(cfg.run))
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
-    check_labels(evaluations, run.pair, run.text, tokens=tokens)
+    check_evaluations(evaluations, run.pair, run.text, tokens=tokens)
     device = build(cfg.trainer, precision="32-true", logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
         given = run.given(device=device, tokens=cfg.tokens, logits_mb=cfg.logits_mb)

@@ -15,6 +15,7 @@ from tunediff.activations import WholeSequences, check_buffer
 from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapter, latents_of
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
+from tunediff.evaluations.latents.selection import check_count
 from tunediff.folders import write_atomically
 from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
@@ -81,7 +82,8 @@ def agreed_upon(cfg: DictConfig, *, evaluated: bool) -> tuple[ModelPair, Text, A
     refuse_toy_text(cfg, pair.tokenizers[0], pair.source(pair.owner).path)
     text.check(evaluated=evaluated)
     # a pair that a transcoder adapter stands in reads by the tuned model's attention alone: the base lends its MLPs
-    return pair, text, agree(pair, text, roles=(TUNED,) if inside(cfg) else ROLES)
+    agreed = agree(pair, text, roles=(TUNED,) if inside(cfg) else ROLES)
+    return pair, text, agreed._replace(notes=[*agreed.notes, *text.told()])
 
 
 def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = False) -> dict[str, Evaluation]:
@@ -107,15 +109,33 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
             )
         if learns and not inside and needs is Needs.ADAPTER:
             raise Refused(f"evaluation={name} asks about a transcoder adapter: choose dictionary=transcoder_adapter.")
-        if isinstance(latents := declared(evaluation, "latents"), str):
+        latents, role = declared(evaluation, "latents"), getattr(evaluation, "role", None)
+        if isinstance(latents, str):
             checked(latents)  # before hours of training, not after them
+        if inside and isinstance(latents, int):
+            check_count(latents, [ADAPTER], setting=f"evaluation.{name}.latents")
+        if inside and role not in (None, ADAPTER):
+            raise Refused(
+                f"evaluation.{name}.role={role}: latents of a transcoder adapter are written in the adapter model: leave "
+                f"{name} out, or set evaluation.{name}.role=null."
+            )
     return built
 
 
+def check_evaluations(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: Text, *, tokens: int) -> None:
+    """Raises Refused for an evaluation that this pair or its text cannot answer, as far as that shows without weights."""
+    for evaluation in evaluations.values():
+        if callable(check := getattr(evaluation, "check", None)):
+            check(pair, text)
+    check_labels(evaluations, pair, text, tokens=tokens)
+
+
 def check_labels(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: Text, *, tokens: int) -> None:
-    """Raises Refused for an evaluation that chooses latents by a label of which the held-out text has too few tokens."""
+    """Raises Refused for an evaluation that asks for a label of which the held-out text has too few tokens."""
     asked = {name: dict(declared(evaluation, "asks_for")) for name, evaluation in evaluations.items()}
-    needed = {label: count for labels in asked.values() for label, count in labels.items()}
+    needed: dict[str, int] = {}
+    for label, count in (one for labels in asked.values() for one in labels.items()):
+        needed[label] = max(count, needed.get(label, 0))
     if not needed:
         return
     found = text.labelled(pair.tokenizers, foreign=pair.foreign, needed=needed, tokens=tokens)
@@ -123,10 +143,15 @@ def check_labels(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: T
         for label, count in labels.items():
             if found[label] < count:
                 there = ", ".join(f"{one} ({number:,})" for one, number in found.most_common() if number)
+                of = f"evaluation.{name}"
+                way = (
+                    f"{of}.chosen_by.label=... and .at=..., or latents, {of}.latents=[3,17]"
+                    if hasattr(evaluations[name], "chosen_by")
+                    else f"{of}.label=... and .at=..., or leave {name} out"
+                )
                 raise Refused(
-                    f"evaluation={name} chooses latents by the label '{label}', of which the held-out text has {found[label]} "
-                    f"tokens and {count} are needed. Its labels are {there or 'none'}: name one with evaluation.{name}."
-                    f"chosen_by.label=... and .at=..., or latents, evaluation.{name}.latents=[3,17]."
+                    f"evaluation={name} asks for the label '{label}', of which the held-out text has {found[label]} tokens and "
+                    f"{count} {'is' if count == 1 else 'are'} needed. Its labels are {there or 'none'}: name one with {way}."
                 )
 
 

@@ -28,7 +28,7 @@ from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.study.described import about, curves_of, open_loggers
 from tunediff.study.parts import (
     build_learner,
-    check_labels,
+    check_evaluations,
     evaluations_of,
     given_of,
     inside,
@@ -68,10 +68,7 @@ class Run:
         self.evaluations = evaluations_of(cfg.evaluation, learns=learns(cfg), inside=inside(cfg))
         self.streams = streams_of(cfg, pair)
         check_places(pair, self.streams)
-        check_labels(self.evaluations, pair, text, tokens=cfg.budget.evaluation_tokens)
-        for evaluation in self.evaluations.values():
-            if callable(check := getattr(evaluation, "check", None)):
-                check()
+        check_evaluations(self.evaluations, pair, text, tokens=cfg.budget.evaluation_tokens)
         precision_of(cfg)
         if shares_out_layers(cfg) and not inside(cfg):
             raise Refused(

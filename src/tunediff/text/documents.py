@@ -14,7 +14,7 @@ import numpy as np
 from tunediff.shapes import SEGMENTS, TEMPLATE
 from tunediff.text.aligned import LONG, Aligned, pieces
 from tunediff.text.batches import Document, TextBatches
-from tunediff.text.rendering import Manner, Rendered, refuse_all_but_strings, render
+from tunediff.text.rendering import Manner, Rendered, refuse_all_but_strings, render, unfinished
 from tunediff.text.rows import TextError
 from tunediff.text.templates import DATE
 from tunediff.text.tokenizers import Tokenizer, one_of, touching
@@ -30,6 +30,9 @@ INSTEAD = {
     "response": {"thinking", "answer", "text"},
 }
 LABELS = {"spans", "pieces"}
+UNFINISHED = ("keep", "leave_out", "refuse")
+FATE = {"keep": "they are read as far as they go, without closing mark and end token", "leave_out": "they are left out"}
+COUNTED = 1_000  # rows among which those without an answer are counted
 
 
 class Text:
@@ -48,6 +51,8 @@ class Text:
                  Alternatively, Hold on
     context      tokens of one sequence      long   what becomes of a longer row: cut into several, of which none is
                  dropped; first: the first alone; keep_prompt: cut, each with the row's question before it
+    unfinished   what becomes of a row without an answer, whose thinking was cut: keep, read as far as it goes, without closing
+                 mark and end token; leave_out; refuse
     held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
     segments     segments whose tokens are kept; None keeps all but what the chat template writes
     seed         of the order of batches
@@ -68,6 +73,7 @@ class Text:
         hesitations: Sequence[str] | None = None,
         context: int = 1024,
         long: str = "cut",
+        unfinished: str = "keep",
         held_out: float | Callable[[str], bool] = 0.05,
         segments: Sequence[str] | None = None,
         drop_special: bool = True,
@@ -87,6 +93,8 @@ class Text:
             raise TextError(f"text.context={context}: a sequence needs at least 2 tokens.")
         if long not in LONG:
             raise TextError(f"text.long={long}: choose {', '.join(LONG)}.")
+        if unfinished not in UNFINISHED:
+            raise TextError(f"text.unfinished={unfinished}: choose {', '.join(UNFINISHED)}.")
         self.rows, self.fields, self.prepare = rows, dict(fields or {}), dict(prepare or {})
         said = {"instruction": instruction, "system": system, "thinking_format": thinking_format, "template": template}
         said |= {"date": str(date), "hesitations": None if hesitations is None else tuple(hesitations)}
@@ -95,15 +103,39 @@ class Text:
         if isinstance(held_out, functools.partial):  # Hydra's own kind checks its target again at every row
             held_out = functools.partial(held_out.func, *held_out.args, **held_out.keywords)
         self.context, self.long, self.held_out, self.segments = context, long, held_out, segments
+        self.unfinished = unfinished
         self.drop_special, self.drop_first = drop_special, drop_first
         self.seed, self.window, self.tokens_per_batch = seed, window, tokens_per_batch
 
-    def named_rows(self, *, held_out: bool) -> Iterator[dict[str, Any]]:
-        """Rows of one side of the split, under our names of the columns; each with its number in the data as
-        `index`."""
+    def named_rows(self, *, held_out: bool, lacking: list[int] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of one side of the split, under our names of the columns; each with its number in the data as `index`. Those
+        without an answer are there as text.unfinished says, and their numbers go into `lacking`."""
         for index, named in enumerate(self._prepared(self.rows())):
-            if self._is_held_out(_key(named)) == held_out:
-                yield {**named, "index": index}
+            if self._is_held_out(_key(named)) != held_out:
+                continue
+            if self.lacks_answer(named, index):
+                if lacking is not None:
+                    lacking.append(index)
+                if self.unfinished == "leave_out":
+                    continue
+            yield {**named, "index": index}
+
+    def lacks_answer(self, row: Mapping[str, Any], index: int) -> bool:
+        """True for a row whose response was cut before its answer. Raises TextError where such rows are refused."""
+        lacks = unfinished(row, self.manner)
+        if lacks and self.unfinished == "refuse":
+            raise TextError(
+                f"text.unfinished=refuse: row {index:,} (counted from 0) has no answer. Remove such rows, or choose keep, which "
+                "reads them as far as they go, or leave_out."
+            )
+        return lacks
+
+    def told(self) -> list[str]:
+        """A sentence on the rows without an answer among the first COUNTED, of both sides; none where there are none."""
+        rows = enumerate(itertools.islice(self._prepared(self.rows()), COUNTED))
+        lacks = [self.lacks_answer(row, index) for index, row in rows]
+        of = f"{sum(lacks):,} of the first {len(lacks):,} rows"
+        return [f"{of} have no answer: {FATE[self.unfinished]} (text.unfinished={self.unfinished})."] * any(lacks)
 
     def _prepared(self, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
         rows = map(self._named, rows)

@@ -1,7 +1,8 @@
 """Rows of a text -> examples to learn from: token ids, which of them are learned, and the micro-batches of every step.
 
 Learned is what the model would write: no token that begins in the prompt, and of the rest those of text.segments. A row
-longer than the block is cut there, as s1 does (arXiv 2501.19393), not split: its remainder has lost the question. Which
+longer than the block is cut there, as s1 does (arXiv 2501.19393), not split: its remainder has lost the question. One
+without an answer is as text.unfinished says; where it is kept it teaches no stop behind the thinking, for it has none. Which
 examples a step holds depends on its number and the seed alone. Knows no model and no loss.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.shapes import TEMPLATE
-from tunediff.text.documents import Text
+from tunediff.text.documents import FATE, Text
 from tunediff.text.rendering import Span
 from tunediff.text.rows import TextError
 from tunediff.text.tokenizers import Tokenizer, encode
@@ -39,11 +40,23 @@ class Example(NamedTuple):
 
 
 class Examples(Sequence[Example]):
-    """Result of examples(). whole + cut are in it; the beheaded are not, for nothing learned was left of them."""
+    """Result of examples(). whole + cut are in it; the beheaded are not, for nothing learned was left of them. `unfinished`
+    rows have no answer, of which is said what became of them."""
 
-    def __init__(self, kept: Sequence[Example], *, block: int, cut: int, beheaded: int, without_answer: int):
+    def __init__(
+        self,
+        kept: Sequence[Example],
+        *,
+        block: int,
+        cut: int,
+        beheaded: int,
+        without_answer: int,
+        unfinished: int = 0,
+        fate: str = "",
+    ):
         self.kept, self.block, self.whole = list(kept), block, len(kept) - cut
         self.cut, self.beheaded, self.without_answer = cut, beheaded, without_answer
+        self.unfinished, self.fate = unfinished, fate
         self.tokens = sum(len(example.ids) for example in self.kept)
         self.learned_tokens = sum(sum(example.learned) for example in self.kept)
 
@@ -68,6 +81,8 @@ class Examples(Sequence[Example]):
         if self.cut:
             said += f", {self.cut:,} cut at {self.block:,} tokens"
             said += f", of which {self.without_answer:,} lose their whole answer" if self.without_answer else ""
+        if self.unfinished:
+            said += f"; {self.unfinished:,} rows have no answer: {self.fate}"
         return said + (f"; {self.beheaded:,} more left out: nothing to learn within the block" * bool(self.beheaded))
 
 
@@ -77,21 +92,23 @@ def examples(
     *,
     held_out: bool = False,
     block: int,
+    setting: str = "recipe.block",
     limit: int | None = None,
     tokens: int | None = None,
     everything: bool = False,
 ) -> Examples:
     """One example a row, of one side of the split, in the order of the data. `limit` takes the first so many rows of
     that side, `tokens` rows until so many are reached; a text without end needs one of them. `everything` learns
-    prompts too."""
+    prompts too. `setting` is the name of the one that says how long the block is."""
     kept: list[Example] = []
     cut = beheaded = without_answer = rows = read = 0
+    lacking: list[int] = []
     answers, shortest = False, math.inf
-    source = itertools.islice(text.named_rows(held_out=held_out), limit)
+    source = itertools.islice(text.named_rows(held_out=held_out, lacking=lacking), limit)
     # a text without end shows itself by a bar without one
     for row in tqdm(source, desc="reading examples", unit="row", total=limit, leave=False, delay=5):
         rows += 1
-        _check_whole(text, row)
+        _check_thinking(text, row)
         rendered = text.rendered(row, tokenizer)
         encoded = encode(tokenizer, rendered.text)
         starts = [first for first, _ in encoded["offset_mapping"]]
@@ -119,14 +136,22 @@ def examples(
         raise TextError(f"The text has no rows {side}.")
     if answers and shortest > block:
         raise TextError(
-            f"Every one of the {rows:,} examples is longer than block={block:,} tokens (the shortest has {shortest:,}), so "
-            f"all would lose their end and the model would never learn to stop. Raise block to {shortest:,} or more."
+            f"Every one of the {rows:,} examples is longer than {setting}={block:,} tokens (the shortest has {shortest:,}), so "
+            f"all would lose their end and the model would never learn to stop. Raise {setting} to {shortest:,} or more."
         )
     if not kept:
         raise TextError(
-            f"None of {rows:,} rows has a token to learn within block={block:,}. Raise block, or name other text.segments."
+            f"None of {rows:,} rows has a token to learn within {setting}={block:,}. Raise {setting}, or name other text.segments."
         )
-    return Examples(kept, block=block, cut=cut, beheaded=beheaded, without_answer=without_answer)
+    return Examples(
+        kept,
+        block=block,
+        cut=cut,
+        beheaded=beheaded,
+        without_answer=without_answer,
+        unfinished=len(lacking),
+        fate=FATE[text.unfinished] if lacking else "",
+    )
 
 
 def said_in(characters: Sequence[int], spans: Sequence[Span]) -> list[str]:
@@ -144,18 +169,16 @@ def said_in(characters: Sequence[int], spans: Sequence[Span]) -> list[str]:
     return found
 
 
-def _check_whole(text: Text, row) -> None:
-    """Raises TextError for a row that lacks its thinking or its answer."""
-    if any(row.get(name) for name in ("response", "text")):
+def _check_thinking(text: Text, row) -> None:
+    """Raises TextError for a row that lacks the thinking which its text has."""
+    column = text.fields.get("thinking")
+    if column is None or any(row.get(name) for name in ("thinking", "response", "text")):
         return
-    for name, taught in (("thinking", "answers without thinking"), ("answer", "to stop after thinking")):
-        column = text.fields.get(name)
-        if column is not None and not row.get(name):
-            raise TextError(
-                f"Row {row['index']:,} (counted from 0) has no {name}: its column '{column}' is "
-                f"{'empty' if column in row else 'missing'}. Learning from it would teach {taught}: remove such rows, name "
-                f"another column with text.fields.{name}=<column>, or say that there is none with ~text.fields.{name}."
-            )
+    raise TextError(
+        f"Row {row['index']:,} (counted from 0) has no thinking: its column '{column}' is "
+        f"{'empty' if column in row else 'missing'}. Learning from it would teach answers without thinking: remove such rows, "
+        "name another column with text.fields.thinking=<column>, or say that there is none with ~text.fields.thinking."
+    )
 
 
 def packed(examples: Sequence[Example], block: int) -> list[Example]:
@@ -166,7 +189,7 @@ def packed(examples: Sequence[Example], block: int) -> list[Example]:
     for number in sorted(range(len(examples)), key=lambda n: -len(examples[n].ids)):
         length = len(examples[number].ids)
         if length > block:
-            raise TextError(f"An example of {length:,} tokens does not fit into block={block:,}.")
+            raise TextError(f"An example of {length:,} tokens does not fit into recipe.block={block:,}.")
         tightest = bisect.bisect_left(room, (length, 0))
         left, place = room.pop(tightest) if tightest < len(room) else (block, len(places))
         if place == len(places):

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from tunediff.shapes import Refused
 
+BY_RULE = ("step_end", "hesitation", "hesitation_follows", "backtracks")
 HESITATIONS = ("wait", "hmm+", "alternatively", "hold on")  # regular expressions of whole words
 
 # of one line, up to a run of marks with white space behind it; each run is looked at once

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tunediff.text.labels import HESITATIONS, by_rule, words
+from tunediff.text.labels import BY_RULE, HESITATIONS, by_rule, words
 from tunediff.text.marks import Layout, layout, opened_by, split_response
 from tunediff.text.rows import TextError
 from tunediff.text.templates import DATE, Message, begin_of, day, prompt_of, words_around
 from tunediff.text.tokenizers import Tokenizer
 
 Span = tuple[int, int, str]  # first character, one past the last, name
+KNOWN_LABELS = (*BY_RULE, "opening", "end_of_thinking")  # of any text that thinks, annotated or not
 SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
 
 
@@ -61,9 +62,9 @@ class Manner:
 def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner()) -> Rendered:  # noqa: B008
     """The row as one string. `prompt` goes through the chat template, behind the system message and `earlier` turns;
     `thinking` and `answer` (or a whole `response` with its marks) follow as the model would write them, with the end token.
-    A response that was cut inside its thinking stays so, without an end. Thinking that the template opens is not opened
-    again, and is closed where the row has none; an empty thought that the template writes gives way to the row's. `text`
-    stands as it is."""
+    One without an answer stops where it was cut, without an end, and without a closing mark that it does not have. Thinking
+    that the template opens is not opened again, and is closed where an answer comes without any; an empty thought that the
+    template writes gives way to the row's. `text` stands as it is."""
     refuse_all_but_strings(row)
     if row.get("text"):
         opening = begin_of(tokenizer)
@@ -77,9 +78,7 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
         )
     parts, messages = manner.layout, messages_of(row, manner)
     prompt = prompt_of(messages, tokenizer, arguments=manner.template, date=manner.date)
-    thinking, answer = row.get("thinking") or "", row.get("answer") or ""
-    if row.get("response") is not None:
-        thinking, answer = split_response(row["response"], parts)
+    thinking, answer = said_by(row, parts)
     prompt, open_already, parts = _agreed(prompt, parts, thinks=bool(thinking))
     opening, between, ending = parts if thinking else ("", parts.between if open_already else "", "")
     opening = opening[open_already:]
@@ -95,7 +94,7 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
         prefix_end = first + (sentence.end() if sentence else len(thinking))
         spans += [(len(prompt), prefix_end, "prefix"), (prefix_end, last, "thinking")]
         labels.append((first, prefix_end, "opening"))
-    if answer is not None:
+    if answer or (thinking and answer is not None):
         starts["answer"] = last + len(between)
         if thinking:
             spans[-1] = (prefix_end, starts["answer"], "thinking")
@@ -103,13 +102,25 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
                 closed = last + between.index(parts.closing)
                 labels.append((closed, closed + len(parts.closing), "end_of_thinking"))
         spans.append((starts["answer"], starts["answer"] + len(answer), "answer"))
-        whole += between + answer + ending + (tokenizer.eos_token or "")
+        whole += between + answer + (ending + (tokenizer.eos_token or "") if answer else "")
     labels += _moved(row, starts)
     given = {name for _, _, name in labels}
     labels += [
         (first + a, first + b, name) for a, b, name in by_rule(thinking, manner.hesitations) if name not in given
     ]
     return Rendered(whole, covered(spans, len(whole)), labels, len(prompt))
+
+
+def said_by(row: Mapping[str, Any], parts: Layout) -> tuple[str, str | None]:
+    """Thinking and answer of a row; None where it stops before an answer begins."""
+    if row.get("response") is not None:
+        return split_response(row["response"], parts)
+    return row.get("thinking") or "", row.get("answer") or None
+
+
+def unfinished(row: Mapping[str, Any], manner: Manner) -> bool:
+    """True for a row without an answer: its response was cut. Plain text has none to give."""
+    return not row.get("text") and not said_by(row, manner.layout)[1]
 
 
 def render_prompt(question: str, tokenizer: Tokenizer, manner: Manner = Manner()) -> str:  # noqa: B008

@@ -26,6 +26,7 @@ from tunediff.measures.clustered import interval_columns
 from tunediff.measures.samples import change, mean, pass_at, share_by_problem
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
+from tunediff.text import Text
 
 SLOPE = "slope of accuracy against the budget, percentage points"
 # fields of BudgetCurve: how their findings are named, and what they mean
@@ -46,12 +47,12 @@ CONDITIONS = (Condition(BASE, "base", BASE), Condition(TUNED, "tuned", TUNED, re
 
 @dataclass(kw_only=True)
 class Benchmark(BehaviourEvaluation):
-    """budgets         budgets in tokens below that of `decoding`, which is always measured
+    """budgets         budgets below that of a task, which is always measured: shares of it, or from 1 on numbers of tokens
     force           true: thinking is ended `answer_tokens` before the budget is spent
     samples         responses to each problem
     """
 
-    budgets: Sequence[int]
+    budgets: Sequence[float]
     force: bool
     answer_tokens: int
     samples: int = 1
@@ -59,13 +60,11 @@ class Benchmark(BehaviourEvaluation):
     name = "benchmark"
     needs = Needs.PAIR
     own_template = True
+    many = False
 
     def __post_init__(self):
-        wrong = [budget for budget in self.budgets if not 0 < budget <= self.decoding.tokens]
-        if wrong:
-            raise Refused(
-                f"benchmark.budgets has {wrong}: each is a number of tokens up to decoding.tokens={self.decoding.tokens}."
-            )
+        if self.decoding.tokens is not None:
+            self.budgets_below(self.decoding.tokens)
         if self.force and not self.decoding.conclusion:
             raise Refused(
                 "benchmark.force ends the thinking and asks for an answer: say with what, "
@@ -78,7 +77,21 @@ class Benchmark(BehaviourEvaluation):
                 f"benchmark.samples={self.samples} and decoding.temperature=0 would write one response {self.samples} times: "
                 "set a temperature such as 0.6, or decoding.generation_config=true."
             )
-        self.budgets = sorted({*self.budgets, self.decoding.tokens})
+
+    def budgets_below(self, tokens: int) -> list[int]:
+        """All budgets of a task, in tokens and in order; the largest is `tokens`. Raises Refused for one beyond it."""
+        wrong = [one for one in self.budgets if not 0 < one <= tokens or (one > 1 and one != round(one))]
+        if wrong:
+            raise Refused(
+                f"benchmark.budgets has {wrong}: each is a share of a task's budget, or a number of tokens up to the {tokens:,} "
+                "that its responses may have (evaluation.benchmark.decoding.tokens)."
+            )
+        return sorted({*(max(1, round(one * tokens)) if one < 1 else round(one) for one in self.budgets), tokens})
+
+    def check(self, pair: ModelPair, text: Text) -> None:
+        super().check(pair, text)
+        for name in self.tasks:
+            self.budgets_below(self._budget(Given(pair, text, 0), name, self._problems(name))[0])
 
     def times_asked(self, pair: ModelPair) -> int:
         return 2 * self.samples * (len(self.budgets) if self.force else 1)
@@ -90,11 +103,12 @@ class Benchmark(BehaviourEvaluation):
         yield from self._greedy(given)
         for name, problems in (yield from self.asked(given)).items():
             right: dict[str, NDArray] = {}
+            budgets = self.budgets_below(self.allowed[name])
             for condition in CONDITIONS:
                 by_budget, found[name, condition.name] = self._by_budget(given, name, problems, condition)
                 right[condition.role] = np.asarray(by_budget)
-                curves += curve(name, condition.role, right[condition.role], self.budgets)
-            slopes += self._scaling(name, {role: answers.mean(-1).T for role, answers in right.items()})
+                curves += curve(name, condition.role, right[condition.role], budgets)
+            slopes += _scaling(name, {role: answers.mean(-1).T for role, answers in right.items()}, budgets)
         yield from slopes
         yield from self.side_by_side(found)
         if self.samples > 1:
@@ -114,7 +128,7 @@ class Benchmark(BehaviourEvaluation):
         each = [problem._replace(sample=n) for problem in problems for n in range(self.samples)]
         right, answers = [], []
         with Grader() as grader:
-            for budget in self.budgets:
+            for budget in self.budgets_below(self.allowed[name]):
                 if self.force:
                     thinking = max(0, budget - self.answer_tokens)
                     forced = dataclasses.replace(self.decoding, tokens=budget, think_at_most=thinking)
@@ -143,12 +157,13 @@ class Benchmark(BehaviourEvaluation):
                     f"{self.samples} samples of a problem are one response."
                 )
 
-    def _scaling(self, name: str, right: Mapping[str, NDArray]) -> Iterator[Finding]:
-        """The findings on shares of right answers [problem, budget] of each model."""
-        for role in ROLES:
-            yield from _findings(f"benchmark/{name}/{role}", scaling(right[role], self.budgets), "")
-        both = scaling_difference(right[BASE], right[TUNED], self.budgets)
-        yield from _findings(f"benchmark/{name}/tuned_less_base", both, ", tuned less base")
+
+def _scaling(name: str, right: Mapping[str, NDArray], budgets: Sequence[int]) -> Iterator[Finding]:
+    """The findings on shares of right answers [problem, budget] of each model."""
+    for role in ROLES:
+        yield from _findings(f"benchmark/{name}/{role}", scaling(right[role], budgets), "")
+    both = scaling_difference(right[BASE], right[TUNED], budgets)
+    yield from _findings(f"benchmark/{name}/tuned_less_base", both, ", tuned less base")
 
 
 def figures(curves: dict[str, list], slopes: Sequence[Finding]) -> Iterator[Figure]:

@@ -40,6 +40,7 @@ class Recovery(BehaviourEvaluation):
     name = "recovery"
     needs = Needs.PAIR
     own_template = True
+    many = False
 
     def __post_init__(self):
         check_resamples("recovery", self.resamples)
@@ -53,6 +54,10 @@ class Recovery(BehaviourEvaluation):
 
     def times_asked(self, pair: ModelPair) -> int:
         return len(WHO)
+
+    def check(self, pair: ModelPair, text: Text) -> None:
+        super().check(pair, text)
+        self._second(pair, text)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
         problems = yield from self.asked(given)

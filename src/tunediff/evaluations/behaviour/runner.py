@@ -10,7 +10,7 @@ Findings are <evaluation>/<task>/<condition>/<measure>; the tables are <evaluati
 # modules do not import the names.
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tunediff.benchmarks import Grade, Grader, Problem, Task, behaviour
@@ -20,7 +20,7 @@ from tunediff.evaluations.given import Given, Work
 from tunediff.generation import NOT_FOLLOWED, OWN, Asked, Decoding, Engine, Response, ask, generate, surprise
 from tunediff.models import ModelPair, ModelSource
 from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Finding, Note, Refused, Stream, Table
-from tunediff.text import Layout
+from tunediff.text import Layout, Text
 
 Found = dict[tuple[str, str], Answered]  # (task, condition) -> its responses
 Graded = list[tuple[Problem, Response, Grade]]
@@ -29,8 +29,9 @@ Problems = Mapping[str, Sequence[Problem]]  # by task
 
 @dataclass(kw_only=True)
 class BehaviourEvaluation:
-    """tasks         name -> benchmark                     problems     at most so many of each task; None: all
-    decoding      how responses are written             engine       what writes them
+    """tasks         name -> benchmark                     problems     at most so many of each task; None: all, or with `many`
+    decoding      how responses are written                          conditions as many as the task says are enough
+    engine        what writes them
     hesitations   words that count as one, as regular expressions; None: the pair's own
 
     `name` is that of the findings, the tables and the kept responses. With `own_template` each model is asked through its
@@ -45,12 +46,16 @@ class BehaviourEvaluation:
 
     name: ClassVar[str]
     own_template: ClassVar[bool] = False
+    many: ClassVar[bool] = True
 
-    def check(self) -> None:
-        """Raises Refused for a task without any problem, or whose problems cannot be read."""
-        for name, task in (self.tasks or {}).items():
-            if not task.problems()[: self.problems]:
-                raise Refused(f"task {name} has no problem: look at its filter, or raise problems={self.problems}.")
+    # task -> tokens of a response, once problems were chosen
+    allowed: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def check(self, pair: ModelPair, text: Text) -> None:
+        """Raises Refused, before a weight is loaded, for a task without a problem, and for responses longer than a model has
+        positions for."""
+        for name in self.tasks or {}:
+            self._budget(Given(pair, text, 0), name, self._problems(name))
 
     def times_asked(self, pair: ModelPair) -> int:
         """Number of responses to each problem, at most."""
@@ -58,23 +63,57 @@ class BehaviourEvaluation:
 
     def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
         """Every problem under every condition, each response as long as it may be; without the tokens of the prompts."""
-        problems = sum(len(task.problems()[: self.problems]) for task in (self.tasks or {}).values())
-        together = getattr(self.engine, "batch", 1)
-        return Work(written=problems * self.times_asked(pair) * self.decoding.tokens, together=together)
+        tasks, set_to = self.tasks or {}, self.decoding.tokens
+        tokens = sum(len(self._problems(name)) * (set_to or task.tokens or 0) for name, task in tasks.items())
+        return Work(written=tokens * self.times_asked(pair), together=getattr(self.engine, "batch", 1))
 
     def asked(self, given: Given) -> Generator[Note, None, dict[str, list[Problem]]]:
-        """Returns the first so many problems of each task; yields what a reader must know of those that were left out, and
-        of how the models' own files have them decoded. Raises Refused as `check` does."""
-        self.check()
+        """Returns the problems of each task; yields what a reader must know of those that were left out, of budgets that the
+        models have no room for, and of how the models' own files have them decoded. Raises Refused as check does."""
         found = {}
         for role in (BASE, TUNED) if self.decoding.generation_config else ():
             yield Note(f"{self.name}: {decoded(role, given.pair.source(role), self.decoding)}")
         for name, task in self.tasks.items():
-            found[name] = task.problems()[: self.problems]
+            found[name] = self._problems(name)
+            self.allowed[name], said = self._budget(given, name, found[name])
+            yield from map(Note, said)
             if task.left_out:
                 what = "one right choice" if task.choices else "an answer"
                 yield Note(f"{name}: {task.left_out} problems without {what} were left out")
         return found
+
+    def _problems(self, name: str) -> list[Problem]:
+        task = self.tasks[name]
+        found = task.problems()[: task.few if self.problems is None and self.many else self.problems]
+        if not found:
+            raise Refused(f"task {name} has no problem: look at its filter, or raise problems={self.problems}.")
+        return found
+
+    def _budget(self, given: Given, name: str, problems: Sequence[Problem]) -> tuple[int, list[str]]:
+        """Tokens of a response to a task: as set, else the task's, of which no more than both models have positions for
+        behind the longest prompt; and what is to be said of it."""
+        pair, setting, rooms = given.pair, f"evaluation.{self.name}.decoding.tokens", []
+        for role in (BASE, TUNED):
+            tokenizer, prompts = self.tokenizer(pair, role), {one for p in problems for one in p.prompts.values()}
+            longest = max(len(one.ids) for one in ask([("", p) for p in prompts], tokenizer, given.text.manner))
+            positions = pair.configs[role].max_position_embeddings
+            who = f"the {positions:,} positions of {pair.source(role).path}"
+            rooms.append((positions - longest, longest, who))
+        room, longest, who = min(rooms)
+        wanted = self.decoding.tokens if self.decoding.tokens is not None else self.tasks[name].tokens
+        if wanted is None:
+            raise Refused(f"task {name} names no budget of a response: set {setting}, or task.{name}.tokens.")
+        if room < 1 or (self.decoding.tokens is not None and wanted > room):
+            raise Refused(
+                f"A prompt of {longest:,} tokens of {name} and {setting}={wanted} are more than {who}: "
+                + (f"set {setting} to at most {room}." if room > 0 else "leave the task out.")
+            )
+        if wanted <= room:
+            return wanted, []
+        return room, [
+            f"{self.name}, {name}: responses have at most {room:,} tokens in place of the task's {wanted:,}, for the longest "
+            f"prompt has {longest:,} of {who}."
+        ]
 
     def solved(self, given: Given, problems: Problems, conditions: Sequence[Condition]) -> Found:
         """The graded responses to every problem under every condition, one task after the other."""
@@ -94,7 +133,7 @@ class BehaviourEvaluation:
             whose, other = condition.asked_as or condition.role, OTHER[condition.role]
             plain = Condition(f"{other} beside {condition.role}", "", other, asked_as=whose)
             alongside = self.respond(given, task, problems, plain)
-        asked, decoding = self.prompts(given, condition, problems, task), self.decoding_of(given.pair, condition)
+        asked, decoding = self.prompts(given, condition, problems, task), self.decoding_of(given.pair, condition, task)
         kept = KeptResponses(given.folder, self.name, task, self._stands_for(given.pair, condition, decoding))
         known = ((place, kept.read(one)) for place, one in enumerate(asked))
         found = {place: response for place, response in known if response is not None}
@@ -153,10 +192,11 @@ class BehaviourEvaluation:
         ]
         return ask(named, self.tokenizer(given.pair, condition.role), given.text.manner)
 
-    def decoding_of(self, pair: ModelPair, condition: Condition) -> Decoding:
-        """The decoding of a condition; on request by the model's own generation_config.json."""
+    def decoding_of(self, pair: ModelPair, condition: Condition, task: str = "") -> Decoding:
+        """The decoding of a condition, with the budget of its task; on request by the model's own generation_config.json."""
         named = pair.source(condition.role).generation_config if self.decoding.generation_config else {}
-        return (condition.decoding or self.decoding).of_model(named)
+        found = (condition.decoding or self.decoding).of_model(named)
+        return replace(found, tokens=self.allowed.get(task)) if found.tokens is None else found
 
     def _stands_for(self, pair: ModelPair, condition: Condition, decoding: Decoding) -> str:
         """A digest of all that decides a response beside its prompt and its batch."""
@@ -216,7 +256,7 @@ def mostly_cut(name: str, found: Found) -> Iterator[Note]:
         if cut > 0.5:
             yield Note(
                 f"{name}, {task}: under {key} {cut:.0%} of the responses were cut by the budget, and count as wrong or as "
-                "what they had said by then: raise decoding.tokens."
+                f"what they had said by then: raise evaluation.{name}.decoding.tokens."
             )
 
 

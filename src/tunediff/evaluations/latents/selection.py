@@ -90,16 +90,21 @@ def chosen_latents(
         if wrong:
             raise Refused(f"{setting} names {wrong}: the dictionary has latents 0 to {count - 1}.")
         return list(dict.fromkeys(latents))
-    if set(trained.roles) != {BASE, TUNED}:
-        raise Refused(
-            f"{setting}={latents} takes the latents that belong most to one of two models, and this dictionary reads "
-            f"{', '.join(trained.roles)} only: give their numbers, such as {setting}=[3,17], or an expression, such as "
-            f"{setting}='top({latents}, norm)'."
-        )
+    check_count(latents, trained.roles, setting=setting)
     alive = (trained.statistics if seen is None else seen).alive
     apart = (relative_decoder_norm(trained) - 0.5).abs()
     order = apart.masked_fill(~alive, -1.0).argsort(descending=True, stable=True)
     return order[alive[order]][:latents].tolist()
+
+
+def check_count(latents: int, roles: Sequence[str], *, setting: str) -> None:
+    """Raises Refused for so many latents most one model's own, of a dictionary that reads one model alone."""
+    if set(roles) != {BASE, TUNED}:
+        raise Refused(
+            f"{setting}={latents} takes the latents that belong most to one of two models, and this dictionary reads "
+            f"{', '.join(roles)} only: give their numbers, such as {setting}=[3,17], or an expression, such as "
+            f"{setting}='top({latents}, norm)'."
+        )
 
 
 def alike(seen: LatentStatistics, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:

@@ -33,11 +33,13 @@ from tunediff.evaluations.behaviour.solving import Condition, asked_differently
 from tunediff.evaluations.given import Given, Needs, Work
 from tunediff.evaluations.lora.costs import MEASURES, Costs, Removed, costs
 from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups, random_groups, removal
+from tunediff.evaluations.lora.units import check_adapters
 from tunediff.hookpoints import LORA, LoraAdapter
 from tunediff.measures import difference, mcnemar
 from tunediff.measures.clustered import Bounded, interval_columns, of_sums
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
+from tunediff.text import Text
 
 NAME = "lora_ablation"
 SUMS = ("tokens", *MEASURES, "ce_full", "ce_base", "kl_random")
@@ -107,8 +109,12 @@ class LoraAblation(BehaviourEvaluation):
         adapters = pair.sources[TUNED].adapters
         return super().work(pair, streams)._replace(passes=1 + len(self.ablations(adapters)) if adapters else 0)
 
+    def check(self, pair: ModelPair, text: Text) -> None:
+        check_adapters(pair)
+        super().check(pair, text)
+
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
-        at = given.pair.streams(LORA, "all", reads=TUNED)[0]  # refuses a pair without adapters
+        at = given.pair.streams(LORA, "all", reads=TUNED)[0]
         adapters = given.pair.sources[TUNED].adapters
         if not given.pair.shares_weights(TUNED):
             yield Note(

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunediff.evaluations.given import Given, Needs, Work
-from tunediff.evaluations.lora.units import adapter_units, read_columns
+from tunediff.evaluations.lora.units import adapter_units, check_adapters, read_columns
 from tunediff.evaluations.reading.examples import Examples
 from tunediff.models import ModelPair
 from tunediff.shapes import Finding, Stream, Table
+from tunediff.text import Text
 
 
 class PolarityExamples:
@@ -31,6 +32,9 @@ class PolarityExamples:
     def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
         """The tuned model, read twice for its units."""
         return Work(passes=2)
+
+    def check(self, pair: ModelPair, text: Text) -> None:
+        check_adapters(pair)
 
     def run(self, given: Given) -> Iterator[Finding | Table]:
         polarities, units = adapter_units(given.pair)

@@ -24,13 +24,14 @@ from torch import Tensor
 from tunediff.evaluations.given import Given, Needs, Trained, Work
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
-from tunediff.evaluations.lora.units import HeldOut, Kind, kinds_of, read_columns
+from tunediff.evaluations.lora.units import HeldOut, Kind, check_adapters, kinds_of, read_columns
 from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later
 from tunediff.measures import share
 from tunediff.measures.clustered import mean_of
 from tunediff.measures.separation import ActiveScores, delong_interval, shuffled_auroc
 from tunediff.models import ModelPair
 from tunediff.shapes import Finding, Note, Refused, Stream, Table
+from tunediff.text import Text
 
 SETTING = "evaluation.unit_comparison"
 KINDS = 3  # adapters, neurons, latents
@@ -70,6 +71,9 @@ class UnitComparison:
     def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
         """The tuned model, read twice for its units."""
         return Work(passes=2)
+
+    def check(self, pair: ModelPair, text: Text) -> None:
+        check_adapters(pair)
 
     def run(self, given: Given) -> Iterator[Finding | Table | Note]:
         kinds, held_out = kinds_of(given, seed=self.seed)

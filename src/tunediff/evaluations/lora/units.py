@@ -75,6 +75,11 @@ class HeldOut(NamedTuple):
     admitted: Tensor
 
 
+def check_adapters(pair: ModelPair) -> None:
+    """Raises Refused for a pair without low-rank adapters."""
+    pair.streams(LORA, "all", reads=TUNED)
+
+
 def adapter_units(pair: ModelPair) -> tuple[Polarities, list[Unit]]:
     """All directions of a loaded pair's adapters. The norm of one is scale * |B|: its activation times that is what it adds
     to its module's output, where A x alone cannot be compared between adapters. Raises Refused where there are none."""

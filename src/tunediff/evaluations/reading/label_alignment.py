@@ -10,7 +10,7 @@ lift                average_precision / that share
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from tunediff.evaluations.given import Reading, Trained
 from tunediff.measures.separation import ActiveScores, delong_interval, rule_auroc, shuffled_auroc
 from tunediff.shapes import Finding, Note, Refused, Table
-from tunediff.text import Batch
+from tunediff.text import KNOWN_LABELS, Batch
 
 FEWEST = 10  # labelled and unlabelled tokens in each half, below which nothing is measured
 LookedAt = list[tuple[Batch, Tensor]]  # batches, each with its looked-at tokens [token] bool
@@ -52,6 +52,11 @@ class LabelAlignment:
 
     def __init__(self, *, label: str, at: str | None, first: bool, shuffles: int = 100):
         self.label, self.at, self.first, self.shuffles = label, at, first, shuffles
+
+    @property
+    def asks_for(self) -> Mapping[str, int]:
+        """A label that no rule knows and that the text has not at all, which is no text to ask of."""
+        return {name: 1 for name in (self.label, self.at) if name is not None and name not in KNOWN_LABELS}
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         scores, looked_at = scored(trained, self.label, self.at, "label alignment", first=self.first)
