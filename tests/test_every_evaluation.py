@@ -156,7 +156,8 @@ def outcome(option, given, refusals, tmp_path, *words):
     found = [one for name, evaluation in evaluations.items() for one in found_by(name, evaluation, given)]
     notes = [one.text for one in found if isinstance(one, Note)]
     assert option in SILENT or any(isinstance(one, Finding | Table) for one in found), notes
-    assert option in COSTLY or not any("was not measured" in said for said in notes), notes
+    # where a thinking begins and ends is once a document, of which labels asks for more than are read here
+    assert option in (*COSTLY, "labels") or not any("was not measured" in said for said in notes), notes
 
 
 @pytest.mark.parametrize("option", FAST)

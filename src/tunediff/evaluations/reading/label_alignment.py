@@ -62,7 +62,7 @@ class LabelAlignment:
         scores, looked_at = scored(trained, self.label, self.at, "label alignment", first=self.first)
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
-            yield too_few(trained, "label_alignment", self.label, self.at)
+            yield too_few(trained, "label_alignment", self.label, self.at, first=self.first)
             return
         truth, select, test, rules = labelled
         first, second = scores.of_tokens(select), scores.of_tokens(test)
@@ -152,14 +152,16 @@ def gathered(looked_at: LookedAt, label: str) -> Labelled | None:
     return Labelled(truth, half == 0, half == 1, rules)
 
 
-def too_few(trained: Trained, evaluation: str, label: str, at: str | None) -> Note:
-    """The sentence on a label that cannot be measured: how often it is there, and which labels are."""
+def too_few(trained: Trained, evaluation: str, label: str, at: str | None, *, first: bool = False) -> Note:
+    """The sentence on a label that cannot be measured: how often it is there, and which labels are. With `first` the first
+    tokens of labelled stretches are counted."""
     found: Counter[str] = Counter()
     for batch in trained.held_out:
-        found.update({name: int(flags.sum()) for name, flags in batch.labels.items()})
+        seen = {name: flags & ~later(batch, name) if first else flags for name, flags in batch.labels.items()}
+        found.update({name: int(flags.sum()) for name, flags in seen.items()})
     among = f" or not among '{at}' tokens" if at else ""
     there = ", ".join(f"{name} ({count:,})" for name, count in found.most_common() if count)
     return Note(
-        f"{evaluation} was not measured: the held-out text has too few tokens labelled '{label}'{among}: {found[label]}, and "
+        f"{evaluation} was not measured: the held-out text has too few {'first ' * first}tokens labelled '{label}'{among}: {found[label]}, and "
         f"{FEWEST} with and without it are needed in each half of the documents. Its labels are {there or 'none'}."
     )
