@@ -19,7 +19,7 @@ from tunediff.evaluations.lora.groups import BY, lora_groups, random_groups, rem
 from tunediff.generation import Batched, Decoding
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair, ModelSource
-from tunediff.models.lora import located
+from tunediff.models.files import located
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tunediff.models.lora import PairError
+from tunediff.models.files import PairError
 from tunediff.models.pair import ModelPair
 from tunediff.shapes import OTHER, ROLES
 from tunediff.text import Text, compare_tokenizers, encode

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.edits import Edit, Sequences, editing, needed
 from tunediff.hookpoints import LORA, ForwardStopped, Point, check_hookpoint, reading, width_of
+from tunediff.models.files import PairError
 from tunediff.models.hybrid import adapted, hybrid
-from tunediff.models.lora import PairError
 from tunediff.models.rotary import crosses_switch, follows_length
 from tunediff.models.source import ModelSource
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, ROLES, TRANSCODER, TUNED, Stream
