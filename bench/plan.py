@@ -10,7 +10,6 @@ planted rows, of which no size depends.
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 import sys
 import tempfile
@@ -41,6 +40,7 @@ def row(name: str, words: list[str], device: str) -> str:
     run.build(pair, text, weights=False)
     cost, gpu = cost_of([run], pair, GPUS[device]), GPUS[device]
     memory = cost.memory / GB
+    print(name, file=sys.stderr, flush=True)
     fits = "" if cost.memory <= gpu.memory else ", more than it has"
     hours = duration(gpu.seconds(cost.training)), duration(gpu.seconds(cost.evaluation, cost.read))
     return f"| {name} | {run.described['study']['dictionary']} | {cfg.budget.tokens / 1e6:,.0f} M | {memory:.0f} GB{fits} | {hours[0]} | {hours[1]} |"
@@ -49,11 +49,19 @@ def row(name: str, words: list[str], device: str) -> str:
 def table(device: str) -> str:
     """All lines, under what they are made with."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from stand_ins import PAIRS, read_planted, words_of  # pyright: ignore[reportMissingImports]
+    from stand_ins import MODELS, PAIRS, read_planted, words_of  # pyright: ignore[reportMissingImports]
 
     tunediff.text.read_hub = read_planted
-    tokenizer = ModelSource.tokenizer
-    ModelSource.tokenizer = functools.cache(lambda source: tokenizer(source))  # each is read once
+    read, known = ModelSource.tokenizer, {}
+
+    def tokenizer(source: ModelSource):
+        """Each is read once, whichever model has it."""
+        name = MODELS[Path(source.path).name][1]
+        if name not in known:
+            known[name] = read(source)
+        return known[name]
+
+    ModelSource.tokenizer = tokenizer
     lines = [
         f"`python bench/plan.py --device {device}`, one {device.upper()} at {ASSUMED:.0%} of its peak, one member:\n",
         "| study | dictionary | tokens | memory | training | evaluations, at most |",

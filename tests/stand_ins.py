@@ -136,8 +136,8 @@ THINKING = "So we count the sheep one by one. That makes {n}. Wait, let me check
 
 
 def rows_of(path: str) -> Iterator[dict]:
-    """Planted rows in the columns of a data set of the Hub, 60 of them."""
-    for n in range(60):
+    """Planted rows in the columns of a data set of the Hub, 60 of them, of a benchmark 500."""
+    for n in range(500 if path == "HuggingFaceH4/MATH-500" else 60):
         question, thinking, answer = f"How many are {n} sheep?", THINKING.format(n=n), f"There are \\boxed{{{n}}}."
         r1 = f"<think>\n{thinking}\n</think>\n\n{answer}"
         theirs = f"<|begin_of_thought|>\n{thinking}\n<|end_of_thought|>\n\n<|begin_of_solution|>\n{answer}\n<|end_of_solution|>"
@@ -149,6 +149,7 @@ def rows_of(path: str) -> Iterator[dict]:
             "simplescaling/s1K-1.1": {
                 "question": question, "deepseek_thinking_trajectory": thinking, "deepseek_attempt": answer,
             },
+            "HuggingFaceH4/MATH-500": {"problem": question, "answer": str(n), "unique_id": str(n)},
             "openai/gsm8k": {"question": question, "answer": f"{n} sheep are {n}. #### {n}"},
             "NeelNanda/pile-10k": {"text": f"{thinking} {answer}"},
         }[path]  # fmt: skip

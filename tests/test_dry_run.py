@@ -195,6 +195,17 @@ def test_the_memory_that_is_given_comes_before_that_of_the_device():
     assert memory_of(GPUS["h200"], given_gb=3) == 3e9 and memory_of(None, given_gb=3) == 3e9
 
 
+def test_both_models_are_in_memory_whichever_is_read(tmp_path):
+    words = ["evaluation=none", "budget.latents=1", "dictionary.sparsity.k=1", "budget.buffer=2048"]
+    cost = {}
+    for reads in ("tuned", "both"):
+        run, pair = built(tmp_path, *words, f"dictionary.reads={reads}")
+        cost[reads] = cost_of([run], pair, None).memory
+    weights = 4 * sum(source.size[0] for source in pair.sources.values())
+    working = 4 * 6 * 8192 * (96 + 256)  # of the layer of one model
+    assert weights + working < cost["tuned"] < weights + 1.5 * working and cost["both"] > cost["tuned"] + working
+
+
 def test_fidelity_costs_four_whole_passes_of_each_model_and_what_is_read_for_it(tmp_path):
     run, pair = built(tmp_path, "evaluation=[fidelity]", "trainer=cpu", "layer=1")
     none, _ = built(tmp_path, "evaluation=[geometry]", "trainer=cpu", "layer=1")

@@ -17,7 +17,7 @@ from tunediff.dictionary import latents_of
 from tunediff.evaluations import KEPT
 from tunediff.models import ModelPair
 from tunediff.settings import build
-from tunediff.shapes import BASE, TUNED
+from tunediff.shapes import BASE, ROLES, TUNED
 from tunediff.study.described import spelled
 from tunediff.study.devices import Device, device_named
 from tunediff.study.parts import agreed_upon, inside, learns
@@ -96,13 +96,14 @@ def cost_of(runs: Sequence[Run], pair: ModelPair, device: Device | None) -> Cost
 
 
 def models_memory(cfg: DictConfig, pair: ModelPair, roles: Sequence[str], width: int) -> float:
-    """The bytes of the models' weights, and of a batch at work in one of their layers with what is read of it."""
+    """The bytes of both models' weights, and of a batch at work in one layer of those that are read, with what is read."""
     block = cfg.text.get("tokens_per_batch", 8192)  # a text of the user's own may have none
     found = 4.0 * block * width
-    for role in dict.fromkeys(roles):
+    for role in ROLES:
         source, config = pair.sources[role], pair.configs[role]
         held = source.added if pair.shares_weights(role) else source.size[0]
-        found += bytes_of(source.dtype) * (held + 6 * block * (config.hidden_size + config.intermediate_size))
+        working = 6 * block * (config.hidden_size + config.intermediate_size) if role in roles else 0
+        found += bytes_of(source.dtype) * (held + working)
     return found
 
 
