@@ -67,7 +67,7 @@ class Text:
         prepare: Mapping[str, Callable[[Iterable[Mapping[str, Any]]], Iterable[Mapping[str, Any]]]] | None = None,
         instruction: str = "",
         system: str | None = None,
-        thinking_format: str | None = "think",
+        thinking_format: str | None = None,
         template: Mapping[str, Any] | None = None,
         date: str = DATE,
         hesitations: Sequence[str] | None = None,
