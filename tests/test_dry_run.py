@@ -217,14 +217,15 @@ def test_fidelity_costs_four_whole_passes_of_each_model_and_what_is_read_for_it(
     assert of_model(pair, "base", run.cfg) >= 2 * parameters  # embeddings are read as the head is
 
 
-@pytest.mark.parametrize("change", ["evaluation.benchmark.decoding.tokens=512", "evaluation.benchmark.samples=2"])
+@pytest.mark.parametrize("change", ["evaluation.benchmark.decoding.tokens=200", "evaluation.benchmark.samples=2"])
 def test_what_is_written_is_counted_by_problems_conditions_and_tokens(change, tmp_path):
     words = ["evaluation=benchmark", "evaluation.benchmark.problems=5", "evaluation.benchmark.decoding.temperature=1"]
+    words.append("evaluation.benchmark.decoding.tokens=100")
     (run, pair), (more, _) = built(tmp_path, *words), built(tmp_path, *words, change)
     asked = run.evaluations["benchmark"].work(pair, run.streams)
-    assert asked.written == 5 * 2 * 256 and asked.together == 64
+    assert asked.written == 5 * 2 * 100 and asked.together == 64
     twice = more.evaluations["benchmark"].work(pair, run.streams)
     assert twice.written == 2 * asked.written
     flops, read = evaluation_cost(run, pair, GPUS["h200"])
-    assert read == pytest.approx(5 * 2 * 256 / 64 * pair.source("base").size[0] * 4)
+    assert read == pytest.approx(5 * 2 * 100 / 64 * pair.source("base").size[0] * 4)
     assert sum(flops.values()) >= 2 * asked.written * of_model(pair, "base", run.cfg)
