@@ -383,7 +383,7 @@ def test_rows_that_only_pad_the_unembedding_are_no_tokens_and_no_part_of_the_mea
     }
     for sign, (tokens, effects) in found.items():
         best = (sign * (effect - effect.mean())).topk(4)
-        assert tokens == [pair.tokenizers[0].decode([n]) for n in best.indices.tolist()]
+        assert tokens == [Spelling(pair.tokenizers[0])(n) for n in best.indices.tolist()]
         assert effects == pytest.approx((sign * best.values).tolist(), rel=1e-4)
     assert len(unembedding(tuned)[0]) == count + 6 and set(found) == {1, -1}
 

@@ -171,17 +171,20 @@ def test_bits_per_byte_leave_out_the_marks_of_either_tokenizer_and_the_same_char
     from tunediff.text.tokenizers import differing_marks
 
     tokenizers = [source(name).tokenizer() for name in ("qwen", "r1_qwen")]
-    marks, text = one_of(differing_marks(*tokenizers)), traces(context=4000)
+    marks, text, left = one_of(differing_marks(*tokenizers)), traces(context=4000), 0
     for row in itertools.islice(text.named_rows(held_out=True), 5):
         both = responses(row, tokenizers, text, marks)
         said = []
         for piece, tokenizer in zip(both, tokenizers, strict=True):
             numbers = [n for n in range(piece.first, len(piece.ids)) if n not in piece.left_out]
             said.append("".join(tokenizer.decode([piece.ids[n]]) for n in numbers))
-            assert piece.left_out and not {*range(151643, 151650)} & {piece.ids[n] for n in numbers}
+            assert not {*range(151643, 151650)} & {piece.ids[n] for n in numbers}
+            assert bool(piece.left_out) is ("</think>" in tokenizer.decode(piece.ids[piece.first :]))
+            left += len(piece.left_out)
         assert said[0] == said[1] and not marks.search(said[0]) and "think>" not in said[0]
         if "\ufffd" not in said[0]:
             assert {piece.bytes for piece in both} == {len(said[0].encode())}
+    assert left > 0
 
 
 # -- the template, thinking marks, long traces -------------------------------------------------------------------------
