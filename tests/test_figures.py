@@ -315,7 +315,11 @@ def test_a_figure_that_is_broken_long_or_huge_leaves_the_page_whole(tmp_path, br
 
 
 def test_what_speaks_of_behaviour_and_of_the_headline_names_no_evaluation():
-    options = {path.stem for path in (ROOT / "conf" / "evaluation").glob("*.yaml")} - {"none", "examples", "labels"}  # words of their own
+    options = {path.stem for path in (ROOT / "conf" / "evaluation").glob("*.yaml")} - {
+        "none",
+        "examples",
+        "labels",
+    }  # words of their own
     for name in ("behaviour", "headline"):
         text = (ROOT / "src" / "tunediff" / "report" / f"{name}.py").read_text()
         assert not [option for option in options if re.search(rf"\b{option}\b", text)], name

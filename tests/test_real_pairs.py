@@ -271,6 +271,26 @@ def test_a_conversation_is_read_whole_its_last_response_as_the_response(name):
 OPEN_BY_THEMSELVES = ("r1_qwen", "r1_llama", "deepseek_v3")  # templates that open the thinking
 
 
+def test_rotten_rows_are_refused_in_one_sentence():
+    tokenizer = source("qwen").tokenizer()
+    for conversation, said in (
+        (["hi"], r"A conversation is \['hi'\], and a list of turns"),
+        ("hi", "A conversation is 'hi', and a list of turns"),
+        ([], "has no question with a response behind it"),
+        (
+            [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}],
+            "by assistant whose content is None",
+        ),
+    ):
+        with pytest.raises(TextError, match=said):
+            list(exchange([{"conversation": conversation}]))
+    with pytest.raises(TextError, match="half a character .* in its answer, at character 3"):
+        render({"prompt": "q", "answer": "It \ud83d"}, tokenizer)
+    for odd in ("a\x00b", "\ue0000\ue001", "   ", "<think>x</think>", "\u200b"):
+        found = render({"prompt": odd, "answer": odd}, tokenizer)
+        assert "".join(found.text[a:b] for a, b, _ in found.segments) == found.text
+
+
 @pytest.mark.parametrize("thinking_format", FORMATS)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_thinking_marks_hold_in_rendering_gates_and_grading_alike(name, thinking_format):

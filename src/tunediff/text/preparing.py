@@ -66,7 +66,12 @@ def exchange(rows: Iterable[Row], *, turns: str = "whole") -> Iterator[dict[str,
         if row.get("conversation") is None:
             yield {**row}
             continue
-        said = [_turn(turn) for turn in row["conversation"]]
+        turns_of = row["conversation"]
+        if not isinstance(turns_of, Sequence) or not all(isinstance(turn, Mapping) for turn in turns_of):
+            raise TextError(
+                f"A conversation is {turns_of!r:.60}, and a list of turns, {{role, content}}, belongs there."
+            )
+        said = [_turn(turn) for turn in turns_of]
         pairs = zip(said, said[1:], strict=False)
         answered = [n for n, (a, b) in enumerate(pairs, start=1) if (a["role"], b["role"]) == ("user", "assistant")]
         if not answered:

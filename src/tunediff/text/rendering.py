@@ -19,6 +19,7 @@ from tunediff.text.tokenizers import Tokenizer
 
 Span = tuple[int, int, str]  # first character, one past the last, name
 KNOWN_LABELS = (*BY_RULE, "opening", "end_of_thinking")  # of any text that thinks, annotated or not
+HALF = re.compile(r"[\ud800-\udfff]")  # of a pair of surrogates, as a file that was cut badly has it
 SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
 
 
@@ -209,6 +210,11 @@ def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
     written = ("response",) if row.get("response") is not None else ("thinking", "answer")
     for name in ("text",) if row.get("text") else ("prompt", *written):
         value = row.get(name)
+        if isinstance(value, str) and (half := HALF.search(value)):
+            raise TextError(
+                f"A row has half a character ({half[0]!r}) in its {name}, at character {half.start():,}: no tokenizer can read "
+                "it. Repair the file, or leave the row out."
+            )
         if value is None or isinstance(value, str):
             continue
         found = f"a list of {len(value)}" if isinstance(value, list) else f"{value!r}"
