@@ -422,7 +422,7 @@ def test_a_member_that_the_sweeper_composed_to_see_whether_it_can_be_is_not_comp
 
     loader = SimpleNamespace(load_sweep_config=compose)
     launcher = LocalLauncher()
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}})
+    config = OmegaConf.create({"dry_run": False, "hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}})
     launcher.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=None, config=config)
     for batch in ([["seed=0"], ["seed=1"]], [["seed=2"], ["seed=2"]], [["seed=0"]]):  # twice in a line, and once more
         for _ in range(2):
