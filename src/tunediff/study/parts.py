@@ -28,8 +28,6 @@ from tunediff.training import Learner, TranscoderLearner
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "logits_mb", "optimized_metric"]
 LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
-
-
 REVISIONS = {"path": "revision", "adapter": "adapter_revision", "transcoders": "transcoders_revision"}
 TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has
 
@@ -77,7 +75,7 @@ def refuse_toy_text(cfg: DictConfig, tokenizer: Tokenizer, path: str) -> None:
 
 
 def agreed_upon(cfg: DictConfig, *, evaluated: bool) -> tuple[ModelPair, Text, Agreed]:
-    """The same, once the text was looked at and found to be one that both models can read."""
+    """The pair and the text of pair_and_text, once the text was looked at and found to be one that both models can read."""
     pair, text = pair_and_text(cfg)
     refuse_toy_text(cfg, pair.tokenizers[0], pair.source(pair.owner).path)
     text.check(evaluated=evaluated)

@@ -234,7 +234,7 @@ class Text:
             kept &= ~np.isin(whole.ids[m][whole.pairs[:, m]], list(tokenizer.all_special_ids))
         spans = np.array([first for first, _, _ in rendered.segments])
         names = np.array([SEGMENTS.index(name) for _, _, name in rendered.segments])
-        span = np.searchsorted(spans, at[:, 0], side="right") - 1
+        span = rendered.segment_at(at[:, 0])
         segment = names[span]
         kept &= np.isin(segment, [SEGMENTS.index(name) for name in segments or self.kept_segments])
         sizes = np.array([last - first for first, last, _ in rendered.segments])

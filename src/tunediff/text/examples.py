@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tunediff.shapes import TEMPLATE
 from tunediff.text.documents import FATE, Text
-from tunediff.text.rendering import Span
+from tunediff.text.rendering import Rendered
 from tunediff.text.rows import TextError
 from tunediff.text.tokenizers import Tokenizer, encode
 
@@ -112,7 +112,7 @@ def examples(
         rendered = text.rendered(row, tokenizer)
         encoded = encode(tokenizer, rendered.text)
         starts = [first for first, _ in encoded["offset_mapping"]]
-        segments = said_in(starts, rendered.segments)
+        segments = said_in(rendered, starts)
         wanted = [
             everything or at >= rendered.response and (text.segments is None or name in text.segments)
             for at, name in zip(starts, segments, strict=True)
@@ -154,19 +154,13 @@ def examples(
     )
 
 
-def said_in(characters: Sequence[int], spans: Sequence[Span]) -> list[str]:
-    """The segment that each of some characters stands in, both in order: an end mark, which a template writes, belongs to
-    what it ends."""
-    found, n = [], 0
-    names = [name for _, _, name in spans]
+def said_in(rendered: Rendered, characters: Sequence[int]) -> list[str]:
+    """The segment that each of some characters stands in: an end mark, which a template writes, belongs to what it ends."""
+    names = [name for _, _, name in rendered.segments]
     for m in range(1, len(names)):
         if names[m] == TEMPLATE:
             names[m] = names[m - 1]
-    for character in characters:
-        while n + 1 < len(spans) and character >= spans[n][1]:
-            n += 1
-        found.append(names[n])
-    return found
+    return [names[n] for n in rendered.segment_at(characters)]
 
 
 def _check_thinking(text: Text, row) -> None:

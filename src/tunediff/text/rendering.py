@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tunediff.shapes import TEMPLATE
 from tunediff.text.labels import BY_RULE, HESITATIONS, by_rule, words
 from tunediff.text.marks import Layout, layout, opened_by, split_response
 from tunediff.text.rows import TextError
@@ -32,6 +36,10 @@ class Rendered(NamedTuple):
     segments: list[Span]
     labels: list[Span]
     response: int
+
+    def segment_at(self, characters: ArrayLike) -> NDArray[np.int64]:
+        """Index of the segment in which each of some characters stands."""
+        return np.searchsorted([first for first, _, _ in self.segments], characters, side="right") - 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
     if row.get("text"):
         opening = begin_of(tokenizer)
         whole = opening + row["text"]
-        segments = [(0, len(opening), "template")] * bool(opening) + [(len(opening), len(whole), "text")]
+        segments = [(0, len(opening), TEMPLATE)] * bool(opening) + [(len(opening), len(whole), "text")]
         return Rendered(whole, segments, _moved(row, {"text": len(opening)}), len(opening))
     if not row.get("prompt"):
         raise TextError(
@@ -198,11 +206,11 @@ def covered(spans: Sequence[Span], length: int) -> list[Span]:
     found, here = [], 0
     for first, last, name in spans:
         if first > here:
-            found.append((here, first, "template"))
+            found.append((here, first, TEMPLATE))
         if last > first:
             found.append((first, last, name))
         here = max(here, last)
-    return [*found, (here, length, "template")] if here < length else found
+    return [*found, (here, length, TEMPLATE)] if here < length else found
 
 
 def refuse_all_but_strings(row: Mapping[str, Any]) -> None:

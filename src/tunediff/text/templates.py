@@ -43,7 +43,7 @@ def prompt_of(
         except (jinja2.TemplateError, TypeError) as error:
             why = why or f"says: {error}"
             continue
-        if all(m["content"].strip() in prompt for m in (whole[-1], *whole) if m["role"] == "system" or m is whole[-1]):
+        if all(m["content"].strip() in prompt for m in whole if m["role"] == "system" or m is whole[-1]):
             return prompt
         why = why or "leaves it out"
     system = next((message["content"] for message in messages if message["role"] == "system"), None)
