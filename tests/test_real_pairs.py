@@ -234,6 +234,23 @@ def test_arguments_reach_the_template_and_what_it_does_not_read_is_refused():
         render(ROW, tokenizer, Manner(template={"enable_thinkin": False}))
 
 
+@pytest.mark.parametrize("question", ["a", "n", "user", "<think></think>", "Why <think>\n\n</think>", "assistant\n"])
+def test_what_was_asked_is_found_beside_an_empty_thought_of_the_template(question):
+    quiet = Manner(template={"enable_thinking": False})
+    found = render({**ROW, "prompt": question}, source("qwen3").tokenizer(), quiet)
+    said = [(first, found.text[first:last]) for first, last, segment in found.segments if segment == "prompt"]
+    assert said == [(len("<|im_start|>user\n"), question.strip())]
+    assert found.text.endswith("<think>\nSo we add. Wait, yes.\n</think>\n\nIt is 5.<|im_end|>")
+
+
+def test_a_question_that_ends_a_prompt_keeps_its_marks(monkeypatch):
+    tokenizer = source("qwen").tokenizer()
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    question = "What does this mean: <think></think>"
+    found = render({**ROW, "prompt": question}, tokenizer)
+    assert question in found.text
+
+
 def test_a_template_that_reads_the_clock_is_told_the_day_of_the_text(monkeypatch):
     tokenizer = source("llama").tokenizer()
     clock = "{{ 'Today ' + strftime_now('%d %b %Y') }}" + tokenizer.chat_template

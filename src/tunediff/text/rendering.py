@@ -88,13 +88,16 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
     parts, messages = manner.layout, messages_of(row, manner)
     prompt = prompt_of(messages, tokenizer, arguments=manner.template, date=manner.date)
     thinking, answer = said_by(row, parts)
-    prompt, open_already, parts = _agreed(prompt, parts, thinks=bool(thinking))
+    places = places_of(prompt, messages, tokenizer, manner)
+    spans, begin = asked(prompt, messages, places, len(manner.instruction))
+    if thinking:
+        prompt = _without_empty(prompt, parts, behind=spans[-1][1] if spans else 0)
+    open_already, parts = _agreed(prompt, parts)
     opening, between, ending = parts if thinking else ("", parts.between if open_already else "", "")
     opening = opening[open_already:]
     first = len(prompt) + len(opening)
     last = first + len(thinking)
     whole = prompt + opening + thinking
-    spans, begin = asked(prompt, messages, places_of(prompt, messages, tokenizer, manner), len(manner.instruction))
     starts = {"prompt": begin}
     labels: list[Span] = []
     if thinking:
@@ -146,22 +149,22 @@ def messages_of(row: Mapping[str, Any], manner: Manner) -> list[Message]:
     return [*earlier, {"role": "user", "content": manner.instruction + row["prompt"]}]
 
 
-def _agreed(prompt: str, parts: Layout, *, thinks: bool) -> tuple[str, int, Layout]:
-    """The prompt, how many characters of an opening mark it ends with, and the layout that is written: where a template
-    opens the thinking itself, the marks are the template's."""
-    if thinks and parts.opens and (empty := re.search(_empty(parts), prompt)):
-        prompt = prompt[: empty.start()]
+def _without_empty(prompt: str, parts: Layout, *, behind: int) -> str:
+    """The prompt without thinking that has no word, which a template wrote at its end, `behind` what was asked."""
+    empty = re.compile(rf"{re.escape(parts.opens)}\s*{re.escape(parts.closing)}\s*\Z")
+    found = empty.search(prompt, behind) if parts.opens else None
+    return prompt if found is None else prompt[: found.start()]
+
+
+def _agreed(prompt: str, parts: Layout) -> tuple[int, Layout]:
+    """The number of characters of an opening mark that the prompt ends with, and the layout that is written: where a
+    template opens the thinking itself, the marks are the template's."""
     begun = opened_by(prompt, (parts,)) or opened_by(prompt)
     if begun is None:
-        return prompt, 0, parts
+        return 0, parts
     blank, wanted = (words[len(words.rstrip()) :] for words in (prompt, begun.opening))
     there = len(blank) if wanted.startswith(blank) else len(wanted)
-    return prompt, len(begun.opening.rstrip()) + there, begun
-
-
-def _empty(parts: Layout) -> str:
-    """A regular expression for thinking without a word, at the end of a prompt."""
-    return rf"{re.escape(parts.opens)}\s*{re.escape(parts.closing)}\s*\Z"
+    return len(begun.opening.rstrip()) + there, begun
 
 
 def places_of(prompt: str, messages: Sequence[Message], tokenizer: Tokenizer, manner: Manner) -> list[tuple[int, int]]:
