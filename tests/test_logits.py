@@ -1,4 +1,5 @@
-"""Logits a block of rows at a time: those that the models give themselves, and never more of them than the setting allows."""
+"""Logits a block of rows at a time: those that the models give themselves, and never more of them than the setting allows.
+Latents of a long document: once, and a block at a time beside that."""
 
 import weakref
 from functools import partial
@@ -11,13 +12,16 @@ from torch.utils._pytree import tree_iter
 
 from real_tokenizers import real
 from test_models import FAMILIES, GROUPED, IDS, SMALL
-from tunediff.dictionary import L1, Crosscoder, Normalisation, TranscoderAdapter
+from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation, TranscoderAdapter
 from tunediff.evaluations import Given
 from tunediff.evaluations.lora.costs import costs
 from tunediff.evaluations.pair.tokenizers import Tokenizers
+from tunediff.evaluations.reading.examples import Examples, peaks
 from tunediff.evaluations.reading.fidelity import Fidelity
 from tunediff.evaluations.reading.kl_patching import KLPatching
+from tunediff.evaluations.reading.latent_scaling import LatentScaling
 from tunediff.evaluations.reading.logit_effect import LogitEffect
+from tunediff.evaluations.reading.segments import Segments
 from tunediff.evaluations.transcoders.replacement import Replacement
 from tunediff.generation import Asked, Response
 from tunediff.generation.responses import surprise
@@ -110,20 +114,20 @@ def test_a_model_is_asked_without_dropout_and_left_as_it_was_and_one_that_does_m
 VOCABULARY, WIDTH, CONTEXT, ROOM = 151_936, 64, 2048, 12.0  # MB: four matrices of four rows
 
 
-class Logits(TorchDispatchMode):
-    """Bytes of all tensors that live at once, at most, with a column for each entry of the vocabulary (that a tokenizer knows);
-    the unembedding, transposed, and its gradient are none."""
+class Held(TorchDispatchMode):
+    """Bytes of all tensors that live at once, at most, whose last dimension is as long as `columns` says, and none of whose
+    dimensions is one of `weights`."""
 
-    def __init__(self):
+    def __init__(self, columns, *weights):
         super().__init__()
-        self.sizes, self.most = {}, 0
+        self.columns, self.weights, self.sizes, self.most = columns, set(weights), {}, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = function(*args, **(kwargs or {}))
         for tensor in tree_iter(given):
-            if isinstance(tensor, torch.Tensor) and tensor.ndim and tensor.shape[-1] > 151_000:
+            if isinstance(tensor, torch.Tensor) and tensor.ndim and tensor.shape[-1] in self.columns:
                 storage = tensor.untyped_storage()
-                if tensor.shape[-2:-1] != (WIDTH,) and storage.data_ptr() not in self.sizes:
+                if not self.weights & {*tensor.shape} and storage.data_ptr() not in self.sizes:
                     self.sizes[storage.data_ptr()] = storage.nbytes()
                     self.most = max(self.most, sum(self.sizes.values()))
                     weakref.finalize(storage, self.sizes.pop, storage.data_ptr())
@@ -225,7 +229,8 @@ WORK = {
 
 @pytest.mark.parametrize("name", WORK)
 def test_a_vocabulary_of_152_thousand_is_never_held_for_more_than_a_block_of_tokens(long_pair, name):
-    with Logits() as held:
+    # a column for each entry of the vocabulary, or for each that a tokenizer knows; the unembedding, transposed, is no logits
+    with Held(range(151_000, 152_000), WIDTH) as held:
         WORK[name](long_pair)
     assert 0.4 * ROOM * 1e6 < held.most <= ROOM * 1e6
 
@@ -245,3 +250,50 @@ def test_the_size_of_a_block_changes_no_number_beyond_rounding(pair, evaluation)
     (one, effects), (whole, expected) = found(1e-9), found(512)  # a row at a time, and all at once
     assert one == pytest.approx(whole, rel=1e-4, abs=1e-5) and effects == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert len(one) > 3 or len(effects) > 100
+
+
+# -- latents of a long document --------------------------------------------------------------------------------------
+
+TOKENS, LATENTS = 5120, 3001
+READ = {
+    "latent_scaling": LatentScaling(),
+    "segments": Segments(),
+    "examples": Examples(strongest=2, quantiles=2, random=1),
+}
+PATCHED = {"fidelity": Fidelity(), "kl_patching": KLPatching(best=4, draws=1)}  # many passes of a long document
+
+
+def long_toy_text():
+    row = next(row for row in language.rows(0, "trace") if row.get("thinking"))
+    rows = [{**row, "thinking": " ".join([row["thinking"]] * 400)}, {"text": "learned"}]
+    return Text(lambda: iter(rows), held_out=lambda key: key != "learned", context=TOKENS, long="first")
+
+
+def long_given(pair):
+    kind = partial(Normalisation, kind="none")
+    made = Crosscoder(pair.streams("resid_post", 1), latents=LATENTS, sparsity=BatchTopK(8), normalisation=kind).eval()
+    with torch.no_grad():
+        made.sparsity.threshold.fill_(1e-3)
+    return Given(pair, long_toy_text(), 10**4).reading(made.requires_grad_(False))
+
+
+@pytest.mark.parametrize("name", [*READ, *(pytest.param(name, marks=pytest.mark.slow) for name in PATCHED)])
+def test_latents_of_a_long_document_are_held_once_and_little_beside_them(pair, name):
+    given = long_given(pair)
+    assert len(given.held_out[0].token) > 0.9 * TOKENS
+    with Held([LATENTS]) as held:
+        found = list({**READ, **PATCHED}[name].run(given))
+    assert any(isinstance(one, Table) for one in found)
+    whole = 4 * TOKENS * LATENTS
+    assert 0.9 * whole < held.most < 2.8 * whole, held.most / whole
+
+
+def test_a_long_document_is_encoded_as_it_is_at_once(pair):
+    given = long_given(pair)
+    (reading,) = given.readings("once")
+    (rows,) = (rows for _, rows, _ in given.activations("once"))
+    whole = given.dictionary.encode(rows) * reading.admitted[:, None]
+    assert torch.allclose(reading.latents, whole, rtol=1e-4, atol=1e-5) and whole.any()
+    peak, at = peaks(reading)
+    assert torch.allclose(peak[0], whole.amax(0), rtol=1e-4, atol=1e-5)
+    assert torch.equal(reading.latents[at[0], torch.arange(LATENTS)], peak[0])

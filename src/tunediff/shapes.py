@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
@@ -33,6 +33,7 @@ DIFFERENCE = "difference"  # tuned - base at the same place, as one stream
 # without a prompt and an answer; "template" is what a chat template writes around what was said.
 TEMPLATE = "template"
 SEGMENTS = ("prompt", "prefix", "thinking", "answer", "text", TEMPLATE)
+BLOCK = 2048  # tokens whose latents are computed at once
 
 
 class Refused(ValueError):
@@ -221,6 +222,12 @@ class Rows(NamedTuple):
 
     values: Tensor
     moments: Tensor | None = None
+
+    def blocks(self, size: int = BLOCK) -> Iterator[Rows]:
+        """The same rows, at most so many at a time, for what is wider than they are; of no row one block of none."""
+        for first in range(0, max(len(self.values), 1), size):
+            here = slice(first, first + size)
+            yield Rows(self.values[here], None if self.moments is None else self.moments[here])
 
 
 def flat(node: Any, path: str = "") -> dict[str, Any]:

@@ -160,7 +160,7 @@ class WhileActive(Gate):
         dictionary = self._asked()
         values = torch.cat([read[stream] for stream in dictionary.streams], dim=-1)
         flat = values.flatten(0, 1).float()
-        active = dictionary.encode(Rows(flat))[:, self.latent] > self.above
+        active = torch.cat([dictionary.encode(block)[:, self.latent] for block in Rows(flat).blocks()]) > self.above
         active &= dictionary.normalisation.admits(flat)
         return active.view(values.shape[:2]) & known.new(known.real)
 

@@ -217,6 +217,10 @@ class Latents(Part):
             values = own
         return Rows(values.float(), place.moments)
 
+    def _encoded(self, rows: Rows) -> Tensor:
+        """The latents [token, n] of this part; of a long document a block of tokens is encoded at a time."""
+        return torch.cat([self.dictionary.encode(block)[:, self.numbers] for block in rows.blocks()])
+
     def _part(self, at: Stream, values: Tensor) -> Tensor:
         streams = self.dictionary.streams
         return values if len(streams) == 1 else self.dictionary.part(values, at.role)
@@ -225,7 +229,7 @@ class Latents(Part):
         if at.hookpoint == LORA:  # its latents are known after the last adapter; what is added asks for none of them
             encoded = place.own.new_zeros(len(place.own), len(self.numbers), dtype=torch.float32)
         else:
-            encoded = self.dictionary.encode(self._rows(at, place))[:, self.numbers].to(torch.float32)
+            encoded = self._encoded(self._rows(at, place)).to(torch.float32)
 
         def written(change: Tensor) -> Tensor:
             return self._part(at, self.dictionary.written(change, self.numbers, place.moments)).to(place.own)
@@ -235,14 +239,15 @@ class Latents(Part):
                 whole = self.dictionary.written(encoded, self.numbers, place.moments)
                 return (self.dictionary.part(whole, opposite(at).role) - self._part(at, whole)).to(place.own)
             other = self._rows(at, place, own=place.read[opposite(at)].to(place.own))
-            return written(self.dictionary.encode(other)[:, self.numbers] - encoded)
+            return written(self._encoded(other) - encoded)
 
         scale, mean = self.scale.to(encoded), self.mean.to(encoded)
         return Coordinates(encoded, scale, mean, written, exchange)
 
     def reconstruction(self, at: Stream, place: Place) -> Tensor:
         rows = self._rows(at, place)
-        restored = self._part(at, self.dictionary.decode(self.dictionary.encode(rows), rows.moments)).to(place.own)
+        decoded = [self.dictionary.decode(self.dictionary.encode(block), block.moments) for block in rows.blocks()]
+        restored = self._part(at, torch.cat(decoded)).to(place.own)
         if self.dictionary.streams[0].role == DIFFERENCE:
             return restored + place.read[opposite(at)].to(place.own)
         return restored

@@ -227,10 +227,11 @@ class Trained(Given):
             latents, admitted = reading.latents.cpu(), reading.admitted.cpu()
             total += latents.sum(0, dtype=torch.float64)
             maximum = torch.maximum(maximum, latents.amax(0))
+            fires = latents != 0
             for segment, here in by_segment(reading.batch).items():
                 here = here & admitted
                 tokens[segment] += int(here.sum())
-                active[segment] += (latents[here] != 0).sum(0)
+                active[segment] += fires[here].sum(0)
             for role in norms:
                 norms[role] += float(self.part(reading.rows.values, role).cpu()[admitted].norm(dim=-1).double().sum())
         means = {role: value / max(tokens[ALL], 1) for role, value in norms.items()}
@@ -240,8 +241,18 @@ class Trained(Given):
     def readings(self, title: str) -> Iterator[Reading]:
         """Every held-out batch with its latents, behind a progress bar."""
         for batch, rows, admitted in self.activations(title):
-            latents = self.dictionary.encode(rows).float() * admitted[:, None]
-            yield Reading(batch, rows, admitted, latents)
+            yield Reading(batch, rows, admitted, self._latents(rows, admitted))
+
+    def _latents(self, rows: Rows, admitted: Tensor) -> Tensor:
+        """Latents [token, latent]. Of a long document a block of tokens is encoded at a time, so that nothing else as large
+        as they are is held beside them."""
+        found, here = rows.values.new_empty(len(rows.values), self.dictionary.latents, dtype=torch.float32), 0
+        for block in rows.blocks():
+            there = here + len(block.values)
+            found[here:there] = self.dictionary.encode(block)
+            found[here:there] *= admitted[here:there, None]
+            here = there
+        return found
 
     @torch.no_grad()
     def activations(self, title: str) -> Iterator[tuple[Batch, Rows, Tensor]]:

@@ -139,14 +139,16 @@ class Best:
 
 def peaks(reading: Reading) -> tuple[Tensor, Tensor]:
     """The largest activation [document, latent] in each document of a batch, and the first token that has it."""
-    values, sequence = reading.latents, reading.batch.sequence.to(reading.latents.device)
-    count = int(sequence.max()) + 1
-    rows = sequence[:, None].expand_as(values)
-    peak = torch.zeros(count, values.shape[1], device=values.device).scatter_reduce_(0, rows, values, "amax")
-    token = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
-    at_peak = torch.where(values == peak[sequence], token, len(values))
-    first = torch.full(peak.shape, len(values), device=values.device).scatter_reduce_(0, rows, at_peak, "amin")
-    return peak, first.clamp(max=len(values) - 1)
+    values, sequence = reading.latents, reading.batch.sequence
+    counts, first = torch.bincount(sequence).tolist(), 0
+    peak = values.new_zeros(len(counts), values.shape[1])
+    token = torch.full(peak.shape, len(values) - 1, device=values.device)
+    for row, count in enumerate(counts):
+        if count:
+            peak[row], token[row] = values[first : first + count].max(dim=0)
+            token[row] += first
+        first += count
+    return peak, token
 
 
 def somewhere(reading: Reading, latents: int, generator: torch.Generator) -> Tensor:

@@ -68,7 +68,7 @@ class Fidelity:
         latents = trained.dictionary.latents
         active = torch.zeros(latents + 1, dtype=torch.long)
         for reading in trained.readings("fidelity"):
-            counts = (reading.latents[reading.admitted] != 0).sum(-1).cpu()
+            counts = (reading.latents != 0).sum(-1)[reading.admitted].cpu()
             active += torch.bincount(counts, minlength=latents + 1)
             restored = trained.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:

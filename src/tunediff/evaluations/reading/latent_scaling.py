@@ -26,7 +26,7 @@ from torch import Tensor
 from tunediff.dictionary import ReconstructingDictionary
 from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
-from tunediff.shapes import BASE, OTHER, TUNED, Finding, Note, Rows, Table
+from tunediff.shapes import BASE, BLOCK, OTHER, TUNED, Finding, Note, Rows, Table
 
 LARGEST_NU_ERROR, LARGEST_NU_RECONSTRUCTION = 0.2, 0.5
 TARGETS = ("activation", "error", "reconstruction")
@@ -54,7 +54,9 @@ class LatentScaling:
         if trained.part(dictionary.W_dec, BASE).shape != trained.part(dictionary.W_dec, TUNED).shape:
             yield Note("Latent scaling needs models of equal widths: a direction of one is none of the other.")
             return
-        scaling = latent_scaling(dictionary, ((r.rows, r.latents) for r in trained.readings("latent scaling")))
+        readings = trained.readings("latent scaling")
+        blocks = (zip(reading.rows.blocks(), reading.latents.split(BLOCK), strict=True) for reading in readings)
+        scaling = latent_scaling(dictionary, itertools.chain.from_iterable(blocks))
         relative = relative_decoder_norm(trained)
         called = {BASE: relative < self.exclusive, TUNED: relative > 1 - self.exclusive}
         alive = scaling[BASE].alive

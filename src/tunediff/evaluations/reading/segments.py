@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunediff.evaluations.given import Trained
-from tunediff.shapes import SEGMENTS, Finding, Table
+from tunediff.shapes import BLOCK, SEGMENTS, Finding, Table
 from tunediff.text import Batch
 
 TENTHS = tuple(f"thinking/{tenth}" for tenth in range(10))
@@ -30,10 +30,10 @@ class Segments:
         for reading in itertools.chain(*both):
             place = torch.where(reading.admitted.cpu(), places(reading.batch), len(PLACES))  # one more, for the sinks
             member = torch.nn.functional.one_hot(place, len(PLACES) + 1)[:, :-1].float()
-            values = reading.latents.cpu()
             tokens += member.sum(0)
-            fired += member.T @ (values != 0).float()
-            summed += member.T @ values
+            for here, values in zip(member.split(BLOCK), reading.latents.cpu().split(BLOCK), strict=True):
+                fired += here.T @ (values != 0).float()
+                summed += here.T @ values
         met = [n for n in range(len(PLACES)) if tokens[n] > 0]
         columns: dict[str, list] = {"latent": list(range(latents))}
         for name, sums in (("rate", fired), ("mean", summed)):
