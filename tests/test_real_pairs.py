@@ -497,6 +497,7 @@ def test_the_embedded_pair_alone_brings_toy_text_and_toy_labels():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_the_sentence_trains_four_layers_of_a_real_pair_on_real_traces_with_all_that_is_usual(tmp_path, data_folder):
     the_sentence(tmp_path, data_folder, evaluated=2048, evaluation="usual", window=64)
 
