@@ -2,6 +2,8 @@
 
 import pytest
 
+from real_tokenizers import real
+from tunediff.models import ModelSource
 from tunediff.shapes import Refused
 from tunediff.text import Text, by_rule, read_files, render
 from tunediff.toy import language
@@ -10,6 +12,10 @@ THINKING = (
     "Okay, so 3.5 apples. Wait, that is wrong. It's 4.\n\nSo, hold on! Is it right (e.g. 4)? That's not right.\n"
     "The waiter came.  Alternatively we add\nLet me double-check. Done"
 )
+
+
+def real_tokenizer(name):
+    return ModelSource(str(real(name))).tokenizer()
 
 
 def said(label, **settings):
@@ -23,12 +29,31 @@ def test_sentences_end_at_their_marks_and_at_line_breaks_and_numbers_end_none():
 
 
 def test_hesitations_are_words_and_follow_the_end_of_the_sentence_before():
-    assert said("hesitation") == ["Wait", "hold on", "Alternatively"]
+    assert said("hesitation") == ["W", "h", "A"]  # where each begins
     follows = [THINKING[:b].split()[-1] for _, b, name in by_rule(THINKING) if name == "hesitation_follows"]
     assert follows == ["apples.", "4.", "came."]
     assert said("hesitation", patterns=["4"]) == ["4", "4"] and said("hesitation_follows", patterns=[]) == []
     with pytest.raises(Refused, match="are no regular expressions"):
         by_rule(THINKING, ["("])
+
+
+def test_a_chinese_sentence_ends_at_its_mark_without_a_space():
+    thinking = "一加一是二。等等，不对！是（三。）吗？好。」then 3.5. End"
+    ends = [b for _, b, name in by_rule(thinking, ["等等"]) if name == "step_end"]
+    assert [thinking[a:b] for a, b in zip([0, *ends], ends, strict=False)] == [
+        "一加一是二。", "等等，不对！", "是（三。）", "吗？", "好。」", "then 3.5.", " End",
+    ]  # fmt: skip
+
+
+def test_one_token_of_a_hesitation_is_labelled_whatever_its_length():
+    row = {"prompt": "q", "thinking": "First. Hold on, we add. Hmmmm, wait. No", "answer": "5"}
+    text = Text(lambda: iter([row]), held_out=0.0)
+    for name in ("qwen", "llama", "gemma3"):
+        tokens = real_tokenizer(name)
+        (document,) = text.documents({**row, "index": 0}, [tokens])
+        labelled = [tokens.decode(document.ids[0][place]).strip() for place, flag in
+                    zip(document.places[0], document.labels["hesitation"], strict=True) if flag]  # fmt: skip
+        assert len(labelled) == 3 and labelled[0] == "Hold" and labelled[2] == "wait"
 
 
 def test_a_sentence_goes_back_where_it_hesitates_or_takes_something_back():

@@ -1,7 +1,8 @@
 """Labels that any reasoning trace has without an annotator, by rule, as spans of its thinking.
 
     step_end             where a sentence ends: its last character that is no white space
-    hesitation           a match of the pair's expressions, such as "Wait" or "Hold on"
+    hesitation           the first character of a match of the pair's expressions, such as "Wait" or "Hold on": as tokens
+                         the one that begins it
     hesitation_follows   the end of a sentence behind which the next begins with such a match
     backtracks           a sentence that begins with one, or that takes back what was said ("That's wrong", "Let me recheck")
 
@@ -19,8 +20,10 @@ from tunediff.shapes import Refused
 BY_RULE = ("step_end", "hesitation", "hesitation_follows", "backtracks")
 HESITATIONS = ("wait", "hmm+", "alternatively", "hold on")  # regular expressions of whole words
 
-# of one line, up to a run of marks with white space behind it; each run is looked at once
-_SENTENCE = re.compile(r"\S.*?(?:(?<![.!?。？！…])(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?。？！…]++[\"')\]*]*+(?=\s|$)|$)")
+# of one line, up to a run of marks with white space behind it, or with a Chinese one at its end, which takes none; each
+# run is looked at once
+_END = r"(?<![.!?。？！…])(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?。？！…]++(?:(?<=[。？！])[”」』）]*+|[\"')\]*”]*+(?=\s|$))"
+_SENTENCE = re.compile(rf"\S.*?(?:{_END}|$)")
 _BEFORE = r"(?:(?:oh|but|so|and|no|okay|ok|well|actually|then)\b[,.!]?\s+){0,3}"
 _TAKEN_BACK = (
     r"(?:(?:that|this|it)(?:'s| is| was) (?:wrong|incorrect|not right|not correct|a mistake)"
@@ -48,7 +51,8 @@ def _begins(patterns: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
 def by_rule(thinking: str, patterns: Sequence[str] = HESITATIONS) -> list[tuple[int, int, str]]:
     """The spans of a thinking, each (first character, one past the last, label)."""
     patterns = tuple(patterns)
-    spans = [(*found.span(), "hesitation") for found in words(patterns).finditer(thinking)] if patterns else []
+    starts = [found.start() for found in words(patterns).finditer(thinking)] if patterns else []
+    spans = [(start, start + 1, "hesitation") for start in starts]
     hesitates, goes_back = _begins(patterns)
     before = None
     for first, last in _sentences(thinking):
