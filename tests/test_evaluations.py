@@ -1,6 +1,7 @@
 """Every measure against a truth that was planted."""
 
 import itertools
+import re
 import weakref
 from functools import partial
 
@@ -31,6 +32,7 @@ from tunediff.models import ModelPair, ModelSource, head_of
 from tunediff.shapes import Finding, Note, Table
 from tunediff.text import Text
 from tunediff.toy import language
+from tunediff.toy.tokenizer import ASSISTANT, USER
 
 
 def toy_text():
@@ -171,7 +173,7 @@ def test_segments_and_intervals_hold_the_whole(pair):
     parts = sum(
         t
         for t, s, m in zip(columns["tokens"], columns["segment"], columns["model"], strict=True)
-        if s != "all" and m == "base"
+        if s not in ("all", "template") and m == "base"
     )
     assert whole == parts
 
@@ -440,9 +442,8 @@ def test_rates_of_places_are_those_of_the_tokens_in_them_and_tenths_are_of_the_w
     assert torch.allclose(torch.tensor(table["rate/thinking/3"]), fires.mean(0), atol=1e-6)
     assert torch.allclose(torch.tensor(table["mean/thinking/3"]), torch.cat(tenth).mean(0), atol=1e-4)
     assert findings["segments/l0/thinking/3"].value == pytest.approx(float(fires.sum(-1).mean()), rel=1e-5)
-    assert [name.removeprefix("rate/") for name in table if name.startswith("rate/")] == list(
-        PLACES[:-2]
-    )  # no text without a prompt, and no template
+    found = [name.removeprefix("rate/") for name in table if name.startswith("rate/")]
+    assert found == [place for place in PLACES if place != "text"]  # no text without a prompt
     # a long row that is read in pieces has the tenths of the whole
     whole, pieces = (
         Text(lambda: language.rows(0, "trace"), held_out=0.1, context=context, window=16).documents(
@@ -560,10 +561,24 @@ def test_the_template_is_measured_apart_and_stands_in_no_pooled_number(pair):
         return {f.name: f for f in found if isinstance(f, Finding)}
 
     apart, alone = measured(drop_special=False), measured(drop_special=False, segments=["template"])
-    without = measured()  # every token of this template is special, and left out
     of_template = [name for name in apart if name.endswith("/template")]
-    assert len(of_template) > 20 and not any(name.endswith("/template") for name in without)
+    assert len(of_template) > 20
     for name in of_template:
         if "mean" not in name:  # whose ablation writes the mean of the text, not of the template
             assert apart[name].value == pytest.approx(alone[name].value, rel=1e-5), name
-    assert {name: found for name, found in apart.items() if name not in of_template} == without
+    assert measured() == apart  # every token of this template is special: those of the text are left out, these are not
+
+
+def test_a_template_of_which_both_models_read_one_token_alike_is_not_measured(pair):
+    """R1's beside Qwen: but for a line break all of it is foreign."""
+    text = Text(lambda: iter(list(itertools.islice(language.rows(0, "trace"), 60))), held_out=0.2, context=256)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pair), "foreign", [USER, ASSISTANT])
+        trained = Trained(
+            pair, text, 10**4, dictionary=fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+        )
+        found = [*Fidelity().run(trained), *Segments().run(trained)]
+    assert not any("template" in f.name for f in found if isinstance(f, Finding))
+    (said,) = [note.text for note in found if isinstance(note, Note)]
+    assert re.search(r"Of [\d,]+ tokens that the chat template writes in \d+ held-out documents \d+ are read alike", said)
+    assert said.endswith("of 1 kind: nothing is measured of the template.")

@@ -12,7 +12,8 @@ from conftest import ROOT
 from real_tokenizers import real
 from test_study import call
 from tunediff.models import ModelPair, ModelSource, PairError, agree
-from tunediff.shapes import SEGMENTS
+from tunediff.shapes import SEGMENTS, Refused
+from tunediff.study.parts import check_evaluations, evaluations_of
 from tunediff.text import FORMATS, Manner, Text, TextError, encode, exchange, layout, read_files, render
 from tunediff.text.aligned import Aligned
 from tunediff.text.tokenizers import one_of
@@ -391,15 +392,82 @@ def test_long_rows_are_cut_as_asked(name, long, traces):
     )
     kept = [[piece.ids[0][p] for p in piece.places[0]] for piece in pieces]
     everything = [whole.ids[0][p] for p in whole.places[0]]
-    assert all(len(piece.ids[0]) <= 400 for piece in pieces)
+    assert all(len(ids) <= 400 for piece in pieces for ids in piece.ids)
     if long == "first":
-        assert len(pieces) == 1 and pieces[0].ids[0] == whole.ids[0][:400] and kept[0] == everything[: len(kept[0])]
+        ((ids, *_),) = (piece.ids for piece in pieces)
+        assert ids == whole.ids[0][: len(ids)] and kept[0] == everything[: len(kept[0])]
+        assert 390 < max(map(len, pieces[0].ids)) <= 400
         return
     assert [i for piece in kept for i in piece] == everything and len(pieces) > 3  # each token once
     assert [s for piece in pieces for s in piece.segments] == whole.segments
     for piece in pieces[1:]:
         assert (piece.ids[0][:asked] == whole.ids[0][:asked]) is (long == "keep_prompt")
         assert not piece.places[0] or piece.places[0][0] >= (asked if long == "keep_prompt" else 0)
+
+
+@pytest.mark.parametrize("long", ["cut", "keep_prompt"])
+@pytest.mark.parametrize(("mine", "theirs"), [("qwen", "deepseek_v3"), ("gemma3", "llama"), ("deepseek_v3", "gemma3")])
+def test_no_piece_is_longer_than_the_context_under_either_tokenizer(mine, theirs, long):
+    pair = ModelPair(source(mine), source(theirs), align="by_text")
+    row = {"prompt": "What is it?", "thinking": "𝔽龘🙂 and so on. " * 300, "answer": "5", "index": 0}
+    pieces = Text(lambda: iter([]), context=64, long=long).documents(row, pair.tokenizers)
+    (whole,) = Text(lambda: iter([]), context=10**6).documents(row, pair.tokenizers)
+    assert 50 < max(len(ids) for piece in pieces for ids in piece.ids) <= 64
+    for m in (0, 1):
+        kept = [piece.ids[m][place] for piece in pieces for place in piece.places[m]]
+        assert kept == [whole.ids[m][place] for place in whole.places[m]]
+
+
+def test_a_question_is_repeated_where_it_takes_no_more_than_half_of_the_context():
+    tokenizer = source("qwen").tokenizer()
+    for asked, repeated in ((10, True), (80, True), (160, False), (240, False)):
+        row = {"prompt": "a " * asked, "thinking": "b " * 4000, "answer": "5", "index": 0}
+        text = Text(lambda: iter([]), context=256, long="keep_prompt")
+        pieces = text.documents(row, [tokenizer])
+        assert (pieces[3].ids[0][:8] == pieces[0].ids[0][:8]) is repeated
+        assert sum(len(piece.ids[0]) for piece in pieces) < 2.1 * 4300
+
+
+def test_a_note_says_which_label_falls_to_foreign_marks():
+    pair = ModelPair(source("qwen"), source("r1_qwen"))
+    rows = [{**ROW, "prompt": f"What is {n}+3?"} for n in range(40)]
+    (said,) = agree(pair, Text(lambda: iter(rows), held_out=0.2)).notes
+    assert said.endswith("No token is left with the label end_of_thinking.")
+    kept = ModelPair(source("qwen"), source("r1_qwen"), foreign="keep")
+    (said,) = agree(kept, Text(lambda: iter(rows), held_out=0.2)).notes
+    assert "end_of_thinking" not in said
+
+
+def test_problems_of_the_toy_language_are_asked_of_its_own_models_alone():
+    pair = ModelPair(source("qwen"), source("r1_qwen"))
+    asked = evaluations_of(composed("model_pair=r1_vs_qwen", "evaluation=benchmark", "task=toy").evaluation, learns=True)
+    text = Text(lambda: iter([ROW]))
+    with pytest.raises(Refused, match="asks the problems of task=toy, the made-up .* name others, such as task=math500"):
+        check_evaluations(asked, pair, text, tokens=100)
+
+
+def test_template_arguments_are_typed_as_they_stand_in_the_readme():
+    cfg = composed("model_pair=r1_vs_qwen", "text.template={enable_thinking: false}")
+    assert dict(cfg.text.template) == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"window": 0}, "text.window=0: give at least 1"),
+        ({"tokens_per_batch": 0}, "text.tokens_per_batch=0"),
+        ({"drop_first": 500}, "text.drop_first=500 leaves nothing of text.context=256"),
+        ({"drop_first": -1}, "text.drop_first=-1"),
+        ({"held_out": -1}, "text.held_out=-1 is no share"),
+    ],
+)
+def test_a_number_that_a_text_cannot_be_read_with_is_refused_when_it_is_set(settings, said):
+    with pytest.raises(TextError, match=said):
+        Text(lambda: iter([ROW]), **{"context": 256, **settings})
+
+
+def test_refusing_rows_without_an_answer_says_nothing_where_there_are_none():
+    assert Text(lambda: iter([ROW]), unfinished="refuse").told() == []
 
 
 def test_cutting_a_row_looks_at_every_token_a_bounded_number_of_times(monkeypatch):
@@ -467,7 +535,6 @@ def folders_of(name):
 
 
 def test_toy_text_before_a_model_that_does_not_speak_it_is_refused_in_one_sentence():
-    from tunediff.shapes import Refused
     from tunediff.study.parts import agreed_upon
 
     for given in (["model_pair=r1_vs_qwen", "text=toy"], ["model_pair=local"]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -204,17 +205,33 @@ class Trained(Given):
     def template(self) -> Trained:
         """The same dictionary over what the chat template writes in a few of the held-out documents: no dictionary is trained
         on it unless text.segments asks for it, so it is measured apart."""
-        batches = [] if TEMPLATE in self.text.kept_segments else self._template_batches()
-        return dataclasses.replace(self, batches_given=batches)
+        return dataclasses.replace(self, batches_given=self._of_template[0])
 
-    def _template_batches(self) -> list[Batch]:
-        last, found = max(int(batch.document.max()) for batch in self.held_out), []
+    @property
+    def of_template(self) -> list[Note]:
+        """A sentence on what is measured as the template's; none where it is measured with the text, or writes nothing."""
+        return [Note(said) for said in self._of_template[1:]]
+
+    @functools.cached_property
+    def _of_template(self) -> tuple[list[Batch], *tuple[str, ...]]:
+        if TEMPLATE in self.text.kept_segments:
+            return ([],)
+        last, found, written = max(int(batch.document.max()) for batch in self.held_out), [], 0
         for row in itertools.islice(self.text.named_rows(held_out=True), APART):
             if row["index"] > last:
                 break
             found += self.text.documents(row, self.pair.tokenizers, foreign=self.pair.foreign, segments=[TEMPLATE])
+            every = self.text.documents(row, self.pair.tokenizers, segments=[TEMPLATE])
+            written += sum(len(document.segments) for document in every)
+        if not written:
+            return ([],)
+        kinds = Counter(one.ids[0][place] for one in found for place in one.places[0])
+        said = f"Of {written:,} tokens that the chat template writes in {len({one.row for one in found})} held-out documents "
+        said += f"{kinds.total():,} are read alike by both models, of {len(kinds)} kind{'s' * (len(kinds) != 1)}"
+        if len(kinds) < 2:  # the variance of one token around its own mean is nothing to explain
+            return [], f"{said}: nothing is measured of the template."
         groups = padded_groups(found, self.tokens_per_batch, lambda one: max(map(len, one.ids)))
-        return [collate(group) for group in groups]
+        return [collate(group) for group in groups], f"{said}: what is measured of the template is measured of these."
 
     @functools.cached_property
     def statistics(self) -> LatentStatistics:
@@ -224,16 +241,16 @@ class Trained(Given):
         active = {segment: torch.zeros(count, dtype=torch.float64) for segment in (ALL, *SEGMENTS)}
         tokens, norms = dict.fromkeys(active, 0), dict.fromkeys(self.roles, 0.0)
         for reading in self.readings("latent statistics"):
-            latents, admitted = reading.latents.cpu(), reading.admitted.cpu()
-            total += latents.sum(0, dtype=torch.float64)
-            maximum = torch.maximum(maximum, latents.amax(0))
+            latents, admitted = reading.latents, reading.admitted.cpu()
+            total += latents.sum(0).cpu()
+            maximum = torch.maximum(maximum, latents.amax(0).cpu())
             fires = latents != 0
             for segment, here in by_segment(reading.batch).items():
                 here = here & admitted
                 tokens[segment] += int(here.sum())
-                active[segment] += fires[here].sum(0)
+                active[segment] += fires[here.to(fires.device)].sum(0).cpu()
             for role in norms:
-                norms[role] += float(self.part(reading.rows.values, role).cpu()[admitted].norm(dim=-1).double().sum())
+                norms[role] += float(self.part(reading.rows.values, role).norm(dim=-1).cpu()[admitted].double().sum())
         means = {role: value / max(tokens[ALL], 1) for role, value in norms.items()}
         return LatentStatistics(tokens, active, total, maximum, means)
 

@@ -11,6 +11,7 @@ from tunediff.edits import Sequences
 from tunediff.generation.responses import Request, Response
 from tunediff.generation.sampling import next_tokens
 from tunediff.generation.writer import Writer
+from tunediff.shapes import Refused
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,10 @@ class Batched:
     """batch: prompts of one forward pass"""
 
     batch: int = 64
+
+    def __post_init__(self):
+        if self.batch < 1:
+            raise Refused(f"engine.batch={self.batch}: give at least one prompt a pass.")
 
     @torch.no_grad()
     def respond(self, request: Request) -> Iterator[tuple[int, Response]]:

@@ -42,8 +42,8 @@ class ActiveScores:
         places, values, tokens = [torch.empty(0, 2, dtype=torch.long)], [torch.empty(0)], 0
         for block in blocks:
             found = block.nonzero()
-            values.append(block[found[:, 0], found[:, 1]])
-            places.append(found + torch.tensor([tokens, 0]))
+            values.append(block[found[:, 0], found[:, 1]].cpu())
+            places.append(found.cpu() + torch.tensor([tokens, 0]))
             tokens += len(block)
         place = torch.cat(places)
         return cls(place[:, 0], place[:, 1], torch.cat(values), tokens=tokens, latents=latents)

@@ -66,9 +66,11 @@ def agree(pair: ModelPair, text: Text, *, roles: Sequence[str] = ROLES) -> Agree
 
 def _note(pair: ModelPair, met: Sequence[str], counts: dict[str, int], share: float, tokens: int) -> str:
     told = [f"{_told(pair, mark)} ({counts[mark]:,} times)" for mark in met]
+    kept = pair.foreign_policy == "keep"
+    closed = " No token is left with the label end_of_thinking." * (pair.layouts[0].closing in met and not kept)
     return (
         f"{len(met)} marks of this text are foreign to one of the models: {'; '.join(told)}. Tokens that touch one are "
-        f"{share:.2%} of the {tokens:,} looked at; {FATE[pair.foreign_policy]} (model_pair.foreign={pair.foreign_policy})."
+        f"{share:.2%} of the {tokens:,} looked at; {FATE[pair.foreign_policy]} (model_pair.foreign={pair.foreign_policy}).{closed}"
     )
 
 

@@ -2,8 +2,8 @@
 
 Memory and disk are counted from shapes. Time is a FLOP model at a share of the device's peak rate (devices.py). Training runs
 both models to the highest layer read and takes five dense products a dictionary, or one where codes are sparse; AuxK and
-padding are not in it. Evaluations are counted at most (passes.py); writing reads all weights for each token of a batch,
-where that takes longer than computing.
+padding are not in it. Of evaluations the products of models and dictionary are counted, at most (passes.py); what else they
+count and sort is not. Writing reads all weights for each token of a batch, where that takes longer than computing.
 """
 
 from __future__ import annotations
@@ -89,10 +89,18 @@ def cost_of(runs: Sequence[Run], pair: ModelPair, device: Device | None) -> Cost
         learning += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
         measuring += 4 * parameters
         disk += 4 * parameters * (1 + 2 * 3)
-        sparsity = build(run.cfg.dictionary.get("sparsity"))  # a dictionary of the user's own may have none
-        products = 1 if getattr(sparsity, "few", False) else 5
+        products = 1 if goes_sparse(run.cfg, latents, device) else 5
         training[learned_in(cfg, device)] += 2 * products * run.cfg.budget.tokens * latents * mine
     return Cost(models + max(learning, measuring), disk, training, evaluated, read)
+
+
+def goes_sparse(cfg: DictConfig, latents: int, device: Device | None) -> bool:
+    """True where a dictionary computes its active latents alone while it learns, as Crosscoder.goes_sparse decides."""
+    sparsity = build(cfg.dictionary.get("sparsity"))  # a dictionary of the user's own may have none
+    if not getattr(sparsity, "few", False) or processes_of(cfg) > 1:
+        return False
+    asked = cfg.dictionary.get("sparse_codes")
+    return asked if asked is not None else device is not None and not device.is_gpu and 8 * getattr(sparsity, "k", latents) < latents
 
 
 def models_memory(cfg: DictConfig, pair: ModelPair, roles: Sequence[str], width: int) -> float:
@@ -156,7 +164,7 @@ def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: Device | None
         sizes = [f"{size / GB:.2f} GB" for size in (cost.memory, cost.disk)]
         rows.append([str(n), str(len(runs)), spelled(layers), f"{tokens:,}", *sizes, *times(cost, device)])
     unknown = "operations; launcher.device=h200, h100, a100 or cpu gives hours"
-    return f"{columns(rows)}\n{unknown if device is None else device.described}; evaluations at most"
+    return f"{columns(rows)}\n{unknown if device is None else device.described}; of evaluations the products of models and dictionary, at most"
 
 
 def times(cost: Cost, device: Device | None) -> list[str]:

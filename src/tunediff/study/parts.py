@@ -64,6 +64,21 @@ def at_commits(node: Any, commits: Mapping[str, str]) -> Any:
     return made
 
 
+def refuse_toy_problems(evaluations: Mapping[str, Evaluation], pair: ModelPair) -> None:
+    """Raises Refused for an evaluation that asks the toy language's problems of models that were not made of it."""
+    if TOY_END in pair.tokenizers[0].get_vocab():
+        return
+    for name, evaluation in evaluations.items():
+        for task, problems in (getattr(evaluation, "tasks", None) or {}).items():
+            rows = getattr(problems, "rows", None)
+            if getattr(getattr(rows, "func", rows), "__module__", "").startswith("tunediff.toy"):
+                raise Refused(
+                    f"evaluation={name} asks the problems of task={task}, the made-up language of the embedded pair, and "
+                    f"{pair.source(pair.owner).path} speaks another: name others, such as task=math500, or several, "
+                    "task=[math500,gsm8k]."
+                )
+
+
 def refuse_toy_text(cfg: DictConfig, tokenizer: Tokenizer, path: str) -> None:
     """Raises Refused for the toy language before a model that was not made of it."""
     toy = str(OmegaConf.select(cfg, "text.rows._target_")).startswith("tunediff.toy")
@@ -122,6 +137,7 @@ def evaluations_of(nodes: DictConfig | None, *, learns: bool, inside: bool = Fal
 
 def check_evaluations(evaluations: Mapping[str, Evaluation], pair: ModelPair, text: Text, *, tokens: int) -> None:
     """Raises Refused for an evaluation that this pair or its text cannot answer, as far as that shows without weights."""
+    refuse_toy_problems(evaluations, pair)
     for evaluation in evaluations.values():
         if callable(check := getattr(evaluation, "check", None)):
             check(pair, text)

@@ -61,19 +61,33 @@ class Piece(NamedTuple):
 
 
 def pieces(whole: Aligned, context: int, long: str, *, prompt: int) -> Iterator[Piece]:
-    """The text in pieces of at most `context` tokens of the first tokenizer, and those of the other up to the same character.
-    With keep_prompt each begins with the tokens of the first `prompt` characters; a prompt that fills the context is cut
-    as the rest."""
+    """The text in pieces that end at the same character, each of at most `context` tokens of every tokenizer. With keep_prompt each
+    begins with the tokens of the first `prompt` characters; a prompt of more than half the context is cut as the rest, or
+    a row would become many times as long as it is."""
     count = len(whole.ids[0])
     asked = int(np.searchsorted(whole.offsets[0][:, 0], prompt)) if long == "keep_prompt" else 0
-    asked = asked if asked < context < count else 0
+    if 2 * max(_same_characters(whole, m, [asked])[0] for m in range(len(whole.ids))) > context:
+        asked = 0
     begin = 0
     while begin < count:
         before = asked if begin else 0
         end = min(begin + context - before, count)
+        for m in range(1, len(whole.ids)):
+            end = min(end, _last_that_fits(whole, m, before, begin, context))
+        end = max(end, begin + 1)
         bounds = [_same_characters(whole, m, (before, begin, end)) for m in range(len(whole.ids))]
         yield Piece(*(tuple(each[n] for each in bounds) for n in (1, 2, 0)))
         begin = count if long == "first" else end
+
+
+def _last_that_fits(whole: Aligned, m: int, before: int, begin: int, context: int) -> int:
+    """The number of tokens of the first tokenizer up to which a piece has no more than `context` tokens of another."""
+    theirs = whole.offsets[m][:, 1]
+    repeated, first = _same_characters(whole, m, (before, begin))
+    last = first + context - repeated
+    if last >= len(theirs):
+        return len(whole.ids[0])
+    return int(np.searchsorted(whole.offsets[0][:, 1], theirs[last], side="left"))
 
 
 def _same_characters(whole: Aligned, m: int, bounds: Sequence[int]) -> tuple[int, ...]:

@@ -50,7 +50,8 @@ class Text:
     hesitations  words that count as a hesitation, as regular expressions, by which thinking is labelled; None: Wait, Hmm,
                  Alternatively, Hold on
     context      tokens of one sequence      long   what becomes of a longer row: cut into several, of which none is
-                 dropped; first: the first alone; keep_prompt: cut, each with the row's question before it
+                 dropped; first: the first alone; keep_prompt: cut, each with the row's question before it, where that
+                 takes no more than half the context
     unfinished   what becomes of a row without an answer, whose thinking was cut: keep, read as far as it goes, without closing
                  mark and end token; leave_out; refuse
     held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
@@ -91,6 +92,15 @@ class Text:
             raise TextError(f"text.segments has {sorted(unknown)}; the segments are {list(SEGMENTS)}.")
         if context < 2:
             raise TextError(f"text.context={context}: a sequence needs at least 2 tokens.")
+        for name, number in (("window", window), ("tokens_per_batch", tokens_per_batch)):
+            if number < 1:
+                raise TextError(f"text.{name}={number}: give at least 1.")
+        if not 0 <= drop_first < context:
+            raise TextError(
+                f"text.drop_first={drop_first} leaves nothing of text.context={context}: give 0 or more, and less than that."
+            )
+        if not callable(held_out) and not 0 <= held_out <= 1:
+            raise TextError(f"text.held_out={held_out} is no share of the rows: give one from 0 to 1.")
         if long not in LONG:
             raise TextError(f"text.long={long}: choose {', '.join(LONG)}.")
         if unfinished not in UNFINISHED:
@@ -134,8 +144,10 @@ class Text:
         """A sentence on the rows without an answer among the first COUNTED, of both sides; none where there are none."""
         rows = enumerate(itertools.islice(self._prepared(self.rows()), COUNTED))
         lacks = [self.lacks_answer(row, index) for index, row in rows]
+        if not any(lacks):
+            return []
         of = f"{sum(lacks):,} of the first {len(lacks):,} rows"
-        return [f"{of} have no answer: {FATE[self.unfinished]} (text.unfinished={self.unfinished})."] * any(lacks)
+        return [f"{of} have no answer: {FATE[self.unfinished]} (text.unfinished={self.unfinished})."]
 
     def _prepared(self, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
         rows = map(self._named, rows)
@@ -225,12 +237,13 @@ class Text:
         segments: Sequence[str] | None = None,
     ) -> list[Document]:
         """The row as one sequence, or several when it is longer than the context. No token that touches one of the
-        `foreign` marks is kept; of the others those of `segments`, by default those of the text."""
+        `foreign` marks is kept; of the others those of the text's segments, special tokens left out as it says. With
+        `segments` those of these are, special ones as well: marks are most of what a template writes."""
         rendered = self.rendered(row, tokenizers[0])
         whole = Aligned.of(rendered.text, tokenizers, marks=one_of(foreign))
         at = whole.offsets[0][whole.pairs[:, 0]]
         kept = ~whole.foreign
-        for m, tokenizer in enumerate(tokenizers if self.drop_special else ()):
+        for m, tokenizer in enumerate(tokenizers if self.drop_special and segments is None else ()):
             kept &= ~np.isin(whole.ids[m][whole.pairs[:, m]], list(tokenizer.all_special_ids))
         spans = np.array([first for first, _, _ in rendered.segments])
         names = np.array([SEGMENTS.index(name) for _, _, name in rendered.segments])

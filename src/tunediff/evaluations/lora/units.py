@@ -163,7 +163,7 @@ def _latents(trained: Trained) -> tuple[Kind, list[Tensor]]:
     def blocks() -> Iterator[Tensor]:
         for read in trained.readings("latents"):
             admitted.append(read.admitted.cpu())
-            yield read.latents.cpu()
+            yield read.latents
 
     scores = ActiveScores.of(blocks(), count)
     where = ", ".join(map(str, trained.dictionary.streams))

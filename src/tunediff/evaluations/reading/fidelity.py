@@ -27,7 +27,7 @@ from tunediff.evaluations.latents.splice import model_of, predictions, spread_ou
 from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
 from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import ModelPair, head_of
-from tunediff.shapes import ROLES, TEMPLATE, Finding, Stream, Table
+from tunediff.shapes import ROLES, TEMPLATE, Finding, Note, Stream, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
@@ -62,7 +62,7 @@ class Fidelity:
         """Each model clean, spliced, zeroed and at the mean."""
         return Work(passes=4 * len({stream.role for stream in streams}))
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         means = segment_means(trained)
         sums: Sums = defaultdict(DocumentSums)
         latents = trained.dictionary.latents
@@ -74,6 +74,7 @@ class Fidelity:
             for role in trained.roles:
                 self._add(sums, trained, reading, restored, role, means)
         self._apart(sums, trained.template, means)
+        yield from trained.of_template
         yield from self._findings(sums)
         yield from self._l0(active, trained.statistics.alive)
         rows = (

@@ -111,7 +111,7 @@ def scored(trained: Trained, label: str, at: str | None, title: str, *, first: b
         """Yields the latents of one batch after the other: those of the whole held-out text do not fit."""
         for reading, here in at_label(trained, label, at, title, first=first):
             looked_at.append((reading.batch, here))
-            yield reading.latents[here.to(reading.latents.device)].cpu()
+            yield reading.latents[here.to(reading.latents.device)]
 
     return ActiveScores.of(blocks(), trained.dictionary.latents), looked_at
 
@@ -163,5 +163,6 @@ def too_few(trained: Trained, evaluation: str, label: str, at: str | None, *, fi
     there = ", ".join(f"{name} ({count:,})" for name, count in found.most_common() if count)
     return Note(
         f"{evaluation} was not measured: the held-out text has too few {'first ' * first}tokens labelled '{label}'{among}: {found[label]}, and "
-        f"{FEWEST} with and without it are needed in each half of the documents. Its labels are {there or 'none'}."
+        f"{FEWEST} with and without it are needed in each half of the documents. Its labels are {there or 'none'}. More text is read with "
+        f"budget.evaluation_tokens, or with tokens of evaluate.py (now {trained.tokens:,})."
     )

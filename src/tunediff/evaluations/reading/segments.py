@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunediff.evaluations.given import Trained
-from tunediff.shapes import BLOCK, SEGMENTS, Finding, Table
+from tunediff.shapes import SEGMENTS, Finding, Table
 from tunediff.text import Batch
 
 TENTHS = tuple(f"thinking/{tenth}" for tenth in range(10))
@@ -29,11 +29,12 @@ class Segments:
         both = trained.readings("segments"), trained.template.readings("segments of the template")
         for reading in itertools.chain(*both):
             place = torch.where(reading.admitted.cpu(), places(reading.batch), len(PLACES))  # one more, for the sinks
-            member = torch.nn.functional.one_hot(place, len(PLACES) + 1)[:, :-1].float()
-            tokens += member.sum(0)
-            for here, values in zip(member.split(BLOCK), reading.latents.cpu().split(BLOCK), strict=True):
-                fired += here.T @ (values != 0).float()
-                summed += here.T @ values
+            for n in set(place.tolist()) - {len(PLACES)}:
+                here = place == n
+                values = reading.latents[here.to(reading.latents.device)]
+                tokens[n] += int(here.sum())
+                fired[n] += (values != 0).sum(0).cpu()
+                summed[n] += values.sum(0).cpu()
         met = [n for n in range(len(PLACES)) if tokens[n] > 0]
         columns: dict[str, list] = {"latent": list(range(latents))}
         for name, sums in (("rate", fired), ("mean", summed)):
