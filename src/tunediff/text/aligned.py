@@ -73,7 +73,7 @@ def pieces(whole: Aligned, context: int, long: str, *, prompt: int) -> Iterator[
         before = asked if begin else 0
         end = min(begin + context - before, count)
         for m in range(1, len(whole.ids)):
-            end = min(end, _last_that_fits(whole, m, before, begin, context))
+            end = _whole_characters(whole, min(end, _last_that_fits(whole, m, before, begin, context)))
         end = max(end, begin + 1)
         bounds = [_same_characters(whole, m, (before, begin, end)) for m in range(len(whole.ids))]
         yield Piece(*(tuple(each[n] for each in bounds) for n in (1, 2, 0)))
@@ -88,6 +88,13 @@ def _last_that_fits(whole: Aligned, m: int, before: int, begin: int, context: in
     if last >= len(theirs):
         return len(whole.ids[0])
     return int(np.searchsorted(whole.offsets[0][:, 1], theirs[last], side="left"))
+
+
+def _whole_characters(whole: Aligned, end: int) -> int:
+    """A number of tokens of the first tokenizer, or the next lower one that parts no character."""
+    mine = whole.offsets[0][:, 1]
+    parted = 0 < end < len(mine) and mine[end - 1] == mine[end]
+    return int(np.searchsorted(mine, mine[end], side="left")) if parted else end
 
 
 def _same_characters(whole: Aligned, m: int, bounds: Sequence[int]) -> tuple[int, ...]:
