@@ -14,7 +14,6 @@ from typing import Any
 
 from tunediff.shapes import Refused
 
-
 POINTER = b"version https://git-lfs"  # how a file of a few lines begins that Git leaves in place of a large one
 POINTED = (
     "is a pointer of git-LFS, not the file itself. Run `git lfs pull` in the folder, or download it with `hf download`."
@@ -49,7 +48,9 @@ def read_files(path: str | Sequence[str]) -> Iterator[dict[str, Any]]:
         elif name.endswith(".parquet"):
             yield from _parquet(name)
         elif name.endswith((".txt", ".txt.gz")):
-            for blank, block in itertools.groupby((line for _, line in _lines(name)), key=lambda line: not line.strip()):
+            for blank, block in itertools.groupby(
+                (line for _, line in _lines(name)), key=lambda line: not line.strip()
+            ):
                 if not blank:
                     yield {"text": "".join(block)}
         elif len(found) == 1:
@@ -99,7 +100,9 @@ def _readable(name: str, where: Callable[[], str]) -> Iterator[None]:
             raise TextError(f"'{name}' {POINTED}")
         yield
     except gzip.BadGzipFile as error:
-        raise TextError(f"'{name}' is broken {where()}: {error}. Download it again, or name it as what it is.") from error
+        raise TextError(
+            f"'{name}' is broken {where()}: {error}. Download it again, or name it as what it is."
+        ) from error
     except EOFError as error:
         raise TextError(f"'{name}' is cut off {where()}: download it again.") from error
     except TextError:
