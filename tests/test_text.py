@@ -198,6 +198,79 @@ def test_local_files_of_every_kind_are_read(tmp_path, ending):
     assert list(read_files(str(tmp_path))) == rows
 
 
+DEEP = "[" * 100_000
+BAD_LINES = {
+    "list": (b"[1, 2]", r"Line 3 of '.*' is \[1, 2\], where an object with columns belongs"),
+    "null": (b"null", "Line 3 of '.*' is null, where an object"),
+    "number": (b"5", "Line 3 of '.*' is 5, where an object"),
+    "string": (b'"abc"', "Line 3 of '.*' is \"abc\", where an object"),
+    "latin": ('{"text": "caf\u00e9"}'.encode("latin-1"), "Line 3 of '.*' is not UTF-8, in which text is read"),
+    "surrogate": (b'{"text": "\xed\xb2\x80"}', "Line 3 of '.*' is not UTF-8"),
+    "brackets": (DEEP.encode(), "Line 3 of '.*' cannot be read as JSON: .*recursion"),
+    "digits": (b'{"n": ' + b"7" * 5000 + b"}", "Line 3 of '.*' cannot be read as JSON: Exceeds the limit"),
+    "no JSON": (b"{", "Line 3 of '.*' is not JSON: .* at character"),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_line_that_is_no_row_is_named_once_the_rows_before_it_are_read(case, zipped, tmp_path):
+    line, words = BAD_LINES[case]
+    content = b'{"text": "one"}\r\n{"text": "\xc3\xa9"}\n' + line + b"\n"
+    path = tmp_path / f"rows.jsonl{'.gz' if zipped else ''}"
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    rows = read_files(str(path))
+    assert [next(rows), next(rows)] == [{"text": "one"}, {"text": "\u00e9"}]
+    with pytest.raises(TextError, match=words) as refusal:
+        next(rows)
+    assert path.name in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3087467144\n"
+LONG = "\n".join(json.dumps({"text": str(random.Random(n).random())}) for n in range(20_000)).encode()
+
+
+def table():
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "one"}] * 9), sink)
+    return sink.getvalue().to_pybytes()
+
+
+BAD_FILES = {
+    "pointer.jsonl": (LFS, "is a pointer of git-LFS.*git lfs pull"),
+    "pointer.jsonl.gz": (LFS, "is a pointer of git-LFS.*git lfs pull"),
+    "pointer.txt": (LFS, "is a pointer of git-LFS.*git lfs pull"),
+    "pointer.parquet": (LFS, "is a pointer of git-LFS.*git lfs pull"),
+    "plain.jsonl.gz": (b'{"text": "one"}\n', "is broken after line 0: Not a gzipped file.*name it as what it is"),
+    "cut.jsonl.gz": (gzip.compress(LONG)[:-4000], r"is cut off after line [1-9]\d+: download it again"),
+    "cut.txt.gz": (gzip.compress(LONG)[:-4000], r"is cut off after line [1-9]\d+: download it again"),
+    "garbled.jsonl.gz": (gzip.compress(LONG)[:10] + b"\xff" * 99, "cannot be read after line 0: .*invalid block type"),
+    "changed.jsonl.gz": (gzip.compress(LONG)[:-8] + bytes(8), r"is broken after line \d+: CRC check failed"),
+    "wide.jsonl": ('{"text": "one"}'.encode("utf-16"), "Line 1 of '.*' is not UTF-8|Line 1 of '.*' holds NUL"),
+    "wide.txt": ("one\n\ntwo".encode("utf-16"), "Line 1 of '.*' is not UTF-8|Line 1 of '.*' holds NUL"),
+    "bare.txt": ("one\n\ntwo".encode("utf-16-le"), "Line 1 of '.*' holds NUL, as text in UTF-16 does"),
+    "latin.txt": (b"one\n\ntwo\ncaf\xe9\n", "Line 4 of '.*' is not UTF-8"),
+    "empty.parquet": (b"", "cannot be read after row 0: .*Download or save it again"),
+    "cut.parquet": (table()[:-9], "cannot be read after row 0: .*Download or save it again"),
+    "plain.parquet": (b"text\none\n" * 9, "cannot be read after row 0: .*Download or save it again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_is_not_what_its_name_says_is_refused_in_one_sentence(name, tmp_path):
+    content, words = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TextError, match=words) as refusal:
+        list(read_files(str(tmp_path / name)))
+    assert name in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    for name, content in (("a.jsonl", '{"text": "one"}'), ("b.txt", "one")):
+        (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
+    assert list(read_files(str(tmp_path))) == [{"text": "one"}] * 2
+
+
 def test_a_data_set_in_the_hubs_format_is_read_from_a_folder(tmp_path):
     from tunediff.text import read_hub
 

@@ -158,6 +158,20 @@ def test_the_models_with_real_tokenizers_are_whole(name):
     assert agree(folder, [])
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+@pytest.mark.parametrize("name", MADE)
+def test_a_layer_too_few_or_too_many_is_told_in_numbers_whatever_config_lists(name, more, tmp_path):
+    """Newer files list the kind of each layer, which transformers checks before anything else."""
+    said = json.loads((real(name) / "config.json").read_text())
+    depth = said["num_hidden_layers"]
+    (tmp_path / "config.json").write_text(json.dumps({**said, "num_hidden_layers": depth + more}))
+    (tmp_path / "model.safetensors").symlink_to((real(name) / "model.safetensors").resolve())
+    there = rf"there is model\.layers\.{depth - 1}\." if more < 0 else rf"there is no model\.layers\.{depth}\."
+    words = rf"num_hidden_layers={depth + more}, and the files hold {depth} layers: {there}"
+    with pytest.raises(PairError, match=words):
+        ModelSource(str(tmp_path)).check()
+
+
 @pytest.mark.parametrize("role", ["base", "tuned", "lora"])
 def test_the_embedded_models_are_whole(role):
     more = {"adapter": "pkg://tunediff.toy/weights/lora"} if role == "lora" else {}
@@ -220,6 +234,56 @@ def in_eight_bits(folder):
     save(folder, {**state, name: state[name].to(torch.float8_e4m3fn)})
 
 
+def a_bias_in_eight_bits(folder):
+    state = tensors(folder)
+    name = "model.layers.0.self_attn.q_proj.bias"
+    save(folder, {**state, name: state[name].to(torch.int8)})
+
+
+def tied_in_nan(folder):
+    """Tied, and both copies hold NaN at one place: equal bytes, of numbers that equal nothing."""
+    tied_twice(folder)
+    state = tensors(folder)
+    embeddings = state["model.embed_tokens.weight"]
+    embeddings[5, 3] = torch.nan
+    save(folder, {**state, "lm_head.weight": embeddings})
+
+
+def indexed(change):
+    """Shards whose index was changed."""
+
+    def harm(folder):
+        shards(folder)
+        file = folder / "model.safetensors.index.json"
+        file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+    return harm
+
+
+def pickled_in_shards(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model-00001-of-00001.bin")
+    (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+
+
+def the_index_of_pickles(folder):
+    pickled_in_shards(folder)
+    (folder / "pytorch_model-00001-of-00001.bin").unlink()
+
+
+def without_a_splitter(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "model": None}))
+
+
+def a_list_for_a_token(folder):
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**content, "eos_token": ["a"]}))
+
+
+def decoded(**named):
+    return rewritten("generation_config.json", json.dumps(named))
+
+
 def packed(folder):
     state = tensors(folder)
     name = "model.layers.0.mlp.up_proj"
@@ -235,6 +299,7 @@ def adapter_alone(folder):
     (folder / "config.json").unlink()
 
 
+LISTED = ["full_attention"] * 3
 TENSOR = r"model\.layers\.\d\.[a-z_.]+"
 CASES = {
     "missing": (change(dropped), rf"has no {TENSOR}: its files are not whole"),
@@ -273,8 +338,36 @@ CASES = {
         r"computed by code of its own, modeling_mambo.Mambo, and no code that came with a model is run here",
     ),
     "pictures": (config(model_type="vit"), r"model_type=vit, of which transformers has no causal language model"),
-    "words": (config(num_hidden_layers="three"), r"transformers cannot read its config.json"),
-    "heads": (config(layer_types=["full_attention"]), r"transformers cannot read its config.json"),
+    "words": (config(num_hidden_layers="three"), r"cannot read its config.json: .*num_hidden_layers.*'three'"),
+    "width in words": (config(hidden_size="32"), r"cannot read its config.json: .*'hidden_size'.* got str \(value: '32'\)"),
+    "epsilon": (config(rms_norm_eps="1e-6"), r"cannot read its config.json: .*'rms_norm_eps' expected float, got str"),
+    "positions": (config(max_position_embeddings=None), r"config.json: .*'max_position_embeddings' expected int, got None"),
+    "kinds": (config(layer_types=["full_attention"]), r"config.json: .*num_hidden_layers` \(3\) must .*layer_types` \(1\)"),
+    "fewer layers, listed": (config(num_hidden_layers=2, layer_types=LISTED), r"=2, and the files hold 3 layers: there is model"),
+    "more layers, listed": (config(num_hidden_layers=4, layer_types=LISTED), r"=4, and the files hold 3 layers: there is no m"),
+    "no layers, listed": (config(num_hidden_layers=0, layer_types=LISTED), r"=0, and the files hold 3 layers: there is model"),
+    "no layers": (config(num_hidden_layers=0), r"=0, and the files hold 3 layers: there is model\.layers\.0\."),
+    "no heads": (config(num_attention_heads=0), r"transformers cannot build what its config.json says: .*by zero"),
+    "no method": (config(quantization_config={}), r"config.json says quantization_config=\{\}, which names no method: take it"),
+    "pointer of settings": (rewritten("config.json", POINTER), r": config.json is a pointer of git-LFS.*`hf download`\.$"),
+    "brackets": (rewritten("config.json", "[" * 100_000), r"config.json is not JSON \(maximum recursion"),
+    "bias in 8 bits": (a_bias_in_eight_bits, r"quantised: it has model.layers.0.self_attn.q_proj.bias, stored as I8\."),
+    "NaN": (tied_in_nan, r"has NaN in (lm_head|model.embed_tokens).weight"),
+    "names no shard": (indexed(lambda index: {**index, "weight_map": {}}), r"index.json has no weight_map that names the files"),
+    "empty index": (indexed(lambda index: {}), r"index.json has no weight_map that names the files of its tensors"),
+    "numbers for shards": (indexed(lambda index: {**index, "weight_map": {"a": 1}}), r"index.json has no weight_map that names"),
+    "no metadata": (indexed(lambda index: {"weight_map": index["weight_map"]}), r"index.json has no metadata"),
+    "index alone": (the_index_of_pickles, r"as the .bin files of pytorch_model.bin.index.json alone, and only safetensors"),
+    "pickled shards": (pickled_in_shards, r"as pytorch_model-00001-of-00001.bin alone, and only safetensors are read"),
+    "another name": (config(transformers_weights="gone.safetensors"), r"has no gone.safetensors, which its config.json names"),
+    "empty tokenizer": (rewritten("tokenizer.json", "{}"), r"cannot read its tokenizer.json: Model missing"),
+    "no model in it": (without_a_splitter, r"cannot read its tokenizer.json: data did not match"),
+    "list for a token": (a_list_for_a_token, r"cannot read its tokenizer_config.json: Special token eos_token"),
+    "decoding list": (rewritten("generation_config.json", "[]"), r"generation_config.json holds a list where settings belong"),
+    "decoding broken": (rewritten("generation_config.json", "{"), r"generation_config.json is not JSON"),
+    "end": (decoded(eos_token_id="x"), r'generation_config.json says eos_token_id="x", which must be a token id or a list'),
+    "temperature": (decoded(temperature=-5), r"generation_config.json says temperature=-5, which must be a number of 0 or more"),
+    "budget": (decoded(max_new_tokens="x"), r"transformers cannot read its generation_config.json: "),
     "adapter": (adapter_alone, r"holds an adapter and no model: name what it was made on as path"),
     "adapter beside": (both, r"holds an adapter beside its model"),
 }  # fmt: skip
@@ -312,7 +405,7 @@ def test_an_expert_that_lacks_a_tensor_is_named(tmp_path):
     model(config(**given)).save_pretrained(tmp_path)
     name = "model.layers.1.mlp.experts.2.up_proj.weight"
     save(tmp_path, {key: value for key, value in tensors(tmp_path).items() if key != name})
-    with pytest.raises(PairError, match=f"has no {name}, as its siblings are there"):
+    with pytest.raises(PairError, match=f"{tmp_path} has no {name}, as its siblings are there. "):
         ModelSource(str(tmp_path)).check()
 
 
@@ -322,7 +415,7 @@ def test_an_expert_of_another_shape_is_named(tmp_path):
     state = tensors(tmp_path)
     name = sorted(name for name in state if ".experts.1." in name)[0]
     save(tmp_path, {**state, name: torch.zeros(5, 5)})
-    with pytest.raises(PairError, match=rf"has {name} of shape \[5, 5\], and its siblings are"):
+    with pytest.raises(PairError, match=rf"{tmp_path} has {name} of shape \[5, 5\], and its siblings are"):
         ModelSource(str(tmp_path)).check()
 
 

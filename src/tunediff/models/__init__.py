@@ -22,5 +22,6 @@ from tunediff.models.hybrid import replaceable, replacing, switch_mlps
 from tunediff.models.option import option, pair_of_adapter, placed
 from tunediff.models.pair import ALL_LAYERS, ModelPair
 from tunediff.models.reach import check_places, check_widths
-from tunediff.models.source import ModelSource, skeleton
+from tunediff.models.source import ModelSource
 from tunediff.models.transcoder_files import TranscoderFiles, save_adapted
+from tunediff.models.whole import skeleton

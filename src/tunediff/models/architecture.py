@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ def check_config(of: str, config: Mapping[str, Any]) -> None:
             "saved with the weights."
         )
     known, writes = kind in transformers.CONFIG_MAPPING, kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    own = config.get("auto_map") or {}
+    own = config.get("auto_map")
+    own = own if isinstance(own, Mapping) else {}
     if not (known and writes) and "AutoModelForCausalLM" in own:
         raise PairError(
             f"{of} (model_type={kind}) is computed by code of its own, {own['AutoModelForCausalLM']}, and no code that came with a "
@@ -44,10 +46,15 @@ def check_config(of: str, config: Mapping[str, Any]) -> None:
 def _check_numbers(of: str, config: Mapping[str, Any]) -> None:
     texts = config.get("text_config")
     for one in (config, texts if isinstance(texts, Mapping) else {}):
-        found = one.get("quantization_config") or one.get("compression_config")
-        if not found:
+        name = next((n for n in ("quantization_config", "compression_config") if one.get(n) is not None), None)
+        if name is None:
             continue
-        settings = found if isinstance(found, Mapping) else {}
+        settings = one[name]
+        if not isinstance(settings, Mapping) or not settings:
+            raise PairError(
+                f"{of}: its config.json says {name}={json.dumps(settings)}, which names no method: take it out there if the "
+                "weights are not quantised, or name the model that they were quantised from."
+            )
         bits = {"load_in_4bit": "bitsandbytes, 4 bits", "load_in_8bit": "bitsandbytes, 8 bits"}
         method = next((words for name, words in bits.items() if settings.get(name)), settings.get("quant_method", "?"))
         raise PairError(f"{of} is quantised ({method}), as its config.json says. {unquantised(of)}")

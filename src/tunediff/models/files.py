@@ -6,18 +6,42 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
+import tokenizers
+import transformers
 
 from tunediff.shapes import Refused
+from tunediff.text.rows import POINTED, is_pointer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-POINTER = b"version https://git-lfs"  # how a file of a few lines begins that Git leaves in place of a large one
-OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")  # files of weights that are not read
+GENERATION = "generation_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+OTHERS = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "*.bin.index.json",
+)  # weights that are not read
+# what generation_config.json may say of each setting that is followed; null stands for nothing said
+LEGAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "do_sample": ("true or false", lambda x: isinstance(x, bool)),
+    "temperature": ("a number of 0 or more", lambda x: _number(x) and x >= 0),
+    "top_k": ("a whole number", lambda x: _whole(x)),
+    "top_p": ("a number above 0 and at most 1", lambda x: _number(x) and 0 < x <= 1),
+    "min_p": ("a number from 0 to 1", lambda x: _number(x) and 0 <= x <= 1),
+    "repetition_penalty": ("a number above 0", lambda x: _number(x) and x > 0),
+    "eos_token_id": ("a token id or a list of them", lambda x: all(map(_whole, x if isinstance(x, list) else [x]))),
+}
 
 
 class PairError(Refused):
@@ -59,24 +83,82 @@ def commit_of(file: Path) -> str | None:
 
 def whole_file(file: Path, of: str) -> Path:
     """The file itself. Raises PairError where Git left a pointer in its place; `of` is what the user named."""
-    with open(file, "rb") as content:
-        if content.read(len(POINTER)) == POINTER:
-            raise PairError(
-                f"{of}: {file.name} is a pointer of git-LFS, not the file itself. Run `git lfs pull` in the folder, or download "
-                "it with `hf download`."
-            )
+    if is_pointer(file):
+        raise PairError(f"{of}: {file.name} {POINTED}")
     return file
 
 
 def json_in(file: Path, of: str) -> dict[str, Any]:
     """The mapping in a JSON file. Raises PairError for anything else."""
+    text = whole_file(file, of)
     try:
-        content = json.loads(whole_file(file, of).read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(text.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise PairError(f"{of}: {file.name} is not JSON ({error}): download or save it again.") from error
     if not isinstance(content, dict):
         raise PairError(f"{of}: {file.name} holds a {type(content).__name__} where settings belong: download it again.")
     return content
+
+
+def said(error: Exception) -> str:
+    """The words of an error that is another library's, in one line: its first, and what follows while a colon ends it."""
+    words: list[str] = []
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        words.append(line)
+        if not line.endswith(":"):
+            break
+    text = " ".join(words).rstrip(".")
+    return f"{type(error).__name__} {text}" if isinstance(error, KeyError) or not text else text
+
+
+def generation_in(folder: Path, of: str) -> dict[str, Any]:
+    """The settings that generation_config.json names; none where it is not there. Raises PairError for one that says what no
+    model can be decoded by."""
+    if not (folder / GENERATION).is_file():
+        return {}
+    named = json_in(folder / GENERATION, of)
+    for name, (legal, holds) in LEGAL.items():
+        value = named.get(name)
+        if value is not None and not holds(value):
+            raise PairError(
+                f"{of}: its {GENERATION} says {name}={json.dumps(value)}, which must be {legal}: correct it there, or download "
+                "the file again."
+            )
+    try:
+        return transformers.GenerationConfig.from_dict(named).to_diff_dict()
+    except Exception as error:  # of any class: settings that are not looked at here
+        raise PairError(
+            f"{of}: transformers cannot read its {GENERATION}: {said(error)}. Correct it there, or download the file again."
+        ) from error
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_tokenizer(folder: Path, of: str) -> None:
+    """Raises PairError for files of a tokenizer that are no JSON, as far as they are here."""
+    for name in (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            json_in(folder / name, of)
+
+
+def unread_tokenizer(folder: Path, of: str, error: Exception) -> PairError:
+    """The sentence about a tokenizer that transformers cannot read, with the file that is to blame."""
+    name = TOKENIZER_CONFIG
+    if (folder / TOKENIZER).is_file():
+        try:
+            tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as wrong:  # the library raises the class itself
+            name, error = TOKENIZER, wrong
+    return PairError(
+        f"{of}: transformers cannot read its {name}: {said(error)}. Download the tokenizer again, or take the one of the model "
+        "that this was made from."
+    )
 
 
 def headers_in(file: Path, of: str) -> dict[str, Header]:
@@ -90,7 +172,7 @@ def headers_in(file: Path, of: str) -> dict[str, Header]:
             found.pop("__metadata__", None)
             end = max((one["data_offsets"][1] for one in found.values()), default=0)
             headers = {name: Header(tuple(one["shape"]), one["dtype"], file) for name, one in found.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             headers, end = {}, 0
     if not headers or size != 8 + length + end:
         raise PairError(f"{of}: {file.name} ({size:,} bytes) is cut off, or no safetensors: download or save it again.")
@@ -106,14 +188,23 @@ def weight_files(folder: Path, of: str, config: Mapping[str, Any], *, cached: bo
         if cached and not all((unknown / name).exists() for name in (WEIGHTS, INDEX)):
             return []
         raise PairError(_why_none(folder, of))
-    if not str(first).endswith(".json"):
+    first = str(first)
+    if not (folder / first).is_file():
+        if cached:
+            return []
+        raise PairError(f"{of} has no {first}, which its {CONFIG} names as transformers_weights: download it again.")
+    if not first.endswith(".json"):
         return [folder / first]
-    try:
-        shards = sorted(set(json_in(folder / first, of)["weight_map"].values()))
-    except (KeyError, AttributeError, TypeError) as error:
+    index = json_in(folder / first, of)
+    named = index.get("weight_map")
+    files = list(named.values()) if isinstance(named, dict) else []
+    if not files or not all(isinstance(name, str) for name in files):
+        raise PairError(f"{of}: {first} has no weight_map that names the files of its tensors: save it again.")
+    if not isinstance(index.get("metadata"), dict):
         raise PairError(
-            f"{of}: {first} has no weight_map that names the files of its tensors: save it again."
-        ) from error
+            f"{of}: {first} has no metadata, which transformers reads beside its weight_map: save it again."
+        )
+    shards = sorted(set(files))
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing and not cached:
         raise PairError(
@@ -126,8 +217,9 @@ def weight_files(folder: Path, of: str, config: Mapping[str, Any], *, cached: bo
 def _why_none(folder: Path, of: str) -> str:
     found = [file for kind in OTHERS for file in sorted(folder.glob(kind)) if file.name != "training_args.bin"]
     if found:
+        name = found[0].name
         return (
-            f"{of} has its weights as {found[0].name} alone, and only safetensors are read: load it once with transformers where "
+            f"{of} has its weights as {f'the .bin files of {name}' if name.endswith('.json') else name} alone, and only safetensors are read: load it once with transformers where "
             "you trust its files, save it with save_pretrained(<folder>), and name that folder."
         )
     if found := sorted(folder.glob("*.safetensors")):

@@ -11,22 +11,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 import huggingface_hub
-import safetensors
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.architecture import check_config
 from tunediff.models.files import (
     ADAPTER_CONFIG,
     CONFIG,
+    GENERATION,
     Header,
     PairError,
+    check_tokenizer,
     commit_of,
+    generation_in,
     headers_in,
     json_in,
     located,
+    said,
+    unread_tokenizer,
     weight_files,
 )
 from tunediff.models.hybrid import adapted as with_transcoders
@@ -34,12 +37,19 @@ from tunediff.models.lora import adapted, aligned, brought, shapes, twin
 from tunediff.models.lora import check as check_lora
 from tunediff.models.rotary import by_own_length
 from tunediff.models.transcoder_files import KEY, LATENTS, TranscoderFiles
-from tunediff.models.whole import Found, check_numbers, check_tie, check_tied, check_whole, foreseen, found_by, silent
+from tunediff.models.whole import (
+    Found,
+    check_layers,
+    check_tie,
+    check_tied,
+    check_whole,
+    foreseen,
+    found_by,
+    silent,
+    skeleton,
+)
 from tunediff.shapes import Precision
 from tunediff.text import Tokenizer
-
-# what transformers raises for settings that do not go together
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
 
 transformers.utils.logging.disable_progress_bar()  # one bar a model for what takes a moment
 
@@ -130,13 +140,17 @@ class ModelSource:
     def config(self) -> transformers.PretrainedConfig:
         """The configuration. Raises PairError for one that transformers does not know, or that asks for code of its own or
         for quantised weights."""
-        check_config(self.path, json_in(self.folder / CONFIG, self.path))
+        settings = json_in(self.folder / CONFIG, self.path)
+        check_config(self.path, settings)
         try:
             return self._get(transformers.AutoConfig)
         except PairError:
             raise
-        except UNREADABLE as error:
-            raise PairError(f"{self.path}: transformers cannot read its {CONFIG}: {_line(error)}") from error
+        except Exception as error:  # of any class: what a setting is computed with first
+            check_layers(self.path, settings, self._headers())
+            raise PairError(
+                f"{self.path}: transformers cannot read its {CONFIG}: {said(error)}. Take the file that was saved with the weights."
+            ) from error
 
     def check(self) -> None:
         """Raises PairError for files that are not those of one whole model, as far as they are here, without reading a
@@ -146,9 +160,9 @@ class ModelSource:
                 f"{self.path} holds an adapter beside its model, which would be loaded with it: take {ADAPTER_CONFIG} out, or "
                 "name the adapter's own folder as adapter."
             )
+        generation_in(self.folder, self.path)
         headers = self._headers()
         if headers:
-            check_numbers(self.path, headers)
             check_whole(self.path, self.empty, self._without_latents(foreseen(self.empty, headers)), headers)
             check_tie(self.path, self.empty, headers, getattr(torch, self.dtype))
         if self.beside is not None:
@@ -171,13 +185,17 @@ class ModelSource:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer as tokenizer.json says. AutoTokenizer would rebuild a Qwen2 model's tokenizer from its type:
         with other splitting rules, and one more special token, than the file has."""
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            if (self.folder / name).is_file():
-                json_in(self.folder / name, self.path)
+        check_tokenizer(self.folder, self.path)
         try:
-            found = self._get(transformers.PreTrainedTokenizerFast)
-        except (ValueError, PairError):  # no tokenizer.json: an older format that AutoTokenizer converts
-            found = self._get(transformers.AutoTokenizer)
+            try:
+                found = self._get(transformers.PreTrainedTokenizerFast)
+            except (ValueError, PairError):  # no tokenizer.json: an older format that AutoTokenizer converts
+                found = self._get(transformers.AutoTokenizer)
+        except PairError:
+            raise
+        except Exception as error:  # tokenizers raises the class itself
+            check_tokenizer(self.folder, self.path)  # of files that were not here before
+            raise unread_tokenizer(self.folder, self.path, error) from error
         if len(found) < 2:  # transformers makes an empty one of a folder that has none
             raise PairError(
                 f"{self.path} has no tokenizer: put tokenizer.json and tokenizer_config.json beside its model."
@@ -221,13 +239,13 @@ class ModelSource:
         try:
             with silent():
                 model, info = self._get(kind, dtype=dtype, **options)
-        except (PairError, *UNREADABLE, safetensors.SafetensorError) as error:
+        except Exception as error:
             self.check()  # of files that were not here before
             if isinstance(error, PairError):
                 raise
-            raise PairError(f"{self.path}: transformers cannot load it: {_line(error)}") from error
+            raise PairError(f"{self.path}: transformers cannot load it: {said(error)}.") from error
+        generation_in(self.folder, self.path)
         headers = self._headers()
-        check_numbers(self.path, headers)
         check_whole(self.path, self.empty, self._without_latents(found_by(info)), headers)
         check_tied(self.path, self.empty, model)
         return model
@@ -238,12 +256,14 @@ class ModelSource:
 
     @functools.cached_property
     def generation_config(self) -> dict[str, Any]:
-        """The settings that generation_config.json names; none where it is not there."""
-        try:
-            found = transformers.GenerationConfig.from_pretrained(self.location, revision=self.at)
-        except OSError:
-            return {}
-        return found.to_diff_dict()
+        """The settings that generation_config.json names; none where it is not there. Raises PairError for one that no model
+        can be decoded by."""
+        if self.commit is not None and not (self.folder / GENERATION).is_file():
+            try:
+                huggingface_hub.hf_hub_download(self.path, GENERATION, revision=self.at)
+            except (ValueError, OSError):  # it has none
+                return {}
+        return generation_in(self.folder, self.path)
 
     def files(self) -> list[tuple[str, int, int]]:
         """Weight files of a local folder with their size and time, which change when another model takes its place."""
@@ -272,8 +292,8 @@ class ModelSource:
         config = self.config()
         try:
             return skeleton(config)
-        except UNREADABLE as error:
-            raise PairError(f"{self.path}: transformers cannot build what its {CONFIG} says: {_line(error)}") from error
+        except Exception as error:
+            raise PairError(f"{self.path}: transformers cannot build what its {CONFIG} says: {said(error)}.") from error
 
     @property
     def at(self) -> str:
@@ -294,13 +314,3 @@ class ModelSource:
             f"`hf download {self.path}{given} --local-dir <folder>`, and name the folder: model_pair.base.path=<folder>, "
             f"model_pair.tuned.path=<folder>, or of a fine-tune model.path=<folder>."
         )
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def skeleton(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
-    """The model of a configuration on the meta device: shapes without weights."""
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)

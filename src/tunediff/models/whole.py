@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunediff.models.files import Header, PairError
+from tunediff.models.files import Header, PairError, said
 
 # what a tensor's name has in front where a wrapper was saved in place of the model in it, and whose it is
 WRAPPERS = {
@@ -43,6 +43,12 @@ class Found(NamedTuple):
     unexpected: list[str]
     misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     broken: str | None = None
+
+
+def skeleton(config: transformers.PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device: shapes without weights."""
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def found_by(info: Mapping[str, Any]) -> Found:
@@ -71,31 +77,30 @@ def foreseen(empty: PreTrainedModel, headers: Mapping[str, Header]) -> Found:
                 output_loading_info=True,
                 local_files_only=True,
             )
-        except RuntimeError as error:  # of a conversion, such as of experts that are one tensor in the model
-            return Found([], [], [], str(error).splitlines()[0])
+        except Exception as error:  # of a conversion, such as of experts that are one tensor in the model
+            return Found([], [], [], said(error))
     return found_by(made[1])
 
 
 @contextmanager
 def silent() -> Iterator[None]:
     """Context in which transformers reports nothing: what it found is looked at here."""
-    said = transformers.utils.logging.get_verbosity()
+    before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers.utils.logging.set_verbosity(said)
+        transformers.utils.logging.set_verbosity(before)
 
 
 def check_whole(of: str, empty: PreTrainedModel, found: Found, headers: Mapping[str, Header]) -> None:
-    """Raises PairError for what is missing, unknown or of another shape; `of` is what the user named."""
+    """Raises PairError for what is quantised, missing, unknown or of another shape; `of` is what the user named."""
+    _check_numbers(of, empty, headers)
     if found.broken is not None or found.missing or found.unexpected:
         _check_names(of, headers)
     if found.broken is not None:
         lone = _odd_one(headers)
-        raise PairError(
-            f"{of} has no {lone}, as its siblings are there. {NOT_ONE}" if lone else f"{of}: {found.broken}"
-        )
+        raise PairError(f"{of} {lone}. {NOT_ONE}" if lone else f"{of}: {found.broken}. {NOT_ONE}")
     _check_depth(of, empty, found)
     _check_head(of, empty, found)
     if found.missing:
@@ -110,11 +115,41 @@ def check_whole(of: str, empty: PreTrainedModel, found: Found, headers: Mapping[
         raise PairError(f"{of} has {name} of shape {list(there)}, and its config.json says {list(asked)}. {NOT_ONE}")
 
 
-def check_numbers(of: str, headers: Mapping[str, Header]) -> None:
-    """Raises PairError for weights that are stored as something else than their values."""
+def check_layers(of: str, settings: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
+    """Raises PairError where a config.json that transformers does not read, for it lists more or fewer layer_types than it
+    says layers, contradicts the files on the number of layers."""
+    one_length = _of_one_length(settings)
+    if one_length is None or not headers:
+        return
+    try:
+        empty = skeleton(transformers.CONFIG_MAPPING[settings["model_type"]].from_dict(one_length))
+    except Exception:  # it is not the number of layers, or not that alone
+        return
+    _check_depth(of, empty, foreseen(empty, headers))
+
+
+def _of_one_length(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A config.json that lists more or fewer layer_types than it says layers, with a list of as many; None of any other."""
+    nested = settings.get("text_config")
+    if isinstance(nested, Mapping) and (inner := _of_one_length(nested)) is not None:
+        return {**settings, "text_config": inner}
+    depth, kinds = settings.get("num_hidden_layers"), settings.get("layer_types")
+    if not isinstance(depth, int) or not isinstance(kinds, list) or not kinds or depth == len(kinds):
+        return None
+    return {**settings, "layer_types": [*kinds[: max(depth, 0)], *kinds[-1:] * (depth - len(kinds))]}
+
+
+def _check_numbers(of: str, empty: PreTrainedModel, headers: Mapping[str, Header]) -> None:
+    """Raises PairError for weights that are stored as something else than their values. Buffers may be: masks, counts."""
+    kept = {
+        name for name, value in (*empty.named_parameters(), *empty.named_buffers()) if not value.is_floating_point()
+    }
+    kept |= {name.removeprefix(f"{empty.base_model_prefix}.") for name in kept}
+    left_out = empty._keys_to_ignore_on_load_unexpected or ()
     for name in sorted(headers, key=_natural):
         dtype = headers[name].dtype
-        if QUANTISED.search(name) or (name.endswith(".weight") and dtype not in NUMBERS):
+        known = name in kept or any(re.search(pattern, name) for pattern in left_out)
+        if QUANTISED.search(name) or (dtype not in NUMBERS and not known):
             raise PairError(f"{of} is quantised: it has {name}, stored as {dtype}. {unquantised(of)}")
 
 
@@ -131,7 +166,7 @@ def check_tie(of: str, empty: PreTrainedModel, headers: Mapping[str, Header], dt
     that they are read as."""
     for name, source in empty.get_expanded_tied_weights_keys(all_submodels=True).items():
         here, there = _spelled(name, empty, headers), _spelled(source, empty, headers)
-        if here is not None and there is not None and not _equal(here, there, headers, dtype):
+        if here is not None and there is not None and not _equal(of, here, there, headers, dtype):
             raise PairError(contradiction(of, name, source))
 
 
@@ -171,8 +206,10 @@ def _check_depth(of: str, empty: PreTrainedModel, found: Found) -> None:
         stack, number = _layer(name)
         layers = stacks.setdefault(stack, {})
         layers[number] = layers.get(number, False) or name not in missing
+    if depth < 1:
+        stacks = {stack: {} for stack, number in map(_layer, found.unexpected) if number >= 0}
     for stack, layers in stacks.items():
-        if len(layers) != depth:
+        if len(layers) != max(depth, 0):
             continue
         here = [number for number, any_of_it in layers.items() if any_of_it]
         if here and len(here) < depth and here == list(range(len(here))):
@@ -228,8 +265,8 @@ def _spelled(name: str, empty: PreTrainedModel, headers: Mapping[str, Header]) -
     return next((one for one in (name, short) if one in headers), None)
 
 
-def _equal(here: str, there: str, headers: Mapping[str, Header], dtype: torch.dtype) -> bool:
-    """Compares two tensors of the files a few rows at a time."""
+def _equal(of: str, here: str, there: str, headers: Mapping[str, Header], dtype: torch.dtype) -> bool:
+    """Compares two tensors of the files a few rows at a time. Raises PairError where one holds NaN, equal to nothing."""
     if headers[here].shape != headers[there].shape:
         return False
     with (
@@ -238,11 +275,17 @@ def _equal(here: str, there: str, headers: Mapping[str, Header], dtype: torch.dt
     ):
         one, other = first.get_slice(here), second.get_slice(there)
 
-        def rows(content: Any, start: int) -> Tensor:
-            return content[start : start + ROWS].to(dtype)
+        def rows(name: str, content: Any, start: int) -> Tensor:
+            found = content[start : start + ROWS].to(dtype)
+            if found.isnan().any():
+                raise PairError(
+                    f"{of} has NaN in {name}: its training or its saving failed, so take an earlier save of it."
+                )
+            return found
 
         return all(
-            torch.equal(rows(one, start), rows(other, start)) for start in range(0, headers[here].shape[0], ROWS)
+            torch.equal(rows(here, one, start), rows(there, other, start))
+            for start in range(0, headers[here].shape[0], ROWS)
         )
 
 
