@@ -580,5 +580,7 @@ def test_a_template_of_which_both_models_read_one_token_alike_is_not_measured(pa
         found = [*Fidelity().run(trained), *Segments().run(trained)]
     assert not any("template" in f.name for f in found if isinstance(f, Finding))
     (said,) = [note.text for note in found if isinstance(note, Note)]
-    assert re.search(r"Of [\d,]+ tokens that the chat template writes in \d+ held-out documents \d+ are read alike", said)
+    assert re.search(
+        r"Of [\d,]+ tokens that the chat template writes in \d+ held-out documents \d+ are read alike", said
+    )
     assert said.endswith("of 1 kind: nothing is measured of the template.")

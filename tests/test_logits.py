@@ -244,10 +244,10 @@ def test_the_size_of_a_block_changes_no_number_beyond_rounding(pair, evaluation)
         items = list(evaluation.run(given))
         tables = {t.name: t.columns for t in items if isinstance(t, Table)}
         # what the template gains from the mean is next to nothing, and the ratio of two such numbers all rounding
-        numbers = {f.name: f.value for f in items if isinstance(f, Finding) and not f.name.endswith("mean/base/template")}
-        return numbers, tables.get("logit_effect", {}).get(
-            "effect", []
-        )
+        numbers = {
+            f.name: f.value for f in items if isinstance(f, Finding) and not f.name.endswith("mean/base/template")
+        }
+        return numbers, tables.get("logit_effect", {}).get("effect", [])
 
     (one, effects), (whole, expected) = found(1e-9), found(512)  # a row at a time, and all at once
     assert one == pytest.approx(whole, rel=1e-4, abs=1e-5) and effects == pytest.approx(expected, rel=1e-4, abs=1e-6)

@@ -440,9 +440,13 @@ def test_a_note_says_which_label_falls_to_foreign_marks():
 
 def test_problems_of_the_toy_language_are_asked_of_its_own_models_alone():
     pair = ModelPair(source("qwen"), source("r1_qwen"))
-    asked = evaluations_of(composed("model_pair=r1_vs_qwen", "evaluation=benchmark", "task=toy").evaluation, learns=True)
+    asked = evaluations_of(
+        composed("model_pair=r1_vs_qwen", "evaluation=benchmark", "task=toy").evaluation, learns=True
+    )
     text = Text(lambda: iter([ROW]))
-    with pytest.raises(Refused, match="asks the problems of task=toy, the made-up .* name others, such as task=math500"):
+    with pytest.raises(
+        Refused, match="asks the problems of task=toy, the made-up .* name others, such as task=math500"
+    ):
         check_evaluations(asked, pair, text, tokens=100)
 
 

@@ -100,7 +100,11 @@ def goes_sparse(cfg: DictConfig, latents: int, device: Device | None) -> bool:
     if not getattr(sparsity, "few", False) or processes_of(cfg) > 1:
         return False
     asked = cfg.dictionary.get("sparse_codes")
-    return asked if asked is not None else device is not None and not device.is_gpu and 8 * getattr(sparsity, "k", latents) < latents
+    return (
+        asked
+        if asked is not None
+        else device is not None and not device.is_gpu and 8 * getattr(sparsity, "k", latents) < latents
+    )
 
 
 def models_memory(cfg: DictConfig, pair: ModelPair, roles: Sequence[str], width: int) -> float:

@@ -22,7 +22,9 @@ HESITATIONS = ("wait", "hmm+", "alternatively", "hold on")  # regular expression
 
 # of one line, up to a run of marks with white space behind it, or with a Chinese one at its end, which takes none; each
 # run is looked at once
-_END = r"(?<![.!?。？！…])(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?。？！…]++(?:(?<=[。？！])[”」』）]*+|[\"')\]*”]*+(?=\s|$))"
+_END = (
+    r"(?<![.!?。？！…])(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?。？！…]++(?:(?<=[。？！])[”」』）]*+|[\"')\]*”]*+(?=\s|$))"
+)
 _SENTENCE = re.compile(rf"\S.*?(?:{_END}|$)")
 _BEFORE = r"(?:(?:oh|but|so|and|no|okay|ok|well|actually|then)\b[,.!]?\s+){0,3}"
 _TAKEN_BACK = (
