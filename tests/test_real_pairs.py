@@ -360,6 +360,35 @@ def test_a_conversation_is_read_whole_its_last_response_as_the_response(name):
     assert len({Text(lambda: iter(each), held_out=0.5)._is_held_out(one["begun"]) for one in each}) == 1
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_a_tool_said_stands_before_the_response_or_the_template_is_refused(name):
+    said = [("user", "How?"), ("assistant", "Let me look."), ("tool", 'It "says" 7.'), ("assistant", "Seven.")]
+    (row,) = exchange(
+        [{"conversation": [{"role": who, "content": what} for who, what in said], "spans": [("prompt", 0, 3, "how")]}]
+    )
+    tokenizer = source(name).tokenizer()
+    if name in (*OPEN_BY_THEMSELVES, "gemma3"):
+        with pytest.raises(TextError, match=r"cannot render .*'tool'\]: it (leaves out what is said by tool|says: )"):
+            render(row, tokenizer)
+        return
+    found = render(row, tokenizer)
+    named = [(segment, found.text[a:b].replace("\\", "")) for a, b, segment in found.segments if segment != "template"]
+    assert named == [(("answer", "prompt")[who != "assistant"], what) for who, what in said]
+    assert [found.text[a:b] for a, b, label in found.labels if label == "how"] == ["How"]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_two_system_messages_are_what_was_said_or_refused(name):
+    earlier = [{"role": "system", "content": "Be good."}, {"role": "system", "content": "Be quick."}]
+    if name == "gemma3":
+        with pytest.raises(TextError, match="takes no system message"):
+            render({**ROW, "earlier": earlier}, source(name).tokenizer())
+        return
+    found = render({**ROW, "earlier": earlier}, source(name).tokenizer())
+    said = "|".join(found.text[a:b] for a, b, segment in found.segments if segment == "prompt")
+    assert said.replace("good.Be", "good.|Be") == "Be good.|Be quick.|What is 2+3?"
+
+
 OPEN_BY_THEMSELVES = ("r1_qwen", "r1_llama", "deepseek_v3")  # templates that open the thinking
 
 

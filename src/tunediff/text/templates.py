@@ -63,8 +63,9 @@ def prompt_of(
             "text.prepare.exchange.turns=first, or a tokenizer with another template (model_pair.tokenizer)."
         )
     raise TextError(
-        f"The tokenizer's chat template takes no system message, and text.system={system!r}: it {why}. Choose "
-        "text.system=null, or put these words in front of every problem with text.instruction."
+        f"The tokenizer's chat template takes no system message such as {system!r}: it {why}. Choose text.system=null, "
+        "leave out that of a conversation with text.prepare.exchange.turns=first, or put these words in front of every "
+        "problem with text.instruction."
     )
 
 
