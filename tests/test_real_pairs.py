@@ -262,6 +262,81 @@ def test_a_template_that_reads_the_clock_is_told_the_day_of_the_text(monkeypatch
         Text(lambda: iter([ROW]), date="yesterday")
 
 
+CLOCKS = {
+    "{% set f='%d %b %Y' %}{{ strftime_now(f) }}": "26 Jul 2024",
+    "{{ strftime_now('%d' ~ ' %b') }}": "26 Jul",
+    "{% set now = strftime_now %}{{ now('%Y-%m-%d') }}": "2024-07-26",
+    "{{ strftime_now(format='%Y') }}": "2024",
+    "{{ strftime_now('%%d is %-d, %A, %j, %H:%M') }}": "%d is 26, Friday, 208, 00:00",
+    "{% macro today() %}{{ strftime_now('%y') }}{% endmacro %}{{ today() }}": "24",
+    "{% if strftime_now is defined %}{{ strftime_now('%B') | upper }}{% endif %}": "JULY",
+    "\n  {% if true %}{{ strftime_now('%m') }}{% endif %}": "\n07",
+}
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_a_template_reads_the_day_of_the_text_in_whatever_way_it_asks(monkeypatch, clock, several):
+    tokenizer = source("llama").tokenizer()
+    template = clock + "|{{ messages[-1].content }}"
+    monkeypatch.setattr(tokenizer, "chat_template", {"default": template, "rag": "no"} if several else template)
+    assert render(ROW, tokenizer).text.startswith(f"{CLOCKS[clock]}|What is 2+3?")
+    with pytest.raises(TextError, match=r"text.template.thinks=True: .* reads no thinks; it reads nothing but"):
+        render(ROW, tokenizer, Manner(template={"thinks": True}))
+
+
+@pytest.mark.parametrize("asks", ["'%Q'", "'%Ey'", "5", "nothing", "", "'%Y', '%d'", "'%'"])
+def test_what_the_clock_cannot_be_asked_is_refused(monkeypatch, asks):
+    tokenizer = source("llama").tokenizer()
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ strftime_now(" + asks + ") }}{{ messages[-1].content }}")
+    with pytest.raises(TextError, match="chat template cannot render .* it says: .*strftime_now.* Choose"):
+        render(ROW, tokenizer)
+
+
+BROKEN = [
+    *("{{ 1 // 0 }}", "{{ [1].index(2) }}", "{{ '%q' % 1 }}", "{{ 'é'.encode('ascii') }}", "{{ range(10000000) }}"),
+    *("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ none.x.y }}", "{{ 'a' + 1 }}", "{% if %}"),
+]
+
+
+@pytest.mark.parametrize("template", BROKEN)
+def test_a_template_that_fails_in_whatever_way_is_refused_in_one_sentence(monkeypatch, template):
+    tokenizer = source("llama").tokenizer()
+    monkeypatch.setattr(tokenizer, "chat_template", template + "{{ messages[-1].content }}")
+    with pytest.raises(TextError, match=r"chat template cannot render a conversation of \['user'\]: it says: .*Choose"):
+        render(ROW, tokenizer)
+
+
+def test_of_several_templates_the_default_is_read_that_for_tools_where_some_are_given_and_without_one_none(monkeypatch):
+    tokenizer = source("llama").tokenizer()
+    several = {"default": "plain {{ messages[-1].content }}", "tool_use": "{{ tools }} {{ messages[-1].content }}"}
+    monkeypatch.setattr(tokenizer, "chat_template", several)
+    assert render(ROW, tokenizer).text.startswith("plain What")
+    assert render(ROW, tokenizer, Manner(template={"tools": [{"name": "add"}]})).text.startswith(
+        "[{'name': 'add'}] What"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", {"rag": "x", "tool_use": "y"})
+    with pytest.raises(TextError, match="has chat templates for rag, tool_use and none that is the default"):
+        render(ROW, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "name", ["add_generation_prompt", "messages", "tokenize", "chat_template", "return_dict", "padding"]
+)
+def test_an_argument_that_rendering_sets_itself_is_refused_by_name(name):
+    with pytest.raises(TextError, match=f"text.template.{name}=False: {name} is set where a prompt is rendered"):
+        render(ROW, source("qwen3").tokenizer(), Manner(template={name: False}))
+
+
+def test_a_template_with_tags_of_transformers_has_its_arguments_checked(monkeypatch):
+    tokenizer = source("llama").tokenizer()
+    tags = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}{{ style }}"
+    monkeypatch.setattr(tokenizer, "chat_template", tags)
+    assert render(ROW, tokenizer, Manner(template={"style": "short"})).text.startswith("What is 2+3?short")
+    with pytest.raises(TextError, match="reads no stile; it reads style"):
+        render(ROW, tokenizer, Manner(template={"stile": "short"}))
+
+
 def test_a_template_that_wants_parts_gets_them(monkeypatch):
     tokenizer = source("qwen3").tokenizer()
     parts = "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
@@ -284,6 +359,35 @@ def test_a_conversation_is_read_whole_its_last_response_as_the_response(name):
     assert (first["prompt"], first["response"]) == ("First?", "One.")
     assert [one["prompt"] for one in each] == ["First?", "Second?"] and len(each[1]["earlier"]) == 2
     assert len({Text(lambda: iter(each), held_out=0.5)._is_held_out(one["begun"]) for one in each}) == 1
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_a_tool_said_stands_before_the_response_or_the_template_is_refused(name):
+    said = [("user", "How?"), ("assistant", "Let me look."), ("tool", 'It "says" 7.'), ("assistant", "Seven.")]
+    (row,) = exchange(
+        [{"conversation": [{"role": who, "content": what} for who, what in said], "spans": [("prompt", 0, 3, "how")]}]
+    )
+    tokenizer = source(name).tokenizer()
+    if name in (*OPEN_BY_THEMSELVES, "gemma3"):
+        with pytest.raises(TextError, match=r"cannot render .*'tool'\]: it (leaves out what is said by tool|says: )"):
+            render(row, tokenizer)
+        return
+    found = render(row, tokenizer)
+    named = [(segment, found.text[a:b].replace("\\", "")) for a, b, segment in found.segments if segment != "template"]
+    assert named == [(("answer", "prompt")[who != "assistant"], what) for who, what in said]
+    assert [found.text[a:b] for a, b, label in found.labels if label == "how"] == ["How"]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_two_system_messages_are_what_was_said_or_refused(name):
+    earlier = [{"role": "system", "content": "Be good."}, {"role": "system", "content": "Be quick."}]
+    if name == "gemma3":
+        with pytest.raises(TextError, match="takes no system message"):
+            render({**ROW, "earlier": earlier}, source(name).tokenizer())
+        return
+    found = render({**ROW, "earlier": earlier}, source(name).tokenizer())
+    said = "|".join(found.text[a:b] for a, b, segment in found.segments if segment == "prompt")
+    assert said.replace("good.Be", "good.|Be") == "Be good.|Be quick.|What is 2+3?"
 
 
 OPEN_BY_THEMSELVES = ("r1_qwen", "r1_llama", "deepseek_v3")  # templates that open the thinking

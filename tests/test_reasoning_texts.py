@@ -27,8 +27,10 @@ from tunediff.text import (
     read_files,
     render,
     render_prompt,
+    thoughts,
 )
 from tunediff.text.marks import split_response
+from tunediff.text.rendering import unfinished
 
 THINKING_FORMAT, OPEN_THOUGHTS_FORMAT = KNOWN["think"], KNOWN["open_thoughts"]
 S1_FORMAT = "<|im_start|>think\n{thinking}\n<|im_start|>answer\n{answer}"
@@ -192,7 +194,7 @@ def test_a_response_in_a_known_layout_or_its_own_is_rendered_as_its_parts_are(to
         ROW, tokenizer, Manner(thinking_format=FORMATS[name])
     )
     assert render(row, tokenizer) == render(ROW, tokenizer)
-    assert split_response("It is 5.\n", layout(FORMATS[name])) == ("", "It is 5.")
+    assert split_response("It is 5.\n", layout(FORMATS[name])) == ("", "", "It is 5.")
 
 
 def test_thinking_that_was_cut_has_no_answer_and_no_end(tokenizer):
@@ -202,6 +204,83 @@ def test_thinking_that_was_cut_has_no_answer_and_no_end(tokenizer):
         assert list(parts(found)) == ["template", "prompt", "prefix", "thinking"] and labelled(found) == {
             "opening": "So we add."
         }
+
+
+RESPONSES = {  # what stands before the thinking, the thinking, the answer
+    "Sure. <think>a</think>b": ("Sure. ", "a", "b"),
+    "a</think>b<think>c</think>": ("", "a", "b<think>c</think>"),
+    "<think>a</think>b<think>c</think>d": ("", "a", "b<think>c</think>d"),
+    "Sure. <think>a": ("Sure. ", "a", None),
+    "Sure. <think> </think>b": ("", "", "Sure. b"),
+    "<thinking>a </think> b</thinking>c": ("", "a </think> b", "c"),
+    "Well.\n[THINK]a[/THINK]b": ("Well.\n", "a", "b"),
+    "a<|im_start|>answer\nb": ("", "a", "b"),
+    "b": ("", "", "b"),
+}
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_one_function_says_where_the_thinking_of_a_response_is(tokenizer, response):
+    before, thinking, answer = split_response(response, layout("think"))
+    assert (before, thinking, answer) == RESPONSES[response]
+    found = thoughts(response)
+    assert not thinking or response[found[0].begin : found[0].end].strip() == thinking
+    rendered = render({"prompt": "2+3?", "response": response}, tokenizer)
+    said = rendered.text[rendered.response :]
+    whole = f"{before}<think>\n{thinking}" if thinking else ""
+    if answer is not None:
+        whole += ("\n</think>\n\n" if thinking else "") + answer + tokenizer.eos_token
+    assert said == whole
+    assert not before or parts(rendered)["prefix"].startswith(before + "<think>\n")
+    assert unfinished({"prompt": "2+3?", "response": response}, Manner()) is (answer is None)
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_before_a_mark_that_the_template_wrote_stands_no_word_of_the_response(tokenizer, monkeypatch, response):
+    opens = tokenizer.chat_template.replace("<｜Assistant｜>{% endif %}", "<｜Assistant｜><think>\n{% endif %}")
+    monkeypatch.setattr(tokenizer, "chat_template", opens)
+    before, thinking, answer = RESPONSES[response]
+    row = {"prompt": "2+3?", "response": response, "spans": [("thinking", 0, 1, "first")] * bool(thinking)}
+    found = render(row, tokenizer)
+    assert found.text[: found.response].endswith("<think>\n")
+    said = before + thinking + ("" if answer is None else f"\n</think>\n\n{answer}{tokenizer.eos_token}")
+    assert found.text[found.response :] == said
+    assert not thinking or labelled(found)["first"] == "a"
+
+
+# -- what the template wrote -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mark", ["<think>", "[THINK]", "<|im_start|>think", "<thinking>\n", "</think>", "<think>\n\n</think>"]
+)
+@pytest.mark.parametrize(
+    "template", [None, "{{ messages[-1].content }}", "{{ messages[-1].content }}\n<｜Assistant｜>"]
+)
+def test_a_mark_that_somebody_asks_about_opens_nothing(tokenizer, monkeypatch, template, mark):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    question = f"What does this mean: {mark}"
+    for row in ({"thinking": "So.", "answer": "5"}, {"answer": "5"}):
+        found = render({**row, "prompt": question}, tokenizer)
+        said = "<think>\nSo.\n</think>\n\n" if "thinking" in row else ""
+        assert found.text[found.response :] == f"{said}5{tokenizer.eos_token}" and question in found.text
+
+
+@pytest.mark.parametrize("name", ["think", "magistral", "s1", "open_thoughts"])
+def test_words_of_the_template_behind_its_mark_are_the_first_of_the_thinking(tokenizer, monkeypatch, name):
+    begun = KNOWN[name].partition("{thinking}")[0] + "Okay, "
+    template = tokenizer.chat_template.replace("<｜Assistant｜>{% endif %}", f"<｜Assistant｜>{begun}{{% endif %}}")
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    between, ending = layout(name).between, layout(name).ending
+    for row in ({"thinking": "so we add.", "answer": "5"}, {"answer": "5"}):
+        found = render({**row, "prompt": "2+3?"}, tokenizer)
+        assert found.text[: found.response].endswith(begun)
+        said = found.text[found.response :]
+        assert said.startswith(row.get("thinking", "") + between + "5") and layout(name).opens not in said.replace(
+            between, ""
+        )
+        assert said.endswith(tokenizer.eos_token)
+    assert ending in render({"prompt": "2+3?", "thinking": "so.", "answer": "5"}, tokenizer).text
 
 
 # -- the system message ------------------------------------------------------------------------------------------------
@@ -317,6 +396,99 @@ def test_a_column_that_fields_does_not_name_is_not_read_for_what_it_is_called(to
     text = Text(lambda: iter([row]), fields={"prompt": "problem", "answer": "said"}, held_out=0.0)
     (named,) = text.named_rows(held_out=False)
     assert "wrong" not in text.rendered(named, tokenizer).text and named["id"] == 7
+
+
+@pytest.mark.parametrize("fields", [{}, {"prompt": "prompt", "answer": "answer"}], ids=["ours", "named"])
+def test_no_column_of_the_data_is_what_a_step_writes_or_nobody_asked_for(tokenizer, fields):
+    plain = {"prompt": "2+3?", "answer": "It is 5."}
+    odd = {"earlier": "hello", "since": 3, "begun": 5, "conversation": "x"}
+    odd |= {"spans": "abc", "pieces": 7, "thinking": "wrong", "response": "wrong"} if fields else {}
+    rows = [{**plain, **odd, "prompt": f"{n}+3?"} for n in range(40)]
+    sides = []
+    for these in (
+        rows,
+        [{**row, "begun": "the same"} for row in rows],
+        [{**plain, "prompt": r["prompt"]} for r in rows],
+    ):
+        text = Text(lambda these=these: iter(these), fields=fields, held_out=0.4)
+        text.check(evaluated=True)
+        sides.append(
+            [[text.rendered(row, tokenizer) for row in text.named_rows(held_out=side)] for side in (False, True)]
+        )
+    assert sides[0] == sides[1] == sides[2] and all(sides[0])
+
+
+def test_turns_that_are_no_turns_are_refused_where_they_are_asked_for(tokenizer):
+    for name, value in (("earlier", "hello"), ("earlier", [5]), ("since", [{"role": "tool", "content": 5}])):
+        text = Text(
+            lambda n=name, v=value: iter([{"q": "2?", "a": "2", "e": v}]),
+            fields={"prompt": "q", "answer": "a", name: "e"},
+        )
+        for refused in (lambda text=text: text.check(evaluated=False), lambda text=text: text.samples(tokenizer)):
+            with pytest.raises(TextError, match=f"A row has .* where its {name} is read from, and a list of turns"):
+                refused()
+
+
+def test_a_conversation_is_answered_by_what_the_assistant_says_last():
+    said = [("user", "q"), ("assistant", "let me look"), ("tool", "5"), ("assistant", "it is 5")]
+    two = [("user", "p"), ("assistant", "x"), ("assistant", "y")]
+
+    def rows(turns, which):
+        conversation = [{"role": who, "content": what} for who, what in turns]
+        found = exchange([{"conversation": conversation}], turns=which)
+        return [
+            [*([t["content"] for t in row[part]] for part in ("earlier", "since")), row["response"]] for row in found
+        ]
+
+    assert rows(said, "whole") == rows(said, "first") == [[[], ["let me look", "5"], "it is 5"]]
+    assert rows(two + said, "whole") == [[["p", "x", "y"], ["let me look", "5"], "it is 5"]]
+    assert rows(two + said, "first") == [[[], ["x"], "y"]]
+    assert len(rows(two + said, "each")) == 2 and rows([*two, ("user", "z")], "whole") == [[[], ["x"], "y"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ([{"type": "text", "text": "hi"}, {"type": "image", "text": None}], "whose content is"),
+        ([{"type": "text", "text": 5}], "whose content is"),
+        (5, "whose content is 5"),
+    ],
+)
+def test_contents_that_are_no_text_are_refused(content, why):
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(TextError, match=f"a turn by user {why}.*text belongs there"):
+        list(exchange([{"conversation": turns}]))
+
+
+def test_thinking_that_stands_in_two_places_is_read_once(tokenizer):
+    def row(content, thinking="zz"):
+        answered = {"role": "assistant", "content": content, "reasoning_content": thinking}
+        return next(exchange([{"conversation": [{"role": "user", "content": "q"}, answered]}]))
+
+    for content in ("x", "<think>zz</think>x", "<think>\n\n</think>\n\nx", "[THINK]zz[/THINK]x", "zz</think>x"):
+        found = render(row(content), tokenizer).text
+        assert found.endswith("<think>\nzz\n</think>\n\nx" + tokenizer.eos_token) and found.count("zz") == 1
+    assert render(row("A <think> opens."), tokenizer).text.count("<think>") == 2  # which the answer is about
+    with pytest.raises(
+        TextError, match="thinks in two places: 'zz' is its reasoning_content, and 'yy' stands between marks"
+    ):
+        row("<think>yy</think>x")
+    with pytest.raises(TextError, match="whose reasoning_content is 5, and text belongs there"):
+        row("x", 5)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_half_a_character_is_refused_wherever_it_is_said(tokenizer, place):
+    said = [["system", "s"], ["user", "p"], ["assistant", "x"], ["user", "q"], ["assistant", "y"]]
+    said[place][1] += "\ud800"
+    conversation = [{"role": who, "content": what} for who, what in said]
+    text = Text(lambda: iter([{"conversation": conversation}]), prepare={"exchange": exchange}, held_out=0.4)
+    for side in (False, True):
+        for row in text.named_rows(held_out=side):
+            with pytest.raises(TextError, match=r"half a character \('\\ud800'\) in .*, at character 1: no tokenizer"):
+                text.rendered(row, tokenizer)
+    with pytest.raises(TextError, match="half a character"):
+        text.check(evaluated=False)
 
 
 # -- the options -------------------------------------------------------------------------------------------------------

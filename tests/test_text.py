@@ -349,6 +349,46 @@ def test_a_labelled_sentence_that_comes_twice_is_found_where_it_comes(tokenizer)
     assert found["second"] - found["first"] == len("So we add. Wait. ")
 
 
+ROTTEN = [
+    *(("pieces", value) for value in ("abc", 7, {"label": "a", "text": "b"}, [1, 2], ["abc"])),
+    *(("pieces", [value]) for value in ({"label": "a", "text": 3}, {"label": 7, "text": "So"}, None)),
+    *(("spans", value) for value in ("abc", 7, {"thinking": 1}, [7], ["four"], [None], [["thinking", 0, 2]])),
+    ("spans", [["thinking", "0", "2", "a"]]),
+    ("spans", [["thinking", 0, 2, None]]),
+    ("spans", [["thinking", -1, 2, "a"]]),
+    ("spans", [["thinking", 0, 11, "a"]]),
+    ("spans", [["answer", 0, 10, "a"]]),
+    ("spans", [["prompt", 0, 2, "a"]]),
+    ("spans", [["thinking", 3, 2, "a"]]),
+    ("spans", [["thinking", 0.5, 2, "a"]]),
+    ("spans", [["thinking", 0, 2.0, "a"]]),
+    ("spans", [["thinking", True, 2, "a"]]),
+    ("spans", [["thinkin", 0, 2, "a"]]),
+    ("spans", [{"field": "thinking", "first": 0, "last": 2, "label": "a"}]),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), ROTTEN)
+def test_labels_that_are_none_are_refused_with_their_column_and_the_value(tokenizer, column, value):
+    row = {"prompt": "q", "thinking": "So we add.", "answer": "It is 5.", column: value}
+    for said in (row, {**row, "thinking": None, "response": "<think>\nSo we add.\n</think>\n\nIt is 5."}):
+        with pytest.raises(
+            TextError, match=f"A row has .* where its {column} are read from.*~text.fields.{column}"
+        ) as found:
+            render(said, tokenizer)
+        written = value[0] if isinstance(value, list) else value
+        assert repr(written) in str(found.value) or repr(value) in str(found.value)
+
+
+def test_labels_that_end_with_their_field_or_that_nobody_gave_are_none_to_refuse(tokenizer):
+    row = {"prompt": "q", "thinking": "So we add.", "answer": "It is 5."}
+    for spans in (None, [], [("thinking", 0, 10, "a"), ["answer", 0, 8, "b"], ("prompt", 1, 1, "c")]):
+        render({**row, "spans": spans, "pieces": None}, tokenizer)
+    render({"prompt": "q", "thinking": "So we", "spans": [("answer", 0, 8, "b")]}, tokenizer)  # cut before its answer
+    with pytest.raises(TextError, match="its spans are read from"):
+        render({"text": "So.", "spans": [("text", 0, 4, "a")]}, tokenizer)
+
+
 def test_a_token_has_a_label_where_it_shares_a_character_with_any_of_its_spans():
     chance = random.Random(0)
     for _ in range(300):

@@ -2,7 +2,8 @@
 
     rows.py -> preparing.py -> rendering.py -> documents.py -> batches.py     what a model reads
                                             -> examples.py                    what a model learns from, for fine-tuning
-    marks.py, templates.py, labels.py    how thinking is marked, what a chat template writes, labels by rule
+    marks.py, templates.py               how thinking is marked, what a chat template writes
+    annotations.py, labels.py            labels that a row brings with it, labels by rule
     tokenizers.py, aligned.py            how far two tokenizers agree, and which of their tokens stand for each other
     spelling.py                          how a token is read by a person
 

@@ -30,6 +30,8 @@ INSTEAD = {
     "response": {"thinking", "answer", "text"},
 }
 LABELS = {"spans", "pieces"}
+WRITTEN = {"earlier", "since", "begun"}  # by tunediff.text.exchange alone
+OURS = INSTEAD.keys() | LABELS | WRITTEN | {"conversation"}
 UNFINISHED = ("keep", "leave_out", "refuse")
 FATE = {"keep": "they are read as far as they go, without closing mark and end token", "leave_out": "they are left out"}
 COUNTED = 1_000  # rows among which those without an answer are counted
@@ -156,8 +158,8 @@ class Text:
         return rows
 
     def _named(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        # what the data calls an answer need not be what we mean by it
-        hidden = dict.fromkeys(INSTEAD.keys() & row.keys()) if self.fields else {}
+        # what the data calls an answer need not be what we mean by it, and what a step writes is no column of the data
+        hidden = dict.fromkeys((OURS if self.fields else WRITTEN) & row.keys())
         return {**row, **hidden, **{ours: row.get(theirs) for ours, theirs in self.fields.items()}}
 
     def _is_held_out(self, key: str) -> bool:
@@ -321,4 +323,5 @@ class Text:
 
 def _key(named: Mapping[str, Any]) -> str:
     """The string whose hash decides on which side of the split a row stands: of a conversation its first question."""
-    return named.get("begun") or named.get("prompt") or named.get("text") or ""
+    key = str(named.get("begun") or named.get("prompt") or named.get("text") or "")
+    return key.encode(errors="replace").decode()  # what no tokenizer can read is refused where it is rendered

@@ -88,34 +88,28 @@ class Thought(NamedTuple):
 def thoughts(text: str, layouts: Sequence[Layout] = LAYOUTS, *, opened: str = "") -> list[Thought]:
     """The stretches of thinking in a response, in order. An opening mark is closed by its own closing mark alone, so that
     another one which the thinking mentions closes nothing. `opened` is the mark with which the prompt opened the thinking.
-    Where none was opened anywhere and a closing mark stands alone, the thinking began with the text."""
+    Where that is not said and a closing mark stands before any that opens, the thinking began with the text."""
     closed = [parts for parts in layouts if parts.closing]
     known = [parts for parts in closed if parts.opens]
     found: list[Thought] = []
     opening = re.compile("|".join(re.escape(parts.opens) for parts in known) or "(?!)")
     here, current = 0, next((parts for parts in known if parts.opens == opened), None)
+    if current is None:
+        lone = [(place, n) for n, parts in enumerate(closed) if (place := text.find(parts.closing)) >= 0]
+        place, n = min(lone, default=(len(text), 0))
+        met = opening.search(text)
+        if place < (len(text) if met is None else met.start()):
+            current = closed[n]
     while True:
         if current is None:
             if (met := opening.search(text, here)) is None:
-                break
+                return found
             current, here = next(parts for parts in known if parts.opens == met[0]), met.end()
         end = text.find(current.closing, here)
         if end < 0:
             return [*found, Thought(here, len(text), None, current)]
         found.append(Thought(here, end, end + len(current.closing), current))
         here, current = end + len(current.closing), None
-    if not found:
-        first = min(closed, key=lambda parts: _place(text, parts.closing, 0), default=None)
-        if first is not None and first.closing in text:
-            end = text.find(first.closing)
-            return [Thought(0, end, end + len(first.closing), first)]
-    return found
-
-
-def _place(text: str, mark: str, start: int) -> int:
-    """The place where a mark next stands in a text, or the length of the text."""
-    place = text.find(mark, start)
-    return len(text) if place < 0 else place
 
 
 def opened_by(prompt: str, layouts: Sequence[Layout] = LAYOUTS) -> Layout | None:
@@ -124,21 +118,28 @@ def opened_by(prompt: str, layouts: Sequence[Layout] = LAYOUTS) -> Layout | None
     return next((parts for parts in layouts if parts.opens and end.endswith(parts.opens)), None)
 
 
-def split_response(response: str, own: Layout) -> tuple[str, str | None]:
-    """Thinking and answer of a whole response, in a layout of its own or a known one. No thinking where nothing marks it at
-    the beginning; no answer where the thinking was opened and never closed."""
+class Said(NamedTuple):
+    """A response in its parts: what stands before the mark that opens its thinking, the thinking, the answer behind it."""
+
+    before: str
+    thinking: str
+    answer: str | None
+
+
+def split_response(response: str, own: Layout) -> Said:
+    """The parts of a whole response, in a layout of its own or a known one, as thoughts() finds them: of several stretches
+    of thinking the first, and the others stand in the answer as they were written. No thinking where nothing marks any; no
+    answer where it was opened and never closed. Words before the opening mark stay before it."""
     response = response.strip()
-    layouts = (own, *(parts for parts in LAYOUTS if parts != own))
-    begun = next((parts for parts in layouts if parts.opens and response.startswith(parts.opens)), None)
-    if begun is not None and begun.closing:
-        rest = response.removeprefix(begun.opens)
-        thinking, closed, answer = rest.partition(begun.closing)
-        return (thinking.strip(), _inside(answer, begun)) if closed else (rest.strip(), None)
-    ended = next((parts for parts in layouts if parts.closing and parts.closing in response), None)
-    if ended is not None:  # its beginning stood in the prompt
-        thinking, _, answer = response.partition(ended.closing)
-        return thinking.strip(), _inside(answer, ended)
-    return "", response
+    found = thoughts(response, (own, *(parts for parts in LAYOUTS if parts != own)))
+    if not found:
+        return Said("", "", response)
+    begin, end, after, parts = found[0]
+    before, thinking = response[: max(0, begin - len(parts.opens))], response[begin:end].strip()
+    if after is None:
+        return Said(before, thinking, None)
+    answer = _inside(response[after:], parts)
+    return Said(before, thinking, answer) if thinking else Said("", "", before + answer)
 
 
 def _inside(answer: str, parts: Layout) -> str:

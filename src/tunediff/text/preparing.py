@@ -7,9 +7,11 @@ Text.check names the column that is missing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tunediff.text.marks import layout, split_response, thoughts
 from tunediff.text.rows import TextError
 
 Row = Mapping[str, Any]
@@ -52,14 +54,15 @@ def each_generation(
 
 
 def exchange(rows: Iterable[Row], *, turns: str = "whole") -> Iterator[dict[str, Any]]:
-    """A `conversation` as a question and what was said to it, with the turns before as `earlier`. A turn is {from, value} or
-    {role, content}, and `reasoning_content` beside its content is its thinking.
+    """A `conversation` as a question and the response to it: the last that is said by the assistant before the next question.
+    The turns before the question are `earlier`, those between it and the response, such as a call of a tool and what that
+    says, are `since`. A turn is {from, value} or {role, content}, and `reasoning_content` beside its content is its thinking.
 
     turns   whole: the last response, behind all that was said before; first: the first exchange alone; each: a row for
             each response, behind all that was said before it
 
-    Raises TextError for a conversation without a question that is followed by a response, and for contents that are no
-    text."""
+    Raises TextError for a conversation without a question that is followed by a response, for contents that are no text,
+    and for a turn that thinks in two places."""
     if turns not in TURNS:
         raise TextError(f"text.prepare.exchange.turns={turns}: choose {', '.join(TURNS)}.")
     for row in rows:
@@ -72,32 +75,50 @@ def exchange(rows: Iterable[Row], *, turns: str = "whole") -> Iterator[dict[str,
                 f"A conversation is {turns_of!r:.60}, and a list of turns, {{role, content}}, belongs there."
             )
         said = [_turn(turn) for turn in turns_of]
-        pairs = zip(said, said[1:], strict=False)
-        answered = [n for n, (a, b) in enumerate(pairs, start=1) if (a["role"], b["role"]) == ("user", "assistant")]
+        roles = [turn["role"] for turn in said]
+        questions = [n for n, role in enumerate(roles) if role == "user"]
+        answered = []  # question and response
+        for n, end in itertools.pairwise([*questions, len(said)]):
+            responses = [m for m in range(n, end) if roles[m] == "assistant"]
+            answered += [(n, m) for m in responses[-1:]]
         if not answered:
             raise TextError(
                 f"A conversation has no question with a response behind it: its turns are by {[turn.get('from', turn.get('role')) for turn in row['conversation']]}, "
                 f"and a question is by one of {list(USER)}, a response by one of {list(ASSISTANT)}."
             )
-        for n in {"whole": answered[-1:], "first": answered[:1], "each": answered}[turns]:
-            response = {"response": said[n]["content"], "thinking": None, "answer": None}
-            if thinking := said[n].get("reasoning_content"):
-                response = {"response": None, "thinking": thinking, "answer": said[n]["content"]}
-            earlier = [] if turns == "first" else said[: n - 1]
-            begun = next(turn["content"] for turn in said if turn["role"] == "user")
-            yield {**row, **response, "prompt": said[n - 1]["content"], "earlier": earlier, "begun": begun}
+        for n, m in {"whole": answered[-1:], "first": answered[:1], "each": answered}[turns]:
+            response = {"response": said[m]["content"], "thinking": None, "answer": None}
+            if thinking := said[m].get("reasoning_content"):
+                response = {"response": None, "thinking": thinking, "answer": said[m]["content"]}
+            around = {"earlier": [] if turns == "first" else said[:n], "since": said[n + 1 : m]}
+            yield {**row, **response, **around, "prompt": said[n]["content"], "begun": said[questions[0]]["content"]}
 
 
 def _turn(turn: Row) -> dict[str, Any]:
-    """A turn as {role, content}, with reasoning_content where there is some."""
+    """A turn as {role, content}, with reasoning_content where there is some. Of a content that repeats this thinking between
+    marks what follows it."""
     who, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
+    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise TextError(f"A conversation has a turn by {who} whose content is {content!r:.60}, and text belongs there.")
     role = "user" if who in USER else "assistant" if who in ASSISTANT else str(who)
     thinking = turn.get("reasoning_content")
-    return {"role": role, "content": content} | ({"reasoning_content": thinking} if thinking else {})
+    if not thinking:
+        return {"role": role, "content": content}
+    if not isinstance(thinking, str):
+        raise TextError(
+            f"A conversation has a turn by {who} whose reasoning_content is {thinking!r:.60}, and text belongs there."
+        )
+    marked = thoughts(content.strip())
+    if marked and marked[0].after is not None and not (said := split_response(content, layout("think"))).before:
+        if said.thinking not in ("", thinking.strip()):
+            raise TextError(
+                f"A conversation has a turn by {who} that thinks in two places: {thinking!r:.60} is its reasoning_content, and "
+                f"{said.thinking!r:.60} stands between marks in its content. Leave one of them in the file."
+            )
+        content = said.answer or ""
+    return {"role": role, "content": content, "reasoning_content": thinking}
 
 
 def in_s1_form(rows: Iterable[Row], *, announcement: str = "Answer: ") -> Iterator[dict[str, Any]]:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tunediff.shapes import TEMPLATE
+from tunediff.text.annotations import annotated, refuse_rotten_labels
 from tunediff.text.labels import BY_RULE, HESITATIONS, by_rule, words
-from tunediff.text.marks import Layout, layout, opened_by, split_response
+from tunediff.text.marks import LAYOUTS, Layout, Said, layout, opened_by, split_response, thoughts
 from tunediff.text.rows import TextError
-from tunediff.text.templates import DATE, Message, begin_of, day, prompt_of, words_around
+from tunediff.text.templates import DATE, Message, begin_of, day, forms, prompt_of, words_around
 from tunediff.text.tokenizers import Tokenizer
 
 Span = tuple[int, int, str]  # first character, one past the last, name
@@ -69,17 +70,19 @@ class Manner:
 
 
 def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner()) -> Rendered:  # noqa: B008
-    """The row as one string. `prompt` goes through the chat template, behind the system message and `earlier` turns;
-    `thinking` and `answer` (or a whole `response` with its marks) follow as the model would write them, with the end token.
-    One without an answer stops where it was cut, without an end, and without a closing mark that it does not have. Thinking
-    that the template opens is not opened again, and is closed where an answer comes without any; an empty thought that the
-    template writes gives way to the row's. `text` stands as it is."""
+    """The row as one string. `prompt` goes through the chat template, behind the system message and `earlier` turns, and
+    before the turns `since`; `thinking` and `answer` (or a whole `response` with its marks) follow as the model would write
+    them, with the end token. One without an answer stops where it was cut, without an end, and without a closing mark that
+    it does not have. Thinking that the template opens is not opened again, and is closed where an answer comes without any;
+    an empty thought that the template writes gives way to the row's. Words of a response before its opening mark stay
+    before it, in `prefix`; where the template wrote that mark they begin the thinking. `text` stands as it is. Raises
+    TextError as prompt_of does, and for what cannot be read in a row."""
     refuse_all_but_strings(row)
     if row.get("text"):
         opening = begin_of(tokenizer)
         whole = opening + row["text"]
         segments = [(0, len(opening), TEMPLATE)] * bool(opening) + [(len(opening), len(whole), "text")]
-        return Rendered(whole, segments, _moved(row, {"text": len(opening)}), len(opening))
+        return Rendered(whole, segments, annotated(row, {"text": (len(opening), len(row["text"]))}), len(opening))
     if not row.get("prompt"):
         raise TextError(
             f"A row has neither 'prompt' nor 'text', only {sorted(k for k in row if row[k] is not None)}. Map its columns "
@@ -87,35 +90,39 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
         )
     parts, messages = manner.layout, messages_of(row, manner)
     prompt = prompt_of(messages, tokenizer, arguments=manner.template, date=manner.date)
-    thinking, answer = said_by(row, parts)
+    before, thinking, answer = said = said_by(row, parts)
     places = places_of(prompt, messages, tokenizer, manner)
     spans, begin = asked(prompt, messages, places, len(manner.instruction))
+    behind = spans[-1][1] if spans else 0
     if thinking:
-        prompt = _without_empty(prompt, parts, behind=spans[-1][1] if spans else 0)
-    open_already, parts = _agreed(prompt, parts)
-    opening, between, ending = parts if thinking else ("", parts.between if open_already else "", "")
-    opening = opening[open_already:]
+        prompt = _without_empty(prompt, parts, behind=behind)
+    open_already, parts = _agreed(prompt, parts, behind=behind)
+    if open_already:  # nothing can stand before a mark that is there
+        before, thinking = "", before + thinking
+    opening, between, ending = parts if thinking or before else ("", parts.between if open_already else "", "")
+    opening = before + opening[open_already:]
     first = len(prompt) + len(opening)
     last = first + len(thinking)
     whole = prompt + opening + thinking
-    starts = {"prompt": begin}
+    fields = {"prompt": (begin, len(row["prompt"]))}
     labels: list[Span] = []
-    if thinking:
-        starts["thinking"] = first
+    if opening or thinking:
+        fields["thinking"] = (last - len(said.thinking), len(said.thinking))
         sentence = SENTENCE_END.search(thinking)
         prefix_end = first + (sentence.end() if sentence else len(thinking))
         spans += [(len(prompt), prefix_end, "prefix"), (prefix_end, last, "thinking")]
-        labels.append((first, prefix_end, "opening"))
+        labels += [(first, prefix_end, "opening")] * bool(thinking)
     if answer or (thinking and answer is not None):
-        starts["answer"] = last + len(between)
+        start = last + len(between)
+        fields["answer"] = (start, len(answer))
         if thinking:
-            spans[-1] = (prefix_end, starts["answer"], "thinking")
+            spans[-1] = (prefix_end, start, "thinking")
             if parts.closing:
                 closed = last + between.index(parts.closing)
                 labels.append((closed, closed + len(parts.closing), "end_of_thinking"))
-        spans.append((starts["answer"], starts["answer"] + len(answer), "answer"))
+        spans.append((start, start + len(answer), "answer"))
         whole += between + answer + (ending + (tokenizer.eos_token or "") if answer else "")
-    labels += _moved(row, starts)
+    labels += annotated(row, fields)
     given = {name for _, _, name in labels}
     labels += [
         (first + a, first + b, name) for a, b, name in by_rule(thinking, manner.hesitations) if name not in given
@@ -123,16 +130,16 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
     return Rendered(whole, covered(spans, len(whole)), labels, len(prompt))
 
 
-def said_by(row: Mapping[str, Any], parts: Layout) -> tuple[str, str | None]:
-    """Thinking and answer of a row; None where it stops before an answer begins."""
+def said_by(row: Mapping[str, Any], parts: Layout) -> Said:
+    """The parts of a row's response; no answer where it stops before one begins."""
     if row.get("response") is not None:
         return split_response(row["response"], parts)
-    return row.get("thinking") or "", row.get("answer") or None
+    return Said("", row.get("thinking") or "", row.get("answer") or None)
 
 
 def unfinished(row: Mapping[str, Any], manner: Manner) -> bool:
     """True for a row without an answer: its response was cut. Plain text has none to give."""
-    return not row.get("text") and not said_by(row, manner.layout)[1]
+    return not row.get("text") and not said_by(row, manner.layout).answer
 
 
 def render_prompt(question: str, tokenizer: Tokenizer, manner: Manner = Manner()) -> str:  # noqa: B008
@@ -141,12 +148,13 @@ def render_prompt(question: str, tokenizer: Tokenizer, manner: Manner = Manner()
 
 
 def messages_of(row: Mapping[str, Any], manner: Manner) -> list[Message]:
-    """The messages before the response: the system message, earlier turns, the question behind its instruction."""
-    earlier: list[Message] = list(row.get("earlier") or ())
-    if manner.system is not None:
-        earlier = [m for m in earlier if m["role"] != "system"]
-        earlier.insert(0, {"role": "system", "content": manner.system})
-    return [*earlier, {"role": "user", "content": manner.instruction + row["prompt"]}]
+    """The messages before the response: the system message, earlier turns, the question behind its instruction, and what was
+    said `since`, by tools for one."""
+    question = {"role": "user", "content": manner.instruction + row["prompt"]}
+    messages: list[Message] = [*(row.get("earlier") or ()), question, *(row.get("since") or ())]
+    if manner.system is None:
+        return messages
+    return [{"role": "system", "content": manner.system}, *(m for m in messages if m["role"] != "system")]
 
 
 def _without_empty(prompt: str, parts: Layout, *, behind: int) -> str:
@@ -156,13 +164,21 @@ def _without_empty(prompt: str, parts: Layout, *, behind: int) -> str:
     return prompt if found is None else prompt[: found.start()]
 
 
-def _agreed(prompt: str, parts: Layout) -> tuple[int, Layout]:
-    """The number of characters of an opening mark that the prompt ends with, and the layout that is written: where a
-    template opens the thinking itself, the marks are the template's."""
-    begun = opened_by(prompt, (parts,)) or opened_by(prompt)
+def _agreed(prompt: str, parts: Layout, *, behind: int) -> tuple[int, Layout]:
+    """The number of characters of an opening mark that the prompt has written `behind` what was asked and not closed, and
+    the layout that is written: where a template opens the thinking itself, the marks are the template's. Words that it puts
+    behind the mark are the first of the thinking, and the mark is whole."""
+    written = prompt[behind:]
+    found = [thought for thought in thoughts(written, (parts, *LAYOUTS))[-1:] if thought.after is None]
+    begun = (
+        found[0].layout if found else opened_by(written, (parts,))
+    )  # one that nothing closes is seen at the end alone
     if begun is None:
         return 0, parts
-    blank, wanted = (words[len(words.rstrip()) :] for words in (prompt, begun.opening))
+    blank = written[found[0].begin :] if found else written[len(written.rstrip()) :]
+    if blank.strip():
+        return len(begun.opening), begun
+    wanted = begun.opening[len(begun.opening.rstrip()) :]
     there = len(blank) if wanted.startswith(blank) else len(wanted)
     return len(begun.opening.rstrip()) + there, begun
 
@@ -175,13 +191,16 @@ def places_of(prompt: str, messages: Sequence[Message], tokenizer: Tokenizer, ma
     )
     if not prompt.startswith(around[0]) or not prompt.endswith(around[-1]):
         return [(0, len(prompt))] * len(messages)  # a template that depends on what is said
-    places, here = [], len(around[0])
+    places, here, together = [], len(around[0]), 1
     for after in around[1:-1]:
+        if not after:  # two messages with nothing between them have a place together
+            together += 1
+            continue
         end = prompt.find(after, here)
         end = len(prompt) if end < 0 else end
-        places.append((here, end))
-        here = end + len(after)
-    return [*places, (min(here, len(prompt) - len(around[-1])), len(prompt) - len(around[-1]))]
+        places += [(here, end)] * together
+        here, together = end + len(after), 1
+    return [*places, *[(min(here, len(prompt) - len(around[-1])), len(prompt) - len(around[-1]))] * together]
 
 
 def asked(
@@ -192,15 +211,17 @@ def asked(
     spans: list[Span] = []
     here = begin = 0
     for message, (first, last) in zip(messages, places, strict=True):
-        said = message["content"].strip()
-        place = prompt.find(said, max(first, here), last)
-        if place < 0 and message["role"] == "assistant":
-            said = split_response(said, layout("think"))[1] or ""
-            place = prompt.find(said, max(first, here), last) if said else -1
-        if place < 0 or not said:
+        ways = forms(message)
+        if message["role"] == "assistant":
+            ways += ((split_response(ways[0], layout("think")).answer or "").strip(),)
+        found = [(place, said) for said in ways if said and (place := prompt.find(said, max(first, here), last)) >= 0]
+        if not found:
             continue
+        place, said = found[0]
         spans.append((place, place + len(said), "answer" if message["role"] == "assistant" else "prompt"))
-        begin, here = place - message["content"].find(said) + instruction, place + len(said)
+        here = place + len(said)
+        if message["role"] == "user":
+            begin = place - message["content"].find(said) + instruction
     return spans, begin
 
 
@@ -217,15 +238,12 @@ def covered(spans: Sequence[Span], length: int) -> list[Span]:
 
 
 def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
-    """Raises TextError where something else than a string stands in what would be rendered."""
+    """Raises TextError where something else than a string stands in what would be rendered, and for labels that are none."""
     written = ("response",) if row.get("response") is not None else ("thinking", "answer")
     for name in ("text",) if row.get("text") else ("prompt", *written):
         value = row.get(name)
-        if isinstance(value, str) and (half := HALF.search(value)):
-            raise TextError(
-                f"A row has half a character ({half[0]!r}) in its {name}, at character {half.start():,}: no tokenizer can read "
-                "it. Repair the file, or leave the row out."
-            )
+        if isinstance(value, str):
+            _refuse_halves(value, f"in its {name}")
         if value is None or isinstance(value, str):
             continue
         found = f"a list of {len(value)}" if isinstance(value, list) else f"{value!r}"
@@ -236,25 +254,31 @@ def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
             else f"Name another column with text.fields.{name}=<column>, or write strings into the file."
         )
         raise TextError(f"A row has {found} where its {name} is read from, and one string belongs there. {way}")
+    for name in () if row.get("text") else ("earlier", "since"):
+        turns = row.get(name) or ()
+        if not isinstance(turns, Sequence) or not all(_is_message(turn) for turn in turns):
+            raise TextError(
+                f"A row has {turns!r:.60} where its {name} is read from, and a list of turns, {{role, content}}, each a string, "
+                "belongs there. Name a conversation with text.fields.conversation=<column>."
+            )
+        for turn in turns:
+            _refuse_halves(
+                turn["content"] + (turn.get("reasoning_content") or ""), f"in what is said by {turn['role']}"
+            )
+    refuse_rotten_labels(row)
 
 
-def _moved(row: Mapping[str, Any], starts: Mapping[str, int]) -> list[Span]:
-    """Label spans, given within a field, as spans of the rendered text."""
-    spans = [*(row.get("spans") or ()), *_found(row.get("thinking") or "", row.get("pieces") or ())]
-    return [
-        (starts[field] + first, starts[field] + last, name) for field, first, last, name in spans if field in starts
-    ]
+def _is_message(turn: Any) -> bool:
+    """True for a turn whose role and content are strings, and its thinking, where it has some."""
+    if not isinstance(turn, Mapping):
+        return False
+    said = (turn.get("role"), turn.get("content"), turn.get("reasoning_content") or "")
+    return all(isinstance(value, str) for value in said)
 
 
-def _found(thinking: str, pieces: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, str]]:
-    """Spans of labelled pieces of the thinking, each looked for after the one before; what is not there word for word
-    is left out. What was found carries the label `annotated` as well, so that tokens nobody looked at can be left
-    aside."""
-    spans, here = [], 0
-    for piece in pieces:
-        words = (piece.get("text") or "").strip()
-        first = thinking.find(words, here) if words else -1
-        if first >= 0:
-            here = first + len(words)
-            spans += [("thinking", first, here, name) for name in (piece.get("label"), "annotated") if name]
-    return spans
+def _refuse_halves(value: str, where: str) -> None:
+    if half := HALF.search(value):
+        raise TextError(
+            f"A row has half a character ({half[0]!r}) {where}, at character {half.start():,}: no tokenizer can read it. "
+            "Repair the file, or leave the row out."
+        )
