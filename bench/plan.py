@@ -64,7 +64,7 @@ def table(device: str) -> str:
     ModelSource.tokenizer = tokenizer
     lines = [
         f"`python bench/plan.py --device {device}`, one {device.upper()} at {ASSUMED:.0%} of its peak, one member:\n",
-        "| study | dictionary | tokens | memory | training | evaluations, at most |",
+        "| study | dictionary | tokens | memory | training | evaluations, products at most |",
         "|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as place:

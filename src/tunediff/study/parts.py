@@ -48,6 +48,11 @@ def pair_and_text(cfg: DictConfig, commits: Mapping[str, str] | None = None) -> 
     """The two models, without their weights, and what they read; `commits` are those at which the models were read before.
     The pair knows the marks of the text's thinking."""
     pair, text = build(at_commits(plain(cfg.model_pair), commits or {})), build(cfg.text)
+    if not isinstance(pair, ModelPair):
+        raise Refused(
+            f"model_pair has {', '.join(map(str, cfg.model_pair))} and is no pair: a file of your own is a copy of "
+            "conf/model_pair/local.yaml, which begins with defaults: [defaults/pair@_here_, _self_], with both paths."
+        )
     pair.knows(text.manner.layout)
     return pair, text
 

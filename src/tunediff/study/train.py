@@ -201,7 +201,8 @@ def learners_of(runs: Sequence[Run]) -> list[Learner]:
 def shared_of(agreed: Agreed) -> Finding:
     """The share of tokens that the two models read differently."""
     meaning = (
-        f"share of {agreed.tokens:,} tokens of rendered rows that touch a mark which the two models read differently"
+        f"share of the {agreed.tokens:,} tokens of the first rows, as rendered, that touch a mark which the two models read "
+        "differently"
     )
     return Finding("tokens/foreign", agreed.foreign, meaning=meaning)
 

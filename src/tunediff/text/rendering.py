@@ -25,7 +25,7 @@ from tunediff.text.tokenizers import Tokenizer
 Span = tuple[int, int, str]  # first character, one past the last, name
 KNOWN_LABELS = (*BY_RULE, "opening", "end_of_thinking")  # of any text that thinks, annotated or not
 HALF = re.compile(r"[\ud800-\udfff]")  # of a pair of surrogates, as a file that was cut badly has it
-SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n")
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n")
 
 
 class Rendered(NamedTuple):
