@@ -209,7 +209,7 @@ class Trained(Given):
 
     @property
     def of_template(self) -> list[Note]:
-        """A sentence on what is measured as the template's; none where it is measured with the text, or writes nothing."""
+        """A sentence on what of the template is measured, where that is not all of it."""
         return [Note(said) for said in self._of_template[1:]]
 
     @functools.cached_property
@@ -231,7 +231,11 @@ class Trained(Given):
         if len(kinds) < 2:  # the variance of one token around its own mean is nothing to explain
             return [], f"{said}: nothing is measured of the template."
         groups = padded_groups(found, self.tokens_per_batch, lambda one: max(map(len, one.ids)))
-        return [collate(group) for group in groups], f"{said}: what is measured of the template is measured of these."
+        batches = [collate(group) for group in groups]
+        return (
+            batches,
+            *[f"{said}: what is measured of the template is measured of these."] * (kinds.total() < written),
+        )
 
     @functools.cached_property
     def statistics(self) -> LatentStatistics:

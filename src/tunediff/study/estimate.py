@@ -100,11 +100,9 @@ def goes_sparse(cfg: DictConfig, latents: int, device: Device | None) -> bool:
     if not getattr(sparsity, "few", False) or processes_of(cfg) > 1:
         return False
     asked = cfg.dictionary.get("sparse_codes")
-    return (
-        asked
-        if asked is not None
-        else device is not None and not device.is_gpu and 8 * getattr(sparsity, "k", latents) < latents
-    )
+    if asked is not None:
+        return asked
+    return device is not None and not device.is_gpu and 8 * getattr(sparsity, "k", latents) < latents
 
 
 def models_memory(cfg: DictConfig, pair: ModelPair, roles: Sequence[str], width: int) -> float:
@@ -168,7 +166,8 @@ def table(groups: Sequence[tuple[Sequence[Run], Cost]], *, device: Device | None
         sizes = [f"{size / GB:.2f} GB" for size in (cost.memory, cost.disk)]
         rows.append([str(n), str(len(runs)), spelled(layers), f"{tokens:,}", *sizes, *times(cost, device)])
     unknown = "operations; launcher.device=h200, h100, a100 or cpu gives hours"
-    return f"{columns(rows)}\n{unknown if device is None else device.described}; of evaluations the products of models and dictionary, at most"
+    counted = "of evaluations the products of models and dictionary, at most"
+    return f"{columns(rows)}\n{unknown if device is None else device.described}; {counted}"
 
 
 def times(cost: Cost, device: Device | None) -> list[str]:
