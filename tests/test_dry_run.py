@@ -184,6 +184,21 @@ def test_hours_are_those_of_a_data_sheet_and_not_of_a_clock(tmp_path):
     assert times(cost, None)[0].endswith("FLOP") and times(cost, GPUS["h200"])[0].endswith(" s")
 
 
+def test_codes_that_a_gpu_keeps_dense_are_counted_as_dense_there(tmp_path):
+    cpu = device_named("cpu", composed())
+
+    def training(device, *words):
+        run, pair = built(tmp_path, "budget.latents=512", "trainer=cpu", *words)
+        return sum(cost_of([run], pair, device).training.values())
+
+    few, dense = ["dictionary.sparsity.k=4"], ["dictionary=l1_crosscoder"]
+    one = 2 * composed("scale=smoke").budget.tokens * 512 * 2 * 96  # a product of both streams with all latents
+    assert training(GPUS["h200"], *few) == training(GPUS["h200"], *dense) == training(cpu, *dense)
+    assert training(cpu, *dense) - training(cpu, *few) == 4 * one
+    assert training(cpu, "dictionary.sparsity.k=64") == training(cpu, *dense)  # one latent in eight: as many as pay
+    assert training(GPUS["h200"], *few, "dictionary.sparse_codes=true") == training(cpu, *few)
+
+
 def test_the_precision_that_is_chosen_is_that_of_the_named_device():
     cfg = composed()
     assert precision_on(cfg, GPUS["a100"]) == "bf16-mixed"

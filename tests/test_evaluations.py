@@ -558,6 +558,7 @@ def test_the_template_is_measured_apart_and_stands_in_no_pooled_number(pair):
             pair, text, 10**6, dictionary=fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
         )
         found = [*Fidelity().run(trained), *Segments().run(trained)]
+        assert not any(isinstance(one, Note) for one in found)  # all of it is measured
         return {f.name: f for f in found if isinstance(f, Finding)}
 
     apart, alone = measured(drop_special=False), measured(drop_special=False, segments=["template"])
