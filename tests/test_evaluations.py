@@ -585,3 +585,15 @@ def test_a_template_of_which_both_models_read_one_token_alike_is_not_measured(pa
         r"Of [\d,]+ tokens that the chat template writes in \d+ held-out documents \d+ are read alike", said
     )
     assert said.endswith("of 1 kind: nothing is measured of the template.")
+
+
+def test_a_label_whose_mark_is_foreign_is_not_said_to_need_more_text(pair):
+    text = Text(lambda: iter(list(itertools.islice(language.rows(0, "trace"), 60))), held_out=0.2, context=256)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pair), "foreign", ["</think>"])
+        trained = Trained(
+            pair, text, 10**4, dictionary=fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
+        )
+        (note,) = LabelAlignment(label="end_of_thinking", at=None, first=True).run(trained)
+    said = "has nothing to measure of 'end_of_thinking': </think> is read differently by the two models"
+    assert said in note.text and "too few" not in note.text

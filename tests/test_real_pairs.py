@@ -698,7 +698,9 @@ def the_sentence(folder, data_folder, *, evaluated, evaluation, window=1):
         assert 0.003 < found["tokens/foreign"] < 0.02 and found["fidelity/l0/mean"] > 0
         assert any("base reads id 151648 as <|box_start|>" in note for note in content["notes"])
         assert {"segments/l0/prompt", "segments/l0/prefix", "segments/l0/thinking/0"} <= set(found)
-        assert not any("was not measured" in note for note in content["notes"]) or evaluated < 2048
+        missing = [note for note in content["notes"] if "was not measured" in note]
+        assert all("the held-out text has too few" in note for note in missing)  # of a label, in so little text
+        assert not any("'end_of_thinking': 0" in note for note in missing)  # of which no text has more
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -154,7 +154,13 @@ def gathered(looked_at: LookedAt, label: str) -> Labelled | None:
 
 def too_few(trained: Trained, evaluation: str, label: str, at: str | None, *, first: bool = False) -> Note:
     """The sentence on a label that cannot be measured: how often it is there, and which labels are. With `first` the first
-    tokens of labelled stretches are counted."""
+    tokens of labelled stretches are counted. No text has more of a label whose mark the two models read differently."""
+    closing = trained.text.manner.layout.closing
+    if label == "end_of_thinking" and closing in trained.pair.foreign:
+        return Note(
+            f"{evaluation} has nothing to measure of '{label}': {closing} is read differently by the two models, and no such token "
+            f"is kept (model_pair.foreign={trained.pair.foreign_policy})."
+        )
     found: Counter[str] = Counter()
     for batch in trained.held_out:
         seen = {name: flags & ~later(batch, name) if first else flags for name, flags in batch.labels.items()}
