@@ -148,9 +148,9 @@ def test_what_latents_usually_do_is_read_once_for_all_evaluations_of_a_run(pair,
     chosen_latents(trained, 5, setting="latents")
     KLPatching(best=2, draws=1).classes(trained)
     assert len(passes) == batches
-    apart = len(trained.template.held_out)
+    apart = len(trained.template.held_out)  # which has statistics of its own
     for evaluation, own in (
-        (Probing(label="hesitation", at=None), batches), (Fidelity(), batches + apart), (Geometry(), 0)
+        (Probing(label="hesitation", at=None), batches), (Fidelity(), batches + 2 * apart), (Geometry(), 0)
     ):  # fmt: skip
         passes.clear()
         list(evaluation.run(trained))
