@@ -205,7 +205,8 @@ class Trained(Given):
     def template(self) -> Trained:
         """The same dictionary over what the chat template writes in a few of the held-out documents: no dictionary is trained
         on it unless text.segments asks for it, so it is measured apart."""
-        return dataclasses.replace(self, batches_given=self._of_template[0])
+        batches = self._of_template[0]
+        return dataclasses.replace(self, batches_given=batches, tokens=sum(len(batch.token) for batch in batches))
 
     @property
     def of_template(self) -> list[Note]:
