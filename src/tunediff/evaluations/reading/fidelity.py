@@ -140,7 +140,10 @@ class Fidelity:
         yield _finding("explained_variance", "pooled", pooled)
         for (role, segment), documents in sums.items():
             place = role if segment == ALL else f"{role}/{segment}"
-            for name, measure in RATIOS.items():
+            # a mark of the template is predicted from the text before it, where nothing of the template was replaced
+            for name, measure in (
+                RATIOS.items() if segment != TEMPLATE else [("explained_variance", explained_variance)]
+            ):
                 yield _finding(name, place, of_sums(measure, documents.stacked(), SUMS))
 
 
