@@ -117,12 +117,6 @@ def test_a_text_starts_on_a_real_pair(text, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pair", "dictionary"), list(itertools.product(PAIRS, DICTIONARIES)))
-def test_every_pair_starts_with_every_dictionary(pair, dictionary, place):
-    try_one(pair, dictionary, place)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("pair", "text"), list(itertools.product(PAIRS, TEXTS)))
-def test_every_pair_starts_with_every_text(pair, text, place):
-    dry_run(*words_of(pair, place), *words_of_text(text, place))
+@pytest.mark.parametrize(("pair", "text", "dictionary"), list(itertools.product(PAIRS, TEXTS, DICTIONARIES)))
+def test_every_pair_starts_with_every_text_and_dictionary(pair, text, dictionary, place):
+    try_one(pair, dictionary, place, *words_of_text(text, place))
