@@ -1,7 +1,7 @@
 """Sparse dictionaries: pure modules that know no model and no data."""
 
 from tunediff.dictionary.codes import Codes, DenseCodes, SparseCodes
-from tunediff.dictionary.crosscoder import Crosscoder, latents_of
+from tunediff.dictionary.crosscoder import Crosscoder, latents_of, sparse_pays
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
 from tunediff.dictionary.polarities import SIGNS, Polarities

@@ -34,6 +34,13 @@ def latents_of(setting: int | str, streams: Sequence[Stream]) -> int:
     return int(number) * (streams[0].width if words.endswith("x") else 1)
 
 
+def sparse_pays(asked: bool | None, k: float, latents: int, *, on_cpu: bool, processes: int) -> bool:
+    """The decision for sparse codes of k active latents a token, unless it is `asked` for one or the other."""
+    if processes > 1:
+        return False
+    return asked if asked is not None else on_cpu and 8 * k < latents
+
+
 class Crosscoder(LinearDecoder):
     """W_enc [width, latent], b_enc [latent], W_dec [latent, width], b_dec [width]. W_enc lies in memory as its transpose,
     so that what concerns one latent is contiguous in both matrices.
@@ -187,9 +194,8 @@ class Crosscoder(LinearDecoder):
     def goes_sparse(self, rows: Tensor, k: float, latents: int) -> bool:
         """Decides whether codes are sparse: on the CPU, where fewer than one latent in eight is active, they are faster.
         Several processes select over the whole batch together, for which codes are dense."""
-        if processes.count() > 1:
-            return False
-        return self.sparse_codes if self.sparse_codes is not None else rows.device.type == "cpu" and 8 * k < latents
+        on_cpu = rows.device.type == "cpu"
+        return sparse_pays(self.sparse_codes, k, latents, on_cpu=on_cpu, processes=processes.count())
 
     def reconstructions(self, codes: Codes) -> list[Tensor]:
         ends = [round(share * self.latents) for share in self.sparsity.prefixes]

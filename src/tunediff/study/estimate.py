@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from tunediff.dictionary import latents_of
+from tunediff.dictionary import latents_of, sparse_pays
 from tunediff.evaluations import KEPT
 from tunediff.models import ModelPair
 from tunediff.settings import build
@@ -97,12 +97,10 @@ def cost_of(runs: Sequence[Run], pair: ModelPair, device: Device | None) -> Cost
 def goes_sparse(cfg: DictConfig, latents: int, device: Device | None) -> bool:
     """True where a dictionary computes its active latents alone while it learns, as Crosscoder.goes_sparse decides."""
     sparsity = build(cfg.dictionary.get("sparsity"))  # a dictionary of the user's own may have none
-    if not getattr(sparsity, "few", False) or processes_of(cfg) > 1:
+    if not getattr(sparsity, "few", False):
         return False
-    asked = cfg.dictionary.get("sparse_codes")
-    if asked is not None:
-        return asked
-    return device is not None and not device.is_gpu and 8 * getattr(sparsity, "k", latents) < latents
+    on_cpu, k = device is not None and not device.is_gpu, getattr(sparsity, "k", latents)
+    return sparse_pays(cfg.dictionary.get("sparse_codes"), k, latents, on_cpu=on_cpu, processes=processes_of(cfg))
 
 
 def models_memory(cfg: DictConfig, pair: ModelPair, roles: Sequence[str], width: int) -> float:
