@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tunediff.activations import harvest
 from tunediff.dictionary import Dictionary, Polarities, ReconstructingDictionary, TranscoderAdapter
 from tunediff.models import LOGITS_MB, ModelPair
-from tunediff.shapes import SEGMENTS, TEMPLATE, Figure, Finding, Note, Refused, Rows, Table
+from tunediff.shapes import BLOCK, SEGMENTS, TEMPLATE, Figure, Finding, Note, Refused, Rows, Table
 from tunediff.text import Batch, Text, padded_groups
 from tunediff.text.batches import collate
 
@@ -268,12 +268,9 @@ class Trained(Given):
     def _latents(self, rows: Rows, admitted: Tensor) -> Tensor:
         """Latents [token, latent]. Of a long document a block of tokens is encoded at a time, so that nothing else as large
         as they are is held beside them."""
-        found, here = rows.values.new_empty(len(rows.values), self.dictionary.latents, dtype=torch.float32), 0
-        for block in rows.blocks():
-            there = here + len(block.values)
-            found[here:there] = self.dictionary.encode(block)
-            found[here:there] *= admitted[here:there, None]
-            here = there
+        found = rows.values.new_empty(len(rows.values), self.dictionary.latents, dtype=torch.float32)
+        for part, block, kept in zip(found.split(BLOCK), rows.blocks(), admitted.split(BLOCK), strict=True):
+            part.copy_(self.dictionary.encode(block)).mul_(kept[:, None])
         return found
 
     @torch.no_grad()

@@ -72,8 +72,9 @@ class Fidelity:
             active += torch.bincount(counts, minlength=latents + 1)
             restored = trained.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
-                self._add(sums, trained, reading, restored, role, means)
-        self._apart(sums, trained.template, means)
+                costs = self._costs(trained, reading, restored, role, means[role, ALL])
+                self._add(sums, trained, reading, restored, role, means, costs)
+        self._apart(sums, trained.template)
         yield from trained.of_template
         yield from self._findings(sums)
         yield from self._l0(active, trained.statistics.alive)
@@ -84,39 +85,55 @@ class Fidelity:
         )
         yield Table.of("fidelity", rows)  # all that the findings are made of
 
-    def _apart(self, sums: Sums, template: Trained, means: Means) -> None:
-        """Adds what the chat template writes, as a segment that no pooled number holds; the mean that takes its place under
-        ablation is that of the text."""
-        mine = {place: mean for place, mean in segment_means(template).items() if place[1] == TEMPLATE}
-        alone: Sums = defaultdict(DocumentSums)
+    def _apart(self, sums: Sums, template: Trained) -> None:
+        """Adds what the chat template writes, as a segment that no pooled number holds: how well it is reconstructed. Its marks are
+        predicted from the text before them, where nothing of the template would be replaced."""
+        means, alone = segment_means(template), defaultdict(DocumentSums)
         for reading in template.readings("fidelity of the template"):
             restored = template.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in template.roles:
-                self._add(alone, template, reading, restored, role, {**means, **mine})
+                self._add(alone, template, reading, restored, role, means, {})
         sums |= {place: documents for place, documents in alone.items() if place[1] == TEMPLATE}
 
-    def _add(self, sums: Sums, trained: Trained, reading: Reading, restored: Tensor, role: str, means: Means) -> None:
-        batch, admitted = reading.batch, reading.admitted.cpu()
-        values, spliced = trained.part(reading.rows.values, role).cpu().double(), trained.part(restored, role)
-        unexplained = (values - spliced.cpu()).square().sum(-1)
-        columns = {"tokens": admitted.double(), "unexplained": unexplained * admitted}
-        head = head_of(trained.pair.models[model_of(role)])
+    def _costs(
+        self, trained: Trained, reading: Reading, restored: Tensor, role: str, mean: Tensor
+    ) -> dict[str, Tensor]:
+        """Columns [token] of what the predictions cost, clean and with the activations replaced."""
+        spliced, head = trained.part(restored, role), head_of(trained.pair.models[model_of(role)])
         clean, scored = predictions(trained, reading, role, None)
-        columns["predicted"] = scored.double()
+        columns = {"predicted": scored.double()}
         ablations = {
             "spliced": spliced,
             "zero": torch.zeros_like(spliced),
-            "mean": means[role, ALL].float().to(spliced).expand_as(spliced),
+            "mean": mean.float().to(spliced).expand_as(spliced),
         }
         hidden = [clean, *(predictions(trained, reading, role, written)[0] for written in ablations.values())]
-        targets = predicted(trained.pair, model_of(role), batch).targets.to(clean.device)
+        targets = predicted(trained.pair, model_of(role), reading.batch).targets.to(clean.device)
         costs = compared(head, clean, hidden, targets, logits_mb=trained.logits_mb)
         for name, (divergence, entropy) in zip(("clean", *ablations), costs.mT, strict=True):
             columns[f"kl_{name}"], columns[f"ce_{name}"] = (spread_out(c, scored) for c in (divergence, entropy))
+        return columns
+
+    def _add(
+        self,
+        sums: Sums,
+        trained: Trained,
+        reading: Reading,
+        restored: Tensor,
+        role: str,
+        means: Means,
+        costs: dict[str, Tensor],
+    ) -> None:
+        """Adds what is reconstructed of one batch, and its costs, which are zero where they were not asked for."""
+        batch, admitted = reading.batch, reading.admitted.cpu()
+        values = trained.part(reading.rows.values, role).cpu().double()
+        unexplained = (values - trained.part(restored, role).cpu()).square().sum(-1)
+        columns = {"tokens": admitted.double(), "unexplained": unexplained * admitted, **costs}
+        nothing = torch.zeros_like(unexplained)
         for segment, here in by_segment(batch).items():
             if here.any():
                 columns["spread"] = (values - means[role, segment]).square().sum(-1) * admitted
-                stacked = torch.stack([columns[name] for name in SUMS], dim=-1)
+                stacked = torch.stack([columns.get(name, nothing) for name in SUMS], dim=-1)
                 sums[role, segment].add(stacked[here], batch.document[here])
 
     def _l0(self, active: Tensor, alive: Tensor) -> Iterator[Finding]:
@@ -140,11 +157,9 @@ class Fidelity:
         yield _finding("explained_variance", "pooled", pooled)
         for (role, segment), documents in sums.items():
             place = role if segment == ALL else f"{role}/{segment}"
-            # a mark of the template is predicted from the text before it, where nothing of the template was replaced
-            for name, measure in (
-                RATIOS.items() if segment != TEMPLATE else [("explained_variance", explained_variance)]
-            ):
-                yield _finding(name, place, of_sums(measure, documents.stacked(), SUMS))
+            stacked = documents.stacked()
+            for name in RATIOS if stacked[:, SUMS.index("predicted")].any() else ("explained_variance",):
+                yield _finding(name, place, of_sums(RATIOS[name], stacked, SUMS))
 
 
 def _finding(name: str, place: str, estimate: Estimate) -> Finding:
