@@ -2,7 +2,7 @@
 
 Each runs once over one document of random words, in a process of its own: the peak of its memory over what it held once the
 models were loaded, in MB, beside five whole float32 matrices of logits [token, vocabulary]. Two folders of random weights
-will do: only shapes and the vocabulary matter.
+will do: only shapes and the vocabulary matter. What latents take: --only examples segments --latents 32768.
 """
 
 import argparse
@@ -19,8 +19,10 @@ import torch
 from tunediff.dictionary import L1, Crosscoder, Normalisation, TranscoderAdapter
 from tunediff.evaluations import Trained
 from tunediff.evaluations.pair.tokenizers import Tokenizers
+from tunediff.evaluations.reading.examples import Examples
 from tunediff.evaluations.reading.fidelity import Fidelity
 from tunediff.evaluations.reading.kl_patching import KLPatching
+from tunediff.evaluations.reading.segments import Segments
 from tunediff.evaluations.transcoders.replacement import Replacement
 from tunediff.models import ModelPair, ModelSource, replaceable
 from tunediff.objectives import Distillation, Imitation
@@ -30,6 +32,7 @@ from tunediff.text.examples import MicroBatch, Step
 
 MB = 1e6
 EVALUATIONS = {"fidelity": Fidelity, "kl_patching": KLPatching, "replacement": Replacement, "tokenizers": Tokenizers}
+DENSE = {"examples": Examples, "segments": Segments}  # which hold latents and no logits
 LOSSES = ("imitation", "distillation")
 
 
@@ -45,15 +48,15 @@ def text_of(context: int) -> Text:
     return Text(lambda: iter(rows), held_out=lambda key: "learned" not in key, context=context)
 
 
-def evaluated(name: str, pair: ModelPair, context: int) -> None:
+def evaluated(name: str, pair: ModelPair, context: int, latents: int) -> None:
     if name == "replacement":
         dictionary = TranscoderAdapter(pair.streams("mlp_in", "all", reads="adapter"), latents=64, sparsity=L1(0.0))
         pair.stand_beside(dictionary)
     else:
         kind = partial(Normalisation, kind="none")
-        dictionary = Crosscoder(pair.streams("resid_post", 1), latents=256, sparsity=L1(0.0), normalisation=kind)
+        dictionary = Crosscoder(pair.streams("resid_post", 1), latents=latents, sparsity=L1(0.0), normalisation=kind)
     dictionary = dictionary.eval().requires_grad_(False)
-    list(EVALUATIONS[name]().run(Trained(pair, text_of(context), context, dictionary=dictionary)))
+    list({**EVALUATIONS, **DENSE}[name]().run(Trained(pair, text_of(context), context, dictionary=dictionary)))
 
 
 def learned(name: str, pair: ModelPair, context: int) -> None:
@@ -81,13 +84,17 @@ def main() -> None:
     parser.add_argument("--tuned", required=True)
     parser.add_argument("--contexts", type=int, nargs="+", default=[2048, 8192, 16384])
     parser.add_argument("--only", nargs="+", default=[*EVALUATIONS, *LOSSES])
+    parser.add_argument("--latents", type=int, default=256, help="of the dictionary that evaluations read")
     parser.add_argument("--one", action="store_true", help="the first of each, in this process")
     asked = parser.parse_args()
     if asked.one:
         sources = (ModelSource(path, dtype="float32") for path in (asked.base, asked.tuned))
         pair = ModelPair(*sources).load()
         before, (name, context) = resident(), (asked.only[0], asked.contexts[0])
-        (learned if name in LOSSES else evaluated)(name, pair, context)
+        if name in LOSSES:
+            learned(name, pair, context)
+        else:
+            evaluated(name, pair, context, asked.latents)
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         vocabulary = pair.embedded("tuned")
         print(json.dumps({"peak": peak, "more": peak - before, "five": 5 * 4 * context * vocabulary}))
@@ -96,7 +103,7 @@ def main() -> None:
     for name in asked.only:
         for context in asked.contexts:
             command = [sys.executable, __file__, "--base", asked.base, "--tuned", asked.tuned, "--one"]
-            command += ["--only", name, "--contexts", str(context)]
+            command += ["--only", name, "--contexts", str(context), "--latents", str(asked.latents)]
             made = subprocess.run(command, capture_output=True, text=True, check=False)
             said = f"failed ({made.returncode})"
             if made.returncode == 0:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_iter
 from real_tokenizers import real
 from test_models import FAMILIES, GROUPED, IDS, SMALL
 from tunediff.dictionary import L1, BatchTopK, Crosscoder, Normalisation, TranscoderAdapter
-from tunediff.evaluations import Given
+from tunediff.evaluations import Geometry, Given
 from tunediff.evaluations.lora.costs import costs
 from tunediff.evaluations.pair.tokenizers import Tokenizers
 from tunediff.evaluations.reading.examples import Examples, peaks
@@ -124,6 +124,9 @@ class Held(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = function(*args, **(kwargs or {}))
+        of_mask = function is torch.ops.aten.sum.dim_IntList and args[0].dtype is torch.bool
+        if of_mask and args[0].shape[-1] in self.columns:  # it makes int64 of the mask first
+            self.most = max(self.most, sum(self.sizes.values()) + 8 * args[0].numel())
         for tensor in tree_iter(given):
             if isinstance(tensor, torch.Tensor) and tensor.ndim and tensor.shape[-1] in self.columns:
                 storage = tensor.untyped_storage()
@@ -258,13 +261,14 @@ READ = {
     "latent_scaling": LatentScaling(),
     "segments": Segments(),
     "examples": Examples(strongest=2, quantiles=2, random=1),
+    "geometry": Geometry(),  # by the statistics that all evaluations ask for
 }
 PATCHED = {"fidelity": Fidelity(), "kl_patching": KLPatching(best=4, draws=1)}  # many passes of a long document
 
 
 def long_toy_text():
     row = next(row for row in language.rows(0, "trace") if row.get("thinking"))
-    rows = [{**row, "thinking": " ".join([row["thinking"]] * 400)}, {"text": "learned"}]
+    rows = [{"text": " ".join([row["thinking"]] * 400)}, {"text": "learned"}]  # one segment
     return Text(lambda: iter(rows), held_out=lambda key: key != "learned", context=TOKENS, long="first")
 
 

@@ -253,7 +253,9 @@ class Trained(Given):
             for segment, here in by_segment(reading.batch).items():
                 here = here & admitted
                 tokens[segment] += int(here.sum())
-                active[segment] += fires[here.to(fires.device)].sum(0).cpu()
+                # a block at a time, for what sums a mask makes eight bytes of each of its entries
+                for block in fires[here.to(fires.device)].split(BLOCK):
+                    active[segment] += block.sum(0).cpu()
             for role in norms:
                 norms[role] += float(self.part(reading.rows.values, role).norm(dim=-1).cpu()[admitted].double().sum())
         means = {role: value / max(tokens[ALL], 1) for role, value in norms.items()}

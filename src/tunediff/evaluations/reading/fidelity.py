@@ -27,7 +27,7 @@ from tunediff.evaluations.latents.splice import model_of, predictions, spread_ou
 from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
 from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import ModelPair, head_of
-from tunediff.shapes import ROLES, TEMPLATE, Finding, Note, Stream, Table
+from tunediff.shapes import BLOCK, ROLES, TEMPLATE, Finding, Note, Stream, Table
 
 SUMS = ("tokens", "unexplained", "spread", "predicted", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 SUMS += ("kl_spliced", "kl_zero", "kl_mean")
@@ -68,8 +68,8 @@ class Fidelity:
         latents = trained.dictionary.latents
         active = torch.zeros(latents + 1, dtype=torch.long)
         for reading in trained.readings("fidelity"):
-            counts = (reading.latents != 0).sum(-1)[reading.admitted].cpu()
-            active += torch.bincount(counts, minlength=latents + 1)
+            for block, kept in zip(reading.latents.split(BLOCK), reading.admitted.split(BLOCK), strict=True):
+                active += torch.bincount((block != 0).sum(-1)[kept].cpu(), minlength=latents + 1)
             restored = trained.reconstructing.decode(reading.latents, reading.rows.moments).detach()
             for role in trained.roles:
                 costs = self._costs(trained, reading, restored, role, means[role, ALL])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunediff.evaluations.given import Trained
-from tunediff.shapes import SEGMENTS, Finding, Table
+from tunediff.shapes import BLOCK, SEGMENTS, Finding, Table
 from tunediff.text import Batch
 
 TENTHS = tuple(f"thinking/{tenth}" for tenth in range(10))
@@ -29,12 +29,12 @@ class Segments:
         both = trained.readings("segments"), trained.template.readings("segments of the template")
         for reading in itertools.chain(*both):
             place = torch.where(reading.admitted.cpu(), places(reading.batch), len(PLACES))  # one more, for the sinks
-            for n in set(place.tolist()) - {len(PLACES)}:
-                here = place == n
-                values = reading.latents[here.to(reading.latents.device)]
-                tokens[n] += int(here.sum())
-                fired[n] += (values != 0).sum(0).cpu()
-                summed[n] += values.sum(0).cpu()
+            for block, here in zip(reading.latents.split(BLOCK), place.split(BLOCK), strict=True):
+                for n in set(here.tolist()) - {len(PLACES)}:
+                    values = block[(here == n).to(block.device)]
+                    tokens[n] += len(values)
+                    fired[n] += (values != 0).sum(0).cpu()
+                    summed[n] += values.sum(0).cpu()
         met = [n for n in range(len(PLACES)) if tokens[n] > 0]
         columns: dict[str, list] = {"latent": list(range(latents))}
         for name, sums in (("rate", fired), ("mean", summed)):
