@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 import adapter_authors
+from tunediff import randomness
 from tunediff.activations import WholeSequences
 from tunediff.dictionary import L1, TranscoderAdapter
 from tunediff.objectives import Distillation
@@ -74,7 +75,7 @@ class Shape(NamedTuple):
     def models(self) -> dict[str, torch.nn.Module]:
         made = {}
         for seed, role in enumerate((BASE, TUNED)):
-            torch.manual_seed(seed)
+            torch.manual_seed(randomness.seed_for(seed, "models beside an adapter"))
             with torch.device(self.device):
                 made[role] = AutoModelForCausalLM.from_config(self.config, dtype=getattr(torch, self.dtype))
             made[role].requires_grad_(False)
@@ -85,7 +86,9 @@ class Shape(NamedTuple):
         return TranscoderAdapter(streams, latents=self.latents, sparsity=L1(COEFFICIENT))
 
     def sequences(self, steps: int) -> Batches:
-        ids = torch.randint(self.vocabulary, (steps, self.tokens), generator=torch.Generator().manual_seed(2)).tolist()
+        ids = torch.randint(
+            self.vocabulary, (steps, self.tokens), generator=randomness.generator(0, "ids of sequences")
+        ).tolist()
         return Batches([Example(some, [False] + [True] * (self.tokens - 1)) for some in ids], batch=1, micro_batch=1)
 
 

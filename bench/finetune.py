@@ -16,6 +16,7 @@ import lightning
 import torch
 import transformers
 
+from tunediff import randomness
 from tunediff.objectives import Imitation
 from tunediff.schedules import Constant
 from tunediff.text import Batches, Example, packed
@@ -24,7 +25,7 @@ from tunediff.training import AllWeights, FineTuning
 
 def traces(count: int, vocabulary: int, longest: int) -> list[Example]:
     """Random ids of 1/8 to all of the longest; the first fifth is a prompt."""
-    generator = torch.Generator().manual_seed(0)
+    generator = randomness.generator(0, "traces")
     lengths = torch.randint(longest // 8, longest + 1, (count,), generator=generator).tolist()
     ids = (torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in lengths)
     return [Example(some, [n >= len(some) // 5 for n in range(len(some))]) for some in ids]
@@ -100,7 +101,7 @@ def main() -> None:
     means: dict[str, float] = {}
     for repeat in range(asked.repeats + 1):
         for name, way in ways.items():
-            torch.manual_seed(0)
+            torch.manual_seed(randomness.seed_for(0, "model to fine-tune"))
             model = transformers.Qwen2ForCausalLM(config)
             begun = time.perf_counter()
             losses = way(model)

@@ -13,6 +13,7 @@ import time
 import torch
 
 from toy_pair import held_out_problems
+from tunediff import randomness
 from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
 from tunediff.edits import Add, Directions, Edit, Latents, Zero
 from tunediff.generation import Batched, Decoding, ask, generate
@@ -39,7 +40,7 @@ def edits_of(pair: ModelPair) -> dict[str, list[Edit]]:
     dictionary = Crosscoder(
         streams, latents=768, sparsity=BatchTopK(12), normalisation=lambda widths: Normalisation(widths)
     )
-    dictionary.fit(Rows(torch.randn(512, 192, generator=torch.Generator().manual_seed(0))))
+    dictionary.fit(Rows(torch.randn(512, 192, generator=randomness.generator(0, "sample"))))
     some, one = torch.arange(10), torch.ones(1)
     return {
         "adding a direction": [Edit(streams[1], Directions(torch.ones(1, 96), 0 * one, 0 * one), Add(1.0))],

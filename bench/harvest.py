@@ -12,6 +12,7 @@ import time
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tunediff import randomness
 from tunediff.hookpoints import ForwardStopped, Point, reading
 
 
@@ -35,7 +36,11 @@ def main() -> None:
         num_key_value_heads=asked.width // 64,
     )
     model = Qwen2ForCausalLM(config).to(asked.device, getattr(torch, asked.dtype)).eval()
-    ids = torch.randint(0, asked.vocabulary, (max(1, asked.tokens // 512), min(512, asked.tokens)), device=asked.device)
+    ids = torch.randint(
+        asked.vocabulary,
+        (max(1, asked.tokens // 512), min(512, asked.tokens)),
+        generator=randomness.generator(0, "ids to harvest"),
+    ).to(asked.device)
     point = Point("resid_post", asked.layers // 2)
 
     def stopped() -> None:

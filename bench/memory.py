@@ -7,7 +7,6 @@ will do: only shapes and the vocabulary matter. What latents take: --only exampl
 
 import argparse
 import json
-import random
 import resource
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tunediff import randomness
 from tunediff.dictionary import L1, Crosscoder, Normalisation, TranscoderAdapter
 from tunediff.evaluations import Trained
 from tunediff.evaluations.pair.tokenizers import Tokenizers
@@ -43,7 +43,7 @@ def resident() -> float:
 
 def text_of(context: int) -> Text:
     """Documents of `context` tokens, the first of two sides of the split held out."""
-    words = random.Random(0).choices([format(n, "x") for n in range(4096)], k=context)
+    words = randomness.chance(0, "words of a text").choices([format(n, "x") for n in range(4096)], k=context)
     rows = [{"text": " ".join(words)}, {"text": "learned"}]
     return Text(lambda: iter(rows), held_out=lambda key: "learned" not in key, context=context)
 
@@ -61,7 +61,7 @@ def evaluated(name: str, pair: ModelPair, context: int, latents: int) -> None:
 
 def learned(name: str, pair: ModelPair, context: int) -> None:
     """One step of a loss, with its backward pass."""
-    ids = torch.randint(1000, (1, context), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1000, (1, context), generator=randomness.generator(0, "ids of a context"))
     micro_batch = MicroBatch(ids, torch.arange(context)[None], ids)
     step, model = Step([micro_batch], context, context), pair.models["tuned"]
     objective: Any

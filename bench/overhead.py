@@ -14,6 +14,7 @@ from functools import partial
 import lightning
 import torch
 
+from tunediff import randomness
 from tunediff.activations import Reader, ShuffledRows
 from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
 from tunediff.objectives import Reconstruction
@@ -30,14 +31,14 @@ class Noise:
     streams, broken = STREAMS, {}
 
     def __init__(self):
-        self.rows = Rows(torch.randn(8192, 16))
+        self.rows = Rows(torch.randn(8192, 16, generator=randomness.generator(0, "noise")))
 
     def __next__(self) -> Rows:
         return self.rows
 
 
 def group(members: int, steps: int) -> tuple[DictionaryTraining, ShuffledRows]:
-    torch.manual_seed(0)
+    torch.manual_seed(randomness.seed_for(0, "group"))
     plain = partial(Normalisation, kind="none", sink_multiple=None)
     made = [
         Learner(

@@ -7,14 +7,13 @@ first search has found something.
 
 import argparse
 import json
-import random
 import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tunediff import folders
+from tunediff import folders, randomness
 from tunediff.evaluations.reading.segments import PLACES
 from tunediff.report import write_report
 from tunediff.shapes import Finding, Table
@@ -26,7 +25,7 @@ TOKENS = 31
 
 
 def make(folder: Path, latents: int, examples: int) -> None:
-    chance = random.Random(0)
+    chance = randomness.chance(0, "a page")
     words = [f" {''.join(chance.choices('abcdefghijklmnopqrstuvwxyz', k=chance.randint(2, 8)))}" for _ in range(20_000)]
     numbers, uniform = range(latents), chance.random
     relative = [uniform() for _ in numbers]

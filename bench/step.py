@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 import torch
 
+from tunediff import randomness
+
 
 class Shape(NamedTuple):
     """width of each of two models, latents, active latents a token, tokens a step."""
@@ -40,7 +42,7 @@ BATCHES = 3
 
 def write_batches(shape: Shape, path: Path) -> None:
     """Sparse sums of 4 x width random directions: what a dictionary is meant for."""
-    draw = torch.Generator().manual_seed(0)
+    draw = randomness.generator(0, "batches")
     width = 2 * shape.width
     directions = torch.nn.functional.normalize(torch.randn(2 * width, width, generator=draw), dim=-1)
     rows = []
@@ -175,7 +177,7 @@ def work(contestants, name: str, rows: str, shape: str, precision: str, dead: st
     """One contestant, in this process: prints its seconds and its memory."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(randomness.seed_for(0, "contestants"))
     batches = torch.load(rows).split(SHAPES[shape].batch)
     if name == REVERSED:
         name, batches = "BatchTopK, dense codes", [part.flip(0).contiguous() for part in batches]

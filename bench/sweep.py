@@ -19,6 +19,7 @@ import hydra
 import torch
 import transformers
 
+from tunediff import randomness
 from tunediff.activations import Drawn, LiveRows, ShuffledRows
 from tunediff.models import ModelSource
 from tunediff.study.run import Run
@@ -35,7 +36,7 @@ def make_pair(folder: Path) -> None:
         num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=4096,
     )  # fmt: skip
     for seed, role in enumerate(("base", "tuned")):
-        torch.manual_seed(seed)
+        torch.manual_seed(randomness.seed_for(seed, "models of a sweep"))
         transformers.Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder / role)
         tokenizer.save_pretrained(folder / role)
 

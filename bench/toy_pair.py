@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import math
-import random
 import re
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from tunediff import randomness
 from tunediff.measures import wilson
 from tunediff.text import FORMATS
 from tunediff.toy import language
@@ -67,7 +67,7 @@ def training_rows(mixture: dict[str, float], seed: int) -> Iterator[language.Row
 
 def batches(stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Token ids and labels [document, position]; documents of similar length stand together, -100 is not learned."""
-    rows, chance = training_rows(stage.mixture, seed), random.Random(seed)
+    rows, chance = training_rows(stage.mixture, seed), randomness.chance(seed, "order of batches")
     while True:
         documents = []
         for row in itertools.islice(rows, 1024):
@@ -91,7 +91,7 @@ def batches(stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iter
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
-    torch.manual_seed(seed)
+    torch.manual_seed(randomness.seed_for(seed, "start of the toy pair"))
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=96,

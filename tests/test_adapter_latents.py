@@ -14,6 +14,7 @@ from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import alike, decoder_rows
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.generation import Batched, Decoding, ask, generate
+from tunediff.randomness import generator
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Refused
 from tunediff.text import Text
 from tunediff.toy import language
@@ -161,7 +162,7 @@ def test_a_change_at_several_layers_is_a_mean_over_all_of_them(trained):
 def test_controls_of_an_adapters_latents_are_drawn_across_layers_by_what_they_write(trained):
     seen, norms = trained.statistics, decoder_rows(trained, None).norm(dim=-1)
     assert torch.allclose(norms, trained.dictionary.code_norms()) and int(norms.argmax()) == PLANTED
-    drawn = {alike(seen, norms, [PLANTED], seed=seed)[0] // EACH for seed in range(40)}
+    drawn = {alike(seen, norms, [PLANTED], generator(seed, "a test"))[0] // EACH for seed in range(40)}
     assert drawn == {0, 1, 2}
 
 

@@ -21,6 +21,7 @@ from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
+from tunediff.randomness import generator
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language
@@ -124,8 +125,12 @@ def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
     telling = Telling("hesitation_follows", count=2, at="step_end").choose(trained, seen)
     assert telling[0] == 0
     written = torch.ones(LATENTS)
-    others = alike(seen, written, [0, 5], seed=0)
-    assert len(set(others)) == 2 and not {0, 5} & set(others) and others != alike(seen, written, [0, 5], seed=1)
+    others = alike(seen, written, [0, 5], generator(0, "a test"))
+    assert (
+        len(set(others)) == 2
+        and not {0, 5} & set(others)
+        and others != alike(seen, written, [0, 5], generator(1, "a test"))
+    )
     with pytest.raises(Refused, match="too few tokens with and without the label 'joy'"):
         Telling("joy", count=1, at=None).choose(trained, seen)
     with pytest.raises(Refused, match=f"latents 0 to {LATENTS - 1}"):
@@ -320,7 +325,9 @@ def test_controls_write_as_much_where_the_edit_is(trained):
     assert torch.allclose(rows, trained.dictionary.W_dec)
     alive = torch.ones(100)
     written = torch.where(torch.arange(100) < 50, 100.0, 1.0)
-    *loud, quiet = alike(LatentStatistics({ALL: 1}, {ALL: alive}, alive, alive, {}), written, [0, 1, 2, 60], seed=0)
+    *loud, quiet = alike(
+        LatentStatistics({ALL: 1}, {ALL: alive}, alive, alive, {}), written, [0, 1, 2, 60], generator(0, "a test")
+    )
     assert all(2 < latent < 50 for latent in loud) and quiet > 49 and quiet != 60
 
 

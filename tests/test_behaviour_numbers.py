@@ -21,6 +21,7 @@ from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.evaluations.transcoders.latent_sets import AskedSet, _compared
 from tunediff.generation import Response
 from tunediff.measures.clustered import Estimate
+from tunediff.randomness import generator
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Finding, Note
 
 
@@ -199,7 +200,7 @@ def test_no_control_is_drawn_twice():
     alive = torch.ones(10)
     seen = LatentStatistics({ALL: 1}, {ALL: alive}, alive, alive, {})
     for seed in range(5):
-        assert sorted(alike(seen, alive, range(5), seed=seed)) == [5, 6, 7, 8, 9]
+        assert sorted(alike(seen, alive, range(5), generator(seed, "a test"))) == [5, 6, 7, 8, 9]
 
 
 def test_a_dead_latent_tells_no_label_better_than_one_that_tells_the_opposite(of_columns):  # noqa: F811

@@ -137,7 +137,7 @@ def test_latent_scaling_unmasks_latent_decoupling():
     assert (found.by_norm.called, found.by_norm.false) == (8, 2) and (found.scaled.called, found.scaled.false) == (6, 0)
     scaling = scaled(made, rows(truth))
     for role, latent in ((TUNED, 0), (BASE, -1)):
-        assert abs(scaling[role].nu("reconstruction")[latent] - 1) < 0.05
+        assert abs(scaling[role].nu("reconstruction")[latent] - 1) < 0.15
 
 
 def test_scaling_is_the_least_squares_fit_and_does_not_depend_on_batching():

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.shapes import BASE, DIFFERENCE, TUNED, Refused, Rows, Stream
 
 # number of events of each kind, if no other is asked for
@@ -61,7 +62,7 @@ class Planted:
         counts = dict(COUNTS if counts is None else counts)
         if set(counts) - set(KINDS) or counts.get("split", 0) % 2:
             raise Refused(f"Planted counts={counts}: the kinds are {', '.join(KINDS)}, and split events come in pairs.")
-        draw = torch.Generator().manual_seed(seed)
+        draw = randomness.generator(seed, "planted directions")
         self.width, self.correlation, self.noise = width, correlation, noise
         self.kinds = [kind for kind in KINDS for _ in range(counts.get(kind, 0))]
         events = len(self.kinds)
@@ -126,7 +127,7 @@ class PlantedRows(Iterator[Rows]):
     def __init__(self, planted: Planted, streams: Sequence[Stream], *, seed: int = 0, block: int = 4096):
         self.planted, self.streams, self.block = planted, list(streams), block
         self.broken: dict[Stream, str] = {}
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = randomness.generator(seed, "rows of a planted pair")
 
     def __next__(self) -> Rows:
         base, tuned = self.planted.draw(self.block, self.generator).split(self.planted.width, dim=-1)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.activations.live import ActivationError, ActivationSource
 from tunediff.shapes import Rows, Stream
 
@@ -120,7 +121,7 @@ class ShuffledRows:
         check_buffer(capacity, batch)
         self.source, self.readers, self.device = source, list(readers), device
         self.batch, self.capacity, self.steps = batch, capacity, steps
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = randomness.generator(seed, "order of rows")
         self.columns: dict[Stream, Tensor] = {}
         self.moments: Tensor | None = None
         self.mine = torch.zeros(capacity, dtype=torch.bool)

@@ -7,11 +7,11 @@ that choice; only then is a letter before other words a label.
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunediff import randomness
 from tunediff.benchmarks.notation import plain
 
 LETTERS = "ABCDEFGHIJ"
@@ -28,7 +28,7 @@ class Choices:
         """The letter of the right answer and all choices, in an order that is drawn for this problem alone: the right
         one stands at each place equally often."""
         order = [right, *wrong]
-        random.Random(f"{self.seed} {name}").shuffle(order)
+        randomness.chance(self.seed, "order of choices", name).shuffle(order)
         return LETTERS[order.index(right)], tuple(order)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tunediff import processes
+from tunediff import processes, randomness
 from tunediff.dictionary.codes import Codes, DenseCodes, Screened
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
@@ -108,18 +108,18 @@ class Crosscoder(LinearDecoder):
         self.subtract_decoder_bias, self.code_norm, self.unit_decoder = subtract_decoder_bias, code_norm, unit_decoder
         self.decoder_bias, self.start_rate, self.sparse_codes = decoder_bias, start_rate, sparse_codes
         self.normalisation = normalisation(self.widths)
-        generator = torch.Generator().manual_seed(seed)
 
-        def directions(norm: float) -> Tensor:
+        def directions(purpose: str) -> Tensor:
+            generator = randomness.generator(seed, "start of a dictionary", purpose)
             if shared_start:
                 drawn = [torch.randn(latents, self.widths[0], generator=generator)] * len(self.widths)
             else:
                 drawn = [torch.randn(latents, width, generator=generator) for width in self.widths]
-            return torch.cat([norm * nn.functional.normalize(d, dim=-1) for d in drawn], dim=-1)
+            return torch.cat([decoder_norm * nn.functional.normalize(d, dim=-1) for d in drawn], dim=-1)
 
-        self.W_dec = nn.Parameter(directions(decoder_norm))
+        self.W_dec = nn.Parameter(directions("decoder"))
         if encoder_start != "tied":
-            start = directions(decoder_norm) if encoder_start == "random" else self.W_dec.detach().clone()
+            start = directions("encoder") if encoder_start == "random" else self.W_dec.detach().clone()
             if encoder_start == "scaled_transpose":
                 start *= sum(self.widths) / latents
             if encoder_norm is not None:

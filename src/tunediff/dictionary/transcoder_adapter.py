@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tunediff import randomness
 from tunediff.dictionary.codes import DenseCodes
 from tunediff.dictionary.crosscoder import latents_of
 from tunediff.dictionary.normalisation import Normalisation
@@ -135,7 +136,7 @@ class TranscoderAdapter(nn.Module):
                 "alone: choose dictionary/sparsity=batchtopk."
             )
         self.latents_per_layer = latents_of(latents, self.streams)
-        generator = torch.Generator().manual_seed(seed)
+        generator = randomness.generator(seed, "start of transcoders")
         made = []
         for width in self.widths:
             own = copy.deepcopy(sparsity)

@@ -7,9 +7,10 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tunediff import randomness
 from tunediff.edits import opening_of
 from tunediff.generation.responses import Request, Response
-from tunediff.generation.writer import before_stop, seed_of
+from tunediff.generation.writer import before_stop
 from tunediff.shapes import Refused
 
 
@@ -69,7 +70,7 @@ class VLLM:
                     repetition_penalty=decoding.repetition_penalty,
                     stop=list(decoding.stop),
                     stop_token_ids=sorted(ends),
-                    seed=seed_of(one.name, decoding),
+                    seed=randomness.seed_for(decoding.seed, "responses of vLLM", one.name),
                 )
                 for one in some
             ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence, Set
 
 import torch
 
+from tunediff import randomness
 from tunediff.edits import ThinkingMarks
 from tunediff.generation.responses import Decoding
 from tunediff.text import LAYOUTS, Layout, Tokenizer, encode
@@ -34,7 +34,7 @@ class Writer:
         self.finished = self.ended = False
         self.extended = 0
         self.forced: list[int] = []
-        drawn = torch.Generator().manual_seed(seed_of(name, decoding))
+        drawn = randomness.generator(decoding.seed, "responses", name)
         draws = torch.rand(decoding.budget, generator=drawn, dtype=torch.float64)
         self.draws: list[float] = draws.tolist() if decoding.temperature > 0 else []
 
@@ -92,8 +92,3 @@ def before_stop(ids: Sequence[int], stops: Sequence[str], tokenizer: Tokenizer) 
     while places and len(tokenizer.decode(kept)) > min(places):
         kept.pop()
     return kept
-
-
-def seed_of(name: str, decoding: Decoding) -> int:
-    """The same for a prompt whatever stands beside it."""
-    return int.from_bytes(hashlib.sha256(f"{decoding.seed} {name}".encode()).digest()[:4], "big")

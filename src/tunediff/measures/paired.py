@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, ndtri  # scipy.stats takes 0.4 s to import
 
+from tunediff import randomness
 from tunediff.shapes import Refused
 
 
@@ -217,7 +218,9 @@ def resampled(values: NDArray, *, draws: int = 2000, level: float = 0.95, seed: 
 def _drawn(answers: NDArray, draws: int, seed: int) -> NDArray:
     """Means [draw, column] of `answers` [problem, column] over as many problems, drawn with replacement."""
     problems = len(answers)
-    chosen = np.random.default_rng(seed).integers(0, problems, (draws, problems), dtype=np.int32)
+    chosen = randomness.numpy_generator(seed, "resampled problems").integers(
+        0, problems, (draws, problems), dtype=np.int32
+    )
     places = chosen + problems * np.arange(draws)[:, None]
     times = np.bincount(places.ravel(), minlength=draws * problems).reshape(draws, problems)
     return times.astype(np.float64) @ answers / problems

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tunediff import randomness
 from tunediff.measures.clustered import Bounded
 from tunediff.measures.paired import resampled, share, wilson
 from tunediff.shapes import Refused
@@ -51,7 +52,10 @@ def sign_test(first: ArrayLike, second: ArrayLike, *, draws: int = 10_000, seed:
     """The two-sided chance of a mean change at least as large if each problem's were as likely the other way (Fisher 1935,
     The Design of Experiments, section 21), from random signs. For one sample a problem it is McNemar's test."""
     changes = _changes(first, second)
-    signs = np.random.default_rng(seed).integers(0, 2, (draws, len(changes)), dtype=np.int8) * 2 - 1
+    signs = (
+        randomness.numpy_generator(seed, "signs of changes").integers(0, 2, (draws, len(changes)), dtype=np.int8) * 2
+        - 1
+    )
     as_large = np.abs(signs @ changes) >= abs(changes.sum()) * (1 - 1e-12)
     return float((1 + as_large.sum()) / (1 + draws))
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from tunediff import randomness
+
 
 class ActiveScores:
     """Scores [token, latent] of which most are zero, sorted once and asked for many labels, shuffled ones too.
@@ -145,7 +147,7 @@ def shuffled_auroc(
 ) -> Tensor:
     """AUROC [shuffle] on one half, of the column that is best for shuffled labels of the other: the permutation null of a
     column that was chosen. `chosen_on` and `tested_on` [token] bool are the labels of either half."""
-    generator = torch.Generator().manual_seed(0)
+    generator = randomness.generator(0, "shuffled labels")
     found, columns = [], {}
     for _ in range(shuffles):
         shuffled, other = (t[torch.randperm(len(t), generator=generator)] for t in (chosen_on, tested_on))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tunediff import randomness
 from tunediff.dictionary import Pass, Transcoder, TranscoderAdapter
 from tunediff.hookpoints import Point, decoder_layers, reading
 from tunediff.models import LOGITS_MB, Head, PreTrainedModel, head_of, switch_mlps
@@ -127,7 +128,7 @@ class Distillation:
             ]
         else:
             found = [Term(WHOLE, everywhere, settings, kl=self.adapt, nmse=self.nmse)]
-        generator = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
+        generator = randomness.generator(seed, "cutoffs of hybrid models", step)
         order = self.lowest_cutoff + torch.randperm(layers + 1 - self.lowest_cutoff, generator=generator)
         for cutoff in sorted(order[: self.cutoffs].tolist()) if self.bridge > 0 and self.cutoffs else ():
             below, above = (ADAPTER,) * cutoff, (TUNED,) * (layers - cutoff)

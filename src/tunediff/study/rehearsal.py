@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tunediff import randomness
 from tunediff.dictionary import Pass
 from tunediff.models import ModelPair, check_widths
 from tunediff.settings import build
@@ -71,7 +72,9 @@ def adapt_one_layer(run: Run) -> None:
 
 def random_rows(streams: Sequence[Stream], *, moments: bool) -> Rows:
     """A few rows [token, width] of standard normal numbers, with the moments of their sequences where they are asked for."""
-    values = torch.randn(ROWS, sum(stream.width for stream in streams), generator=torch.Generator().manual_seed(0))
+    values = torch.randn(
+        ROWS, sum(stream.width for stream in streams), generator=randomness.generator(0, "rows of a rehearsal")
+    )
     return Rows(values, torch.tensor([0.0, 1.0]).expand(ROWS, len(streams), 2) if moments else None)
 
 

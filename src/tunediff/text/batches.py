@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tunediff import randomness
 from tunediff.text.rows import TextError
 
 Item = TypeVar("Item")
@@ -101,7 +102,7 @@ class TextBatches(Iterator[Batch]):
             self.epoch, self.window, self.batch, self._source = self.epoch + 1, 0, 0, None
             return self._next_groups(0)
         groups = padded_groups(documents, self.tokens_per_batch, lambda document: max(map(len, document.ids)))
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, self.window)) % 2**63)
+        generator = randomness.generator(self.seed, "order of documents", self.epoch, self.window)
         return [groups[i] for i in torch.randperm(len(groups), generator=generator)]
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tunediff import randomness
 from tunediff.shapes import TEMPLATE
 from tunediff.text.documents import FATE, Text
 from tunediff.text.rendering import Rendered
@@ -279,7 +280,7 @@ class Batches:
     def numbers(self, step: int) -> list[int]:
         """Numbers of the sequences that a step holds."""
         epoch, place = divmod(step, self.steps_of_an_epoch)
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+        generator = randomness.generator(self.seed, "order of examples", epoch)
         order = torch.randperm(len(self.sequences), generator=generator)
         return order[place * self.batch : (place + 1) * self.batch].tolist()
 

@@ -22,6 +22,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from tunediff import randomness
 from tunediff.shapes import Refused
 
 SHE, HE = ("Anna", "Clara", "Emma", "Grace"), ("Ben", "David", "Frank", "Hugo")
@@ -222,7 +223,7 @@ KINDS: dict[str, Callable[[random.Random], Row]] = {
 
 def rows(seed: int, kind: str = "trace") -> Iterator[Row]:
     """Rows of one kind without end, the same for the same seed."""
-    chance = random.Random(f"{kind} {seed}")
+    chance = randomness.chance(seed, kind)
     while True:
         yield KINDS[kind](chance)
 
@@ -235,7 +236,7 @@ def mixture(seed: int, shares: Mapping[str, float]) -> Iterator[Row]:
             f"text.rows.shares={dict(shares)}: give a number from 0 for each of {', '.join(KINDS)}, and one above 0."
         )
     sources = {kind: rows(seed, kind) for kind in shares}
-    chance = random.Random(seed)
+    chance = randomness.chance(seed, "mixture")
     while True:
         yield next(sources[chance.choices(list(shares), list(shares.values()))[0]])
 
@@ -247,7 +248,7 @@ def is_held_out(prompt: str) -> bool:
 
 def held_out_problems(seed: int) -> Iterator[Problem]:
     """Problems without end that no model is trained on."""
-    chance = random.Random(f"held out {seed}")
+    chance = randomness.chance(seed, "held out")
     while True:
         found = problem(chance)
         if is_held_out(found.text):

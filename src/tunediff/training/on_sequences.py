@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from tunediff import processes
+from tunediff import processes, randomness
 from tunediff.hookpoints import decoder_layers
 from tunediff.objectives import Distillation, Imitation, PassLosses
 from tunediff.schedules import Length, Schedule, steps_of
@@ -192,7 +192,7 @@ class FineTuning(L.LightningModule):
     def training_step(self, batch: Step, _: int) -> None:
         due = self.step % self.evaluate_every == 0
         held_out = self.held_out_loss(self.held_out) if self.held_out and due else None
-        torch.manual_seed(hash((self.seed, self.step, processes.rank())) % 2**63)
+        torch.manual_seed(randomness.seed_for(self.seed, "dropout", self.step, processes.rank()))
         optimizer = self._optimizer()
         optimizer.zero_grad()
         # Every pass has a backward pass of its own, so that one pass is in memory at a time and gradients add up. The losses

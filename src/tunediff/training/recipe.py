@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from tunediff import processes
+from tunediff import processes, randomness
 from tunediff.hookpoints import decoder_layers
 from tunediff.models import skeleton
 from tunediff.objectives import Imitation
@@ -94,7 +94,7 @@ class Lora:
         with torch.random.fork_rng(), warnings.catch_warnings():
             # PEFT 0.21 asks transformers 5.23 by a name that goes in version 6
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            torch.manual_seed(seed)
+            torch.manual_seed(randomness.seed_for(seed, "start of LoRA"))
             model = peft.inject_adapter_in_model(settings, model.requires_grad_(False))
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunediff import processes
+from tunediff import processes, randomness
 from tunediff.dictionary import Crosscoder, LearningDictionary
 from tunediff.schedules import Length, Span, steps_of
 from tunediff.shapes import Refused
@@ -56,7 +56,7 @@ class Resampling:
         # A new decoder row gets the mean norm of the living ones, so that selection and penalty weigh it like them. Its
         # encoder stays short, so that it fires on few tokens at first and does not disturb what is learned. Adam's moments
         # belong to the latent that was there before: they would push the new one in the old direction.
-        rows = directions(error, len(dead), step)
+        rows = directions(error, len(dead), randomness.generator(0, "resampled latents", step))
         processes.take_from_first(rows)  # all take what it drew
         living = torch.ones(dictionary.latents, dtype=torch.bool, device=dead.device)
         living[dead] = False
@@ -76,9 +76,8 @@ class Resampling:
                 optimizer.state[dictionary.W_enc][name][:, dead] = 0
 
 
-def directions(error: Tensor, count: int, seed: int) -> Tensor:
+def directions(error: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Directions [count, width] of norm 1: errors of tokens drawn by their squared loss; random where there is no token."""
-    generator = torch.Generator().manual_seed(seed)
     if len(error) == 0:  # a process may hold no part of a batch
         drawn = torch.randn(count, error.shape[1], generator=generator).to(error)
     else:

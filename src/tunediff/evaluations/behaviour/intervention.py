@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.benchmarks import Problem
 from tunediff.edits import Edit, Everywhere, Gate, Keep, Operation, Whole
 from tunediff.edits.editing import MODES
@@ -130,12 +131,21 @@ class Intervention(BehaviourEvaluation):
                     add(
                         f"random_latents/{name}/{mode}/{draw}",
                         f"{name}, {mode}: latents that write as much",
-                        edits(alike(seen, written, chosen, seed=self.seed + draw), operation, mode),
+                        edits(
+                            alike(
+                                seen,
+                                written,
+                                chosen,
+                                randomness.generator(self.seed, "latents that write as much", draw),
+                            ),
+                            operation,
+                            mode,
+                        ),
                         control=True,
                     )
                     if at is None:
                         continue
-                    along = random_direction(at, seed=self.seed + draw)
+                    along = random_direction(at, randomness.generator(self.seed, "directions of an intervention", draw))
                     add(
                         f"random_direction/{name}/{mode}/{draw}",
                         f"{name}, {mode}: as much in a random direction",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from tunediff import randomness
 from tunediff.text import text_of
 
 DETECTION, FUZZING = TESTS = ("detection", "fuzzing")
@@ -90,7 +91,7 @@ class Examined(NamedTuple):
 def examined_on(latent: int, windows: Sequence[Window], half: int, texts_per_call: int) -> Subject | None:
     """The subject of a latent: every second of its strongest windows explains it, up to `half`; up to as many from other documents, of any
     kind, are held back, and as many in which it is silent. None where there are too few."""
-    chance = random.Random(latent)
+    chance = randomness.chance(0, "texts of an examination", latent)
     strongest = [w for w in windows if w.kind == STRONGEST]
     shown = strongest[::2][:half]
     seen = {w.document for w in shown}

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 
+from tunediff import randomness
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.judging.autointerp import windows_of
 from tunediff.evaluations.judging.chat import Judge
@@ -144,7 +145,7 @@ class LatentClasses:
             return chosen_latents(trained, self.latents, setting=f"{SETTING}.latents")
         alive, layers = trained.statistics.alive, layers_of(trained.dictionary)
         layers = torch.zeros(len(alive)) if layers is None else layers
-        generator, chosen = torch.Generator().manual_seed(self.seed), []
+        generator, chosen = randomness.generator(self.seed, "latents of each layer"), []
         for layer in layers.unique():
             here = (alive & (layers == layer)).nonzero()[:, 0]
             drawn = here[torch.randperm(len(here), generator=generator)[: self.each_layer]]

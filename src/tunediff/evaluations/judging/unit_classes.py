@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from tunediff import randomness
 from tunediff.evaluations.judging.autointerp import windows_of
 from tunediff.evaluations.judging.chat import Chat
 from tunediff.evaluations.judging.examination import FEWEST, choice_in, passages, sentence_in
@@ -68,7 +69,9 @@ def verdict_in(answer: str) -> tuple[int, str] | None:
 def _subjects(kind: Kind, units: int, examples: int, seed: int) -> Iterator[JudgedUnit]:
     """The units with enough examples among `units` living ones, drawn by the seed."""
     alive = kind.alive.nonzero()[:, 0]
-    drawn = alive[torch.randperm(len(alive), generator=torch.Generator().manual_seed(seed))][:units].sort().values
+    drawn = (
+        alive[torch.randperm(len(alive), generator=randomness.generator(seed, "judged units"))][:units].sort().values
+    )
     numbers = [kind.numbers[n] for n in drawn.tolist()]
     windows = windows_of(kind.reads, numbers, strongest=examples, silent=0)
     for n, number in zip(drawn.tolist(), numbers, strict=True):

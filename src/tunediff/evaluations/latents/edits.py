@@ -99,6 +99,6 @@ def written_at(trained: Trained, role: str) -> Stream:
     return own[0]
 
 
-def random_direction(at: Stream, *, seed: int) -> Tensor:
+def random_direction(at: Stream, generator: torch.Generator) -> Tensor:
     """A direction [width] of any length, uniform on the sphere."""
-    return torch.randn(at.width, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(at.width, generator=generator)

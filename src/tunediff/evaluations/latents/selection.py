@@ -107,13 +107,13 @@ def check_count(latents: int, roles: Sequence[str], *, setting: str) -> None:
         )
 
 
-def alike(seen: LatentStatistics, written: Tensor, chosen: Sequence[int], *, seed: int) -> list[int]:
+def alike(seen: LatentStatistics, written: Tensor, chosen: Sequence[int], generator: torch.Generator) -> list[int]:
     """Draws as many other latents as a control, each from those that write about as much as the one that it stands for, by mean
     activation times the norm [latent] of what one unit writes there. One drawn from all would usually be a weak one."""
     size = seen.mean * written
     free = seen.alive.clone()
     free[list(chosen)] = False
-    generator, drawn = torch.Generator().manual_seed(seed), []
+    drawn = []
     for latent in chosen:
         near = (size - size[latent]).abs().masked_fill(~free, torch.inf).argsort(stable=True)
         near = near[free[near]][:ALIKE]

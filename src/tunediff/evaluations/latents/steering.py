@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.edits import Add, Directions, Part
 from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import latent_edits, random_direction, written_at
@@ -44,7 +45,10 @@ def steering_parts(
             )
         scale = seen.norms[role] / (rows.norm(dim=-1) * len(chosen))
     steered = Directions(rows, scale, torch.zeros_like(scale))
-    return {"latents": [(at, steered)], "random_direction": [(at, elsewhere(at, scale, rows, seed=seed))]}
+    return {
+        "latents": [(at, steered)],
+        "random_direction": [(at, elsewhere(at, scale, rows, randomness.generator(seed, "direction of steering")))],
+    }
 
 
 def _of_layers(trained: Trained, seen: LatentStatistics, chosen: Sequence[int], *, unit: str, seed: int) -> Parts:
@@ -61,12 +65,22 @@ def _of_layers(trained: Trained, seen: LatentStatistics, chosen: Sequence[int], 
     for layer, within in adapter.by_layer(chosen).items():
         numbers = layer * adapter.latents_per_layer + torch.tensor(within)
         at = Stream(ADAPTER, "mlp_out", layer, adapter.widths[layer])
-        controls.append((at, elsewhere(at, seen.maximum[numbers].to(rows), rows[numbers], seed=seed + layer)))
+        controls.append(
+            (
+                at,
+                elsewhere(
+                    at,
+                    seen.maximum[numbers].to(rows),
+                    rows[numbers],
+                    randomness.generator(seed, "directions of steering", layer),
+                ),
+            )
+        )
     return {"latents": [(edit.at, edit.part) for edit in edits], "random_direction": controls}
 
 
-def elsewhere(at: Stream, scale: Tensor, rows: Tensor, *, seed: int) -> Directions:
+def elsewhere(at: Stream, scale: Tensor, rows: Tensor, generator: torch.Generator) -> Directions:
     """A random direction, with the size of the whole change that strength 1 makes along rows [n, width] by scale [n]."""
     size = float((scale[:, None] * rows).sum(0).norm())
-    along = torch.nn.functional.normalize(random_direction(at, seed=seed), dim=-1)[None].to(rows)
+    along = torch.nn.functional.normalize(random_direction(at, generator), dim=-1)[None].to(rows)
     return Directions(along, torch.full_like(along[:, 0], size), torch.zeros_like(along[:, 0]))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from tunediff import randomness
 from tunediff.edits import Axes, Edit, Zero
 from tunediff.hookpoints import LoraAdapter
 from tunediff.shapes import Stream
@@ -46,7 +47,7 @@ def random_groups(adapters: int, sizes: Iterable[int], draws: int, *, seed: int)
     """Random groups, so many of each size; none of a size that leaves nothing to draw. A size's draws depend on no other."""
     found = []
     for size in sorted({size for size in sizes if 0 < size < adapters}):
-        generator = torch.Generator().manual_seed(seed * 2**20 + size)
+        generator = randomness.generator(seed, "groups of adapters", size)
         for draw in range(draws):
             drawn = torch.randperm(adapters, generator=generator)[:size]
             found.append(LoraGroup(RANDOM, str(size), frozenset(drawn.tolist()), draw))

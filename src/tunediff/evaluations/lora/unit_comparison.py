@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.evaluations.given import Given, Needs, Trained, Work
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
@@ -175,7 +176,7 @@ class UnitComparison:
             yield Note(f"unit_comparison drew no equal numbers of units: all {silent} are silent on the held-out text.")
             return
         for kind, chosen, tested in by_kind:
-            living, generator = kind.alive.nonzero()[:, 0], torch.Generator().manual_seed(self.seed)
+            living, generator = kind.alive.nonzero()[:, 0], randomness.generator(self.seed, "equal numbers of units")
             reached = []
             for _ in range(self.draws):
                 drawn = living[torch.randperm(len(living), generator=generator)[:count]]

@@ -16,6 +16,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.dictionary import SIGNS, Dictionary, Polarities
 from tunediff.evaluations.given import Given, Trained
 from tunediff.hookpoints import LORA, lora_adapters
@@ -107,7 +108,7 @@ def read_columns(units: Sequence[Unit]) -> dict[str, list]:
 def matched_neurons(pair: ModelPair, *, seed: int) -> tuple[list[Stream], Tensor, list[Unit]]:
     """Neurons drawn without replacement, all of a layer that has fewer than its adapters have directions: streams, columns
     of these side by side [neuron], and units."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = randomness.generator(seed, "neurons")
     wanted = Counter()
     for adapter in pair.sources[TUNED].adapters:
         wanted[adapter.layer] += adapter.columns.stop - adapter.columns.start

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.evaluations.given import Reading, Trained
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.shapes import SEGMENTS, Table
@@ -86,7 +87,7 @@ class Examples:
     def _chosen(self, trained: Trained, numbers: list[int]) -> dict[int, list[tuple[int, int, int, float | None, int]]]:
         """Batch number -> (place among the numbers, index into KINDS, rank, quantile, token of the batch) of its examples."""
         device, latents = trained.dictionary.code_norms().device, len(numbers)
-        generator = torch.Generator().manual_seed(0)
+        generator = randomness.generator(0, "examples")
         strongest = Best(self.strongest, latents, device)
         firing, anything = Best(SAMPLED * self.quantiles, latents, device), Best(self.random, latents, device)
         for number, reading in enumerate(trained.readings("choosing examples")):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from tunediff import randomness
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.statistics import both_decoders, decoder_cosine, relative_decoder_norm, role_norms
@@ -90,7 +91,7 @@ class Geometry:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]
         meaning = "mean cosine of the two decoder rows of a shared latent"
         yield Finding("geometry/decoder_cosine/shared_mean", number(shared.mean()), meaning=meaning)
-        generator = torch.Generator().manual_seed(0)
+        generator = randomness.generator(0, "random pairs")
         first, second = torch.randint(len(cosine), (2, self.random_pairs), generator=generator)
         different = first != second
         base, tuned = both_decoders(trained)

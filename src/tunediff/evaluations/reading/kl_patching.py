@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.evaluations.given import ALL, Needs, Reading, Trained, Work, by_segment
 from tunediff.evaluations.latents.splice import predictions, spread_out
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
@@ -130,7 +131,7 @@ class KLPatching:
                 f"evaluation.kl_patching.best={len(order) // 2} leaves enough."
             )
             return classes, notes
-        generator = torch.Generator().manual_seed(0)
+        generator = randomness.generator(0, "random latents of a patch")
         for draw in range(self.draws):
             drawn = rest[torch.randperm(len(rest), generator=generator)[: len(best)]]
             classes.append((f"{RANDOM}_{draw}", drawn))

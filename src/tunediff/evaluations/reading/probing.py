@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tunediff import randomness
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.reading.label_alignment import at_label, gathered, too_few
 from tunediff.measures.separation import auroc, delong_interval
@@ -59,7 +60,7 @@ class Probing:
         """Yields name, scores [candidate, token] and their meaning. `labelled` and `others` are masks [token] of the choosing
         half."""
         count = min(self.directions, max(alive, 1))
-        directions = torch.randn(count, values.shape[1], generator=torch.Generator().manual_seed(0))
+        directions = torch.randn(count, values.shape[1], generator=randomness.generator(0, "directions of probing"))
         yield "random_directions", directions @ values.T, f"the best of {count} random directions"
         yield "neurons", values.T, f"the best of {values.shape[1]} coordinates of the activations"
         mean = values[labelled].mean(0) - values[others].mean(0)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tunediff import randomness
 from tunediff.benchmarks import Grader
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.behaviour.changes import Changed, columns, measures, told
@@ -124,7 +125,7 @@ class LatentSets(BehaviourEvaluation):
         free[list(chosen)] = False
         living, notes = free.nonzero()[:, 0], []
         sets: list[tuple[str, tuple[int, ...], int | None]] = [(CHOSEN, tuple(chosen), None)]
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = randomness.generator(self.seed, "sets of latents")
         for size in (times * len(chosen) for times in self.control_sizes if self.draws):
             if size > len(living):
                 notes.append(
