@@ -18,7 +18,7 @@ from tunediff.dictionary import (
     save_dictionary,
 )
 from tunediff.dictionary.codes import BLOCK
-from tunediff.dictionary.crosscoder import geometric_median
+from tunediff.dictionary.crosscoder import geometric_median, held_near
 from tunediff.dictionary.normalisation import KINDS
 from tunediff.objectives import AuxK, Difference, Reconstruction
 from tunediff.schedules import Anneal, Constant, Length
@@ -339,6 +339,7 @@ def test_code_norms_are_summed_joint_or_none():
             {"encoder_start": "transposed"},
             "encoder_start='transposed': choose transpose, scaled_transpose, random or tied",
         ),
+        ({"frozen": "both"}, "frozen='both': choose decoder, soft_decoder, encoder or null"),
         ({"code_norm": "max"}, "code_norm='max': choose sum, joint or none"),
         ({"decoder_bias": "median"}, "decoder_bias='median': choose geometric_median, mean or zero"),
         ({"start_rate": 10000}, "start_rate=10000 is no share of the tokens"),
@@ -427,6 +428,35 @@ def test_unit_decoders_keep_their_norm_and_tied_encoders_their_decoder():
     assert torch.allclose(dictionary.W_dec.norm(dim=-1), torch.full((40,), 2 * 2**0.5), atol=1e-4)
     tied = stepped(crosscoder(encoder_start="tied", fit=False), objective())
     assert torch.equal(tied.encoder, tied.W_dec.T) and "W_enc" not in tied.state_dict()
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_what_is_frozen_stays_and_the_rest_learns(sparse):
+    """The controls of arXiv 2602.14111."""
+    for frozen, still in (("decoder", "W_dec"), ("encoder", "W_enc")):
+        made, start = (crosscoder(frozen=frozen, sparse_codes=sparse) for _ in range(2))
+        stepped(made, objective(), steps=30)
+        for name in ("W_dec", "W_enc", "b_enc", "b_dec"):
+            same = torch.equal(getattr(made, name), getattr(start, name))
+            assert same == (name == still), name
+
+
+def test_soft_frozen_rows_stay_within_a_cosine_of_their_start_and_keep_the_length_they_learned():
+    made, free, start = crosscoder(frozen="soft_decoder"), crosscoder(), crosscoder()
+    for one in (made, free):
+        stepped(one, objective(), steps=200)
+    cosines = [torch.cosine_similarity(one.W_dec, start.W_dec, dim=-1) for one in (made, free)]
+    assert cosines[0].min() > 0.8 - 1e-4 and cosines[1].min() < 0.7
+    assert (cosines[0] < 0.8 + 1e-3).any() and (cosines[0] > 0.81).any()  # some are held, some need not be
+    turned = held_near(torch.tensor([[0.0, 3.0], [4.0, 3.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert torch.allclose(turned, torch.tensor([[2.4, 1.8], [4.0, 3.0]]))
+
+
+def test_a_tied_encoder_cannot_be_frozen_and_frozen_latents_are_not_resampled():
+    with pytest.raises(Refused, match="dictionary.frozen=decoder needs an encoder of its own"):
+        crosscoder(frozen="decoder", encoder_start="tied")
+    with pytest.raises(Refused, match="optimizer.resampling moves what dictionary.frozen=decoder holds"):
+        Resampling(every=0.1, until=0.5).check(Length(100, 10), crosscoder(frozen="decoder"))
 
 
 def test_no_gradient_is_left_along_a_unit_row():

@@ -24,6 +24,9 @@ from tunediff.schedules import Length, Schedule
 from tunediff.shapes import Refused, Rows, Stream
 
 
+FROZEN, SOFT = ("decoder", "soft_decoder", "encoder"), 0.8
+
+
 def latents_of(setting: int | str, streams: Sequence[Stream]) -> int:
     """Number of latents that dictionary.latents asks for, "8x" being 8 times the width of a stream. Raises Refused for
     another word."""
@@ -60,6 +63,8 @@ class Crosscoder(LinearDecoder):
                      2024), their joint norm, which makes no exclusives (Anthropic, February 2025), or none
     decoder_bias     at the start: geometric_median of a sample, mean, or zero
     subtract_decoder_bias    the encoder sees n - b_dec (Bussmann et al. 2024); false as in Lindsey et al. and Minder et al.
+    frozen           a control that learns less (arXiv 2602.14111): decoder or encoder, whose matrix stays at its random start, or
+                     soft_decoder, whose rows are held within a cosine of 0.8 of theirs; null: all learns
     sparse_codes     training keeps active latents only, where the sparsity has few; null: on the CPU (on GPUs it was not
                      measured); always false with several processes
     """
@@ -81,6 +86,7 @@ class Crosscoder(LinearDecoder):
         code_norm: str = "sum",
         decoder_bias: str = "geometric_median",
         subtract_decoder_bias: bool = False,
+        frozen: str | None = None,
         sparse_codes: bool | None = None,
         seed: int = 0,
     ):
@@ -93,6 +99,12 @@ class Crosscoder(LinearDecoder):
         ):
             if word not in legal:
                 raise Refused(f"dictionary.{name}='{word}': choose {', '.join(legal[:-1])} or {legal[-1]}.")
+        if frozen not in (None, *FROZEN):
+            raise Refused(f"dictionary.frozen='{frozen}': choose {', '.join(FROZEN)} or null.")
+        if frozen is not None and encoder_start == "tied":
+            raise Refused(
+                f"dictionary.frozen={frozen} needs an encoder of its own: choose another encoder_start than tied."
+            )
         for name, norm in (("decoder_norm", decoder_norm), ("encoder_norm", encoder_norm)):
             if norm is not None and not 0 < norm < math.inf:
                 raise Refused(f"dictionary.{name}={norm}: give a norm above 0.")
@@ -107,6 +119,7 @@ class Crosscoder(LinearDecoder):
         self.sparsity, self.partition = sparsity, partition
         self.subtract_decoder_bias, self.code_norm, self.unit_decoder = subtract_decoder_bias, code_norm, unit_decoder
         self.decoder_bias, self.start_rate, self.sparse_codes = decoder_bias, start_rate, sparse_codes
+        self.frozen = frozen
         self.normalisation = normalisation(self.widths)
 
         def directions(purpose: str) -> Tensor:
@@ -134,6 +147,7 @@ class Crosscoder(LinearDecoder):
                 partition.forbid(None if self.is_tied else self.W_enc, self.W_dec)
                 partition.tie(self.W_dec)
         self.start_norms = self.W_dec.detach().norm(dim=-1, keepdim=True) if unit_decoder else None
+        self.start_rows = nn.functional.normalize(self.W_dec.detach(), dim=-1) if frozen == "soft_decoder" else None
 
     @property
     def has_penalty(self) -> bool:
@@ -215,9 +229,14 @@ class Crosscoder(LinearDecoder):
         if self.partition is not None:
             self.partition.forbid(None if self.is_tied else self.W_enc.grad, gradient)
             self.partition.tie(gradient)
+        still = {"decoder": gradient, "encoder": None if self.is_tied else self.W_enc.grad}.get(self.frozen or "")
+        if still is not None:
+            still.zero_()
 
     @torch.no_grad()
     def settle(self) -> None:
+        if self.start_rows is not None:
+            self.W_dec.copy_(held_near(self.W_dec, self.start_rows.to(self.W_dec.device)))
         if self.start_norms is not None:
             self.W_dec.copy_(nn.functional.normalize(self.W_dec, dim=-1) * self.start_norms.to(self.W_dec.device))
         self.sparsity.settle()
@@ -254,6 +273,16 @@ class Crosscoder(LinearDecoder):
             return torch.ones_like(self.b_enc)
         norms = self.decoder_norms()
         return norms.sum(0) if self.code_norm == "sum" else norms.norm(dim=0)
+
+
+def held_near(rows: Tensor, start: Tensor, *, cosine: float = SOFT) -> Tensor:
+    """Rows [latent, width], those further from their unit `start` than `cosine` turned back to it in the plane of both, with
+    their norm (arXiv 2602.14111)."""
+    norms = rows.norm(dim=-1, keepdim=True)
+    along = (rows * start).sum(-1, keepdim=True)
+    aside = nn.functional.normalize(rows - along * start, dim=-1)
+    turned = norms * (cosine * start + (1 - cosine**2) ** 0.5 * aside)
+    return torch.where(along < cosine * norms, turned, rows)
 
 
 def geometric_median(points: Tensor, *, steps: int = 30) -> Tensor:

@@ -37,6 +37,10 @@ class Resampling:
                 f"optimizer.resampling writes into the weights of a Crosscoder, and {type(dictionary).__name__} is none: set "
                 "optimizer.resampling=null."
             )
+        if dictionary.frozen is not None:
+            raise Refused(
+                f"optimizer.resampling moves what dictionary.frozen={dictionary.frozen} holds: set optimizer.resampling=null."
+            )
         if round(steps_of("optimizer.resampling.every", self.every, length)) < 1:
             raise Refused(f"optimizer.resampling.every={self.every} is less than a step.")
         steps_of("optimizer.resampling.until", self.until, length)
