@@ -1,70 +1,99 @@
-"""Which dictionary finds the differences that were planted?   python bench/planted.py [--tokens 1_000_000] [--seeds 3]
+"""Which dictionary finds the differences that were planted?   python bench/planted.py --to <file> [--tokens 1_000_000]
 
-Every option of conf/dictionary is trained, by the module that trains studies, on activations of two made-up models whose
-exclusive, shared, rotated, shrunken, split, dense and rare directions are known; one planted pair a seed, the same
-batches for all dictionaries. Prints means over seeds, with the range where a count is meant.
+Options of conf/dictionary are trained, by the module that trains studies, on activations of made-up pairs of models whose
+exclusive, shared, rotated, shrunken, split, dense and rare directions are known. All options see the same batches. Three
+commands write into one file, where a row that is there already is not trained again, and one prints it:
+
+    python bench/planted.py --to planted.jsonl --tokens 250_000 1_000_000 4_000_000     # as shipped, and their controls
+    python bench/planted.py --to planted.jsonl --equal                                  # at equal L0
+    python bench/planted.py --to search.jsonl --search --pairs 100 101 --tokens 1_000_000    # settings, on other pairs
+    python bench/planted.py --show planted.jsonl
+
+Equal L0: options without a k are trained at their coefficient times 1/8 to 16 on pair 200, which no table reports; what
+gives the L0 of --equal is read off between them, straight in the logarithms of both.
 """
 
 import argparse
+import itertools
+import json
 import logging
+import math
 import sys
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import lightning
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from tunediff.activations import Planted, PlantedRows, ShuffledRows, take
+from tunediff.dictionary import Crosscoder, Linear, Normalisation
 from tunediff.evaluations import score
+from tunediff.evaluations.reading.planted_truth import Score
+from tunediff.measures.clustered import mean_of
 from tunediff.schedules import Length
 from tunediff.settings import build
 from tunediff.study.parts import build_dictionary
 from tunediff.training import DictionaryTraining, Learner
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-BATCH = 1024
+BATCH, SAMPLE, APART = 1024, 20_000, 200
+UNTRAINED, PRINCIPAL = "untrained", "principal components"
+BATCHTOPK = "batchtopk_crosscoder"
+# a row of the table -> what it is beside its option
+CONTROLS = {
+    "frozen decoder": ["dictionary.frozen=decoder"],
+    "soft-frozen decoder": ["dictionary.frozen=soft_decoder"],
+    "frozen encoder": ["dictionary.frozen=encoder"],
+}
+LADDER = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16]
+Words = tuple[str, ...]
 
 
 def options() -> list[str]:
-    return sorted(path.stem for path in (CONF / "dictionary").glob("*.yaml"))
+    """Names of the options that read activations."""
+    return sorted(path.stem for path in (CONF / "dictionary").glob("*.yaml") if path.stem != "transcoder_adapter")
+
+
+def configured(words: Sequence[str], *, latents: int, seed: int) -> Any:
+    words = [f"budget.latents={latents}", f"seed={seed}", "budget.dead_after=50_000", *words]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return hydra.compose("train", words)
 
 
 def learner_of(
-    option: str, planted: Planted, *, latents: int, length: Length, seed: int, overrides: list[str]
+    name: str, words: Sequence[str], planted: Planted, *, latents: int, length: Length, seed: int
 ) -> Learner:
-    """One dictionary option as a study would build it, over the planted streams that it reads."""
-    words = [
-        f"dictionary={option}",
-        f"budget.latents={latents}",
-        f"seed={seed}",
-        "budget.dead_after=50_000",
-        *overrides,
-    ]
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = hydra.compose("train", words)
+    """One dictionary as a study would build it, over the planted streams that it reads."""
+    cfg = configured(words, latents=latents, seed=seed)
     both = planted.streams
     reads = cfg.dictionary.reads
     streams = both if reads == "both" else [both[1]._replace(role=reads)]
     learner = Learner(
-        option,
+        name,
         build_dictionary(cfg.dictionary, streams),
         build(cfg.dictionary.objective),
         l1_schedule=build(cfg.l1_schedule),
         learning_rate_schedule=build(cfg.optimizer.learning_rate_schedule),
         learning_rate=cfg.optimizer.learning_rate,
+        clip_norm=cfg.optimizer.clip_norm,
     )
     learner.check(length)
     return learner
 
 
+def fit(learner: Learner, planted: Planted, *, seed: int) -> None:
+    learner.dictionary.fit(take(PlantedRows(planted, learner.dictionary.streams, seed=4 * seed), SAMPLE))
+
+
 def train(learners: list[Learner], planted: Planted, length: Length, *, seed: int) -> None:
     """All of them on the same batches."""
     streams = list(dict.fromkeys(stream for learner in learners for stream in learner.dictionary.streams))
-    for learner in learners:
-        learner.dictionary.fit(take(PlantedRows(planted, learner.dictionary.streams, seed=seed + 1), 20_000))
     module = DictionaryTraining(learners, length=length, log_every=100)
-    source = PlantedRows(planted, streams, seed=seed + 2)
+    source = PlantedRows(planted, streams, seed=4 * seed + 1)
     stream = ShuffledRows(
         source, [m.reader() for m in learners], batch=BATCH, capacity=8 * BATCH, steps=length.steps, seed=seed
     )
@@ -84,68 +113,210 @@ def train(learners: list[Learner], planted: Planted, length: Length, *, seed: in
             raise learner.error
 
 
-def measured(learner: Learner, planted: Planted, *, seed: int):
-    source = PlantedRows(planted, learner.dictionary.streams, seed=seed + 3)
-    dictionary = learner.dictionary.eval().requires_grad_(False)
-    return score(dictionary, planted, [next(source) for _ in range(10)])
+def measured(dictionary: Any, planted: Planted, *, seed: int) -> Score:
+    source = PlantedRows(planted, dictionary.streams, seed=4 * seed + 2)
+    return score(dictionary.eval().requires_grad_(False), planted, [next(source) for _ in range(10)])
 
 
-def line(option: str, scores: list) -> str:
-    def mean(values: list) -> str:
-        values = [v for v in values if v is not None]
-        return f"{sum(values) / len(values):.2f}" if values else "–"
+def principal(planted: Planted, count: int, *, seed: int) -> Crosscoder:
+    """A dictionary whose latents are the first `count` principal components of both models side by side."""
+    made = Crosscoder(
+        planted.streams,
+        latents=count,
+        sparsity=Linear(0.0),
+        normalisation=lambda widths: Normalisation(widths),
+        decoder_bias="mean",
+    )
+    sample = take(PlantedRows(planted, planted.streams, seed=4 * seed), SAMPLE)
+    made.fit(sample)
+    rows = made.normalisation.normalise(*sample) - made.b_dec
+    with torch.no_grad():
+        made.W_dec.copy_(torch.linalg.svd(rows.detach(), full_matrices=False).Vh[:count])
+        made.W_enc.copy_(made.W_dec.T)
+        made.b_enc.copy_(-made.b_dec @ made.W_enc)
+    return made
 
-    def span(values: list[int]) -> str:
-        return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
-    cells = [
-        option,
-        *(mean([getattr(s, name) for s in scores]) for name in ("explained_variance", "l0", "dead", "mean_max_cosine")),
-    ]
-    for kind in ("by_norm", "scaled"):
-        found = [getattr(s, kind) for s in scores]
-        if found[0] is None:
-            cells += ["–"] * 4
+class Kept:
+    """Scores in a file of lines, each found again by what it is a score of."""
+
+    def __init__(self, path: Path):
+        self.path, self.found = path, {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            row = json.loads(line)
+            self.found[self.key(row)] = row
+
+    @staticmethod
+    def key(row: Mapping[str, Any]) -> str:
+        return json.dumps([row[name] for name in ("name", "words", "tokens", "latents", "pair")])
+
+    def add(self, row: dict[str, Any], scored: Score) -> None:
+        flat = {name: getattr(scored, name) for name in ("explained_variance", "l0", "dead", "mean_max_cosine")}
+        for kind in ("by_norm", "scaled"):
+            calls = getattr(scored, kind)
+            flat |= {
+                f"{kind}/{name}": getattr(calls, name, None) for name in ("called", "false", "precision", "recall")
+            }
+        self.found[self.key(row)] = row | flat
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row | flat) + "\n")
+
+
+def run(kept: Kept, asked: Mapping[str, Words], *, tokens: int, pairs: Iterable[int], latents: int) -> None:
+    """Trains what is asked, by its name in the table, and not there yet; each pair with the seed of its number."""
+    length = Length(tokens // BATCH, BATCH)
+    for pair in pairs:
+        rows = {
+            name: {"name": name, "words": list(words), "tokens": tokens, "latents": latents, "pair": pair}
+            for name, words in asked.items()
+        }
+        rows = {name: row for name, row in rows.items() if kept.key(row) not in kept.found}
+        planted = Planted(seed=pair)
+        learners = [
+            learner_of(name, row["words"], planted, latents=latents, length=length, seed=pair)
+            for name, row in rows.items()
+        ]
+        for learner in learners:
+            fit(learner, planted, seed=pair)
+        if learners:
+            train(learners, planted, length, seed=pair)
+        for learner in learners:
+            kept.add(rows[learner.name], measured(learner.dictionary, planted, seed=pair))
+        print(f"pair {pair}, {tokens:,} tokens: {len(learners)} trained", file=sys.stderr)
+
+
+def run_untrained(kept: Kept, chosen: Sequence[str], *, pairs: Iterable[int], latents: int) -> None:
+    """Every option at its start, and as many principal components as a default dictionary has active latents."""
+    for pair, option in itertools.product(pairs, [*chosen, PRINCIPAL]):
+        name = option if option == PRINCIPAL else f"{option}, {UNTRAINED}"
+        row = {"name": name, "words": [option], "tokens": 0, "latents": latents, "pair": pair}
+        if kept.key(row) in kept.found:
+            continue
+        planted = Planted(seed=pair)
+        if option == PRINCIPAL:
+            dictionary: Any = principal(
+                planted, configured([], latents=latents, seed=0).dictionary.sparsity.k, seed=pair
+            )
         else:
-            cells += [span([c.called for c in found]), span([c.false for c in found])]
-            cells += [mean([c.precision for c in found]), mean([c.recall for c in found])]
-    return f"| {' | '.join(cells)} |"
+            learner = learner_of(
+                name, [f"dictionary={option}"], planted, latents=latents, length=Length(1000, BATCH), seed=pair
+            )
+            fit(learner, planted, seed=pair)
+            dictionary = learner.dictionary
+        kept.add(row, measured(dictionary, planted, seed=pair))
+
+
+def at_equal_l0(kept: Kept, option: str, l0: float, *, tokens: int, latents: int) -> Words | None:
+    """Words by which an option has about this L0: its k, or a coefficient that is read off a ladder; None where none does."""
+    sparsity = configured([f"dictionary={option}"], latents=latents, seed=0).dictionary.sparsity
+    if "k" in sparsity:
+        return (f"dictionary={option}", f"dictionary.sparsity.k={round(l0)}")
+    asked = {
+        f"{option} x {times:g}": (
+            f"dictionary={option}",
+            f"dictionary.sparsity.coefficient={times * sparsity.coefficient:g}",
+        )
+        for times in LADDER
+    }
+    run(kept, asked, tokens=tokens, pairs=[APART], latents=latents)
+    found = []
+    for times, (name, words) in zip(LADDER, asked.items(), strict=True):
+        row = {"name": name, "words": list(words), "tokens": tokens, "latents": latents, "pair": APART}
+        found.append((math.log(times), math.log(max(kept.found[kept.key(row)]["l0"], 1e-3))))
+    for (near, more), (far, fewer) in itertools.pairwise(found):
+        if fewer <= math.log(l0) <= more and more > fewer:
+            times = math.exp(near + (more - math.log(l0)) / (more - fewer) * (far - near))
+            return (f"dictionary={option}", f"dictionary.sparsity.coefficient={times * sparsity.coefficient:.3g}")
+    return None
+
+
+def searched(option: str) -> dict[str, Words]:
+    """The settings that are searched: start x learning rate x AuxK x annealing of k."""
+    axes: list[dict[str, Words]] = [
+        {"shared": ("dictionary.shared_start=true",), "own": ("dictionary.shared_start=false",)},
+        {f"{rate:g}": (f"optimizer.learning_rate={rate}",) for rate in (1e-3, 3e-3, 6e-3)},
+        {f"AuxK {w:g}": (f"dictionary.objective.terms.auxk.weight={w}",) for w in (0, 1 / 32)},
+        {
+            f"anneal {over}": (
+                f"dictionary.sparsity.k_schedule={{_target_: tunediff.schedules.Anneal, start: 5, over: {over}}}",
+            )
+            for over in (0.1, 0.5)
+        },
+    ]
+    return {
+        f"{option}: {', '.join(names)}": (f"dictionary={option}", *itertools.chain.from_iterable(words))
+        for names, words in (
+            ([name for name, _ in place], [words for _, words in place])
+            for place in itertools.product(*(axis.items() for axis in axes))
+        )
+    }
+
+
+def cell(values: Sequence[float | None], most: float = math.inf) -> str:
+    """Mean over pairs and its interval."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    value, low, high = mean_of(torch.tensor(known), least=0.0, most=most)
+    return (
+        f"{value:.2f}"
+        if low is None or high is None or high - low < 0.005
+        else f"{value:.2f} ({low:.2f} to {high:.2f})"
+    )
+
+
+def show(kept: Kept) -> None:
+    """Prints a table for each number of tokens: means over pairs with Student's t intervals."""
+    ending = ("called", "false", "precision", "recall")
+    head = ["explained variance", "L0", "dead", "mean max cosine", *ending, *ending]
+    keys = ["explained_variance", "l0", "dead", "mean_max_cosine"]
+    keys += [f"{kind}/{name}" for kind in ("by_norm", "scaled") for name in ending]
+    rows = [row for row in kept.found.values() if row["pair"] != APART]
+    for tokens in sorted({row["tokens"] for row in rows}):
+        here = [row for row in rows if row["tokens"] == tokens]
+        pairs = len({row["pair"] for row in here})
+        print(f"\n{tokens:,} tokens, {pairs} pairs\n\n| | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
+        for name in dict.fromkeys(row["name"] for row in here):
+            of_it = [row for row in here if row["name"] == name]
+            cells = [
+                cell([row[key] for row in of_it], math.inf if key.endswith(("l0", "called", "false")) else 1)
+                for key in keys
+            ]
+            print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--to", type=Path, help="file of lines that scores are added to")
+    parser.add_argument("--show", type=Path, help="file of lines to print as tables")
+    parser.add_argument("--tokens", type=lambda word: int(word.replace("_", "")), nargs="*", default=[1_000_000])
     parser.add_argument("--latents", type=int, default=256)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--dictionaries", nargs="*", default=options())
-    parser.add_argument("--overrides", nargs="*", default=[], help="settings of train.py for all of them")
+    parser.add_argument("--pairs", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--options", nargs="*", default=options())
+    parser.add_argument("--equal", type=float, nargs="?", const=12.0, help="compare at this L0")
+    parser.add_argument("--search", action="store_true", help="settings of the first of --options")
     asked = parser.parse_args()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    length = Length(asked.tokens // BATCH, BATCH)
-    scores: dict[str, list] = {option: [] for option in asked.dictionaries}
-    for seed in range(asked.seeds):
-        planted = Planted(seed=seed)
-        settings = {"latents": asked.latents, "length": length, "seed": seed, "overrides": asked.overrides}
-        learners = [learner_of(option, planted, **settings) for option in asked.dictionaries]
-        train(learners, planted, length, seed=1000 * seed)
-        for learner in learners:
-            scores[learner.name].append(measured(learner, planted, seed=1000 * seed))
-        print(f"seed {seed} done", file=sys.stderr)
-    events = {kind: planted.kinds.count(kind) for kind in dict.fromkeys(planted.kinds)}
-    print(
-        f"{len(planted.kinds)} events ({', '.join(f'{n} {kind}' for kind, n in events.items())}), {float(planted.rates.sum()):.1f} a token,"
-    )
-    print(f"{asked.latents} latents, {asked.tokens:,} tokens, {asked.seeds} seeds.\n")
-    head = (
-        "explained variance,L0,dead,mean max cosine,called,false,precision,recall,called,false,precision,recall".split(
-            ","
-        )
-    )
-    print(f"| | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
-    for option in asked.dictionaries:
-        print(line(option, scores[option]))
+    if asked.show is not None:
+        show(Kept(asked.show))
+        return
+    kept = Kept(asked.to)
+    for tokens in asked.tokens:
+        settings = {"tokens": tokens, "latents": asked.latents}
+        if asked.search:
+            wanted = searched(asked.options[0])
+        elif asked.equal:
+            found = {option: at_equal_l0(kept, option, asked.equal, **settings) for option in asked.options}
+            wanted = {f"{option}, L0 {asked.equal:g}": words for option, words in found.items() if words is not None}
+        else:
+            run_untrained(kept, asked.options, pairs=asked.pairs, latents=asked.latents)
+            wanted = {option: (f"dictionary={option}",) for option in asked.options}
+            if BATCHTOPK in asked.options:
+                controls = {f"{BATCHTOPK}, {name}": words for name, words in CONTROLS.items()}
+                wanted |= {name: (f"dictionary={BATCHTOPK}", *words) for name, words in controls.items()}
+        run(kept, wanted, pairs=asked.pairs, **settings)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from tunediff.dictionary.sparsity import Sparsity, strongest
 from tunediff.schedules import Length, Schedule
 from tunediff.shapes import Refused, Rows, Stream
 
-
 FROZEN, SOFT = ("decoder", "soft_decoder", "encoder"), 0.8
 
 
