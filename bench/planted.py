@@ -6,7 +6,7 @@ commands write into one file, where a row that is there already is not trained a
 
     python bench/planted.py --to planted.jsonl --tokens 250_000 1_000_000 4_000_000     # as shipped, and their controls
     python bench/planted.py --to planted.jsonl --equal                                  # at equal L0
-    python bench/planted.py --to search.jsonl --search --pairs 100 101 --tokens 1_000_000    # settings, on other pairs
+    python bench/planted.py --to search.jsonl --search start norms rate --pairs 100 101     # settings, on other pairs
     python bench/planted.py --show planted.jsonl
 
 Equal L0: options without a k are trained at their coefficient times 1/8 to 16 on pair 200, which no table reports; what
@@ -51,6 +51,27 @@ CONTROLS = {
 }
 LADDER = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16]
 Words = tuple[str, ...]
+# axis of the search -> value -> words
+AXES: dict[str, dict[str, Words]] = {
+    "start": {"shared": ("dictionary.shared_start=true",), "own": ("dictionary.shared_start=false",)},
+    "norms": {
+        f"{decoder:g}/{encoder or 'transpose'}": (
+            f"dictionary.decoder_norm={decoder}",
+            f"dictionary.encoder_norm={encoder or 'null'}",
+        )
+        for decoder, encoder in ((1.0, None), (0.3, None), (0.3, 1.0), (0.1, None), (0.1, 1.0), (0.1, 0.5))
+    },
+    "rate": {f"{rate:g}": (f"optimizer.learning_rate={rate}",) for rate in (1e-3, 3e-3, 6e-3)},
+    "AuxK": {f"{weight:g}": (f"dictionary.objective.terms.auxk.weight={weight}",) for weight in (0, 1 / 32, 1)},
+    "anneal": {
+        f"{start} over {over}": (
+            f"dictionary.sparsity.k_schedule.start={start}",
+            f"dictionary.sparsity.k_schedule.over={over}",
+        )
+        for start, over in ((1, 0.1), (5, 0.1), (5, 0.5))
+    },
+    "k": {f"{k}": (f"dictionary.sparsity.k={k}",) for k in (8, 12, 16)},
+}
 
 
 def options() -> list[str]:
@@ -230,26 +251,13 @@ def at_equal_l0(kept: Kept, option: str, l0: float, *, tokens: int, latents: int
     return None
 
 
-def searched(option: str) -> dict[str, Words]:
-    """The settings that are searched: start x learning rate x AuxK x annealing of k."""
-    axes: list[dict[str, Words]] = [
-        {"shared": ("dictionary.shared_start=true",), "own": ("dictionary.shared_start=false",)},
-        {f"{rate:g}": (f"optimizer.learning_rate={rate}",) for rate in (1e-3, 3e-3, 6e-3)},
-        {f"AuxK {w:g}": (f"dictionary.objective.terms.auxk.weight={w}",) for w in (0, 1 / 32)},
-        {
-            f"anneal {over}": (
-                f"dictionary.sparsity.k_schedule={{_target_: tunediff.schedules.Anneal, start: 5, over: {over}}}",
-            )
-            for over in (0.1, 0.5)
-        },
-    ]
-    return {
-        f"{option}: {', '.join(names)}": (f"dictionary={option}", *itertools.chain.from_iterable(words))
-        for names, words in (
-            ([name for name, _ in place], [words for _, words in place])
-            for place in itertools.product(*(axis.items() for axis in axes))
-        )
-    }
+def searched(option: str, axes: Sequence[str]) -> dict[str, Words]:
+    """Every combination of the values of these axes, beside what the option ships."""
+    made = {}
+    for place in itertools.product(*(AXES[axis].items() for axis in axes)):
+        name = f"{option}: {', '.join(f'{axis} {value}' for axis, (value, _) in zip(axes, place, strict=True))}"
+        made[name] = (f"dictionary={option}", *itertools.chain.from_iterable(words for _, words in place))
+    return made
 
 
 def cell(values: Sequence[float | None], most: float = math.inf) -> str:
@@ -294,7 +302,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--options", nargs="*", default=options())
     parser.add_argument("--equal", type=float, nargs="?", const=12.0, help="compare at this L0")
-    parser.add_argument("--search", action="store_true", help="settings of the first of --options")
+    parser.add_argument(
+        "--search", nargs="+", choices=AXES, help="axes of a search over settings of the first of --options"
+    )
     asked = parser.parse_args()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -306,7 +316,7 @@ def main() -> None:
     for tokens in asked.tokens:
         settings = {"tokens": tokens, "latents": asked.latents}
         if asked.search:
-            wanted = searched(asked.options[0])
+            wanted = searched(asked.options[0], asked.search)
         elif asked.equal:
             found = {option: at_equal_l0(kept, option, asked.equal, **settings) for option in asked.options}
             wanted = {f"{option}, L0 {asked.equal:g}": words for option, words in found.items() if words is not None}
