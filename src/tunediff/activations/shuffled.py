@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff import randomness
+from tunediff import processes, randomness
+from tunediff.activations.controls import View
 from tunediff.activations.live import ActivationError, ActivationSource
 from tunediff.shapes import Rows, Stream
 
@@ -22,11 +23,13 @@ class Reader(NamedTuple):
 
     admits    [token, width] -> mask [token]; rows outside it (attention sinks) never reach this reader
     moments   true: the moments of each token's sequence come with the values
+    view      what is read in place of the rows of a batch, such as those of a control
     """
 
     streams: Sequence[Stream]
     admits: Callable[[Tensor], Tensor] | None = None
     moments: bool = False
+    view: View | None = None
 
 
 def select(rows: Rows, given: Sequence[Stream], wanted: Sequence[Stream], *, moments: bool) -> Rows:
@@ -53,7 +56,7 @@ class Drawn:
     """One batch, as the places of its rows in the buffer; `of(reader)` gathers the rows of a reader."""
 
     def __init__(self, stream: ShuffledRows, places: Tensor):
-        self.stream, self.places = stream, places
+        self.stream, self.places, self.step = stream, places, stream.next_step
         self._gathered: dict[Stream, Tensor] = {}
 
     def __len__(self) -> int:
@@ -81,7 +84,10 @@ class Drawn:
         if not kept.all():
             index = kept.nonzero()[:, 0].to(values.device)
             values, moments = values[index], None if moments is None else moments[index]
-        return Rows(values, moments)
+        rows = Rows(values, moments)
+        if asked.view is None:
+            return rows
+        return asked.view(rows, randomness.generator(stream.seed, "view of a batch", self.step, processes.rank()))
 
     def _column(self, one: Stream, here: Tensor) -> Tensor:
         if one not in self._gathered:
@@ -121,6 +127,7 @@ class ShuffledRows:
         check_buffer(capacity, batch)
         self.source, self.readers, self.device = source, list(readers), device
         self.batch, self.capacity, self.steps = batch, capacity, steps
+        self.seed = seed
         self.generator = randomness.generator(seed, "order of rows")
         self.columns: dict[Stream, Tensor] = {}
         self.moments: Tensor | None = None

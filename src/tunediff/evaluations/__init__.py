@@ -4,7 +4,7 @@ from tunediff.evaluations.behaviour.benchmark import Benchmark
 from tunediff.evaluations.behaviour.intervention import Intervention
 from tunediff.evaluations.behaviour.recovery import Recovery
 from tunediff.evaluations.behaviour.steering_sweep import SteeringSweep
-from tunediff.evaluations.given import KEPT, Evaluation, Given, Needs, Reading, Trained, Work, declared
+from tunediff.evaluations.given import KEPT, TWIN, Evaluation, Given, Needs, Reading, Trained, Work, declared
 from tunediff.evaluations.judging.autointerp import Autointerp
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.delphi_cache import LatentCache
@@ -26,6 +26,7 @@ from tunediff.evaluations.reading.logit_effect import LogitEffect
 from tunediff.evaluations.reading.planted_truth import score
 from tunediff.evaluations.reading.probing import Probing
 from tunediff.evaluations.reading.segments import Segments
+from tunediff.evaluations.reading.twin import Twin
 from tunediff.evaluations.transcoders.attribution_graphs import AttributionGraphs
 from tunediff.evaluations.transcoders.latent_sets import LatentSets
 from tunediff.evaluations.transcoders.recovery import AdapterRecovery

@@ -22,13 +22,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.activations import harvest
+from tunediff import randomness
+from tunediff.activations import CONTROLS, View, control_view, harvest
 from tunediff.dictionary import Dictionary, Polarities, ReconstructingDictionary, TranscoderAdapter
 from tunediff.models import LOGITS_MB, ModelPair
 from tunediff.shapes import BLOCK, SEGMENTS, TEMPLATE, Figure, Finding, Note, Refused, Rows, Table
 from tunediff.text import Batch, Text, padded_groups
 from tunediff.text.batches import collate
 
+TWIN = "twin"  # the companion from another seed
 ALL = "all"  # in place of a segment
 APART = 64  # documents at most whose template is measured
 KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
@@ -197,9 +199,23 @@ class Given:
 
 @dataclass(frozen=True)
 class Trained(Given):
-    """A pair with its text and the dictionary that was trained on it."""
+    """A pair with its text and the dictionary that was trained on it.
+
+    companions   dictionaries that were trained beside it, by name: twin, and those of the controls (activations/controls.py)
+    view         what is read in place of the activations of a batch, such as a control's
+    """
 
     dictionary: Dictionary = field(kw_only=True)
+    companions: Mapping[str, ReconstructingDictionary] = field(default_factory=dict)
+    view: View | None = None
+
+    def beside(self, name: str) -> Trained:
+        """The same pair and text as a companion reads them: the twin as they are, the dictionary of a control as that control."""
+        dictionary = self.companions[name]
+        view = control_view(name, dictionary.streams) if name in CONTROLS else None
+        made = dataclasses.replace(self, dictionary=dictionary, companions={}, view=view, batches_given=self.held_out)
+        made.__dict__["_kept"] = self._kept  # the models run once for all
+        return made
 
     @functools.cached_property
     def template(self) -> Trained:
@@ -279,7 +295,9 @@ class Trained(Given):
     def activations(self, title: str) -> Iterator[tuple[Batch, Rows, Tensor]]:
         """Every held-out batch with its activations and the tokens that are admitted, as in Reading, without latents."""
         with tqdm(total=self.tokens, unit="tok", unit_scale=True, desc=title, leave=False, delay=2) as bar:
-            for batch, rows in self._harvested():
+            for n, (batch, rows) in enumerate(self._harvested()):
+                if self.view is not None:
+                    rows = self.view(rows, randomness.generator(0, "view of held-out rows", n))
                 yield batch, rows, self.dictionary.normalisation.admits(rows.values)
                 bar.update(len(batch.token))
 

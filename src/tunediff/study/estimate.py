@@ -18,6 +18,7 @@ from tunediff.evaluations import KEPT
 from tunediff.models import ModelPair
 from tunediff.settings import build
 from tunediff.shapes import BASE, ROLES, TUNED
+from tunediff.study.companions import names_of
 from tunediff.study.described import spelled
 from tunediff.study.devices import Device, device_named
 from tunediff.study.parts import agreed_upon, inside, learns
@@ -85,12 +86,12 @@ def cost_of(runs: Sequence[Run], pair: ModelPair, device: Device | None) -> Cost
     for run in runs:
         latents = latents_of(run.cfg.dictionary.latents, run.streams)
         mine = sum(stream.width for stream in run.streams)
-        parameters = 2 * latents * mine
+        parameters = 2 * latents * mine * (1 + len(names_of(run.cfg, run.streams)))  # with its companions
         learning += 4 * (4 * parameters + 8 * cfg.optimizer.batch * latents)  # with gradient and both moments of Adam
         measuring += 4 * parameters
         disk += 4 * parameters * (1 + 2 * 3)
         products = 1 if goes_sparse(run.cfg, latents, device) else 5
-        training[learned_in(cfg, device)] += 2 * products * run.cfg.budget.tokens * latents * mine
+        training[learned_in(cfg, device)] += products * run.cfg.budget.tokens * parameters
     return Cost(models + max(learning, measuring), disk, training, evaluated, read)
 
 

@@ -30,6 +30,7 @@ from tunediff.models import LOGITS_MB, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import build, check
 from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
+from tunediff.study.companions import read_companions
 from tunediff.study.described import about
 from tunediff.study.parts import (
     build_dictionary,
@@ -76,6 +77,11 @@ class Loaded:
         made = build_dictionary(self.cfg.dictionary, self.streams)
         made.load_state_dict(safetensors.torch.load_file(self._weights))
         return made.eval().requires_grad_(False)
+
+    @functools.cached_property
+    def companions(self) -> dict[str, Dictionary]:
+        """The dictionaries that were trained beside it, by name: twin, and those of the controls."""
+        return read_companions(self.folder, self.cfg, self.streams)
 
     @property
     def findings(self) -> dict[str, Finding]:
@@ -172,8 +178,9 @@ class Loaded:
         if not self.pair.models or self.pair.device(TUNED) != torch.device(device):
             self.pair.load(device)
         dictionary = None if self.dictionary is None else self.dictionary.to(device)
-        budget = self.cfg.budget.evaluation_tokens
-        return given_of(self.pair, self.text, dictionary, tokens or budget, self.folder, logits_mb=logits_mb)
+        beside = {name: one.to(device) for name, one in self.companions.items()}
+        budget = tokens or self.cfg.budget.evaluation_tokens
+        return given_of(self.pair, self.text, dictionary, budget, self.folder, logits_mb=logits_mb, companions=beside)
 
 
 REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()

@@ -300,7 +300,14 @@ def build_adapter(cfg: DictConfig, streams: list[Stream], weights: bool) -> Tran
 
 
 def given_of(
-    pair: ModelPair, text: Text, dictionary: Dictionary | None, tokens: int, folder: Path, *, logits_mb: float
+    pair: ModelPair,
+    text: Text,
+    dictionary: Dictionary | None,
+    tokens: int,
+    folder: Path,
+    *,
+    logits_mb: float,
+    companions: Mapping[str, Any] | None = None,
 ) -> Given:
     """The pair and text that evaluations are given, Trained where there is a dictionary. A transcoder adapter joins the loaded
     pair as models of its own."""
@@ -308,7 +315,8 @@ def given_of(
         return Given(pair, text, tokens, folder=folder, logits_mb=logits_mb)
     if isinstance(dictionary, TranscoderAdapter):
         pair.stand_beside(dictionary)
-    return Trained(pair, text, tokens, folder=folder, logits_mb=logits_mb, dictionary=dictionary)
+    beside = dict(companions or {})
+    return Trained(pair, text, tokens, folder=folder, logits_mb=logits_mb, dictionary=dictionary, companions=beside)
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

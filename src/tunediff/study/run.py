@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from tunediff import folders
+from tunediff import folders, randomness
 from tunediff.activations import ActivationSource, select
 from tunediff.dictionary import TranscoderAdapter, save_dictionary
 from tunediff.evaluations import Evaluation, Given, declared
@@ -25,6 +25,7 @@ from tunediff.report import line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
+from tunediff.study.companions import build_companions, names_of, settings_of
 from tunediff.study.described import about, curves_of, open_loggers
 from tunediff.study.parts import (
     build_learner,
@@ -50,6 +51,7 @@ class Run:
         self.cfg, self.folder = cfg, folder
         self.identity = identity(cfg)
         self.learner: Learner | TranscoderLearner | None = None
+        self.companions: dict[str, Learner] = {}
         self.length: Length | None = None
         self.loggers: list[Any] = []
         self.error: Exception | None = None
@@ -79,6 +81,9 @@ class Run:
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
         if learns(cfg):
             self.learner, self.length = build_learner(cfg, self.streams, weights=weights)
+        names_of(cfg, self.streams)
+        if weights:
+            self.companions = build_companions(cfg, self.streams, self.identity)
 
     @property
     def steps(self) -> int | None:
@@ -94,15 +99,23 @@ class Run:
         history = [] if self.learner is None else self.learner.history
         open_loggers(self.loggers, self.cfg, history, self.described["study"])
 
+    @property
+    def learners(self) -> list[Learner]:
+        """The dictionary that learns from activations, if there is one, and its companions."""
+        return [self.learner, *self.companions.values()] if isinstance(self.learner, Learner) else []
+
     def fit(self, rows: Rows, source: ActivationSource) -> None:
-        """Fits the dictionary's statistics on its own streams, from a sample of all."""
+        """Fits the dictionaries' statistics on their own streams, from a sample of all."""
         for stream in self.streams:
             if stream in source.broken:
                 raise Refused(source.broken[stream])
-        assert isinstance(self.learner, Learner)
-        mine = select(rows, source.streams, self.streams, moments=self.learner.reader().moments)
-        moments = None if mine.moments is None else mine.moments.cpu()
-        self.learner.dictionary.fit(Rows(mine.values.cpu(), moments))
+        for learner in self.learners:
+            mine = select(rows, source.streams, self.streams, moments=learner.reader().moments)
+            moments = None if mine.moments is None else mine.moments.cpu()
+            sample = Rows(mine.values.cpu(), moments)
+            if learner.view is not None:
+                sample = learner.view(sample, randomness.generator(0, "sample of a view"))
+            learner.dictionary.fit(sample)
 
     def finish(self, pair: ModelPair, text: Text, device: torch.device, known: Sequence[Finding | Note]) -> None:
         """Saves the dictionary, if one was trained; measures, writes the page. `known` is what is known of the pair already."""
@@ -122,7 +135,8 @@ class Run:
                 found.append(Table("training", curves_of(self.learner.history)))
         write_findings(self.folder, found, self.described, by="study")
         tokens, logits_mb = self.cfg.budget.evaluation_tokens, self.cfg.logits_mb
-        given = given_of(pair, text, dictionary, tokens, self.folder, logits_mb=logits_mb)
+        beside = self.keep_companions(device)
+        given = given_of(pair, text, dictionary, tokens, self.folder, logits_mb=logits_mb, companions=beside)
         findings = evaluate(self.evaluations, given, self.folder, self.described)
         for logger in self.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
@@ -133,6 +147,18 @@ class Run:
             left.unlink(missing_ok=True)
         self.value = findings.get(self.cfg.optimized_metric, {}).get("value")
         folders.say(self.folder, state=FINISHED, value=self.value)
+
+    def keep_companions(self, device: torch.device) -> dict[str, Any]:
+        """Saves the companions that learned to the end; returns them."""
+        kept = {}
+        for name, learner in self.companions.items():
+            if learner.error is not None:
+                log.warning("the companion %s stopped learning: %s", name, learner.error)
+                continue
+            kept[name] = learner.dictionary.to(device).eval().requires_grad_(False)
+            settings = plain(settings_of(self.cfg, name).dictionary)
+            save_dictionary(kept[name], self.folder / "companions" / name, settings)
+        return kept
 
     @contextlib.contextmanager
     def on_its_own(self) -> Iterator[None]:

@@ -136,6 +136,7 @@ def learn(
     else:
         state = load_checkpoint(saved)
     learners, loggers = learners_of(runs), {run.identity: run.loggers for run in runs}
+    names = [learner.name for learner in learners]
     length = runs[0].length
     assert length is not None, "the runs were built with a dictionary"
     module = DictionaryTraining(learners, length=length, state=state, loggers=loggers)
@@ -149,12 +150,12 @@ def learn(
         device=device,
     )
     if saved is not None:
-        stream.load_state_dict(*load_position(saved, [run.identity for run in runs], rank=rank, world=world))
+        stream.load_state_dict(*load_position(saved, names, rank=rank, world=world))
     for run in runs:
         run.open_loggers()
     saving, tokens = Checkpoints(checkpoints, seconds=cfg.checkpoint_every, stream=stream), module.steps * stream.batch
     fit(trainer, module, saving, tokens=tokens, beat=functools.partial(tell, runs), rows=stream)
-    return runs, {run.identity: stream.left_out(n) for n, run in enumerate(runs)}
+    return runs, {run.identity: stream.left_out(names.index(run.identity)) for run in runs}
 
 
 def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path, *, resume_from: Path | None) -> None:
@@ -194,8 +195,8 @@ def going(runs: Sequence[Run]) -> list[Run]:
 
 
 def learners_of(runs: Sequence[Run]) -> list[Learner]:
-    """The learners of the runs that train a dictionary on activations."""
-    return [run.learner for run in runs if isinstance(run.learner, Learner)]
+    """The learners of the runs that train a dictionary on activations, those of their companions among them."""
+    return [learner for run in runs for learner in run.learners]
 
 
 def shared_of(agreed: Agreed) -> Finding:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunediff.activations import Reader, WholeSequences
+from tunediff.activations import Reader, View, WholeSequences
 from tunediff.dictionary import LearningDictionary, TranscoderAdapter
 from tunediff.hookpoints import decoder_layers
 from tunediff.models import ModelPair, replaceable
@@ -58,6 +58,7 @@ class Learner(AnyLearner):
     """One of the dictionaries that learn from a stream.
 
     compile   backend of torch.compile for the loss; null: none
+    view      what it reads in place of the rows of its streams
     dead      indices of the dead latents at the last look
     """
 
@@ -65,6 +66,7 @@ class Learner(AnyLearner):
     objective: Objective
     resampling: Resampling | None = None
     compile: str | None = None
+    view: View | None = None
     dead: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
     def __post_init__(self) -> None:
@@ -104,7 +106,7 @@ class Learner(AnyLearner):
     def reader(self) -> Reader:
         """Its request to a stream of activations."""
         normalisation = self.dictionary.normalisation
-        return Reader(self.dictionary.streams, normalisation.admits, normalisation.needs_moments)
+        return Reader(self.dictionary.streams, normalisation.admits, normalisation.needs_moments, self.view)
 
 
 @dataclass

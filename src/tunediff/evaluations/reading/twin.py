@@ -1,0 +1,140 @@
+"""A twin, the same dictionary from another seed on the same batches: which latents does it find too?
+
+correlation   of a latent's activations with those of the twin's latent that follows it best, over held-out tokens. It does
+              not care how a concept's norm is split between the models, as cosines of decoder rows do
+matched       a correlation of at least 0.7
+by chance     the same against the twin's activations of other tokens, as many and as sparse
+pw_mcc        mean |cosine| of decoder rows over the best one-to-one pairs (arXiv 2505.20254, PW-MCC), beside that of random
+              rows: of so few or so wide rows some are near by chance
+confirmed     of the latents that are called one model's own, those whose match the twin calls so too
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from tunediff import randomness
+from tunediff.evaluations.given import TWIN, Needs, Trained
+from tunediff.evaluations.latents.statistics import relative_decoder_norm
+from tunediff.measures.paired import wilson
+from tunediff.shapes import BASE, BLOCK, TUNED, Finding, Note, Table
+
+LARGEST = 8192  # latents up to which all are matched; of more, those that are called exclusive
+
+
+@dataclass(kw_only=True)
+class Twin:
+    """near        correlation from which two latents are a match
+    exclusive   relative decoder norm that calls a latent one model's own, as in geometry
+    """
+
+    needs = Needs.RECONSTRUCTION
+
+    near: float = 0.7
+    exclusive: float = 0.1
+
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+        if TWIN not in trained.companions:
+            yield Note("twin was not measured: no twin was trained beside this dictionary (budget.companions=[twin]).")
+            return
+        other, count = trained.beside(TWIN), trained.dictionary.latents
+        kinds, kinds_of_twin = self.kinds(trained), self.kinds(other)
+        numbers = torch.arange(count)
+        if count > LARGEST:
+            numbers = torch.cat([kinds[kind] for kind in ("base_only", "tuned_only") if kind in kinds]).nonzero()[:, 0]
+        found, chance = correlations(trained, other, numbers)
+        best = torch.full((count,), torch.nan)
+        match = torch.full((count,), -1)
+        best[numbers], match[numbers] = found.max(-1)
+        by_chance = torch.full((count,), torch.nan)
+        by_chance[numbers] = chance.amax(-1)
+        matched = best >= self.near
+        confirmed: list[bool | None] = [None] * count
+        for kind, here in kinds.items():
+            here = here & ~best.isnan()
+            of = f"of {int(here.sum())} alive latents" + (
+                "" if kind == "all" else f" that are {kind.replace('_', '-')}"
+            )
+            yield share(
+                f"twin/matched/{kind}", matched[here], f"{of}, those that a dictionary from another seed has too"
+            )
+            if kind == "all":
+                said = f"{of}, those that have a match by chance: among its activations of other tokens"
+                yield share("twin/matched_by_chance", (by_chance >= self.near)[here], said)
+            if kind in ("base_only", "tuned_only"):
+                holds = matched & kinds_of_twin[kind][match.clamp(min=0)]
+                for latent in here.nonzero()[:, 0].tolist():
+                    confirmed[latent] = bool(holds[latent])
+                yield share(f"twin/confirmed/{kind}", holds[here], f"{of}, those whose match the twin calls so too")
+        if count <= LARGEST:
+            yield from pw_mcc(trained, other)
+        columns = {"twin": match.tolist(), "twin_correlation": best.tolist()}
+        known = {
+            name: [None if gone else value for value, gone in zip(values, best.isnan().tolist(), strict=True)]
+            for name, values in columns.items()
+        }
+        yield Table("latents", {"latent": list(range(count)), **known, "twin_confirmed": confirmed})
+
+    def kinds(self, trained: Trained) -> dict[str, Tensor]:
+        """Masks [latent] of the alive latents, and with two models of those that belong to one."""
+        alive = trained.statistics.alive
+        if set(trained.roles) != {BASE, TUNED}:
+            return {"all": alive}
+        relative = relative_decoder_norm(trained)
+        called = {"base_only": relative < self.exclusive, "tuned_only": relative > 1 - self.exclusive}
+        return {"all": alive} | {kind: alive & here for kind, here in called.items()}
+
+
+def share(name: str, flags: Tensor, meaning: str) -> Finding:
+    """The share of latents [n] with a flag, with Wilson's interval over latents; None of none."""
+    if not len(flags):
+        return Finding(name, None, meaning=meaning)
+    low, high = wilson(int(flags.sum()), len(flags))
+    return Finding(name, float(flags.float().mean()), low, high, meaning)
+
+
+def correlations(trained: Trained, other: Trained, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlations [n, latent of other] of the activations of the latents with the indices `numbers` [n], and those with the other's
+    activations of tokens half a block away. NaN of a latent that never fires."""
+    device = trained.dictionary.W_dec.device
+    sizes = (len(numbers), other.dictionary.latents)
+    products, shifted = (torch.zeros(sizes, dtype=torch.float64) for _ in range(2))
+    mine, theirs = (torch.zeros(2, size, dtype=torch.float64) for size in sizes)
+    tokens = 0
+    for one, two in zip(trained.readings("twin"), other.readings("twin"), strict=True):
+        for a, b in zip(one.latents.split(BLOCK), two.latents.split(BLOCK), strict=True):
+            a = a[:, numbers.to(device)]
+            products += (a.T @ b).cpu()
+            shifted += (a.T @ b.roll(len(b) // 2, 0)).cpu()
+            for sums, values in ((mine, a), (theirs, b)):
+                sums += torch.stack([values.sum(0), values.square().sum(0)]).cpu()
+            tokens += len(a)
+    deviations = [(sums[1] - sums[0].square() / tokens).clamp(min=0).sqrt() for sums in (mine, theirs)]
+    scale = deviations[0][:, None] * deviations[1]
+    expected = mine[0][:, None] * theirs[0] / tokens
+    first, second = (((one - expected) / scale).nan_to_num(-1.0, -1.0, -1.0).float() for one in (products, shifted))
+    return first, second
+
+
+def pw_mcc(trained: Trained, other: Trained) -> Iterator[Finding]:
+    """The pairwise dictionary mean correlation coefficient of the alive latents, and of random rows of their number."""
+    rows = [one.dictionary.W_dec.detach().float().cpu()[one.statistics.alive] for one in (trained, other)]
+    drawn = [
+        torch.randn(part.shape, generator=randomness.generator(0, "random rows beside a twin", n))
+        for n, part in enumerate(rows)
+    ]
+    for name, pair, of in (("pw_mcc", rows, "the two dictionaries"), ("pw_mcc_random", drawn, "random rows")):
+        a, b = (torch.nn.functional.normalize(part, dim=-1) for part in pair)
+        cosines = (a @ b.T).abs().numpy()
+        if not cosines.size:
+            return
+        chosen = linear_sum_assignment(cosines, maximize=True)
+        meaning = (
+            f"mean |cosine| of decoder rows over the best one-to-one pairs of {of} (PW-MCC), {len(a)} and {len(b)} rows"
+        )
+        yield Finding(f"twin/{name}", float(cosines[chosen].mean()), meaning=meaning)
