@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tunediff.benchmarks.choices import chosen, option
+from tunediff.benchmarks.notation import argument
 from tunediff.benchmarks.sentences import sentences, settled
 from tunediff.text import LAYOUTS, Layout, thoughts
 
@@ -84,7 +85,7 @@ def boxes(text: str) -> str | None:
     found: list[tuple[int, int, str]] = []
     place = 0
     while opening := re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*").search(text, place):
-        content, place = _argument(text, opening.end())
+        content, place = argument(text, opening.end())
         if content is not None and (content := _unboxed(content).strip()):
             found.append((opening.start(), place, content))
         place = max(place, opening.end())
@@ -184,26 +185,9 @@ _JOINED = re.compile(
 )
 
 
-def _argument(text: str, place: int) -> tuple[str | None, int]:
-    """The argument of the command before `place`, and where it ends: balanced braces, or the next word."""
-    if not text.startswith("{", place):
-        word = re.compile(r"-?(?:\\[a-zA-Z]+|[\w.,/]*\w)").match(text, place)
-        return (word[0], word.end()) if word else (None, place)
-    depth, here = 0, place
-    while here < len(text):
-        if text[here] == "\\":
-            here += 2
-            continue
-        depth += (text[here] == "{") - (text[here] == "}")
-        here += 1
-        if depth == 0:
-            return text[place + 1 : here - 1], here
-    return None, place
-
-
 def _unboxed(text: str) -> str:
     while opening := re.search(r"\\(?:boxed|fbox|framebox)\s*(?=\{)", text):
-        content, end = _argument(text, opening.end())
+        content, end = argument(text, opening.end())
         if content is None:
             return text
         text = text[: opening.start()] + content + text[end:]

@@ -15,6 +15,7 @@ from tunediff.benchmarks import notation
 from tunediff.benchmarks.answers import truth
 from tunediff.benchmarks.choices import option
 from tunediff.benchmarks.notation import Number
+from tunediff.benchmarks.relations import named, of_one_unknown, region, residues, sides
 
 COMPARED = {
     "literal": "the same text, once both are spelled alike",
@@ -36,7 +37,8 @@ def compare(answer: str, gold: str, *, kind: str, tolerance: float | None, symbo
         return truth(answer) == truth(gold), "word"
     if kind == "choice":
         return option(answer) == option(gold), "word"
-    return _equal(notation.plain(answer), notation.plain(gold), tolerance, symbolic)
+    spelled = [notation.plain(notation.unitless(text)) for text in (answer, gold)]
+    return _equal(spelled[0], spelled[1], tolerance, symbolic)
 
 
 def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
@@ -46,23 +48,65 @@ def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) 
         return False, "unlike"
     if is_word(gold):
         return _same_word(answer, gold), "word"
+    if re.fullmatch("[A-J]", gold):
+        return bool(re.fullmatch(rf"\(?{gold}\)?|(?:\({gold}\)|{gold}[.:)]) (?!and\b|or\b).+", answer)), "word"
+    if labelled := re.fullmatch(r"\([A-J]\)\s*(.+)", answer):
+        return _equal(labelled[1], gold, tolerance, symbolic)
+    if r"\approx" in answer + gold:
+        exact = (sides(gold) or [""])[0]
+        return next((same for side in sides(answer) if (same := _equal(side, exact, tolerance, symbolic))[0]), (False, "unlike"))
+    if residues(answer) or residues(gold):
+        return _same_residues(answer, gold, tolerance, symbolic)
+    given, asked = region(answer), region(gold)
+    if given and asked and given.unknown and asked.unknown and given.unknown != asked.unknown:
+        return False, "unlike"
+    if given or asked:
+        answer, gold = given.intervals if given else answer, asked.intervals if asked else gold
+    return _same_value(answer, gold, tolerance, symbolic)
+
+
+def _same_value(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
+    if _squeezed(answer) == _squeezed(gold):
+        return True, "literal"
     answer, gold = _without_name(answer, gold)
+    shape, other = _shape(gold), _shape(answer)
     bare = re.sub(r"_\{[^{}]*\}", "", answer)  # the k = 1 of a sum makes no equation
-    if "=" in bare and "=" not in gold and re.search(r"[a-zA-Z]", re.sub(r"\\[a-z]+", "", bare.partition("=")[0])):
+    if "=" in bare and "=" not in gold and not other and re.search(r"[a-zA-Z]", re.sub(r"\\[a-z]+", "", bare.partition("=")[0])):
         if bare.count("=") == 1:
             return False, "unlike"  # an equation in its variables, where its right side alone is asked for
         answer = answer.rpartition("=")[2].strip()
+        other = _shape(answer)
     expected, given = notation.number(gold, letters=False), notation.number(answer)
     if expected and not given and (inner := notation.brackets(answer)) and inner.opening == "(":
         given = notation.number(inner.inside)  # (1,234) where a number is asked for
     if expected and given:
         return _same_number(given, expected, tolerance)
-    shape, other = _shape(gold), _shape(answer)
     if shape or other:
         return _same_parts(other, shape, answer, gold, tolerance, symbolic)
-    if len(re.findall(r"(?<![\\\w])[A-Za-z]{3,}", _unknown_words(answer))) > 2:
+    words = _unknown_words(answer)
+    if len(re.findall(r"(?<![\\\w])[A-Za-z]{3,}", words)) > 2 or re.search(r"\d [a-z]{2,} \d", words):
         return False, "unlike"
     return symbolic(_without_unit(answer), _without_unit(gold), tolerance), "symbolic"
+
+
+def _same_residues(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
+    """2 (mod 5) answers 2, and 7 (mod 5) too where the classes are asked for; 2 alone is no class."""
+    given, asked = residues(answer), residues(gold)
+    if given and asked:
+        if given.modulus != asked.modulus:
+            return False, "unlike"
+        if given.modulus.isdigit() and int(given.modulus):
+            classes = [
+                [_class(part, int(one.modulus)) for part in notation.parts(one.classes)] for one in (given, asked)
+            ]
+            return None not in classes[0] and sorted(classes[0], key=str) == sorted(classes[1], key=str), "number"
+        return _equal(given.classes, asked.classes, tolerance, symbolic)
+    return _equal(given.classes, gold, tolerance, symbolic) if given else (False, "unlike")
+
+
+def _class(text: str, modulus: int) -> Fraction | None:
+    number = notation.number(text)
+    return number.value % modulus if number else None
 
 
 # -- numbers
@@ -136,7 +180,7 @@ def _shape(text: str) -> tuple[str, list[str]] | None:
             return SET, _both_signs(inside)
         if len(inside) > 1:
             return held.opening + held.closing, inside
-    listed = _both_signs(notation.parts(text))
+    listed = _both_signs(of_one_unknown(notation.parts(text)))
     return (LISTED, listed) if len(listed) > 1 else None
 
 
@@ -217,20 +261,16 @@ def _without_unit(text: str) -> str:
     return text if not found or found[2].split()[0] in notation.FUNCTIONS else found[1]
 
 
-_NAMED = re.compile(
-    r"([A-Za-z]\w*'?(?:_\{?\w+(?: ?\w+)*\}?)?(?:\^\{-1\})?\s*(?:\(([a-z])\))?|\\[a-z]+(?:\s*[A-Z_{}\d]+)*)\s*(?:=|\\in(?![a-z]))\s*(.+)"
-)
-
-
 def _without_name(answer: str, gold: str) -> tuple[str, str]:
-    """`x = 5` and `5` are one answer, and so are `f(x) = x` and `f(n) = n`; `x = 5` and `y = 5` are two."""
-    if "\\equiv" in answer and "\\equiv" not in gold:
-        answer = re.sub(r"\\pmod\s*\{[^{}]*\}|\\mod\b.*", "", answer.rpartition("\\equiv")[2]).strip()
-    given, asked = (
-        _NAMED.fullmatch(text) if len(re.findall(r"=|\\in(?![a-z])", text)) == 1 else None for text in (answer, gold)
-    )
+    """`x = 5` and `5` are one answer, and so are `f(x) = x` and `f(n) = n`; `x = 5` and `y = 5` are two, and the line
+    `y = 2x` may be given as `2x - y = 0`."""
+    given, asked = named(answer), named(gold)
     if given and asked:
-        if given[2] and asked[2] and given[1][0] == asked[1][0]:
-            return re.sub(rf"(?<![A-Za-z\\]){given[2]}(?![A-Za-z])", asked[2], given[3]), asked[3]
-        return (given[3], asked[3]) if _squeezed(given[1]) == _squeezed(asked[1]) else (answer, gold)
-    return (given[3] if given else answer), (asked[3] if asked else gold)
+        if given.variable and asked.variable and given.name[0] == asked.name[0]:
+            own = rf"(?<![A-Za-z\\]){given.variable}(?![A-Za-z])"
+            return re.sub(own, asked.variable, given.value), asked.value
+        return (given.value, asked.value) if _squeezed(given.name) == _squeezed(asked.name) else (answer, gold)
+    return (
+        given.value if given and "=" not in gold else answer,
+        asked.value if asked and "=" not in answer else gold,
+    )
