@@ -103,7 +103,7 @@ OUTPUTS = {
     "the last box": (r"First \boxed{1}, no: \boxed{2}. So 3.", "2", "boxed"),
     "braces in a box": (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}", "boxed"),
     "printed braces in a box": (r"\boxed{\{1,2\}}", r"\{1,2\}", "boxed"),
-    "an incomplete box is none": (r"\boxed{7} and then \boxed{\frac{1}{", "7", "boxed"),
+    "an incomplete box": (r"\boxed{7} and then \boxed{\frac{1}{", None, "unfinished"),
     "a box in a box": (r"\boxed{x = \boxed{5}}", "x = 5", "boxed"),
     "an fbox": (r"\fbox{9}", "9", "boxed"),
     "a box without braces": (r"so \boxed 5.", "5", "boxed"),

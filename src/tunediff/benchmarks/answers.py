@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tunediff.benchmarks.choices import chosen, option
+from tunediff.benchmarks.languages import in_english
 from tunediff.benchmarks.notation import argument
 from tunediff.benchmarks.sentences import sentences, settled
 from tunediff.text import LAYOUTS, Layout, thoughts
@@ -58,6 +59,8 @@ def read(
     finished = finished or ended
     thinking, said = _after_thinking(output, opened, layouts)
     text = functools.partial(chosen, choices=choices) if choices else _READERS[kind]
+    if _cut_in_box(thinking if said is None else said):
+        return Answer(None, "unfinished")
     if said is None:
         boxed = boxes(_before_invention(thinking, after=r"\\boxed")[0]) if finished else None
         answer = text(boxed) if boxed else None
@@ -67,9 +70,10 @@ def read(
     said, went_on = _before_invention(said, after=r"\d|\\boxed" if kind == "math" else r"\S")
     finished = finished or went_on
     said, printed = _without_programs(said)
+    said, boxed = in_english(said, kind), boxes(said)
     for rule, found in (
-        ("boxed", boxes(said)),
-        ("stated", _stated(said, kind, text)),
+        ("boxed", boxed),
+        ("stated", kind == "choice" and _corrected(said, text) or _stated(said, kind, text)),
         ("boxed_in_thinking", boxes(thinking)),
         ("program_output", printed),
     ):
@@ -185,6 +189,15 @@ _JOINED = re.compile(
 )
 
 
+def _cut_in_box(text: str) -> bool:
+    """True where the text breaks off inside a box, in the line that opens it."""
+    *_, opening = [None, *re.finditer(r"\\(?:boxed|fbox)\s*(?=\{|$)", text)]
+    if opening is None:
+        return False
+    content, _ = argument(text, opening.end())
+    return content is None and "\n" not in text[opening.end() :].strip()
+
+
 def _unboxed(text: str) -> str:
     while opening := re.search(r"\\(?:boxed|fbox|framebox)\s*(?=\{)", text):
         content, end = argument(text, opening.end())
@@ -198,10 +211,27 @@ def _unboxed(text: str) -> str:
 
 
 _STATED = re.compile(
-    r"(?i)(?:####\s*(?P<marked>[^\n]+)|\banswers?\b[^.\n:=]{0,60}?(?:\s(?:is|are|was|would be|should be|must be)\b(?!\s+(?:not|in)\b)|\s*[:=])"
+    r"(?i)(?:####\s*(?P<marked>[^\n]+)|\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b[^.\n:=]{0,60}?(?:\s(?:is|are|was|would be|should be|must be)\b(?!\s+(?:not|in)\b)|\s*[:=])"
     r"[\s:*]*(?P<rest>[^\n]+))"
 )
 _TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b")
+
+
+# Wait, no: D.   Actually it should be (D).
+_CORRECTION = re.compile(
+    r"(?:\b(?i:wait|hold on|actually|correction|sorry|no)\b|\b(?i:should be|must be)(?=\s)|等等|不对)[^\n]{0,80}?(?:\b(?i:is|be|was)|[:,])\s+"
+    r"(?P<rest>\(?\**[A-J]\b(?!['’])[^\n]*|[^\n]{0,40}(?i:option|choice)\s[^\n]*)"
+)
+
+
+def _corrected(text: str, reader: Reader) -> str | None:
+    """The choice that the text names when it takes back an earlier one, unless it states another after that."""
+    *_, found = [None, *_CORRECTION.finditer(text)]
+    stated = [each.start() for each in _STATED.finditer(text)]
+    if found is None or (stated and stated[-1] > found.start()):
+        return None
+    rest = sentences(found["rest"])[:1]
+    return rest[0] if rest and option(rest[0]) and reader(rest[0]) else None
 
 
 def _stated(text: str, kind: str, reader: Reader) -> str | None:

@@ -12,6 +12,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from tunediff.benchmarks.languages import FOREIGN
+
 LONGEST = 2000  # characters of an answer; beyond it nothing is taken apart
 LARGEST_EXPONENT = 1000  # of ten; beyond it a number is left to the symbolic comparison, which has a time limit
 
@@ -19,6 +21,7 @@ FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln 
 # One letter after a number is a unit only if it is one of these; 2n and 3x are products.
 UNIT_LETTERS = "mgshLJNKCVWA"
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SCALES |= {"万": 4, "亿": 8, "만": 4, "억": 8}
 # Words after a formula that say more than its unit.
 NO_UNITS = set(
     "and or to x base if when where for is are was not mod even odd than percent cent am pm a.m p.m only iff".split()
@@ -62,7 +65,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\\degree(?![a-z])|\^\s*\{?\s*\\circ\s*\}?|°|\bdegrees?\b", "", text)
     text = re.sub(r"\\(?:geqslant|geq)(?![a-z])", r"\\ge", re.sub(r"\\(?:leqslant|leq)(?![a-z])", r"\\le", text))
     text = _from_python(text)
-    text = _SCALED.sub(lambda found: _written_out(found[1], SCALES[found[2].lower()]), text)
+    text = _SCALED.sub(_written_out, text)
     text = _REPEATING.sub(_repeated, re.sub(r"(?<=\d)\s*(?:\.{3}|…)", r"\\dots", text))
     text = re.sub(r"\s+", " ", text).strip().rstrip(".;,:").strip()
     return text[1:-1].strip() if text[:1] == "{" and argument(text, 0)[1] == len(text) else text
@@ -87,6 +90,7 @@ def argument(text: str, place: int) -> tuple[str | None, int]:
 
 def unitless(text: str) -> str:
     """LaTeX without the unit behind it: `13\\sqrt3\\text{ m}^2` -> `13\\sqrt3`. A letter that is not set as text is none."""
+    text = re.sub(rf"(?<=[\d)}}$])\s*(?:\\text\s*\{{)?\s*{FOREIGN.pattern}+\s*\}}?$", "", _SCALED.sub(_written_out, text))
     found = _UNIT.fullmatch(text.strip(" $.")) if len(text) <= LONGEST else None
     if not found or re.search(rf"\\(?:{'|'.join(set(FUNCTIONS) - {'pi'})}|cdot|times|cup|in|pm)$|[_^]$", found["body"].rstrip()):
         return text
@@ -159,7 +163,7 @@ _UNIT = re.compile(
     rf"(?P<body>.*?[^\s\\,;:!~])(?:\s|\\[,;:! ]|~)*(?P<unit>(?:{_TEXT}[A-Za-z\s./^²³\d-]*\}}(?:\s|\^\{{?-?\d\}}?|\\[,;:! ]|\\cdot|/)*)+)",
     re.DOTALL,
 )
-_SCALED = re.compile(rf"(?i)(?<![\w.])(\d[\d,]*(?:\.\d+)?)\s*({'|'.join(SCALES)})s?\b")
+_SCALED = re.compile(rf"(?i)(?<![\w.])(\d[\d,]*(?:\.\d+)?)\s*({'|'.join(SCALES)})s?(?![A-Za-z])")
 # 0.1\overline{6}, 0.\dot{3}, 0.\dot{1}4\dot{2}, 0.(3), 0.1666\dots
 _REPEATING = re.compile(
     r"(?<![\d.])(\d+)\.(\d*?)(?:\\(?:overline|bar|dot)\s*\{?(\d+)\}?(?!\d*\\dot)|\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?"
@@ -183,9 +187,9 @@ def _undressed(text: str) -> str:
     return text
 
 
-def _written_out(digits: str, zeros: int) -> str:
-    """`3.5` and 6 -> 3500000."""
-    value = Fraction(digits.replace(",", "")) * 10**zeros
+def _written_out(found: re.Match) -> str:
+    """`3.5 million` -> 3500000."""
+    value = Fraction(found[1].replace(",", "")) * 10 ** SCALES[found[2].lower()]
     return f"{value.numerator}" if value.denominator == 1 else f"{float(value)}"
 
 
