@@ -31,6 +31,7 @@ BOXED = {
         (r"\color{blue}{7}", "7", True), (r"{\color{blue}7}", "7", True), (r"\mathbf{7}", "7", True), (r"\boldsymbol{\frac{1}{2}}", "0.5", True),
         (r"\underline{\underline{7}}", "7", True), (r"\textbf{\underline{7}}", "7", True), (r"\large 7", "7", True), (r"\textcolor{red}{\frac{1}{2}}", r"\frac{1}{2}", True),
         (r"7\phantom{0}", "7", True), (r"\mathbf{(B)}", r"\text{(B)}", True), (r"\mathrm{even}", r"\text{even}", True), (r"\underline{\text{even}}", r"\text{even}", True),
+        (r"\Large{9}", "9", True), (r"\text{\bf 12}", "12", True),
         (r"\textcolor{red}{7}", "8", False), (r"\underline{7}", "77", False), (r"\bf 7", "17", False), (r"\hspace{1cm}7", "17", False), (r"7\hspace{1cm}1", "7", False),
     ],
     "regions as inequalities": [
@@ -39,7 +40,8 @@ BOXED = {
         (r"\{x \mid x>2\}", r"(2,\infty)", True), (r"-\frac{1}{2} < x \leq 3", r"\left(-\frac{1}{2},3\right]", True), (r"x \geqslant \sqrt{2}", r"[\sqrt{2},\infty)", True),
         (r"3 \le y", r"y \ge 3", True), (r"x<-2 \cup x>2", r"(-\infty,-2)\cup(2,\infty)", True), (r"0 < \theta < \pi", r"(0,\pi)", True), (r"x>5", r"(5,+\infty)", True),
         (r"x \in \mathbb{R}, x\neq 3", r"x \ne 3", True), (r"x \in (-\infty, 3) \cup (3, \infty)", r"x\neq 3", True),
-        ("2<x<5", "[2,5)", False), (r"2\le x\le5", "[2,5)", False), (r"x\ne3", "3", False), (r"x\ne3", "x=3", False), ("3", r"x\ne3", False), ("x<2 or x>5", "(2,5)", False),
+        (r"|x|<3", "(-3,3)", True), (r"|x| \ge 3", r"(-\infty,-3]\cup[3,\infty)", True), (r"\{x \in \mathbb{R} : x \ne \pm 2\}", r"(-\infty,-2)\cup(-2,2)\cup(2,\infty)", True),
+        (r"|x|<3", "[-3,3]", False), (r"|x|>3", "(-3,3)", False), ("2<x<5", "[2,5)", False), (r"2\le x\le5", "[2,5)", False), (r"x\ne3", "3", False), (r"x\ne3", "x=3", False), ("3", r"x\ne3", False), ("x<2 or x>5", "(2,5)", False),
         (r"x\ne3", r"x\ne4", False), (r"2\le x<6", "[2,5)", False), ("x>5", "5", False), (r"x \in \mathbb{R}\setminus\{3\}", r"x\ne 4", False), (r"x>2", r"(-\infty,2)", False),
         ("x>5", "y>5", False), (r"2\le x<5", "x=2", False), (r"x \ne 3", r"(3,\infty)", False),
     ],
@@ -71,7 +73,7 @@ BOXED = {
     ],
     "a choice and its text": [
         (r"\text{(C)}\ 12", r"\text{(C)}", True), ("C. 12", r"\text{(C)}", True), (r"\textbf{(C) }12", r"\text{(C)}", True), (r"\text{(C)}\ 12", "C", True), ("C. 12", "C", True),
-        (r"\textbf{(C)}\ \frac{1}{2}", "C", True), (r"\text{C}", "C", True), ("(C)", "C", True), (r"\textbf{(C)}\ 12", "12", True), (r"\textbf{(C)}\ \frac{1}{2}", r"\frac{1}{2}", True),
+        (r"\textbf{(C)}\ \frac{1}{2}", "C", True), (r"\text{C}", "C", True), (r"\text{Option C}", "C", True), ("(C)", "C", True), (r"\textbf{(C)}\ 12", "12", True), (r"\textbf{(C)}\ \frac{1}{2}", r"\frac{1}{2}", True),
         (r"\text{(D)}\ 12", r"\text{(C)}", False), ("D. 12", "C", False), ("C+12", "C", False), ("12C", "C", False), ("C^2", "C", False), (r"\textbf{(C)}\ 12", "13", False),
         (r"\text{(C)}\ 12", "D", False), ("(C) and (D)", "C", False),
     ],
@@ -131,7 +133,8 @@ CORRECTED = [
     ("B. Wait, no. The correct option is D.", "D"), ("The answer is B. Wait, that is wrong. The answer is D.", "D"), ("(B) is right. No, (D) is.", "D"), ("Answer: B\n\nActually, the answer is D.", "D"),
     ("B.\n\nHmm, I made a mistake. The correct choice is (D).", "D"), ("The answer is B. Hold on, it should be D.", "D"), ("**B**. Actually, let me reconsider: the correct answer is **D**.", "D"),
     ("The answer is B. Wait, no: D.", "D"), ("It is not B. The correct option is D.", "D"), ("The correct answer is D, not B.", "D"), ("D. The correct option is not B.", "D"), ("The answer is D. Option B is wrong, for it has no root.", "D"),
-    ("The answer is D. Options A, B and C are wrong.", "D"), ("D is correct. B would be correct if x were 2.", "D"),
+    ("The answer is D. Options A, B and C are wrong.", "D"), ("A, because the force is zero. On second thought, it is D.", "D"),
+    ("The answer is D. There is no change, so B decreases.", "D"), ("The answer is D. Actually, B decreases as A does.", "D"), ("The answer is D, no other is right.", "D"), ("D is correct. B would be correct if x were 2.", "D"),
 ]  # fmt: skip
 
 
@@ -147,7 +150,7 @@ TRANSLATED = [
     ("答案：C", "choice", "C", "B"), ("选项 B 是正确的。", "choice", "B", "A"), ("答案是（D）。", "choice", "D", "A"), ("答案：是", "boolean", "yes", "no"), ("不，这是错误的。", "boolean", "no", "yes"), ("是的。", "boolean", "yes", "no"), ("答案：否", "boolean", "no", "yes"),
     ("정답은 42입니다.", "math", "42", "4"), ("답: 42", "math", "42", "4"), ("따라서 답은 12개입니다.", "math", "12", "2"), ("최종 답은 $\\frac{1}{2}$ 입니다.", "math", "1/2", "2"), ("따라서 3개의 상자에 총 36개의 사과가 있습니다.", "math", "36", "3"),
     ("그러므로 그는 1,200원을 냅니다.", "math", "1200", "1"), ("정답: C", "choice", "C", "A"), ("정답은 B입니다.", "choice", "B", "A"), ("따라서 정답은 (D)입니다.", "choice", "D", "A"), ("네, 맞습니다.", "boolean", "yes", "no"), ("아니요.", "boolean", "no", "yes"),
-    ("따라서 x = 7이다.", "math", "7", "1"),
+    ("답은 9가 아니라 12입니다.", "math", "12", "9"), ("따라서 x = 7이다.", "math", "7", "1"),
 ]  # fmt: skip
 
 

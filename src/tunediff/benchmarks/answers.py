@@ -219,8 +219,8 @@ _TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\
 
 # Wait, no: D.   Actually it should be (D).
 _CORRECTION = re.compile(
-    r"(?:\b(?i:wait|hold on|actually|correction|sorry|no)\b|\b(?i:should be|must be)(?=\s)|等等|不对)[^\n]{0,80}?(?:\b(?i:is|be|was)|[:,])\s+"
-    r"(?P<rest>\(?\**[A-J]\b(?!['’])[^\n]*|[^\n]{0,40}(?i:option|choice)\s[^\n]*)"
+    r"(?:\b(?i:wait|hold on|actually|correction|sorry|on second thought|no(?=[,.:]))\b|\b(?i:should be|must be)(?=\s)|等等|不对)[^\n]{0,80}?(?:\b(?i:is|be|was)|[:,])\s+"
+    r"(?P<rest>\(?\**[A-J]\b(?=[\s)*]*(?:[.,;!:]|$|(?:is|because|since|not)\b))[^\n]*|[^\n]{0,40}(?i:option|choice)\s[^\n]*)"
 )
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tunediff.benchmarks.languages import FOREIGN
 
-LONGEST = 2000  # characters of an answer; beyond it nothing is taken apart
+LONGEST = 2000  # characters of an answer; a longer one is equal to the same text alone
 LARGEST_EXPONENT = 1000  # of ten; beyond it a number is left to the symbolic comparison, which has a time limit
 
 FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp sqrt pi det max min gcd lcm".split()
@@ -23,9 +23,13 @@ UNIT_LETTERS = "mgshLJNKCVWA"
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 SCALES |= {"万": 4, "亿": 8, "만": 4, "억": 8}
 # Words after a formula that say more than its unit.
-NO_UNITS = set(
-    "and or to x base if when where for is are was not mod even odd than percent cent am pm a.m p.m only iff".split()
-) | set(SCALES) | set(FUNCTIONS)
+NO_UNITS = (
+    set(
+        "and or to x base if when where for is are was not mod even odd than percent cent am pm a.m p.m only iff".split()
+    )
+    | set(SCALES)
+    | set(FUNCTIONS)
+)
 
 
 class Number(NamedTuple):
@@ -49,7 +53,7 @@ def plain(text: str) -> str:
     text = text.strip()
     for old, new in _CHARACTERS.items():
         text = text.replace(old, new)
-    text = _undressed(text)
+    text = _undressed(text) if len(text) <= LONGEST else text
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     text = re.sub(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\.?", "", text)
     text = re.sub(r"(?<=\d)(?:,\s*\\!\s*|\{,\})(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
@@ -90,9 +94,15 @@ def argument(text: str, place: int) -> tuple[str | None, int]:
 
 def unitless(text: str) -> str:
     """LaTeX without the unit behind it: `13\\sqrt3\\text{ m}^2` -> `13\\sqrt3`. A letter that is not set as text is none."""
-    text = re.sub(rf"(?<=[\d)}}$])\s*(?:\\text\s*\{{)?\s*{FOREIGN.pattern}+\s*\}}?$", "", _SCALED.sub(_written_out, text))
-    found = _UNIT.fullmatch(text.strip(" $.")) if len(text) <= LONGEST else None
-    if not found or re.search(rf"\\(?:{'|'.join(set(FUNCTIONS) - {'pi'})}|cdot|times|cup|in|pm)$|[_^]$", found["body"].rstrip()):
+    text = re.sub(
+        rf"(?<=[\d)}}$])\s*(?:\\text\s*\{{)?\s*{FOREIGN.pattern}+\s*\}}?$", "", _SCALED.sub(_written_out, text)
+    )
+    found = _UNIT.fullmatch(text.strip(" $."))
+    if not found or re.search(
+        rf"\\(?:{'|'.join(set(FUNCTIONS) - {'pi'})}|cdot|times|cup|in|pm)$|[_^]$", found["body"].rstrip()
+    ):
+        return text
+    if not re.search(r"\w|\\pi", re.sub(r"\\(?!pi\b)[A-Za-z]+", "", found["body"])):
         return text
     words = re.findall(r"[A-Za-z.]+", re.sub(r"\\[A-Za-z]+", " ", found["unit"]))
     return text if not words or any(word.lower().rstrip(".") in NO_UNITS for word in words) else found["body"]
@@ -142,15 +152,6 @@ def brackets(text: str) -> Brackets | None:
     return Brackets(found[1], found[2].strip(), found[3]) if depth == 0 else None
 
 
-def matrix(text: str) -> list[list[str]] | None:
-    """Rows of entries of a matrix that is the whole text."""
-    found = re.fullmatch(r"\\begin\{([pb]?)(?:matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1(?:matrix|array)\}", text)
-    if not found:
-        return None
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", found[2]) if row.strip()]
-    return [[entry.strip() for entry in row.split("&")] for row in rows]
-
-
 _CHARACTERS = {
     "\\$": "", "$": "", "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "∞": "\\infty ", "π": "\\pi ", "²": "^2", "³": "^3",
     "≤": "\\le ", "≥": "\\ge ", "±": "\\pm ", "∪": "\\cup ", "∈": "\\in ", "÷": "/", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}",
@@ -166,10 +167,12 @@ _UNIT = re.compile(
 _SCALED = re.compile(rf"(?i)(?<![\w.])(\d[\d,]*(?:\.\d+)?)\s*({'|'.join(SCALES)})s?(?![A-Za-z])")
 # 0.1\overline{6}, 0.\dot{3}, 0.\dot{1}4\dot{2}, 0.(3), 0.1666\dots
 _REPEATING = re.compile(
-    r"(?<![\d.])(\d+)\.(\d*?)(?:\\(?:overline|bar|dot)\s*\{?(\d+)\}?(?!\d*\\dot)|\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?"
-    r"|\((\d+)\)(?!\d)|(\d+?)\8+\\dots(?![A-Za-z]))"
+    r"(?<![\d.])(\d+)\.(\d{0,40}?)(?:\\(?:overline|bar|dot)\s*\{?(\d+)\}?(?!\d*\\dot)|\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?"
+    r"|\((\d+)\)(?!\d)|(\d{1,40}?)\8+\\dots(?![A-Za-z]))"
 )
-_DRESSING = re.compile(r"\\(?:textcolor\s*\{[^{}]*\}|underline|boldsymbol|bm|pmb|mathbf|textbf|mathit|bold|displaystyle)\s*(?=\{)")
+_DRESSING = re.compile(
+    r"\\(?:textcolor\s*\{[^{}]*\}|underline|boldsymbol|bm|pmb|mathbf|textbf|mathit|bold|displaystyle)\s*(?=\{)"
+)
 _DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SIGNED = rf"[-+]?{_DECIMAL}"
 _WORDED_BASES = {name: base for base, name in enumerate("two three four five six seven eight nine ten".split(), 2)}
@@ -177,8 +180,14 @@ _WORDED_BASES = {name: base for base, name in enumerate("two three four five six
 
 def _undressed(text: str) -> str:
     """Without colour, weight, underlining and space, which say nothing."""
-    text = re.sub(r"\\(?:[hv]space\*?|[hv]?phantom|color)\s*\{[^{}]*\}|\\(?:enspace|thinspace|hfill|nobreak)(?![A-Za-z])", " ", text)
-    text = re.sub(r"\\(?:bf|it|rm|sf|bfseries|normalsize|small|[Ll]arge|LARGE|[Hh]uge)(?![A-Za-z])\s*(?!\s*\{)", "", text)
+    text = re.sub(
+        r"\\(?:[hv]space\*?|[hv]?phantom|color)\s*\{[^{}]*\}|\\(?:enspace|thinspace|hfill|nobreak)(?![A-Za-z])",
+        " ",
+        text,
+    )
+    text = re.sub(
+        r"\\(?:bf|it|rm(?!\s*\{)|sf|bfseries|normalsize|small|[Ll]arge|LARGE|[Hh]uge)(?![A-Za-z])\s*", "", text
+    )
     while found := _DRESSING.search(text):
         content, end = argument(text, found.end())
         if content is None:

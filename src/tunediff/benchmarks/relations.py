@@ -32,11 +32,11 @@ class Residues(NamedTuple):
 
 def named(text: str) -> Named | None:
     """`x = 5`, `f(t) = t + 1`, `(x,y) = (2,3)` and `x \\in (3,4]`, but no equation of two sides."""
-    if len(text) > notation.LONGEST or len(re.findall(r"=|\\in(?![a-z])", text)) != 1:
+    if len(re.findall(r"=|\\in(?![a-z])", text)) != 1:
         return None
-    if turned := re.fullmatch(r"(.*[^\s].*)=\s*([a-z])", text):  # 2x + 1 = y
-        if not re.fullmatch(r"\s*[A-Za-z]\s*", turned[1]):
-            return Named(turned[2], None, turned[1].strip())
+    turned = re.fullmatch(r"(.*\S.*)=\s*([a-z])", text)
+    if turned and not re.fullmatch(r"\s*[A-Za-z]\s*", turned[1]):  # 2x + 1 = y
+        return Named(turned[2], None, turned[1].strip())
     found = _NAMED.fullmatch(text)
     return Named(re.sub(r"\s", "", found["name"]), found["variable"], found["value"]) if found else None
 
@@ -55,20 +55,26 @@ def sides(text: str) -> list[str]:
 
 def residues(text: str) -> Residues | None:
     """The classes of one congruence."""
-    found = _CONGRUENCE.fullmatch(text) if len(text) <= notation.LONGEST and text.count("mod") == 1 else None
+    found = _CONGRUENCE.fullmatch(text) if text.count("mod") == 1 else None
     return Residues(found["classes"].strip(), found["modulus"].strip()) if found else None
 
 
 def region(text: str) -> Region | None:
     """The region of one real unknown that inequalities bound."""
-    if len(text) > notation.LONGEST or not re.search(r"[<>]|\\(?:le|ge|ne|in)(?![a-z])|\\mathbb", text):
+    if not re.search(r"[<>]|\\(?:le|ge|ne|in)(?![a-z])|\\mathbb", text):
         return None
     if of_set := re.fullmatch(rf"\\\{{\s*{_UNKNOWN}(?:\s*\\in\s*{_REAL})?\s*(?:\\mid|\\colon|[|:])(.*)\\\}}", text):
         return region(of_set[2].strip())
+    if size := re.fullmatch(rf"\|{_UNKNOWN}\|\s*(<|>|\\le|\\ge)(?![a-z])\s*(\d+)", text):  # |x| < 3
+        unknown, sign, end = size.groups()
+        joint = r" and " if sign in _BELOW else r" or "
+        text = f"{unknown} {sign} {end}{joint}{unknown} {_OTHER[sign]} -{end}"
     text = re.sub(rf"^{_UNKNOWN}\s*\\in\s*{_REAL}\s*,\s*|\s*,\s*{_UNKNOWN}\s*\\in\s*{_REAL}$", "", text)
     if member := re.fullmatch(rf"{_UNKNOWN}\s*\\in\s*([(\[].*[)\]])", text):
         return Region(member[1], member[2])
-    if reals := re.fullmatch(rf"(?:{_UNKNOWN}\s*\\in\s*)?{_REAL}\s*(?:(?:\\setminus|\\backslash|-)\s*\\\{{(.*)\\\}})?", text):
+    if reals := re.fullmatch(
+        rf"(?:{_UNKNOWN}\s*\\in\s*)?{_REAL}\s*(?:(?:\\setminus|\\backslash|-)\s*\\\{{(.*)\\\}})?", text
+    ):
         without = _pieces([], [], notation.parts(reals[2] or ""))
         return Region(reals[1] or "", without) if without else None
     unknowns, found = set(), []
@@ -91,6 +97,7 @@ _CONGRUENCE = re.compile(
     r"(?:[^=]*?(?:\\equiv|=))?(?P<classes>[^=]+?)\(?\s*\\?(?:p|b)?mod(?:ulo)?(?![a-z])\s*[({]?\s*(?P<modulus>\w+)\s*[)}]*"
 )
 _BELOW = {"<": ("(", ")"), r"\le": ("[", "]")}
+_OTHER = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 _TURNED = {">": "<", r"\ge": r"\le"}
 
 
@@ -121,7 +128,9 @@ def _bounded(text: str) -> Region | None:
             lower.append(_BELOW[chain[place - 1]][0] + chain[place - 2])
         if place + 1 < len(chain):
             upper.append(chain[place + 2] + _BELOW[chain[place + 1]][1])
-    if len(unknowns) != 1 or any(re.search(rf"(?<![A-Za-z\\]){re.escape(min(unknowns))}(?![A-Za-z])", each) for each in lower + upper):
+    if len(unknowns) != 1 or any(
+        re.search(rf"(?<![A-Za-z\\]){re.escape(min(unknowns))}(?![A-Za-z])", each) for each in lower + upper
+    ):
         return None
     intervals = _pieces(lower, upper, without)
     return Region(unknowns.pop(), intervals) if intervals else None
@@ -131,6 +140,9 @@ def _pieces(lower: list[str], upper: list[str], without: list[str]) -> str | Non
     """The line from a lower to an upper bound, cut at the points that are left out, in their order."""
     if len(lower) > 1 or len(upper) > 1:
         return None
+    without = [
+        sign + each.removeprefix(r"\pm").strip() for each in without for sign in (["-", ""] if r"\pm" in each else [""])
+    ]
     values = [notation.number(each) for each in without]
     if len(without) > 1 or (without and (lower or upper)):
         ends = [notation.number(each.strip("()[]")) for each in lower + upper]
