@@ -118,6 +118,7 @@ OUTPUTS = {
     "an equals sign": ("The total is 6 * 7 = 42", "42", "concluding_number"),
     "a purpose": ("So she needs 310 grams to make 8 cakes and 1 pie.", "310", "concluding_number"),
     "a condition": ("Hence you save 6 if you buy 2 tubs and 4 jars.", "6", "concluding_number"),
+    "there are, in passing": ("There are 4 weeks in a month, so she pays 4 * 12 = 48.", "48", "concluding_number"),
     "there are": ("Answer: There are 3 divisors of both 100 and 150.", "3", "stated"),
     "money": ("So, 6 pens and 8 cups cost $36.", "36", "concluding_number"),
     "a hyphen": ("Ann runs the 400-meter race in 36 seconds.", "36", "concluding_number"),

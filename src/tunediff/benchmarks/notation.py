@@ -179,7 +179,7 @@ _WORDED_BASES = {name: base for base, name in enumerate("two three four five six
 
 
 def _undressed(text: str) -> str:
-    """Without colour, weight, underlining and space, which say nothing."""
+    """The text without colour, weight, underlining and space, which say nothing."""
     text = re.sub(
         r"\\(?:[hv]space\*?|[hv]?phantom|color)\s*\{[^{}]*\}|\\(?:enspace|thinspace|hfill|nobreak)(?![A-Za-z])",
         " ",

@@ -49,7 +49,7 @@ def of_one_unknown(parts: list[str]) -> list[str]:
 
 
 def sides(text: str) -> list[str]:
-    """What stands before and behind each `\\approx`."""
+    """The parts before and behind each `\\approx`."""
     return [side.strip() for side in re.split(r"\\approx(?![a-z])", text) if side.strip()]
 
 

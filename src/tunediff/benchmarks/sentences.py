@@ -118,7 +118,7 @@ _NUMBER = re.compile(
 )
 # Therefore, there are 3 divisors of both 100 and 150.
 _THERE = re.compile(
-    rf"(?i)(?:\w+,?\s+){{0,2}}there\s+(?:are|is|will be|were|was)\s+(?:(?:only|exactly|a total of)\s+)?(?P<number>{_NUMBER.pattern})(?=\s+[a-z])"
+    rf"(?i)(?:(?:so|therefore|thus|hence),?\s+)?there\s+(?:are|is|will be|were|was)\s+(?:(?:only|exactly|a total of)\s+)?(?P<number>{_NUMBER.pattern})(?=\s+[a-z][^=,]*$)"
 )
 _PREPOSITION = (
     r"(?:(?P<near>for|with|at|by|to\s+[a-z]+|(?<!total )(?<!sum )(?<!average )(?<!rate )(?<!speed )(?<!profit )(?<!loss )(?<!score )"

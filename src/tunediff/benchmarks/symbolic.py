@@ -57,7 +57,7 @@ def _apart(given, asked) -> bool:
     ):
         return False
     chosen = {symbol: sympy.Rational(7 + n, 5) for n, symbol in enumerate(sorted(given.free_symbols, key=str))}
-    one, other = (each.doit().xreplace(chosen).evalf(30) for each in (given, asked))
+    one, other = (sympy.N(each.doit().xreplace(chosen), 30) for each in (given, asked))
     if not (one.is_number and other.is_number and one.is_finite and other.is_finite):
         return False
     rounded = given.has(sympy.Float) or asked.has(sympy.Float)
