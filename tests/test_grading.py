@@ -66,7 +66,7 @@ BOXED = {
     "several answers in one string": [
         ("84, 69", "$69$,$84$", True), (r"69 \text{ and } 84", "$69$,$84$", True), ("69", "$69$,$84$", False),
         ("(3,2),(1,1)", "$(1,1), (3,2)$", True), ("(2,3),(1,1)", "$(1,1), (3,2)$", False), ("8, 221", "$221,$8$", True),
-        ("33/100, or 0.33", r"\frac{33}{100}", True), ("33/100, or 0.3", r"\frac{33}{100}", False), ("3 or 4", "3", False),
+        ("33/100, or 0.33", r"\frac{33}{100}", True), ("33/100, or 0.3", r"\frac{33}{100}", False), ("3 or 4", "3", False), ("3 or 4", "4", False), (r"\frac{1}{2} or 2", "2", False),
     ],
     "expressions": [("(x+1)^2", "x^2+2x+1", True), ("x^2+1", "x^2+2x+1", False), (r"\sqrt{12}", r"2\sqrt{3}", True), ("2k", "2", False)],
     "Python-like gold": [
@@ -103,7 +103,7 @@ OUTPUTS = {
     "the last box": (r"First \boxed{1}, no: \boxed{2}. So 3.", "2", "boxed"),
     "braces in a box": (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}", "boxed"),
     "printed braces in a box": (r"\boxed{\{1,2\}}", r"\{1,2\}", "boxed"),
-    "an incomplete box is none": (r"\boxed{7} and then \boxed{\frac{1}{", "7", "boxed"),
+    "an incomplete box": (r"\boxed{7} and then \boxed{\frac{1}{", None, "unfinished"),
     "a box in a box": (r"\boxed{x = \boxed{5}}", "x = 5", "boxed"),
     "an fbox": (r"\fbox{9}", "9", "boxed"),
     "a box without braces": (r"so \boxed 5.", "5", "boxed"),
@@ -118,6 +118,8 @@ OUTPUTS = {
     "an equals sign": ("The total is 6 * 7 = 42", "42", "concluding_number"),
     "a purpose": ("So she needs 310 grams to make 8 cakes and 1 pie.", "310", "concluding_number"),
     "a condition": ("Hence you save 6 if you buy 2 tubs and 4 jars.", "6", "concluding_number"),
+    "there are, in passing": ("There are 4 weeks in a month, so she pays 4 * 12 = 48.", "48", "concluding_number"),
+    "there are": ("Answer: There are 3 divisors of both 100 and 150.", "3", "stated"),
     "money": ("So, 6 pens and 8 cups cost $36.", "36", "concluding_number"),
     "a hyphen": ("Ann runs the 400-meter race in 36 seconds.", "36", "concluding_number"),
     "a formula before words": ("The area is 20000/π square meters.", "20000/π", "concluding_expression"),

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tunediff.benchmarks.choices import chosen, option
+from tunediff.benchmarks.languages import in_english
+from tunediff.benchmarks.notation import argument
 from tunediff.benchmarks.sentences import sentences, settled
 from tunediff.text import LAYOUTS, Layout, thoughts
 
@@ -57,6 +59,8 @@ def read(
     finished = finished or ended
     thinking, said = _after_thinking(output, opened, layouts)
     text = functools.partial(chosen, choices=choices) if choices else _READERS[kind]
+    if _cut_in_box(thinking if said is None else said):
+        return Answer(None, "unfinished")
     if said is None:
         boxed = boxes(_before_invention(thinking, after=r"\\boxed")[0]) if finished else None
         answer = text(boxed) if boxed else None
@@ -66,9 +70,10 @@ def read(
     said, went_on = _before_invention(said, after=r"\d|\\boxed" if kind == "math" else r"\S")
     finished = finished or went_on
     said, printed = _without_programs(said)
+    said, boxed = in_english(said, kind), boxes(said)
     for rule, found in (
-        ("boxed", boxes(said)),
-        ("stated", _stated(said, kind, text)),
+        ("boxed", boxed),
+        ("stated", kind == "choice" and _corrected(said, text) or _stated(said, kind, text)),
         ("boxed_in_thinking", boxes(thinking)),
         ("program_output", printed),
     ):
@@ -84,7 +89,7 @@ def boxes(text: str) -> str | None:
     found: list[tuple[int, int, str]] = []
     place = 0
     while opening := re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*").search(text, place):
-        content, place = _argument(text, opening.end())
+        content, place = argument(text, opening.end())
         if content is not None and (content := _unboxed(content).strip()):
             found.append((opening.start(), place, content))
         place = max(place, opening.end())
@@ -184,26 +189,18 @@ _JOINED = re.compile(
 )
 
 
-def _argument(text: str, place: int) -> tuple[str | None, int]:
-    """The argument of the command before `place`, and where it ends: balanced braces, or the next word."""
-    if not text.startswith("{", place):
-        word = re.compile(r"-?(?:\\[a-zA-Z]+|[\w.,/]*\w)").match(text, place)
-        return (word[0], word.end()) if word else (None, place)
-    depth, here = 0, place
-    while here < len(text):
-        if text[here] == "\\":
-            here += 2
-            continue
-        depth += (text[here] == "{") - (text[here] == "}")
-        here += 1
-        if depth == 0:
-            return text[place + 1 : here - 1], here
-    return None, place
+def _cut_in_box(text: str) -> bool:
+    """True where the text breaks off inside a box, in the line that opens it."""
+    *_, opening = [None, *re.finditer(r"\\(?:boxed|fbox)\s*(?=\{|$)", text)]
+    if opening is None:
+        return False
+    content, _ = argument(text, opening.end())
+    return content is None and "\n" not in text[opening.end() :].strip()
 
 
 def _unboxed(text: str) -> str:
     while opening := re.search(r"\\(?:boxed|fbox|framebox)\s*(?=\{)", text):
-        content, end = _argument(text, opening.end())
+        content, end = argument(text, opening.end())
         if content is None:
             return text
         text = text[: opening.start()] + content + text[end:]
@@ -214,10 +211,27 @@ def _unboxed(text: str) -> str:
 
 
 _STATED = re.compile(
-    r"(?i)(?:####\s*(?P<marked>[^\n]+)|\banswers?\b[^.\n:=]{0,60}?(?:\s(?:is|are|was|would be|should be|must be)\b(?!\s+(?:not|in)\b)|\s*[:=])"
+    r"(?i)(?:####\s*(?P<marked>[^\n]+)|\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b[^.\n:=]{0,60}?(?:\s(?:is|are|was|would be|should be|must be)\b(?!\s+(?:not|in)\b)|\s*[:=])"
     r"[\s:*]*(?P<rest>[^\n]+))"
 )
 _TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b")
+
+
+# Wait, no: D.   Actually it should be (D).
+_CORRECTION = re.compile(
+    r"(?:\b(?i:wait|hold on|actually|correction|sorry|on second thought|no(?=[,.:]))\b|\b(?i:should be|must be)(?=\s)|等等|不对)[^\n]{0,80}?(?:\b(?i:is|be|was)|[:,])\s+"
+    r"(?P<rest>\(?\**[A-J]\b(?=[\s)*]*(?:[.,;!:]|$|(?:is|because|since|not)\b))[^\n]*|[^\n]{0,40}(?i:option|choice)\s[^\n]*)"
+)
+
+
+def _corrected(text: str, reader: Reader) -> str | None:
+    """The choice that the text names when it takes back an earlier one, unless it states another after that."""
+    *_, found = [None, *_CORRECTION.finditer(text)]
+    stated = [each.start() for each in _STATED.finditer(text)]
+    if found is None or (stated and stated[-1] > found.start()):
+        return None
+    rest = sentences(found["rest"])[:1]
+    return rest[0] if rest and option(rest[0]) and reader(rest[0]) else None
 
 
 def _stated(text: str, kind: str, reader: Reader) -> str | None:

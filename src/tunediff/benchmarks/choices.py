@@ -50,7 +50,7 @@ def option(text: str) -> str | None:
     named = re.match(
         r"(?:(?i:option|choice|answer)\s*)?\(?\s*([A-J]|[a-j](?=\)|$))\s*(?:[).:,\]](?!-\w)|\s|-(?!\w)|$)", text
     )
-    if named and (len(text) == 1 or not re.match(r"A\s+[a-z]", text)):
+    if named and (len(text) == 1 or not re.match(r"A\s+[a-z]", text)) and not _REFUTED.match(text, named.end(1)):
         return named[1].upper()
     inside = _INSIDE.findall(text)
     return "".join(inside[-1]) if inside else None
@@ -78,6 +78,10 @@ def chosen(text: str, choices: Sequence[str]) -> str | None:
 
 _SAYING = set("is because since as for with".split())  # words after a letter that is meant as a label
 _SEVERAL = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|/|;|&|\band\b|\bor\b|,\s*(?:and|or)\b)\s*[(\[]?[A-J][)\]]?)+")
+# B would be correct if x were 2.
+_REFUTED = re.compile(
+    r"(?i)[\s)*]*(?:would|could|might|cannot|can't|(?:is|was|looks|seems)\s+(?:wrong|incorrect|not|false|out))\b"
+)
 _INSIDE = re.compile(
     r"(?i:option|choice)\s+\(?([A-J])\b|(?<![\w-])\(([A-J])\)(?![\w-])|\b([A-J])\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
 )

@@ -15,12 +15,13 @@ from tunediff.benchmarks import notation
 from tunediff.benchmarks.answers import truth
 from tunediff.benchmarks.choices import option
 from tunediff.benchmarks.notation import Number
+from tunediff.benchmarks.relations import named, of_one_unknown, region, residues, sides
 
 COMPARED = {
     "literal": "the same text, once both are spelled alike",
     "number": "two exact numbers; a decimal of six digits or more may be the gold one, rounded",
     "tolerance": "two numbers, one of them rounded, within the relative tolerance of the task",
-    "parts": "lists, sets, tuples, intervals or matrices, part by part",
+    "parts": "lists, sets, tuples or intervals, part by part",
     "word": "a word or an option",
     "symbolic": "math-verify's algebra",
     "unlike": "a word against a formula, a tuple against a set, prose against a number",
@@ -36,7 +37,10 @@ def compare(answer: str, gold: str, *, kind: str, tolerance: float | None, symbo
         return truth(answer) == truth(gold), "word"
     if kind == "choice":
         return option(answer) == option(gold), "word"
-    return _equal(notation.plain(answer), notation.plain(gold), tolerance, symbolic)
+    if max(len(answer), len(gold)) > notation.LONGEST:
+        return (True, "literal") if _squeezed(answer) == _squeezed(gold) else (False, "unlike")
+    spelled = [notation.plain(notation.unitless(text)) for text in (answer, gold)]
+    return _equal(spelled[0], spelled[1], tolerance, symbolic)
 
 
 def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
@@ -46,23 +50,73 @@ def _equal(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) 
         return False, "unlike"
     if is_word(gold):
         return _same_word(answer, gold), "word"
+    if re.fullmatch("[A-J]", gold):
+        return bool(
+            re.fullmatch(rf"(?:(?i:option|choice) )?\(?{gold}\)?|(?:\({gold}\)|{gold}[.:)]) (?!and\b|or\b).+", answer)
+        ), "word"
+    if labelled := re.fullmatch(r"\([A-J]\)\s*(.+)", answer):
+        return _equal(labelled[1], gold, tolerance, symbolic)
+    if r"\approx" in answer + gold:
+        exact = (sides(gold) or [""])[0]
+        return next(
+            (same for side in sides(answer) if (same := _equal(side, exact, tolerance, symbolic))[0]), (False, "unlike")
+        )
+    if residues(answer) or residues(gold):
+        return _same_residues(answer, gold, tolerance, symbolic)
+    given, asked = region(answer), region(gold)
+    if given and asked and given.unknown and asked.unknown and given.unknown != asked.unknown:
+        return False, "unlike"
+    if given or asked:
+        answer, gold = given.intervals if given else answer, asked.intervals if asked else gold
+    return _same_value(answer, gold, tolerance, symbolic)
+
+
+def _same_value(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
+    if _squeezed(answer) == _squeezed(gold):
+        return True, "literal"
     answer, gold = _without_name(answer, gold)
+    shape, other = _shape(gold), _shape(answer)
     bare = re.sub(r"_\{[^{}]*\}", "", answer)  # the k = 1 of a sum makes no equation
-    if "=" in bare and "=" not in gold and re.search(r"[a-zA-Z]", re.sub(r"\\[a-z]+", "", bare.partition("=")[0])):
+    if (
+        "=" in bare
+        and "=" not in gold
+        and not other
+        and re.search(r"[a-zA-Z]", re.sub(r"\\[a-z]+", "", bare.partition("=")[0]))
+    ):
         if bare.count("=") == 1:
             return False, "unlike"  # an equation in its variables, where its right side alone is asked for
         answer = answer.rpartition("=")[2].strip()
+        other = _shape(answer)
     expected, given = notation.number(gold, letters=False), notation.number(answer)
     if expected and not given and (inner := notation.brackets(answer)) and inner.opening == "(":
         given = notation.number(inner.inside)  # (1,234) where a number is asked for
     if expected and given:
         return _same_number(given, expected, tolerance)
-    shape, other = _shape(gold), _shape(answer)
     if shape or other:
         return _same_parts(other, shape, answer, gold, tolerance, symbolic)
-    if len(re.findall(r"(?<![\\\w])[A-Za-z]{3,}", _unknown_words(answer))) > 2:
+    if re.search(r"\d [a-z]{2,} \d", answer):  # 10 hours 30 minutes
         return False, "unlike"
     return symbolic(_without_unit(answer), _without_unit(gold), tolerance), "symbolic"
+
+
+def _same_residues(answer: str, gold: str, tolerance: float | None, symbolic: Symbolic) -> tuple[bool, str]:
+    """2 (mod 5) answers 2, and 7 (mod 5) too where the classes are asked for; 2 alone is no class."""
+    given, asked = residues(answer), residues(gold)
+    if given and asked:
+        if given.modulus != asked.modulus:
+            return False, "unlike"
+        if given.modulus.isdigit() and int(given.modulus):
+            classes = [
+                [_class(part, int(one.modulus)) for part in notation.parts(one.classes)] for one in (given, asked)
+            ]
+            return None not in classes[0] and sorted(classes[0], key=str) == sorted(classes[1], key=str), "number"
+        return _equal(given.classes, asked.classes, tolerance, symbolic)
+    return _equal(given.classes, gold, tolerance, symbolic) if given else (False, "unlike")
+
+
+def _class(text: str, modulus: int) -> Fraction | None:
+    number = notation.number(text)
+    return number.value % modulus if number else None
 
 
 # -- numbers
@@ -121,13 +175,11 @@ def _same_word(answer: str, gold: str) -> bool:
 
 # -- several parts
 
-LISTED, SET, MATRIX, UNION = "list", "set", "matrix", "union"
+LISTED, SET, UNION = "list", "set", "union"
 
 
 def _shape(text: str) -> tuple[str, list[str]] | None:
     """The kind of container and its parts. A tuple or interval is named by its two brackets."""
-    if rows := notation.matrix(text):
-        return f"{MATRIX} {len(rows)} x {len(rows[0])}", [entry for row in rows for entry in row]
     if len(regions := re.split(r"\\cup(?![a-z])", text)) > 1:
         return UNION, [region.strip() for region in regions]
     if held := notation.brackets(text):
@@ -136,7 +188,7 @@ def _shape(text: str) -> tuple[str, list[str]] | None:
             return SET, _both_signs(inside)
         if len(inside) > 1:
             return held.opening + held.closing, inside
-    listed = _both_signs(notation.parts(text))
+    listed = _both_signs(of_one_unknown(notation.parts(text)))
     return (LISTED, listed) if len(listed) > 1 else None
 
 
@@ -148,18 +200,11 @@ def _same_parts(
         if (one, other) != (answer, gold) and LISTED in (expected or answered):  # 1,600\\pi is no list
             return _equal(one, other, tolerance, symbolic)
         alone = expected or answered
-        if answered and " or " in f" {answer} ":  # 33/100, or 0.33
-            number = notation.number(gold, letters=False)
-            values = [notation.number(part) for part in answered[1]]
-            if number and all(values):
-                read = [each.value for each in values if each]
-                near = all(abs(value - number.value) * 50 <= abs(number.value) for value in read)
-                return near and number.value in read, "number"
+        if answered and " or " in answer:  # 33/100, or 0.33
+            return symbolic(answer, gold, tolerance), "symbolic"
         if alone[0] == SET and len(alone[1]) == 1:  # {5} and 5
             one, other = (alone[1][0], gold) if answered else (answer, alone[1][0])
             return _equal(one, other, tolerance, symbolic)[0], "parts"
-        if _may_be_region(answer) and _may_be_region(gold):  # x > 5 and (5, oo)
-            return symbolic(answer, gold, tolerance), "symbolic"
         return False, "unlike"
     (kind, given), (asked, wanted) = answered, expected
     free = {LISTED, SET}
@@ -196,19 +241,11 @@ def _both_signs(parts: list[str]) -> list[str]:
     return found
 
 
-def _may_be_region(text: str) -> bool:
-    return bool(re.search(r"[<>]|\\(?:le|ge|in|infty|cup)(?![a-z])", text))
-
-
 # -- text
 
 
 def _squeezed(text: str) -> str:
     return re.sub(r"\s+|\\!|(?<=[_^])\{(\w)\}", lambda found: found[1] or "", text)
-
-
-def _unknown_words(text: str) -> str:
-    return re.sub(rf"\\[A-Za-z]+|_\{{?\w+\}}?|\b(?:{'|'.join(notation.FUNCTIONS)})\b", " ", text)
 
 
 def _without_unit(text: str) -> str:
@@ -217,20 +254,16 @@ def _without_unit(text: str) -> str:
     return text if not found or found[2].split()[0] in notation.FUNCTIONS else found[1]
 
 
-_NAMED = re.compile(
-    r"([A-Za-z]\w*'?(?:_\{?\w+(?: ?\w+)*\}?)?(?:\^\{-1\})?\s*(?:\(([a-z])\))?|\\[a-z]+(?:\s*[A-Z_{}\d]+)*)\s*(?:=|\\in(?![a-z]))\s*(.+)"
-)
-
-
 def _without_name(answer: str, gold: str) -> tuple[str, str]:
-    """`x = 5` and `5` are one answer, and so are `f(x) = x` and `f(n) = n`; `x = 5` and `y = 5` are two."""
-    if "\\equiv" in answer and "\\equiv" not in gold:
-        answer = re.sub(r"\\pmod\s*\{[^{}]*\}|\\mod\b.*", "", answer.rpartition("\\equiv")[2]).strip()
-    given, asked = (
-        _NAMED.fullmatch(text) if len(re.findall(r"=|\\in(?![a-z])", text)) == 1 else None for text in (answer, gold)
-    )
+    """`x = 5` and `5` are one answer, and so are `f(x) = x` and `f(n) = n`; `x = 5` and `y = 5` are two, and the line
+    `y = 2x` may be given as `2x - y = 0`."""
+    given, asked = named(answer), named(gold)
     if given and asked:
-        if given[2] and asked[2] and given[1][0] == asked[1][0]:
-            return re.sub(rf"(?<![A-Za-z\\]){given[2]}(?![A-Za-z])", asked[2], given[3]), asked[3]
-        return (given[3], asked[3]) if _squeezed(given[1]) == _squeezed(asked[1]) else (answer, gold)
-    return (given[3] if given else answer), (asked[3] if asked else gold)
+        if given.variable and asked.variable and given.name[0] == asked.name[0]:
+            own = rf"(?<![A-Za-z\\]){given.variable}(?![A-Za-z])"
+            return re.sub(own, asked.variable, given.value), asked.value
+        return (given.value, asked.value) if _squeezed(given.name) == _squeezed(asked.name) else (answer, gold)
+    return (
+        given.value if given and "=" not in gold else answer,
+        asked.value if asked and "=" not in answer else gold,
+    )

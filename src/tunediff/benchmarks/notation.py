@@ -12,11 +12,24 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from tunediff.benchmarks.languages import FOREIGN
+
+LONGEST = 2000  # characters of an answer; a longer one is equal to the same text alone
 LARGEST_EXPONENT = 1000  # of ten; beyond it a number is left to the symbolic comparison, which has a time limit
 
 FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp sqrt pi det max min gcd lcm".split()
 # One letter after a number is a unit only if it is one of these; 2n and 3x are products.
 UNIT_LETTERS = "mgshLJNKCVWA"
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SCALES |= {"万": 4, "亿": 8, "만": 4, "억": 8}
+# Words after a formula that say more than its unit.
+NO_UNITS = (
+    set(
+        "and or to x base if when where for is are was not mod even odd than percent cent am pm a.m p.m only iff".split()
+    )
+    | set(SCALES)
+    | set(FUNCTIONS)
+)
 
 
 class Number(NamedTuple):
@@ -40,6 +53,7 @@ def plain(text: str) -> str:
     text = text.strip()
     for old, new in _CHARACTERS.items():
         text = text.replace(old, new)
+    text = _undressed(text) if len(text) <= LONGEST else text
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     text = re.sub(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\.?", "", text)
     text = re.sub(r"(?<=\d)(?:,\s*\\!\s*|\{,\})(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
@@ -55,7 +69,43 @@ def plain(text: str) -> str:
     text = re.sub(r"\\degree(?![a-z])|\^\s*\{?\s*\\circ\s*\}?|°|\bdegrees?\b", "", text)
     text = re.sub(r"\\(?:geqslant|geq)(?![a-z])", r"\\ge", re.sub(r"\\(?:leqslant|leq)(?![a-z])", r"\\le", text))
     text = _from_python(text)
-    return re.sub(r"\s+", " ", text).strip().rstrip(".;,:").strip()
+    text = _SCALED.sub(_written_out, text)
+    text = _REPEATING.sub(_repeated, re.sub(r"(?<=\d)\s*(?:\.{3}|…)", r"\\dots", text))
+    text = re.sub(r"\s+", " ", text).strip().rstrip(".;,:").strip()
+    return text[1:-1].strip() if text[:1] == "{" and argument(text, 0)[1] == len(text) else text
+
+
+def argument(text: str, place: int) -> tuple[str | None, int]:
+    """The argument of the command before `place`, and where it ends: balanced braces, or the next word."""
+    if not text.startswith("{", place):
+        word = re.compile(r"-?(?:\\[a-zA-Z]+|[\w.,/]*\w)").match(text, place)
+        return (word[0], word.end()) if word else (None, place)
+    depth, here = 0, place
+    while here < len(text):
+        if text[here] == "\\":
+            here += 2
+            continue
+        depth += (text[here] == "{") - (text[here] == "}")
+        here += 1
+        if depth == 0:
+            return text[place + 1 : here - 1], here
+    return None, place
+
+
+def unitless(text: str) -> str:
+    """LaTeX without the unit behind it: `13\\sqrt3\\text{ m}^2` -> `13\\sqrt3`. A letter that is not set as text is none."""
+    text = re.sub(
+        rf"(?<=[\d)}}$])\s*(?:\\text\s*\{{)?\s*{FOREIGN.pattern}+\s*\}}?$", "", _SCALED.sub(_written_out, text)
+    )
+    found = _UNIT.fullmatch(text.strip(" $."))
+    if not found or re.search(
+        rf"\\(?:{'|'.join(set(FUNCTIONS) - {'pi'})}|cdot|times|cup|in|pm)$|[_^]$", found["body"].rstrip()
+    ):
+        return text
+    if not re.search(r"\w|\\pi", re.sub(r"\\(?!pi\b)[A-Za-z]+", "", found["body"])):
+        return text
+    words = re.findall(r"[A-Za-z.]+", re.sub(r"\\[A-Za-z]+", " ", found["unit"]))
+    return text if not words or any(word.lower().rstrip(".") in NO_UNITS for word in words) else found["body"]
 
 
 def number(text: str, *, letters: bool = True) -> Number | None:
@@ -102,24 +152,64 @@ def brackets(text: str) -> Brackets | None:
     return Brackets(found[1], found[2].strip(), found[3]) if depth == 0 else None
 
 
-def matrix(text: str) -> list[list[str]] | None:
-    """Rows of entries of a matrix that is the whole text."""
-    found = re.fullmatch(r"\\begin\{([pb]?)(?:matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1(?:matrix|array)\}", text)
-    if not found:
-        return None
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", found[2]) if row.strip()]
-    return [[entry.strip() for entry in row.split("&")] for row in rows]
-
-
 _CHARACTERS = {
     "\\$": "", "$": "", "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "∞": "\\infty ", "π": "\\pi ", "²": "^2", "³": "^3",
     "≤": "\\le ", "≥": "\\ge ", "±": "\\pm ", "∪": "\\cup ", "∈": "\\in ", "÷": "/", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}",
     "¾": "\\frac{3}{4}", "\\%": "%", "\u200b": "", "\xa0": " ", "\u202f": " ", "\\lbrace": "\\{", "\\rbrace": "\\}",
-    "\\dotsc": "\\dots", "\\ldots": "\\dots", "\\cfrac": "\\frac",
+    "\\dotsc": "\\dots", "\\ldots": "\\dots", "\\cdots": "\\dots", "\\cfrac": "\\frac", "≈": "\\approx ", "≠": "\\ne ", "≡": "\\equiv ", "，": ",",
+    "\\neq": "\\ne", "+\\infty": "\\infty", "\\simeq": "\\approx", "（": "(", "）": ")",
 }  # fmt: skip
+_TEXT = r"\\(?:text(?:bf|it|rm|normal)?|mbox|hbox|mathrm|mathbf|operatorname|rm)\s*\{"
+_UNIT = re.compile(
+    rf"(?P<body>.*?[^\s\\,;:!~])(?:\s|\\[,;:! ]|~)*(?P<unit>(?:{_TEXT}[A-Za-z\s./^²³\d-]*\}}(?:\s|\^\{{?-?\d\}}?|\\[,;:! ]|\\cdot|/)*)+)",
+    re.DOTALL,
+)
+_SCALED = re.compile(rf"(?i)(?<![\w.])(\d[\d,]*(?:\.\d+)?)\s*({'|'.join(SCALES)})s?(?![A-Za-z])")
+# 0.1\overline{6}, 0.\dot{3}, 0.\dot{1}4\dot{2}, 0.(3), 0.1666\dots
+_REPEATING = re.compile(
+    r"(?<![\d.])(\d+)\.(\d{0,40}?)(?:\\(?:overline|bar|dot)\s*\{?(\d+)\}?(?!\d*\\dot)|\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?"
+    r"|\((\d+)\)(?!\d)|(\d{1,40}?)\8+\\dots(?![A-Za-z]))"
+)
+_DRESSING = re.compile(
+    r"\\(?:textcolor\s*\{[^{}]*\}|underline|boldsymbol|bm|pmb|mathbf|textbf|mathit|bold|displaystyle)\s*(?=\{)"
+)
 _DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SIGNED = rf"[-+]?{_DECIMAL}"
 _WORDED_BASES = {name: base for base, name in enumerate("two three four five six seven eight nine ten".split(), 2)}
+
+
+def _undressed(text: str) -> str:
+    """The text without colour, weight, underlining and space, which say nothing."""
+    text = re.sub(
+        r"\\(?:[hv]space\*?|[hv]?phantom|color)\s*\{[^{}]*\}|\\(?:enspace|thinspace|hfill|nobreak)(?![A-Za-z])",
+        " ",
+        text,
+    )
+    text = re.sub(
+        r"\\(?:bf|it|rm(?!\s*\{)|sf|bfseries|normalsize|small|[Ll]arge|LARGE|[Hh]uge)(?![A-Za-z])\s*", "", text
+    )
+    while found := _DRESSING.search(text):
+        content, end = argument(text, found.end())
+        if content is None:
+            break
+        text = text[: found.start()] + (f" {content} " if " " in content else content) + text[end:]
+    return text
+
+
+def _written_out(found: re.Match) -> str:
+    """`3.5 million` -> 3500000."""
+    value = Fraction(found[1].replace(",", "")) * 10 ** SCALES[found[2].lower()]
+    return f"{value.numerator}" if value.denominator == 1 else f"{float(value)}"
+
+
+def _repeated(found: re.Match) -> str:
+    """A repeating decimal as the fraction that it is."""
+    whole, once = found[1], found[2]
+    period = found[3] or (found[4] and f"{found[4]}{found[5]}{found[6]}") or found[7] or found[8]
+    if len(found[0]) > LARGEST_EXPONENT or (found[8] and not once and len(found[0]) - len(whole) < 7):
+        return found[0]
+    share = Fraction(int(whole + once + period) - int(whole + once), (10 ** len(period) - 1) * 10 ** len(once))
+    return f"\\frac{{{share.numerator}}}{{{share.denominator}}}"
 
 
 def _spaced(found: re.Match) -> str:
@@ -149,7 +239,7 @@ def _is_unit(text: str, found: re.Match, letters: bool) -> bool:
     first = re.split(r"[^A-Za-z]", words, maxsplit=1)[0]
     if re.search(r"\d", re.sub(r"\^\{?-?\d\}?", "", words)) or re.search(r"[=+\\(]", words):
         return False
-    if first in FUNCTIONS or first in ("and", "or", "to", "x", "base"):
+    if first.lower() in NO_UNITS or re.search(r"(?i)\b[ap]\.?m\b", words):
         return False
     return len(first) > 1 or (letters and first in UNIT_LETTERS and text[found.end(1)] == " ")
 

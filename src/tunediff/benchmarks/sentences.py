@@ -26,6 +26,8 @@ def settled(sentence: str) -> tuple[str | None, str]:
     """The number or formula that a sentence comes to: after its last "is" or "=", else its main number."""
     sentence = sentence.strip().rstrip(".!")
     sentence = _main_clause(sentence)
+    if there := _THERE.match(sentence):
+        return there["number"], "concluding_number"
     answer = None
     for place in [found.end() for found in reversed(list(_COPULA.finditer(sentence)))]:
         tail = _LEADING.sub("", sentence[place:])
@@ -112,7 +114,11 @@ def _main_number(sentence: str, *, worst: int = 4) -> str | None:
 _COPULA = re.compile(r"(?<![<>!=\\])=|\b(?:is|are|was|were|be|equals?|equal to|becomes)\b(?!\s+not\b)|\\approx|≈")
 _NUMBER = re.compile(
     r"(?<![\w.:])(?:(?<![\d)])[-−])?(?:[$€£]|\\\$)?(?:[-−])?(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))"
-    r"(?:[eE][-+]?\d+\b|\s*/\s*\d+(?![\d.]))?(?:\s*\\?%)?(?!\d|:\d)"
+    r"(?:[eE][-+]?\d+\b|\s*/\s*\d+(?![\d.]))?(?:\s*\\?%|\s+(?:hundred|thousand|million|billion|trillion)\b)?(?!\d|:\d)"
+)
+# Therefore, there are 3 divisors of both 100 and 150.
+_THERE = re.compile(
+    rf"(?i)(?:(?:so|therefore|thus|hence),?\s+)?there\s+(?:are|is|will be|were|was)\s+(?:(?:only|exactly|a total of)\s+)?(?P<number>{_NUMBER.pattern})(?=\s+[a-z][^=,]*$)"
 )
 _PREPOSITION = (
     r"(?:(?P<near>for|with|at|by|to\s+[a-z]+|(?<!total )(?<!sum )(?<!average )(?<!rate )(?<!speed )(?<!profit )(?<!loss )(?<!score )"

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 MEMORY = 4 * 2**30  # bytes a worker may map
+EXACT, ROUNDED = 1e-15, 2e-6  # relative differences of values that count as none
 MARGIN = 2  # seconds a worker lives on after the limit, so that its owner is the first to notice
 
 
@@ -40,9 +41,28 @@ def same(answer: str, gold: str, tolerance: float | None) -> bool:
     given, asked = list(parsed(answer)), list(parsed(gold))
     if not given or not asked:
         return False
-    if math_verify.verify(asked, given, allow_set_relation_comp=True, timeout_seconds=None):
+    apart = "%" not in answer + gold and _apart(given[0], asked[0])  # asked first, for it is fast
+    if not apart and math_verify.verify(asked, given, allow_set_relation_comp=True, timeout_seconds=None):
         return True
     return tolerance is not None and _near(given[0], asked[0], tolerance)
+
+
+def _apart(given, asked) -> bool:
+    """True for two formulas of the same unknowns whose values are not one relatively: math-verify rounds to so many
+    places, and 1/2^98 is not 1/2^99."""
+    import sympy
+
+    if not (
+        isinstance(given, sympy.Expr) and isinstance(asked, sympy.Expr) and given.free_symbols == asked.free_symbols
+    ):
+        return False
+    chosen = {symbol: sympy.Rational(7 + n, 5) for n, symbol in enumerate(sorted(given.free_symbols, key=str))}
+    one, other = (sympy.N(each.doit().xreplace(chosen), 30) for each in (given, asked))
+    if not (one.is_number and other.is_number and one.is_finite and other.is_finite):
+        return False
+    rounded = given.has(sympy.Float) or asked.has(sympy.Float)
+    size = max(abs(one), abs(other))
+    return bool(size > 0 and abs(one - other) > size * sympy.Float(ROUNDED if rounded else EXACT))
 
 
 def _near(given, asked, tolerance: float) -> bool:
