@@ -211,7 +211,7 @@ def test_a_rise_must_hold_together_over_all_strengths_that_were_tried():
 
 def test_a_change_in_units_of_the_stream_is_shared_among_its_latents(trained):  # noqa: F811
     seen, numbers = trained.statistics, [0, 3, 5, 7]
-    (at, part), *_ = steering_parts(trained, TUNED, seen, numbers, unit="residual_norm", seed=0)["latents"]
+    ((at, part),), _ = steering_parts(trained, TUNED, seen, numbers, unit="residual_norm", draws=0, seed=0)
     sizes = part.scale * trained.dictionary.W_dec[numbers].norm(dim=-1)
     assert sizes.tolist() == pytest.approx([seen.norms[TUNED] / 4] * 4, rel=1e-5) and at.role == TUNED
 

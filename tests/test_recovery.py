@@ -184,7 +184,7 @@ def test_what_was_planted_is_recovered_and_every_finding_says_how_the_base_was_a
     for finding in findings.values():
         assert "base was asked 'Solve: {question}', lora and full '{question}'" in finding.meaning
     assert "base 20.0%, lora 56.0%, full 80.0%" in share.meaning and "100 problems" in share.meaning
-    assert findings["recovery/eggs/hesitations/recovered"][1:4] == pytest.approx((0.5, 0.5, 0.5))
+    assert findings["recovery/eggs/hesitations/recovered"][1:4] == (0.5, None, None)  # of every problem
     assert findings["recovery/eggs/tokens/recovered"].value == pytest.approx(0.5, abs=0.02) and not notes
     rows = by_condition(tables["recovery_conditions"])
     assert [(who, row["role"], row["reference"]) for who, row in rows.items()] == [
@@ -309,7 +309,7 @@ def test_on_the_embedded_pair_a_model_recovers_all_of_itself_however_the_base_is
     )
     findings, tables, _ = parted(evaluation.run(Given(pair, text, 100)))
     for name in tasks:
-        assert findings[f"recovery/{name}/recovered"][1:4] == (1, 1, 1)
+        assert findings[f"recovery/{name}/recovered"][1:4] == (1, None, None)
         assert findings[f"recovery/{name}/tokens/recovered"].value == 1
     direct, steps = (findings[f"recovery/{name}/accuracy/base"].value for name in tasks)
     assert direct < steps < findings["recovery/steps/accuracy/full"].value

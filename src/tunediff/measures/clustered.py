@@ -1,13 +1,16 @@
 """Sums over the tokens of each document -> a number and its interval, with whole documents as the units of chance.
 
 Tokens of one document are not independent, so that an interval which counts tokens is far too narrow. Here every
-document gives one number, its influence on the value, and the interval is that of their sum: the clustered standard
-error of Miller 2024 (arXiv 2411.00640, "Clustered standard errors") for clusters of unequal size, with the small-sample factor
-D / (D - 1) and Student's t at D - 1 degrees of freedom for D documents. Where random controls were drawn as well, draws and
-documents are both units of chance: their variances add up (two ways of clustering, Cameron, Gelbach and Miller 2011, Journal
-of Business & Economic Statistics 29:238, section 2.2, without the subtraction that can make a variance negative), with the
-degrees of freedom of Satterthwaite 1946 (Biometrics Bulletin 2:110). bench/coverage.py says how often these intervals hold
-the truth.
+document gives one number, its influence: what the value would change without it. The variance is the jackknife's (Tukey
+1958; of clusters of unequal size it is CR3 of Cameron and Miller 2015, Journal of Human Resources 50:317, section VI.B), for
+clustered standard errors (Miller 2024, arXiv 2411.00640) that longer documents do not make too small. Student's t has the
+degrees of freedom of documents whose numbers vary as their lengths do, (sum n^2)^2 / sum n^4 less one in D (Bell and
+McCaffrey 2002, Survey Methodology 28:169, for independent document means); of D equal ones they are D - 1.
+
+Where random controls were drawn as well, draws and documents are both units of chance: their variances add up (two ways of
+clustering, Cameron, Gelbach and Miller 2011, Journal of Business & Economic Statistics 29:238, section 2.2, without the
+subtraction that can make a variance negative), with the degrees of freedom of Satterthwaite 1946 (Biometrics Bulletin 2:110).
+bench/coverage.py says how often these intervals hold the truth.
 """
 
 from __future__ import annotations
@@ -63,23 +66,26 @@ class Estimate(NamedTuple):
 
     value       [...]             influence   [document, ...], what each document adds to value - its expectation
     drawn       [draw, ...]       the same of each random draw; None where nothing was drawn
+    freedom     [...]             degrees of freedom of the documents; None: their number less one
     """
 
     value: Tensor
     influence: Tensor
     drawn: Tensor | None = None
+    freedom: Tensor | None = None
 
     def __sub__(self, other: Estimate) -> Estimate:
         """The difference of two numbers over the same documents: it pairs them, and their draws where both have some."""
         drawn = self.drawn if self.drawn is not None or other.drawn is None else torch.zeros_like(other.drawn)
         if drawn is not None and other.drawn is not None:
             drawn = drawn - other.drawn
-        return Estimate(self.value - other.value, self.influence - other.influence, drawn)
+        freedom = self.freedom if other.freedom is None else other.freedom
+        return Estimate(self.value - other.value, self.influence - other.influence, drawn, freedom)
 
     def entries(self, chosen: Callable[[Tensor], Tensor]) -> Estimate:
         """Some entries of [...], or means of some, over the same documents: what is chosen of the value, of all fields."""
-        drawn = None if self.drawn is None else chosen(self.drawn)
-        return Estimate(chosen(self.value), chosen(self.influence), drawn)
+        drawn, freedom = (None if field is None else chosen(field) for field in (self.drawn, self.freedom))
+        return Estimate(chosen(self.value), chosen(self.influence), drawn, freedom)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """Lower and upper bound [...] of the confidence interval at a level such as 0.99; NaN for fewer than two documents or
@@ -96,9 +102,9 @@ class Estimate(NamedTuple):
         return number(self.value), number(low.clamp(min=least)), number(high.clamp(max=most))
 
     def sign(self, level: float = 0.95) -> int:
-        """1 or -1 where the number lies above or below 0 beyond doubt, else 0; of one document that of its value."""
-        if len(self.influence) < 2:
-            return int(self.value.sign())
+        """1 or -1 where the number lies above or below 0 beyond doubt, else 0; that of the value where there is no interval."""
+        if not bool(self.variance().isfinite()):
+            return int(self.value.nan_to_num().sign())
         low, high = self.interval(level)
         return int(low > 0) - int(high < 0)
 
@@ -110,8 +116,10 @@ class Estimate(NamedTuple):
         """The quantile [...] of Student's t that bounds a two-sided interval at this level."""
         of_documents, of_draws = (*_moments(self, self), torch.zeros_like(self.value))[:2]
         draws = 2 if self.drawn is None else len(self.drawn)
-        freedom = of_documents.square() / max(len(self.influence) - 1, 1) + of_draws.square() / max(draws - 1, 1)
-        freedom = (of_documents + of_draws).square() / freedom
+        own = max(len(self.influence) - 1, 1) if self.freedom is None else self.freedom
+        freedom = (of_documents + of_draws).square() / (
+            of_documents.square() / own + of_draws.square() / max(draws - 1, 1)
+        )
         found = stdtrit(freedom.nan_to_num(nan=1.0).numpy(), 0.5 + level / 2)
         return torch.as_tensor(found, dtype=self.value.dtype)
 
@@ -130,7 +138,7 @@ def over_draws(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of one number over random draws, all of the same documents; its interval is over draws and documents."""
     values = torch.stack([one.value for one in estimates])
     influence = torch.stack([one.influence for one in estimates]).mean(0)
-    return Estimate(values.mean(0), influence, (values - values.mean(0)) / len(values))
+    return Estimate(values.mean(0), influence, (values - values.mean(0)) / len(values), estimates[0].freedom)
 
 
 def quotient(
@@ -142,9 +150,8 @@ def quotient(
     if not below.sign(level):
         return None, None, None
     ratio = above.value / below.value
-    rest = Estimate(torch.zeros_like(ratio), above.influence - ratio * below.influence, above.drawn)
-    if below.drawn is not None:
-        rest = rest._replace(drawn=-ratio * below.drawn if rest.drawn is None else rest.drawn - ratio * below.drawn)
+    scaled = below.entries(lambda field: ratio * field)._replace(freedom=below.freedom)
+    rest = above - scaled
     if not bool(rest.variance() > (1e-12 * above.value).square()):
         return number(ratio), None, None
     reach = rest.quantile(level).square()
@@ -170,17 +177,25 @@ def number(value: Tensor) -> float | None:
 def ratio(sums: Tensor, counts: Tensor) -> Estimate:
     """The sum of `sums` [document, ...] divided by the sum of `counts` [document, ...]: a mean over tokens where `counts` are
     tokens. Trailing axes broadcast."""
-    total = counts.sum(0)
-    value = sums.sum(0) / total
-    return Estimate(value, (sums - value * counts) / total)
+    total, whole = counts.sum(0), sums.sum(0)
+    value = whole / total
+    return _jackknifed(value, (whole - sums) / (total - counts), counts)
 
 
-@torch.enable_grad()
-def of_sums(measure: Callable[[Mapping[str, Tensor]], Tensor], sums: Tensor, names: Sequence[str]) -> Estimate:
-    """One number that `measure` makes of named sums over all documents, of sums [document, name]. The influence of a
-    document is its sums times the derivative of the measure (the delta method), which for a ratio is what `ratio` gives."""
-    totals = sums.sum(0).requires_grad_()
-    value = measure(dict(zip(names, totals, strict=True)))
-    (slope,) = torch.autograd.grad(value, totals)
-    used = slope != 0  # a sum that the measure does not take may be undefined
-    return Estimate(value.detach(), sums[:, used] @ slope[used])
+def of_sums(
+    measure: Callable[[Mapping[str, Tensor]], Tensor], sums: Tensor, names: Sequence[str], counted: str
+) -> Estimate:
+    """One number that `measure` makes, entry by entry, of named sums over all documents, of sums [document, name]; the sum that
+    is `counted` says how much of the number each document is."""
+    totals = sums.sum(0)
+    value, without = (measure(dict(zip(names, some.unbind(-1), strict=True))) for some in (totals, totals - sums))
+    return _jackknifed(value, without, sums[:, names.index(counted)])
+
+
+def _jackknifed(value: Tensor, without: Tensor, counts: Tensor) -> Estimate:
+    """The estimate of a value [...] that is `without` [document, ...] where a document is left out, and rests on `counts`."""
+    documents = len(without)
+    square = counts.square().sum(0)
+    freedom = (square.square() / counts.square().square().sum(0) * (documents - 1) / documents).clamp(min=1)
+    influence = (value - without) * ((documents - 1) / documents)
+    return Estimate(value, influence, None, freedom.expand(value.shape))

@@ -114,8 +114,7 @@ def recovery(base: ArrayLike, adapter: ArrayLike, full: ArrayLike, *, level: flo
 class BudgetCurve(NamedTuple):
     """Accuracy against the budget of tokens that a response may have. None where the budgets do not determine it.
 
-    best            accuracy at the budget where it is largest: chosen on one half of the problems and measured on the other,
-                    and the other way round
+    best            accuracy at the budget where it is largest, chosen on every other problem and measured on the rest
     per_token       slope of the straight line through the accuracies, in percentage points per token
     per_1000_tokens the same line, in percentage points per 1,000 tokens
     per_doubling    slope against log2 of the budget, in percentage points per doubling
@@ -144,7 +143,8 @@ def scaling_difference(
             f"Answers to {len(one[0])} and {len(other[0])} problems cannot be paired: give both models the same ones."
         )
     (before, low, high), (after, _, _) = (_of_problems(*each) for each in (one, other))
-    return _curve(after - before, low - high, high - low, level)
+    apart = [second - first for first, second in zip(before, after, strict=True)]
+    return _curve(apart, low - high, high - low, level)
 
 
 def _by_budget(correct: ArrayLike, budgets: Sequence[int]) -> tuple[NDArray, NDArray]:
@@ -158,15 +158,13 @@ def _by_budget(correct: ArrayLike, budgets: Sequence[int]) -> tuple[NDArray, NDA
     return answers[:, order], tokens[order]
 
 
-def _of_problems(answers: NDArray, tokens: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """The fields of BudgetCurve [measure, problem], and the least and most [measure] that each can be of a problem; the best
-    alone for one budget."""
-    bests, low, high = np.empty(len(answers)), np.zeros(1), np.ones(1)
-    for half in (0, 1):
-        chosen = answers[1 - half :: 2].sum(0).argmax()  # of equal ones the smallest
-        bests[half::2] = answers[half::2, chosen]
-    if len(tokens) < 2:
-        return bests[None], low, high
+def _of_problems(answers: NDArray, tokens: NDArray) -> tuple[list[NDArray], NDArray, NDArray]:
+    """The fields of BudgetCurve, each [problem], and the least and most [measure] that each can be of a problem; the best alone
+    for one budget. The best is of the problems that it was not chosen on, where there is a choice."""
+    low, high = np.zeros(1), np.ones(1)
+    if len(tokens) < 2 or len(answers) < 2:
+        return [answers[:, -1]], low, high
+    best = answers[1::2, answers[::2].sum(0).argmax()]  # of equal ones the smallest budget
     doublings = np.log2(tokens)
     steps = np.diff(doublings) / (doublings[-1] - doublings[0])
     lines = np.stack([100 * _line(tokens), 100_000 * _line(tokens), 100 * _line(doublings)])
@@ -174,7 +172,7 @@ def _of_problems(answers: NDArray, tokens: NDArray) -> tuple[NDArray, NDArray, N
     low = np.append(low, weights.clip(max=0).sum(1))
     high = np.append(high, weights.clip(min=0).sum(1))
     rises = answers - answers[:, :1]  # so that a flat curve has the slope 0, not a rounding of it
-    return np.concatenate([bests[None], lines @ rises.T, weights[3:] @ answers.T]), low, high
+    return [best, *(lines @ rises.T), weights[3] @ answers.T], low, high
 
 
 def _line(places: NDArray) -> NDArray:
@@ -183,8 +181,8 @@ def _line(places: NDArray) -> NDArray:
     return centred / (centred @ centred)
 
 
-def _curve(values: NDArray, low: NDArray, high: NDArray, level: float) -> BudgetCurve:
-    """The curve of measures [measure, problem] that have these bounds."""
+def _curve(values: Sequence[NDArray], low: NDArray, high: NDArray, level: float) -> BudgetCurve:
+    """The curve of measures, each [problem], that have these bounds."""
     bounds = zip(values, low, high, strict=True)
     found = [mean_of(each, least=least, most=most, level=level) for each, least, most in bounds]
     return BudgetCurve(*(Interval(float(value or 0.0), *ends) for value, *ends in found))

@@ -33,7 +33,7 @@ SLOPE = "slope of accuracy against the budget, percentage points"
 MEASURES = {
     "best": (
         "best_accuracy",
-        "accuracy at the best budget, chosen on one half of the problems and measured on the other, both ways",
+        "accuracy at the best budget, chosen on one half of the problems and measured on the other",
     ),
     "per_1000_tokens": ("slope_per_1000_tokens", f"{SLOPE} per 1,000 tokens"),
     "per_doubling": (

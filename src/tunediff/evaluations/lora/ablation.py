@@ -33,7 +33,7 @@ from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups,
 from tunediff.evaluations.lora.units import check_adapters
 from tunediff.hookpoints import LORA, LoraAdapter
 from tunediff.measures import difference, mcnemar
-from tunediff.measures.clustered import Bounded, Estimate, interval_columns, over_draws, quotient, ratio
+from tunediff.measures.clustered import Bounded, Estimate, interval_columns, number, over_draws, quotient, ratio
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
 from tunediff.text import Text
@@ -249,8 +249,14 @@ def _measured(each: Each, full: Each, gain: Estimate, alike: Each | None) -> Mea
         **{name: estimate.bounded(least=0.0) for name, estimate in each.items()},
         "excess": excess.bounded(),
         "share": quotient(excess, gain) if gain.sign() > 0 else nothing,
-        "over_random": quotient(each[KL], alike[KL], least=0.0) if alike else nothing,
+        "over_random": _over(each[KL], alike[KL]) if alike else nothing,
     }
+
+
+def _over(own: Estimate, random: Estimate) -> Bounded:
+    """One KL over another; without an interval where so few draws or documents leave that of the denominator open."""
+    value, low, high = quotient(own, random, least=0.0)
+    return number(own.value / random.value) if value is None else value, low, high
 
 
 def table(measured: Mapping[Ablation, Measured]) -> Table:

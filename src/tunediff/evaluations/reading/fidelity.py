@@ -175,12 +175,12 @@ class Fidelity:
 
 def _bounded(name: str, sums: Tensor) -> Bounded:
     """A measure with its interval, of sums [document, SUMS]."""
-    most = 1.0 if name in UP_TO_ONE else inf
+    most, counted = (1.0 if name in UP_TO_ONE else inf), "spread" if name == "explained_variance" else "predicted"
     if name not in RECOVERED:
-        return of_sums(MEASURES[name], sums, SUMS).bounded(least=0.0 if name in A_TOKEN else -inf, most=most)
+        return of_sums(MEASURES[name], sums, SUMS, counted).bounded(least=0.0 if name in A_TOKEN else -inf, most=most)
     spliced, none, all_of_it = RECOVERED[name]
-    kept = of_sums(lambda s: (s[none] - s[spliced]) / s["predicted"], sums, SUMS)
-    whole = of_sums(lambda s: (s[none] - (s[all_of_it] if all_of_it else 0.0)) / s["predicted"], sums, SUMS)
+    kept = of_sums(lambda s: (s[none] - s[spliced]) / s["predicted"], sums, SUMS, counted)
+    whole = of_sums(lambda s: (s[none] - (s[all_of_it] if all_of_it else 0.0)) / s["predicted"], sums, SUMS, counted)
     return quotient(kept, whole, most=most) if whole.sign() > 0 else (None, None, None)
 
 
