@@ -66,5 +66,5 @@ def mean_of(
             (units - 1) * shifted * (1 - shifted) / spread
         )  # a spread of right and wrong answers counts each
         reach = float(stdtrit(units - 1, 0.5 + level / 2))
-    low, high = (least + width * end for end in _score(mean, trials, reach))
+    low, high = (float(least + width * end) for end in _score(mean, trials, reach))
     return float((share * given).mean()), low, high
