@@ -90,11 +90,9 @@ def test_without_any_hesitation_the_interval_is_that_of_a_count_of_zero(pair):
     assert base.low == 0 and base.high == pytest.approx(0.0369, abs=1e-4)  # -ln(0.025) / 100
 
 
-def test_another_dictionary_and_too_few_resamples_are_refused(pair):
+def test_another_dictionary_is_refused(pair):
     with pytest.raises(Refused, match="evaluation=adapter_recovery asks about models with a transcoder adapter"):
         measured(pair, dictionary=identity_dictionary(pair.streams("mlp_in", 1)))
-    with pytest.raises(Refused, match=r"adapter_recovery.resamples=10 .* at least 100"):
-        AdapterRecovery(tasks={}, problems=None, decoding=Decoding(), engine=Batched(1), resamples=10)
 
 
 def test_on_the_embedded_pair_an_untrained_adapter_recovers_nothing_of_what_is_lost_with_the_tuned_mlps():
@@ -108,4 +106,4 @@ def test_on_the_embedded_pair_an_untrained_adapter_recovers_nothing_of_what_is_l
     findings, tables, _ = parted(asked.run(Trained(pair, TEXT, 100, dictionary=adapter)))
     responses = tables["adapter_recovery_outputs"]["response"]
     assert responses[24:48] == responses[48:72] != responses[72:]
-    assert findings["adapter_recovery/eggs/tokens/recovered_of_hybrid"][1:4] == (0, 0, 0)
+    assert findings["adapter_recovery/eggs/tokens/recovered_of_hybrid"][1:4] == (0, None, None)

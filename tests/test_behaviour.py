@@ -58,7 +58,7 @@ def steering(**given):
 
 
 def intervention(operations, **given):
-    given = {"name": "ablation", "role": TUNED, "draws": 1, "modes": ["delta"], **given}
+    given = {"name": "ablation", "role": TUNED, "draws": 6, "modes": ["delta"], **given}
     return Intervention(operations=operations, **settings(**given))
 
 
@@ -84,10 +84,14 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
     rows = by_condition(tables["ablation_conditions"])
     plain, without = rows["unedited"], rows["zero/delta"]
     assert without["hesitations_high"] < plain["hesitations_low"] / 3
-    for control in ("random_latents/zero/delta/0", "random_direction/zero/delta/0"):
+    for control in ("random_latents/zero/delta", "random_direction/zero/delta"):
         assert rows[control]["control"] and rows[control]["hesitations_low"] > without["hesitations_high"]
         assert rows[control]["touched"] > 0.2
     assert without["accuracy_high"] < plain["accuracy_low"] and without["p"] < 1e-3  # mistakes stay uncorrected
+    for kind in ("random_latents", "random_direction"):
+        assert rows[f"{kind}/zero/delta"]["draws"] == 6 and rows[f"{kind}/zero/delta"]["problems"] == 60
+        beyond = findings[f"ablation/toy/zero/delta/hesitation_rate_over_{kind}"]
+        assert beyond.high < 0 and beyond.over == "draws and problems"
     spliced = rows["reconstruction"]  # of 24 latents, of which one means anything: a splice that explains nothing
     assert spliced["control"] and spliced["accuracy"] < 0.1 and spliced["perplexity"] > 2 * plain["perplexity"]
     assert rows["zero/replace"]["accuracy"] < 0.1
@@ -97,7 +101,7 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
     graded = [c for c, n in zip(outputs["correct"], outputs["condition"], strict=True) if n == "zero/delta"]
     assert sum(graded) == without["correct"]
     assert without["edit"] == "Zero() of latents 0 at tuned.resid_post.3, delta, Everywhere()"
-    assert without["change"] == pytest.approx(rows["random_direction/zero/delta/0"]["change"], rel=0.2)
+    assert without["change"] == pytest.approx(rows["random_direction/zero/delta"]["change"], rel=0.2)
     assert rows["zero/replace"]["reference"] == "reconstruction" and rows["zero/replace"]["p"] > 0.05
 
 

@@ -1,6 +1,7 @@
 """The numbers of graded responses, from responses that nobody wrote: every denominator, weight and side is planted."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -10,16 +11,17 @@ from test_expressions import trained as of_columns  # noqa: F401  (a fixture)
 from tunediff.benchmarks import Behaviour, Grade, Problem
 from tunediff.evaluations import Telling
 from tunediff.evaluations.behaviour.benchmark import _scaling
-from tunediff.evaluations.behaviour.changes import Changed, columns, measures, told
+from tunediff.evaluations.behaviour.changes import Changed, columns, told
 from tunediff.evaluations.behaviour.conditions import perplexity, row
 from tunediff.evaluations.behaviour.runner import mostly_cut, outputs
-from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
+from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved, in_turn
 from tunediff.evaluations.behaviour.steering_sweep import dip
 from tunediff.evaluations.given import ALL, LatentStatistics
 from tunediff.evaluations.latents.selection import alike
 from tunediff.evaluations.latents.steering import steering_parts
 from tunediff.evaluations.transcoders.latent_sets import AskedSet, _compared
 from tunediff.generation import Response
+from tunediff.measures import share
 from tunediff.measures.clustered import Estimate
 from tunediff.randomness import generator
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Finding, Note
@@ -90,34 +92,55 @@ def test_it_is_said_where_more_than_half_were_cut_and_only_there():
 # -- changes and sets ------------------------------------------------------------------------------------------------
 
 
-def of_lengths(*lengths):
-    return measures([one(n) for n in lengths])
+def of_lengths(*lengths, draws=0):
+    return [one(n)._replace(draw=place % draws if draws else None) for place, n in enumerate(lengths)]
 
 
-def test_a_change_is_the_changed_model_less_the_whole_one_and_less_the_mean_of_all_controls():
-    changed = Changed(of_lengths(10, 20, 60), of_lengths(20, 40, 60), [of_lengths(8, 12, 16), of_lengths(30, 33, 30)])
+def test_a_change_is_the_changed_model_less_the_whole_one_and_less_the_controls_draw_by_draw():
+    control = of_lengths(8, 12, 16, 30, draws=2)
+    changed = Changed(of_lengths(10, 20, 60, 30), of_lengths(20, 40, 60, 40), control)
     found = columns(changed)
     assert found["length"] == 30 and found["length_change"] == -10
-    assert found["length_over_random"] == pytest.approx(30 - (12 + 31) / 2)
+    assert found["length_over_random"] == pytest.approx(30 - 66 / 4)
+    # of the first draw 46 / 2, of the second 8 / 2: two units of chance
+    reach = 12.706 * abs((60 + 10 - 24) / 2 - (20 + 30 - 42) / 2) / 2
+    assert found["length_over_random_high"] == pytest.approx(13.5 + reach, abs=0.01)
     said = {f.name: f for f in told("here", changed)}
-    assert (
-        said["here/length_change"].value == -10
-        and "30 less 40 of the whole model" in said["here/length_change"].meaning
-    )
-    assert said["here/length_over_random"].value == found["length_over_random"]
-    assert "mean of 2 random controls" in said["here/length_over_random"].meaning
+    assert said["here/length_change"].value == -10 and said["here/length_change"].over == "problems"
+    assert "30 less 40 of the whole model" in said["here/length_change"].meaning
+    beyond = said["here/length_over_random"]
+    assert beyond.value == found["length_over_random"] and "that of 2 random controls" in beyond.meaning
+    assert beyond.over == "draws and problems"
+
+
+def test_draws_answer_every_problem_once_between_them_and_never_are_more_than_problems():
+    assert [list(some) for some in in_turn(7, 3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [list(some) for some in in_turn(2, 20)] == [[0], [1]]
+
+
+def test_of_draws_that_differ_the_interval_is_over_draws_and_not_over_problems():
+    """20 draws of 10 problems each; the accuracy of a draw is anything from 0 to 1. Problems would be taken for 200."""
+    chance, held, naive = random.Random(0), 0, 0
+    for _ in range(300):
+        rates = [chance.betavariate(1, 1) for _ in range(20)]
+        solved = [one(correct=chance.random() < rates[n % 20])._replace(draw=n % 20) for n in range(200)]
+        found = row(Condition("a", "a", TUNED), solved, None)
+        held += found["accuracy_low"] <= 0.5 <= found["accuracy_high"]
+        _, low, high = share(found["correct"], 200)
+        naive += low <= 0.5 <= high
+    assert found["draws"] == 20 and found["problems"] == 200 and found["p"] is None
+    assert 0.92 < held / 300 < 0.98 and naive / 300 < 0.8
 
 
 def test_a_set_is_compared_with_random_sets_of_its_own_size_asked_in_the_same_way():
-    questions = [AskedSet("necessity", "chosen", (3,))]
-    questions += [AskedSet("necessity", "random", (n,), n) for n in (0, 1)]
-    questions += [AskedSet("necessity", "random", (4, 5), 0), AskedSet("sufficiency", "random", (6,), 0)]
-    lengths = dict(zip([q.name for q in questions], (10, 20, 30, 500, 700), strict=True))
+    questions = [AskedSet("necessity", "chosen", ((3,),)), AskedSet("necessity", "random", ((0,), (1,)))]
+    questions += [AskedSet("necessity", "random", ((4, 5),)), AskedSet("sufficiency", "random", ((6,),))]
+    lengths = dict(zip([q.name for q in questions], (10, 20, 500, 700), strict=True))
     lengths |= {ADAPTER: 100, HYBRID: 1, TUNED: 2}
-    found = {name: [one(n), one(n + 1)] for name, n in lengths.items()}
+    found = {name: of_lengths(n, n + 1, draws=2 * name.startswith("random")) for name, n in lengths.items()}
     said = {f.name.rpartition("/")[2]: f for f in _compared("t", questions, found)}
-    assert said["length_over_random"].value == 10 - 25 and said["length_change"].value == 10 - 100
-    assert "mean of 2 random controls" in said["length_over_random"].meaning
+    assert said["length_over_random"].value == 10 - 20 and said["length_change"].value == 10 - 100
+    assert "that of 2 random controls" in said["length_over_random"].meaning
 
 
 # -- budgets ---------------------------------------------------------------------------------------------------------
@@ -188,7 +211,7 @@ def test_a_rise_must_hold_together_over_all_strengths_that_were_tried():
 
 def test_a_change_in_units_of_the_stream_is_shared_among_its_latents(trained):  # noqa: F811
     seen, numbers = trained.statistics, [0, 3, 5, 7]
-    (at, part), *_ = steering_parts(trained, TUNED, seen, numbers, unit="residual_norm", seed=0)["latents"]
+    ((at, part),), _ = steering_parts(trained, TUNED, seen, numbers, unit="residual_norm", draws=0, seed=0)
     sizes = part.scale * trained.dictionary.W_dec[numbers].norm(dim=-1)
     assert sizes.tolist() == pytest.approx([seen.norms[TUNED] / 4] * 4, rel=1e-5) and at.role == TUNED
 

@@ -1,5 +1,6 @@
 """Figures: what is refused, what a run keeps of them, and that the page draws any of them without knowing who made it."""
 
+import ast
 import json
 import re
 import sys
@@ -323,3 +324,34 @@ def test_what_speaks_of_behaviour_and_of_the_headline_names_no_evaluation():
     for name in ("behaviour", "headline"):
         text = (ROOT / "src" / "tunediff" / "report" / f"{name}.py").read_text()
         assert not [option for option in options if re.search(rf"\b{option}\b", text)], name
+
+
+# files whose intervals do not yet say what they run over; one leaves when it does
+OVER_IS_MISSING = {"probing.py", "label_alignment.py"}
+
+
+def bounded_findings(path):
+    """The calls of Finding in a file that give an end of an interval, and whether each says `over`, by name or place: the ends
+    are a spread value among the first three words, the third word, or `low`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
+            names, spread = {word.arg for word in node.keywords}, [isinstance(word, ast.Starred) for word in node.args]
+            if any(spread[:3]) or len(node.args) > 2 or "low" in names:
+                last = isinstance(node.args[-1], ast.Constant) and node.args[-1].value == "documents"
+                yield f"{path.name}:{node.lineno}", "over" in names or None in names or last
+
+
+def test_every_finding_with_an_interval_says_over_what_it_runs():
+    files = [path for path in (ROOT / "src").rglob("*.py") if path.name not in OVER_IS_MISSING]
+    calls = dict(call for path in files for call in bounded_findings(path))
+    assert len(calls) > 20 and not [place for place, said in calls.items() if not said]
+
+
+def test_what_an_interval_is_over_is_kept_where_there_is_one_and_checked(tmp_path):
+    written = {}
+    for low, over in ((0.5, "documents"), (None, "documents"), (0.5, "")):
+        entry = folders._told(Finding("mine/a", 1.0, low, None if low is None else 2.0, "a number", over=over))
+        written[low, over] = entry.get("over")
+    assert written == {(0.5, "documents"): "documents", (None, "documents"): None, (0.5, ""): None}
+    with pytest.raises(Refused, match="its over is 3"):
+        folders._told(Finding("mine/a", 1.0, 0.5, 2.0, "a number", over=3))

@@ -56,7 +56,7 @@ def asked(trained, **given):
 
 
 def sets(**given):
-    settings = {"problems": None, "chosen_by": None, "scale": -0.5, "draws": 1, "control_sizes": [1], **given}
+    settings = {"problems": None, "chosen_by": None, "scale": -0.5, "draws": 2, "control_sizes": [1], **given}
     return LatentSets(decoding=Decoding(tokens=8), engine=Batched(8), **settings)
 
 
@@ -72,8 +72,8 @@ def test_the_planted_latent_is_needed_is_enough_and_negated_silences_the_tuned_m
     said = {name: row["hesitation"] for name, row in rows.items()}
     assert said[TUNED] == said[ADAPTER] == 8 and said[HYBRID] == 0
     assert said["necessity"] == said["negation"] == 0 and said["sufficiency"] == 8
-    assert said["random/necessity/1/0"] == said["random/negation/1/0"] == 8
-    assert said["random/sufficiency/1/0"] == said["empty/sufficiency"] == 0
+    assert said["random/necessity/1"] == said["random/negation/1"] == 8
+    assert said["random/sufficiency/1"] == said["empty/sufficiency"] == 0
     for way, change in (("necessity", -8), ("sufficiency", 8), ("negation", -8)):
         where = f"latent_sets/eggs/{way}"
         assert findings[f"{where}/hesitation_change"][1:4] == (change, None, None)  # no two problems differ
@@ -95,7 +95,7 @@ def test_the_page_puts_each_control_below_the_set_it_belongs_to(trained):
         above = above if control else title
         under |= {title: above} if control else {}
     ways = ("adapter without {}", "hybrid with {} alone", "tuned with {} negated")
-    expected = {way.format("random latents (1)"): way.format("the set") for way in ways}
+    expected = {way.format("random latents (1, 2 draws)"): way.format("the set") for way in ways}
     assert under == {**expected, "hybrid with decoder biases alone": "hybrid with the set alone"}
 
 
@@ -122,7 +122,7 @@ def test_random_sets_are_of_other_latents_that_live_and_are_left_out_where_there
     seen = trained.statistics
     evaluation = sets(latents=[SAYS_IT, 0], tasks={}, draws=3, control_sizes=[4, 1, 99])
     questions, (note,) = evaluation.questions(trained.dictionary, seen, [SAYS_IT, 4])
-    drawn = [set(one.numbers) for one in questions if (one.which, one.asked) == ("random", "necessity")]
+    drawn = [set(some) for one in questions if (one.which, one.asked) == ("random", "necessity") for some in one.draws]
     assert [len(some) for some in drawn] == [2, 2, 2, 8, 8, 8] and len(set(map(frozenset, drawn))) == 6
     assert all(seen.alive[list(some)].all() and not some & {SAYS_IT, 4} for some in drawn)
     assert "no random sets of 198 latents" in note

@@ -1,7 +1,6 @@
 """Accuracies, token budgets and the writing of responses, on numbers whose truth is known."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -122,8 +121,8 @@ def test_a_line_over_doublings_has_its_slope_and_its_middle_as_area():
 def test_the_area_under_a_flat_curve_is_its_height():
     correct = np.repeat(np.arange(8)[:, None] < 3, 4, axis=1)
     found = scaling(correct, [100, 700, 800, 5000])
-    assert found.area.value == pytest.approx(3 / 8) == found.best.value
-    assert found.per_token == found.per_doubling == (0, 0, 0)
+    assert found.area.value == pytest.approx(3 / 8) and found.best.value == 1 / 4  # of the second, fourth, sixth and eighth
+    assert found.per_token.value == found.per_doubling.value == 0 and found.area.low < 3 / 8 < found.area.high
 
 
 def test_the_order_of_the_budgets_does_not_matter():
@@ -137,26 +136,39 @@ def test_one_budget_has_an_accuracy_and_no_slope():
     assert found[1:] == (None,) * 4
 
 
-def test_the_bootstrap_is_the_same_for_the_same_seed_alone():
-    correct = rising(60, [0.1, 0.3, 0.4, 0.8])
-    assert scaling(correct, BUDGETS, seed=1) == scaling(correct, BUDGETS, seed=1) != scaling(correct, BUDGETS, seed=2)
-
-
 def test_the_intervals_cover_the_truth_that_was_planted():
     chances = [0.2, 0.4, 0.6, 0.8]  # 20 points a doubling, area 0.5, best 0.8
     truths = {"best": 0.8, "per_doubling": 20.0, "area": 0.5}
     inside = dict.fromkeys(truths, 0)
-    for seed in range(200):
-        found = scaling(rising(100, chances, seed), BUDGETS, draws=300)
+    for seed in range(400):
+        found = scaling(rising(40, chances, seed), BUDGETS)
         for name, truth in truths.items():
             inside[name] += getattr(found, name).low <= truth <= getattr(found, name).high
-    assert all(0.89 * 200 <= count <= 0.99 * 200 for count in inside.values()), inside
+    assert all(0.92 * 400 <= count <= 0.98 * 400 for count in inside.values()), inside
 
 
-def test_problems_are_drawn_whole():
-    """Every problem has the same slope, so that no draw can have another; budgets drawn apart would give many."""
+def test_the_best_budget_is_chosen_on_problems_that_it_is_not_measured_on():
+    """Of budgets that are all alike the largest accuracy is above the truth; what is said of it is not."""
+    alike = [np.random.default_rng(seed).random((40, 8)) < 0.5 for seed in range(300)]
+    found = [scaling(each, range(1, 9)).best for each in alike]
+    assert np.mean([each.mean(0).max() for each in alike]) > 0.58
+    assert np.mean([one.value for one in found]) == pytest.approx(0.5, abs=0.015)
+    assert 0.92 < np.mean([one.low <= 0.5 <= one.high for one in found]) < 0.98
+
+
+def test_a_problem_counts_once_at_all_budgets():
+    """Every problem has the same slope, so that little but the rare other problem is unknown; budgets apart would say more."""
     found = scaling(np.tile([0, 0, 1, 1], (30, 1)), BUDGETS)
-    assert found.per_doubling.low == pytest.approx(found.per_doubling.high) == pytest.approx(40)
+    assert found.per_doubling.value == pytest.approx(40)
+    assert 0 < found.per_doubling.high - found.per_doubling.low < 12
+
+
+def test_curves_without_a_right_answer_and_of_right_answers_alone_still_have_intervals():
+    for answer in (0, 1):
+        found = scaling(np.full((30, 4), answer), BUDGETS)
+        for one in (found.best, found.area):
+            assert one.value == answer and 0.05 < one.high - one.low < 0.3
+        assert found.per_doubling.low < 0 == found.per_doubling.value < found.per_doubling.high
 
 
 def test_a_difference_of_curves_is_that_of_their_values_and_narrower_on_shared_problems():
@@ -170,15 +182,7 @@ def test_a_difference_of_curves_is_that_of_their_values_and_narrower_on_shared_p
         assert here.value == pytest.approx(b.value - a.value)
     apart = math.hypot(one.area.high - one.area.low, other.area.high - other.area.low)
     assert found.area.high - found.area.low < apart
-    assert scaling_difference(first, first, BUDGETS).best == (0, 0, 0)
-
-
-def test_a_thousand_draws_of_500_problems_take_no_time():
-    correct = rising(500, [0.1, 0.2, 0.3, 0.4])
-    scaling(correct, BUDGETS)
-    begun = time.process_time()
-    scaling(correct, BUDGETS)
-    assert time.process_time() - begun < 0.2  # about 0.02 s; room for a busy machine
+    assert scaling_difference(first, first, BUDGETS).best.value == 0
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pyarrow
 import pytest
+import scipy.stats
 
 from conftest import save_model
 from test_behaviour import by_condition, parted
 from tunediff.benchmarks import Task
 from tunediff.evaluations import Given, Recovery
 from tunediff.generation import Batched, Decoding, Response
-from tunediff.measures import paired, recovery
+from tunediff.measures import recovery
 from tunediff.models import ModelPair, ModelSource
 from tunediff.report.behaviour import behaviour
 from tunediff.shapes import BASE, TUNED, Refused
@@ -36,8 +37,8 @@ def answered(problems, base, lora, full, seed=0):
 
 def test_a_model_that_is_the_full_one_recovers_all_and_one_that_is_the_base_nothing():
     base, lora, full = answered(200, 0.2, 0.6, 0.8)
-    assert recovery(base, full, full).share == pytest.approx((1, 1, 1))
-    assert recovery(base, base, full).share == pytest.approx((0, 0, 0))
+    assert recovery(base, full, full).share == (1, None, None)  # no two problems differ in it
+    assert recovery(base, base, full).share == (0, None, None)
     share = recovery(base, lora, full).share
     assert share.value == pytest.approx((lora.mean() - base.mean()) / (full.mean() - base.mean()))
     assert share.low < share.value < share.high
@@ -46,21 +47,21 @@ def test_a_model_that_is_the_full_one_recovers_all_and_one_that_is_the_base_noth
 def test_the_order_of_the_problems_changes_nothing():
     values = np.stack([*answered(90, 0.2, 0.6, 0.8)[:2], np.random.default_rng(1).gamma(3, 40, 90)])
     order = np.random.default_rng(2).permutation(90)
-    assert recovery(*values) == recovery(*values[:, order])
+    assert recovery(*values).share == pytest.approx(recovery(*values[:, order]).share)
 
 
 def test_seen_from_the_other_end_the_share_is_what_was_left_and_a_unit_changes_nothing():
     base, lora, full = answered(400, 0.2, 0.6, 0.8)
     there, back = recovery(base, lora, full), recovery(full, lora, base)
     assert back.share.value == pytest.approx(1 - there.share.value) and back.change == pytest.approx(-there.change)
-    assert back.share[1:] == pytest.approx((1 - there.share.high, 1 - there.share.low), abs=0.02)  # of other draws
+    assert back.share[1:] == pytest.approx((1 - there.share.high, 1 - there.share.low), abs=1e-9)
     scaled = recovery(*(7 * values + 3 for values in (base, lora, full)))
     assert scaled.share == pytest.approx(there.share)
 
 
 def planted_shares(draw, truth, studies=1000):
     """Shares of studies whose interval holds the truth, and whose whole interval lies below it or above it."""
-    found = [recovery(*draw(seed), draws=400, seed=seed).share for seed in range(studies)]
+    found = [recovery(*draw(seed)).share for seed in range(studies)]
     return tuple(np.mean([[s.low <= truth <= s.high, s.high < truth, s.low > truth] for s in found], 0))
 
 
@@ -81,45 +82,42 @@ def test_the_interval_of_skewed_lengths_holds_the_truth_in_95_of_100_studies():
     assert 0.925 < held < 0.97 and max(missed) < 0.05
 
 
-def test_where_the_change_is_not_told_from_none_there_is_no_share_but_a_count():
+def test_where_the_change_is_not_told_from_none_there_is_no_share():
     base, lora, full = answered(40, 0.5, 0.52, 0.55, seed=3)
-    found = recovery(base, lora, full)
-    assert found.share is None and 50 < found.gone < 1950 and found.draws == 2000
-    assert recovery(base, lora, base) == (None, 0.0, 2000, 2000)
+    assert recovery(base, lora, full).share is None
+    assert recovery(base, lora, base) == (None, 0.0)
 
 
-def test_there_is_a_share_exactly_while_fewer_draws_lose_the_change_than_lie_in_a_tail():
-    """Of n problems that full alone solves among 60, (1 - n / 60) ^ 60 of the draws hold none: 5 %, 1.8 %, 0.6 %."""
+def test_there_is_a_share_exactly_while_students_t_tells_the_change_from_none():
+    """Of n problems that full alone solves among 60, t is (n / 60) / sqrt(n (60 - n) / 60^2 / 59); 2.001 bounds 95 %."""
     for n, told in ((3, False), (4, True), (5, True)):
-        full = np.arange(60) < n
-        found = recovery(np.zeros(60), np.arange(60) < n - 1, full, draws=4000)
-        assert found.gone / 4000 == pytest.approx((1 - n / 60) ** 60, abs=0.01)
+        assert (((n / 60) / np.sqrt(n * (60 - n) / 60**2 / 59)) > 2.001) == told
+        found = recovery(np.zeros(60), np.arange(60) < n - 1, np.arange(60) < n)
         assert (found.share is not None) == told and (not told or np.isfinite(found.share).all())
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_draws_that_lose_the_change_or_turn_it_round_stand_beyond_both_ends(monkeypatch, sign):
-    """Of 401 draws 10 lie in either tail; 3 have no ratio, and the others have the ratios 0.000, 0.001 to 0.397."""
-    drawn = np.array([(0.001 * n, 1.0) for n in range(398)] + [(0.5, 0.0), (0.5, -1.0), (-0.5, -0.25)])
-    monkeypatch.setattr(paired, "_drawn", lambda *_: sign * drawn)
-    found = recovery(np.zeros(4), sign * np.array([1, 0, 0, 0]), sign * np.array([1, 1, 0, 0]), draws=401)
-    assert (found.gone, found.draws, found.change) == (3, 401, sign * 0.5)
-    assert found.share == pytest.approx((0.5, 0.007, 0.390))
+def test_the_interval_holds_exactly_the_shares_that_a_t_test_does_not_rule_out():
+    """Fieller's interval turned round: at its ends adapter - base - share (full - base) has Student's t at the bound."""
+    base, lora, full = answered(30, 0.2, 0.5, 0.9, seed=4)
+    share = recovery(base, lora, full).share
+    for end in share[1:]:
+        rest = (lora - base) - end * (full - base)
+        t = rest.mean() / (rest.std(ddof=1) / np.sqrt(30))
+        assert abs(t) == pytest.approx(scipy.stats.t.ppf(0.975, 29))
 
 
 @pytest.mark.parametrize(
-    ("values", "given", "message"),
+    ("values", "message"),
     [
-        (([1, 0], [1, 0, 1], [1, 1, 1]), {}, "cannot be paired"),
-        (([], [], []), {}, "cannot be paired"),
-        (([[1]], [[1]], [[1]]), {}, "cannot be paired"),
-        (([0, 1], [0, np.nan], [1, 1]), {}, "not finite"),
-        (([0, 1], [0, 1], [1, 1]), {"draws": 20}, "draws=20 .* at least 41"),
+        (([1, 0], [1, 0, 1], [1, 1, 1]), "cannot be paired"),
+        (([], [], []), "cannot be paired"),
+        (([[1]], [[1]], [[1]]), "cannot be paired"),
+        (([0, 1], [0, np.nan], [1, 1]), "not finite"),
     ],
 )
-def test_values_that_do_not_belong_together_are_refused(values, given, message):
+def test_values_that_do_not_belong_together_are_refused(values, message):
     with pytest.raises(Refused, match=message):
-        recovery(*values, **given)
+        recovery(*values)
 
 
 # -- three models whose right answers are planted --------------------------------------------------------------------
@@ -148,7 +146,7 @@ class Planted:
             yield place, Response(tokenizer(said, add_special_tokens=False)["input_ids"], said, True, False)
 
 
-ALL = {"problems": None, "resamples": 2000}
+ALL = {"problems": None}
 
 
 def problems(count=100, base="Solve: {question}"):
@@ -186,7 +184,7 @@ def test_what_was_planted_is_recovered_and_every_finding_says_how_the_base_was_a
     for finding in findings.values():
         assert "base was asked 'Solve: {question}', lora and full '{question}'" in finding.meaning
     assert "base 20.0%, lora 56.0%, full 80.0%" in share.meaning and "100 problems" in share.meaning
-    assert findings["recovery/eggs/hesitations/recovered"][1:4] == pytest.approx((0.5, 0.5, 0.5))
+    assert findings["recovery/eggs/hesitations/recovered"][1:4] == (0.5, None, None)  # of every problem
     assert findings["recovery/eggs/tokens/recovered"].value == pytest.approx(0.5, abs=0.02) and not notes
     rows = by_condition(tables["recovery_conditions"])
     assert [(who, row["role"], row["reference"]) for who, row in rows.items()] == [
@@ -225,7 +223,7 @@ def test_a_gain_that_is_none_has_no_share_but_a_sentence_with_the_counts(trio, f
     findings, tables, notes = measured(trio, solved={**SOLVED, "full": full})
     assert "recovery/eggs/recovered" not in findings and "recovery/eggs/accuracy/full" in findings
     (note,) = notes
-    assert said in note and "of 2,000 resamples" in note and "Solve: {question}" in note
+    assert said in note and "Solve: {question}" in note
     assert tables["recovery"]["recovered"][0] is None and tables["recovery"]["recovered"][2] == pytest.approx(0.5)
 
 
@@ -283,8 +281,6 @@ def test_a_full_model_that_is_nowhere_or_reads_other_tokens_is_refused_before_an
         Refused, match=r"the fully fine-tuned model of recovery: .* evaluation.recovery.full.path=<folder>"
     ):
         measured({**trio, "full": ModelSource(str(tmp_path / "nowhere"))})
-    with pytest.raises(Refused, match="resamples=10 .* at least 100"):
-        measured(trio, resamples=10)
     other = ModelSource(str(save_model(tmp_path / "full", build_tokenizer("Anna has no eggs. " * 50), seed=5)))
     log = []
     with pytest.raises(Refused, match=r"is no fully fine-tuned model of .* tokenize"):
@@ -313,7 +309,7 @@ def test_on_the_embedded_pair_a_model_recovers_all_of_itself_however_the_base_is
     )
     findings, tables, _ = parted(evaluation.run(Given(pair, text, 100)))
     for name in tasks:
-        assert findings[f"recovery/{name}/recovered"][1:4] == (1, 1, 1)
+        assert findings[f"recovery/{name}/recovered"][1:4] == (1, None, None)
         assert findings[f"recovery/{name}/tokens/recovered"].value == 1
     direct, steps = (findings[f"recovery/{name}/accuracy/base"].value for name in tasks)
     assert direct < steps < findings["recovery/steps/accuracy/full"].value

@@ -249,15 +249,17 @@ def write_findings(
 
 
 def _told(finding: Finding) -> dict[str, Any]:
-    """Its entry in findings.json: the words of the headline only where it belongs there."""
+    """Its entry in findings.json: the words of the headline, and what an interval is over, only where there is one."""
     entry = {name: _valid(value) for name, value in finding._asdict().items()}
-    for name in ("name", "meaning", "column", "line"):
+    for name in ("name", "meaning", "column", "line", "over"):
         if not isinstance(entry[name], str) or not finding.name:
             raise Refused(f"Finding {finding.name!r}: its {name} is {entry[name]!r}, and has to be a string.")
     for name in ("value", "low", "high"):
         if not isinstance(entry[name], int | float | None):
             raise Refused(f"Finding {finding.name}: its {name} is of type {type(entry[name]).__name__}, not a number.")
-    return {name: value for name, value in entry.items() if value or name not in ("column", "line")}
+    if entry["low"] is None:
+        entry["over"] = ""
+    return {name: value for name, value in entry.items() if value or name not in ("column", "line", "over")}
 
 
 def _valid(value: Any) -> Any:

@@ -60,9 +60,10 @@ class Stream(NamedTuple):
 
 class Finding(NamedTuple):
     """A named number. `name` is a path such as "fidelity/explained_variance/base/thinking"; `low` and `high` bound
-    the interval where one was computed, at 95 % unless `meaning` says otherwise; `meaning` is one sentence with the
-    definition. A finding that belongs to what is said of a run first has two more words: `column` heads its column
-    where runs stand side by side, `line` names it in the last line of a run, where `tuned` may follow `base`."""
+    the interval where one was computed, at 95 % unless `meaning` says otherwise, and `over` names the units of chance that
+    it runs over, such as "documents" or "draws and documents": of what it says how another sample would differ. `meaning` is
+    one sentence with the definition. A finding that belongs to what is said of a run first has two more words: `column` heads
+    its column where runs stand side by side, `line` names it in the last line of a run, where `tuned` may follow `base`."""
 
     name: str
     value: float | None
@@ -71,6 +72,7 @@ class Finding(NamedTuple):
     meaning: str = ""
     column: str = ""
     line: str = ""
+    over: str = ""
 
 
 class Table(NamedTuple):

@@ -1,7 +1,8 @@
 """Measuring instruments that several evaluations share: intervals, comparisons, separation, matching. Know no dictionary.
 
 clustered.py    sums per document; intervals over documents    next_tokens.py  cross-entropy and KL of next tokens
-paired.py       shares; conditions on the same problems        matching.py     latents of two runs, one to one
+shares.py       means of what has bounds                       matching.py     latents of two runs, one to one
+paired.py       conditions on the same problems; budgets
 separation.py   AUROC, its interval, and that of shuffled labels      samples.py  several answers to each problem
 """
 
@@ -12,9 +13,7 @@ from tunediff.measures.paired import (
     difference,
     mcnemar,
     recovery,
-    resampled,
     scaling,
     scaling_difference,
-    share,
-    wilson,
 )
+from tunediff.measures.shares import mean_of, share, wilson

@@ -1,9 +1,9 @@
-"""Right and wrong answers -> accuracies and what a budget of tokens buys, with intervals. Knows no model, tokenizer or
-benchmark; the units of chance are problems.
+"""Right and wrong answers to the same problems -> what two models differ by, what an adapter recovers, and what a budget of
+tokens buys, with intervals. Knows no model, tokenizer or benchmark; the units of chance are problems.
 
-Wilson 1927 (JASA 22:209) for one accuracy; McNemar 1947 (Psychometrika 12:153), exact, and Newcombe 1998 (Statistics in
-Medicine 17:2635, method 10) for two models on the same problems; the percentile bootstrap of Efron 1979 for curves and
-for what an adapter recovers.
+McNemar 1947 (Psychometrika 12:153), exact, and Newcombe 1998 (Statistics in Medicine 17:2635, method 10) for two models on
+the same problems; Fieller's interval (clustered.py) for what is recovered; slopes, areas and the largest accuracy of a curve
+are means over problems of numbers with bounds (shares.py).
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, ndtri  # scipy.stats takes 0.4 s to import
+from scipy.special import bdtr  # scipy.stats takes 0.4 s to import
 
-from tunediff import randomness
+from tunediff.measures.clustered import quotient, ratio
+from tunediff.measures.shares import mean_of, wilson
 from tunediff.shapes import Refused
 
 
 class Interval(NamedTuple):
-    """A number and its confidence interval."""
+    """A number and its confidence interval, whose ends are None where no two problems differ."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Paired(NamedTuple):
@@ -40,34 +42,14 @@ class Recovered(NamedTuple):
     """The share of a change that an adapter recovers: 0 where it is the base, 1 where it is the fully tuned model.
 
     share    recovered share with its confidence interval; None where the change cannot be told from none
-    change   mean of full less base         gone   number of `draws` in which it was none or went the other way
+    change   mean of full less base
     """
 
     share: Interval | None
     change: float
-    gone: int
-    draws: int
 
 
-# -- accuracy --------------------------------------------------------------------------------------------------------
-
-
-def wilson(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share."""
-    if not 0 <= successes <= trials or trials < 1:
-        raise Refused(
-            f"{successes} successes of {trials} trials are no share: give 0 to {max(trials, 1)} of at least 1."
-        )
-    z, share = float(ndtri(0.5 + level / 2)), successes / trials
-    middle = share + z * z / (2 * trials)
-    reach = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    low, high = ((middle + sign * reach) / (1 + z * z / trials) for sign in (-1, 1))
-    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
-
-
-def share(successes: int, trials: int, level: float = 0.95) -> tuple[float | None, float | None, float | None]:
-    """A share and its score interval; None without a trial."""
-    return (successes / trials, *wilson(successes, trials, level)) if trials else (None, None, None)
+# -- two models ------------------------------------------------------------------------------------------------------
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
@@ -111,37 +93,19 @@ def _cross(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, int
 # -- what an adapter recovers ---------------------------------------------------------------------------------------
 
 
-def recovery(
-    base: ArrayLike, adapter: ArrayLike, full: ArrayLike, *, draws: int = 2000, level: float = 0.95, seed: int = 0
-) -> Recovered:
-    """The ratio (adapter - base) / (full - base) of the means of values [problem], all three on the same problems and in every draw
-    on the same drawn ones; the order of the problems changes nothing.
-
-    The percentile bootstrap, since answers are right or wrong and lengths are skewed, where Fieller's interval takes both
-    differences for normal. A draw in which the change is gone has no ratio and stands beyond both ends, so that the
-    interval is bounded while these are fewer than each tail: as Fieller's is while the change differs from none."""
-    values = [np.asarray(each, np.float64) for each in (base, adapter, full)]
-    shapes = [each.shape for each in values]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not values[0].size:
+def recovery(base: ArrayLike, adapter: ArrayLike, full: ArrayLike, *, level: float = 0.95) -> Recovered:
+    """The ratio (adapter - base) / (full - base) of the means of values [problem], all three on the same problems, whose
+    interval is without ends where the adapter's change is the same share of the full one's on every problem."""
+    values = [torch.as_tensor(np.asarray(each, np.float64)) for each in (base, adapter, full)]
+    shapes = [tuple(each.shape) for each in values]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not values[0].numel():
         raise Refused(f"Values of shapes {shapes} cannot be paired: give one a problem, of the same problems.")
-    if not np.isfinite(values).all():
+    if not all(each.isfinite().all() for each in values):
         raise Refused("Some values are not finite: leave the problem out for all three models.")
-    tail = (1 - level) / 2
-    if tail * (draws - 1) < 1:
-        raise Refused(
-            f"draws={draws} leave none beyond the ends of a {level:.0%} interval: at least {round(1 / tail) + 1}."
-        )
-    below, part, whole = np.stack(values)[:, np.lexsort(values)]
-    changes = np.stack([part - below, whole - below], 1)
-    mean, drawn = changes.mean(0), _drawn(changes, draws, seed)
-    kept = drawn[:, 1] * mean[1] > 0
-    gone = int(draws - kept.sum())
-    if gone > int(tail * (draws - 1)):
-        return Recovered(None, float(mean[1]), gone, draws)
-    ratios = np.sort(drawn[kept, 0] / drawn[kept, 1])
-    place = int(tail * (draws - 1)) - gone  # of the end among those that have a ratio, counted from either side
-    share = Interval(float(mean[0] / mean[1]), float(ratios[place]), float(ratios[-1 - place]))
-    return Recovered(share, float(mean[1]), gone, draws)
+    below, part, whole = values
+    partly, wholly = (ratio(each - below, torch.ones_like(below)) for each in (part, whole))
+    value, low, high = quotient(partly, wholly, level)
+    return Recovered(None if value is None else Interval(value, low, high), float(wholly.value))
 
 
 # -- what a budget of tokens buys ------------------------------------------------------------------------------------
@@ -150,7 +114,7 @@ def recovery(
 class BudgetCurve(NamedTuple):
     """Accuracy against the budget of tokens that a response may have. None where the budgets do not determine it.
 
-    best            largest accuracy over budgets, chosen and measured on the same problems, so somewhat too high
+    best            accuracy at the budget where it is largest, chosen on every other problem and measured on the rest
     per_token       slope of the straight line through the accuracies, in percentage points per token
     per_1000_tokens the same line, in percentage points per 1,000 tokens
     per_doubling    slope against log2 of the budget, in percentage points per doubling
@@ -158,44 +122,29 @@ class BudgetCurve(NamedTuple):
     """
 
     best: Interval
-    per_token: Interval | None
-    per_1000_tokens: Interval | None
-    per_doubling: Interval | None
-    area: Interval | None
+    per_token: Interval | None = None
+    per_1000_tokens: Interval | None = None
+    per_doubling: Interval | None = None
+    area: Interval | None = None
 
 
-def scaling(
-    correct: ArrayLike, budgets: Sequence[int], *, draws: int = 1000, level: float = 0.95, seed: int = 0
-) -> BudgetCurve:
-    """The curve of right answers [problem, budget]. Intervals by the bootstrap over problems: a problem drawn twice counts twice
-    at every budget."""
-    answers, tokens = _by_budget(correct, budgets)
-    curves = _drawn(answers, draws, seed)
-    return _with_intervals(_measures(answers.mean(0)[None], tokens), _measures(curves, tokens), level)
+def scaling(correct: ArrayLike, budgets: Sequence[int], *, level: float = 0.95) -> BudgetCurve:
+    """The curve of shares of right answers [problem, budget]. Every measure is the mean of what each problem has."""
+    return _curve(*_of_problems(*_by_budget(correct, budgets)), level)
 
 
 def scaling_difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    budgets: Sequence[int],
-    *,
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    first: ArrayLike, second: ArrayLike, budgets: Sequence[int], *, level: float = 0.95
 ) -> BudgetCurve:
-    """Every measure of the second less that of the first, both on the same problems [problem, budget] and in every draw
-    on the same drawn ones."""
-    (one, tokens), (other, _) = _by_budget(first, budgets), _by_budget(second, budgets)
-    if one.shape != other.shape:
+    """The measures of the second model less those of the first, on the same problems."""
+    one, other = (_by_budget(correct, budgets) for correct in (first, second))
+    if len(one[0]) != len(other[0]):
         raise Refused(
-            f"Answers to {len(one)} and {len(other)} problems cannot be paired: give both models the same ones."
+            f"Answers to {len(one[0])} and {len(other[0])} problems cannot be paired: give both models the same ones."
         )
-    curves = _drawn(np.concatenate([one, other], 1), draws, seed)
-    measured, drawn = (
-        _measures(both[:, len(tokens) :], tokens) - _measures(both[:, : len(tokens)], tokens)
-        for both in (np.concatenate([one.mean(0), other.mean(0)])[None], curves)
-    )
-    return _with_intervals(measured, drawn, level)
+    (before, low, high), (after, _, _) = (_of_problems(*each) for each in (one, other))
+    apart = [second - first for first, second in zip(before, after, strict=True)]
+    return _curve(apart, low - high, high - low, level)
 
 
 def _by_budget(correct: ArrayLike, budgets: Sequence[int]) -> tuple[NDArray, NDArray]:
@@ -209,44 +158,31 @@ def _by_budget(correct: ArrayLike, budgets: Sequence[int]) -> tuple[NDArray, NDA
     return answers[:, order], tokens[order]
 
 
-def resampled(values: NDArray, *, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
-    """The mean of values [problem] with the percentile bootstrap over problems."""
-    means = _drawn(values[:, None], draws, seed)[:, 0]
-    return Interval(float(values.mean()), *np.quantile(means, (0.5 - level / 2, 0.5 + level / 2)).tolist())
-
-
-def _drawn(answers: NDArray, draws: int, seed: int) -> NDArray:
-    """Means [draw, column] of `answers` [problem, column] over as many problems, drawn with replacement."""
-    problems = len(answers)
-    chosen = randomness.numpy_generator(seed, "resampled problems").integers(
-        0, problems, (draws, problems), dtype=np.int32
-    )
-    places = chosen + problems * np.arange(draws)[:, None]
-    times = np.bincount(places.ravel(), minlength=draws * problems).reshape(draws, problems)
-    return times.astype(np.float64) @ answers / problems
-
-
-def _measures(curves: NDArray, tokens: NDArray) -> NDArray:
-    """The fields of BudgetCurve [measure, draw] for accuracies [draw, budget]; the best alone for one budget."""
-    best = curves.max(1)
-    if len(tokens) < 2:
-        return best[None]
+def _of_problems(answers: NDArray, tokens: NDArray) -> tuple[list[NDArray], NDArray, NDArray]:
+    """The fields of BudgetCurve, each [problem], and the least and most [measure] that each can be of a problem; the best alone
+    for one budget. The best is of the problems that it was not chosen on, where there is a choice."""
+    low, high = np.zeros(1), np.ones(1)
+    if len(tokens) < 2 or len(answers) < 2:
+        return [answers[:, -1]], low, high
+    best = answers[1::2, answers[::2].sum(0).argmax()]  # of equal ones the smallest budget
     doublings = np.log2(tokens)
-    per_token = 100 * _slopes(curves, tokens)
-    heights = (curves[:, 1:] + curves[:, :-1]) / 2
-    area = heights @ np.diff(doublings) / (doublings[-1] - doublings[0])
-    return np.stack([best, per_token, 1000 * per_token, 100 * _slopes(curves, doublings), area])
+    steps = np.diff(doublings) / (doublings[-1] - doublings[0])
+    lines = np.stack([100 * _line(tokens), 100_000 * _line(tokens), 100 * _line(doublings)])
+    weights = np.concatenate([lines, (np.append(steps, 0) + np.append(0, steps))[None] / 2])
+    low = np.append(low, weights.clip(max=0).sum(1))
+    high = np.append(high, weights.clip(min=0).sum(1))
+    rises = answers - answers[:, :1]  # so that a flat curve has the slope 0, not a rounding of it
+    return [best, *(lines @ rises.T), weights[3] @ answers.T], low, high
 
 
-def _slopes(curves: NDArray, places: NDArray) -> NDArray:
-    """Slopes of the least-squares lines through accuracies [draw, budget] at these places."""
+def _line(places: NDArray) -> NDArray:
+    """The weights of accuracies at these places whose sum is the slope of the least-squares line through them."""
     centred = places - places.mean()
-    rises = curves - curves[:, :1]  # so that a flat curve has the slope 0, not a rounding of it
-    return rises @ (centred / (centred @ centred))
+    return centred / (centred @ centred)
 
 
-def _with_intervals(measured: NDArray, drawn: NDArray, level: float) -> BudgetCurve:
-    """The curve of measures [measure, 1] with the intervals of those drawn [measure, draw]."""
-    ends = np.quantile(drawn, (0.5 - level / 2, 0.5 + level / 2), axis=1)
-    found = [Interval(*each) for each in np.stack([measured[:, 0], *ends], 1).tolist()]
-    return BudgetCurve(*found, *[None] * (len(BudgetCurve._fields) - len(found)))
+def _curve(values: Sequence[NDArray], low: NDArray, high: NDArray, level: float) -> BudgetCurve:
+    """The curve of measures, each [problem], that have these bounds."""
+    bounds = zip(values, low, high, strict=True)
+    found = [mean_of(each, least=least, most=most, level=level) for each, least, most in bounds]
+    return BudgetCurve(*(Interval(float(value or 0.0), *ends) for value, *ends in found))

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tunediff import randomness
 from tunediff.measures.clustered import Bounded
-from tunediff.measures.paired import resampled, share, wilson
+from tunediff.measures.shares import mean_of, share
 from tunediff.shapes import Refused
 
 
@@ -33,19 +33,13 @@ def pass_at(right: ArrayLike, k: int) -> NDArray[np.float64]:
 
 
 def mean(values: ArrayLike) -> Bounded:
-    """The mean of shares [problem] with the percentile bootstrap over problems. Where no two differ, resampling says nothing
-    of chance, and Wilson's interval takes its place: shares vary no more than answers that are right or wrong."""
-    shares = np.asarray(values, np.float64)
-    if (shares != shares[0]).any():
-        return resampled(shares)
-    return float(shares[0]), *wilson(shares[0] * len(shares), len(shares))
+    """The mean of shares [problem], with its interval over problems."""
+    return mean_of(values, least=0.0, most=1.0)
 
 
 def change(first: ArrayLike, second: ArrayLike) -> Bounded:
-    """The mean over problems of what the second has more than the first, shares [problem] of the same problems, with the
-    percentile bootstrap over problems; without an interval where no two changes differ."""
-    changes = _changes(first, second)
-    return resampled(changes) if (changes != changes[0]).any() else (float(changes[0]), None, None)
+    """The mean over problems of what the second has more than the first, shares [problem] of the same problems."""
+    return mean_of(_changes(first, second), least=-1.0, most=1.0)
 
 
 def sign_test(first: ArrayLike, second: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> float:

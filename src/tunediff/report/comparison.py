@@ -92,7 +92,10 @@ def _member(run: Path) -> dict[str, Any]:
         "steps": state.get("steps") or state.get("step"),
         "study": found.get("study", {}),
         "columns": {f["name"]: f["column"] for f in found.get("findings", []) if f.get("column")},
-        "metrics": {f["name"]: [f["value"], f["low"], f["high"]] for f in found.get("findings", [])},
+        "metrics": {
+            f["name"]: [f["value"], f["low"], f["high"], *([f["over"]] if f.get("over") else [])]
+            for f in found.get("findings", [])
+        },
         "curves": {name: curves[name] for name in ("tokens", *CURVES) if name in curves},
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunediff.benchmarks import Grader, Problem
-from tunediff.evaluations.behaviour.conditions import OVER_PROBLEMS, grades
+from tunediff.evaluations.behaviour.conditions import grades
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Answered, Condition
 from tunediff.evaluations.given import Given, Needs
@@ -31,7 +31,10 @@ from tunediff.text import Text
 SLOPE = "slope of accuracy against the budget, percentage points"
 # fields of BudgetCurve: how their findings are named, and what they mean
 MEASURES = {
-    "best": ("best_accuracy", "largest accuracy over the budgets, chosen and measured on the same problems"),
+    "best": (
+        "best_accuracy",
+        "accuracy at the best budget, chosen on one half of the problems and measured on the other",
+    ),
     "per_1000_tokens": ("slope_per_1000_tokens", f"{SLOPE} per 1,000 tokens"),
     "per_doubling": (
         "slope_per_doubling",
@@ -232,13 +235,15 @@ def passes(found: Found) -> Iterator[Finding | Table | Figure]:
         samples = len(right[BASE][0])
         for k in sorted({samples, *(2**n for n in range(samples.bit_length()))}):
             chances = {role: pass_at(right[role], k) for role in ROLES}
-            meaning = f"pass@{k} from {samples} samples a problem, mean over problems; {OVER_PROBLEMS}"
+            meaning = f"pass@{k} from {samples} samples a problem, mean over problems"
             for role in ROLES:
                 bounded = mean(chances[role])
                 rows.append({"task": task, "role": role, "k": k, **interval_columns("pass_at", bounded)})
-                yield Finding(f"benchmark/{task}/{role}/pass_at_{k}", *bounded, meaning)
+                yield Finding(f"benchmark/{task}/{role}/pass_at_{k}", *bounded, meaning, over="problems")
             apart = change(chances[BASE], chances[TUNED])
-            yield Finding(f"benchmark/{task}/tuned_less_base/pass_at_{k}", *apart, f"{meaning}; tuned less base")
+            yield Finding(
+                f"benchmark/{task}/tuned_less_base/pass_at_{k}", *apart, f"{meaning}; tuned less base", over="problems"
+            )
     table = Table.of("benchmark_pass_at", rows)
     yield table
     yield Figure(
@@ -261,4 +266,4 @@ def _findings(where: str, measured: BudgetCurve, what: str) -> Iterator[Finding]
     for field, (name, meaning) in MEASURES.items():
         estimate: Interval | None = getattr(measured, field)
         if estimate is not None:
-            yield Finding(f"{where}/{name}", *estimate, f"{meaning}{what}; bootstrap over problems")
+            yield Finding(f"{where}/{name}", *estimate, f"{meaning}{what}", over="problems")

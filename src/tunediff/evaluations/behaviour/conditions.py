@@ -1,16 +1,18 @@
 """Graded responses under one condition -> accuracy, length, hesitation and coherence, and what they are beside another's.
 
-accuracy        share of problems graded right (Wilson interval)
+accuracy        share of problems graded right
 hesitations     per 1,000 tokens of response                       tokens       mean length of a response
 perplexity      exp of the mean nats a token of the responses under the unedited model: what an edit makes incoherent is
                 improbable there. Of the responses as they are, so a short one counts little
 repetition      share of 4-grams that occurred before in the same response
-hesitating      share of responses with at least one hesitation (Wilson interval)
+hesitating      share of responses with at least one hesitation
 p, difference   against the reference on the same problems: McNemar's exact test, Newcombe's interval
 
-Intervals of ratios are clustered by problem (measures/clustered.py); where no response hesitates at all, the rate's
-upper end is that of a Poisson count of zero. Where problems were asked several times, their samples stand together, shares are
-means over problems (avg@n), and Wilson, McNemar and Newcombe give way to what takes several samples (measures/samples.py).
+Intervals of shares are Wilson's, those of ratios clustered by problem (measures/); where no response hesitates at all, the
+rate's upper end is that of a Poisson count of zero. Where problems were asked several times, their samples stand together,
+shares are means over problems (avg@n), and McNemar and Newcombe give way to what takes several samples (measures/samples.py).
+Where random draws answered the problems in turn, each draw with its problems is one unit of chance, and its number stands in
+place of a test: McNemar's would take the draws as given.
 """
 
 from __future__ import annotations
@@ -23,17 +25,15 @@ import numpy as np
 import torch
 
 from tunediff.evaluations.behaviour.solving import Condition, Solved
-from tunediff.measures import difference, mcnemar, samples
-from tunediff.measures.clustered import Bounded, Estimate, interval_columns, number, ratio
-
-NO_EVENT = -math.log(0.025)  # events expected at most, at 95 % two-sided, where none was seen
+from tunediff.measures import difference, mcnemar, mean_of, samples
+from tunediff.measures.clustered import Bounded, Estimate, interval_columns, ratio
 
 MEANINGS = {
-    "accuracy": "share of problems graded right, Wilson interval",
-    "hesitations": "hesitations per 1,000 tokens of response, interval over problems",
-    "hesitating": "share of responses with a hesitation, Wilson interval",
-    "tokens": "mean tokens of a response, interval over problems",
-    "perplexity": "exp of the mean nats a token under the unedited model, interval over problems",
+    "accuracy": "share of problems graded right",
+    "hesitations": "hesitations per 1,000 tokens of response",
+    "hesitating": "share of responses with a hesitation",
+    "tokens": "mean tokens of a response",
+    "perplexity": "exp of the mean nats a token under the unedited model",
     "repetition": "share of 4-grams that occurred before in the same response",
     "finished": "share of responses that ended within the budget",
     "closed": "share of responses that think whose thinking was closed",
@@ -43,21 +43,20 @@ MEANINGS = {
     "change": "mean norm of what the edit changed, over the tokens that it changed",
 }
 
-OVER_PROBLEMS = "bootstrap over problems, Wilson interval where all are alike"
-
 # what is said otherwise where a problem has several samples
 SAMPLED = {
-    "accuracy": f"avg@{{samples}}: mean over problems of the share of samples graded right, {OVER_PROBLEMS}",
-    "hesitating": f"share of responses with a hesitation, {OVER_PROBLEMS}",
-    "difference": "accuracy less that of {reference}, on the same problems, bootstrap over problems",
+    "accuracy": "avg@{samples}: mean over problems of the share of samples graded right",
+    "difference": "accuracy less that of {reference}, on the same problems",
     "p": "sign-flip test over problems against {reference}",
 }
 
 
-def meaning(measure: str, samples: int, reference: str | None) -> str:
+def meaning(measure: str, samples: int, reference: str | None, draws: int | None) -> str:
     """The words on a measure of one condition."""
-    words = SAMPLED.get(measure) if samples > 1 else None
-    return (words or MEANINGS[measure]).format(samples=samples, reference=reference)
+    words = SAMPLED.get(measure) if samples > 1 or draws else None
+    words = (MEANINGS["accuracy"] if draws and measure == "accuracy" else words) or MEANINGS[measure]
+    turns = f"; {draws} random draws answered the problems in turn" if draws else ""
+    return words.format(samples=samples, reference=reference) + turns
 
 
 def by_problem(solved: Sequence[Solved], numbers: Sequence[Any]) -> list[list[Any]]:
@@ -80,33 +79,54 @@ def rate(numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) ->
     return ratio(factor * torch.tensor(numbers, dtype=torch.float64), torch.tensor(per, dtype=torch.float64))
 
 
-def rate_of(solved: Sequence[Solved], numbers: Sequence[float], per: Sequence[float], factor: float = 1.0) -> Estimate:
-    """The rate of numbers of responses, with the influence of each problem."""
-    summed, divisors = ([float(sum(some)) for some in by_problem(solved, each)] for each in (numbers, per))
+def by_unit(units: Sequence[Solved], numbers: Sequence[Any]) -> list[list[Any]]:
+    """Numbers of responses, those of one unit of chance together: a problem, or of `units` that random draws answered a draw."""
+    if units[0].draw is None:
+        return by_problem(units, numbers)
+    return [list(numbers[first :: draws_of(units)]) for first in range(draws_of(units))]
+
+
+def draws_of(solved: Sequence[Solved]) -> int:
+    """The number of random draws that answered in turn; 0 where nothing was drawn."""
+    return 0 if not solved or solved[0].draw is None else len({one.draw for one in solved})
+
+
+def rate_of(
+    solved: Sequence[Solved],
+    numbers: Sequence[float],
+    per: Sequence[float],
+    factor: float = 1.0,
+    units: Sequence[Solved] | None = None,
+) -> Estimate:
+    """The rate of numbers of responses, with the influence of each unit of chance: as `units`, other answers to the same problems,
+    have them, so that the two can be compared."""
+    summed, divisors = ([float(sum(some)) for some in by_unit(units or solved, each)] for each in (numbers, per))
     return rate(summed, divisors, factor)
 
 
-def per_response(solved: Sequence[Solved], numbers: Sequence[float]) -> Estimate:
+def per_response(solved: Sequence[Solved], numbers: Sequence[float], units: Sequence[Solved] | None = None) -> Estimate:
     """The mean of a number that every response has."""
-    return rate_of(solved, numbers, [1.0] * len(numbers))
+    return rate_of(solved, numbers, [1.0] * len(numbers), units=units)
 
 
-def hesitation_rate(solved: Sequence[Solved], *, a_response: bool = False) -> Estimate:
+def hesitation_rate(
+    solved: Sequence[Solved], units: Sequence[Solved] | None = None, *, a_response: bool = False
+) -> Estimate:
     """Number of hesitations per 1,000 tokens, or per response."""
     numbers = [s.behaviour.hesitations for s in solved]
     if a_response:
-        return per_response(solved, numbers)
-    return rate_of(solved, numbers, [s.behaviour.tokens for s in solved], 1000.0)
+        return per_response(solved, numbers, units)
+    return rate_of(solved, numbers, [s.behaviour.tokens for s in solved], 1000.0, units)
 
 
-def hesitations(solved: Sequence[Solved], *, a_response: bool = False) -> Bounded:
-    """The hesitation rate with its 95 % confidence interval. Between problems that all have none nothing varies, which would make a clustered
+def hesitations(solved: Sequence[Solved], *, a_response: bool = False, level: float = 0.95) -> Bounded:
+    """The hesitation rate with its confidence interval. Between problems that all have none nothing varies, which would make a clustered
     interval empty: its upper end is then that of a Poisson count of zero, in one sample a problem."""
     seen = len(solved) if a_response else sum(s.behaviour.tokens for s in solved) / 1000
     seen *= sum(s.problem.sample == 0 for s in solved) / max(len(solved), 1)
     if seen and not any(s.behaviour.hesitations for s in solved):
-        return 0.0, 0.0, NO_EVENT / seen
-    return hesitation_rate(solved, a_response=a_response).bounded(least=0.0)
+        return 0.0, 0.0, -math.log(0.5 - level / 2) / seen
+    return hesitation_rate(solved, a_response=a_response).bounded(level, least=0.0)
 
 
 def surprise_rate(solved: Sequence[Solved]) -> Estimate:
@@ -116,23 +136,38 @@ def surprise_rate(solved: Sequence[Solved]) -> Estimate:
 
 def perplexity(solved: Sequence[Solved]) -> Bounded:
     """The perplexity of the responses with its 95 % confidence interval."""
-    nats = surprise_rate(solved)
-    low, high = nats.interval(0.95)
-    return number(nats.value.exp()), number(low.exp()), number(high.exp())
+    nats, low, high = (None if nats is None else math.exp(nats) for nats in surprise_rate(solved).bounded())
+    return nats, low, high
 
 
-def length(solved: Sequence[Solved]) -> Estimate:
+def length(solved: Sequence[Solved], units: Sequence[Solved] | None = None) -> Estimate:
     """Mean number of tokens per response."""
-    return per_response(solved, [s.behaviour.tokens for s in solved])
+    return per_response(solved, [s.behaviour.tokens for s in solved], units)
 
 
 def accuracy(solved: Sequence[Solved]) -> Bounded:
     """Share of problems graded right; of several samples the mean over problems of their share."""
-    return samples.share_by_problem(grades(solved))
+    return share_of(solved, [one.grade.correct for one in solved])
 
 
-def against(reference: Sequence[Solved], solved: Sequence[Solved]) -> tuple[float, Bounded]:
-    """p and the difference in accuracy of two conditions on the same problems."""
+def share_of(solved: Sequence[Solved], true: Sequence[bool]) -> Bounded:
+    """The share of responses of which something is true."""
+    if draws_of(solved):
+        return _over_draws(solved, true, least=0.0)
+    return samples.share_by_problem(by_problem(solved, true))
+
+
+def _over_draws(solved: Sequence[Solved], numbers: Sequence[float], *, least: float) -> Bounded:
+    """The mean of numbers of responses, from `least` to 1; the draws that answered in turn are the units of chance."""
+    drawn = by_unit(solved, numbers)
+    return mean_of([np.mean(some) for some in drawn], least=least, most=1.0, weights=[len(some) for some in drawn])
+
+
+def against(reference: Sequence[Solved], solved: Sequence[Solved]) -> tuple[float | None, Bounded]:
+    """p and the difference in accuracy of two conditions on the same problems; no p of random draws."""
+    if draws_of(solved):
+        pairs = zip(solved, reference, strict=True)
+        return None, _over_draws(solved, [float(a.grade.correct) - b.grade.correct for a, b in pairs], least=-1.0)
     before, after = np.asarray(grades(reference)), np.asarray(grades(solved))
     if before.shape[1] == after.shape[1] == 1:
         first, second = before[:, 0].tolist(), after[:, 0].tolist()
@@ -145,7 +180,7 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
     """One condition on one task: a row of the table <evaluation>_conditions."""
     right = grades(solved)
     p, apart = (None, (None, None, None)) if reference is None else against(reference, solved)
-    hesitating = by_problem(solved, [s.behaviour.hesitations > 0 for s in solved])
+    hesitating = share_of(solved, [s.behaviour.hesitations > 0 for s in solved])
     changed = [pair for s in solved for pair in zip(s.response.touched, s.response.change, strict=True)]
     tokens = sum(touched for touched, _ in changed)
     return {
@@ -154,7 +189,8 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
         "role": condition.role,
         "control": condition.control,
         "reference": condition.reference,
-        "edit": "; ".join(edit.described for edit in condition.edits) or None,
+        "edit": "; ".join(edit.described for edit in condition.acting) or None,
+        "draws": draws_of(solved) or None,
         "problems": len(right),
         "samples": len(right[0]),
         "correct": sum(map(sum, right)),
@@ -164,12 +200,12 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
         **interval_columns("tokens", length(solved).bounded(least=0.0)),
         **interval_columns("perplexity", perplexity(solved)),
         **interval_columns("hesitations", hesitations(solved)),
-        **interval_columns("hesitating", samples.share_by_problem(hesitating)),
+        **interval_columns("hesitating", hesitating),
         "finished": mean([s.response.finished for s in solved]),
         "closed": mean([s.behaviour.closed for s in solved]),
         "repetition": mean([s.behaviour.repetition for s in solved]),
         "change": sum(touched * norm for touched, norm in changed if touched) / tokens if tokens else None,
-        "touched": mean([sum(s.response.touched) > 0 for s in solved]) if condition.edits else None,
+        "touched": mean([sum(s.response.touched) > 0 for s in solved]) if condition.acting else None,
     }
 
 

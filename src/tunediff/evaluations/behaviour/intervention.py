@@ -6,6 +6,7 @@ numbers say nothing.
     reconstruction      the splice alone: what mode replace costs before any latent is touched
     random_latents      the same operation on latents that write as much where the edit is
     random_direction    a change of the same size at the same tokens, in a random direction; of a dictionary of one layer
+                        Of both many draws, which answer the problems in turn (solving.py)
     all_latents, whole  of a patch: what every latent, and the whole hidden vector, would bring
 
 With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an
@@ -25,6 +26,7 @@ from tunediff import randomness
 from tunediff.benchmarks import Problem
 from tunediff.edits import Edit, Everywhere, Gate, Keep, Operation, Whole
 from tunediff.edits.editing import MODES
+from tunediff.evaluations.behaviour.changes import Changed, over_random
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
 from tunediff.evaluations.given import LatentStatistics, Trained
@@ -34,6 +36,7 @@ from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"
+CONTROLS = LATENTS, DIRECTION = "random_latents", "random_direction"
 
 
 @dataclass(kw_only=True)
@@ -46,7 +49,8 @@ class Intervention(BehaviourEvaluation):
                   reconstruction, which a transcoder adapter has not
     gate          the tokens at which the edit acts
     own_response  patches take what stood at the same place of the other model's own response, not at the same tokens
-    draws         number of random latents and of random directions per operation and mode; `seed` is that of the draws
+    draws         number of sets of random latents, and of random directions, that answer the problems in turn; 0: none
+    seed          seed of the draws
     """
 
     name: str  # pyright: ignore[reportIncompatibleVariableOverride] (the config names it: one class asks several questions)
@@ -70,7 +74,7 @@ class Intervention(BehaviourEvaluation):
     def times_asked(self, pair: ModelPair) -> int:
         modes = len(MODES if self.modes is None else self.modes)
         patches = sum(operation.reads_other for operation in self.operations.values())
-        edited = len(self.operations) * modes * (1 + 2 * self.draws) + patches * (modes + 1)
+        edited = len(self.operations) * modes * (3 if self.draws else 1) + patches * (modes + 1)
         return edited + 5  # unedited, the other one, the reconstruction, and each asked as the other
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
@@ -95,6 +99,11 @@ class Intervention(BehaviourEvaluation):
             asked = [*conditions, *(other_prompt(role, problems) if role != ADAPTER else [])]
             found |= self.solved(trained, {name: problems}, asked)
         yield from self.side_by_side(found)
+        for (name, key), (condition, solved) in found.items():
+            for control in CONTROLS if condition.edits and not condition.control else ():
+                beside = found.get((name, f"{control}/{key}"))
+                if beside is not None:
+                    yield from over_random(f"{self.name}/{name}/{key}", Changed(solved, control=beside.solved), control)
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         beside = role == ADAPTER
@@ -106,9 +115,19 @@ class Intervention(BehaviourEvaluation):
         ]
 
         def add(name: str, title: str, edits: tuple[Edit, ...], control: bool = False) -> None:
-            against = UNEDITED if edits[0].mode == "delta" or name == SPLICED else SPLICED
-            alongside = self.own_response and edits[0].operation.reads_other
-            made.append(Condition(name, title, role, edits, control, against, asked_as, alongside))
+            made.append(Condition(name, title, role, edits, control, against(name, edits), asked_as, beside_own(edits)))
+
+        def add_drawn(name: str, title: str, drawn: Sequence[tuple[Edit, ...]]) -> None:
+            if drawn:
+                one, title = drawn[0], f"{title}, {len(drawn)} draws"
+                given = (against(name, one), asked_as, beside_own(one))
+                made.append(Condition(name, title, role, (), True, *given, drawn=tuple(drawn)))
+
+        def against(name: str, edits: tuple[Edit, ...]) -> str:
+            return UNEDITED if edits[0].mode == "delta" or name == SPLICED else SPLICED
+
+        def beside_own(edits: tuple[Edit, ...]) -> bool:
+            return self.own_response and edits[0].operation.reads_other
 
         def edits(numbers: Sequence[int], operation: Operation, mode: str, along: Tensor | None = None):
             return latent_edits(trained, role, numbers, operation, seen=seen, gate=self.gate, mode=mode, along=along)
@@ -127,32 +146,31 @@ class Intervention(BehaviourEvaluation):
             written = decoder_rows(trained, at, exchanged=operation.reads_other).norm(dim=-1).cpu()
             for mode in modes:
                 add(f"{name}/{mode}", f"{name}, {mode}", edits(chosen, operation, mode))
-                for draw in range(self.draws):
-                    add(
-                        f"random_latents/{name}/{mode}/{draw}",
-                        f"{name}, {mode}: latents that write as much",
+                others = [
+                    edits(
+                        alike(seen, written, chosen, self._generator("latents that write as much", n)), operation, mode
+                    )
+                    for n in range(self.draws)
+                ]
+                add_drawn(f"{LATENTS}/{name}/{mode}", f"{name}, {mode}: latents that write as much", others)
+                elsewhere = (
+                    []
+                    if at is None
+                    else [
                         edits(
-                            alike(
-                                seen,
-                                written,
-                                chosen,
-                                randomness.generator(self.seed, "latents that write as much", draw),
-                            ),
+                            chosen,
                             operation,
                             mode,
-                        ),
-                        control=True,
-                    )
-                    if at is None:
-                        continue
-                    along = random_direction(at, randomness.generator(self.seed, "directions of an intervention", draw))
-                    add(
-                        f"random_direction/{name}/{mode}/{draw}",
-                        f"{name}, {mode}: as much in a random direction",
-                        edits(chosen, operation, mode, along),
-                        control=True,
-                    )
+                            random_direction(at, self._generator("directions of an intervention", n)),
+                        )
+                        for n in range(self.draws)
+                    ]
+                )
+                add_drawn(f"{DIRECTION}/{name}/{mode}", f"{name}, {mode}: as much in a random direction", elsewhere)
         return made
+
+    def _generator(self, purpose: str, draw: int) -> torch.Generator:
+        return randomness.generator(self.seed, purpose, draw)
 
 
 def other_prompt(role: str, problems: Sequence[Problem]) -> list[Condition]:

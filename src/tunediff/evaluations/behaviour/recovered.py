@@ -2,7 +2,7 @@
 
     (between - below) / (above - below) of accuracy, of the tokens and of the hesitations a response
 
-with the paired bootstrap over problems (measures/). Where there is no change that could be recovered, a sentence
+with Fieller's interval over problems (measures/). Where there is no change that could be recovered, a sentence
 says so in place of a number. Knows no model and how none was made.
 """
 
@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 from tunediff.evaluations.behaviour.solving import Solved
 from tunediff.measures import Interval, Recovered, recovery
 from tunediff.measures.clustered import interval_columns
-from tunediff.shapes import Figure, Finding, Note, Refused
+from tunediff.shapes import Figure, Finding, Note
 
 ACCURACY = "accuracy"
 MEASURES = {ACCURACY: "accuracy", "tokens": "tokens a response", "hesitations": "hesitations a response"}
-FEWEST = 100  # resamples: two or three beyond each end of the interval
 
 
 class Change(NamedTuple):
@@ -45,11 +44,11 @@ class Share(NamedTuple):
         return None if self.measure == ACCURACY and self.recovered.change < 0 else self.recovered.share
 
 
-def share(measure: str, answers: Sequence[Sequence[Solved]], resamples: int) -> Share:
+def share(measure: str, answers: Sequence[Sequence[Solved]]) -> Share:
     """The share that is recovered, from the responses below, between and above to the same problems in one order."""
     below, between, above = ([_value(measure, solved) for solved in of_one] for of_one in answers)
     means = tuple(sum(of_one) / len(of_one) for of_one in (below, between, above))
-    return Share(measure, means, recovery(below, between, above, draws=resamples))
+    return Share(measure, means, recovery(below, between, above))
 
 
 def _value(measure: str, solved: Solved) -> float:
@@ -66,22 +65,20 @@ def told(
     what, measured = MEASURES[found.measure], found.recovered
     if measured.share is None:
         return Note(
-            f"{of.evaluation}, {task}: the {what} of {of.below} ({below}) and {of.above} ({above}) are not told apart: in "
-            f"{measured.gone:,} of {measured.draws:,} resamples their difference is none or the other way, so that there is no "
-            f"share of it that the {of.between} ({between}) could recover. Take more problems{of.otherwise} ({how})."
+            f"{of.evaluation}, {task}: the {what} of {of.below} ({below}) and {of.above} ({above}) are not told apart: the 95 % "
+            f"interval of their difference holds 0, so that there is no share of it that the {of.between} ({between}) could "
+            f"recover. Take more problems{of.otherwise} ({how})."
         )
     if found.interval is None:
         return Note(
-            f"{of.evaluation}, {task}: {of.above} ({above}) solves fewer problems than {of.below} ({below}), in "
-            f"{measured.draws - measured.gone:,} of {measured.draws:,} resamples; there is no gain that the {of.between} "
-            f"({between}) could recover ({how})."
+            f"{of.evaluation}, {task}: {of.above} ({above}) solves fewer problems than {of.below} ({below}); "
+            f"there is no gain that the {of.between} ({between}) could recover ({how})."
         )
-    beyond = f", of which {measured.gone:,} without a difference stand beyond both ends" if measured.gone else ""
     meaning = (
         f"({of.between} - {of.below}) / ({of.above} - {of.below}) of {what}: {of.below} {below}, {of.between} {between}, "
-        f"{of.above} {above}; paired bootstrap over problems, {measured.draws:,} resamples{beyond}; {how}"
+        f"{of.above} {above}; Fieller's interval; {how}"
     )
-    return Finding(where, *found.interval, meaning, *words)
+    return Finding(where, *found.interval, meaning, *words, over="problems")
 
 
 def columns(name: str, found: Share) -> dict[str, float | None]:
@@ -94,8 +91,3 @@ def shares_figure(columns: Mapping[str, list], **described: Any) -> Figure:
     labels = [f"{measure}, {task}" for measure, task in zip(columns["measure"], columns["task"], strict=True)]
     others = {name: values for name, values in columns.items() if name not in ("measure", "task")}
     return Figure(kind="intervals", columns={"share of": labels, **others}, x="share of", **described)
-
-
-def check_resamples(evaluation: str, resamples: int) -> None:
-    if resamples < FEWEST:
-        raise Refused(f"{evaluation}.resamples={resamples} say little about an interval's ends: at least {FEWEST}.")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tunediff.evaluations.behaviour import recovered
 from tunediff.evaluations.behaviour.conditions import accuracy
-from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, Share, check_resamples, share, told
+from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, Share, share, told
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems, decoded
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
 from tunediff.evaluations.given import Given, Needs
@@ -29,13 +29,11 @@ CHANGE = Change("recovery", *WHO, otherwise=", or ask the base otherwise")
 @dataclasses.dataclass(kw_only=True)
 class Recovery(BehaviourEvaluation):
     """full          the fully fine-tuned model that the tuned one is measured against, brought in the tuned one's dtype
-    resamples     number of resamples of the bootstrap over problems
 
     Raises Refused where `full` cannot be found.
     """
 
     full: ModelSource
-    resamples: int
 
     name = "recovery"
     needs = Needs.PAIR
@@ -43,7 +41,6 @@ class Recovery(BehaviourEvaluation):
     many = False
 
     def __post_init__(self):
-        check_resamples("recovery", self.resamples)
         try:
             self.full.config()
         except PairError as error:
@@ -72,7 +69,7 @@ class Recovery(BehaviourEvaluation):
             how = self._how(name, len(problems[name]))
             yield from _accuracies(name, answers, how)
             for measure in MEASURES:
-                measured = share(measure, answers, self.resamples)
+                measured = share(measure, answers)
                 where = f"recovery/{name}" if measure == ACCURACY else f"recovery/{name}/{measure}"
                 yield told(CHANGE, name, measured, where=f"{where}/recovered", how=how)
                 rows.append(_row(name, measured, self.tasks[name].prompts[BASE], self.full.path))
@@ -138,7 +135,7 @@ class Recovery(BehaviourEvaluation):
 def _accuracies(task: str, answers: Sequence[Sequence[Solved]], how: str) -> Iterator[Finding]:
     for who, solved in zip(WHO, answers, strict=True):
         meaning = f"share of problems graded right, Wilson interval; {how}"
-        yield Finding(f"recovery/{task}/{ACCURACY}/{who}", *accuracy(solved), meaning)
+        yield Finding(f"recovery/{task}/{ACCURACY}/{who}", *accuracy(solved), meaning, over="problems")
 
 
 def _row(task: str, found: Share, prompt: str, full: str) -> dict[str, object]:
@@ -147,8 +144,6 @@ def _row(task: str, found: Share, prompt: str, full: str) -> dict[str, object]:
         "measure": MEASURES[found.measure],
         **dict(zip(WHO, found.means, strict=True)),
         **recovered.columns("recovered", found),
-        "gone": found.recovered.gone,
-        "resamples": found.recovered.draws,
         "base_asked": prompt,
         "full_model": full,
     }
@@ -162,7 +157,6 @@ def figure(columns: Mapping[str, list]) -> Figure:
         section="What the low-rank adapter recovers",
         title="Share of what full fine-tuning changed",
         caption="(lora - base) / (full - base): 0 is the base, 1 the fully fine-tuned model. It depends on how the base was "
-        "asked. Ranges are 95 % intervals, by a bootstrap over problems; a dash stands where nothing was there to recover, "
-        "for so many resamples were without a gain.",
-        words={"gone": "resamples without a gain", "base_asked": "the base was asked"},
+        "asked. Ranges are 95 % intervals over problems; a dash stands where nothing was there to recover.",
+        words={"base_asked": "the base was asked"},
     )

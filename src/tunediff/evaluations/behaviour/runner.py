@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from tunediff.benchmarks import Grade, Grader, Problem, Task, behaviour
 from tunediff.evaluations.behaviour.conditions import MEANINGS, meaning, row
-from tunediff.evaluations.behaviour.solving import Answered, Condition, KeptResponses, Solved, digest
+from tunediff.evaluations.behaviour.solving import Answered, Condition, KeptResponses, Solved, digest, in_turn
 from tunediff.evaluations.given import Given, Work
 from tunediff.generation import NOT_FOLLOWED, OWN, Asked, Decoding, Engine, Response, ask, generate, surprise
 from tunediff.models import ModelPair, ModelSource
@@ -123,11 +123,18 @@ class BehaviourEvaluation:
                 for condition in conditions:
                     responses = self.respond(given, task, some, condition)
                     answers = self.graded(task, some, responses, grader, given.pair.layouts)
-                    found[task, condition.name] = Answered(condition, self.measured(given, condition, answers))
+                    measured = self.measured(given, condition, answers, draws=len(condition.drawn))
+                    found[task, condition.name] = Answered(condition, measured)
         return found
 
     def respond(self, given: Given, task: str, problems: Sequence[Problem], condition: Condition) -> list[Response]:
         """The responses under a condition, in the order of the problems; problems whose response is kept are not asked again."""
+        if condition.drawn:
+            found = {}
+            for edits, places in zip(condition.drawn, in_turn(len(problems), len(condition.drawn)), strict=False):
+                one, some = replace(condition, edits=edits, drawn=()), [problems[place] for place in places]
+                found |= zip(places, self.respond(given, task, some, one), strict=True)
+            return [found[place] for place in range(len(problems))]
         alongside = None
         if condition.alongside:
             whose, other = condition.asked_as or condition.role, OTHER[condition.role]
@@ -170,15 +177,17 @@ class BehaviourEvaluation:
         ]
         return list(zip(problems, responses, grader.grade(questions, tolerance=of.tolerance), strict=True))
 
-    def measured(self, given: Given, condition: Condition, answers: Graded) -> list[Solved]:
-        """Measures how the responses are written, and how probable the unedited model finds them."""
+    def measured(self, given: Given, condition: Condition, answers: Graded, *, draws: int = 0) -> list[Solved]:
+        """Measures how the responses are written, and how probable the unedited model finds them. With `draws` they are those
+        of so many random draws in turn."""
         patterns = given.pair.hesitations if self.hesitations is None else self.hesitations
         responses, tokenizer = [one for _, one, _ in answers], self.tokenizer(given.pair, condition.role)
         prompts = self.prompts(given, condition, [problem for problem, _, _ in answers])
         nats = surprise(given.pair, condition.role, prompts, responses, tokenizer=tokenizer, logits_mb=given.logits_mb)
         layouts = given.pair.layouts
         wrote = [behaviour(r.text, r.ids, patterns=patterns, opened=r.opened, layouts=layouts) for r in responses]
-        return [Solved(*one, style, nat) for one, style, nat in zip(answers, wrote, nats, strict=True)]
+        made = [Solved(*one, style, nat) for one, style, nat in zip(answers, wrote, nats, strict=True)]
+        return [one._replace(draw=place % draws) for place, one in enumerate(made)] if draws else made
 
     def tokenizer(self, pair: ModelPair, role: str) -> Any:
         return pair.tokenizer_of(role) if self.own_template else pair.tokenizers[pair.entry(role)]
@@ -221,8 +230,9 @@ class BehaviourEvaluation:
             for measure in MEANINGS:
                 if columns[measure] is not None:
                     low, high = columns.get(f"{measure}_low"), columns.get(f"{measure}_high")
-                    words = meaning(measure, columns["samples"], condition.reference)
-                    yield Finding(f"{self.name}/{task}/{key}/{measure}", columns[measure], low, high, words)
+                    words = meaning(measure, columns["samples"], condition.reference, columns["draws"])
+                    over = "draws and problems" if columns["draws"] else "problems"
+                    yield Finding(f"{self.name}/{task}/{key}/{measure}", columns[measure], low, high, words, over=over)
         for kind, made in (("conditions", rows), ("outputs", outputs(found))):
             yield Table.of(f"{self.name}_{kind}", made)
 
@@ -240,8 +250,8 @@ def never_touched(name: str, found: Found) -> Iterator[Note]:
     """Names the gates behind which no edit changed a token: they never opened, or nothing it acts on was active."""
     idle: dict[tuple[str, str], list[str]] = {}
     for (task, key), (condition, solved) in found.items():
-        if condition.edits and not any(sum(one.response.touched) for one in solved):
-            idle.setdefault((task, condition.edits[0].gate.described), []).append(key)
+        if condition.acting and not any(sum(one.response.touched) for one in solved):
+            idle.setdefault((task, condition.acting[0].gate.described), []).append(key)
     for (task, gate), keys in idle.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         yield Note(

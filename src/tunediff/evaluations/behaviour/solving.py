@@ -28,6 +28,7 @@ class Condition:
     asked_as      role of the model whose prompt of the task is given; None: its own
     alongside     the other model's own unedited responses stand beside it, for patches from the same generation
     decoding      how responses are written; None: as under the other conditions of the evaluation
+    drawn         of a random control the edits of every draw, in place of `edits`: the draws answer the problems in turn
     """
 
     name: str
@@ -39,16 +40,24 @@ class Condition:
     asked_as: str | None = None
     alongside: bool = False
     decoding: Decoding | None = None
+    drawn: tuple[tuple[Edit, ...], ...] = ()
+
+    @property
+    def acting(self) -> tuple[Edit, ...]:
+        """The edits; of a random control those of its first draw."""
+        return self.drawn[0] if self.drawn else self.edits
 
 
 class Solved(NamedTuple):
-    """One problem under one condition; `nats` is the sum of -log p of its tokens under the unedited model."""
+    """One problem under one condition; `nats` is the sum of -log p of its tokens under the unedited model, `draw` the number
+    of the random draw that answered it."""
 
     problem: Problem
     response: Response
     grade: Grade
     behaviour: Behaviour
     nats: float
+    draw: int | None = None
 
 
 class Answered(NamedTuple):
@@ -56,6 +65,13 @@ class Answered(NamedTuple):
 
     condition: Condition
     solved: list[Solved]
+
+
+def in_turn(problems: int, draws: int) -> list[range]:
+    """The places of the problems that each of so many random draws answers. All draws together answer every problem once, so
+    that they cost what one would: how much draws differ is known from their number, and each new one says more of that than
+    further problems under the same. A draw with its problems is one unit of chance."""
+    return [range(draw, problems, draws) for draw in range(min(draws, problems))]
 
 
 def asked_differently(problems: Iterable[Problem]) -> bool:

@@ -62,7 +62,8 @@ class SteeringSweep(BehaviourEvaluation):
                   hidden vectors there, shared among the latents; not for those of a transcoder adapter
     collapse      factor of the unsteered perplexity above which a text counts as broken down
     repetition    share of repeated 4-grams above which it does
-    seed          seed of the random direction
+    draws         number of random directions, the control, which answer the problems in turn; 0: none
+    seed          seed of the random directions
 
     The first of the tasks is used; the behaviour is hesitation.
     """
@@ -76,6 +77,7 @@ class SteeringSweep(BehaviourEvaluation):
     unit: str = "latent_maximum"
     collapse: float = 3.0
     repetition: float = 0.5
+    draws: int = 20
     seed: int = 0
 
     name = "steering_sweep"
@@ -98,7 +100,7 @@ class SteeringSweep(BehaviourEvaluation):
         return asked_for(self.latents, self.chosen_by)
 
     def times_asked(self, pair: ModelPair) -> int:
-        return 1 + 2 * len(self.gates) * len(self.strengths)
+        return 1 + (2 if self.draws else 1) * len(self.gates) * len(self.strengths)
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         role = role_of(trained, self.role, setting="steering_sweep")
@@ -111,7 +113,7 @@ class SteeringSweep(BehaviourEvaluation):
         plain = found[name, UNEDITED].solved
         rows, verdicts = [], []
         for gate in self.gates:
-            for kind in ("latents", "random_direction"):
+            for kind in ("latents", *(["random_direction"] if self.draws else [])):
                 curve = [found[name, f"{gate}/{kind}/{strength:g}"].solved for strength in self.strengths]
                 steps = zip((0.0, *self.strengths), (plain, *curve), strict=True)
                 rows += [point(gate, kind, strength, solved) for strength, solved in steps]
@@ -122,17 +124,22 @@ class SteeringSweep(BehaviourEvaluation):
         yield from figures(table.columns, Table.of("verdicts", verdicts).columns, self.unit)
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
-        parts = steering_parts(trained, role, seen, chosen, unit=self.unit, seed=self.seed)
+        own, drawn = steering_parts(trained, role, seen, chosen, unit=self.unit, draws=self.draws, seed=self.seed)
         asked_as = TUNED if role == ADAPTER else None
         made = [Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as)]
         for gate, opens in self.gates.items():
             for strength in self.strengths:
-                for kind, places in parts.items():
-                    title = f"{gate}, {kind.replace('_', ' ')}, strength {strength:g}"
-                    behind = opens.of(trained.dictionary)
-                    edits = tuple(Edit(at, part, Add(strength), behind) for at, part in places)
-                    is_control, name = kind != "latents", f"{gate}/{kind}/{strength:g}"
-                    made.append(Condition(name, title, role, edits, is_control, UNEDITED, asked_as))
+                behind = opens.of(trained.dictionary)
+                steered, *controls = (
+                    tuple(Edit(at, part, Add(strength), behind) for at, part in places) for places in (own, *drawn)
+                )
+                title = f"{gate}, latents, strength {strength:g}"
+                name = f"{gate}/latents/{strength:g}"
+                made.append(Condition(name, title, role, steered, False, UNEDITED, asked_as))
+                if controls:
+                    title = f"{gate}, {len(controls)} random directions, strength {strength:g}"
+                    name, turns = f"{gate}/random_direction/{strength:g}", tuple(controls)
+                    made.append(Condition(name, title, role, (), True, UNEDITED, asked_as, drawn=turns))
         return made
 
     def _verdict(
@@ -142,9 +149,13 @@ class SteeringSweep(BehaviourEvaluation):
         where, peak, strength = f"steering_sweep/{gate}", (None, None, None), None
         rates, coherent = [hesitation_rate(solved) for solved in curve], self._coherent(plain, curve)
         if usable := from_peak_on(rates, coherent):
-            peak, strength = hesitations(curve[usable[0]]), self.strengths[usable[0]]
-            meaning = "largest rate while the text is coherent, hesitations per 1,000 tokens; chosen and measured on the same problems"
-            yield Finding(f"{where}/peak", *peak, meaning)
+            level = 1 - 0.05 / len(curve)  # so that it holds for whichever strength is the largest
+            peak, strength = hesitations(curve[usable[0]], level=level), self.strengths[usable[0]]
+            meaning = (
+                "largest rate while the text is coherent, hesitations per 1,000 tokens; its interval is wide enough for whichever "
+                "strength that is (Bonferroni)"
+            )
+            yield Finding(f"{where}/peak", *peak, meaning, over="problems")
             meaning = f"strength of that peak, in units of {self.unit}"
             yield Finding(f"{where}/peak_strength", strength, meaning=meaning)
         found = dip(hesitation_rate(plain), rates, coherent)
@@ -175,7 +186,7 @@ def figures(columns: dict[str, list], verdicts: Mapping[str, list], unit: str) -
         section=section,
         title="Steering",
         caption="The axis of strengths is logarithmic and begins with 0, no edit, which the dashed level continues. Bands are "
-        "95 % intervals.",
+        "95 % intervals over problems, of random directions over these with their problems.",
         group="gate",
         control="random",
         rule="plain",

@@ -32,7 +32,7 @@ from tunediff.evaluations.judging.examination import (
 )
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.evaluations.reading.examples import Examples
-from tunediff.measures.clustered import mean_of
+from tunediff.measures import mean_of
 from tunediff.shapes import Finding, Note, Refused, Table
 
 SETTING = "evaluation.autointerp"
@@ -104,7 +104,7 @@ class Autointerp:
                 f"{len(known)} latents, 95 % interval over these; 0.5 is chance"
             )
             bounded = mean_of(torch.tensor(known, dtype=torch.float64), least=0.0, most=1.0)
-            yield Finding(f"autointerp/{test}/balanced_accuracy", *bounded, meaning)
+            yield Finding(f"autointerp/{test}/balanced_accuracy", *bounded, meaning, over="latents")
         rows = ({"latent": s.latent, "explanation": s.explanation, **s.scores, "calls": s.calls} for s in found)
         yield Table.of("autointerp", rows)
 

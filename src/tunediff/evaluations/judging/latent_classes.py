@@ -207,4 +207,4 @@ def _question(shown: str, raised: Sequence[str] | None) -> str:
 
 
 def _share(name: str, count: int, of: int, what: str) -> Finding:
-    return Finding(name, *share(count, of), f"{what}; Wilson interval over latents")
+    return Finding(name, *share(count, of), f"{what}; Wilson interval", over="latents")

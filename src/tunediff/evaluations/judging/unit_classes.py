@@ -16,8 +16,7 @@ from tunediff.evaluations.judging.autointerp import windows_of
 from tunediff.evaluations.judging.chat import Chat
 from tunediff.evaluations.judging.examination import FEWEST, choice_in, passages, sentence_in
 from tunediff.evaluations.lora.units import Kind, Unit
-from tunediff.measures import share
-from tunediff.measures.clustered import mean_of
+from tunediff.measures import mean_of, share
 from tunediff.shapes import Finding, Note, Table
 
 CLASSES = ("monosemantic", "broad", "polysemantic")
@@ -86,8 +85,8 @@ def _findings(model: str, kind: Kind, given: Sequence[tuple[int, str] | None]) -
     for number, name in enumerate(CLASSES):
         count = classes.count(number)
         meaning = f"share {how}, that are {name}; Wilson interval over units"
-        yield Finding(f"{where}/{name}", *share(count, len(classes)), meaning)
+        yield Finding(f"{where}/{name}", *share(count, len(classes)), meaning, over="units")
     meaning = f"mean class {how}: 0 monosemantic, 1 broad, 2 polysemantic; interval over units"
-    yield Finding(f"{where}/mean_class", *mean_of(torch.tensor(classes), least=0.0, most=2.0), meaning)
+    yield Finding(f"{where}/mean_class", *mean_of(torch.tensor(classes), least=0.0, most=2.0), meaning, over="units")
     meaning = "answers of the judge that could not be read: no line 'Class:' with 0, 1 or 2. They are left out"
     yield Finding(f"{where}/unreadable", len(given) - len(classes), meaning=meaning)

@@ -1,4 +1,4 @@
-"""Chosen latents -> what steering adds to which hidden vectors, and as much in a random direction, its control.
+"""Chosen latents -> what steering adds to which hidden vectors, and as much in random directions, its control.
 
 A dictionary that reads the model writes its decoder rows there. Latents of a transcoder adapter are raised on the way to
 their decoders, each in its layer; the control is then added to what leaves the MLPs of the same layers.
@@ -18,16 +18,23 @@ from tunediff.evaluations.latents.edits import latent_edits, random_direction, w
 from tunediff.evaluations.latents.selection import decoder_rows
 from tunediff.shapes import ADAPTER, Refused, Stream
 
-Parts = dict[str, list[tuple[Stream, Part]]]
+Parts = list[tuple[Stream, Part]]
 
 
 def steering_parts(
-    trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int], *, unit: str, seed: int
-) -> Parts:
-    """Names latents and random_direction -> what strength 1 adds, and where; `unit` as in SteeringSweep. Raises Refused where
-    latents have no one direction, or no such unit."""
+    trained: Trained,
+    role: str,
+    seen: LatentStatistics,
+    chosen: Sequence[int],
+    *,
+    unit: str,
+    draws: int,
+    seed: int,
+) -> tuple[Parts, list[Parts]]:
+    """What strength 1 adds, and where; and as much in every draw of a random direction; `unit` as in SteeringSweep. Raises
+    Refused where latents have no one direction, or no such unit."""
     if role == ADAPTER:
-        return _of_layers(trained, seen, chosen, unit=unit, seed=seed)
+        return _of_layers(trained, seen, chosen, unit=unit, draws=draws, seed=seed)
     at = written_at(trained, role)
     numbers = torch.tensor(chosen)
     if trained.dictionary.normalisation.needs_moments:
@@ -45,13 +52,13 @@ def steering_parts(
             )
         scale = seen.norms[role] / (rows.norm(dim=-1) * len(chosen))
     steered = Directions(rows, scale, torch.zeros_like(scale))
-    return {
-        "latents": [(at, steered)],
-        "random_direction": [(at, elsewhere(at, scale, rows, randomness.generator(seed, "direction of steering")))],
-    }
+    generators = [randomness.generator(seed, "direction of steering", draw) for draw in range(draws)]
+    return [(at, steered)], [[(at, elsewhere(at, scale, rows, generator))] for generator in generators]
 
 
-def _of_layers(trained: Trained, seen: LatentStatistics, chosen: Sequence[int], *, unit: str, seed: int) -> Parts:
+def _of_layers(
+    trained: Trained, seen: LatentStatistics, chosen: Sequence[int], *, unit: str, draws: int, seed: int
+) -> tuple[Parts, list[Parts]]:
     """The parts in every layer that has some of these latents of a transcoder adapter: more of them, and as much in a random
     direction of what leaves the MLP."""
     if unit == "residual_norm":
@@ -61,22 +68,19 @@ def _of_layers(trained: Trained, seen: LatentStatistics, chosen: Sequence[int], 
         )
     adapter, rows = trained.adapter("steering_sweep"), decoder_rows(trained, None)
     edits = latent_edits(trained, ADAPTER, chosen, Add(1.0), seen=seen)
-    controls = []
+    places = []
     for layer, within in adapter.by_layer(chosen).items():
         numbers = layer * adapter.latents_per_layer + torch.tensor(within)
         at = Stream(ADAPTER, "mlp_out", layer, adapter.widths[layer])
-        controls.append(
-            (
-                at,
-                elsewhere(
-                    at,
-                    seen.maximum[numbers].to(rows),
-                    rows[numbers],
-                    randomness.generator(seed, "directions of steering", layer),
-                ),
-            )
-        )
-    return {"latents": [(edit.at, edit.part) for edit in edits], "random_direction": controls}
+        places.append((at, seen.maximum[numbers].to(rows), rows[numbers]))
+    controls: list[Parts] = [
+        [
+            (at, elsewhere(at, scale, some, randomness.generator(seed, "directions of steering", at.layer, draw)))
+            for at, scale, some in places
+        ]
+        for draw in range(draws)
+    ]
+    return [(edit.at, edit.part) for edit in edits], controls
 
 
 def elsewhere(at: Stream, scale: Tensor, rows: Tensor, generator: torch.Generator) -> Directions:

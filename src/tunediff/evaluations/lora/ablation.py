@@ -9,7 +9,8 @@ Each is left out (by "layer"), and may be all that is left (by "only_layer"):
                       lost; given where that gain is above 0 beyond doubt
     over_random       kl_full_ablated over that of as many adapters drawn at random, mean of the draws
 
-Costs do not add up: later layers are not linear. Intervals: 95 %, clustered by document; the draws are taken as given.
+Costs do not add up: later layers are not linear. Intervals: 95 %, over documents, and over draws where adapters are drawn;
+those of ratios are Fieller's (measures/clustered.py).
 On benchmarks the adapters of each type are left out while the model writes, beside random adapters of the same number.
 
 # Differs from the paper: text is the study's held-out text and tokens are those that it keeps, where the paper takes 16
@@ -19,13 +20,9 @@ On benchmarks the adapters of each type are left out while the model writes, bes
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
 
 from tunediff.benchmarks import Problem, Task
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
@@ -36,30 +33,22 @@ from tunediff.evaluations.lora.groups import BY, RANDOM, LoraGroup, lora_groups,
 from tunediff.evaluations.lora.units import check_adapters
 from tunediff.hookpoints import LORA, LoraAdapter
 from tunediff.measures import difference, mcnemar
-from tunediff.measures.clustered import Bounded, interval_columns, of_sums
+from tunediff.measures.clustered import Bounded, Estimate, interval_columns, number, over_draws, quotient, ratio
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
 from tunediff.text import Text
 
-NAME = "lora_ablation"
-SUMS = ("tokens", *MEASURES, "ce_full", "ce_base", "kl_random")
-
-RATIOS: dict[str, tuple[str, Callable]] = {
-    "kl_full_ablated": ("KL(full || ablated), nats a token", lambda s: s["kl_full_ablated"] / s["tokens"]),
-    "kl_ablated_full": ("KL(ablated || full), nats a token", lambda s: s["kl_ablated_full"] / s["tokens"]),
-    "ce": ("cross-entropy, nats a token", lambda s: s["ce"] / s["tokens"]),
-    "excess": ("CE_ablated - CE_full, nats a token", lambda s: (s["ce"] - s["ce_full"]) / s["tokens"]),
-    "share": (
-        "(CE_ablated - CE_full) / (CE_base - CE_full)",
-        lambda s: (s["ce"] - s["ce_full"]) / (s["ce_base"] - s["ce_full"]),
-    ),
-    "over_random": (
-        "KL(full || ablated) over the mean one of as many random adapters",
-        lambda s: s["kl_full_ablated"] / s["kl_random"],
-    ),
+NAME, KL = "lora_ablation", "kl_full_ablated"
+MEANINGS = {
+    "kl_full_ablated": "KL(full || ablated), nats a token",
+    "kl_ablated_full": "KL(ablated || full), nats a token",
+    "ce": "cross-entropy, nats a token",
+    "excess": "CE_ablated - CE_full, nats a token",
+    "share": "(CE_ablated - CE_full) / (CE_base - CE_full)",
+    "over_random": "KL(full || ablated) over the mean one of as many random adapters",
 }
 FULL, NONE = "full", "without_all"  # conditions: with all adapters, without any
-SIGNED = ("excess", "share")  # the others are never below 0
+Each = Mapping[str, Estimate]  # the MEASURES of a model, in nats a token
 Measured = Mapping[str, Bounded]
 
 
@@ -81,6 +70,7 @@ class Ablation(NamedTuple):
 class LoraAblation(BehaviourEvaluation):
     """by          kinds of groups: of layer, module, type, layer_type
     only        true: each group is also measured alone         random     draws of as many adapters; 0: no control
+                                                                       on benchmarks they answer in turn
     seed        seed of the draws
 
     Without tasks (None) no benchmark is solved.
@@ -102,7 +92,7 @@ class LoraAblation(BehaviourEvaluation):
         self.by = tuple(dict.fromkeys(self.by))
 
     def times_asked(self, pair: ModelPair) -> int:
-        return 3 + 2 * (1 + self.random)  # all adapters, none, the base, and without either type
+        return 3 + 2 * (2 if self.random else 1)  # all adapters, none, the base, and without either type
 
     def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
         """A pass without each group of adapters beside the responses."""
@@ -133,22 +123,27 @@ class LoraAblation(BehaviourEvaluation):
         ablations = self.ablations(adapters)
         sets = list(dict.fromkeys(ablation.removed(everything) for ablation in ablations))
         found = costs(given, at, adapters, sets)
-        documents = self._by_document(found, sets, ablations, everything)
-        _, gain, _ = of_sums(RATIOS["excess"][1], documents[ablations[1]], SUMS).bounded()
-        if gain is None or gain <= 0:
+        each = {ablation: _each(found, sets.index(ablation.removed(everything))) for ablation in ablations}
+        full, base = (each[ablation] for ablation in ablations[:2])
+        gain = base["ce"] - full["ce"]
+        if gain.sign() <= 0:
             yield Note(
                 f"{NAME}: on this text the adapters do not lower the cross-entropy beyond doubt, so that no share of their "
                 "gain can be given: measure on text they were trained for, or on more of it (tokens=...)."
             )
-            for sums in documents.values():
-                sums[:, SUMS.index("ce_base")] = torch.nan
-        measured = {ablation: _measured(sums) for ablation, sums in documents.items()}
-        for ablation, of in measured.items():
+        means = {
+            alike: {name: over_draws([each[one][name] for one in some]) for name in MEASURES}
+            for alike, some in _draws(ablations).items()
+        }
+        measured: dict[Ablation, Measured] = {}
+        for ablation in ablations:
+            alike = None if ablation.group.by == RANDOM else means.get((ablation.only, len(ablation.group.members)))
+            measured[ablation] = _measured(each[ablation], full, gain, alike)
             if ablation.group.draw is None:
-                yield from self._findings(ablation, of, len(adapters))
-        for some in _draws(ablations).values():  # each draw is a row of the table, and their mean is found
-            mean = torch.stack([documents[ablation] for ablation in some]).mean(0)
-            yield from self._findings(some[0], _measured(mean), len(adapters), f", mean of {len(some)} random draws")
+                yield from self._findings(ablation, measured[ablation], len(adapters))
+        for alike, some in _draws(ablations).items():  # each draw is a row of the table, and their mean is found
+            of, what = _measured(means[alike], full, gain, None), f", mean of {len(some)} random draws"
+            yield from self._findings(some[0], of, len(adapters), what, over="draws and documents")
         found = table(measured)
         yield found
         yield from figure(found.columns)
@@ -164,29 +159,16 @@ class LoraAblation(BehaviourEvaluation):
             *(Ablation(group, only) for only in modes for group in [*groups, *drawn]),
         ]
 
-    def _by_document(
-        self, found: Costs, sets: Sequence[Removed], ablations: Sequence[Ablation], everything: Removed
-    ) -> dict[Ablation, Tensor]:
-        """Ablation -> the SUMS of every document, [document, SUMS]; kl_random is NaN without a control."""
-        of = {ablation: found.sums[:, sets.index(ablation.removed(everything))] for ablation in ablations}
-        full, base = (of[ablation][:, MEASURES.index("ce")] for ablation in ablations[:2])
-        draws, documents = _draws(ablations), {}
-        for ablation, sums in of.items():
-            alike = draws.get((ablation.only, len(ablation.group.members)))
-            drawn = torch.full_like(full, torch.nan)
-            if alike and ablation.group.by != RANDOM:
-                drawn = torch.stack([of[one][:, 0] for one in alike]).mean(0)
-            beside = torch.stack([full, base, drawn], dim=1)
-            documents[ablation] = torch.cat([found.tokens[:, None], sums, beside], dim=1)
-        return documents
-
-    def _findings(self, ablation: Ablation, of: Measured, adapters: int, what: str = "") -> Iterator[Finding]:
+    def _findings(
+        self, ablation: Ablation, of: Measured, adapters: int, what: str = "", over: str = "documents"
+    ) -> Iterator[Finding]:
         group = ablation.group
         how = f"{'only' if ablation.only else 'without'} {len(group.members)} of {adapters} adapters{what}"
         for name, (value, low, high) in of.items():
             if value is not None:
-                meaning = f"{RATIOS[name][0]}; {how}; interval over documents"
-                yield Finding(f"{NAME}/{ablation.by}/{group.name}/{name}", value, low, high, meaning)
+                ways = "draws and documents" if name == "over_random" else over
+                meaning = f"{MEANINGS[name]}; {how}"
+                yield Finding(f"{NAME}/{ablation.by}/{group.name}/{name}", value, low, high, meaning, over=ways)
 
     # -- on benchmarks -------------------------------------------------------------------------------------------------
 
@@ -213,8 +195,8 @@ def _draws(ablations: Sequence[Ablation]) -> dict[tuple[bool, int], list[Ablatio
 def without_types(at: Stream, adapters: Sequence[LoraAdapter], *, draws: int, seed: int) -> list[Condition]:
     """The conditions, all compared with the full adapter and asked alike. Leaving one of two types out leaves the other alone."""
 
-    def without(name: str, title: str, members: frozenset[int], control: bool = False) -> Condition:
-        return Condition(name, title, TUNED, (removal(at, adapters, members),), control, FULL)
+    def without(name: str, title: str, members: frozenset[int]) -> Condition:
+        return Condition(name, title, TUNED, (removal(at, adapters, members),), False, FULL)
 
     made = [Condition(FULL, "all adapters", TUNED)]
     made.append(without(NONE, "without any adapter", frozenset(range(len(adapters)))))
@@ -223,9 +205,11 @@ def without_types(at: Stream, adapters: Sequence[LoraAdapter], *, draws: int, se
         left = " and ".join(other.name for other in types if other != group)
         made.append(without(f"without_{group.name}", f"without {group.name}: {left} alone", group.members))
         size = len(group.members)
-        for drawn in random_groups(len(adapters), [size], draws, seed=seed):
-            title = f"without {size} random adapters of {len(adapters)}"
-            made.append(without(f"random/without_{group.name}/{drawn.draw}", title, drawn.members, control=True))
+        drawn = random_groups(len(adapters), [size], draws, seed=seed)
+        if drawn:
+            title = f"without {size} random adapters of {len(adapters)}, {len(drawn)} draws"
+            turns = tuple((removal(at, adapters, one.members),) for one in drawn)
+            made.append(Condition(f"random/without_{group.name}", title, TUNED, (), True, FULL, drawn=turns))
     return made
 
 
@@ -243,8 +227,8 @@ def against_none(name: str, found: Found) -> Iterator[Finding]:
             continue
         before, right = ([one.grade.correct for one in some] for some in (found[task, NONE].solved, solved))
         paired, where = difference(before, right), f"{name}/{task}/{key}"
-        meaning = "accuracy less that without any adapter, on the same problems, Newcombe's paired interval"
-        yield Finding(f"{where}/difference_from_none", *paired, meaning)
+        meaning = "accuracy less that without any adapter, on the same problems"
+        yield Finding(f"{where}/difference_from_none", *paired, meaning, over="problems")
         meaning = "McNemar's exact test against the model without any adapter"
         yield Finding(f"{where}/p_from_none", mcnemar(before, right).p, meaning=meaning)
 
@@ -252,9 +236,27 @@ def against_none(name: str, found: Found) -> Iterator[Finding]:
 # -- tables and figures ----------------------------------------------------------------------------------------------
 
 
-def _measured(documents: Tensor) -> Measured:
-    estimates = {name: of_sums(measure, documents, SUMS) for name, (_, measure) in RATIOS.items()}
-    return {name: one.bounded(least=-inf if name in SIGNED else 0.0) for name, one in estimates.items()}
+def _each(found: Costs, number: int) -> Each:
+    """The MEASURES without one set of adapters."""
+    return {name: ratio(found.sums[:, number, n], found.tokens) for n, name in enumerate(MEASURES)}
+
+
+def _measured(each: Each, full: Each, gain: Estimate, alike: Each | None) -> Measured:
+    """All that is said of an ablation, beside the mean of as many random adapters where there is one."""
+    nothing = None, None, None
+    excess = each["ce"] - full["ce"]
+    return {
+        **{name: estimate.bounded(least=0.0) for name, estimate in each.items()},
+        "excess": excess.bounded(),
+        "share": quotient(excess, gain) if gain.sign() > 0 else nothing,
+        "over_random": _over(each[KL], alike[KL]) if alike else nothing,
+    }
+
+
+def _over(own: Estimate, random: Estimate) -> Bounded:
+    """One KL over another; without an interval where so few draws or documents leave that of the denominator open."""
+    value, low, high = quotient(own, random, least=0.0)
+    return number(own.value / random.value) if value is None else value, low, high
 
 
 def table(measured: Mapping[Ablation, Measured]) -> Table:

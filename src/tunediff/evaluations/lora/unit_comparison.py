@@ -27,8 +27,7 @@ from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
 from tunediff.evaluations.lora.units import HeldOut, Kind, check_adapters, kinds_of, read_columns
 from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later
-from tunediff.measures import share
-from tunediff.measures.clustered import mean_of
+from tunediff.measures import mean_of, share
 from tunediff.measures.separation import ActiveScores, delong_interval, shuffled_auroc
 from tunediff.models import ModelPair
 from tunediff.shapes import Finding, Note, Refused, Stream, Table
@@ -111,7 +110,7 @@ class UnitComparison:
                 null = float(shuffled_auroc(first, second, truth[select], truth[test], self.shuffles).quantile(0.95))
                 how = f"chosen on {int(select.sum())} tokens and tested on {int(test.sum())} of other documents"
                 meaning = f"AUROC of {kind.units[best]}, the best of {len(kind.units)} {kind.what}, {how}"
-                yield Finding(f"{where}/auroc", auroc, low, high, meaning)
+                yield Finding(f"{where}/auroc", auroc, low, high, meaning, over="tokens")
                 yield Finding(f"{where}/null_p95", null, meaning="the same with shuffled labels, 95 % quantile")
                 chance = float(truth[test].double().mean())
                 meaning = f"average precision of that unit; the share of labelled tokens, {chance:.3g}, is chance"
@@ -162,10 +161,8 @@ class UnitComparison:
             how = f"over {len(alive)} living units, each on the label it tells best on the other half of the documents"
             telling = int((alive > self.above).sum())
             meaning = f"share of units with an AUROC above {self.above:g}, {how}; Wilson interval over units"
-            yield Finding(f"{where}/telling", *share(telling, len(alive)), meaning)
-            yield Finding(
-                f"{where}/auroc", *mean_of(alive, least=0.0, most=1.0), f"mean AUROC {how}; interval over units"
-            )
+            yield Finding(f"{where}/telling", *share(telling, len(alive)), meaning, over="units")
+            yield Finding(f"{where}/auroc", *mean_of(alive, least=0.0, most=1.0), f"mean AUROC {how}", over="units")
         yield Table("unit_comparison", dict(columns))
 
     def _equal_numbers(self, by_kind: Sequence[tuple[Kind, Tensor, Tensor]]) -> Iterator[Finding | Note]:
@@ -188,4 +185,6 @@ class UnitComparison:
                 f"AUROC of the best of {count} random living units, as many as the smallest kind has: mean over "
                 f"{len(chosen)} labels and {self.draws} draws; low and high hold 95 % of the draws"
             )
-            yield Finding(f"unit_comparison/{kind.name}/equal_numbers", float(means.mean()), low, high, meaning)
+            yield Finding(
+                f"unit_comparison/{kind.name}/equal_numbers", float(means.mean()), low, high, meaning, over="draws"
+            )

@@ -113,7 +113,7 @@ class AttentionSinks:
         yield figure(columns)
         if torch.equal(sums[BASE].document, sums[TUNED].document):
             base, tuned = (_mean(measured(sums[role])["mass"], (-3, -2)) for role in ROLES)
-            apart = Estimate(*(field[..., PREFIX] for field in tuned - base))
+            apart = (tuned - base).entries(lambda field: field[..., PREFIX])
             meaning = "attention on the prefix in the tuned model less that in the base, mean over layers and heads"
             yield self._finding("difference/prefix", apart, meaning)
 
@@ -122,10 +122,10 @@ class AttentionSinks:
             over_all, by_layer = _mean(estimate, (-3, -2)), _mean(estimate, (-2,))
             for g in over_all.value.isfinite().nonzero()[:, 0].tolist():
                 meaning, place = MEANINGS[name].format(GROUPS[g]), f"{name}/{role}/{GROUPS[g]}"
-                whole = Estimate(*(field[..., g] for field in over_all))
+                whole = over_all.entries(lambda field, g=g: field[..., g])
                 yield self._finding(place, whole, f"{meaning}; mean over layers and heads")
                 for layer in range(len(by_layer.value) if g == PREFIX else 0):
-                    one = Estimate(*(field[..., layer, g] for field in by_layer))
+                    one = by_layer.entries(lambda field, layer=layer, g=g: field[..., layer, g])
                     yield self._finding(f"{place}/{layer}", one, f"{meaning}; layer {layer}, mean over heads")
 
     def _largest_head(self, role: str, sums: Sums) -> Iterator[Finding]:
@@ -144,7 +144,7 @@ class AttentionSinks:
 
     def _finding(self, name: str, estimate: Estimate, meaning: str) -> Finding:
         how = f"{len(estimate.influence):,} documents; {self.level:.0%} interval over documents"
-        return Finding(f"attention_sinks/{name}", *estimate.bounded(self.level), f"{meaning}; {how}")
+        return Finding(f"attention_sinks/{name}", *estimate.bounded(self.level), f"{meaning}; {how}", over="documents")
 
     def _add_rows(self, columns: dict[str, list], role: str, measures: dict[str, Estimate], sums: Sums) -> None:
         places = (sums.uniform.sum(0) > 0).expand(measures["mass"].value.shape).nonzero()  # [row, (layer, head, group)]
@@ -294,11 +294,14 @@ def measured(sums: Sums) -> dict[str, Estimate]:
     def known(field: Tensor, unknown: Tensor) -> Tensor:
         return field.expand(*field.shape[:-1], COUNT).masked_fill(unknown, torch.nan)
 
-    return {name: Estimate(*(known(f, unknown) for f in each)) for name, (each, unknown) in found.items()}
+    return {
+        name: each.entries(lambda field, unknown=unknown: known(field, unknown))
+        for name, (each, unknown) in found.items()
+    }
 
 
 def _mean(estimate: Estimate, axes: tuple[int, ...]) -> Estimate:
-    return Estimate(*(field.mean(axes) for field in estimate))
+    return estimate.entries(lambda field: field.mean(axes))
 
 
 def figure(columns: dict[str, list]) -> Figure:

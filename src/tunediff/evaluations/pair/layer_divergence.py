@@ -86,7 +86,9 @@ class LayerDivergence:
                 heads = ("largest distance", "at layer") if name == "l2" else ("", "")
                 ends = number(low[at, n]), number(high[at, n])
                 line = heads[0] or f"{word} {name}"
-                yield Finding(f"layer_divergence/{name}/{word}", float(values[at]), *ends, meaning, heads[0], line)
+                yield Finding(
+                    f"layer_divergence/{name}/{word}", float(values[at]), *ends, meaning, heads[0], line, "documents"
+                )
                 meaning = f"that layer, counted from 0; -1 is the output of the embedding; the mean is {word} there"
                 where = f"layer_divergence/{name}/{word}_layer"
                 yield Finding(where, layers[at], meaning=meaning, column=heads[1], line="at layer")

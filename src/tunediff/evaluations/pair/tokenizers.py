@@ -110,14 +110,17 @@ class Tokenizers:
         }
         for role, estimate in apart.items():
             meaning = f"bits per byte of the {role} model with the tuned tokenizer less those with the base tokenizer"
-            yield Finding(f"tokenizers/difference/{role}", *estimate.bounded(self.level), self._meaning(meaning))
+            yield Finding(
+                f"tokenizers/difference/{role}", *estimate.bounded(self.level), self._meaning(meaning), over="documents"
+            )
         if len(apart) < len(ROLES):
             return
-        whole = Estimate(*((b + t) / 2 for b, t in zip(apart[BASE], apart[TUNED], strict=True)))
+        base, tuned = apart[BASE], apart[TUNED]
+        whole = Estimate((base.value + tuned.value) / 2, (base.influence + tuned.influence) / 2)
         value, low, high = whole.bounded(self.level)
         meaning = "the mean of both models' differences; below 0 the tuned tokenizer serves the pair better"
         words = ("bits a byte apart", "bits per byte, tuned tokenizer less base")
-        yield Finding("tokenizers/difference/pair", value, low, high, self._meaning(meaning), *words)
+        yield Finding("tokenizers/difference/pair", value, low, high, self._meaning(meaning), *words, over="documents")
         if value is None or low is None or high is None or low <= 0 <= high:
             yield Note(
                 "In bits per byte, these documents cannot tell which of the two tokenizers serves the pair better."
@@ -132,7 +135,9 @@ class Tokenizers:
     def _finding(self, name: str, place: str, estimate: Estimate) -> Finding:
         meaning, (role, _, owner) = self._meaning(MEANINGS[name]), place.partition("/")
         line = f"bits per byte {role}" if (name, owner) == ("bits_per_byte", SHARED) else ""
-        return Finding(f"tokenizers/{name}/{place}", *estimate.bounded(self.level), meaning, line=line)
+        return Finding(
+            f"tokenizers/{name}/{place}", *estimate.bounded(self.level), meaning, line=line, over="documents"
+        )
 
     def _meaning(self, words: str) -> str:
         return f"{words}; {self.level:.0%} interval over documents"

@@ -4,13 +4,15 @@ explained_variance   1 - sum |x - x_hat|^2 / sum |x - mean|^2, pooled over held-
 ce_recovered         1 - (CE_spliced - CE_clean) / (CE_zero - CE_clean), for each model with its half of the
                      reconstruction of the PAIR written back at the hookpoint; 1 is perfect, 0 is zero-ablation
 kl_recovered         1 - KL(clean || spliced) / KL(clean || zero)
+                     both have no value where the ablation does not cost more than nothing beyond doubt
 excess_ce            (CE_spliced - CE_clean) / CE_clean
 
 A dictionary of the difference tuned - base is written into the tuned model: base + reconstruction in place of its own
 activations, so that its zero-ablation is the tuned model with the base's activations.
 
 All in float32 or better, over the kept tokens, each predicted from the position before it. Special tokens and attention
-sinks are left untouched by every splice and ablation. Intervals: 95 %, clustered by document (measures/clustered.py).
+sinks are left untouched by every splice and ablation. Intervals: 95 %, clustered by document, Fieller's for what
+is recovered (measures/clustered.py).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from tunediff.evaluations.given import ALL, Needs, Reading, Trained, Work, by_segment
 from tunediff.evaluations.latents.splice import model_of, predictions, spread_out
-from tunediff.measures.clustered import DocumentSums, Estimate, of_sums
+from tunediff.measures.clustered import Bounded, DocumentSums, of_sums, quotient
 from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import ModelPair, head_of
 from tunediff.shapes import BLOCK, ROLES, TEMPLATE, Finding, Note, Stream, Table
@@ -149,22 +151,41 @@ class Fidelity:
         dead = float((~alive).float().mean())
         yield Finding("fidelity/dead_fraction", dead, meaning=meaning, column="dead", line="dead")
 
-    def _findings(self, sums: Sums) -> Iterator[Finding]:
-        whole = [documents.stacked() for (_, segment), documents in sums.items() if segment == ALL]
-        pooled = of_sums(explained_variance, torch.cat(whole), SUMS)
-        # one document is one cluster, also where two models read it
-        pooled = Estimate(pooled.value, pooled.influence.view(len(whole), -1).sum(0))
-        yield _finding("explained_variance", "pooled", pooled)
+    def _findings(self, sums: Sums) -> Iterator[Finding | Note]:
+        # one document is one cluster, also where two models read it: what they sum in it is added before anything else
+        both = torch.stack([documents.stacked() for (_, segment), documents in sums.items() if segment == ALL]).sum(0)
+        yield _finding("explained_variance", "pooled", _bounded("explained_variance", both))
+        without: dict[str, list[str]] = defaultdict(list)
         for (role, segment), documents in sums.items():
             place = role if segment == ALL else f"{role}/{segment}"
             stacked = documents.stacked()
-            for name in RATIOS if stacked[:, SUMS.index("predicted")].any() else ("explained_variance",):
-                yield _finding(name, place, of_sums(RATIOS[name], stacked, SUMS))
+            for name in MEANINGS if stacked[:, SUMS.index("predicted")].any() else ("explained_variance",):
+                bounded = _bounded(name, stacked)
+                if name in RECOVERED and bounded[0] is None:
+                    without[name].append(place)
+                yield _finding(name, place, bounded)
+        for name, places in without.items():
+            what = "the mean of the activations" if name.endswith("mean") else "zero"
+            yield Note(
+                f"fidelity/{name} has no value for {', '.join(places)}: {what} in place of the activations costs the model no "
+                "more there than they do, or these documents cannot tell; there is nothing of which a share could be "
+                "recovered."
+            )
 
 
-def _finding(name: str, place: str, estimate: Estimate) -> Finding:
-    bounded = estimate.bounded(least=0.0 if name in A_TOKEN else -inf, most=1.0 if name in UP_TO_ONE else inf)
-    return Finding(f"fidelity/{name}/{place}", *bounded, MEANINGS[name], *headline(name, place))
+def _bounded(name: str, sums: Tensor) -> Bounded:
+    """A measure with its interval, of sums [document, SUMS]."""
+    most, counted = (1.0 if name in UP_TO_ONE else inf), "spread" if name == "explained_variance" else "predicted"
+    if name not in RECOVERED:
+        return of_sums(MEASURES[name], sums, SUMS, counted).bounded(least=0.0 if name in A_TOKEN else -inf, most=most)
+    spliced, none, all_of_it = RECOVERED[name]
+    kept = of_sums(lambda s: (s[none] - s[spliced]) / s["predicted"], sums, SUMS, counted)
+    whole = of_sums(lambda s: (s[none] - (s[all_of_it] if all_of_it else 0.0)) / s["predicted"], sums, SUMS, counted)
+    return quotient(kept, whole, most=most) if whole.sign() > 0 else (None, None, None)
+
+
+def _finding(name: str, place: str, bounded: Bounded) -> Finding:
+    return Finding(f"fidelity/{name}/{place}", *bounded, MEANINGS[name], *headline(name, place), over="documents")
 
 
 def headline(name: str, place: str) -> tuple[str, str]:
@@ -186,14 +207,17 @@ def _a_token(name: str) -> Measure:
     return lambda s: s[name] / s["predicted"]
 
 
-RATIOS: dict[str, Measure] = {
+# sums of the spliced model, of the ablated one of which nothing is recovered, and of the clean one; KL from that is 0
+RECOVERED: dict[str, tuple[str, str, str | None]] = {
+    "ce_recovered": ("ce_spliced", "ce_zero", "ce_clean"),
+    "ce_recovered_from_mean": ("ce_spliced", "ce_mean", "ce_clean"),
+    "kl_recovered": ("kl_spliced", "kl_zero", None),
+    "kl_recovered_from_mean": ("kl_spliced", "kl_mean", None),
+}
+MEASURES: dict[str, Measure] = {
     "explained_variance": explained_variance,
     **{name: _a_token(name) for name in A_TOKEN},
-    "ce_recovered": lambda s: 1 - (s["ce_spliced"] - s["ce_clean"]) / (s["ce_zero"] - s["ce_clean"]),
-    "ce_recovered_from_mean": lambda s: 1 - (s["ce_spliced"] - s["ce_clean"]) / (s["ce_mean"] - s["ce_clean"]),
     "excess_ce": lambda s: (s["ce_spliced"] - s["ce_clean"]) / s["ce_clean"],
-    "kl_recovered": lambda s: 1 - s["kl_spliced"] / s["kl_zero"],
-    "kl_recovered_from_mean": lambda s: 1 - s["kl_spliced"] / s["kl_mean"],
 }
 
 

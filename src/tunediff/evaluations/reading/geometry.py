@@ -3,7 +3,7 @@
 relative_decoder_norm   |tuned| / (|base| + |tuned|): 0 is base-only, 0.5 shared, 1 tuned-only (Lindsey et al. 2024). In
                         the dictionary's normalised units, where both models have the same typical size. The other
                         convention of the field, ((|base| - |tuned|) / max + 1) / 2, runs the other way.
-decoder_cosine          between the two decoder rows of a latent; beside it, pairs of rows of different latents
+decoder_cosine          between the two decoder rows of a latent; beside it, all pairs of rows of different latents
 A count says where decoder norms lie, not that a latent is absent from a model: an L1 penalty alone drives norms apart
 (arXiv 2504.02922).
 """
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import normalize
 
-from tunediff import randomness
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.statistics import both_decoders, decoder_cosine, relative_decoder_norm, role_norms
 from tunediff.measures.clustered import number
-from tunediff.shapes import BASE, TUNED, Finding, Note, Table
+from tunediff.shapes import BASE, BLOCK, TUNED, Finding, Note, Table
 
+STEPS = 2**18  # of the cosine, from -1 to 1, that all pairs are counted in
 KINDS = ("base_only", "shared", "tuned_only", "other")
 
 
@@ -31,13 +31,11 @@ KINDS = ("base_only", "shared", "tuned_only", "other")
 class Geometry:
     """exclusive      below this relative decoder norm a latent counts as base-only, above 1 minus it as tuned-only
     shared         the band around 0.5 that counts as shared
-    random_pairs   number of pairs of different latents that give the baseline of the cosine
     neighbours     number of nearest others listed per latent, by the cosine of whole decoder rows
     """
 
     exclusive: float = 0.1
     shared: tuple[float, float] = (0.3, 0.7)
-    random_pairs: int = 10_000
     neighbours: int = 5
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
@@ -91,28 +89,41 @@ class Geometry:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]
         meaning = "mean cosine of the two decoder rows of a shared latent"
         yield Finding("geometry/decoder_cosine/shared_mean", number(shared.mean()), meaning=meaning)
-        generator = randomness.generator(0, "random pairs")
-        first, second = torch.randint(len(cosine), (2, self.random_pairs), generator=generator)
-        different = first != second
-        base, tuned = both_decoders(trained)
-        random = cosine_similarity(base[first[different]], tuned[second[different]], dim=-1)
-        meaning = f"{{}} of the cosine between decoder rows of {int(different.sum())} random pairs of different latents"
-        yield Finding("geometry/decoder_cosine/random_pairs_mean", float(random.mean()), meaning=meaning.format("mean"))
-        p95 = float(random.quantile(0.95))
+        mean, p95 = of_pairs(*both_decoders(trained), 0.95)
+        pairs = len(cosine) * (len(cosine) - 1)
+        meaning = f"{{}} of the cosine between the base's and the tuned decoder row of all {pairs:,} pairs of different latents"
+        yield Finding("geometry/decoder_cosine/random_pairs_mean", mean, meaning=meaning.format("mean"))
         yield Finding("geometry/decoder_cosine/random_pairs_p95", p95, meaning=meaning.format("95 % quantile"))
+
+
+def of_pairs(first: Tensor, second: Tensor, share: float) -> tuple[float | None, float | None]:
+    """Mean and quantile, the latter to within 1e-5, of the cosine of rows [latent, width] of different latents, over all pairs;
+    None for a single latent."""
+    first, second = (normalize(rows.float(), dim=-1) for rows in (first, second))
+    own = (first * second).sum(-1)
+    pairs = len(first) * (len(first) - 1)
+    if not pairs:
+        return None, None
+    total = first.double().sum(0) @ second.double().sum(0) - own.double().sum()
+    counted = torch.zeros(STEPS, dtype=torch.float64)
+    for some, same in zip(first.split(BLOCK), own.split(BLOCK), strict=True):
+        counted += torch.histc((some @ second.T).clamp(-1, 1), STEPS, -1.0, 1.0).double()
+        counted -= torch.histc(same.clamp(-1, 1), STEPS, -1.0, 1.0).double()
+    place = int((counted.cumsum(0) >= share * pairs).int().argmax())
+    return float(total) / pairs, (place + 0.5) * 2 / STEPS - 1
 
 
 def neighbours(rows: Tensor, alive: Tensor, count: int) -> dict[str, list]:
     """The `count` alive latents with the nearest decoder rows [latent, width], by cosine, of each alive one."""
     numbers = alive.nonzero()[:, 0]
-    units = torch.nn.functional.normalize(rows[numbers.to(rows.device)], dim=-1)
+    units = normalize(rows[numbers.to(rows.device)], dim=-1)
     columns: dict[str, list] = {"latent": [], "rank": [], "neighbour": [], "cosine": []}
-    for first in range(0, len(units), 2048):
-        cosines = units[first : first + 2048] @ units.T
+    for first in range(0, len(units), BLOCK):
+        cosines = units[first : first + BLOCK] @ units.T
         own = torch.arange(len(cosines), device=cosines.device)
         cosines[own, own + first] = -torch.inf
         near = cosines.topk(min(count, max(len(units) - 1, 0)), dim=-1)
-        columns["latent"] += numbers[first : first + 2048].repeat_interleave(near.values.shape[1]).tolist()
+        columns["latent"] += numbers[first : first + BLOCK].repeat_interleave(near.values.shape[1]).tolist()
         columns["rank"] += list(range(near.values.shape[1])) * len(cosines)
         columns["neighbour"] += numbers[near.indices.cpu()].flatten().tolist()
         columns["cosine"] += near.values.flatten().tolist()

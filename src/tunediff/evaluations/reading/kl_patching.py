@@ -8,7 +8,9 @@ What the two models differ by at a token is, exactly, and as conditions:
     tuned_only, base_only, shared, other       the latents of one kind, by relative decoder norm as in geometry.py
     best, random       the `best` alive latents with the largest relative decoder norm; as many others, drawn `draws` times
 
-closed   1 - KL(condition) / KL(base): the share of the gap that is closed; below 0 where a change leads further away
+closed   1 - KL(condition) / KL(base): the share of the gap that is closed; below 0 where a change leads further away, and
+         without a value where base's vectors are not told from tuned's
+Intervals are over documents, that of random latents over draws and documents; of closed shares they are Fieller's.
 Conditions do not add up: later layers are not linear. Each token is predicted from the position before it.
 
 # Differs from the paper: tokens that the text drops (special ones, as in chat templates) and attention sinks keep tuned's
@@ -17,7 +19,6 @@ Conditions do not add up: later layers are not linear. Each token is predicted f
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from tunediff.evaluations.given import ALL, Needs, Reading, Trained, Work, by_se
 from tunediff.evaluations.latents.splice import predictions, spread_out
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.evaluations.reading.geometry import KINDS, Geometry
-from tunediff.measures.clustered import DocumentSums, Estimate, number, ratio
+from tunediff.measures.clustered import Bounded, DocumentSums, interval_columns, over_draws, quotient, ratio
 from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import ModelPair, head_of
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Stream, Table
@@ -56,7 +57,7 @@ class KLPatching:
     best        number of latents, those that are most tuned's own   draws   draws of as many others; 0: no control
     initial     number of tokens of a response that are the place "initial"
     labels      labels; each that the text has is a place: what is predicted from its tokens
-    level       confidence level of the intervals over documents
+    level       confidence level of the intervals
     """
 
     needs = Needs.RECONSTRUCTION
@@ -64,7 +65,7 @@ class KLPatching:
     exclusive: float = 0.1
     shared: tuple[float, float] = (0.3, 0.7)
     best: int = 32
-    draws: int = 5
+    draws: int = 20
     initial: int = 10
     labels: Sequence[str] = ("step_end", "hesitation_follows", "hesitation")
     level: float = 0.95
@@ -101,9 +102,12 @@ class KLPatching:
                 continue
             stacked = documents.stacked()
             found = self._measured(stacked, names)
-            if found[f"kl/{BASE}"].value == 0:
+            if found[f"closed/{BASE}"][0] is None:
                 yield Note(
                     f"kl_patching: at '{place}' base's vectors predict what tuned's do: there is no gap to close."
+                    if found[f"kl/{BASE}"][0] == 0
+                    else f"kl_patching: at '{place}' {len(documents)} documents do not tell base's vectors from tuned's: no "
+                    "share of a gap is given."
                 )
             yield from self._findings(found, place, latents, len(documents))
             rows += self._rows(found, place, latents, stacked)
@@ -137,22 +141,22 @@ class KLPatching:
             classes.append((f"{RANDOM}_{draw}", drawn))
         return classes, notes
 
-    def _measured(self, stacked: Tensor, names: Sequence[str]) -> dict[str, Estimate]:
-        """The estimates kl/<condition> and closed/<condition>, from sums [document, condition and tokens]; the draws also as one."""
-        nats = dict(zip(names, stacked.T, strict=False))
-        draws = [nats[name] for name in names if name.startswith(f"{RANDOM}_")]
+    def _measured(self, stacked: Tensor, names: Sequence[str]) -> dict[str, Bounded]:
+        """kl/<condition> and closed/<condition>, from sums [document, condition and tokens]; the draws also as one."""
+        nats = {name: ratio(values, stacked[:, -1]) for name, values in zip(names, stacked.T, strict=False)}
+        draws = [estimate for name, estimate in nats.items() if name.startswith(f"{RANDOM}_")]
         if draws:
-            nats[RANDOM] = torch.stack(draws).mean(0)
-        found = {f"kl/{name}": ratio(values, stacked[:, -1]) for name, values in nats.items()}
-        for name, values in nats.items():
-            found[f"closed/{name}"] = 1 - ratio(values, nats[BASE])
+            nats[RANDOM] = over_draws(draws)
+        found = {f"kl/{name}": estimate.bounded(self.level, least=0.0) for name, estimate in nats.items()}
+        for name, estimate in nats.items():
+            found[f"closed/{name}"] = quotient(nats[BASE] - estimate, nats[BASE], self.level, most=1.0)
         return found
 
     def _findings(
-        self, found: Mapping[str, Estimate], place: str, latents: Mapping[str, int], documents: int
+        self, found: Mapping[str, Bounded], place: str, latents: Mapping[str, int], documents: int
     ) -> Iterator[Finding]:
         where = "" if place == ALL else f"/{place}"
-        how = f"{documents:,} documents; {self.level:.0%} interval over documents"
+        how = f"{documents:,} documents; {self.level:.0%} interval"
         drawn = [name for name in latents if name.startswith(f"{RANDOM}_")]
         shown = [name for name in latents if name not in (BASE, TUNED, *drawn)] + ([RANDOM] if drawn else [])
         for path in (f"kl/{BASE}", f"kl/{TUNED}", *(f"closed/{name}" for name in shown)):
@@ -162,25 +166,29 @@ class KLPatching:
             if name == RANDOM:
                 what = f"{what} ones, mean of {len(drawn)} draws"
             said = "KL(tuned || patched), nats a token" if measure == "kl" else "1 - KL / KL of base's vectors"
-            bounded = found[path].bounded(self.level, **CAN_BE[measure])
-            yield Finding(f"kl_patching/{path}{where}", *bounded, f"{said}; patched: {what}; {how}")
+            over, meaning = (
+                ("draws and documents" if name == RANDOM else "documents"),
+                f"{said}; patched: {what}; {how}",
+            )
+            yield Finding(f"kl_patching/{path}{where}", *found[path], meaning, over=over)
+        each = [value for value, _, _ in (found[f"closed/{name}"] for name in drawn) if value is not None]
         for word, choose in (("smallest", min), ("largest", max)) if drawn else ():
-            value = choose(found[f"closed/{name}"].value for name in drawn)
             meaning = f"the {word} of {len(drawn)} draws"
-            yield Finding(f"kl_patching/closed/{RANDOM}_{word}{where}", number(value), meaning=meaning)
+            yield Finding(f"kl_patching/closed/{RANDOM}_{word}{where}", choose(each, default=None), meaning=meaning)
 
     def _rows(
-        self, found: Mapping[str, Estimate], place: str, latents: Mapping[str, int], stacked: Tensor
+        self, found: Mapping[str, Bounded], place: str, latents: Mapping[str, int], stacked: Tensor
     ) -> Iterator[dict[str, Any]]:
         tokens = int(stacked[:, -1].sum())
         for name, count in latents.items():
             row = {"condition": name, "place": place, "latents": count, "tokens": tokens, "documents": len(stacked)}
-            ends = (found[f"{measure}/{name}"].bounded(self.level, **bounds) for measure, bounds in CAN_BE.items())
-            yield row | dict(zip(BOUNDED, itertools.chain(*ends), strict=True))
+            for measure in MEASURES:
+                row |= interval_columns(measure, found[f"{measure}/{name}"])
+            yield row
 
 
-CAN_BE: dict[str, dict[str, float]] = {"kl": {"least": 0.0}, "closed": {"most": 1.0}}
-BOUNDED = [f"{measure}{end}" for measure in CAN_BE for end in ("", "_low", "_high")]
+MEASURES = ("kl", "closed")
+BOUNDED = [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
 
 
 def figure(columns: Mapping[str, list]) -> Figure:

@@ -95,7 +95,7 @@ def share(name: str, flags: Tensor, meaning: str) -> Finding:
     if not len(flags):
         return Finding(name, None, meaning=meaning)
     low, high = wilson(int(flags.sum()), len(flags))
-    return Finding(name, float(flags.float().mean()), low, high, meaning)
+    return Finding(name, float(flags.float().mean()), low, high, meaning, over="latents")
 
 
 def correlations(trained: Trained, other: Trained, numbers: Tensor) -> tuple[Tensor, Tensor]:

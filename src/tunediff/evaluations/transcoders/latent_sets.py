@@ -5,14 +5,14 @@
     negation      the tuned model, with the set written `scale` times, and no bias, beside its own MLPs      with the tuned model
 
 Each beside random sets of living latents, as many and more; sufficiency also with no latent at all, which is what the biases
-do alone. Measures are means over problems; a change is that of a mean on the same problems, interval over problems with the
-draws taken as given. Every model is one of its own over the weights of the pair: no edit is switched on or off.
+do alone. Measures are means over problems; a change is that of a mean on the same problems. Random sets answer the problems
+in turn (behaviour/solving.py), and what they are compared with is taken set by set. Every model is one of its own over the weights of the pair: no edit is switched on or off.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +20,14 @@ import torch
 from tunediff import randomness
 from tunediff.benchmarks import Grader
 from tunediff.dictionary import TranscoderAdapter
-from tunediff.evaluations.behaviour.changes import Changed, columns, measures, told
+from tunediff.evaluations.behaviour.changes import Changed, columns, told
+from tunediff.evaluations.behaviour.conditions import draws_of
 from tunediff.evaluations.behaviour.intervention import latents_table
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, Problems
-from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved
+from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved, in_turn
 from tunediff.evaluations.given import LatentStatistics, Needs, Trained
 from tunediff.evaluations.latents.selection import Selection, asked_for, choose
+from tunediff.generation import Response
 from tunediff.measures.clustered import interval_columns
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, HYBRID, TUNED, Figure, Finding, Note, Refused, Table
@@ -36,35 +38,39 @@ COMPARED_WITH = {NECESSITY: ADAPTER, SUFFICIENCY: HYBRID, NEGATION: TUNED}  # al
 WHOLE = {ADAPTER: "with the whole adapter", HYBRID: "tuned with the base's MLPs", TUNED: "tuned"}
 TITLES = {NECESSITY: "adapter without {}", SUFFICIENCY: "hybrid with {} alone", NEGATION: "tuned with {} negated"}
 CHOSEN, RANDOM, EMPTY = "chosen", "random", "empty"
-SETS = {CHOSEN: "the set", RANDOM: "random latents ({:,})", EMPTY: "decoder biases"}
+SETS = {CHOSEN: "the set", RANDOM: "random latents ({:,}, {} draws)", EMPTY: "decoder biases"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class AskedSet:
-    """One set, asked in one way; `draw` is the number of a random set."""
+    """One set, asked in one way; or random sets of one size, which answer in turn."""
 
     asked: str
     which: str
-    numbers: tuple[int, ...]
-    draw: int | None = None
+    draws: tuple[tuple[int, ...], ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.draws[0])
 
     @property
     def name(self) -> str:
         if self.which == CHOSEN:
             return self.asked
-        return f"{self.which}/{self.asked}" + ("" if self.draw is None else f"/{len(self.numbers)}/{self.draw}")
+        return f"{self.which}/{self.asked}" + (f"/{self.size}" if self.which == RANDOM else "")
 
     @property
     def condition(self) -> Condition:
-        what = SETS[self.which].format(len(self.numbers))
+        what = SETS[self.which].format(self.size, len(self.draws))
         against, title = COMPARED_WITH[self.asked], TITLES[self.asked].format(what)
         return Condition(self.name, title, ADAPTER, control=self.which != CHOSEN, reference=against, asked_as=TUNED)
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclass(kw_only=True)
 class LatentSets(BehaviourEvaluation):
     """latents        the set: numbers, or an expression; None: as `chosen_by` chooses
-    scale          factor of what the set writes into the tuned model  draws    number of random sets per size
+    scale          factor of what the set writes into the tuned model
+    draws          number of random sets of each size, which answer the problems in turn; 0: none
     control_sizes  sizes of random sets, times that of the set; the set is compared with those of size 1
     seed           seed of the random sets
     """
@@ -92,7 +98,7 @@ class LatentSets(BehaviourEvaluation):
         return asked_for(self.latents, self.chosen_by)
 
     def times_asked(self, pair: ModelPair) -> int:
-        sets = 1 + len(self.control_sizes) * self.draws
+        sets = 1 + len(self.control_sizes) * bool(self.draws)
         return len(WHOLE) + len(COMPARED_WITH) * sets + 1  # the last: the constant of the decoders alone
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
@@ -124,7 +130,7 @@ class LatentSets(BehaviourEvaluation):
         free = seen.alive.clone()
         free[list(chosen)] = False
         living, notes = free.nonzero()[:, 0], []
-        sets: list[tuple[str, tuple[int, ...], int | None]] = [(CHOSEN, tuple(chosen), None)]
+        sets: list[tuple[str, tuple[tuple[int, ...], ...]]] = [(CHOSEN, (tuple(chosen),))]
         generator = randomness.generator(self.seed, "sets of latents")
         for size in (times * len(chosen) for times in self.control_sizes if self.draws):
             if size > len(living):
@@ -133,12 +139,11 @@ class LatentSets(BehaviourEvaluation):
                     "on the held-out text. Choose fewer, or smaller control_sizes."
                 )
                 continue
-            for draw in range(self.draws):
-                drawn = living[torch.randperm(len(living), generator=generator)[:size]]
-                sets.append((RANDOM, tuple(sorted(drawn.tolist())), draw))
+            drawn = (living[torch.randperm(len(living), generator=generator)[:size]] for _ in range(self.draws))
+            sets.append((RANDOM, tuple(tuple(sorted(one.tolist())) for one in drawn)))
         made = [AskedSet(asked, *some) for asked in COMPARED_WITH for some in sets]
         if any(one.b_dec is not None for one in adapter.layers):
-            made.append(AskedSet(SUFFICIENCY, EMPTY, ()))
+            made.append(AskedSet(SUFFICIENCY, EMPTY, ((),)))
         return made, notes
 
     def answers(self, trained: Trained, questions: Sequence[AskedSet], problems: Problems) -> Found:
@@ -147,25 +152,39 @@ class LatentSets(BehaviourEvaluation):
         whole = [(None, Condition(role, title, role, asked_as=TUNED)) for role, title in WHOLE.items()]
         with Grader() as grader:
             for question, condition in [*whole, *((question, question.condition) for question in questions)]:
-                asked, scored_by = trained, condition
-                if question is not None:
-                    # one changed adapter is there at a time; what it wrote is scored by the model it is compared with
-                    asked = dataclasses.replace(trained, pair=self.model(trained, question))
-                    scored_by = dataclasses.replace(condition, role=COMPARED_WITH[question.asked])
+                # what a changed adapter wrote is scored by the model it is compared with
+                scored_by = condition if question is None else replace(condition, role=COMPARED_WITH[question.asked])
+                draws = len(question.draws) if question is not None and question.which == RANDOM else 0
+                responses = self._responses(trained, question, condition, problems)
                 for name, some in problems.items():
-                    responses = self.respond(asked, name, some, condition)
-                    answers = self.graded(name, some, responses, grader, trained.pair.layouts)
-                    found[name, condition.name] = Answered(condition, self.measured(trained, scored_by, answers))
+                    answers = self.graded(name, some, responses[name], grader, trained.pair.layouts)
+                    measured = self.measured(trained, scored_by, answers, draws=draws)
+                    found[name, condition.name] = Answered(condition, measured)
         return {(name, key): found[name, key] for name in problems for of, key in found if of == name}
 
-    def model(self, trained: Trained, question: AskedSet) -> ModelPair:
-        """The pair with the model of a question in the role adapter."""
+    def _responses(
+        self, trained: Trained, question: AskedSet | None, condition: Condition, problems: Problems
+    ) -> dict[str, list[Response]]:
+        """The responses to each task, those of a question by its sets in turn: one changed adapter is there at a time."""
+        if question is None:
+            return {name: self.respond(trained, name, some, condition) for name, some in problems.items()}
+        found: dict[str, dict[int, Response]] = {name: {} for name in problems}
+        for draw, numbers in enumerate(question.draws):
+            asked = replace(trained, pair=self.model(trained, question.asked, numbers))
+            for name, some in problems.items():
+                for places in in_turn(len(some), len(question.draws))[draw : draw + 1]:
+                    mine = self.respond(asked, name, [some[place] for place in places], condition)
+                    found[name] |= zip(places, mine, strict=True)
+        return {name: [found[name][place] for place in range(len(some))] for name, some in problems.items()}
+
+    def model(self, trained: Trained, asked: str, numbers: Sequence[int]) -> ModelPair:
+        """The pair with the model of a set, asked in one way, in the role adapter."""
         adapter = trained.adapter(NAME)
-        if question.asked == NECESSITY:
-            return trained.pair.with_adapter(adapter.without(question.numbers))
-        if question.asked == SUFFICIENCY:
-            return trained.pair.with_adapter(adapter.only(question.numbers))
-        negated = adapter.only(question.numbers, scale=self.scale, bias=False)
+        if asked == NECESSITY:
+            return trained.pair.with_adapter(adapter.without(numbers))
+        if asked == SUFFICIENCY:
+            return trained.pair.with_adapter(adapter.only(numbers))
+        negated = adapter.only(numbers, scale=self.scale, bias=False)
         return trained.pair.with_adapter(negated, on=TUNED)
 
 
@@ -174,26 +193,20 @@ def _compared(
 ) -> Generator[Finding, None, list[dict[str, object]]]:
     """Yields the change against the whole model, and how much larger it is than under random sets of the same size; returns
     rows of the table, the whole models first."""
-    measured = {key: measures(solved) for key, solved in found.items()}
     rows = []
     for role in COMPARED_WITH.values():
-        row = {"task": task, "asked": None, "set": role, "size": None, "draw": None, "condition": role}
-        rows.append(row | {"reference": None} | columns(Changed(measured[role])))
+        row = {"task": task, "asked": None, "set": role, "size": None, "draws": None, "condition": role}
+        rows.append(row | {"reference": None} | columns(Changed(found[role])))
     for question in questions:
         reference = COMPARED_WITH[question.asked]
-        alike = [measured[other.name] for other in questions if _controls(other, question)]
-        changed = Changed(measured[question.name], measured[reference], alike)
-        row = {"task": task, "asked": question.asked, "set": question.which, "size": len(question.numbers)}
-        row |= {"draw": question.draw, "condition": question.name, "reference": reference}
+        control = AskedSet(question.asked, RANDOM, question.draws).name if question.which == CHOSEN else ""
+        changed = Changed(found[question.name], found[reference], found.get(control, ()))
+        row = {"task": task, "asked": question.asked, "set": question.which, "size": question.size}
+        row |= {"draws": draws_of(found[question.name]) or None, "condition": question.name, "reference": reference}
         rows.append(row | columns(changed))
         if question.which == CHOSEN:
             yield from told(f"{NAME}/{task}/{question.asked}", changed)
     return rows
-
-
-def _controls(other: AskedSet, question: AskedSet) -> bool:
-    same = (other.asked, len(other.numbers)) == (question.asked, len(question.numbers))
-    return question.which == CHOSEN and other.which == RANDOM and same
 
 
 # -- how it is drawn -------------------------------------------------------------------------------------------------
@@ -210,28 +223,28 @@ QUESTIONS = {
     NECESSITY: (
         "Are they needed? Latents taken out of the adapted model",
         HYBRID,
-        {CHOSEN: "without the {:,} chosen", RANDOM: "without {:,} at random, draw {}"},
+        {CHOSEN: "without the {:,} chosen", RANDOM: "without {:,} at random, {} draws"},
     ),
     SUFFICIENCY: (
         "Are they enough? Latents given alone to the hybrid",
         ADAPTER,
         {
             CHOSEN: "hybrid with the {:,} chosen",
-            RANDOM: "hybrid with {:,} at random, draw {}",
+            RANDOM: "hybrid with {:,} at random, {} draws",
             EMPTY: "hybrid with the biases alone",
         },
     ),
     NEGATION: (
         "Does the tuned model lose it? Latents negated beside its MLPs",
         None,
-        {CHOSEN: "less the {:,} chosen", RANDOM: "less {:,} at random, draw {}"},
+        {CHOSEN: "less the {:,} chosen", RANDOM: "less {:,} at random, {} draws"},
     ),
 }
 CAPTION = (
     "The same problems to the adapted model without some latents, to the hybrid with those alone, and to the tuned model with "
     "what they write negated and scaled. The dashed line continues the model that a row is compared with; paler and indented: "
     "controls, as many latents or more drawn at random, without which a change says little. Whiskers are 95 % intervals of the "
-    "change."
+    "change, over problems; of random sets over these with their problems."
 )
 
 
@@ -242,7 +255,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
         models = {row["set"]: row for row in rows if row["task"] == task and row["asked"] is None}
         for asked, (title, beyond, names) in QUESTIONS.items():
             sets = [row for row in rows if (row["task"], row["asked"]) == (task, asked)]
-            sets.sort(key=lambda row: (order.index(row["set"]), row["size"], row["draw"] or 0))
+            sets.sort(key=lambda row: (order.index(row["set"]), row["size"]))
             if not sets:
                 continue
             reference = COMPARED_WITH[asked]
@@ -252,8 +265,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
                 kind="bars",
                 columns={
                     "set": [
-                        MODELS.get(row["set"]) or names[row["set"]].format(row["size"], (row["draw"] or 0) + 1)
-                        for row in shown
+                        MODELS.get(row["set"]) or names[row["set"]].format(row["size"], row["draws"]) for row in shown
                     ],
                     **{name: [value[name] for value in map(_around, shown)] for name in _around(shown[0])},
                     "model": [row["set"] if row["set"] in MODELS else "set" for row in shown],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tunediff.evaluations.behaviour import recovered
 from tunediff.evaluations.behaviour.conditions import hesitations
-from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, check_resamples, share, told
+from tunediff.evaluations.behaviour.recovered import ACCURACY, MEASURES, Change, share, told
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import Needs, Trained
@@ -40,16 +40,9 @@ FIRST = (ACCURACY, "recovered_of_hybrid")  # what a run is told by
 
 @dataclass(kw_only=True)
 class AdapterRecovery(BehaviourEvaluation):
-    """`resamples` is the number of resamples of the bootstrap over problems."""
-
-    resamples: int
-
     name = NAME
     needs = Needs.ADAPTER
     own_template = True
-
-    def __post_init__(self):
-        check_resamples(NAME, self.resamples)
 
     def times_asked(self, pair: ModelPair) -> int:
         return len(WHO)
@@ -80,7 +73,7 @@ class AdapterRecovery(BehaviourEvaluation):
         means, ends = {}, {}
         for name, of in CHANGES.items():
             names = (of.below, of.between, of.above)
-            measured = share(measure, [answers[who] for who in names], self.resamples)
+            measured = share(measure, [answers[who] for who in names])
             words = ("", "")
             if (measure, name) == FIRST:
                 words = (f"accuracy rec., {task}", f"accuracy recovered on {task}")
@@ -93,8 +86,8 @@ class AdapterRecovery(BehaviourEvaluation):
 
 def _hesitations(task: str, condition: Condition, solved: Sequence[Solved]) -> Finding:
     """Findings of hesitations per response; side_by_side has those per 1,000 tokens."""
-    where, meaning = f"{NAME}/{task}/{condition.name}", "hesitations a response, interval over problems"
-    return Finding(f"{where}/hesitations_per_response", *hesitations(solved, a_response=True), meaning)
+    where, meaning = f"{NAME}/{task}/{condition.name}", "hesitations a response"
+    return Finding(f"{where}/hesitations_per_response", *hesitations(solved, a_response=True), meaning, over="problems")
 
 
 def figures(columns: Mapping[str, list]) -> Iterator[Figure]:

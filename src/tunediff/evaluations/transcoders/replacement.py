@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tunediff.evaluations.given import ALL, Needs, Trained, Work
 from tunediff.hookpoints import Point, reading
-from tunediff.measures.clustered import DocumentSums, Estimate, interval_columns, ratio
+from tunediff.measures.clustered import DocumentSums, Estimate, interval_columns, quotient, ratio
 from tunediff.measures.next_tokens import compared, predicted
 from tunediff.models import ModelPair, PreTrainedModel, head_of, replaceable, replacing
 from tunediff.shapes import ADAPTER, BASE, HYBRID, TUNED, Figure, Finding, Note, Stream, Table
@@ -150,34 +150,41 @@ def _lm_loss(costs: Tensor) -> Estimate:
 
 def _whole(costs: dict[Choices, Tensor], depth: int) -> Iterator[Finding | Note]:
     of = {who: costs[(who,) * depth] for who in (TUNED, *STAND_INS)}
-    if of[HYBRID][:, 1].sum() > 0:
-        recovered = 1 - ratio(of[ADAPTER][:, 1], of[HYBRID][:, 1])
-        meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid), interval over documents"
-        yield Finding(f"{NAME}/kl_recovered", *recovered.bounded(most=1.0), meaning, "KL rec.", "KL recovered")
-    else:
+    kls = {who: _kl(of[who]) for who in STAND_INS}
+    recovered = quotient(kls[HYBRID] - kls[ADAPTER], kls[HYBRID], most=1.0)
+    if recovered[0] is not None:
+        meaning = "1 - KL(tuned || adapter) / KL(tuned || hybrid)"
+        yield Finding(f"{NAME}/kl_recovered", *recovered, meaning, "KL rec.", "KL recovered", "documents")
+    elif kls[HYBRID].value == 0:
         yield Note(
             f"{NAME}: the hybrid predicts just what the tuned model does, so that there is nothing an adapter could recover: "
             "the two models of the pair have the same MLPs."
         )
-    for who in STAND_INS:
-        kl = _kl(of[who])
-        meaning = f"KL(tuned || {who}), nats a token of held-out text, interval over documents"
+    else:
+        yield Note(
+            f"{NAME}: {len(kls[HYBRID].influence)} documents do not tell the hybrid's predictions from the tuned model's, so "
+            "that no share of their distance can be given: measure on more text (tokens=...)."
+        )
+    for who, kl in kls.items():
+        meaning = f"KL(tuned || {who}), nats a token of held-out text"
         words = ("KL adapter", "KL of the adapter") if who == ADAPTER else ("", "")
-        yield Finding(f"{NAME}/kl/{who}", *kl.bounded(least=0.0), meaning, *words)
+        yield Finding(f"{NAME}/kl/{who}", *kl.bounded(least=0.0), meaning, *words, "documents")
     for who, sums in of.items():
         loss = _lm_loss(sums)
-        meaning = f"cross-entropy of the held-out text under {who}, nats a token, interval over documents"
-        yield Finding(f"{NAME}/lm_loss/{who}", *loss.bounded(least=0.0), meaning)
+        meaning = f"cross-entropy of the held-out text under {who}, nats a token"
+        yield Finding(f"{NAME}/lm_loss/{who}", *loss.bounded(least=0.0), meaning, over="documents")
 
 
 def _worst(kls: dict[Partial, Estimate]) -> Iterator[Finding]:
     for who in STAND_INS:
-        worst = max((partial for partial in kls if partial.stand_in == who), key=lambda one: float(kls[one].value))
+        of = [partial for partial in kls if partial.stand_in == who]
+        worst = max(of, key=lambda one: float(kls[one].value))
         meaning = (
-            f"largest KL(tuned || replaced) over all cutoffs, nats a token: {worst.direction} with {who}, cutoff "
-            f"{worst.cutoff}; its own interval over documents"
+            f"largest KL(tuned || replaced) over all {len(of)} cuts, nats a token: {worst.direction} with {who}, cutoff "
+            f"{worst.cutoff}; its interval is wide enough for whichever cut is the largest (Bonferroni)"
         )
-        yield Finding(f"{NAME}/worst_kl/{who}", *kls[worst].bounded(least=0.0), meaning)
+        bounded = kls[worst].bounded(1 - 0.05 / len(of), least=0.0)
+        yield Finding(f"{NAME}/worst_kl/{who}", *bounded, meaning, over="documents")
 
 
 def _partial_table(kls: dict[Partial, Estimate], costs: dict[Choices, Tensor], depth: int) -> Table:
@@ -194,12 +201,12 @@ def _residual(found: Measured) -> Iterator[Finding | Table | Figure]:
     """Errors along the residual stream: point 0 is the embeddings, point n comes after layer n - 1."""
     nmse = {who: ratio(found.errors[:, n], found.squares) for n, who in enumerate(STAND_INS)}
     for who, estimate in nmse.items():
-        mean = Estimate(estimate.value.mean(), estimate.influence.mean(1))
+        mean = estimate.entries(lambda field: field.mean(-1))
         meaning = (
             f"sum |h_{who} - h_tuned|^2 / sum |h_tuned|^2 over held-out tokens, mean of {len(estimate.value)} points of the "
-            "residual stream, the embeddings among them; interval over documents"
+            "residual stream, the embeddings among them"
         )
-        yield Finding(f"{NAME}/nmse/{who}", *mean.bounded(least=0.0), meaning)
+        yield Finding(f"{NAME}/nmse/{who}", *mean.bounded(least=0.0), meaning, over="documents")
     columns = {who: estimate.value.tolist() for who, estimate in nmse.items()}
     points = list(range(found.squares.shape[1]))
     yield Table("residual_nmse", {"point": points, **columns})

@@ -9,6 +9,7 @@ const HEADLINE = Object.entries(DATA.headline).filter(([name]) => METRICS.includ
 const CURVES = distinct(MEMBERS.flatMap((m) => Object.keys(m.curves))).filter((name) => name !== "tokens");
 
 const metric = (m, name) => m.metrics[name]?.[0] ?? null;
+const within = ([, low, high, over]) => [between(low, high), over ? `over ${over}` : ""].filter(Boolean).join(" ");
 const words = (value) => (absent(value) ? "–" : Array.isArray(value) ? value.join(", ") : String(value));
 const brief = (name) => wordOf(name.replace(/^(fidelity|geometry)\//, "")).replaceAll("/", " ");
 const named = (m) => KEYS.map((key) => `${key}=${words(m.keys[key])}`).join(" ") || m.identity;
@@ -59,7 +60,7 @@ function table(members) {
   const order = [...members].sort(ordering(columns.find(([name]) => name === sortBy)[2], falling));
   const heads = columns.map(([name, word, value]) => [name, word, members.some((m) => typeof value(m) === "string")]);
   const rows = order.map((m) => element("tr", { class: m.error ? "wrong" : "" }, columns.map(([name, , value, shown], n) =>
-    element("td", { class: typeof value(m) === "string" ? "words" : null, title: between(...(m.metrics[name] ?? []).slice(1)) },
+    element("td", { class: typeof value(m) === "string" ? "words" : null, title: within(m.metrics[name] ?? []) },
       n === 0 ? element("i", { class: "dot", style: `background:${colourOf(groupOf(m))}` }) : null, shown(m)))));
   return wideTable(sorters(heads, sortBy, falling, (name) => { [falling, sortBy] = [name === sortBy && !falling, name]; draw(); }),
     rows.length ? rows : element("tr", {}, element("td", { colspan: columns.length }, "No member matches.")), { id: "members" });

@@ -4,6 +4,7 @@ const FOUND = new Map(DATA.findings.map((finding) => [finding.name, finding]));
 const ROLES = ["base", "tuned", "difference"].filter((role) => FOUND.has(`fidelity/explained_variance/${role}`));
 
 const interval = (finding) => between(finding?.low, finding?.high, finding?.value);
+const over = (finding) => (interval(finding) && finding.over ? `interval over ${finding.over}` : "");
 const defined = (word, name) => element("abbr", { title: FOUND.get(name)?.meaning ?? "" }, word);
 
 // -- headline ------------------------------------------------------------------------------------------------------
@@ -42,7 +43,7 @@ function card([title, path, stars]) {
   const present = all.map(([name, word]) => [FOUND.get(path.replace("*", name)), name, word]).filter(([finding]) => finding);
   return present.length ? element("div", { class: "card" }, element("h3", {}, defined(title, present[0][0].name)),
     element("div", { class: "pair" }, present.map(([finding, name, word]) => element("div", { class: name.replace("_only", "") },
-      element("div", { class: "number" }, spelled(finding.value)), element("small", {}, [word, interval(finding)].filter(Boolean).join(" · ")))))) : null;
+      element("div", { class: "number" }, spelled(finding.value)), element("small", { title: over(finding) }, [word, interval(finding)].filter(Boolean).join(" · ")))))) : null;
 }
 
 // what stands beside the best latent of a label; the first three are columns, the others marks of the strip alone
@@ -62,7 +63,7 @@ function labels(columns) {
     return element("tr", {}, element("td", {}, wordOf(label)), element("td", {}, linkTo(latent)),
       element("td", { class: i === undefined ? "words" : `words ${tintOf(columns, i)}` }, i === undefined ? "" : natureOf(columns, i)),
       element("td", {}, i === undefined ? "" : spelled(columns.relative_decoder_norm?.[i])),
-      element("td", { title: best.meaning }, spelled(best.value), " ", element("small", { class: "within" }, interval(best))),
+      element("td", { title: best.meaning }, spelled(best.value), " ", element("small", { class: "within", title: over(best) }, interval(best))),
       element("td", {}, strip(best, BESIDE.map(([path, word]) => [at(label, path), word]).filter(([found]) => found))),
       spelledOut.map(([path]) => plainly(at(label, path))),
       element("td", {}, spelled(of("average_precision")?.value)), element("td", {}, spelled(of("share")?.value)));
@@ -93,7 +94,7 @@ function segmentTable() {
   if (!places.length) return section("Fidelity", element("p", {}, "The evaluation “fidelity” was not run."));
   const heads = METRICS.map(([metric, word]) => headOf(defined(word, `fidelity/${metric}/${places[0][2]}`)));
   const rows = places.map(([role, segment, place]) => element("tr", {}, element("td", { class: role }, role), element("td", {}, segment || "all"),
-    METRICS.map(([metric]) => FOUND.get(`fidelity/${metric}/${place}`)).map((finding) => element("td", { title: interval(finding) }, spelled(finding?.value)))));
+    METRICS.map(([metric]) => FOUND.get(`fidelity/${metric}/${place}`)).map((finding) => element("td", { title: [interval(finding), over(finding)].filter(Boolean).join(", ") }, spelled(finding?.value)))));
   return section("Fidelity by model and segment",
     soft("The reconstruction is written back into each model alone; cross-entropy in nats a token. Hover a heading for its definition, a number for its interval."),
     wideTable([headOf("model"), headOf("segment"), ...heads], rows));
@@ -157,7 +158,7 @@ function everything() {
     const found = DATA.findings.filter((f) => (f.name + f.meaning).toLowerCase().includes(asked));
     rest.textContent = found.length > most ? `${found.length - most} more: search for them.` : "";
     table.tBodies[0].replaceChildren(...found.slice(0, most).map((f) => element("tr", {}, element("td", { class: "mono" }, f.name),
-      element("td", {}, spelled(f.value)), element("td", {}, interval(f)), element("td", { class: "words soft" }, f.meaning))));
+      element("td", {}, spelled(f.value)), element("td", { title: over(f) }, interval(f), interval(f) && f.over ? element("small", { class: "soft" }, ` over ${f.over}`) : null), element("td", { class: "words soft" }, f.meaning))));
   };
   const search = element("input", { type: "search", placeholder: "name or definition", "aria-label": "search findings", oninput: () => fill(search.value.trim().toLowerCase()) });
   fill("");
