@@ -33,7 +33,7 @@ from tunediff.activations import Planted, PlantedRows, ShuffledRows, take
 from tunediff.dictionary import Crosscoder, Linear, Normalisation
 from tunediff.evaluations import score
 from tunediff.evaluations.reading.planted_truth import Score
-from tunediff.measures.clustered import mean_of
+from tunediff.measures.clustered import ratio
 from tunediff.schedules import Length
 from tunediff.settings import build
 from tunediff.study.parts import build_dictionary
@@ -261,11 +261,11 @@ def searched(option: str, axes: Sequence[str]) -> dict[str, Words]:
 
 
 def cell(values: Sequence[float | None], most: float = math.inf) -> str:
-    """Mean over pairs and its interval."""
-    known = [value for value in values if value is not None]
-    if not known:
+    """Mean over pairs and its interval by Student's t."""
+    known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
+    if not len(known):
         return "–"
-    value, low, high = mean_of(torch.tensor(known), least=0.0, most=most)
+    value, low, high = ratio(known, torch.ones_like(known)).bounded(most=most)
     return (
         f"{value:.2f}"
         if low is None or high is None or high - low < 0.005

@@ -272,9 +272,7 @@ def test_an_endpoint_that_is_not_there_is_named_and_takes_no_other_findings_with
     with pytest.raises(
         Refused, match=f"{nowhere} gave no answer after 2 tries: .* evaluation.autointerp.judge.endpoint"
     ):
-        evaluate(
-            {"geometry": Geometry(), "autointerp": away}, trained, trained.folder, {"identity": "i"}
-        )
+        evaluate({"geometry": Geometry(), "autointerp": away}, trained, trained.folder, {"identity": "i"})
     kept = json.loads((trained.folder / "findings.json").read_text())
     assert "geometry/count/shared" in {finding["name"] for finding in kept["findings"]}
     assert (trained.folder / "tables" / "latents.parquet").exists()

@@ -121,7 +121,9 @@ def test_a_line_over_doublings_has_its_slope_and_its_middle_as_area():
 def test_the_area_under_a_flat_curve_is_its_height():
     correct = np.repeat(np.arange(8)[:, None] < 3, 4, axis=1)
     found = scaling(correct, [100, 700, 800, 5000])
-    assert found.area.value == pytest.approx(3 / 8) and found.best.value == 1 / 4  # of the second, fourth, sixth and eighth
+    assert (
+        found.area.value == pytest.approx(3 / 8) and found.best.value == 1 / 4
+    )  # of the second, fourth, sixth and eighth
     assert found.per_token.value == found.per_doubling.value == 0 and found.area.low < 3 / 8 < found.area.high
 
 

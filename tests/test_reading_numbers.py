@@ -182,7 +182,9 @@ def test_a_pooled_variance_adds_what_two_models_sum_in_one_document():
         values.append(value)
     assert 0.92 < held / 500 < 0.98
     reach = 2 * 2.045 * float(torch.tensor(values).std())
-    assert sum(widths) / 500 == pytest.approx(reach, rel=0.08)  # clusters of one model each would be 1.41 times narrower
+    assert sum(widths) / 500 == pytest.approx(
+        reach, rel=0.08
+    )  # clusters of one model each would be 1.41 times narrower
 
 
 def test_ends_of_fidelity_stop_at_what_each_number_can_be_and_its_words_head_the_columns():
@@ -249,7 +251,9 @@ def test_random_pairs_are_all_pairs_of_different_latents_one_from_either_model(p
     assert (base * tuned).sum(-1).mean() > apart.mean() + 0.3
     where = "geometry/decoder_cosine/random_pairs"
     assert findings[f"{where}_mean"].value == pytest.approx(float(apart.mean()), abs=1e-6)
-    assert findings[f"{where}_p95"].value == pytest.approx(float(apart.quantile(0.95, interpolation="higher")), abs=2e-5)
+    assert findings[f"{where}_p95"].value == pytest.approx(
+        float(apart.quantile(0.95, interpolation="higher")), abs=2e-5
+    )
     assert f"all {len(apart):,} pairs" in findings[f"{where}_mean"].meaning
 
 

@@ -31,7 +31,7 @@ def steering_parts(
     draws: int,
     seed: int,
 ) -> tuple[Parts, list[Parts]]:
-    """What strength 1 adds, and where; and as much in every draw of a random direction; `unit` as in SteeringSweep. Raises
+    """Parts that strength 1 adds, with their places; and as much in every draw of a random direction; `unit` as in SteeringSweep. Raises
     Refused where latents have no one direction, or no such unit."""
     if role == ADAPTER:
         return _of_layers(trained, seen, chosen, unit=unit, draws=draws, seed=seed)

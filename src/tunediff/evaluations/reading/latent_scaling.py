@@ -120,8 +120,7 @@ class LatentScaling:
         return columns
 
     def on_controls(self, trained: Trained, own: dict[str, Called]) -> Iterator[Finding | Table | Note]:
-        """What the same dictionary calls exclusive, and what is confirmed of it, on each control of the pair; and in words
-        what that says of the calls on the pair."""
+        """Calls of the same dictionary on each control of the pair, and how many are confirmed; and in words what that says of the calls on the pair."""
         found = {"pair": own}
         for name in (name for name in CONTROLS if name in trained.companions):
             found[name] = self.calls(trained.beside(name))[1]
