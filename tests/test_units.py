@@ -134,10 +134,11 @@ def worded(monkeypatch):
     original = Given.held_out.func
 
     def held_out(self):
-        return [
-            batch._replace(labels={word.strip(): batch.token == ids_of(self.pair, word)[0] for word in READ.values()})
-            for batch in original(self)
-        ]
+        found = []
+        for batch in original(self):
+            labels = {word.strip(): batch.token == ids_of(self.pair, word)[0] for word in READ.values()}
+            found.append(batch._replace(labels=labels, begins=labels))
+        return found
 
     monkeypatch.setattr(Given, "held_out", property(held_out))
 
