@@ -143,7 +143,7 @@ def worded(monkeypatch):
     monkeypatch.setattr(Given, "held_out", property(held_out))
 
 
-def compared(pair, dictionary=None, tokens=4000, judge=None, **settings):
+def compared(pair, dictionary=None, tokens=12_000, judge=None, **settings):
     settings = {"shuffles": 5, "draws": 5, "judged": 4, **settings}
     return measured(
         UnitComparison(judge=judge or Judge(endpoint=None, model=None, examples=10, most_calls=500), **settings),

@@ -29,6 +29,8 @@ class RandomLatents(nn.Module):
         rows = torch.cat(
             [nn.functional.normalize(one, dim=-1) for one in (drawn * len(widths) if equal else drawn)], dim=-1
         )
+        self.rows: Tensor
+        self.threshold: Tensor
         self.register_buffer("rows", rows.to(dictionary.W_dec.device))
         self.register_buffer("threshold", torch.zeros(self.latents))
 

@@ -190,7 +190,7 @@ def separation(column: Tensor, truth: Tensor, document: Tensor) -> Bounded:
     """AUROC of one score [token] with its 95 % confidence interval over documents [token]."""
     found = ActiveScores.of([column[:, None]], 1).influences(truth, document)
     low, high = interval(found, min(len(document[side].unique()) for side in (truth, ~truth)))
-    return tuple(float(number[0]) for number in (found.value, low, high))
+    return float(found.value[0]), float(low[0]), float(high[0])
 
 
 def within_documents(column: Tensor, truth: Tensor, document: Tensor) -> tuple[Bounded, int]:
@@ -209,7 +209,8 @@ def within_documents(column: Tensor, truth: Tensor, document: Tensor) -> tuple[B
         return (None, None, None), 0
     weight = torch.tensor(weights, dtype=torch.float64)
     found = ratio(torch.tensor(reached, dtype=torch.float64) * weight, weight)
-    return tuple(float(number) for number in (found.value, *interval(found, len(reached)))), len(reached)
+    low, high = interval(found, len(reached))
+    return (float(found.value), float(low), float(high)), len(reached)
 
 
 def interval(found: Estimate, documents: int, level: float = 0.95) -> tuple[Tensor, Tensor]:

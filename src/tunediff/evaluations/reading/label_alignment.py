@@ -175,7 +175,8 @@ def scored(
             looked_at.append((reading.batch, here))
             found, there = reading.latents[here.to(reading.latents.device)], here.to(reading.rows.values.device)
             if random is not None:
-                rows = Rows(*(None if part is None else part[there] for part in reading.rows))
+                values, moments = reading.rows
+                rows = Rows(values[there], None if moments is None else moments[there])
                 found = torch.cat([found, random.encode(rows)], dim=1)
             yield found
 

@@ -45,7 +45,7 @@ class Labelled(NamedTuple):
         return self.question % 2 == 1
 
     def counts(self) -> list[tuple[int, int, int]]:
-        """Of either half the labelled stretches, the documents that have some, and those with tokens of the other kind."""
+        """Counts of either half: the labelled stretches, the documents that have some, and those with tokens of the other kind."""
         found = []
         for side in (self.select, self.test):
             with_it, without = side & self.truth, side & ~self.truth
