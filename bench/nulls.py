@@ -40,7 +40,7 @@ def track(document: torch.Tensor, generator: torch.Generator, *, length: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run")
     parser.add_argument("--tracks", type=int, default=40)
     parser.add_argument("--shuffles", type=int, default=200)
