@@ -172,13 +172,13 @@ def units(count):
 def test_the_best_unit_of_a_label_is_chosen_on_one_half_by_what_counts_there(pair):
     """Unit 0 tells the label on the choosing half, unit 1 on the testing half; both are wrong where nothing counts."""
     batches = [b for b in Given(pair, toy_text(), 6000).held_out if "opening" in b.labels]
-    truth, document, goes_on = (
+    truth, question, goes_on = (
         torch.cat([of(b) for b in batches])
-        for of in (lambda b: b.labels["opening"], lambda b: b.document, lambda b: later(b, "opening"))
+        for of in (lambda b: b.labels["opening"], lambda b: b.question, lambda b: later(b, "opening"))
     )
     generator = torch.Generator().manual_seed(0)
     admitted = torch.rand(len(truth), generator=generator) < 0.7
-    counts, half = admitted & ~goes_on, document % 2
+    counts, half = admitted & ~goes_on, question % 2
     right = torch.where(counts, truth, ~truth).float()
     noise = torch.rand(3, len(truth), generator=generator)
     noise[0] = torch.where(half == 0, right, noise[0])

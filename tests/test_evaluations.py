@@ -27,7 +27,7 @@ from tunediff.evaluations.reading.label_alignment import at_label
 from tunediff.evaluations.reading.logit_effect import unembedding
 from tunediff.evaluations.reading.segments import PLACES
 from tunediff.hookpoints import Point, writing
-from tunediff.measures.separation import ActiveScores, auroc, delong_interval
+from tunediff.measures.separation import ActiveScores, auroc
 from tunediff.models import ModelPair, ModelSource, head_of
 from tunediff.shapes import Finding, Note, Table
 from tunediff.text import Text
@@ -264,19 +264,6 @@ def test_auroc_counts_pairs_with_ties_half():
     assert float(auroc(values, truth)[0]) == pytest.approx(sum(pairs) / 6)
 
 
-def test_the_interval_of_an_auroc_covers_it_and_narrows_with_tokens():
-    generator = torch.Generator().manual_seed(0)
-    widths = []
-    for count in (100, 10_000):
-        truth = torch.rand(count, generator=generator) < 0.3
-        scores = torch.randn(count, generator=generator) + truth
-        low, high = delong_interval(scores, truth)
-        assert low < float(auroc(scores[None], truth)[0]) < high
-        widths.append(high - low)
-    assert widths[1] < widths[0] / 5
-    assert low < 0.7602 < high  # two normals one deviation apart
-
-
 def with_planted_latent(pair, monkeypatch, noise):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
     original = Trained.readings
@@ -299,17 +286,21 @@ def test_a_planted_label_latent_is_found_and_chance_is_near_a_half(pair, monkeyp
         LabelAlignment(label="hesitation_follows", at="step_end", first=False, shuffles=30),
         pair,
         dictionary,
-        tokens=12_000,
+        tokens=20_000,
     )
     where = "label_alignment/hesitation_follows"
     assert findings[f"{where}/latent"].value == 3 and findings[f"{where}/auroc"].value == 1.0
     assert 0.4 < findings[f"{where}/null_mean"].value < 0.6 < 0.75 > findings[f"{where}/null_p95"].value
+    assert findings[f"{where}/p"].value == pytest.approx(1 / 31) and 0.8 < findings[f"{where}/auroc"].low < 1.0
     assert tables["latents"]["auroc/hesitation_follows"][3] == 1.0
     # over all tokens the rule "the token is a dot" is strong: decision positions take it away
     everywhere, _, _ = run(
-        LabelAlignment(label="hesitation_follows", at=None, first=False, shuffles=5), pair, dictionary, tokens=12_000
+        LabelAlignment(label="hesitation_follows", at=None, first=False, shuffles=5), pair, dictionary, tokens=20_000
     )
-    assert everywhere[f"{where}/token_rule"].value > 0.9 > 0.7 > findings[f"{where}/token_rule"].value
+    assert everywhere[f"{where}/bag_of_words"].value > 0.9 > 0.75 > findings[f"{where}/bag_of_words"].value
+    assert findings[f"{where}/within_documents"].value == 1.0 > findings[f"{where}/within_documents"].low > 0.8
+    for yardstick in ("untrained_dictionary", "position"):
+        assert findings[f"{where}/{yardstick}"].low < findings[f"{where}/{yardstick}"].value < 0.8
 
 
 @pytest.mark.parametrize(
@@ -332,14 +323,14 @@ def test_telling_a_label_keeps_the_latents_of_no_batch_but_the_one_that_is_read(
 
     monkeypatch.setattr(Trained, "readings", readings)
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
-    findings, _, _ = run(evaluation, pair, dictionary, tokens=12_000)
+    findings, _, _ = run(evaluation, pair, dictionary, tokens=20_000)
     assert findings and len(most) > 5 and max(most) <= 1
 
 
 def test_a_text_without_the_label_is_said(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
     findings, _, notes = run(LabelAlignment(label="irony", at="step_end", first=False), pair, dictionary)
-    assert not findings and "too few tokens labelled 'irony' or not among 'step_end' tokens" in notes[0]
+    assert not findings and "too few stretches labelled 'irony' among 'step_end' tokens: 0 in 0 documents" in notes[0]
 
 
 # -- examples --------------------------------------------------------------------------------------------------------
@@ -492,7 +483,7 @@ def test_directions_are_scored_as_latents_are_and_a_planted_coordinate_is_found(
 
     monkeypatch.setattr(Trained, "readings", readings)
     findings, _, _ = run(
-        Probing(label="hesitation_follows", at="step_end", directions=16), pair, dictionary, tokens=12_000
+        Probing(label="hesitation_follows", at="step_end", directions=16), pair, dictionary, tokens=20_000
     )
     found = {name.split("/")[2]: finding for name, finding in findings.items()}
     assert set(found) == {"random_directions", "neurons", "mean_difference", "difference_pca"}

@@ -1,6 +1,5 @@
 """Laws of the instruments that evaluations share, and of what a run computes once for all of them."""
 
-import math
 from functools import partial
 from itertools import combinations
 
@@ -12,7 +11,7 @@ from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
 from tunediff.evaluations import Fidelity, Geometry, Given, KLPatching, LogitEffect, Needs, Probing, declared
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.measures import share, wilson
-from tunediff.measures.clustered import DocumentSums, mean_of, of_sums, ratio
+from tunediff.measures.clustered import DocumentSums, of_sums, ratio
 from tunediff.measures.next_tokens import MATRICES, compared, cross_entropies, cross_entropy, kl
 from tunediff.models import Head, ModelPair, ModelSource
 from tunediff.shapes import Finding, Table
@@ -78,21 +77,14 @@ def test_sums_of_documents_do_not_know_how_the_text_was_cut_into_batches():
 
 
 def test_independent_values_have_students_interval_and_a_single_one_none():
-    free = {"least": -math.inf, "most": math.inf}
-    value, low, high = mean_of(torch.tensor([1.0, 3.0]), **free)
-    assert (
-        value == 2 and high - value == pytest.approx(12.7062, rel=1e-5) and value - low == pytest.approx(high - value)
-    )
-    assert mean_of(torch.tensor([5.0]), **free) == (5.0, None, None) and mean_of(torch.tensor([]), **free) == (
-        None,
-        None,
-        None,
-    )
-    assert (
-        mean_of(torch.tensor([1.0, 1.0, 0.8]), least=0.0, most=1.0)[2]
-        == 1.0
-        < mean_of(torch.tensor([1.0, 1.0, 0.8]), **free)[2]
-    )
+    def mean(*values, **bounds):
+        return ratio(torch.tensor(values).double(), torch.ones(len(values)).double()).bounded(**bounds)
+
+    value, low, high = mean(1.0, 3.0)
+    assert value == 2 and high - value == pytest.approx(12.7062, rel=1e-5)
+    assert value - low == pytest.approx(high - value)
+    assert mean(5.0) == (5.0, None, None)
+    assert mean(1.0, 1.0, 0.8, most=1.0)[2] == 1.0 < mean(1.0, 1.0, 0.8)[2]
     assert share(3, 4) == (0.75, *wilson(3, 4)) and share(0, 0) == (None, None, None)
 
 

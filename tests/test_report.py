@@ -41,7 +41,7 @@ def make_run(folder, *, tables=ALL):
         finding("label_alignment/hesitation_follows/latent", 7),
         finding("label_alignment/hesitation_follows/null_mean", 0.501),
         finding("label_alignment/hesitation_follows/null_p95", 0.55),
-        finding("label_alignment/hesitation_follows/token_rule", 0.53),
+        finding("label_alignment/hesitation_follows/bag_of_words", 0.53),
         finding("label_alignment/hesitation_follows/average_precision", 0.61),
         finding("label_alignment/hesitation_follows/share", 0.17),
         finding("probing/hesitation_follows/random_directions", 0.777),

@@ -67,7 +67,7 @@ def batch(rows):
     ids, mask = padded(rows, "right")
     where = mask.flatten().nonzero()[:, 0]
     none = torch.zeros(len(where), dtype=torch.long)
-    return Batch((ids,), (mask,), (where,), ids.flatten()[where], none, none, none, none, none.float(), {})
+    return Batch((ids,), (mask,), (where,), ids.flatten()[where], none, none, none, none, none.float(), {}, {}, none)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -136,15 +136,12 @@ def test_real_traces_run_to_the_end(byte_pair, data_folder, tmp_path):
     found = findings(tmp_path)
     assert {f"fidelity/explained_variance/base/{s}" for s in ("prompt", "prefix", "thinking", "answer")} <= set(found)
     content = json.loads((tmp_path / "findings.json").read_text())
-    assert any("too few tokens labelled 'hesitation_follows'" in note for note in content["notes"])
+    assert any("too few stretches labelled 'hesitation_follows'" in note for note in content["notes"])
     assert "page:" in said
     # sentences that a language model labelled, in traces of real models
     call("evaluate.py", f"run={tmp_path}", "evaluation=[sentences,examples]", "tokens=30000", "trainer=cpu")
-    found = findings(tmp_path)
-    assert (
-        found["label_alignment/backtracking/auroc"] is not None
-        and 0 < found["label_alignment/backtracking/share"] < 0.5
-    )
+    notes = json.loads((tmp_path / "findings.json").read_text())["notes"]
+    assert any("too few stretches labelled 'backtracking'" in note and "'annotated'" in note for note in notes)
     assert pyarrow.parquet.read_metadata(tmp_path / "tables" / "examples.parquet").num_rows > 64
 
 

@@ -134,15 +134,16 @@ def worded(monkeypatch):
     original = Given.held_out.func
 
     def held_out(self):
-        return [
-            batch._replace(labels={word.strip(): batch.token == ids_of(self.pair, word)[0] for word in READ.values()})
-            for batch in original(self)
-        ]
+        found = []
+        for batch in original(self):
+            labels = {word.strip(): batch.token == ids_of(self.pair, word)[0] for word in READ.values()}
+            found.append(batch._replace(labels=labels, begins=labels))
+        return found
 
     monkeypatch.setattr(Given, "held_out", property(held_out))
 
 
-def compared(pair, dictionary=None, tokens=4000, judge=None, **settings):
+def compared(pair, dictionary=None, tokens=12_000, judge=None, **settings):
     settings = {"shuffles": 5, "draws": 5, "judged": 4, **settings}
     return measured(
         UnitComparison(judge=judge or Judge(endpoint=None, model=None, examples=10, most_calls=500), **settings),

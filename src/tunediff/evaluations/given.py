@@ -7,6 +7,7 @@ out of a class.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -25,7 +26,8 @@ from tqdm import tqdm
 from tunediff import randomness
 from tunediff.activations import CONTROLS, View, control_view, harvest
 from tunediff.dictionary import Dictionary, Polarities, ReconstructingDictionary, TranscoderAdapter
-from tunediff.models import LOGITS_MB, ModelPair
+from tunediff.evaluations.untrained import RandomLatents
+from tunediff.models import LOGITS_MB, ModelPair, untrained
 from tunediff.shapes import BLOCK, SEGMENTS, TEMPLATE, Figure, Finding, Note, Refused, Rows, Table
 from tunediff.text import Batch, Text, padded_groups
 from tunediff.text.batches import collate
@@ -33,6 +35,7 @@ from tunediff.text.batches import collate
 TWIN = "twin"  # the companion from another seed
 ALL = "all"  # in place of a segment
 APART = 64  # documents at most whose template is measured
+FITTED = 16_384  # tokens that yardsticks are fitted on
 KEPT = 2**31  # bytes of held-out activations up to which they are kept, and the models run once for all evaluations
 
 
@@ -276,6 +279,34 @@ class Trained(Given):
                 norms[role] += float(self.part(reading.rows.values, role).norm(dim=-1).cpu()[admitted].double().sum())
         means = {role: value / max(tokens[ALL], 1) for role, value in norms.items()}
         return LatentStatistics(tokens, active, total, maximum, means)
+
+    @functools.cached_property
+    def random_latents(self) -> RandomLatents:
+        """Latents that have learnt nothing, over the same activations: as many, and as many of them active a token."""
+        seen = self.statistics
+        made = RandomLatents(self.dictionary, float(seen.active[ALL].sum()) / max(seen.tokens[ALL], 1))
+        made.fit(self._sample())
+        return made
+
+    @functools.cached_property
+    def of_untrained_models(self) -> Trained:
+        """The same text read by models that have learnt nothing, and by random latents over their activations."""
+        latents = copy.deepcopy(self.random_latents)
+        read = dataclasses.replace(self, pair=untrained(self.pair)).reading(cast(Dictionary, latents))
+        latents.normalisation.fit(torch.cat([rows.values for _, rows in read._harvested()])[:FITTED].cpu())
+        latents.fit(read._sample())
+        return read
+
+    def _sample(self) -> Rows:
+        """Rows of the first FITTED held-out tokens that are admitted."""
+        found, count = [], 0
+        for _, rows, admitted in self.activations("a sample"):
+            found.append([None if part is None else part[admitted] for part in rows])
+            count += len(found[-1][0])
+            if count >= FITTED:
+                break
+        values, moments = zip(*found, strict=True)
+        return Rows(torch.cat(values), None if moments[0] is None else torch.cat(moments))
 
     @torch.no_grad()
     def readings(self, title: str) -> Iterator[Reading]:

@@ -1,6 +1,6 @@
 """Separation of labelled tokens from the rest by scores: AUROC and average precision of many columns at once, with intervals.
 
-Knows no model and no text. Of latents only the active values are kept, so that a million tokens of a sparse dictionary fit.
+Knows no model and no text; what chance reaches stands in shifts.py. Of latents only the active values are kept, so that a million tokens of a sparse dictionary fit.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
+import scipy.sparse
 import torch
+from scipy.special import betaincinv, stdtrit
 from torch import Tensor
 
-from tunediff import randomness
+from tunediff.measures.clustered import Bounded, Estimate, ratio
+
+FEW = 5  # documents that carry an error, below which it says little about itself
 
 
 class ActiveScores:
@@ -62,17 +66,52 @@ class ActiveScores:
             latents=self.latents,
         )
 
+    def of_latents(self, first: int, last: int) -> ActiveScores:
+        """The scores of latents `first` to `last` - 1 alone."""
+        here = ~self.is_zeros & (self.latent >= first) & (self.latent < last)
+        kept = self.token[here], self.latent[here] - first, self.value[here]
+        return ActiveScores(*kept, tokens=self.tokens, latents=last - first)
+
     def column(self, latent: int) -> Tensor:
         """Scores [token] of one latent."""
         here = (self.latent == latent) & ~self.is_zeros
         return torch.zeros(self.tokens).index_copy_(0, self.token[here], self.value[here])
 
     def auroc(self, truth: Tensor) -> Tensor:
-        """AUROC [latent]: the chance that a labelled token outranks an unlabelled one, ties counted half (Mann-Whitney)."""
+        """AUROC [latent] for labels [token], or [latent, draw] for several [token, draw]: the chance that a labelled token
+        outranks an unlabelled one, ties counted half (Mann-Whitney)."""
+        given = truth.double().reshape(len(truth), -1)
+        labelled = given.sum(0)
+        over, of_zeros = self._ranks
+        ranks = torch.from_numpy(over @ given.numpy()) + of_zeros[:, None] * labelled
+        found = (ranks - labelled * (labelled + 1) / 2) / (labelled * (self.tokens - labelled))
+        return found.float().reshape(self.latents, *truth.shape[1:])
+
+    def influences(self, truth: Tensor, document: Tensor) -> Estimate:
+        """AUROC of each latent, and what each document adds to it, of labels and documents [token] (Obuchowski 1997,
+        Biometrics 53, "Nonparametric analysis of clustered ROC curve data"): the placements of its tokens among those of the
+        other kind, less their mean."""
         hits, labelled = self._hits(truth)
         misses, rest = self.size - hits, self.tokens - labelled
-        below = rest - self._within(misses) + misses / 2
-        return self._by_latent(hits * below).div(labelled * rest).float()
+        over = (
+            rest - self._within(misses) + misses / 2
+        ) / rest  # of a labelled token: the share of the others below it
+        under = (self._within(hits) - hits / 2) / labelled  # of another: the share of the labelled above it
+        value = self._by_latent(hits * over) / labelled
+        zeros = self.group[self.is_zeros]  # in the order of the latents
+        names, which = document.unique(return_inverse=True)
+        counts = torch.bincount(which, weights=truth.double(), minlength=len(names)) / labelled
+        others = torch.bincount(which, weights=(~truth).double(), minlength=len(names)) / rest
+        found = torch.outer(counts, over[zeros] - value) + torch.outer(others, under[zeros] - value)
+        active = ~self.is_zeros
+        token, latent, group = self.token[active], self.latent[active], self.group[active]
+        above = torch.where(
+            truth[token],
+            (over[group] - over[zeros][latent]) / labelled,
+            (under[group] - under[zeros][latent]) / rest,
+        )
+        found.index_put_((which[token], latent), above, accumulate=True)
+        return Estimate(value, found)
 
     def average_precision(self, truth: Tensor) -> Tensor:
         """Average precision [latent]: the precision at each distinct score, from the highest down, weighted by the recall it adds."""
@@ -87,6 +126,15 @@ class ActiveScores:
         found = torch.zeros(self.latents, dtype=torch.float64).index_add_(0, self.latent, marks)
         marks[self.is_zeros] = labelled - found
         return self._by_group(marks), labelled
+
+    @functools.cached_property
+    def _ranks(self) -> tuple[scipy.sparse.csr_array, Tensor]:
+        """Ranks from 1, ties at their mean: [latent, token] of the active scores, less that of the zeros [latent]."""
+        ranks = (self.tokens - self._within(self.size) + (self.size + 1) / 2)[self.group]
+        of_zeros, active = ranks[self.is_zeros], ~self.is_zeros
+        latent, token = self.latent[active], self.token[active]
+        over = (ranks[active] - of_zeros[latent], (latent.numpy(), token.numpy()))
+        return scipy.sparse.csr_array(over, shape=(self.latents, self.tokens)), of_zeros
 
     def _by_group(self, values: Tensor) -> Tensor:
         return torch.zeros(len(self.group_latent), dtype=torch.float64).index_add_(0, self.group, values)
@@ -115,8 +163,8 @@ class DenseScores:
         return self.values[number]
 
     def auroc(self, truth: Tensor) -> Tensor:
-        """AUROC [column]."""
-        labelled, rest = truth.sum(), (~truth).sum()
+        """AUROC [column] for labels [token], or [column, draw] for several [token, draw]."""
+        labelled, rest = truth.sum(0), (~truth).sum(0)
         return ((self._ranks @ truth.double() - labelled * (labelled + 1) / 2) / (labelled * rest)).float()
 
     @functools.cached_property
@@ -138,47 +186,53 @@ def auroc(scores: Tensor, truth: Tensor) -> Tensor:
     return DenseScores(scores).auroc(truth)
 
 
-def shuffled_auroc(
-    first: ActiveScores | DenseScores,
-    second: ActiveScores | DenseScores,
-    chosen_on: Tensor,
-    tested_on: Tensor,
-    shuffles: int,
-) -> Tensor:
-    """AUROC [shuffle] on one half, of the column that is best for shuffled labels of the other: the permutation null of a
-    column that was chosen. `chosen_on` and `tested_on` [token] bool are the labels of either half."""
-    generator = randomness.generator(0, "shuffled labels")
-    found, columns = [], {}
-    for _ in range(shuffles):
-        shuffled, other = (t[torch.randperm(len(t), generator=generator)] for t in (chosen_on, tested_on))
-        best = int(first.auroc(shuffled).argmax())
-        if best not in columns:
-            columns[best] = second.column(best)
-        found.append(auroc(columns[best][None], other)[0])
-    return torch.stack(found)
+def separation(column: Tensor, truth: Tensor, document: Tensor) -> Bounded:
+    """AUROC of one score [token] with its 95 % confidence interval over documents [token]."""
+    found = ActiveScores.of([column[:, None]], 1).influences(truth, document)
+    low, high = interval(found, min(len(document[side].unique()) for side in (truth, ~truth)))
+    return float(found.value[0]), float(low[0]), float(high[0])
 
 
-def rule_auroc(values: Tensor, truth: Tensor, select: Tensor, test: Tensor) -> tuple[float, float]:
-    """AUROC on `select` and on `test` of the rate of the label given the value [token], which is learned on `select`."""
-    size = int(values.max()) + 1
-    seen = torch.bincount(values[select], minlength=size).double()
-    hits = torch.bincount(values[select], weights=truth[select].double(), minlength=size)
-    prior = truth[select].double().mean()
-    score = ((hits + prior) / (seen + 1))[values]
-    chosen_on, tested = (float(auroc(score[side][None], truth[side])[0]) for side in (select, test))
-    return chosen_on, tested
+def within_documents(column: Tensor, truth: Tensor, document: Tensor) -> tuple[Bounded, int]:
+    """AUROC of one score [token] over pairs of tokens of the same document alone, with its 95 % confidence interval over
+    documents, and the number of documents that have both kinds. A document of L labelled and R other tokens weighs
+    L R / (L + R + 1), as a stratum does in the test of van Elteren 1960 (Bulletin of the International Statistical
+    Institute 37)."""
+    reached, weights = [], []
+    order = document.argsort(stable=True)
+    for here in order.split(document.unique(return_counts=True)[1].tolist()):
+        labelled, rest = int(truth[here].sum()), int((~truth[here]).sum())
+        if labelled and rest:
+            reached.append(float(auroc(column[here][None], truth[here])[0]))
+            weights.append(labelled * rest / (labelled + rest + 1))
+    if not reached:
+        return (None, None, None), 0
+    weight = torch.tensor(weights, dtype=torch.float64)
+    found = ratio(torch.tensor(reached, dtype=torch.float64) * weight, weight)
+    low, high = interval(found, len(reached))
+    return (float(found.value), float(low), float(high)), len(reached)
 
 
-def delong_interval(scores: Tensor, truth: Tensor) -> tuple[float, float]:
-    """95 % confidence interval of an AUROC (DeLong, DeLong and Clarke-Pearson 1988), taking tokens as independent."""
-    labelled, rest = scores[truth].double(), scores[~truth].double()
-
-    def placement(values: Tensor, against: Tensor) -> Tensor:
-        ordered = against.sort().values
-        twice = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)  # ties count half
-        return twice / 2 / len(against)
-
-    over, under = placement(labelled, rest), placement(rest, labelled)
-    error = (over.var() / len(over) + under.var() / len(under)).sqrt()
-    middle = over.mean()
-    return float((middle - 1.96 * error).clamp(min=0)), float((middle + 1.96 * error).clamp(max=1))
+def interval(found: Estimate, documents: int, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Confidence interval of AUROCs over so many documents: Student's t on the logit scale (Pepe 2003, The Statistical
+    Evaluation of Medical Tests, 5.2), on which it stays between 0 and 1. Where fewer than FEW documents carry the error, as
+    where nothing is ranked wrongly, it reaches at least as far as the exact interval of a share of so many documents (Clopper
+    and Pearson 1934): none has a width of zero."""
+    value = found.value
+    if documents < 2:
+        return torch.zeros_like(value), torch.ones_like(value)
+    squares = found.influence.square()
+    error = (squares.sum(0) * documents / (documents - 1)).sqrt()
+    inside = value.clamp(1e-12, 1 - 1e-12)
+    reach = float(stdtrit(documents - 1, 0.5 + level / 2)) * error / (inside * (1 - inside))
+    low, high = (inside.logit() - reach).sigmoid(), (inside.logit() + reach).sigmoid()
+    few = squares.sum(0).square() < FEW * squares.square().sum(0) + 1e-30
+    ranked, wrong = (
+        value * documents,
+        (1 - value) * documents,
+    )  # of so many documents, as if each were all right or all wrong
+    tail = 0.5 - level / 2
+    least = torch.as_tensor(betaincinv(ranked.clamp(min=1e-9).numpy(), (wrong + 1).numpy(), tail))
+    most = torch.as_tensor(betaincinv((ranked + 1).numpy(), wrong.clamp(min=1e-9).numpy(), 1 - tail))
+    low, high = torch.where(few, torch.minimum(low, least), low), torch.where(few, torch.maximum(high, most), high)
+    return torch.minimum(low, value), torch.maximum(high, value)

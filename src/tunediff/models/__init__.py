@@ -9,7 +9,7 @@ rotary.py         a text read by its own         transcoder_files.py   its adapt
 heads.py          last hidden vectors -> logits, a block at a time
 pair.py           the two, read together         agreement.py          what the two read differently
                   and run under edits            reach.py              places, before a weight is read
-option.py         the two, as pair.yaml
+option.py         the two, as pair.yaml          untrained.py          the two, as if they had learnt nothing
 """
 
 from transformers import PreTrainedModel
@@ -24,4 +24,5 @@ from tunediff.models.pair import ALL_LAYERS, ModelPair
 from tunediff.models.reach import check_places, check_widths
 from tunediff.models.source import ModelSource
 from tunediff.models.transcoder_files import TranscoderFiles, save_adapted
+from tunediff.models.untrained import untrained
 from tunediff.models.whole import skeleton

@@ -21,7 +21,7 @@ from tunediff.dictionary import TranscoderAdapter, save_dictionary
 from tunediff.evaluations import Evaluation, Given, declared
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.models import ModelPair, check_places, pair_of_adapter
-from tunediff.report import line_of, write_report
+from tunediff.report import labels_together, line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
@@ -193,7 +193,10 @@ def evaluate(
         findings = write_findings(folder, found, described, by=declared(evaluation, "name") or name)
         for note in (item.text for item in found if isinstance(item, Note)):
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")
-    return findings
+    together = list(labels_together(folder, findings))
+    for note in (item.text for item in together if isinstance(item, Note)):
+        log.info("%s", note)
+    return write_findings(folder, together, described, by="labels together")
 
 
 def found_by(name: str, evaluation: Evaluation, given: Given) -> list[Finding | Table | Figure | Note]:

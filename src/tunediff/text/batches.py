@@ -24,6 +24,8 @@ class Document(NamedTuple):
     places    for each tokenizer, the positions of the kept tokens; aligned, so all of one length
     segments  index into SEGMENTS of each kept token            labels   names of labels -> flag of each kept token
     progress  share of its segment, by characters of the whole row, that lies before each kept token
+    begins    names of labels -> flag of each kept token that is the first of a labelled stretch
+    question  a number that the rows of one question share, or of one text where there is none
     """
 
     row: int
@@ -32,6 +34,8 @@ class Document(NamedTuple):
     segments: list[int]
     progress: list[float]
     labels: dict[str, list[bool]]
+    begins: dict[str, list[bool]]
+    question: int
 
 
 class Batch(NamedTuple):
@@ -41,7 +45,8 @@ class Batch(NamedTuple):
     token      [token] id of the kept token  document   [token] index of its document
     sequence   [token] its row of the batch  position   [token] its place in the document
     segment    [token] index into SEGMENTS   progress   [token] share of its segment that lies before it
-    labels     name -> [token] bool
+    labels     name -> [token] bool          begins     name -> [token] bool: the first tokens of labelled stretches
+    question   [token] number of its question, which several documents may share
     """
 
     ids: tuple[Tensor, ...]
@@ -54,6 +59,8 @@ class Batch(NamedTuple):
     segment: Tensor
     progress: Tensor
     labels: dict[str, Tensor]
+    begins: dict[str, Tensor]
+    question: Tensor
 
 
 @dataclass(eq=False)
@@ -136,6 +143,14 @@ def collate(documents: Sequence[Document]) -> Batch:
     )
     sequence = torch.tensor([n for n, d in enumerate(documents) for _ in d.segments])
     names = sorted({name for d in documents for name in d.labels})
+
+    def flags(of: Sequence[Mapping[str, list[bool]]]) -> dict[str, Tensor]:
+        nothing = [[False] * len(d.segments) for d in documents]
+        return {
+            name: torch.tensor([flag for own, no in zip(of, nothing, strict=True) for flag in own.get(name, no)])
+            for name in names
+        }
+
     return Batch(
         ids=ids,
         mask=mask,
@@ -146,8 +161,7 @@ def collate(documents: Sequence[Document]) -> Batch:
         position=places[0] - sequence * lengths[0],
         segment=torch.tensor([s for d in documents for s in d.segments], dtype=torch.uint8),
         progress=torch.tensor([share for d in documents for share in d.progress]),
-        labels={
-            name: torch.tensor([flag for d in documents for flag in d.labels.get(name, [False] * len(d.segments))])
-            for name in names
-        },
+        labels=flags([d.labels for d in documents]),
+        begins=flags([d.begins for d in documents]),
+        question=torch.tensor([d.question for d in documents for _ in d.segments]),
     )

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from tunediff.randomness import seed_for
 from tunediff.shapes import SEGMENTS, TEMPLATE
 from tunediff.text.aligned import LONG, Aligned, pieces
 from tunediff.text.batches import Document, TextBatches
 from tunediff.text.rendering import Manner, Rendered, refuse_all_but_strings, render, unfinished
 from tunediff.text.rows import TextError
 from tunediff.text.templates import DATE
-from tunediff.text.tokenizers import Tokenizer, one_of, touching
+from tunediff.text.tokenizers import Tokenizer, beginning, one_of, touching
 
 LOOKED_AT = 10_000  # rows that are read to see whether a text can be used; it may have no end
 
@@ -254,10 +255,15 @@ class Text:
         kept &= np.isin(segment, [SEGMENTS.index(name) for name in segments or self.kept_segments])
         sizes = np.array([last - first for first, last, _ in rendered.segments])
         progress = (at[:, 0] - spans[span]) / sizes[span]
-        labels = {
-            label: touching(at, [(first, last) for first, last, name in rendered.labels if name == label])
+        spans_of = {
+            label: [(first, last) for first, last, name in rendered.labels if name == label]
             for label in sorted({name for _, _, name in rendered.labels})
         }
+        labels = {label: touching(at, found) for label, found in spans_of.items()}
+        begins = {label: np.zeros(len(at), dtype=bool) for label in spans_of}
+        for label, found in spans_of.items():
+            begins[label][kept] = beginning(at[kept], found)
+        question = seed_for(0, "question of a row", _key(row))
         documents = []
         for piece in pieces(whole, self.context, self.long, prompt=rendered.response):
             low, high = np.searchsorted(whole.pairs[:, 0], (piece.begins[0], piece.ends[0]))
@@ -276,10 +282,9 @@ class Text:
             places = tuple(
                 (whole.pairs[chosen, m] - begin + piece.before[m]).tolist() for m, begin in enumerate(piece.begins)
             )
-            marked = {label: flags[chosen].tolist() for label, flags in labels.items()}
-            documents.append(
-                Document(row["index"], ids, places, segment[chosen].tolist(), progress[chosen].tolist(), marked)
-            )
+            marked, first = ({label: flags[chosen].tolist() for label, flags in of.items()} for of in (labels, begins))
+            parts, shares = segment[chosen].tolist(), progress[chosen].tolist()
+            documents.append(Document(row["index"], ids, places, parts, shares, marked, first, question))
         return documents
 
     def labelled(

@@ -110,5 +110,17 @@ def touching(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> np.ndarra
     return offsets[:, 0] < reached[np.searchsorted(ordered[:, 0], offsets[:, 1], side="left")]
 
 
+def beginning(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> np.ndarray:
+    """[token] bool: the first token of each span, of tokens in their order with offsets [token, 2]; none of a span that no
+    token shares a character with."""
+    ordered = np.array(list(spans), dtype=np.int64).reshape(-1, 2)
+    first = np.searchsorted(offsets[:, 1], ordered[:, 0], side="right")
+    found = np.zeros(len(offsets), dtype=bool)
+    inside = first < len(offsets)
+    first, last = first[inside], ordered[inside, 1]
+    found[first[offsets[first, 0] < last]] = True
+    return found
+
+
 def encode(tokenizer: Tokenizer, text: str) -> Mapping[str, Any]:
     return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

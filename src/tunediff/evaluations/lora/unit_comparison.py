@@ -26,9 +26,11 @@ from tunediff.evaluations.given import Given, Needs, Trained, Work
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.unit_classes import sort_units
 from tunediff.evaluations.lora.units import HeldOut, Kind, check_adapters, kinds_of, read_columns
-from tunediff.evaluations.reading.label_alignment import FEWEST, Labelled, later
+from tunediff.evaluations.reading.label_alignment import later
+from tunediff.evaluations.reading.labelled import STRETCHES, gathered
 from tunediff.measures import mean_of, share
-from tunediff.measures.separation import ActiveScores, delong_interval, shuffled_auroc
+from tunediff.measures.separation import ActiveScores, separation
+from tunediff.measures.shifts import chance
 from tunediff.models import ModelPair
 from tunediff.shapes import Finding, Note, Refused, Stream, Table
 from tunediff.text import Text
@@ -89,39 +91,45 @@ class UnitComparison:
             yield from sort_units(self.chat, kinds, units=self.judged, seed=self.seed)
 
     def _labels(self, kinds: Sequence[Kind], held_out: HeldOut) -> Iterator[Finding | Table | Note]:
-        half = torch.cat([batch.document for batch in held_out.batches]) % 2
         chosen, tested = defaultdict(list), defaultdict(list)  # of each kind, [unit] for each label
         rows, labels, too_few = [], [], []
         for label in sorted({label for batch in held_out.batches for label in batch.labels}):
-            here, truth = self._looked_at(held_out, label)
-            select, test = (here & (half == side) for side in (0, 1))
-            if not Labelled(truth, select, test, {}).enough:
+            here = self._looked_at(held_out, label)
+            there = [(batch, some) for batch, some in zip(held_out.batches, here, strict=True) if label in batch.labels]
+            labelled, everywhere = gathered(there, label), torch.cat(here)
+            if labelled is None or not labelled.enough:
                 too_few.append(label)
                 continue
+            chosen_on, tested_on = (
+                (labelled.truth[side], labelled.document[side]) for side in (labelled.select, labelled.test)
+            )
+            select, test = (everywhere.masked_scatter(everywhere, side) for side in (labelled.select, labelled.test))
             labels.append(label)
             for kind in kinds:
                 first, second = kind.scores.of_tokens(select), kind.scores.of_tokens(test)
-                chosen[kind.name].append(first.auroc(truth[select]))
-                tested[kind.name].append(second.auroc(truth[test]))
+                chosen[kind.name].append(first.auroc(chosen_on[0]))
+                tested[kind.name].append(second.auroc(tested_on[0]))
                 best = int(chosen[kind.name][-1].argmax())
                 column, where = second.column(best), f"unit_comparison/{kind.name}/{label}"
-                auroc, (low, high) = float(tested[kind.name][-1][best]), delong_interval(column, truth[test])
-                precision = float(ActiveScores.of([column[:, None]], 1).average_precision(truth[test]))
-                null = float(shuffled_auroc(first, second, truth[select], truth[test], self.shuffles).quantile(0.95))
-                how = f"chosen on {int(select.sum())} tokens and tested on {int(test.sum())} of other documents"
+                auroc, low, high = separation(column, *tested_on)
+                precision = float(ActiveScores.of([column[:, None]], 1).average_precision(tested_on[0]))
+                null = float(chance(first, second, chosen_on, tested_on, self.shuffles).best.quantile(0.95))
+                how = f"chosen on {int(select.sum())} tokens, tested on {int(test.sum())} of other questions; interval over documents"
                 meaning = f"AUROC of {kind.units[best]}, the best of {len(kind.units)} {kind.what}, {how}"
-                yield Finding(f"{where}/auroc", auroc, low, high, meaning, over="tokens")
-                yield Finding(f"{where}/null_p95", null, meaning="the same with shuffled labels, 95 % quantile")
-                chance = float(truth[test].double().mean())
-                meaning = f"average precision of that unit; the share of labelled tokens, {chance:.3g}, is chance"
+                yield Finding(f"{where}/auroc", auroc, low, high, meaning, over="documents")
+                yield Finding(
+                    f"{where}/null_p95", null, meaning="the same with labels shifted within documents, 95 % quantile"
+                )
+                rate = float(tested_on[0].double().mean())
+                meaning = f"average precision of that unit; the share of labelled tokens, {rate:.3g}, is chance"
                 yield Finding(f"{where}/average_precision", precision, meaning=meaning)
                 measured = {"auroc": auroc, "low": low, "high": high, "null_p95": null}
-                measured |= {"average_precision": precision, "share": chance}
+                measured |= {"average_precision": precision, "share": rate}
                 rows.append({"label": label, "kind": kind.name, **kind.units[best]._asdict(), **measured})
         if too_few:
             yield Note(
-                f"unit_comparison passed over {', '.join(too_few)}: fewer than {FEWEST} tokens with or without the label "
-                "in one half of the held-out documents."
+                f"unit_comparison passed over {', '.join(too_few)}: fewer than {STRETCHES} stretches with the label, or documents "
+                "with or without it, in one half of the held-out questions."
             )
         if not labels:
             yield Note("unit_comparison measured no label: the held-out text has none that is frequent enough.")
@@ -134,15 +142,14 @@ class UnitComparison:
         found = {f"auroc/{label}": values.tolist() for label, values in zip(labels, reached, strict=True)}
         yield Table("adapter_units", read_columns(kind.units) | found)
 
-    def _looked_at(self, held_out: HeldOut, label: str) -> tuple[Tensor, Tensor]:
-        """Masks [token] of the tokens that count for a label and of those that have it; all false in a batch without the label."""
-        here, truth = [], []
-        for batch in held_out.batches:
-            nothing = torch.zeros(len(batch.token), dtype=torch.bool)
+    def _looked_at(self, held_out: HeldOut, label: str) -> list[Tensor]:
+        """Masks [token] of the tokens that count for a label, of every batch; all false in one without the label."""
+        admitted, here = held_out.admitted.split([len(batch.token) for batch in held_out.batches]), []
+        for batch, some in zip(held_out.batches, admitted, strict=True):
             known = label in batch.labels
-            truth.append(batch.labels.get(label, nothing))
-            here.append((~later(batch, label) if self.first else ~nothing) if known else nothing)
-        return torch.cat(here) & held_out.admitted, torch.cat(truth)
+            rest = later(batch, label) if known and self.first else torch.zeros_like(some)
+            here.append(some & ~rest if known else torch.zeros_like(some))
+        return here
 
     def _own_labels(self, by_kind: Sequence[tuple[Kind, Tensor, Tensor]], labels: Sequence[str]) -> Iterator:
         """AUROC of each unit for the label that it tells best, chosen [label, unit] on one half and tested on the other."""

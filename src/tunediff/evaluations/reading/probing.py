@@ -5,7 +5,7 @@ difference_pca      principal directions of tuned - base over the tokens that th
 neurons             single coordinates of the activations the dictionary reads
 mean_difference     one direction: mean of the labelled minus mean of the others (a probe that is given the labels)
 
-Each scores every token; the best column and its sign are chosen on one half of the documents and tested on the other, in
+Each scores every token; the best column and its sign are chosen on one half of the questions and tested on the other, in
 the dictionary's normalised units.
 """
 
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from tunediff import randomness
 from tunediff.evaluations.given import Trained
-from tunediff.evaluations.reading.label_alignment import at_label, gathered, too_few
-from tunediff.measures.separation import auroc, delong_interval
+from tunediff.evaluations.reading.label_alignment import at_label
+from tunediff.evaluations.reading.labelled import gathered, too_few
+from tunediff.measures.separation import auroc, separation
 from tunediff.shapes import BASE, TUNED, Finding, Note
 
 
@@ -39,20 +40,17 @@ class Probing:
             rows.append(normalise(*reading.rows).cpu()[here])
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
-            yield too_few(trained, "probing", self.label, self.at)
+            yield too_few(trained, "probing", self.label, self.at, labelled)
             return
-        truth, select, test, _ = labelled
+        truth, select, test = labelled.truth, labelled.select, labelled.test
         values = torch.cat(rows)
         for name, scores, what in self._candidates(trained, values, truth & select, ~truth & select, alive):
-            chosen, tested = (
-                torch.cat([auroc(part[:, side], truth[side]) for part in scores.split(64)]) for side in (select, test)
-            )
+            chosen = torch.cat([auroc(part[:, select], truth[select]) for part in scores.split(64)])
             best = int((chosen - 0.5).abs().argmax())
             sign = 1.0 if chosen[best] >= 0.5 else -1.0
-            low, high = delong_interval(sign * scores[best, test], truth[test])
-            value = float(tested[best] if sign > 0 else 1 - tested[best])
-            meaning = f"AUROC of {what}, chosen and tested as the best latent is"
-            yield Finding(f"probing/{self.label}/{name}", value, low, high, meaning)
+            found = separation(sign * scores[best, test], truth[test], labelled.document[test])
+            meaning = f"AUROC of {what}, chosen and tested as the best latent is; interval over documents"
+            yield Finding(f"probing/{self.label}/{name}", *found, meaning, over="documents")
 
     def _candidates(
         self, trained: Trained, values: Tensor, labelled: Tensor, others: Tensor, alive: int

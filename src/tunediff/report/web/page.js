@@ -46,9 +46,11 @@ function card([title, path, stars]) {
       element("div", { class: "number" }, spelled(finding.value)), element("small", { title: over(finding) }, [word, interval(finding)].filter(Boolean).join(" · ")))))) : null;
 }
 
-// what stands beside the best latent of a label; the first three are columns, the others marks of the strip alone
-const BESIDE = [["label_alignment/null_p95", "95 % of shuffled labels"], ["label_alignment/token_rule", "best token rule"],
-  ["probing/random_directions", "best random direction"], ["probing/neurons", "best coordinate"],
+// what stands beside the best latent of a label; the first five are columns, the others marks of the strip alone
+const BESIDE = [["label_alignment/within_documents", "within documents"], ["label_alignment/null_p95", "95 % of shifted labels"],
+  ["label_alignment/bag_of_words", "words"], ["label_alignment/untrained_dictionary", "untrained dictionary"],
+  ["probing/random_directions", "best random direction"], ["label_alignment/position", "place"],
+  ["label_alignment/untrained_model", "untrained models"], ["probing/neurons", "best coordinate"],
   ["probing/difference_pca", "best principal direction of tuned - base"], ["probing/mean_difference", "difference of means"]];
 
 // one line a label: where its best latent lies between chance and perfect, and what lies beside it
@@ -56,7 +58,7 @@ function labels(columns) {
   const names = partsOf("label_alignment");
   if (!names.length) return null;
   const index = placesIn(columns), at = (label, path) => FOUND.get(path.replace("/", `/${label}/`));
-  const spelledOut = BESIDE.slice(0, 3).filter(([path]) => names.some((label) => at(label, path)));
+  const spelledOut = BESIDE.slice(0, 5).filter(([path]) => names.some((label) => at(label, path)));
   const rows = names.map((label) => {
     const of = (part) => at(label, `label_alignment/${part}`), best = of("auroc"), latent = of("latent")?.value, i = index.get(latent);
     const plainly = (found) => element("td", { title: found?.meaning ?? "" }, found ? spelled(found.value) : "");
@@ -70,7 +72,7 @@ function labels(columns) {
   });
   const heads = ["label", "latent", "kind", "relative norm", "AUROC", "0.5 to 1", ...spelledOut.map(([, word]) => word), "average precision", "share"];
   return section("Which latents tell what",
-    soft("The best latent of all, chosen on one half of the documents and tested on the other; 0.5 is chance, 1 is perfect. Beside it what shuffled labels, the token itself, and directions without a dictionary reach by the same choice: a latent says something only where it stands clear of them. Hover the marks for their names; probing stands where it was asked about the label."),
+    soft("The best latent of all, chosen on one half of the questions and tested on the other; 0.5 is chance, 1 is perfect. Beside it the same latent within documents, and what shifted labels, the words before, an untrained dictionary, and directions without one reach by the same choice: a latent says something only where it stands clear of them. Hover the marks for their names; probing stands where it was asked about the label."),
     wideTable(heads.map((word) => headOf(word, word === "kind")), rows, { id: "labels" }));
 }
 

@@ -1,0 +1,86 @@
+"""Findings on several labels -> what of them may be claimed together, and where a yardstick does as well as the best latent.
+
+label_alignment/<label>/p_holm   Holm's adjusted p-value over the labels of the run: a label is found where it is at most 0.05
+auroc_q/<label>                  of every latent, in the table of latents: Benjamini and Hochberg's over latents and labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import torch
+
+from tunediff.measures.shifts import claims, discoveries
+from tunediff.shapes import Finding, Note, Table
+
+LEVEL = 0.05
+# what may do as well as the best latent, in words
+YARDSTICKS = {
+    "label_alignment/{}/bag_of_words": "a rule on the words before it",
+    "label_alignment/{}/position": "a rule on the place in the document",
+    "label_alignment/{}/untrained_dictionary": "a dictionary that was not trained",
+    "label_alignment/{}/untrained_model": "models with permuted weights",
+    "probing/{}/random_directions": "a random direction",
+    "probing/{}/neurons": "a coordinate of the activations",
+    "probing/{}/mean_difference": "the difference of means",
+    "probing/{}/difference_pca": "a principal direction of tuned - base",
+}
+
+
+def labels_together(folder: Path, findings: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding | Table | Note]:
+    """Yields what the labels of a run folder say together; nothing where no label was measured."""
+    p_values = {
+        name.split("/")[1]: found["value"]
+        for name, found in findings.items()
+        if name.startswith("label_alignment/") and name.endswith("/p") and found["value"] is not None
+    }
+    if not p_values:
+        return
+    adjusted = dict(zip(p_values, claims(list(p_values.values())), strict=True))
+    for label, value in adjusted.items():
+        meaning = (
+            f"p of the label, adjusted by Holm over the {len(adjusted)} labels of this run; found at most {LEVEL:g}"
+        )
+        yield Finding(f"label_alignment/{label}/p_holm", value, meaning=meaning)
+    yield Note(_found(adjusted))
+    for label in adjusted:
+        yield from _beaten(label, findings)
+    yield from _latents(folder, list(adjusted))
+
+
+def _found(adjusted: Mapping[str, float]) -> str:
+    found = [label for label, value in adjusted.items() if value <= LEVEL]
+    rest = [label for label in adjusted if label not in found]
+    said = f"Labels that a latent tells better than labels shifted within documents, at {LEVEL:.0%} over all {len(adjusted)} "
+    said += f"(Holm): {', '.join(found) or 'none'}."
+    return said + (f" Not found: {', '.join(rest)}." if rest else "")
+
+
+def _beaten(label: str, findings: Mapping[str, Mapping[str, Any]]) -> Iterator[Note]:
+    """Yields a sentence where something without a trained latent does as well."""
+    best = findings[f"label_alignment/{label}/auroc"]["value"]
+    at_most = {path.format(label): words for path, words in YARDSTICKS.items()}
+    values = {words: (findings.get(path) or {}).get("value") for path, words in at_most.items()}
+    as_good = {words: value for words, value in values.items() if value is not None and value >= best}
+    if as_good:
+        said = ", ".join(f"{words} ({value:.3f})" for words, value in sorted(as_good.items(), key=lambda one: -one[1]))
+        yield Note(
+            f"The best latent for '{label}' (AUROC {best:.3f}) deserves no name for it: as much is reached by {said}."
+        )
+
+
+def _latents(folder: Path, labels: list[str]) -> Iterator[Table]:
+    """Yields the adjusted p-values of every latent."""
+    path = folder / "tables" / "latents.parquet"
+    there = pyarrow.parquet.read_schema(path).names if path.exists() else []
+    labels = [label for label in labels if f"auroc_p/{label}" in there]
+    if not labels:
+        return
+    read = pyarrow.parquet.read_table(path, columns=["latent", *(f"auroc_p/{label}" for label in labels)])
+    columns = [[1.0 if value is None else value for value in read[f"auroc_p/{label}"].to_pylist()] for label in labels]
+    found = discoveries(torch.tensor(columns, dtype=torch.float64))
+    adjusted = {f"auroc_q/{label}": values.tolist() for label, values in zip(labels, found, strict=True)}
+    yield Table("latents", {"latent": read["latent"].to_pylist(), **adjusted})
