@@ -9,7 +9,11 @@ SUITE := -m pytest -n auto --dist loadgroup
 TORCH ?= torch==2.13.0
 fresh = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip $(PIP_INSTALL) "$(TORCH)" && $(1)/bin/pip $(PIP_INSTALL) $(2) -e ".[test]"
 
-.PHONY: demo test test-newest test-lowest lock lint clean
+# the numbers of README.md and bench/results.md, from runs of this machine
+results: .venv/.ready
+	$(BIN)/python bench/publish.py
+
+.PHONY: demo test test-newest test-lowest lock lint clean results
 
 demo: .venv/.ready
 	$(BIN)/python train.py

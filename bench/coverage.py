@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import ArrayLike
-from scipy.special import betainc
+from scipy.special import betainc, ndtr
 
 from tunediff import randomness
 from tunediff.measures import Interval, difference, mean_of, recovery, scaling, scaling_difference, share
 from tunediff.measures.clustered import Bounded, of_sums, over_draws, quotient, ratio
 from tunediff.measures.samples import change, mean, pass_at
+from tunediff.measures.separation import separation
 
 UNITS = (8, 30, 100)
 BUDGETS = [256, 512, 1024, 2048, 4096]
@@ -243,7 +244,23 @@ def judged(chance: Generator, latents: int) -> tuple[Bounded, float]:
 
 
 # AUROC by label, whose interval measures/separation.py gives, is not among them yet: its row is to be added here.
+# -- labels --------------------------------------------------------------------------------------------------------------
+
+
+def told(chance: Generator, documents: int) -> tuple[Bounded, float]:
+    """AUROC of a score that differs between documents, as does what the label adds to it; two stretches of five in each."""
+    tokens = 100
+    label = np.zeros((documents, tokens), bool)
+    label[:, 20:25] = label[:, 60:65] = True
+    own, added = chance.normal(0, 0.7, (documents, 1)), chance.normal(1, 0.5, (documents, 1))
+    score = own + label * added + chance.normal(size=label.shape)
+    document = np.repeat(np.arange(documents), tokens)
+    found = separation(tensor(score.ravel()).float(), torch.as_tensor(label.ravel()), torch.as_tensor(document))
+    return found, float(ndtr(1 / np.sqrt(2 * (0.49 + 1) + 0.25)))
+
+
 ROWS = (
+    Row("AUROC of a label", "label_alignment; probing; unit_comparison", "documents", told),
     Row("a cost a token", "fidelity ce_*, kl_*; replacement; kl_patching kl; lora_ablation", "documents", cost),
     Row("a cost a token, documents uncut", "the same", "documents", lambda c, n: cost(c, n, 10**6)),
     Row("explained variance", "fidelity explained_variance of one model", "documents", variance),

@@ -273,24 +273,56 @@ def cell(values: Sequence[float | None], most: float = math.inf) -> str:
     )
 
 
-def show(kept: Kept) -> None:
-    """Prints a table for each number of tokens: means over pairs with Student's t intervals."""
+def tables(kept: Kept) -> str:
+    """A table for each number of tokens: means over pairs, with Student's t intervals over them."""
     ending = ("called", "false", "precision", "recall")
-    head = ["explained variance", "L0", "dead", "mean max cosine", *ending, *ending]
+    head = ["", "explained variance", "L0", "dead", "mean max cosine", *ending, *ending]
     keys = ["explained_variance", "l0", "dead", "mean_max_cosine"]
     keys += [f"{kind}/{name}" for kind in ("by_norm", "scaled") for name in ending]
     rows = [row for row in kept.found.values() if row["pair"] != APART]
+    parts = []
     for tokens in sorted({row["tokens"] for row in rows}):
         here = [row for row in rows if row["tokens"] == tokens]
-        pairs = len({row["pair"] for row in here})
-        print(f"\n{tokens:,} tokens, {pairs} pairs\n\n| | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
-        for name in dict.fromkeys(row["name"] for row in here):
+        lines = [head, ["---"] * len(head)]
+        for name in sorted({row["name"] for row in here}):
             of_it = [row for row in here if row["name"] == name]
-            cells = [
-                cell([row[key] for row in of_it], math.inf if key.endswith(("l0", "called", "false")) else 1)
-                for key in keys
-            ]
-            print(f"| {name} | {' | '.join(cells)} |")
+            most = {key: math.inf if key.endswith(("l0", "called", "false")) else 1.0 for key in keys}
+            lines.append([name, *(cell([row[key] for row in of_it], most[key]) for key in keys)])
+        pairs = len({row["pair"] for row in here})
+        parts += [f"{tokens:,} tokens, {pairs} pairs:", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    return "\n\n".join(parts)
+
+
+def short(kept: Kept, tokens: int = 1_000_000) -> str:
+    """The options that read both models at one length, as shipped, with their controls and untrained selves."""
+    rows = [row for row in kept.found.values() if row["pair"] != APART and row["tokens"] in (0, tokens)]
+    rows = [row for row in rows if row["by_norm/called"] is not None and "L0 " not in row["name"]]
+    head = [
+        "",
+        "explained variance",
+        "L0",
+        "exclusive",
+        "of these false",
+        "recall",
+        "confirmed",
+        "of these false",
+        "recall",
+    ]
+    keys = ["explained_variance", "l0", "by_norm/called", "by_norm/false", "by_norm/recall"]
+    keys += ["scaled/called", "scaled/false", "scaled/recall"]
+    lines = [head, ["---"] * len(head)]
+    for name in sorted({row["name"] for row in rows}):
+        of_it = [row for row in rows if row["name"] == name]
+        if name.endswith(UNTRAINED) and not name.startswith(BATCHTOPK):
+            continue
+        spread = {key: [row[key] for row in of_it] for key in keys}
+        cells = [f"{sum(values) / len(values):.{1 if key == 'l0' else 2}f}" for key, values in spread.items()]
+        for n, key in enumerate(keys):
+            if key.endswith(("called", "false")):
+                low, high = min(spread[key]), max(spread[key])
+                cells[n] = f"{low}" if low == high else f"{low} to {high}"
+        lines.append([f"`{name}`" if "," not in name else name.replace(BATCHTOPK, "BatchTopK"), *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -310,7 +342,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     if asked.show is not None:
-        show(Kept(asked.show))
+        print(tables(Kept(asked.show)))
         return
     kept = Kept(asked.to)
     for tokens in asked.tokens:

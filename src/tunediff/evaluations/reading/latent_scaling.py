@@ -28,7 +28,7 @@ from tunediff.dictionary import ReconstructingDictionary
 from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.statistics import relative_decoder_norm
 from tunediff.measures.clustered import DocumentSums, number, ratio
-from tunediff.shapes import BASE, BLOCK, OTHER, TUNED, Finding, Note, Rows, Table
+from tunediff.shapes import BASE, BLOCK, OTHER, TUNED, Figure, Finding, Note, Rows, Table
 
 LARGEST_NU_ERROR, LARGEST_NU_RECONSTRUCTION = 0.2, 0.5
 CONTROL_WORDS = {
@@ -56,7 +56,7 @@ class LatentScaling:
     largest_nu_error: float = LARGEST_NU_ERROR
     largest_nu_reconstruction: float = LARGEST_NU_RECONSTRUCTION
 
-    def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
+    def run(self, trained: Trained) -> Iterator[Finding | Table | Figure | Note]:
         if set(trained.roles) != {BASE, TUNED}:
             yield Note("Latent scaling compares two models: this dictionary reads one.")
             return
@@ -119,7 +119,7 @@ class LatentScaling:
             columns[name] = [value if alive[n] else None for n, value in enumerate(values)]
         return columns
 
-    def on_controls(self, trained: Trained, own: dict[str, Called]) -> Iterator[Finding | Table | Note]:
+    def on_controls(self, trained: Trained, own: dict[str, Called]) -> Iterator[Finding | Table | Figure | Note]:
         """Calls of the same dictionary on each control of the pair, and how many are confirmed; and in words what that says of the calls on the pair."""
         found = {"pair": own}
         for name in (name for name in CONTROLS if name in trained.companions):
@@ -136,6 +136,19 @@ class LatentScaling:
         rows = [(name, kind, one.count, one.confirmed) for name, kinds in found.items() for kind, one in kinds.items()]
         columns = zip(("read", "kind", "called", "confirmed"), map(list, zip(*rows, strict=True)), strict=True)
         yield Table("controls", dict(columns))
+        words = {"pair": "this pair"} | CONTROL_WORDS
+        drawn = {
+            "read": [f"{words[name]}: {kind.replace('_', '-')}" for name, kind, _, _ in rows],
+            "called": [called for _, _, called, _ in rows],
+            "confirmed": [sure for _, _, _, sure in rows],
+            "control": [name != "pair" for name, _, _, _ in rows],
+        }
+        yield Figure(
+            "latent_scaling/controls", "bars", drawn, x="read", y=["called", "confirmed"], control="control", section="Controls",
+            title="Latents that are called one model's own", caption="The same dictionary, trained on the pair and on controls. "
+            "Of the base beside itself or beside a copy with noise none is one model's own; beside the tuned model on other tokens all are.",
+            words={"called": "by decoder norm", "confirmed": "confirmed by latent scaling"},
+        )  # fmt: skip
         confirmed = {name: sum(one.confirmed for one in kinds.values()) for name, kinds in found.items()}
         for name in (name for name in NULLS if name in found):
             if 0 < confirmed["pair"] <= confirmed[name]:

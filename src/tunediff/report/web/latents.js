@@ -270,7 +270,7 @@ function explorer(columns, read, signal, picks) {
 
 const notRun = ({ evaluation }) => `The evaluation “${evaluation}” was not run.`;
 const FACTS = ["layer", "relative_decoder_norm", "decoder_cosine", ["norm_base", "norm in base"], ["norm_tuned", "norm in tuned"], ["nu_error", "ν error"], ["nu_reconstruction", "ν reconstruction"],
-  "firing_rate", ["mean_activation", "mean when active"], ["max_activation", "largest"], ["max_written", "writes at most"]];
+  "firing_rate", ["mean_activation", "mean when active"], ["max_activation", "largest"], ["max_written", "writes at most"], ["twin_correlation", "best correlation in a twin"]];
 
 function latentPanel(columns, i, detail, vocabulary, { labels, read, close, step }) {
   const latent = columns.latent[i], shown = detail.examples ? rowsOf(detail.examples) : null, relative = columns.relative_decoder_norm?.[i];

@@ -36,6 +36,10 @@ const CARDS = [
   ["Share judged monosemantic", "unit_comparison/*/judged/monosemantic", UNITS],
   ["Foreign to one of the models", "tokens/*", [["foreign", "of the tokens of the text"]]],
   ["Exclusive after latent scaling", "latent_scaling/count/*", ["base_only", "tuned_only"]],
+  // the same dictionary on controls, and from another seed
+  ["The same where no latent is exclusive", "latent_scaling/control/*", [["equal/tuned_only", "equal models, tuned-only"], ["noise/tuned_only", "only noise differs"]]],
+  ["Seen where all latents are exclusive", "latent_scaling/*", [["power", "of the latents"]]],
+  ["Found by a twin from another seed", "twin/matched/*", [["all", "of the latents"]]],
 ];
 
 function card([title, path, stars]) {

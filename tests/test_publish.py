@@ -1,0 +1,34 @@
+"""Every number that the pages publish of a study is written from what was kept of its findings, and from nothing else."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "bench"))
+import publish  # noqa: E402
+
+
+@pytest.mark.parametrize("page", publish.PAGES)
+def test_the_blocks_of_a_page_say_what_was_found(page):
+    text = (ROOT / page).read_text()
+    assert text == publish.written(text, publish.Findings(json.loads(publish.KEPT.read_text())))
+    assert "<!-- numbers: " in text and text.count("<!-- numbers: ") == text.count("<!-- end -->")
+
+
+def test_every_block_stands_on_a_page_and_what_is_kept_is_used():
+    pages = "".join((ROOT / page).read_text() for page in publish.PAGES)
+    assert set(re.findall(r"<!-- numbers: ([\w ]+) -->", pages)) == set(publish.BLOCKS)
+    kept = json.loads(publish.KEPT.read_text())
+    assert set(kept) <= set(publish.STUDIES)
+
+
+def test_a_number_that_was_written_by_hand_is_found_out():
+    kept = publish.Findings(json.loads(publish.KEPT.read_text()))
+    text = "<!-- numbers: fidelity -->\nby hand: 0.999\n<!-- end -->"
+    assert "0.999" not in publish.written(text, kept) and "| explained variance |" in publish.written(text, kept)
+    with pytest.raises(KeyError, match="unheard of"):
+        publish.written("<!-- numbers: unheard of -->\n<!-- end -->", kept)
