@@ -63,8 +63,11 @@ def around(name, values, by):
     return {name: values, f"{name}_low": [v - by for v in values], f"{name}_high": [v + by for v in values]}
 
 
+SETS = (("chosen", 60, None), ("random", 60, 2), ("random", 120, 3))
+
+
 def sets():
-    """Three models, and of each question the chosen latents and two draws of as many."""
+    """Three models, and of each question the chosen latents, and as many at random, two draws, and twice as many, three."""
     whole = {"adapter": (11.2, 820.0, 0.52), "hybrid": (0.4, 310.0, 0.31), "tuned": (12.4, 860.0, 0.56)}
     measured = {
         "necessity": ("adapter", [(3.1, 540.0, 0.5), (10.9, 815.0, 0.51), (11.4, 822.0, 0.53)]),
@@ -73,18 +76,18 @@ def sets():
     }
     asked = [(None, role, None, None, values, None) for role, values in whole.items()]
     asked += [
-        (question, which, 60, draw, values, whole[reference])
+        (question, which, size, draws, values, whole[reference])
         for question, (reference, each) in measured.items()
-        for (which, draw), values in zip((("chosen", None), ("random", 0), ("random", 1)), each, strict=True)
+        for (which, size, draws), values in zip(SETS, each, strict=True)
     ]
     rows = []
-    for question, which, size, draw, values, before in asked:
+    for question, which, size, draws, values, before in asked:
         row = {
             "task": "gsm8k",
             "asked": question,
             "set": which,
             "size": size,
-            "draw": draw,
+            "draws": draws,
             "hesitating": values[0] / 14,
         }
         for n, (name, by) in enumerate((("hesitation_rate", 0.8), ("length", 30.0), ("accuracy", 0.04))):
@@ -466,7 +469,8 @@ def test_curves_of_replaced_layers_and_bars_of_sets_say_the_numbers_of_their_tab
     assert "hybrid, after so many layers 3: 0.410" in plots and any("layer 1: 6.250" in said for said in plots)
     assert not any(re.search(r"before the cut [04]: 0( |$)", said) for said in plots)  # 0 has no logarithm
     assert "without the 60 chosen: hesitations per 1,000 tokens 3.100 (2.300 to 3.900)" in bars
-    assert "hybrid with 60 at random, draw 2: accuracy 0.320 (0.280 to 0.360)" in bars
+    assert "hybrid with 120 at random, 3 draws: accuracy 0.320 (0.280 to 0.360)" in bars
+    assert "hybrid with 60 at random, 2 draws: accuracy 0.300 (0.260 to 0.340)" in bars
     assert "less the 60 chosen: tokens a response 610 (580 to 640)" in bars
     assert sum(said.startswith("adapted model: ") for said in bars) == 8  # of two questions
     for number in ("0.840", "0.770 to 0.910", "0.886", "0.836 to 0.936"):

@@ -4,6 +4,7 @@ from functools import partial
 from itertools import combinations
 
 import pytest
+import scipy.stats
 import torch
 
 from tunediff.activations import LiveRows, take
@@ -11,7 +12,7 @@ from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
 from tunediff.evaluations import Fidelity, Geometry, Given, KLPatching, LogitEffect, Needs, Probing, declared
 from tunediff.evaluations.latents.selection import chosen_latents
 from tunediff.measures import share, wilson
-from tunediff.measures.clustered import DocumentSums, of_sums, ratio
+from tunediff.measures.clustered import DocumentSums, of_sums, quotient, ratio
 from tunediff.measures.next_tokens import MATRICES, compared, cross_entropies, cross_entropy, kl
 from tunediff.models import Head, ModelPair, ModelSource
 from tunediff.shapes import Finding, Table
@@ -35,25 +36,44 @@ def documents_of(count, generator):
 
 def test_a_ratio_is_a_measure_of_sums_and_sums_that_it_does_not_take_may_be_undefined():
     sums = documents_of(9, torch.Generator().manual_seed(0))
-    found = of_sums(lambda s: s["clean"] / s["zero"], sums, NAMES)
-    value, influence = ratio(sums[:, 0], sums[:, 2])
-    assert found.value == value and torch.allclose(found.influence, influence, atol=1e-15, rtol=1e-12)
-    assert of_sums(lambda s: s["unused"] / s["zero"], sums, NAMES).bounded() == (None, None, None)
+    found = of_sums(lambda s: s["clean"] / s["zero"], sums, NAMES, "zero")
+    expected = ratio(sums[:, 0], sums[:, 2])
+    assert found.value == expected.value and found.freedom == expected.freedom
+    assert torch.allclose(found.influence, expected.influence, atol=1e-15, rtol=1e-12)
+    assert of_sums(lambda s: s["unused"] / s["zero"], sums, NAMES, "zero").bounded() == (None, None, None)
 
 
 def test_the_influence_of_a_document_is_what_leaving_it_out_takes_away():
-    sums = documents_of(400, torch.Generator().manual_seed(1))
-    found = of_sums(recovered, sums, NAMES)
-    without = torch.stack(
-        [of_sums(recovered, torch.cat([sums[:n], sums[n + 1 :]]), NAMES).value for n in range(len(sums))]
+    """The jackknife: exactly, and of the few documents too that a linear approximation is wrong about."""
+    sums = documents_of(7, torch.Generator().manual_seed(1))
+    found = of_sums(recovered, sums, NAMES, "clean")
+    cut = [torch.cat([sums[:n], sums[n + 1 :]]) for n in range(7)]
+    without = torch.stack([of_sums(recovered, some, NAMES, "clean").value for some in cut])
+    assert torch.allclose(found.influence, (found.value - without) * 6 / 7, rtol=1e-10, atol=1e-15)
+    assert torch.allclose(found.variance(), (found.value - without).square().sum() * 6 / 7, rtol=1e-10)
+    assert found.variance() > 0
+
+
+@pytest.mark.parametrize("lengths, freedom", [([8.0] * 7, 6.0), ([1e6, 1e6, 1e6, 1.0, 1.0], 2.4), ([1e6, 1.0], 1.0)])
+def test_documents_that_the_value_hardly_rests_on_give_no_degrees_of_freedom(lengths, freedom):
+    counts = torch.tensor(lengths).double()
+    noise = 1 + torch.rand(len(counts), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = of_sums(
+        lambda s: s["sum"] / s["tokens"], torch.stack([counts * noise, counts], 1), ("sum", "tokens"), "tokens"
     )
-    assert torch.allclose(found.value - without, found.influence, atol=0.02 * float(found.influence.abs().max()))
+    assert float(found.freedom) == pytest.approx(freedom)
+    assert float(found.quantile(0.95)) == pytest.approx(scipy.stats.t.ppf(0.975, freedom))
 
 
 def test_the_interval_of_what_is_recovered_covers_the_truth_as_often_as_it_says():
     generator, tries, covered = torch.Generator().manual_seed(2), 1000, 0
     for _ in range(tries):
-        _, low, high = of_sums(recovered, documents_of(12, generator), NAMES).bounded(0.9)
+        sums = documents_of(12, generator)
+        kept, whole = (
+            of_sums(lambda s, lost=lost: (s["zero"] - s[lost]) / s["clean"], sums, NAMES, "clean")
+            for lost in ("spliced", "clean")
+        )
+        _, low, high = quotient(kept, whole, 0.9)
         covered += low <= 0.75 <= high
     assert 0.86 < covered / tries < 0.94
 
@@ -117,7 +137,7 @@ def test_rows_become_a_table_in_the_order_of_the_first():
 # -- what is computed once -------------------------------------------------------------------------------------------
 
 
-def trained_on(pair, tokens=1500, latents=24):
+def trained_on(pair, tokens=1500, latents=24, **settings):
     text = Text(lambda: language.rows(0, "trace"), held_out=0.1, context=256, window=16, tokens_per_batch=1024)
     streams = pair.streams("resid_post", 1)
     dictionary = Crosscoder(
@@ -125,6 +145,7 @@ def trained_on(pair, tokens=1500, latents=24):
         latents=latents,
         sparsity=BatchTopK(4),
         normalisation=partial(Normalisation, kind="mean_norm", sink_multiple=1.1),
+        **settings,
     )
     dictionary.normalisation.fit(take(LiveRows(pair, text, streams, dtype=torch.float32), 1500).values)
     return Given(pair, text, tokens, tokens_per_batch=400).reading(dictionary.eval())
@@ -166,7 +187,7 @@ def test_statistics_are_those_of_all_readings_side_by_side(pair):
 def test_two_equal_models_are_no_more_documents_than_one(folders):
     """A document is one unit of chance, however many models read it."""
     source = ModelSource(str(folders["base"]), dtype="float32")
-    found = Fidelity().run(trained_on(ModelPair(source, source).load()))
+    found = Fidelity().run(trained_on(ModelPair(source, source).load(), shared_start=True))  # equal in both halves
     findings = {f.name.removeprefix("fidelity/explained_variance/"): f for f in found if isinstance(f, Finding)}
     for one in (findings["base"], findings["tuned"]):
         assert findings["pooled"].value == pytest.approx(one.value)

@@ -133,7 +133,7 @@ def test_random_sets_are_of_other_latents_that_live_and_are_left_out_where_there
 def test_every_set_keeps_its_own_responses(trained, tmp_path, monkeypatch):
     kept = Trained(trained.pair, TEXT, 300, tokens_per_batch=150, folder=tmp_path, dictionary=trained.dictionary)
     whole = asked(kept, control_sizes=[2])
-    assert len(list((tmp_path / "outputs").iterdir())) == 3 + 3 * (1 + 1) + 1
+    assert len(list((tmp_path / "outputs").iterdir())) == 3 + 3 * (1 + 2) + 1  # each of the two draws by itself
     monkeypatch.setattr(runner, "generate", None)  # nothing is asked again
     assert asked(kept, control_sizes=[2]) == whole
 
