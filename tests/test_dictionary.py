@@ -498,16 +498,19 @@ def test_dead_latents_begin_anew_where_the_error_is():
 def test_unequal_widths_need_nothing_special_but_a_start_of_their_own():
     streams = [Stream("base", "resid_post", 1, 10), Stream("tuned", "resid_post", 1, 14)]
     with pytest.raises(Refused, match=r"shared_start=true needs streams of equal width, these have \[10, 14\]"):
-        crosscoder(streams=streams)
-    dictionary = crosscoder(streams=streams, shared_start=False)
+        crosscoder(streams=streams, shared_start=True)
+    dictionary = crosscoder(streams=streams)
     assert dictionary(sample()).shape == (500, 24)
 
 
 def test_the_same_seed_gives_the_same_start():
     first, second, other = (crosscoder(seed=s, fit=False) for s in (0, 0, 1))
     assert torch.equal(first.W_dec, second.W_dec) and not torch.equal(first.W_dec, other.W_dec)
-    assert torch.equal(first.W_dec[:, :12], first.W_dec[:, 12:])
-    assert torch.allclose(first.decoder_norms(), torch.ones(2, 40))
+    assert not torch.equal(first.W_dec[:, :12], first.W_dec[:, 12:])
+    assert torch.allclose(first.decoder_norms(), torch.full((2, 40), 0.3))
+    shared = crosscoder(fit=False, shared_start=True, decoder_norm=1.0)
+    assert torch.equal(shared.W_dec[:, :12], shared.W_dec[:, 12:])
+    assert torch.allclose(shared.decoder_norms(), torch.ones(2, 40))
 
 
 def test_the_geometric_median_withstands_outliers():

@@ -73,7 +73,7 @@ def dictionary_of(streams, *, latents=40, sparsity=None, seed=0, kind="mean_norm
         sparsity=sparsity or Linear(coefficient=0.0),
         normalisation=lambda widths: Normalisation(widths, kind=kind),
         encoder_start="random",
-        shared_start=False,
+        decoder_norm=1.0,
         seed=seed,
     )
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from functools import partial
 
 import numpy
@@ -230,10 +231,40 @@ def test_names_are_not_swapped_a_planted_tuned_only_event_is_never_called_base_o
     assert score(swapped, truth, rows(truth)).by_norm.false == 4
 
 
-def test_the_benchmark_trains_options_of_conf_on_planted_pairs_and_prints_their_scores():
-    kinds = ["batchtopk_crosscoder", "l1_crosscoder", "difference_sae"]
-    command = [warm.python(), "bench/planted.py", "--seeds", "1", "--tokens", "40960", "--dictionaries", *kinds]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    rows = [line.split(" | ") for line in done.stdout.splitlines() if any(f"| {kind} |" in line for kind in kinds)]
-    assert len(rows) == 3 and all(0 < float(row[4]) <= 1 for row in rows) and rows[2][5:] == ["–"] * 7 + ["– |"]
+def test_the_benchmark_trains_options_of_conf_on_planted_pairs_and_prints_their_scores(tmp_path):
+    kinds, file = ["batchtopk_crosscoder", "l1_crosscoder", "difference_sae"], tmp_path / "scores.jsonl"
+
+    def bench(*words):
+        command = [warm.python(), "bench/planted.py", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    words = ["--to", file, "--pairs", "0", "--tokens", "20_480", "--options", *kinds]
+    bench(*map(str, words))
+    lines = file.read_text().splitlines()
+    # three options, three controls of the first, each option untrained, principal components
+    assert len(lines) == 3 + 3 + 3 + 1
+    bench(*map(str, words))
+    assert file.read_text().splitlines() == lines, "what is there is not trained again"
+    rows = [line.split(" | ") for line in bench("--show", str(file)).splitlines()]
+    found = {row[0].removeprefix("| "): row for row in rows}
+    assert found["difference_sae"][5:] == ["–"] * 7 + ["– |"]
+    assert float(found["batchtopk_crosscoder"][4]) > float(found["batchtopk_crosscoder, untrained"][4]) > 0.2
+
+
+def test_a_coefficient_of_equal_l0_is_read_off_between_two_of_the_ladder(tmp_path):
+    sys.path.insert(0, str(ROOT / "bench"))
+    import planted as bench
+
+    kept = bench.Kept(tmp_path / "ladder.jsonl")
+    for times in bench.LADDER:  # L0 falls as 12 / times
+        words = ["dictionary=l1_crosscoder", f"dictionary.sparsity.coefficient={times * 2.0:g}"]
+        row = {"name": "", "words": words, "tokens": 1, "latents": 8, "pair": bench.APART}
+        row["name"] = f"l1_crosscoder x {times:g}"
+        kept.found[kept.key(row)] = row | {"l0": 12 / times}
+    words = bench.at_equal_l0(kept, "l1_crosscoder", 8.0, tokens=1, latents=8)
+    assert words == ("dictionary=l1_crosscoder", "dictionary.sparsity.coefficient=3")
+    assert bench.at_equal_l0(kept, "l1_crosscoder", 10_000.0, tokens=1, latents=8) is None
+    assert bench.at_equal_l0(kept, "topk_crosscoder", 8.0, tokens=1, latents=8)[1] == "dictionary.sparsity.k=8"

@@ -99,7 +99,8 @@ def test_stored_activations_give_the_study_of_live_ones(tmp_path):
 
 def test_the_null_control_has_only_shared_latents(tmp_path):
     (tmp_path / "findings.json").write_text('{"findings": [{"name": "left/over", "value": 1}], "notes": []}')
-    call("train.py", *SMALL, "model_pair=toy_self", "evaluation=[geometry,fidelity]", f"hydra.run.dir={tmp_path}")
+    words = ["model_pair=toy_self", "dictionary.shared_start=true", "evaluation=[geometry,fidelity]"]
+    call("train.py", *SMALL, *words, f"hydra.run.dir={tmp_path}")
     assert "left/over" not in findings(tmp_path)  # of an earlier study in the same folder
     table = pyarrow.parquet.read_table(tmp_path / "tables" / "latents.parquet").to_pydict()
     assert all(abs(norm - 0.5) < 1e-4 for norm in table["relative_decoder_norm"])

@@ -44,7 +44,7 @@ class Chance(NamedTuple):
         return torch.where(moves, (as_much + 1).double() / (len(null) + 1), 1.0)
 
 
-def shifted(truth: Tensor, document: Tensor, draws: int, purpose: str) -> Iterator[Tensor]:
+def shifted(truth: Tensor, document: Tensor, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yields labels [token, draw] shifted round within documents, some draws at a time. Tokens of a document follow one
     another, whatever stands between them."""
     order = document.argsort(stable=True)
@@ -52,7 +52,7 @@ def shifted(truth: Tensor, document: Tensor, draws: int, purpose: str) -> Iterat
     which = torch.repeat_interleave(torch.arange(len(counts)), counts)
     start = (counts.cumsum(0) - counts)[which]
     place = torch.arange(len(order)) - start
-    generator, labels = randomness.generator(0, purpose), truth[order]
+    labels = truth[order]
     for first in range(0, draws, AT_ONCE):
         some = min(AT_ONCE, draws - first)
         offset = (torch.rand(len(counts), some, generator=generator) * counts[:, None]).long()[which]
@@ -72,8 +72,8 @@ def chance(
     [token] of either half, `first` and `second` its scores."""
     best, every = [], []
     halves = (
-        shifted(*chosen_on, draws, "shifts of the choosing half"),
-        shifted(*tested_on, draws, "shifts of the tested half"),
+        shifted(*chosen_on, draws, randomness.generator(0, "shifts of the choosing half")),
+        shifted(*tested_on, draws, randomness.generator(0, "shifts of the tested half")),
     )
     for labels, others in zip(*halves, strict=True):
         chosen, reached = first.auroc(labels).argmax(0), second.auroc(others)

@@ -146,31 +146,16 @@ class Intervention(BehaviourEvaluation):
             written = decoder_rows(trained, at, exchanged=operation.reads_other).norm(dim=-1).cpu()
             for mode in modes:
                 add(f"{name}/{mode}", f"{name}, {mode}", edits(chosen, operation, mode))
-                others = [
-                    edits(
-                        alike(seen, written, chosen, self._generator("latents that write as much", n)), operation, mode
-                    )
-                    for n in range(self.draws)
-                ]
+                others, along = [], []
+                for n in range(self.draws):
+                    generator = randomness.generator(self.seed, "latents that write as much", n)
+                    others.append(edits(alike(seen, written, chosen, generator), operation, mode))
+                    if at is not None:
+                        generator = randomness.generator(self.seed, "directions of an intervention", n)
+                        along.append(edits(chosen, operation, mode, random_direction(at, generator)))
                 add_drawn(f"{LATENTS}/{name}/{mode}", f"{name}, {mode}: latents that write as much", others)
-                elsewhere = (
-                    []
-                    if at is None
-                    else [
-                        edits(
-                            chosen,
-                            operation,
-                            mode,
-                            random_direction(at, self._generator("directions of an intervention", n)),
-                        )
-                        for n in range(self.draws)
-                    ]
-                )
-                add_drawn(f"{DIRECTION}/{name}/{mode}", f"{name}, {mode}: as much in a random direction", elsewhere)
+                add_drawn(f"{DIRECTION}/{name}/{mode}", f"{name}, {mode}: as much in a random direction", along)
         return made
-
-    def _generator(self, purpose: str, draw: int) -> torch.Generator:
-        return randomness.generator(self.seed, purpose, draw)
 
 
 def other_prompt(role: str, problems: Sequence[Problem]) -> list[Condition]:
