@@ -127,10 +127,11 @@ def naive_layers(pair, batches):
         for document in batch.document.unique().tolist():
             each.setdefault(document, []).append(values[..., batch.document == document])
     documents = [torch.cat(parts, dim=-1) for parts in each.values()]
-    mean = torch.cat(documents, dim=-1).mean(-1)
-    errors = sum((values - mean[..., None]).sum(-1).square() for values in documents)
-    count, tokens = len(documents), sum(values.shape[-1] for values in documents)
-    reach = scipy.stats.t.ppf(0.995, count - 1) * (errors * count / (count - 1)).sqrt() / tokens
+    count, mean = len(documents), torch.cat(documents, dim=-1).mean(-1)
+    without = [torch.cat(documents[:n] + documents[n + 1 :], dim=-1).mean(-1) for n in range(count)]
+    error = sum((mean - one).square() * (count - 1) / count for one in without).sqrt()
+    square, fourth = (sum(values.shape[-1] ** power for values in documents) for power in (2, 4))
+    reach = scipy.stats.t.ppf(0.995, square**2 / fourth * (1 - 1 / count)) * error
     return {"": mean, "_low": mean - reach, "_high": mean + reach}
 
 
