@@ -82,6 +82,10 @@ def test_bounds_end_at_what_a_measure_can_be():
     estimate = ratio(torch.tensor([0.0, 3.0]).double(), torch.ones(2).double())
     assert estimate.bounded()[1] < 0 and estimate.bounded()[2] > 3
     assert estimate.bounded(least=0.0, most=2.0) == (1.5, 0.0, 2.0)
+    below = ratio(torch.tensor([-3e-9, -1e-9]).double(), torch.ones(2).double())  # of rounding alone
+    assert below.bounded(least=0.0)[1:] == (0.0, below.bounded()[2])
+    assert (below - below).bounded(least=0.0)[1:] == (None, None)
+    assert ratio(torch.tensor([-3.0, -2.9]).double(), torch.ones(2).double()).bounded(least=0.0)[1:] == (0.0, 0.0)
 
 
 def test_sums_of_documents_do_not_know_how_the_text_was_cut_into_batches():

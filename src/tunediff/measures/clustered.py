@@ -99,7 +99,7 @@ class Estimate(NamedTuple):
         if bool(self.variance() <= (1e-12 * self.value).square()):
             return number(self.value), None, None
         low, high = self.interval(level)
-        return number(self.value), number(low.clamp(min=least)), number(high.clamp(max=most))
+        return number(self.value), number(low.clamp(least, most)), number(high.clamp(least, most))
 
     def sign(self, level: float = 0.95) -> int:
         """1 or -1 where the number lies above or below 0 beyond doubt, else 0; that of the value where there is no interval."""
@@ -161,7 +161,7 @@ def quotient(
         return None, None, None
     root = (b * b - a * c).clamp(min=0).sqrt()
     low, high = (b - root) / a, (b + root) / a
-    return number(ratio), number(low.clamp(min=least)), number(high.clamp(max=most))
+    return number(ratio), number(low.clamp(least, most)), number(high.clamp(least, most))
 
 
 def interval_columns(name: str, bounded: Bounded) -> dict[str, float | None]:
