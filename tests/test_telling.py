@@ -79,7 +79,7 @@ def test_within_documents_a_score_that_is_a_documents_own_tells_nothing():
 def test_shifted_labels_keep_their_number_and_their_neighbours_in_each_document():
     document = torch.tensor([0] * 7 + [1] * 5 + [0] * 3)
     truth = torch.tensor([1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]).bool()
-    drawn = torch.cat(list(shifted(truth, document, 60, "a test")), dim=1)
+    drawn = torch.cat(list(shifted(truth, document, 60, generator(0, "a test"))), dim=1)
     for one in (0, 1):
         inside, own = drawn[document == one], truth[document == one]
         turns = {tuple(own.roll(n).tolist()) for n in range(len(own))}
