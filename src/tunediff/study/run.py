@@ -109,13 +109,12 @@ class Run:
         for stream in self.streams:
             if stream in source.broken:
                 raise Refused(source.broken[stream])
+        assert isinstance(self.learner, Learner)
+        mine = select(rows, source.streams, self.streams, moments=self.learner.reader().moments)
+        sample = Rows(mine.values.cpu(), None if mine.moments is None else mine.moments.cpu())
         for learner in self.learners:
-            mine = select(rows, source.streams, self.streams, moments=learner.reader().moments)
-            moments = None if mine.moments is None else mine.moments.cpu()
-            sample = Rows(mine.values.cpu(), moments)
-            if learner.view is not None:
-                sample = learner.view(sample, randomness.generator(0, "sample of a view"))
-            learner.dictionary.fit(sample)
+            seen = sample if learner.view is None else learner.view(sample, randomness.generator(0, "sample of a view"))
+            learner.dictionary.fit(seen)
 
     def finish(self, pair: ModelPair, text: Text, device: torch.device, known: Sequence[Finding | Note]) -> None:
         """Saves the dictionary, if one was trained; measures, writes the page. `known` is what is known of the pair already."""

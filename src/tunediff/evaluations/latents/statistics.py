@@ -20,6 +20,13 @@ def relative_decoder_norm(trained: Trained) -> Tensor:
     return tuned / (base + tuned)
 
 
+def called_exclusive(trained: Trained, exclusive: float) -> dict[str, Tensor]:
+    """Masks [latent] of the latents that are called base_only, with a relative decoder norm below `exclusive`, and tuned_only,
+    with one above 1 - exclusive."""
+    relative = relative_decoder_norm(trained)
+    return {"base_only": relative < exclusive, "tuned_only": relative > 1 - exclusive}
+
+
 def both_decoders(trained: Trained) -> tuple[Tensor, Tensor]:
     """Decoder rows [latent, width] of base and of tuned."""
     base, tuned = (trained.part(trained.dictionary.W_dec.detach(), role).cpu() for role in (BASE, TUNED))

@@ -26,7 +26,7 @@ from torch import Tensor
 from tunediff.activations import CONTROLS, NULLS, PERMUTED
 from tunediff.dictionary import ReconstructingDictionary
 from tunediff.evaluations.given import Needs, Trained
-from tunediff.evaluations.latents.statistics import relative_decoder_norm
+from tunediff.evaluations.latents.statistics import called_exclusive, relative_decoder_norm
 from tunediff.measures.clustered import DocumentSums, number, ratio
 from tunediff.shapes import BASE, BLOCK, OTHER, TUNED, Figure, Finding, Note, Rows, Table
 
@@ -78,8 +78,7 @@ class LatentScaling:
 
     def calls(self, trained: Trained) -> tuple[dict[str, Scaling], dict[str, Called]]:
         """The scaling of every latent, and what is called base_only and tuned_only, from one pass of the held-out text."""
-        dictionary, relative = trained.reconstructing, relative_decoder_norm(trained)
-        called = {"base_only": relative < self.exclusive, "tuned_only": relative > 1 - self.exclusive}
+        dictionary, called = trained.reconstructing, called_exclusive(trained, self.exclusive)
         calls = {
             kind: Called(dictionary, own, called[kind].nonzero()[:, 0])
             for kind, own in (("base_only", BASE), ("tuned_only", TUNED))
@@ -121,9 +120,10 @@ class LatentScaling:
 
     def on_controls(self, trained: Trained, own: dict[str, Called]) -> Iterator[Finding | Table | Figure | Note]:
         """Calls of the same dictionary on each control of the pair, and how many are confirmed; and in words what that says of the calls on the pair."""
-        found = {"pair": own}
+        found, alive = {"pair": own}, 0
         for name in (name for name in CONTROLS if name in trained.companions):
-            found[name] = self.calls(trained.beside(name))[1]
+            scaling, found[name] = self.calls(trained.beside(name))
+            alive = int(scaling[BASE].alive.sum()) if name == PERMUTED else alive
             for kind, one in found[name].items():
                 truth = "none is" if name in NULLS else "all are"
                 meaning = (
@@ -157,7 +157,6 @@ class LatentScaling:
                     f"{CONTROL_WORDS[name]}, where there is none, {confirmed[name]}: these calls are no evidence."
                 )
         if PERMUTED in found:
-            alive = int(trained.beside(PERMUTED).statistics.alive.sum())
             share = confirmed[PERMUTED] / max(alive, 1)
             meaning = (
                 f"share of the {alive} alive latents that the same dictionary shows to be one model's own on {CONTROL_WORDS[PERMUTED]}, "

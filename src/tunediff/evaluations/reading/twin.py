@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tunediff import randomness
 from tunediff.evaluations.given import TWIN, Needs, Trained
-from tunediff.evaluations.latents.statistics import relative_decoder_norm
+from tunediff.evaluations.latents.statistics import called_exclusive
 from tunediff.measures.paired import wilson
 from tunediff.shapes import BASE, BLOCK, TUNED, Finding, Note, Table
 
@@ -85,8 +85,7 @@ class Twin:
         alive = trained.statistics.alive
         if set(trained.roles) != {BASE, TUNED}:
             return {"all": alive}
-        relative = relative_decoder_norm(trained)
-        called = {"base_only": relative < self.exclusive, "tuned_only": relative > 1 - self.exclusive}
+        called = called_exclusive(trained, self.exclusive)
         return {"all": alive} | {kind: alive & here for kind, here in called.items()}
 
 
