@@ -27,8 +27,7 @@ OPTIONS = [
     "l1_crosscoder_unsquared", "shared_crosscoder", "linear_crosscoder", "sae", "tied_sae", "difference_sae",
 ]  # fmt: skip
 # name of a study -> the words behind `python train.py`
-STUDIES = {"default": [], "l1": ["dictionary=l1_crosscoder"]}
-STUDIES |= {
+STUDIES = {"default": []} | {
     f"option/{option}": [
         f"dictionary={option}",
         "budget.companions=[]",
@@ -42,22 +41,21 @@ class Findings:
     """Findings of the studies, from their folders or from what was kept of them. `used` are those that were asked for."""
 
     def __init__(self, kept: Mapping[str, Mapping[str, list]] | None = None):
-        self.kept, self.used = kept, {}
+        self.kept, self.used, self.read = kept, {}, {}
 
     def __call__(self, study: str, name: str) -> list:
         """Value, lower and upper bound of a finding; None three times where the study has it not."""
         if self.kept is not None:
             return self.kept[study][name]
-        if study not in self.used:
-            folder = RUNS / study
-            self.used[study] = {}
-            said = json.loads((folder / "findings.json").read_text())["findings"]
-            self.of = {**getattr(self, "of", {}), study: {f["name"]: [f["value"], f["low"], f["high"]] for f in said}}
-        found = self.of[study].get(name, [None] * 3)
-        self.used[study][name] = [
-            value if value is None or isinstance(value, int) else float(f"{value:.5g}") for value in found
+        if study not in self.read:
+            said = json.loads((RUNS / study / "findings.json").read_text())["findings"]
+            self.read[study] = {f["name"]: [f["value"], f["low"], f["high"]] for f in said}
+        found = [
+            value if value is None or isinstance(value, int) else float(f"{value:.5g}")
+            for value in self.read[study].get(name, [None] * 3)
         ]
-        return self.used[study][name]
+        self.used.setdefault(study, {})[name] = found
+        return found
 
 
 def spoken(found: list, form: str = ".3f", times: float = 1.0) -> str:
