@@ -75,7 +75,13 @@ BOXED = {
     ],
     "dollars and full stops": [("$42$.", "42", True), (r"\(42\)", "$42$", True)],
 }  # fmt: skip
-CASES = [pytest.param(*case, id=f"{kind}: {case[0]} for {case[1]}") for kind, cases in BOXED.items() for case in cases]
+
+
+def cases_of(kinds):
+    """A case a pair of answers, named by its kind."""
+    return [
+        pytest.param(*case, id=f"{kind}: {case[0]} for {case[1]}") for kind, cases in kinds.items() for case in cases
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def grader():
         yield made
 
 
-@pytest.mark.parametrize(("answer", "gold", "equal"), CASES)
+@pytest.mark.parametrize(("answer", "gold", "equal"), cases_of(BOXED))
 def test_a_boxed_answer_is_marked_as_a_strict_marker_would(grader, answer, gold, equal):
     assert grader.grade([(f"Hence \\boxed{{{answer}}}.", gold)])[0].correct is equal
 

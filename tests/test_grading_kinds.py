@@ -5,7 +5,8 @@ Every kind has answers that are right and near misses that are not.
 
 import pytest
 
-from tunediff.benchmarks import Grader, grade, read
+from test_grading import cases_of, grader  # noqa: F401 (a fixture)
+from tunediff.benchmarks import grade, read
 
 # kind: (answer in a box, gold, equal)
 BOXED = {
@@ -91,17 +92,10 @@ BOXED = {
         (r"\overline{36}", "36", False), ("0.3...", "0.3", False), (r"0.\overline{36}", "0.36", False),
     ],
 }  # fmt: skip
-CASES = [pytest.param(*case, id=f"{kind}: {case[0]} for {case[1]}") for kind, cases in BOXED.items() for case in cases]
 
 
-@pytest.fixture(scope="module")
-def grader():
-    with Grader(seconds=5, processes=1) as made:
-        yield made
-
-
-@pytest.mark.parametrize(("answer", "gold", "equal"), CASES)
-def test_each_kind_is_marked_as_a_strict_marker_would(grader, answer, gold, equal):
+@pytest.mark.parametrize(("answer", "gold", "equal"), cases_of(BOXED))
+def test_each_kind_is_marked_as_a_strict_marker_would(grader, answer, gold, equal):  # noqa: F811
     assert grader.grade([(f"Hence \\boxed{{{answer}}}.", gold)])[0].correct is equal
 
 
