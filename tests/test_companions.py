@@ -9,9 +9,10 @@ import torch
 
 import tunediff
 from test_study import SMALL, call, findings
-from tunediff.activations import CONTROLS, Planted, PlantedRows, control_view
+from tunediff.activations import CONTROLS, Planted, PlantedRows, control_view, planted_events
 from tunediff.dictionary import Crosscoder, Linear, Normalisation
-from tunediff.evaluations.reading.latent_scaling import Called
+from tunediff.evaluations.latents.scaling import Called
+from tunediff.evaluations.reading.planted_truth import planted_recall
 from tunediff.randomness import generator
 from tunediff.shapes import BASE, TUNED, Refused, Rows, Stream
 
@@ -66,10 +67,40 @@ def test_permuted_rows_are_the_tuned_models_at_other_tokens_whole(rows):
     assert torch.equal(found.moments[:, [1, 3]], rows.moments[order][:, [1, 3]])
 
 
+def test_planted_directions_stand_in_the_copy_alone_with_their_strength_and_rate():
+    streams = [Stream(role, "resid_post", 1, 64) for role in (BASE, TUNED)]
+    base = torch.randn(40_000, 64, generator=generator(1, "rows of a test"))
+    view = control_view("planted", streams)
+    found = view(Rows(torch.cat([base, base.flip(0)], dim=-1), None), generator(0, "a test")).values
+    assert torch.equal(found[:, :64], base)
+    events = planted_events((64,))
+    written = (found[:, 64:] - base) / base.norm(dim=-1).median()
+    shares = written @ torch.linalg.pinv(events.directions[0])  # 48 directions of 64 can be told apart
+    fires = shares > 0.03
+    assert torch.allclose(fires.float().mean(0), events.rates, atol=0.003)
+    mean = (shares * fires).sum(0) / fires.sum(0)
+    assert torch.allclose(mean, events.strengths, rtol=0.2)
+    assert len(events.rates) == 48 and planted_events((64,)).directions[0] is events.directions[0]
+
+
+def test_a_planted_direction_is_named_by_a_confirmed_latent_that_lies_near_it():
+    streams = [Stream(role, "resid_post", 1, 64) for role in (BASE, TUNED)]
+    events = planted_events((64,))
+    made = Crosscoder(streams, latents=60, sparsity=Linear(0.0), normalisation=partial(Normalisation, kind="none"))
+    with torch.no_grad():
+        made.W_dec[:48, 64:] = events.directions[0]
+    called = Called(made, TUNED, torch.tensor([0, 1, 1, 47, 50]))
+    called.holds = torch.tensor([True, False, True, True, True])
+    power, table, note = planted_recall(called)
+    assert power.value == 3 / 48 and power.low < 3 / 48 < power.high
+    assert sum(table.columns["named"]) == 3 and sum(table.columns["directions"]) == 48
+    assert "2 of 16 at 0.125 of the norm, 0 of 16 at 0.25 of the norm, 1 of 16 at 0.5 of the norm" in note.text
+
+
 def test_one_model_has_no_controls_and_a_word_that_is_none_is_refused():
     with pytest.raises(Refused, match="There is no control of"):
         control_view("equal", STREAMS[:1])
-    with pytest.raises(Refused, match="'shuffled' is no control: choose equal, noise, permuted"):
+    with pytest.raises(Refused, match="'shuffled' is no control: choose equal, noise, permuted, planted"):
         control_view("shuffled", STREAMS)
 
 
@@ -120,7 +151,7 @@ SIX = ["evaluation=[geometry,latent_scaling,twin]", "dictionary.decoder_norm=0.1
 @pytest.fixture(scope="module")
 def accompanied(tmp_path_factory):
     folder = tmp_path_factory.mktemp("companions") / "run"
-    call("train.py", *SMALL, *SIX, "budget.companions=[twin,equal,noise,permuted]", f"hydra.run.dir={folder}")
+    call("train.py", *SMALL, *SIX, "budget.companions=[twin,equal,noise,permuted,planted]", f"hydra.run.dir={folder}")
     return folder
 
 
@@ -142,7 +173,7 @@ def test_what_was_found_beside_the_dictionary_is_found_again_from_its_folder(acc
     assert before["twin/matched_by_chance"] <= before["twin/matched/all"]
     assert {f"latent_scaling/control/{name}/tuned_only" for name in CONTROLS} <= set(before)
     run = tunediff.load(accompanied)
-    assert sorted(run.companions) == ["equal", "noise", "permuted", "twin"]
+    assert sorted(run.companions) == ["equal", "noise", "permuted", "planted", "twin"]
     own = weights(accompanied / "dictionary")
     assert not any(torch.equal(one.W_dec, own["W_dec"]) for one in run.companions.values())
     call("evaluate.py", f"run={accompanied}", "evaluation=[latent_scaling,twin]", "trainer=cpu")
@@ -153,7 +184,7 @@ def test_what_was_found_beside_the_dictionary_is_found_again_from_its_folder(acc
 
 def test_a_companion_that_is_none_is_refused_and_one_model_has_a_twin_alone(tmp_path):
     said = call("train.py", *SMALL, "dry_run=true", "budget.companions=[triplet]", good=False)
-    assert "budget.companions=['triplet']: 'triplet' is none of twin, equal, noise, permuted" in said
+    assert "budget.companions=['triplet']: 'triplet' is none of twin, equal, noise, permuted, planted" in said
     call(
         "train.py",
         *SMALL,

@@ -29,12 +29,12 @@ from tunediff.evaluations import (
     latent_scaling,
     score,
 )
+from tunediff.evaluations.latents.scaling import Scaling
 from tunediff.evaluations.latents.selection import decoder_rows
 from tunediff.evaluations.reading import label_alignment, labelled
 from tunediff.evaluations.reading.fidelity import SUMS, _bounded, _finding
 from tunediff.evaluations.reading.geometry import KINDS
 from tunediff.evaluations.reading.kl_patching import places
-from tunediff.evaluations.reading.latent_scaling import Scaling
 from tunediff.evaluations.reading.logit_effect import strongest_effects, unembedding, written_rows
 from tunediff.evaluations.reading.segments import PLACES
 from tunediff.hookpoints import Point, writing

@@ -9,6 +9,7 @@ from tunediff.evaluations.judging.autointerp import Autointerp
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.delphi_cache import LatentCache
 from tunediff.evaluations.judging.latent_classes import LatentClasses
+from tunediff.evaluations.latents.scaling import latent_scaling
 from tunediff.evaluations.latents.selection import Telling
 from tunediff.evaluations.lora.ablation import LoraAblation
 from tunediff.evaluations.lora.polarity_examples import PolarityExamples
@@ -21,7 +22,7 @@ from tunediff.evaluations.reading.fidelity import Fidelity
 from tunediff.evaluations.reading.geometry import Geometry
 from tunediff.evaluations.reading.kl_patching import KLPatching
 from tunediff.evaluations.reading.label_alignment import LabelAlignment
-from tunediff.evaluations.reading.latent_scaling import LatentScaling, latent_scaling
+from tunediff.evaluations.reading.latent_scaling import LatentScaling
 from tunediff.evaluations.reading.logit_effect import LogitEffect
 from tunediff.evaluations.reading.planted_truth import score
 from tunediff.evaluations.reading.probing import Probing

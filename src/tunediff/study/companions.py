@@ -1,7 +1,7 @@
 """Dictionaries that are trained beside that of a study, on the same batches, to say what its findings are worth:
 
-    twin                     the same from another seed: what it finds too does not hang on the start
-    equal, noise, permuted   the same on a control of the pair, whose truth is known (activations/controls.py)
+    twin                              the same from another seed: what it finds too does not hang on the start
+    equal, noise, permuted, planted   the same on a control of the pair, whose truth is known (activations/controls.py)
 
 The study's dictionary becomes what it would have become alone. They lie in companions/<name> of its folder.
 """

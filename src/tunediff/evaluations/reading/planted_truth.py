@@ -1,4 +1,4 @@
-"""Scores of the planted events that a dictionary recovers: a trained dictionary and the truth -> scores.
+"""Scores of the planted events that a dictionary recovers, on made-up pairs and in the planted control of a pair.
 
 A latent is called exclusive to a model where its relative decoder norm says so (below 0.1 or above 0.9), and again where
 latent scaling confirms it. The call is right if the event whose direction in that model is nearest to the latent's own,
@@ -7,16 +7,18 @@ with a cosine of at least 0.7, writes into that model alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tunediff.activations import Planted
+from tunediff.activations import Planted, planted_events
 from tunediff.dictionary import ReconstructingDictionary
-from tunediff.evaluations.reading.latent_scaling import latent_scaling
-from tunediff.shapes import BASE, TUNED, Rows
+from tunediff.evaluations.latents.scaling import Called, latent_scaling
+from tunediff.measures.shares import share
+from tunediff.shapes import BASE, TUNED, Finding, Note, Rows, Table
 
 EXCLUSIVE, NEAR = 0.1, 0.7
 
@@ -82,10 +84,52 @@ def calls(dictionary: ReconstructingDictionary, planted: Planted, called: dict[s
         rows = dictionary.part(dictionary.W_dec, role)[called[role]]
         if len(rows) == 0:
             continue
-        nearest = (normalize(rows, dim=-1) @ normalize(directions, dim=-1).T).max(-1)
-        hits = planted.exclusive(role)[nearest.indices] & (nearest.values >= NEAR)
+        nearest = nearest_event(rows, directions)
+        hits = planted.exclusive(role)[nearest] & (nearest >= 0)
         right += int(hits.sum())
-        found += len(nearest.indices[hits].unique())
+        found += len(nearest[hits].unique())
     count = sum(int(mask.sum()) for mask in called.values())
     events = sum(int(planted.exclusive(role).sum()) for role in (BASE, TUNED))
     return Calls(count, count - right, right / count if count else None, found / events)
+
+
+def nearest_event(rows: Tensor, directions: Tensor) -> Tensor:
+    """Index [n] of the direction [event, width] that is nearest to each row [n, width]; -1 where none is as near as 0.7."""
+    nearest = (normalize(rows, dim=-1) @ normalize(directions, dim=-1).T).max(-1)
+    return torch.where(nearest.values >= NEAR, nearest.indices, -1)
+
+
+def planted_recall(called: Called) -> Iterator[Finding | Table | Note]:
+    """Planted directions that the confirmed latents name: those with a cosine of at least 0.7 to one of them, in the models' own units."""
+    dictionary = called.dictionary
+    streams = [stream for stream in dictionary.streams if stream.role == TUNED]
+    events = planted_events(tuple(stream.width for stream in streams))
+    rows = dictionary.part(dictionary.W_dec / dictionary.normalisation.scale, TUNED)[called.numbers[called.holds]]
+    named = torch.zeros(len(events.rates), dtype=torch.bool)
+    nearest = nearest_event(rows.cpu(), torch.cat(events.directions, dim=-1))
+    named[nearest[nearest >= 0]] = True
+    value, low, high = share(int(named.sum()), len(named))
+    yield Finding(
+        "latent_scaling/power", value, low, high, over="planted directions",
+        meaning=f"share of {len(named)} directions, written into one copy of the base alone, that confirmed tuned-only latents of the "
+        "same dictionary name: what it can see at this length",
+    )  # fmt: skip
+    kinds = list(zip(events.strengths.tolist(), events.rates.tolist(), strict=True))
+    cells = {
+        kind: [bool(hit) for one, hit in zip(kinds, named, strict=True) if one == kind] for kind in dict.fromkeys(kinds)
+    }
+    yield Table(
+        "planted",
+        {
+            "strength": [strength for strength, _ in cells],
+            "rate": [rate for _, rate in cells],
+            "directions": [len(hits) for hits in cells.values()],
+            "named": [sum(hits) for hits in cells.values()],
+        },
+    )
+    of_strength = {size: [hit for (one, _), hits in cells.items() if one == size for hit in hits] for size, _ in cells}
+    said = ", ".join(f"{sum(hits)} of {len(hits)} at {size:g} of the norm" for size, hits in of_strength.items())
+    yield Note(
+        f"Of directions that were planted in a copy of the base alone, on 0.1 to 3 % of the tokens, this kind of dictionary names at this "
+        f"length {said}. A difference that is as weak or as rare as those it does not name may be in the pair unseen."
+    )

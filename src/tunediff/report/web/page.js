@@ -38,7 +38,7 @@ const CARDS = [
   ["Exclusive after latent scaling", "latent_scaling/count/*", ["base_only", "tuned_only"]],
   // the same dictionary on controls, and from another seed
   ["The same where no latent is exclusive", "latent_scaling/control/*", [["equal/tuned_only", "equal models, tuned-only"], ["noise/tuned_only", "only noise differs"]]],
-  ["Seen where all latents are exclusive", "latent_scaling/*", [["power", "of the latents"]]],
+  ["Planted directions that it names", "latent_scaling/*", [["power", "of the directions"]]],
   ["Found by a twin from another seed", "twin/matched/*", [["all", "of the latents"]]],
 ];
 
