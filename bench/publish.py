@@ -1,7 +1,6 @@
 """The numbers of README.md and bench/results.md, from what runs have found.   make results
 
-Every study below is run by the line that a reader would type, into build/results/<name>; what is finished there is left as it
-is. What the pages say of it goes into bench/findings.json, and every block between
+Every line below is run as a reader would type it, on a folder build/results/<name>; one that was done there is not run again. What the pages say of it goes into bench/findings.json, and every block between
 
     <!-- numbers: <name> -->     and     <!-- end -->
 
@@ -12,143 +11,47 @@ the pages against it. Numbers of latents are not published: they differ between 
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import planted
+from blocks import BLOCKS, OPTIONS, PLANTED, RUNS, Findings
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES, KEPT, RUNS = ("README.md", "bench/results.md"), ROOT / "bench" / "findings.json", ROOT / "build" / "results"
-PLANTED = ROOT / "bench" / "planted.jsonl"
-OPTIONS = [
-    "batchtopk_crosscoder", "topk_crosscoder", "delta_crosscoder", "dfc", "jumprelu_crosscoder", "l1_crosscoder",
-    "l1_crosscoder_unsquared", "shared_crosscoder", "linear_crosscoder", "sae", "tied_sae", "difference_sae",
-]  # fmt: skip
-# name of a study -> the words behind `python train.py`
-STUDIES = {"default": []} | {
-    f"option/{option}": [
-        f"dictionary={option}",
-        "budget.companions=[]",
-        "evaluation=[fidelity,geometry,latent_scaling]",
-    ]
-    for option in OPTIONS
-}
-
-
-class Findings:
-    """Findings of the studies, from their folders or from what was kept of them. `used` are those that were asked for."""
-
-    def __init__(self, kept: Mapping[str, Mapping[str, list]] | None = None):
-        self.kept, self.used, self.read = kept, {}, {}
-
-    def __call__(self, study: str, name: str) -> list:
-        """Value, lower and upper bound of a finding; None three times where the study has it not."""
-        if self.kept is not None:
-            return self.kept[study][name]
-        if study not in self.read:
-            said = json.loads((RUNS / study / "findings.json").read_text())["findings"]
-            self.read[study] = {f["name"]: [f["value"], f["low"], f["high"]] for f in said}
-        found = [
-            value if value is None or isinstance(value, int) else float(f"{value:.5g}")
-            for value in self.read[study].get(name, [None] * 3)
-        ]
-        self.used.setdefault(study, {})[name] = found
-        return found
-
-
-def spoken(found: list, form: str = ".3f", times: float = 1.0) -> str:
-    """A number with its interval, in words."""
-    value, low, high = found
-    if value is None:
-        return "–"
-    ends = "" if low is None or high is None else f" ({times * low:{form}} to {times * high:{form}})"
-    return f"{times * value:{form}}{ends}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
-
-
-# -- blocks: findings -> markdown ---------------------------------------------------------------------------------------
-
-
-def fidelity(of: Findings) -> str:
-    rows = []
-    for word, name, form, times in (
-        ("explained variance", "explained_variance", ".3f", 1),
-        ("CE recovered", "ce_recovered", ".3f", 1),
-        ("KL recovered", "kl_recovered", ".3f", 1),
-        ("excess CE, %", "excess_ce", ".1f", 100),
-    ):
-        rows.append(
-            [word, *(spoken(of("default", f"fidelity/{name}/{role}"), form, times) for role in ("base", "tuned"))]
+PAGES, KEPT = ("README.md", "bench/results.md"), ROOT / "bench" / "findings.json"
+ADAPTED = ["model_pair=toy_lora", "dictionary=lora_sae", "optimizer=adam_warmup_short"]
+# lines that are run one after another: script, name of the study, words
+LINES: list[tuple[str, str, list[str]]] = [
+    ("train.py", "default", []),
+    ("evaluate.py", "default", ["evaluation=[benchmark,ablation,scaling,patching,kl_patching]"]),
+    ("evaluate.py", "default", ["evaluation=steering_sweep"]),
+    *(
+        (
+            "train.py",
+            f"option/{option}",
+            [f"dictionary={option}", "budget.companions=[]", "evaluation=[fidelity,geometry,latent_scaling]"],
         )
-    return table(["`python train.py`, the default", "base", "tuned"], rows)
-
-
-def kinds(of: Findings) -> str:
-    count = {
-        kind: of("default", f"geometry/count/{kind}")[0] for kind in ("shared", "base_only", "tuned_only", "other")
-    }
-    dead, l0 = (of("default", f"fidelity/{name}")[0] for name in ("dead_fraction", "l0/mean"))
-    confirmed = {kind: of("default", f"latent_scaling/count/{kind}")[0] for kind in ("base_only", "tuned_only")}
-    control = {
-        name: sum(of("default", f"latent_scaling/control/{name}/{kind}")[0] for kind in ("base_only", "tuned_only"))
-        for name in ("equal", "noise", "permuted")
-    }
-    return (
-        f"L0 {l0:.1f}, dead fraction {dead:.0%}. Of the alive latents {count['shared']} are shared, {count['base_only']} base-only, "
-        f"{count['tuned_only']} tuned-only, {count['other']} in between; latent scaling confirms {confirmed['base_only']} and "
-        f"{confirmed['tuned_only']}. Of the same dictionary it confirms {control['equal']} on the base beside itself, {control['noise']} on the base\n"
-        f"beside a copy with noise as large as the difference, and {control['permuted']} where the tuned model reads other tokens, so "
-        f"that nothing is shared: {of('default', 'latent_scaling/power')[0]:.0%} of the latents there. A twin from another seed has "
-        f"{spoken(of('default', 'twin/matched/all'), '.0f', 100)} % of the latents too."
-    )
-
-
-def options(of: Findings) -> str:
-    rows = []
-    for option in OPTIONS:
-        found = {
-            role: of(f"option/{option}", f"fidelity/explained_variance/{role}")[0]
-            for role in ("base", "tuned", "difference")
-        }
-        cells = [f"{found[role]:.3f}" if found[role] is not None else "–" for role in ("base", "tuned")]
-        if found["difference"] is not None:
-            cells = [f"{found['difference']:.3f} of the difference", ""]
-        dead, l0 = (of(f"option/{option}", f"fidelity/{name}")[0] for name in ("dead_fraction", "l0/mean"))
-        counts = [of(f"option/{option}", f"geometry/count/{kind}")[0] for kind in ("base_only", "shared", "tuned_only")]
-        sure = [of(f"option/{option}", f"latent_scaling/count/{kind}")[0] for kind in ("base_only", "tuned_only")]
-        rows.append(
-            [
-                f"`{option}`",
-                *cells,
-                f"{l0:.1f}",
-                f"{dead:.0%}",
-                *("–" if n is None else str(n) for n in (*counts, *sure)),
-            ]
-        )
-    head = ["", "explained variance base", "tuned", "L0", "dead", "base-only", "shared", "tuned-only"]
-    return table([*head, "confirmed base-only", "tuned-only"], rows)
-
-
-def planted_table(_: Findings) -> str:
-    return planted.tables(planted.Kept(PLANTED))
-
-
-def planted_short(_: Findings) -> str:
-    return planted.short(planted.Kept(PLANTED))
-
-
-BLOCKS: dict[str, Callable[[Findings], str]] = {
-    "fidelity": fidelity,
-    "kinds": kinds,
-    "options": options,
-    "planted": planted_short,
-    "planted tables": planted_table,
-}
+        for option in OPTIONS
+    ),
+    ("train.py", "layers", ["experiment=choose_layer"]),
+    ("train.py", "adapter", ["dictionary=transcoder_adapter"]),
+    ("evaluate.py", "adapter", ["evaluation=adapter_recovery", "evaluation.adapter_recovery.problems=500"]),
+    (
+        "evaluate.py",
+        "adapter",
+        [
+            "evaluation=[attribution_graphs,latent_sets]",
+            "evaluation.latent_sets.latents='top(50, influence)'",
+            "evaluation.latent_sets.problems=300",
+        ],
+    ),
+    ("train.py", "lora", ADAPTED),
+    ("evaluate.py", "lora", ["evaluation=[recovery,lora_ablation]", "task=[toy,toy_step_by_step]"]),
+    ("evaluate.py", "lora", ["evaluation=[polarity_examples,unit_comparison]"]),
+    ("train.py", "lora_k4", [*ADAPTED, "dictionary.sparsity.k=4", "evaluation=fidelity"]),
+    ("evaluate.py", "lora_k4", ["evaluation=unit_comparison"]),
+]
 
 
 def written(page: str, of: Findings) -> str:
@@ -171,13 +74,18 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="only write the blocks, from bench/findings.json")
     if not parser.parse_args().write:
         subprocess.run([sys.executable, "bench/planted.py", "--to", str(PLANTED)], cwd=ROOT, check=True)
-        for name, words in STUDIES.items():
-            folder = RUNS / name
-            subprocess.run([sys.executable, "train.py", *words, f"hydra.run.dir={folder}"], cwd=ROOT, check=True)
+        done = (RUNS / "done.txt").read_text().splitlines() if (RUNS / "done.txt").exists() else []
+        for script, name, words in LINES:
+            where = "hydra.run.dir" if script == "train.py" else "run"
+            line = [script, *words, f"{where}='{RUNS / name}'"]
+            if (said := shlex.join(line)) not in done:
+                subprocess.run([sys.executable, *line], cwd=ROOT, check=True)
+                with (RUNS / "done.txt").open("a") as file:
+                    file.write(f"{said}\n")
         of = Findings()
         for page in PAGES:
             written((ROOT / page).read_text(), of)
-        KEPT.write_text(json.dumps(of.used, indent=0, sort_keys=True) + "\n")
+        KEPT.write_text(json.dumps(of.used, indent=0) + "\n")
     write(Findings(json.loads(KEPT.read_text())))
 
 

@@ -1,5 +1,6 @@
 """What latents do to what a model writes: on the embedded pair, with a latent whose meaning was planted."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -16,7 +17,7 @@ from tunediff.evaluations.behaviour.benchmark import cut
 from tunediff.evaluations.behaviour.conditions import rate
 from tunediff.evaluations.behaviour.solving import KeptResponses
 from tunediff.evaluations.behaviour.steering_sweep import dip
-from tunediff.evaluations.given import ALL, LatentStatistics
+from tunediff.evaluations.given import ALL, TWIN, LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
 from tunediff.generation import Asked, Batched, Decoding, Response
@@ -103,6 +104,29 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
     assert without["edit"] == "Zero() of latents 0 at tuned.resid_post.3, delta, Everywhere()"
     assert without["change"] == pytest.approx(rows["random_direction/zero/delta"]["change"], rel=0.2)
     assert rows["zero/replace"]["reference"] == "reconstruction" and rows["zero/replace"]["p"] > 0.05
+
+
+def test_a_twin_is_asked_the_same_of_the_latents_that_the_rule_chooses_of_it(trained):
+    twin = copy.deepcopy(trained.dictionary)
+    turned = torch.arange(LATENTS).roll(7)  # the planted latent is the seventh of the twin
+    with torch.no_grad():
+        for name, part in (("W_dec", 0), ("b_enc", 0), ("W_enc", 1)):
+            getattr(twin, name).copy_(getattr(trained.dictionary, name).index_select(part, turned))
+    both = dataclasses.replace(trained, companions={TWIN: twin})
+    telling = Telling("hesitation_follows", count=1, at="step_end")
+    _, tables, _ = parted(intervention({"zero": Zero()}, latents=None, chosen_by=telling).run(both))
+    rows = by_condition(tables["ablation_conditions"])
+    own, other = rows["zero/delta"], rows["twin/zero/delta"]
+    assert "latents 0 at" in own["edit"] and "latents 7 at" in other["edit"] and other["reference"] == "unedited"
+    assert [own[key] for key in ("correct", "hesitations", "tokens")] == [
+        other[key] for key in ("correct", "hesitations", "tokens")
+    ]
+    assert rows["random_latents/twin/zero/delta"]["control"] and rows["random_latents/twin/zero/delta"]["draws"] == 6
+    assert sum(name.startswith("twin/") for name in rows) == 1 and "other" in rows
+    _, tables, _ = parted(intervention({"zero": Zero()}, problems=2).run(both))
+    assert not any("twin" in name for name in tables["ablation_conditions"]["condition"]), (
+        "numbers are one dictionary's"
+    )
 
 
 def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_not(trained):

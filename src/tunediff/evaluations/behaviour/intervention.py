@@ -7,6 +7,8 @@ numbers say nothing.
     random_latents      the same operation on latents that write as much where the edit is
     random_direction    a change of the same size at the same tokens, in a random direction; of a dictionary of one layer
                         Of both many draws, which answer the problems in turn (solving.py)
+    twin                the same of the dictionary from another seed that was trained beside it, with controls of its own, where
+                        latents are chosen by a rule: does the answer hang on one dictionary?
     all_latents, whole  of a patch: what every latent, and the whole hidden vector, would bring
 
 With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an
@@ -17,7 +19,7 @@ broken splice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ from tunediff.edits.editing import MODES
 from tunediff.evaluations.behaviour.changes import Changed, over_random
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
-from tunediff.evaluations.given import LatentStatistics, Trained
+from tunediff.evaluations.given import TWIN, LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
 from tunediff.evaluations.latents.selection import Selection, alike, asked_for, choose, decoder_rows
 from tunediff.models import ModelPair
@@ -94,6 +96,7 @@ class Intervention(BehaviourEvaluation):
                 "prompt; activations are then not quite those it was trained on."
             )
         yield Table(f"{self.name}_latents", latents_table(seen, chosen))
+        conditions += self.of_twin(trained, role)
         found: Found = {}
         for name, problems in (yield from self.asked(trained)).items():
             asked = [*conditions, *(other_prompt(role, problems) if role != ADAPTER else [])]
@@ -104,6 +107,21 @@ class Intervention(BehaviourEvaluation):
                 beside = found.get((name, f"{control}/{key}"))
                 if beside is not None:
                     yield from over_random(f"{self.name}/{name}/{key}", Changed(solved, control=beside.solved), control)
+
+    def of_twin(self, trained: Trained, role: str) -> list[Condition]:
+        """The conditions of the twin: the same operations on the latents that the same rule chooses of it."""
+        if TWIN not in trained.companions or not (self.latents is None or isinstance(self.latents, int)):
+            return []  # numbers, and expressions over tables of the run, speak of this dictionary alone
+        twin = trained.beside(TWIN)
+        chosen, made = choose(twin, twin.statistics, self.latents, self.chosen_by), []
+        for one in self.conditions(twin, role, twin.statistics, chosen):
+            first, _, rest = one.name.partition("/")
+            if first in (UNEDITED, "other", "whole", "all_latents"):
+                continue
+            name = f"{first}/{TWIN}/{rest}" if first in CONTROLS else f"{TWIN}/{one.name}"
+            reference = f"{TWIN}/{SPLICED}" if one.reference == SPLICED else one.reference
+            made.append(replace(one, name=name, title=f"twin: {one.title}", reference=reference))
+        return made
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         beside = role == ADAPTER

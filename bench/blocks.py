@@ -1,0 +1,344 @@
+"""The blocks of numbers on README.md and bench/results.md: findings of studies -> markdown. Read by bench/publish.py."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import planted
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, PLANTED = ROOT / "build" / "results", ROOT / "bench" / "planted.jsonl"
+OPTIONS = [
+    "batchtopk_crosscoder", "topk_crosscoder", "delta_crosscoder", "dfc", "jumprelu_crosscoder", "l1_crosscoder",
+    "l1_crosscoder_unsquared", "shared_crosscoder", "linear_crosscoder", "sae", "tied_sae", "difference_sae",
+]  # fmt: skip
+
+
+class Findings:
+    """Findings of the studies, from their folders or from what was kept of them. `used` are those that were asked for."""
+
+    def __init__(self, kept: Mapping[str, Mapping[str, list]] | None = None):
+        self.kept, self.used, self.read = kept, {}, {}
+
+    def __call__(self, study: str, name: str) -> list:
+        """Value, lower and upper bound of a finding; None three times where the study has it not."""
+        found = [
+            value if value is None or isinstance(value, int) else float(f"{value:.5g}")
+            for value in self.of(study).get(name, [None] * 3)
+        ]
+        self.used.setdefault(study, {})[name] = found
+        return found
+
+    def of(self, study: str) -> Mapping[str, list]:
+        """All that a study has found, or that was kept of it."""
+        if self.kept is not None:
+            return self.kept[study]
+        if study not in self.read:
+            said = json.loads((RUNS / study / "findings.json").read_text())["findings"]
+            self.read[study] = {f["name"]: [f["value"], f["low"], f["high"]] for f in said}
+        return self.read[study]
+
+    def between(self, study: str, before: str, behind: str) -> list[str]:
+        """The words between both ends, of the findings that have them."""
+        names = [name for name in self.of(study) if name.startswith(before) and name.endswith(behind)]
+        return [name.removeprefix(before).removesuffix(behind) for name in names]
+
+
+def spoken(found: list, form: str = ".3f", times: float = 1.0) -> str:
+    """A number with its interval, in words."""
+    value, low, high = found
+    if value is None:
+        return "–"
+    ends = "" if low is None or high is None else f" ({times * low:{form}} to {times * high:{form}})"
+    return f"{times * value:{form}}{ends}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+# -- blocks: findings -> markdown ---------------------------------------------------------------------------------------
+
+
+def fidelity(of: Findings) -> str:
+    rows = []
+    for word, name, form, times in (
+        ("explained variance", "explained_variance", ".3f", 1),
+        ("CE recovered", "ce_recovered", ".3f", 1),
+        ("KL recovered", "kl_recovered", ".3f", 1),
+        ("excess CE, %", "excess_ce", ".1f", 100),
+    ):
+        rows.append(
+            [word, *(spoken(of("default", f"fidelity/{name}/{role}"), form, times) for role in ("base", "tuned"))]
+        )
+    return table(["`python train.py`, the default", "base", "tuned"], rows)
+
+
+def kinds(of: Findings) -> str:
+    count = {
+        kind: of("default", f"geometry/count/{kind}")[0] for kind in ("shared", "base_only", "tuned_only", "other")
+    }
+    dead, l0 = (of("default", f"fidelity/{name}")[0] for name in ("dead_fraction", "l0/mean"))
+    confirmed = {kind: of("default", f"latent_scaling/count/{kind}")[0] for kind in ("base_only", "tuned_only")}
+    control = {
+        name: sum(of("default", f"latent_scaling/control/{name}/{kind}")[0] for kind in ("base_only", "tuned_only"))
+        for name in ("equal", "noise", "permuted")
+    }
+    seen = spoken(of("default", "latent_scaling/power"), ".0f", 100)
+    return (
+        f"L0 {l0:.1f}, dead fraction {dead:.0%}. Of the alive latents {count['shared']} are shared, {count['base_only']} base-only, "
+        f"{count['tuned_only']} tuned-only, {count['other']} in between; latent scaling confirms {confirmed['base_only']} and "
+        f"{confirmed['tuned_only']}. Of the same dictionary it confirms {control['equal']} on the base beside itself, {control['noise']} on the base\n"
+        f"beside a copy with noise as large as the difference, and {control['permuted']} where the tuned model reads other tokens, so "
+        f"that nothing is shared: {of('default', 'latent_scaling/control/permuted/share')[0]:.0%} of the latents there. Of directions that were planted in\n"
+        f"a copy of the base it names {seen} %. A twin from another seed has {spoken(of('default', 'twin/matched/all'), '.0f', 100)} % of the latents too."
+    )
+
+
+def options(of: Findings) -> str:
+    rows = []
+    for option in OPTIONS:
+        found = {
+            role: of(f"option/{option}", f"fidelity/explained_variance/{role}")[0]
+            for role in ("base", "tuned", "difference")
+        }
+        cells = [f"{found[role]:.3f}" if found[role] is not None else "–" for role in ("base", "tuned")]
+        if found["difference"] is not None:
+            cells = [f"{found['difference']:.3f} of the difference", ""]
+        dead, l0 = (of(f"option/{option}", f"fidelity/{name}")[0] for name in ("dead_fraction", "l0/mean"))
+        counts = [of(f"option/{option}", f"geometry/count/{kind}")[0] for kind in ("base_only", "shared", "tuned_only")]
+        sure = [of(f"option/{option}", f"latent_scaling/count/{kind}")[0] for kind in ("base_only", "tuned_only")]
+        rows.append(
+            [
+                f"`{option}`",
+                *cells,
+                f"{l0:.1f}",
+                f"{dead:.0%}",
+                *("–" if n is None else str(n) for n in (*counts, *sure)),
+            ]
+        )
+    head = ["", "explained variance base", "tuned", "L0", "dead", "base-only", "shared", "tuned-only"]
+    return table([*head, "confirmed base-only", "tuned-only"], rows)
+
+
+def planted_table(_: Findings) -> str:
+    return planted.tables(planted.Kept(PLANTED))
+
+
+def planted_short(_: Findings) -> str:
+    return planted.short(planted.Kept(PLANTED))
+
+
+def layers(of: Findings) -> str:
+    distance, cosine = (of("layers", f"layer_divergence/{name}") for name in ("l2/largest", "cosine/smallest"))
+    at = of("layers", "layer_divergence/l2/largest_layer")[0]
+    bits = {role: spoken(of("layers", f"tokenizers/bits_per_byte/{role}/shared"), ".2f") for role in ("base", "tuned")}
+    return (
+        f"On the embedded pair the residual streams part most after layer {at}: a mean distance of {spoken(distance, '.0f')}\n"
+        f"(99 % over documents) and a cosine of {spoken(cosine)}. The tuned model needs {bits['tuned']} bits a byte of the\n"
+        f"responses (95 %), the base {bits['base']}."
+    )
+
+
+def conditions(of: Findings, study: str, evaluation: str) -> str:
+    """Every condition of an evaluation that lets a model solve the embedded pair's problems."""
+    where, rows = f"{evaluation}/toy/", []
+    for key in of.between(study, where, "/accuracy"):
+        said = {
+            name: of(study, f"{where}{key}/{name}")
+            for name in ("accuracy", "hesitations", "tokens", "perplexity", "change")
+        }
+        rows.append(
+            [
+                f"`{key}`",
+                spoken(said["accuracy"], ".2f"),
+                spoken(said["hesitations"], ".1f"),
+                spoken([said["tokens"][0], None, None], ".0f"),
+                spoken([said["perplexity"][0], None, None], ".2f"),
+                spoken(said["change"], ".0f"),
+            ]
+        )
+    return table([evaluation, "right", "hesitations per 1,000 tokens", "tokens", "perplexity", "change"], rows)
+
+
+def edits(of: Findings) -> str:
+    return "\n\n".join(conditions(of, "default", name) for name in ("ablation", "scaling", "patching"))
+
+
+def steering(of: Findings) -> str:
+    where, rows = "steering_sweep/toy/", []
+    for key in of.between("default", where, "/accuracy"):
+        rate, right, perplexity = (
+            of("default", f"{where}{key}/{name}") for name in ("hesitations", "accuracy", "perplexity")
+        )
+        if "random_direction" in key:
+            continue
+        beside = (
+            of("default", f"{where}{key.replace('latents', 'random_direction')}/hesitations")
+            if "/" in key
+            else [None] * 3
+        )
+        rows.append(
+            [
+                f"`{key}`",
+                spoken(rate, ".1f"),
+                spoken(right, ".2f"),
+                spoken([perplexity[0], None, None], ".1f"),
+                spoken(beside, ".1f"),
+            ]
+        )
+    head = [
+        "gate and strength",
+        "hesitations per 1,000 tokens",
+        "right",
+        "perplexity",
+        "hesitations, random directions",
+    ]
+    peaks = [
+        [f"`{gate}`", *(spoken(of("default", f"steering_sweep/{gate}/{name}"), ".1f") for name in ("peak", "peak_strength")),
+         {1.0: "present", 0.0: "absent", None: "underpowered"}[of("default", f"steering_sweep/{gate}/dip")[0]]]
+        for gate in of.between("default", "steering_sweep/", "/dip")
+    ]  # fmt: skip
+    return f"{table(head, rows)}\n\n{table(['gate', 'rate at the peak', 'at strength', 'oversteering dip'], peaks)}"
+
+
+def closed(of: Findings) -> str:
+    rows = []
+    for name in of.between("default", "kl_patching/closed/", ""):
+        if "/" not in name and not name.startswith("random_"):
+            rows.append([f"`{name}`", spoken(of("default", f"kl_patching/closed/{name}"))])
+    least, most = (of("default", f"kl_patching/closed/random_{word}")[0] for word in ("smallest", "largest"))
+    kl = spoken(of("default", "kl_patching/kl/base"), ".2f")
+    return (
+        f"KL of the base's vectors: {kl} nats a token. Single draws of the random ones close {least:.2f} to {most:.2f}.\n\n"
+        + table(["patched", "share of the KL that is closed"], rows)
+    )
+
+
+def needed(of: Findings) -> str:
+    """What the ablation of the chosen latents does, beside its controls."""
+    where = "ablation/toy"
+    right = {
+        key: spoken(of("default", f"{where}/{key}/accuracy"), ".0f", 100)
+        for key in ("unedited", "zero/delta", "random_latents/zero/delta", "random_direction/zero/delta")
+    }
+    rate = {key: spoken(of("default", f"{where}/{key}/hesitations"), ".1f") for key in ("unedited", "zero/delta")}
+    beyond = spoken(of("default", f"{where}/zero/delta/accuracy_over_random_latents"), ".0f", 100)
+    patched = {
+        key: spoken(of("default", f"patching/toy/{key}/accuracy"), ".0f", 100)
+        for key in ("unedited", "patch/delta", "whole/patch")
+    }
+    return (
+        f"Ten latents that tell best whether a hesitation follows, set to zero as the tuned model writes: {rate['zero/delta']} hesitations\n"
+        f"per 1,000 tokens in place of {rate['unedited']}, and {right['zero/delta']} % of the problems right in place of {right['unedited']}; with as many latents that\n"
+        f"write as much, 20 draws, {right['random_latents/zero/delta']} %, with random directions {right['random_direction/zero/delta']} %. Less those of the random latents: {beyond} points.\n"
+        f"The base solves {patched['unedited']} %, with the same latents patched from the tuned model {patched['patch/delta']} %, with the whole vector {patched['whole/patch']} %."
+    )
+
+
+def adapter(of: Findings) -> str:
+    def cells(name: str, *who: str, form: str, times: float = 1.0) -> list[str]:
+        return ["" if one == "-" else spoken(of("adapter", name.format(one)), form, times) for one in who]
+
+    four = ("base", "hybrid", "adapter", "tuned")
+    rows = [
+        ["KL(tuned‖·), nats a token", *cells("replacement/kl/{}", "-", "hybrid", "adapter", form=".3f"), "0",
+         spoken(of("adapter", "replacement/kl_recovered"), ".1f", 100)],
+        ["the same at the worst cut", *cells("replacement/worst_kl/{}", "-", "hybrid", "adapter", "-", form=".3f"), ""],
+        ["error of the residual stream (NMSE)", *cells("replacement/nmse/{}", "-", "hybrid", "adapter", form=".3f"), "0", ""],
+    ]  # fmt: skip
+    where = "adapter_recovery/toy"
+    for word, name, form, times in (
+        ("accuracy, %", "accuracy", ".1f", 100),
+        ("tokens a response", "tokens", ".0f", 1),
+        ("hesitations a response", "hesitations_per_response", ".2f", 1),
+    ):
+        gap = of("adapter", f"{where}/{'hesitations' if name.startswith('hes') else name}/recovered")
+        gap = of("adapter", f"{where}/recovered") if name == "accuracy" else gap
+        rows.append([word, *cells(f"{where}/{{}}/{name}", *four, form=form, times=times), spoken(gap, ".0f", 100)])
+    l0 = of("adapter", "replacement/l0")[0]
+    return (
+        table(["", *four, "of the hybrid's gap, %"], rows) + f"\n\nL0 is {l0:.1f} of 512 latents a layer, on average."
+    )
+
+
+def needed_sets(of: Findings) -> str:
+    return conditions(of, "adapter", "latent_sets")
+
+
+def recovered(of: Findings) -> str:
+    right = {key: spoken(of("lora", f"recovery/{key}"), ".1f", 100) for key in (
+        "toy/accuracy/base", "toy_step_by_step/accuracy/base", "toy/accuracy/lora", "toy/accuracy/full", "toy/recovered",
+        "toy_step_by_step/recovered", "toy/tokens/recovered", "toy/hesitations/recovered")}  # fmt: skip
+    return (
+        f"Of 500 problems the embedded base solves {right['toy/accuracy/base']} % asked directly and {right['toy_step_by_step/accuracy/base']} % asked for steps,\n"
+        f"the rank-1 LoRA {right['toy/accuracy/lora']} %, the fully tuned model {right['toy/accuracy/full']} %. So rank 1 recovers\n"
+        f"{right['toy/recovered']} % of the gain over the direct answer, {right['toy_step_by_step/recovered']} % over the worked steps,\n"
+        f"{right['toy/tokens/recovered']} % of the length and {right['toy/hesitations/recovered']} % of the hesitations"
+    )
+
+
+def lora_parts(of: Findings) -> str:
+    rows = []
+    groups = ["whole/base", "type/mlp", "type/attention"]
+    groups += [f"layer/{name}" for name in of.between("lora", "lora_ablation/layer/", "/kl")]
+    for group in groups:
+        said = [of("lora", f"lora_ablation/{group}/{name}") for name in ("kl", "kl_reverse", "share", "over_random")]
+        rows.append([f"`{group}`", *(spoken(one, ".2f") for one in said)])
+    head = [
+        "without the adapters of",
+        "KL(full‖ablated), nats a token",
+        "KL(ablated‖full)",
+        "share of the gain in cross-entropy lost",
+    ]
+    return table([*head, "over random"], rows) + "\n\n" + conditions(of, "lora", "lora_ablation")
+
+
+def lora_dictionaries(of: Findings) -> str:
+    rows = []
+    for study, word in (("lora", "k 16"), ("lora_k4", "k 4")):
+        said = {name: of(study, f"fidelity/{name}") for name in (
+            "explained_variance/tuned", "l0/mean", "dead_fraction", "ce_recovered/tuned", "kl_recovered/tuned")}  # fmt: skip
+        forms = {"l0/mean": ".1f", "dead_fraction": ".2f"}
+        rows.append([word, *(spoken(one, forms.get(name, ".3f")) for name, one in said.items())])
+    return table(["", "explained variance", "L0", "dead", "CE recovered", "KL recovered"], rows)
+
+
+def unit_kinds(of: Findings) -> str:
+    rows = []
+    for study, among in (("lora", None), ("lora_k4", ["latents"])):
+        for kind in among or of.between(study, "unit_comparison/", "/units"):
+            said = {name: of(study, f"unit_comparison/{kind}/{name}") for name in ("auroc", "telling", "equal_numbers")}
+            count, word = of(study, f"unit_comparison/{kind}/units")[0], f"`{kind}`" + (", k 4" if among else "")
+            rows.append(
+                [
+                    word,
+                    str(count),
+                    spoken(said["auroc"], ".2f"),
+                    spoken(said["equal_numbers"], ".2f"),
+                    spoken(said["telling"], ".0f", 100),
+                ]
+            )
+    return table(
+        ["", "units", "mean AUROC of a unit's best label", "best of equal numbers", "units that tell a label, %"], rows
+    )
+
+
+BLOCKS: dict[str, Callable[[Findings], str]] = {
+    "fidelity": fidelity,
+    "kinds": kinds,
+    "options": options,
+    "planted": planted_short,
+    "planted tables": planted_table,
+    "layers": layers,
+    "edits": edits,
+    "steering": steering,
+    "closed": closed,
+    "needed": needed,
+    "adapter": adapter,
+    "latent sets": needed_sets,
+    "recovered": recovered,
+    "lora parts": lora_parts,
+    "lora dictionaries": lora_dictionaries,
+    "unit kinds": unit_kinds,
+}
