@@ -40,7 +40,10 @@ class Findings:
 
     def between(self, study: str, before: str, behind: str) -> list[str]:
         """The words between both ends, of the findings that have them."""
-        names = [name for name in self.of(study) if name.startswith(before) and name.endswith(behind)]
+        long = len(before) + len(behind)
+        names = [
+            name for name in self.of(study) if name.startswith(before) and name.endswith(behind) and len(name) > long
+        ]
         return [name.removeprefix(before).removesuffix(behind) for name in names]
 
 
@@ -262,6 +265,17 @@ def adapter(of: Findings) -> str:
     )
 
 
+def graphs(of: Findings) -> str:
+    said = {
+        name: of("adapter", f"attribution_graphs/{name}")[0]
+        for name in ("completeness_error", "carrying", "carrying_share")
+    }
+    return (
+        f"{said['carrying']} latents, {said['carrying_share']:.0%} of those that fire, carry four fifths of the influence. Edges, rest and constant\n"
+        f"lack {said['completeness_error']:.0e} of the size of their targets in float32."
+    )
+
+
 def needed_sets(of: Findings) -> str:
     return conditions(of, "adapter", "latent_sets")
 
@@ -279,19 +293,16 @@ def recovered(of: Findings) -> str:
 
 
 def lora_parts(of: Findings) -> str:
-    rows = []
     groups = ["whole/base", "type/mlp", "type/attention"]
-    groups += [f"layer/{name}" for name in of.between("lora", "lora_ablation/layer/", "/kl")]
-    for group in groups:
-        said = [of("lora", f"lora_ablation/{group}/{name}") for name in ("kl", "kl_reverse", "share", "over_random")]
-        rows.append([f"`{group}`", *(spoken(one, ".2f") for one in said)])
-    head = [
-        "without the adapters of",
-        "KL(full‖ablated), nats a token",
-        "KL(ablated‖full)",
-        "share of the gain in cross-entropy lost",
+    groups += [f"layer/{name}" for name in of.between("lora", "lora_ablation/layer/", "/share")]
+    measures = ("kl_full_ablated", "kl_ablated_full", "share", "over_random")
+    rows = [
+        [f"`{group}`", *(spoken(of("lora", f"lora_ablation/{group}/{name}"), ".2f") for name in measures)]
+        for group in groups
     ]
-    return table([*head, "over random"], rows) + "\n\n" + conditions(of, "lora", "lora_ablation")
+    head = ["without the adapters of", "KL(full‖ablated), nats a token", "KL(ablated‖full)"]
+    parts = table([*head, "share of the gain in cross-entropy lost", "KL over random adapters"], rows)
+    return f"{parts}\n\n{conditions(of, 'lora', 'lora_ablation')}"
 
 
 def lora_dictionaries(of: Findings) -> str:
@@ -306,22 +317,23 @@ def lora_dictionaries(of: Findings) -> str:
 
 def unit_kinds(of: Findings) -> str:
     rows = []
-    for study, among in (("lora", None), ("lora_k4", ["latents"])):
-        for kind in among or of.between(study, "unit_comparison/", "/units"):
-            said = {name: of(study, f"unit_comparison/{kind}/{name}") for name in ("auroc", "telling", "equal_numbers")}
-            count, word = of(study, f"unit_comparison/{kind}/units")[0], f"`{kind}`" + (", k 4" if among else "")
-            rows.append(
-                [
-                    word,
-                    str(count),
-                    spoken(said["auroc"], ".2f"),
-                    spoken(said["equal_numbers"], ".2f"),
-                    spoken(said["telling"], ".0f", 100),
-                ]
-            )
-    return table(
-        ["", "units", "mean AUROC of a unit's best label", "best of equal numbers", "units that tell a label, %"], rows
-    )
+    for study, kind, word in (
+        ("lora", "adapters", "adapter directions, either sign"),
+        ("lora", "neurons", "MLP neurons, either sign"),
+        ("lora", "latents", "latents, k 16"),
+        ("lora_k4", "latents", "latents, k 4"),
+    ):
+        where = f"unit_comparison/{kind}"
+        best = [of(study, f"{where}/{label}/auroc")[0] for label in of.between(study, f"{where}/", "/auroc")]
+        said = {name: of(study, f"{where}/{name}") for name in ("equal_numbers", "telling")}
+        cells = [
+            f"{sum(best) / len(best):.2f}",
+            spoken(said["equal_numbers"], ".2f"),
+            spoken(said["telling"], ".0f", 100),
+        ]
+        rows.append([word, str(of(study, f"{where}/units")[0]), *cells])
+    head = ["", "units", "mean AUROC of the best unit of a label", "best of equal numbers of units"]
+    return table([*head, "units that tell a label (AUROC above 0.9), %"], rows)
 
 
 BLOCKS: dict[str, Callable[[Findings], str]] = {
@@ -336,6 +348,7 @@ BLOCKS: dict[str, Callable[[Findings], str]] = {
     "closed": closed,
     "needed": needed,
     "adapter": adapter,
+    "graphs": graphs,
     "latent sets": needed_sets,
     "recovered": recovered,
     "lora parts": lora_parts,
