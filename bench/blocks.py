@@ -256,8 +256,7 @@ def adapter(of: Findings) -> str:
         ("tokens a response", "tokens", ".0f", 1),
         ("hesitations a response", "hesitations_per_response", ".2f", 1),
     ):
-        gap = of("adapter", f"{where}/{'hesitations' if name.startswith('hes') else name}/recovered")
-        gap = of("adapter", f"{where}/recovered") if name == "accuracy" else gap
+        gap = of("adapter", f"{where}/{name.removesuffix('_per_response')}/recovered_of_hybrid")
         rows.append([word, *cells(f"{where}/{{}}/{name}", *four, form=form, times=times), spoken(gap, ".0f", 100)])
     l0 = of("adapter", "replacement/l0")[0]
     return (
