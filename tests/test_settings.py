@@ -61,7 +61,11 @@ GIVEN = {
     "optimizer=adam_cosine": ["dictionary=transcoder_adapter"],
     "dictionary/objective=distillation": ["dictionary=transcoder_adapter"],
     "dictionary/objective=distillation_code": ["dictionary=transcoder_adapter"],
-    **{f"text={name}_files": ["text.rows.path=x"] for name in ("s1k", "openthoughts", "openr1_math")},
+    "dictionary/sparsity=dual_batchtopk": ["dictionary=delta_crosscoder"],
+    **{
+        f"text={name}": ["text.rows.path=x"]
+        for name in ("s1k_files", "openthoughts_files", "openr1_math_files", "contrastive")
+    },
 }
 
 
@@ -574,7 +578,8 @@ IN_A_STUDY = {  # class -> a study that has one
     "LatentSets": ["dictionary=transcoder_adapter", "evaluation=latent_sets"],
     "Anneal": [],
     "Constant": [],
-    "Difference": ["dictionary=delta_crosscoder"],
+    "DeltaLoss": ["dictionary=delta_crosscoder"],
+    "Difference": ["dictionary=unmasked_delta_crosscoder"],
     "ModelSource": [],
     "Reconstruction": [],
     "Resampling": ["optimizer.resampling={_target_: tunediff.training.Resampling, every: 0.1}"],
