@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES, KEPT, RUNS = ("README.md", "bench/results.md"), ROOT / "bench" / "findings.json", ROOT / "build" / "results"
 PLANTED = ROOT / "bench" / "planted.jsonl"
 OPTIONS = [
-    "batchtopk_crosscoder", "topk_crosscoder", "delta_crosscoder", "dfc", "jumprelu_crosscoder", "l1_crosscoder",
+    "batchtopk_crosscoder", "topk_crosscoder", "delta_crosscoder", "unmasked_delta_crosscoder", "dfc", "jumprelu_crosscoder", "l1_crosscoder",
     "l1_crosscoder_unsquared", "shared_crosscoder", "linear_crosscoder", "sae", "tied_sae", "difference_sae",
 ]  # fmt: skip
 # name of a study -> the words behind `python train.py`
