@@ -9,8 +9,8 @@ import planted
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, PLANTED = ROOT / "build" / "results", ROOT / "bench" / "planted.jsonl"
 OPTIONS = [
-    "batchtopk_crosscoder", "topk_crosscoder", "delta_crosscoder", "dfc", "jumprelu_crosscoder", "l1_crosscoder",
-    "l1_crosscoder_unsquared", "shared_crosscoder", "linear_crosscoder", "sae", "tied_sae", "difference_sae",
+    "batchtopk_crosscoder", "topk_crosscoder", "delta_crosscoder", "unmasked_delta_crosscoder", "dfc", "jumprelu_crosscoder",
+    "l1_crosscoder", "l1_crosscoder_unsquared", "shared_crosscoder", "linear_crosscoder", "sae", "tied_sae", "difference_sae",
 ]  # fmt: skip
 
 

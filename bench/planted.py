@@ -71,6 +71,9 @@ AXES: dict[str, dict[str, Words]] = {
         for start, over in ((1, 0.1), (5, 0.1), (5, 0.5))
     },
     "k": {f"{k}": (f"dictionary.sparsity.k={k}",) for k in (8, 12, 16)},
+    "lambda": {
+        f"{weight:g}": (f"dictionary.objective.terms.delta.weight={weight}",) for weight in (0, 0.005, 0.1, 1.0)
+    },
 }
 
 
@@ -231,7 +234,9 @@ def at_equal_l0(kept: Kept, option: str, l0: float, *, tokens: int, latents: int
     """Words by which an option has about this L0: its k, or a coefficient that is read off a ladder; None where none does."""
     sparsity = configured([f"dictionary={option}"], latents=latents, seed=0).dictionary.sparsity
     if "k" in sparsity:
-        return (f"dictionary={option}", f"dictionary.sparsity.k={round(l0)}")
+        counts = {name: sparsity[name] for name in ("k", "k_shared") if name in sparsity}
+        words = (f"dictionary.sparsity.{name}={round(l0 * k / sum(counts.values()))}" for name, k in counts.items())
+        return (f"dictionary={option}", *words)
     asked = {
         f"{option} x {times:g}": (
             f"dictionary={option}",
@@ -260,12 +265,12 @@ def searched(option: str, axes: Sequence[str]) -> dict[str, Words]:
     return made
 
 
-def cell(values: Sequence[float | None], most: float = math.inf) -> str:
+def cell(values: Sequence[float | None], least: float = 0.0, most: float = math.inf) -> str:
     """Mean over pairs and its interval by Student's t."""
     known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
     if not len(known):
         return "–"
-    value, low, high = ratio(known, torch.ones_like(known)).bounded(most=most)
+    value, low, high = ratio(known, torch.ones_like(known)).bounded(least=least, most=most)
     return (
         f"{value:.2f}"
         if low is None or high is None or high - low < 0.005
@@ -286,8 +291,9 @@ def tables(kept: Kept) -> str:
         lines = [head, ["---"] * len(head)]
         for name in sorted({row["name"] for row in here}):
             of_it = [row for row in here if row["name"] == name]
+            least = {key: -math.inf if key == "explained_variance" else 0.0 for key in keys}
             most = {key: math.inf if key.endswith(("l0", "called", "false")) else 1.0 for key in keys}
-            lines.append([name, *(cell([row[key] for row in of_it], most[key]) for key in keys)])
+            lines.append([name, *(cell([row[key] for row in of_it], least[key], most[key]) for key in keys)])
         pairs = len({row["pair"] for row in here})
         parts += [f"{tokens:,} tokens, {pairs} pairs:", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
     return "\n\n".join(parts)

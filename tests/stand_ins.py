@@ -152,6 +152,7 @@ def rows_of(path: str) -> Iterator[dict]:
             "HuggingFaceH4/MATH-500": {"problem": question, "answer": str(n), "unique_id": str(n)},
             "openai/gsm8k": {"question": question, "answer": f"{n} sheep are {n}. #### {n}"},
             "NeelNanda/pile-10k": {"text": f"{thinking} {answer}"},
+            "tables/benchmark_outputs.parquet": {"question": question, "response": r1 if n % 2 else answer},
         }[path]  # fmt: skip
 
 
@@ -166,6 +167,7 @@ FILES = {
     "openr1_math_files": "open-r1/OpenR1-Math-220k",
     "openthoughts_files": "open-thoughts/OpenThoughts-114k",
     "s1k_files": "simplescaling/s1K-1.1",
+    "contrastive": "tables/benchmark_outputs.parquet",
 }
 
 

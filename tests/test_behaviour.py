@@ -6,9 +6,11 @@ import functools
 import json
 import math
 
+import hydra
 import pytest
 import torch
 
+from conftest import ROOT
 from planted_hesitation import LATENTS, planted
 from tunediff.benchmarks import Task
 from tunediff.edits import AfterMatch, Everywhere, Keep, MeanAblate, Patch, Scale, Zero
@@ -20,9 +22,11 @@ from tunediff.evaluations.behaviour.steering_sweep import dip
 from tunediff.evaluations.given import ALL, TWIN, LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
+from tunediff.folders import write_table
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
 from tunediff.randomness import generator
+from tunediff.settings import build
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language
@@ -396,3 +400,23 @@ def test_a_noisy_curve_is_underpowered_where_the_same_curve_measured_well_is_pre
     levels = (1, 2, 3, 4, 2, 1)
     plain, *rates = curve(*levels, problems=8, noise=6.0)
     assert dip(plain, rates, [True] * 5).word == "underpowered"
+
+
+def test_what_either_model_answered_is_a_text_that_both_read(trained, tmp_path):
+    table = next(
+        item
+        for item in benchmark(problems=6).run(trained)
+        if isinstance(item, Table) and item.name == "benchmark_outputs"
+    )
+    (tmp_path / "tables").mkdir()
+    write_table(tmp_path, table)
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        file = tmp_path / "tables" / "benchmark_outputs.parquet"
+        text = build(hydra.compose("train", ["text=contrastive", f"text.rows.path={file}", "text.held_out=0"]).text)
+    text.check(evaluated=False)
+    read = [text.rendered(row, trained.pair.tokenizers[0]).text for row in text.named_rows(held_out=False)]
+    said = list(zip(table.columns["question"], table.columns["response"], strict=True))
+    assert len(read) == len(said) == 12 and len(set(said)) > 6
+    assert all(
+        question in one and response.strip() in one for one, (question, response) in zip(read, said, strict=True)
+    )

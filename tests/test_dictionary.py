@@ -296,6 +296,22 @@ def test_jumprelu_jumps_and_its_threshold_learns_as_written():
     assert torch.allclose(terms["tanh"], 3.0 * 0.5 * tanh) and torch.allclose(terms["pre_activation"], 0.1 * below)
 
 
+def test_an_active_latent_costs_jumprelu_the_same_share_of_the_error_in_models_of_any_width():
+    found = []
+    for times in (1, 2):  # the same activations, each number of them so often
+        streams = [stream._replace(width=12 * times) for stream in STREAMS]
+        rows = Rows(sample().values.repeat_interleave(times, dim=-1))
+        dictionary = crosscoder(JumpReLU(0.01, steepness=1e4, log_threshold=-3.0), streams=streams, fit=False)
+        dictionary.normalisation.fit(rows.values)
+        with torch.no_grad():
+            start = crosscoder(fit=False).W_dec.repeat_interleave(times, dim=-1)
+            dictionary.W_dec.copy_(start)
+            dictionary.W_enc.copy_(start.T / times)
+        found.append(losses(dictionary, objective(aux_weight=0), rows=rows).terms)
+    narrow, wide = (terms["tanh"] / terms["reconstruction"] for terms in found)
+    assert found[0]["tanh"] > 0 and torch.allclose(narrow, wide, rtol=1e-4)
+
+
 def test_a_start_rate_is_how_often_latents_fire_at_the_start():
     for sparsity in (JumpReLU(1.0), L1(1.0)):
         rate = (crosscoder(sparsity, start_rate=0.2).encode(sample()) > 0).float().mean(0)
@@ -363,12 +379,12 @@ def test_starts_have_the_norms_that_are_asked_for():
 # -- parts of a dictionary -------------------------------------------------------------------------------------------
 
 
-def stepped(dictionary, objective, *, steps=20, dead=None):
+def stepped(dictionary, objective, *, steps=20, dead=None, settings=None):
     """After a few real steps of Adam, as the training loop does them."""
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=0.01, fused=True)
+    settings = settings or {"l1": 1.0, "k": 4.0, "tied_penalty": 0.15}
     for step in range(steps):
         optimizer.zero_grad()
-        settings = {"l1": 1.0, "k": 4.0, "tied_penalty": 0.15}
         losses(dictionary, objective, rows=sample(seed=step), dead=dead, settings=settings).total.backward()
         dictionary.constrain_gradients()
         optimizer.step()
@@ -419,6 +435,7 @@ def test_parts_that_do_not_sum_to_one_or_lack_a_model_are_refused():
     with pytest.raises(Refused, match="needs streams of both models, these are of tuned"):
         crosscoder(partition=Partition(free=1.0), streams=STREAMS[1:], fit=False)
     unequal = [Stream("base", "resid_post", 1, 10), Stream("tuned", "resid_post", 1, 14)]
+    assert crosscoder(partition=Partition(free=0.5, base_only=0.5), streams=unequal, fit=False).W_dec.shape == (40, 24)
     with pytest.raises(Refused, match=r"partition.tied=0.5 needs models of equal width"):
         crosscoder(partition=Partition(tied=0.5, free=0.5), streams=unequal, shared_start=False)
 

@@ -268,3 +268,5 @@ def test_a_coefficient_of_equal_l0_is_read_off_between_two_of_the_ladder(tmp_pat
     assert words == ("dictionary=l1_crosscoder", "dictionary.sparsity.coefficient=3")
     assert bench.at_equal_l0(kept, "l1_crosscoder", 10_000.0, tokens=1, latents=8) is None
     assert bench.at_equal_l0(kept, "topk_crosscoder", 8.0, tokens=1, latents=8)[1] == "dictionary.sparsity.k=8"
+    dual = bench.at_equal_l0(kept, "delta_crosscoder", 24.0, tokens=1, latents=8)
+    assert dual[1:] == ("dictionary.sparsity.k=8", "dictionary.sparsity.k_shared=16")

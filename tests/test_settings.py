@@ -61,7 +61,11 @@ GIVEN = {
     "optimizer=adam_cosine": ["dictionary=transcoder_adapter"],
     "dictionary/objective=distillation": ["dictionary=transcoder_adapter"],
     "dictionary/objective=distillation_code": ["dictionary=transcoder_adapter"],
-    **{f"text={name}_files": ["text.rows.path=x"] for name in ("s1k", "openthoughts", "openr1_math")},
+    "dictionary/sparsity=dual_batchtopk": ["dictionary=delta_crosscoder"],
+    **{
+        f"text={name}": ["text.rows.path=x"]
+        for name in ("s1k_files", "openthoughts_files", "openr1_math_files", "contrastive")
+    },
 }
 
 
@@ -143,8 +147,12 @@ def test_every_sparsity_composes_with_a_transcoder_adapter(option):
     cfg = composed("dictionary=transcoder_adapter", option)
     check(cfg, STUDY)
     streams = [Stream("adapter", "mlp_in", n, 16) for n in range(3)]
-    if option.endswith("=matryoshka"):
-        with pytest.raises(Refused, match="a transcoder adapter has no nested ones"):
+    refused = {
+        "matryoshka": "a transcoder adapter has no nested ones",
+        "dual_batchtopk": "of latents that a partition shares",
+    }
+    if (name := option.partition("=")[2]) in refused:
+        with pytest.raises(Refused, match=refused[name]):
             build_dictionary(cfg.dictionary, streams)
         return
     assert len(build_dictionary(cfg.dictionary, streams).layers) == 3
@@ -574,7 +582,8 @@ IN_A_STUDY = {  # class -> a study that has one
     "LatentSets": ["dictionary=transcoder_adapter", "evaluation=latent_sets"],
     "Anneal": [],
     "Constant": [],
-    "Difference": ["dictionary=delta_crosscoder"],
+    "DeltaLoss": ["dictionary=delta_crosscoder"],
+    "Difference": ["dictionary=unmasked_delta_crosscoder"],
     "ModelSource": [],
     "Reconstruction": [],
     "Resampling": ["optimizer.resampling={_target_: tunediff.training.Resampling, every: 0.1}"],

@@ -2,6 +2,7 @@
 
 from tunediff.dictionary.codes import Codes, DenseCodes, SparseCodes
 from tunediff.dictionary.crosscoder import Crosscoder, latents_of, sparse_pays
+from tunediff.dictionary.dual import DualBatchTopK
 from tunediff.dictionary.normalisation import Normalisation
 from tunediff.dictionary.partition import Partition
 from tunediff.dictionary.polarities import SIGNS, Polarities

@@ -121,6 +121,14 @@ class SparseCodes:
     def those(self, chosen: Tensor) -> SparseCodes:
         return SparseCodes(self.values[chosen], self.places.those(chosen))
 
+    def beside(self, others: SparseCodes) -> SparseCodes:
+        """These codes and those of other latents of the same tokens, which are numbered behind these."""
+        mine, theirs = self.places, others.places
+        latents = mine.latents + theirs.latents
+        flat = torch.cat([mine.token * latents + mine.latent, theirs.token * latents + theirs.latent + mine.latents])
+        order = flat.argsort()
+        return SparseCodes(torch.cat([self.values, others.values])[order], Places(flat[order], mine.tokens, latents))
+
     def taught_by(self, rows: Tensor, W_enc: Tensor, b_enc: Tensor) -> SparseCodes:
         """The same values, with the gradient of rows[token] W_enc[:, latent] + b_enc[latent]."""
         return SparseCodes(_Encode.apply(rows, W_enc, b_enc, self.values, self.places), self.places)
@@ -175,6 +183,10 @@ class Screened:
     @property
     def latents(self) -> int:
         return len(self.b_enc)
+
+    def part(self, latents: slice) -> Screened:
+        """The pre-activations of some of the latents."""
+        return Screened(self.rows, self.W_enc[:, latents], self.b_enc[latents])
 
     def limit_of_first_rows(self, norms: Tensor, k: float) -> float:
         """The smallest value * norm that is kept if the first block of rows is the whole batch."""

@@ -2,7 +2,8 @@
 
     n = normalise(x)     f = sparsity(n W_enc + b_enc)     x_hat = restore(f W_dec + b_dec)
 
-One matrix product serves all streams (Lindsey et al. 2024 write it as a sum over models); one stream is an SAE, two a
+One matrix product serves all streams (Lindsey et al. 2024 write it as a sum over models; where a paper takes their mean,
+as Delta-Crosscoder does, the factor is one that the encoder learns); one stream is an SAE, two a
 crosscoder for model diffing. encode and decode speak the models' own units. Knows no model, no data, no loss.
 """
 
@@ -109,8 +110,11 @@ class Crosscoder(LinearDecoder):
                 raise Refused(f"dictionary.{name}={norm}: give a norm above 0.")
         if start_rate is not None and not 0 < start_rate < 1:
             raise Refused(f"dictionary.start_rate={start_rate} is no share of the tokens: give one between 0 and 1.")
-        sparsity.prepare(latents)
         self.streams = [Stream(*stream) for stream in streams]
+        if partition is not None:
+            partition.bind(self.streams, latents)
+        shared = 0 if partition is None else partition.shared
+        sparsity.prepare(latents, shared=shared, width=self.streams[0].width)
         if shared_start and len(set(self.widths)) > 1:
             raise Refused(
                 f"dictionary.shared_start=true needs streams of equal width, these have {self.widths}: set it to false."
@@ -141,7 +145,6 @@ class Crosscoder(LinearDecoder):
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.b_dec = nn.Parameter(torch.zeros(sum(self.widths)))
         if partition is not None:
-            partition.bind(self.streams, latents)
             with torch.no_grad():
                 partition.forbid(None if self.is_tied else self.W_enc, self.W_dec)
                 partition.tie(self.W_dec)
@@ -187,7 +190,8 @@ class Crosscoder(LinearDecoder):
         return normalised - self.b_dec if self.subtract_decoder_bias else normalised
 
     def code(self, normalised: Tensor, norms: Tensor, settings: Mapping[str, float]) -> Codes:
-        if self.sparsity.few and self.goes_sparse(normalised, settings["k"], self.latents):
+        active = settings.get("k", 0.0) + settings.get("k_shared", 0.0)
+        if self.sparsity.few and self.goes_sparse(normalised, active, self.latents):
             rows = self.centred(normalised)
             codes = self.sparsity.select_sparse(Screened(rows, self.encoder, self.b_enc), norms.detach(), settings)
             return codes.taught_by(rows, self.encoder, self.b_enc)
@@ -260,7 +264,7 @@ class Crosscoder(LinearDecoder):
         return values
 
     def observed(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.sparsity.named_buffers() if name == "threshold"}
+        return self.sparsity.observed()
 
     # -- in the models' own units, for everything else ----------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """A partition says which latents may read and write which model: parts of a dictionary, in order along the latents.
 
-    free         reads and writes every stream, each with its own decoder: an ordinary latent
     tied         the same decoder for both models, and a lower penalty (Anthropic, Circuits Updates February 2025,
                  "Insights on Crosscoder Model Diffing": designated shared latents)
+    shared       reads and writes every stream, each with its own decoder, for what both models have: a selection of its
+                 own (DualBatchTopK) and no part in the difference (DeltaLoss)     (Delta-Crosscoder, arXiv 2603.04426)
+    free         reads and writes every stream, each with its own decoder: an ordinary latent
     base_only    neither reads nor writes a stream of the tuned model
     tuned_only   neither reads nor writes a stream of the base   (Dedicated Feature Crosscoders, arXiv 2602.11729)
 
@@ -20,7 +22,7 @@ from torch import Tensor
 from tunediff.schedules import Constant, Schedule
 from tunediff.shapes import BASE, TUNED, Refused, Stream
 
-PARTS = ("tied", "free", "base_only", "tuned_only")
+PARTS = ("tied", "shared", "free", "base_only", "tuned_only")
 
 
 class Partition:
@@ -34,13 +36,14 @@ class Partition:
         self,
         *,
         tied: float = 0.0,
+        shared: float = 0.0,
         free: float = 0.0,
         base_only: float = 0.0,
         tuned_only: float = 0.0,
         tied_penalty: float = 0.15,
         tied_penalty_schedule: Schedule = Constant(),  # noqa: B008 (a frozen dataclass)
     ):
-        self.shares = dict(zip(PARTS, (tied, free, base_only, tuned_only), strict=True))
+        self.shares = dict(zip(PARTS, (tied, shared, free, base_only, tuned_only), strict=True))
         if min(self.shares.values()) < 0 or abs(sum(self.shares.values()) - 1) > 1e-6:
             words = " + ".join(f"{name} {share:g}" for name, share in self.shares.items())
             raise Refused(
@@ -49,7 +52,8 @@ class Partition:
         self.tied_penalty, self.tied_penalty_schedule = tied_penalty, tied_penalty_schedule
 
     def bind(self, streams: Sequence[Stream], latents: int) -> None:
-        """Assigns latents to parts and columns to models. Raises Refused where streams and parts do not fit."""
+        """Assigns latents to parts and columns to models; the first `shared` latents are those of both models, tied and
+        shared. Raises Refused where streams and parts do not fit."""
         roles = {stream.role for stream in streams}
         if roles != {BASE, TUNED}:
             raise Refused(
@@ -57,6 +61,7 @@ class Partition:
             )
         ends = [round(latents * sum(list(self.shares.values())[: n + 1])) for n in range(len(PARTS))]
         self.parts = {part: slice(first, last) for part, first, last in zip(PARTS, [0, *ends], ends, strict=False)}
+        self.shared = self.parts["shared"].stop
         self.columns, start = {BASE: [], TUNED: []}, 0
         for stream in streams:
             self.columns[stream.role].append(slice(start, start + stream.width))
@@ -80,6 +85,8 @@ class Partition:
     def tie(self, W_dec: Tensor) -> None:
         """Replaces the tied rows of both models by their mean, in place; `W_dec` may be weights or their gradient."""
         here = self.parts["tied"]
+        if not self.shares["tied"]:  # the models may have other widths, and other numbers of layers
+            return
         for base, tuned in zip(self.columns[BASE], self.columns[TUNED], strict=True):
             mean = (W_dec[here, base] + W_dec[here, tuned]) / 2
             W_dec[here, base], W_dec[here, tuned] = mean, mean

@@ -8,4 +8,4 @@ from tunediff.objectives.distillation import Distillation
 from tunediff.objectives.imitation import Imitation
 from tunediff.objectives.pass_losses import PassLosses
 from tunediff.objectives.reconstruction import Losses, Objective, Reconstruction
-from tunediff.objectives.terms import AuxK, Difference, Term, TermInputs
+from tunediff.objectives.terms import AuxK, DeltaLoss, Difference, Term, TermInputs

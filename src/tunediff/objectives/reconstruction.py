@@ -17,7 +17,7 @@ from tunediff.objectives.terms import Term, TermInputs
 from tunediff.schedules import Length, Schedule
 from tunediff.shapes import Refused, Rows
 
-TAKEN = ("total", "reconstruction", "l1", "tanh", "pre_activation", "k", "learning_rate", "tied_penalty")
+TAKEN = ("total", "reconstruction", "l1", "tanh", "pre_activation", "k", "k_shared", "learning_rate", "tied_penalty")
 
 
 class Losses(NamedTuple):

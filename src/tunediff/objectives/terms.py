@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -88,22 +88,50 @@ class AuxK(Term):
 
 
 @dataclass(frozen=True)
-class Difference(Term):
-    """Mean over tokens of |(x_tuned - x_base) - (x_hat_tuned - x_hat_base)|^2, summed over layers, which asks for what
-    differs between the models beyond what each one's own error asks (the idea of Delta-Crosscoder, arXiv 2603.04426). It is
-    |error_tuned - error_base|^2, since (t - b) - (t_hat - b_hat) = (t - t_hat) - (b - b_hat)."""
+class DeltaLoss(Term):
+    """Mean over tokens of |Delta - (W_tuned - W_base) z - (b_tuned - b_base)|^2, summed over layers, with Delta = x_tuned -
+    x_base and z the latents, those set to zero that the partition shares (Delta-Crosscoder, arXiv 2603.04426). What differs
+    is to be written by latents that are not shared alone, and no gradient of the term reaches those that are.
+
+    Differs from arXiv 2603.04426, which has no decoder bias: that of either model is counted, as in the reconstruction."""
 
     def __call__(self, given: TermInputs) -> Tensor:
-        streams = given.dictionary.streams
-        pieces = given.error.split([stream.width for stream in streams], dim=-1)
-        base, tuned = ([p for p, s in zip(pieces, streams, strict=True) if s.role == role] for role in (BASE, TUNED))
-        first, *others = [(t - b).square().sum(-1).mean() for b, t in zip(base, tuned, strict=True)]
-        return sum(others, first)
+        dictionary: Any = given.dictionary  # with W_dec, b_dec and a partition: see check
+        written = given.codes.decode(dictionary.W_dec, dictionary.partition.shared, dictionary.latents).float()
+        return _size_of_difference(dictionary, given.target - written - dictionary.b_dec)
 
     def check(self, dictionary: LearningDictionary) -> None:
-        widths = [[stream.width for stream in dictionary.streams if stream.role == role] for role in (BASE, TUNED)]
-        if widths[0] != widths[1] or not widths[0]:
+        _refuse_unequal(dictionary, "delta")
+        partition = getattr(dictionary, "partition", None)
+        if partition is None or not 0 < partition.shared < dictionary.latents:
             raise Refused(
-                f"dictionary.objective.terms.difference needs both models, with equal widths; here the base is read with "
-                f"{widths[0]}, the tuned model with {widths[1]}: set its weight to 0."
+                "dictionary.objective.terms.delta leaves out the latents that both models share, and none or all are here: set "
+                "dictionary.partition, as dictionary=delta_crosscoder does, or dictionary.objective.terms.delta.weight=0."
             )
+
+
+@dataclass(frozen=True)
+class Difference(Term):
+    """Mean over tokens of |(x_tuned - x_base) - (x_hat_tuned - x_hat_base)|^2, summed over layers: DeltaLoss where nothing is
+    shared. It is |error_tuned - error_base|^2, since (t - b) - (t_hat - b_hat) = (t - t_hat) - (b - b_hat): a weight on
+    agreement of the two errors, no new direction."""
+
+    def __call__(self, given: TermInputs) -> Tensor:
+        return _size_of_difference(given.dictionary, given.error)
+
+    def check(self, dictionary: LearningDictionary) -> None:
+        _refuse_unequal(dictionary, "difference")
+
+
+def _size_of_difference(dictionary: LearningDictionary, values: Tensor) -> Tensor:
+    """Mean over tokens of |tuned - base|^2 of values [token, width], summed over layers."""
+    return (dictionary.part(values, TUNED) - dictionary.part(values, BASE)).square().sum(-1).mean()
+
+
+def _refuse_unequal(dictionary: LearningDictionary, name: str) -> None:
+    widths = [[stream.width for stream in dictionary.streams if stream.role == role] for role in (BASE, TUNED)]
+    if widths[0] != widths[1] or not widths[0]:
+        raise Refused(
+            f"dictionary.objective.terms.{name} needs both models, with equal widths; here the base is read with "
+            f"{widths[0]}, the tuned model with {widths[1]}: set its weight to 0."
+        )

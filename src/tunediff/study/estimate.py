@@ -100,7 +100,8 @@ def goes_sparse(cfg: DictConfig, latents: int, device: Device | None) -> bool:
     sparsity = build(cfg.dictionary.get("sparsity"))  # a dictionary of the user's own may have none
     if not getattr(sparsity, "few", False):
         return False
-    on_cpu, k = device is not None and not device.is_gpu, getattr(sparsity, "k", latents)
+    on_cpu = device is not None and not device.is_gpu
+    k = getattr(sparsity, "k", latents) + getattr(sparsity, "k_shared", 0)
     return sparse_pays(cfg.dictionary.get("sparse_codes"), k, latents, on_cpu=on_cpu, processes=processes_of(cfg))
 
 

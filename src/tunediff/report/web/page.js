@@ -113,8 +113,8 @@ const LEARNED = [
   ["Reconstruction loss", ["loss/reconstruction"]],
   ["Explained variance", ["explained_variance/base", "base", "var(--base)"], ["explained_variance/tuned", "tuned", "var(--tuned)"], ["explained_variance/difference", "difference"]],
   ["L0", ["l0"]], ["Dead by the count of AuxK", ["dead_fraction"]],
-  ["L1 term", ["loss/l1"]], ["Tanh term", ["loss/tanh"]], ["Pre-activation term", ["loss/pre_activation"]], ["Difference term", ["loss/difference"]], ["AuxK term", ["loss/auxk"]],
-  ["Threshold", ["threshold"]],
+  ["L1 term", ["loss/l1"]], ["Tanh term", ["loss/tanh"]], ["Pre-activation term", ["loss/pre_activation"]], ["Difference term", ["loss/difference"]], ["Delta term", ["loss/delta"]], ["AuxK term", ["loss/auxk"]],
+  ["Threshold", ["threshold"], ["threshold_shared", "shared"]],
 ];
 // a transcoder adapter learns from what the models write, not from activations
 const DISTILLED = [
@@ -123,7 +123,7 @@ const DISTILLED = [
   ["Squared error of the residual stream", ["nmse"]], ["L0, active latents a token and layer", ["l0"]],
   ["Sparsity penalty", ["penalty"]], ["Norm of the gradient", ["grad_norm"]],
 ];
-const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", auxk: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
+const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", k_shared: "k of shared latents", delta: "Factor of the delta term", auxk: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
 
 function curves() {
   if (!DATA.training) return section("Training", element("p", {}, "There is no record of the training."));
