@@ -6,6 +6,7 @@ commands write into one file, where a row that is there already is not trained a
 
     python bench/planted.py --to planted.jsonl --tokens 250_000 1_000_000 4_000_000     # as shipped, and their controls
     python bench/planted.py --to planted.jsonl --equal                                  # at equal L0
+    python bench/planted.py --to planted.jsonl --options l1_crosscoder --search start AuxK   # where its false calls come from
     python bench/planted.py --to search.jsonl --search start norms rate --pairs 100 101     # settings, on other pairs
     python bench/planted.py --show planted.jsonl
 
@@ -18,6 +19,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -302,7 +304,7 @@ def tables(kept: Kept) -> str:
 def short(kept: Kept, tokens: int = 1_000_000) -> str:
     """The options that read both models at one length, as shipped, with their controls and untrained selves."""
     rows = [row for row in kept.found.values() if row["pair"] != APART and row["tokens"] in (0, tokens)]
-    rows = [row for row in rows if row["by_norm/called"] is not None and "L0 " not in row["name"]]
+    rows = [row for row in rows if row["by_norm/called"] is not None and not re.search("L0 |: ", row["name"])]
     head = [
         "",
         "explained variance",

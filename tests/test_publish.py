@@ -10,6 +10,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 import blocks  # noqa: E402
+import planted  # noqa: E402
 import publish  # noqa: E402
 
 
@@ -33,3 +34,13 @@ def test_a_number_that_was_written_by_hand_is_found_out():
     assert "12345" not in publish.written(text, kept) and "| explained variance |" in publish.written(text, kept)
     with pytest.raises(KeyError, match="unheard of"):
         publish.written("<!-- numbers: unheard of -->\n<!-- end -->", kept)
+
+
+def test_every_option_is_nearer_to_the_planted_truth_than_at_its_start_or_the_page_says_so():
+    rows = planted.Kept(blocks.PLANTED).found.values()
+    for option in planted.options():
+        trained, start = (
+            {row["pair"]: row["mean_max_cosine"] for row in rows if row["name"] == name and row["tokens"] == tokens}
+            for name, tokens in ((option, 1_000_000), (f"{option}, {planted.UNTRAINED}", 0))
+        )
+        assert trained and all(trained[pair] > 1.3 * start[pair] for pair in trained), option
