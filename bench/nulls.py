@@ -22,12 +22,12 @@ import torch
 
 import tunediff
 from tunediff import randomness
-from tunediff.activations import CONTROLS
 from tunediff.evaluations.reading.labelled import Labelled
 from tunediff.measures import share
 from tunediff.measures.clustered import ratio
 from tunediff.measures.separation import ActiveScores, interval
 from tunediff.measures.shifts import chance, discoveries
+from tunediff.report.page import read_table
 from tunediff.shapes import SEGMENTS, Rows
 
 LEVEL = 0.05
@@ -109,20 +109,21 @@ def labels(run: str, tracks: int, shuffles: int) -> Found:
 
 
 def exclusives(runs: Sequence[str]) -> Found:
-    """Latents that are called one model's own by decoder norm, and confirmed by latent scaling: means over runs, with Student's t."""
-    read = [
-        {f["name"]: f["value"] for f in json.loads((Path(run) / "findings.json").read_text())["findings"]}
-        for run in runs
-    ]
-    made: Found = {"null_exclusives/runs": (len(read), None, None)}
-    for control in CONTROLS:
-        for name in ("called", "confirmed"):
-            counts = [one.get(f"latent_scaling/control/{control}/{name}") for one in read]
-            known = torch.tensor([count for count in counts if count is not None], dtype=torch.float64)
-            if len(known):
-                at = f"null_exclusives/{control}/{name}"
-                made[at] = ratio(known, torch.ones_like(known)).bounded(least=0.0)
-                print(f"{at}: {said(made[at])} a run; each {[int(count) for count in known]}")
+    """Latents of a run that are called one model's own by decoder norm, and confirmed by latent scaling: means over runs, with
+    Student's t."""
+    counts: dict[str, list[int]] = {}
+    for run in runs:
+        table = read_table(Path(run), "controls")
+        assert table is not None, f"{run} has no dictionary on a control: train it with budget.companions=[equal]"
+        for control in {*table["read"]}:
+            for name in ("called", "confirmed"):
+                both = [n for n, read in zip(table[name], table["read"], strict=True) if read == control]
+                counts.setdefault(f"null_exclusives/{control}/{name}", []).append(sum(both))
+    made: Found = {"null_exclusives/runs": (len(runs), None, None)}
+    for at, found in sorted(counts.items()):
+        values = torch.tensor(found, dtype=torch.float64)
+        made[at] = ratio(values, torch.ones_like(values)).bounded(least=0.0)
+        print(f"{at}: {said(made[at])} a run; each {found}")
     return made
 
 

@@ -157,11 +157,20 @@ def test_what_was_found_beside_the_dictionary_is_found_again_from_its_folder(acc
 
 def test_what_untrained_dictionaries_share_is_what_their_start_shares(tmp_path):
     """Of two that began with the same rows in both models, the one half says the other."""
-    small = ["budget.companions=[twin]", "evaluation=[twin]", "dictionary.shared_start=true", "budget.tokens=1024"]
+    small = [
+        "budget.companions=[twin,equal]",
+        "evaluation=[twin]",
+        "dictionary.shared_start=true",
+        "budget.tokens=1024",
+    ]
     call("train.py", *SMALL, *small, "optimizer.batch=1024", f"hydra.run.dir={tmp_path}")
     found = findings(tmp_path)
     assert found["twin/pw_mcc_untrained"] > found["twin/pw_mcc_random"] + 0.02
     assert found["twin/pw_mcc"] == pytest.approx(found["twin/pw_mcc_untrained"], abs=0.1), "one step from the start"
+    base, tuned = weights(tmp_path / "companions" / "equal")["W_dec"].chunk(2, dim=-1)
+    assert torch.allclose(base, tuned), (
+        "on equal models rows that begin alike stay alike: none is exclusive by construction"
+    )
 
 
 def test_an_evaluation_that_asks_of_no_label_leaves_what_labels_say(accompanied, monkeypatch):

@@ -7,7 +7,7 @@ can be saved and taken up again: state_dict() now, load_state_dict() later, same
 dictionary, a loss or a step. sequences.py is for dictionaries that stand inside the models and learn from whole texts.
 """
 
-from tunediff.activations.controls import CONTROLS, NULLS, PERMUTED, View, control_view, has_controls
+from tunediff.activations.controls import CONTROLS, EQUAL, NOISE, PERMUTED, View, control_view, has_controls
 from tunediff.activations.live import ActivationError, ActivationSource, Live, LiveRows, Wanted, harvest
 from tunediff.activations.planted import Planted, PlantedRows
 from tunediff.activations.sequences import WholeSequences

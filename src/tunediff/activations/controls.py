@@ -4,9 +4,11 @@
     noise      the base beside itself with noise, at each token of the norm of tuned - base in a random direction
     permuted   the base beside the tuned model's activations of other tokens, drawn from the same block
 
-In the first two no direction belongs to one model alone: what a dictionary calls exclusive there, it calls so of itself. In
-the third nothing is shared, so that every direction belongs to one model alone: what a dictionary fails to call exclusive
-there, it would fail to see anywhere.
+In the first no direction belongs to one model alone: what a dictionary calls exclusive there, it calls so of itself. It is the
+null. The second is none: noise as large as the difference is one, of the copy alone, and latents that follow it are the copy's
+own in truth. It says how many exclusive latents a difference gives in which nothing was learned. In the third nothing is
+shared, so that every direction belongs to one model alone: what a dictionary fails to call exclusive there, it would fail to
+see anywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from torch import Tensor
 from tunediff.shapes import BASE, TUNED, Refused, Rows, Stream
 
 EQUAL, NOISE, PERMUTED = CONTROLS = ("equal", "noise", "permuted")
-NULLS = (EQUAL, NOISE)
 View = Callable[[Rows, torch.Generator], Rows]
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tunediff.activations import CONTROLS, NULLS, PERMUTED
+from tunediff.activations import CONTROLS, EQUAL, NOISE, PERMUTED
 from tunediff.dictionary import ReconstructingDictionary
 from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.statistics import called_exclusive, relative_decoder_norm
@@ -32,9 +32,14 @@ from tunediff.shapes import BASE, BLOCK, OTHER, TUNED, Figure, Finding, Note, Ro
 
 LARGEST_NU_ERROR, LARGEST_NU_RECONSTRUCTION = 0.2, 0.5
 CONTROL_WORDS = {
-    "equal": "the base beside itself",
-    "noise": "the base beside a copy with noise",
-    "permuted": "the base beside the tuned model on other tokens",
+    EQUAL: "the base beside itself",
+    NOISE: "the base beside a copy with noise",
+    PERMUTED: "the base beside the tuned model on other tokens",
+}
+TRUTHS = {
+    EQUAL: "none is one model's own",
+    NOISE: "noise alone is one model's own",
+    PERMUTED: "all are one model's own",
 }
 TARGETS = ("activation", "error", "reconstruction")
 RATIOS = ("error", "reconstruction", "activation")  # in the order of their columns
@@ -125,9 +130,9 @@ class LatentScaling:
             scaling, found[name] = self.calls(trained.beside(name))
             alive = int(scaling[BASE].alive.sum()) if name == PERMUTED else alive
             for kind, one in found[name].items():
-                truth = "none is" if name in NULLS else "all are"
+                truth = TRUTHS[name]
                 meaning = (
-                    f"the same dictionary on {CONTROL_WORDS[name]}, where {truth} one model's own: of {one.count} latents that "
+                    f"the same dictionary on {CONTROL_WORDS[name]}, where {truth}: of {one.count} latents that "
                     f"are {kind.replace('_', '-')} by decoder norm, those that latent scaling confirms"
                 )
                 yield Finding(f"latent_scaling/control/{name}/{kind}", one.confirmed, meaning=meaning)
@@ -146,15 +151,19 @@ class LatentScaling:
         yield Figure(
             "latent_scaling/controls", "bars", drawn, x="read", y=["called", "confirmed"], control="control", section="Controls",
             title="Latents that are called one model's own", caption="The same dictionary, trained on the pair and on controls. "
-            "Of the base beside itself or beside a copy with noise none is one model's own; beside the tuned model on other tokens all are.",
+            "Of the base beside itself none is one model's own; beside a copy with noise what follows the noise is; beside the tuned model "
+            "on other tokens all are.",
             words={"called": "by decoder norm", "confirmed": "confirmed by latent scaling"},
         )  # fmt: skip
         confirmed = {name: sum(one.confirmed for one in kinds.values()) for name, kinds in found.items()}
-        for name in (name for name in NULLS if name in found):
-            if 0 < confirmed["pair"] <= confirmed[name]:
+        for name, said in (
+            (EQUAL, "these calls are no evidence"),
+            (NOISE, "a difference of that size gives as many unlearned"),
+        ):
+            if name in found and 0 < confirmed["pair"] <= confirmed[name]:
                 yield Note(
                     f"latent_scaling confirms {confirmed['pair']} exclusive latents of the pair, and of the same dictionary on "
-                    f"{CONTROL_WORDS[name]}, where there is none, {confirmed[name]}: these calls are no evidence."
+                    f"{CONTROL_WORDS[name]}, where {TRUTHS[name]}, {confirmed[name]}: {said}."
                 )
         if PERMUTED in found:
             share = confirmed[PERMUTED] / max(alive, 1)
