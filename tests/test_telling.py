@@ -111,7 +111,7 @@ def test_labels_of_like_documents_keep_their_places_in_the_segments():
     assert order.sort().values.tolist() == list(range(59)) and group.diff().ge(0).all()
     for one in group.unique():
         members = counts[order[group == one]]
-        assert len((members[:, 0] > 0).unique()) == 1 and 6 <= len(members) <= 10
+        assert len((members[:, 0] > 0).unique()) == 1 and 4 <= len(members) <= 6
         assert int(members[:, 1].max() - members[:, 1].min()) == len(members) - 1
 
 

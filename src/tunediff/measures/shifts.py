@@ -26,7 +26,7 @@ from tunediff import randomness
 from tunediff.measures.separation import ActiveScores, DenseScores
 
 AT_ONCE = 25  # draws
-ALIKE = 8  # documents of like length that exchange their labels
+ALIKE = 5  # documents of like length that exchange their labels
 
 
 class Track(NamedTuple):
