@@ -216,7 +216,7 @@ def recovered_lengths(chance: Generator, problems: int) -> tuple[Bounded, float]
 def hesitating(chance: Generator, problems: int) -> tuple[Bounded, float]:
     """Hesitations per 1,000 tokens: counts that problems differ in, over lengths that they differ in as well."""
     tokens, own = 300 * chance.lognormal(0, 0.6, problems), chance.gamma(1.0, 1.0, problems)
-    return ratio(tensor(1000 * chance.poisson(0.01 * tokens * own)), tensor(tokens)).bounded(least=0.0), 10.0
+    return ratio(tensor(1000 * chance.poisson(0.01 * tokens * own)), tensor(tokens)).skewed(least=0.0), 10.0
 
 
 def in_turn(chance: Generator, problems: int) -> tuple[Bounded, float]:
@@ -234,7 +234,7 @@ def over_random(chance: Generator, problems: int) -> tuple[Bounded, float]:
     own, other = (hard * chance.gamma(4, 0.25, problems) for _ in range(2))
     apart = 0.5 * own - other * level[np.arange(problems) % draws]
     each = [apart[draw::draws] for draw in range(draws)]
-    return ratio(tensor([one.sum() for one in each]), tensor([len(one) for one in each])).bounded(), -150.0
+    return ratio(tensor([one.sum() for one in each]), tensor([len(one) for one in each])).skewed(), -150.0
 
 
 def judged(chance: Generator, latents: int) -> tuple[Bounded, float]:
