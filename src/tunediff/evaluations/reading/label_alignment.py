@@ -4,7 +4,8 @@ within_documents       the same latent over pairs of tokens of one document alon
                        documents have it
 null_mean, null_p95    what chance reaches by the same choice, the best of all latents chosen again: with labels shifted round
                        within documents, and with those of like documents at the same places (measures/shifts.py); the
-                       stricter of the two
+                       stricter of the two. A label that is always at one place, such as the end of thinking, is told by the
+                       place, and no latent tells it better
 p                      share of these draws that reach as much, again of the stricter; over all labels of a run they are Holm's (report/labels.py)
 bag_of_words, position rules that need no model, fitted and chosen on the first half (measures/token_rules.py)
 untrained_dictionary   the best of as many random latents over the same activations, by the same choice
