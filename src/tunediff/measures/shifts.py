@@ -7,8 +7,8 @@ what is found must beat both:
 
     shifted     the labels of every document are shifted round within it, all by one random number of tokens (a circular shift,
                 the block permutation of a series that keeps its runs): keeps how much of the label a document has
-    exchanged   documents of the same segments and of like length take over each other's labels, segment by segment at the same
-                share of its tokens: keeps where in a document the label is, and that documents are the units of chance
+    exchanged   documents of the same segments and of like length take over each other's labels, one in ALIKE its own, segment by segment at
+                the same share of its tokens: keeps where in a document the label is, and that documents are the units of chance
 
 Shifts alone call labels found that only have their places; bench/nulls.py counts how many.
 """
