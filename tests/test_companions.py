@@ -11,10 +11,12 @@ import tunediff
 from test_study import SMALL, call, findings
 from tunediff.activations import CONTROLS, Planted, PlantedRows, control_view, planted_events
 from tunediff.dictionary import Crosscoder, Linear, Normalisation
+from tunediff.evaluations import Geometry
 from tunediff.evaluations.latents.scaling import Called
 from tunediff.evaluations.reading.planted_truth import planted_recall
 from tunediff.randomness import generator
 from tunediff.shapes import BASE, TUNED, Refused, Rows, Stream
+from tunediff.study import run as study_run
 
 WIDTH = 6
 STREAMS = [Stream(role, "resid_post", layer, WIDTH) for layer in (1, 2) for role in (BASE, TUNED)]
@@ -172,6 +174,8 @@ def test_what_was_found_beside_the_dictionary_is_found_again_from_its_folder(acc
     before = findings(accompanied)
     assert before["twin/matched_by_chance"] <= before["twin/matched/all"]
     assert {f"latent_scaling/control/{name}/tuned_only" for name in CONTROLS} <= set(before)
+    beside = {name: before[f"twin/pw_mcc{name}"] for name in ("", "_untrained", "_permuted", "_random")}
+    assert beside["_untrained"] == pytest.approx(beside["_random"], abs=0.02) and beside[""] != beside["_permuted"]
     run = tunediff.load(accompanied)
     assert sorted(run.companions) == ["equal", "noise", "permuted", "planted", "twin"]
     own = weights(accompanied / "dictionary")
@@ -180,6 +184,32 @@ def test_what_was_found_beside_the_dictionary_is_found_again_from_its_folder(acc
     assert findings(accompanied) == before
     table = run.table("controls").to_pydict()
     assert table["read"] == [name for name in ("pair", *CONTROLS) for _ in range(2)]
+
+
+def test_what_untrained_dictionaries_share_is_what_their_start_shares(tmp_path):
+    """Of two that began with the same rows in both models, the one half says the other."""
+    small = [
+        "budget.companions=[twin,equal]",
+        "evaluation=[twin]",
+        "dictionary.shared_start=true",
+        "budget.tokens=1024",
+    ]
+    call("train.py", *SMALL, *small, "optimizer.batch=1024", f"hydra.run.dir={tmp_path}")
+    found = findings(tmp_path)
+    assert found["twin/pw_mcc_untrained"] > found["twin/pw_mcc_random"] + 0.02
+    assert found["twin/pw_mcc"] == pytest.approx(found["twin/pw_mcc_untrained"], abs=0.1), "one step from the start"
+    base, tuned = weights(tmp_path / "companions" / "equal")["W_dec"].chunk(2, dim=-1)
+    assert torch.allclose(base, tuned), (
+        "on equal models rows that begin alike stay alike: none is exclusive by construction"
+    )
+
+
+def test_an_evaluation_that_asks_of_no_label_leaves_what_labels_say(accompanied, monkeypatch):
+    writers = []
+    monkeypatch.setattr(study_run, "write_findings", lambda *given, **words: writers.append(words.get("by")) or {})
+    given = tunediff.load(accompanied).trained()
+    study_run.evaluate({"geometry": Geometry()}, given, accompanied, {})
+    assert writers == [None, "geometry"]
 
 
 def test_a_companion_that_is_none_is_refused_and_one_model_has_a_twin_alone(tmp_path):

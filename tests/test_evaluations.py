@@ -309,7 +309,7 @@ def test_a_planted_label_latent_is_found_and_chance_is_near_a_half(pair, monkeyp
     )
     where = "label_alignment/hesitation_follows"
     assert findings[f"{where}/latent"].value == 3 and findings[f"{where}/auroc"].value == 1.0
-    assert 0.4 < findings[f"{where}/null_mean"].value < 0.6 < 0.75 > findings[f"{where}/null_p95"].value
+    assert 0.4 < findings[f"{where}/null_mean"].value < 0.7 < 0.8 > findings[f"{where}/null_p95"].value
     assert findings[f"{where}/p"].value == pytest.approx(1 / 31) and 0.8 < findings[f"{where}/auroc"].low < 1.0
     assert tables["latents"]["auroc/hesitation_follows"][3] == 1.0
     # over all tokens the rule "the token is a dot" is strong: decision positions take it away

@@ -1,5 +1,6 @@
 """Laws of the instruments that evaluations share, and of what a run computes once for all of them."""
 
+import math
 from functools import partial
 from itertools import combinations
 
@@ -15,6 +16,7 @@ from tunediff.measures import share, wilson
 from tunediff.measures.clustered import DocumentSums, of_sums, quotient, ratio
 from tunediff.measures.next_tokens import MATRICES, compared, cross_entropies, cross_entropy, kl
 from tunediff.models import Head, ModelPair, ModelSource
+from tunediff.randomness import numpy_generator
 from tunediff.shapes import Finding, Table
 from tunediff.text import Text
 from tunediff.toy import language
@@ -210,3 +212,19 @@ class Asked:
 def test_a_class_that_says_nothing_asks_about_a_dictionary():
     assert declared(Asked(), "needs") is Needs.DICTIONARY and declared(Asked(), "name") is None
     assert declared(Asked(Needs.PAIR), "needs") is Needs.PAIR
+
+
+def test_an_interval_of_skewed_numbers_reaches_further_to_the_side_of_the_rare_large_ones_and_holds_the_truth_more_often():
+    drawn = numpy_generator(0, "skewed numbers of a test")
+    held = []
+    for _ in range(600):
+        counts = torch.from_numpy(drawn.lognormal(0, 1.2, 30))
+        found = ratio(counts, torch.ones_like(counts))
+        straight, bent = found.bounded(), found.skewed()
+        assert bent[0] == straight[0] and bent[1] > straight[1] and bent[2] > straight[2]
+        held.append([low < math.exp(0.72) < high for _, low, high in (straight, bent)])
+    plain, corrected = torch.tensor(held).double().mean(0).tolist()
+    assert plain < 0.9 and plain + 0.015 < corrected
+    even = ratio(torch.tensor([1.0, 2.0, 3.0]), torch.ones(3))
+    assert even.skewed() == pytest.approx(even.bounded())
+    assert ratio(torch.ones(3), torch.ones(3)).skewed() == (1.0, None, None)

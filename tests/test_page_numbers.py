@@ -225,11 +225,11 @@ def test_the_strip_of_a_label_and_the_table_of_fidelity_have_each_number_under_i
 
     assert high > low and found["best"] == place(0.8421) and found["range"] == [place(0.8), place(0.9)]
     assert found["beside"] == [
-        ["95 % of shifted labels: 0.550", place(0.55)], ["words: 0.530", place(0.53)],
+        ["95 % by chance: 0.550", place(0.55)], ["words: 0.530", place(0.53)],
         ["best random direction: 0.777", place(0.777)],
     ]  # fmt: skip
     (label,) = found["labels"]
-    assert [label[head] for head in ("95 % of shifted labels", "words", "average precision", "share")] == [
+    assert [label[head] for head in ("95 % by chance", "words", "average precision", "share")] == [
         "0.550", "0.530", "0.610", "0.170",
     ]  # fmt: skip
     assert label["AUROC"].startswith("0.842") and label["relative norm"] == "0.179"

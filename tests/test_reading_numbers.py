@@ -470,7 +470,7 @@ def by_halves(monkeypatch, latents=None, values=None, living=None):
 def test_the_best_latent_is_chosen_on_one_half_whatever_the_other_half_says(pair, monkeypatch):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
     by_halves(monkeypatch, {3: lambda y, half: y * half, 5: lambda y, half: y * (1 - half)})
-    made = Chance(torch.linspace(0, 1, 101), torch.rand(128, 101, generator=torch.Generator().manual_seed(0)))
+    made = Chance(torch.linspace(0, 1, 101)[None], torch.rand(1, 128, 101, generator=torch.Generator().manual_seed(0)))
     monkeypatch.setattr(label_alignment, "chance", lambda *_: made)
     evaluation = LabelAlignment(label=LABEL, at=AT, first=False, shuffles=5)
     findings, tables, _ = run(evaluation, pair, dictionary, tokens=20_000)

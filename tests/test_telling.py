@@ -8,12 +8,17 @@ import torch
 
 from tunediff.measures.clustered import Estimate
 from tunediff.measures.separation import ActiveScores, DenseScores, auroc, interval, separation, within_documents
-from tunediff.measures.shifts import chance, claims, discoveries, shifted
+from tunediff.measures.shifts import Track, alike, chance, claims, discoveries, exchanged, shifted
 from tunediff.measures.token_rules import best_rule
 from tunediff.randomness import generator
 from tunediff.report import labels_together
 from tunediff.shapes import Finding, Note
 from tunediff.text import Text
+
+
+def track_of(truth, document):
+    """A label of documents of one segment."""
+    return Track(truth, document, torch.zeros_like(document))
 
 
 def clustered(draw, documents=30, tokens=100, shift=0.5):
@@ -79,11 +84,80 @@ def test_within_documents_a_score_that_is_a_documents_own_tells_nothing():
 def test_shifted_labels_keep_their_number_and_their_neighbours_in_each_document():
     document = torch.tensor([0] * 7 + [1] * 5 + [0] * 3)
     truth = torch.tensor([1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]).bool()
-    drawn = torch.cat(list(shifted(truth, document, 60, generator(0, "a test"))), dim=1)
+    drawn = torch.cat(list(shifted(track_of(truth, document), 60, generator(0, "a test"))), dim=1)
     for one in (0, 1):
         inside, own = drawn[document == one], truth[document == one]
         turns = {tuple(own.roll(n).tolist()) for n in range(len(own))}
         assert {tuple(some) for some in inside.T.tolist()} == turns
+
+
+def test_labels_of_like_documents_keep_their_places_in_the_segments():
+    sizes = [(3, 12)] * 6 + [(4, 10)] * 6 + [(0, 9)] * 3  # of two segments
+    document = torch.cat([torch.full((a + b,), n) for n, (a, b) in enumerate(sizes)])
+    segment = torch.cat([torch.tensor([0] * a + [1] * b) for a, b in sizes])
+    first = torch.cat([torch.tensor([False] * a + [True] + [False] * (b - 1)) for a, b in sizes])
+    drawn = torch.cat(list(exchanged(Track(first, document, segment), 30, generator(0, "a test"))), dim=1)
+    assert (drawn == first[:, None]).all()  # all have it there
+    own = first & (document % 5 == 0)
+    drawn = torch.cat(list(exchanged(Track(own, document, segment), 200, generator(0, "a test"))), dim=1)
+    assert not drawn[~first].any()
+    often = drawn[first].double().mean(1)
+    assert often[:12].sum() == pytest.approx(3) and often[12:].sum() == pytest.approx(
+        0
+    )  # of 0, 5, 10, none of 12 to 14
+    assert all(0.1 < one < 0.5 for one in often[:12].tolist())
+    counts = torch.tensor([[n, n] for n in range(1, 41)] + [[0, n] for n in range(1, 20)])
+    order, group = alike(counts)
+    assert order.sort().values.tolist() == list(range(59)) and group.diff().ge(0).all()
+    for one in group.unique():
+        members = counts[order[group == one]]
+        assert len((members[:, 0] > 0).unique()) == 1 and 4 <= len(members) <= 6
+        assert int(members[:, 1].max() - members[:, 1].min()) == len(members) - 1
+
+
+def planted(draw, kind, strength=0.0):
+    """Scores [latent, token] of 16 latents, among them those of some place, and a label's Track of stretches of four that none
+    knows but by its place: the first by `strength`. Documents are unlike in length, in the label, and in each latent, and the
+    latents of neighbouring tokens are alike."""
+    drawn = generator(draw, "tracks of a test", kind)
+    sizes = torch.randint(20, 60, (80,), generator=drawn)
+    document = torch.arange(80).repeat_interleave(sizes)
+    place = torch.cat([torch.arange(size) / size for size in sizes.tolist()])
+    segment = (place > 0.3).long()
+    truth = torch.zeros(len(document), dtype=torch.bool)
+    for one in range(80):
+        inside = (document == one) & (segment == 1) if kind == "late" else document == one
+        here = inside.nonzero()[:, 0]
+        room = len(here) - 3 if kind == "late" else len(here)
+        for at in torch.rand(int(5 * torch.rand(1, generator=drawn) ** 2), generator=drawn).tolist():
+            truth[here[(int(room * (at**0.5 if kind == "late" else at)) + torch.arange(4)) % len(here)]] = True
+    noise = torch.randn(16, len(document) + 2, generator=drawn).unfold(1, 3, 1).mean(-1)
+    own = 0.5 * torch.randn(16, 80, generator=drawn)[:, document]
+    scores = own + 2 * noise + torch.linspace(0, 2, 16)[:, None] * (place - 0.5)
+    scores[0] += strength * truth
+    return scores, Track(truth, document, segment)
+
+
+def found_by(draw, kind, strength=0.0):
+    """Whether a label is found at 5 %, and whether it would be by each null alone."""
+    scores, track = planted(draw, kind, strength)
+    side = track.document % 2 == 0
+    halves = [Track(*(field[half] for field in track)) for half in (side, ~side)]
+    first, second = (DenseScores(scores[:, half]) for half in (side, ~side))
+    reached = float(second.auroc(halves[1].truth)[first.auroc(halves[0].truth).argmax()])
+    made = chance(first, second, *halves, 79)
+    return [made.p_value(reached) <= 0.05] + [
+        made._replace(best=one[None]).p_value(reached) <= 0.05 for one in made.best
+    ]
+
+
+@pytest.mark.parametrize("kind", ["round", "late"])
+def test_labels_that_only_have_their_places_are_not_found_and_those_that_a_latent_tells_are(kind):
+    found, shifts, _ = torch.tensor([found_by(draw, kind) for draw in range(60)]).sum(0).tolist()
+    assert found <= 7  # at most 7 of 60 in 99 % of studies at 5 %
+    assert kind == "round" or shifts > 30  # what shifts alone call found
+    told, of_shifts, _ = torch.tensor([found_by(draw, kind, 1.5) for draw in range(20)]).sum(0).tolist()
+    assert told >= of_shifts - 1 >= 18
 
 
 def test_labels_that_documents_have_and_latents_that_documents_have_are_not_found():
@@ -100,11 +174,11 @@ def test_labels_that_documents_have_and_latents_that_documents_have_are_not_foun
         scores = own + torch.randn(own.shape, generator=drawn)
         side = document % 8 < 4
         first, second = (DenseScores(scores[:, half]) for half in (side, ~side))
-        halves = [(truth[half], document[half]) for half in (side, ~side)]
+        halves = [track_of(truth[half], document[half]) for half in (side, ~side)]
         reached = second.auroc(truth[~side])[first.auroc(truth[side]).argmax()]
         found += chance(first, second, *halves, 99).p_value(float(reached)) <= 0.05
-        alone = [(labels, torch.zeros(len(labels), dtype=torch.long)) for labels, _ in halves]
-        shuffled = [(labels[torch.randperm(len(labels), generator=drawn)], same) for labels, same in alone]
+        labels = [half.truth[torch.randperm(len(half.truth), generator=drawn)] for half in halves]
+        shuffled = [track_of(some, torch.zeros(len(some), dtype=torch.long)) for some in labels]
         pooled += chance(first, second, *shuffled, 99).p_value(float(reached)) <= 0.05
     assert found <= 6 < pooled  # at most 6 of 40 in 99 % of studies at 5 %
 
@@ -117,7 +191,8 @@ def test_p_values_of_columns_are_even_where_there_is_nothing_and_small_where_som
     scores[7] += 2.0 * truth
     scores[8] = 0.0
     given = DenseScores(scores)
-    p_values = chance(given, given, (truth, document), (truth, document), 100).p_values(given.auroc(truth))
+    track = track_of(truth, document)
+    p_values = chance(given, given, track, track, 100).p_values(given.auroc(truth))
     assert p_values[7] < 1e-3 and p_values[8] == 1.0
     assert abs(float((p_values < 0.5).double().mean()) - 0.5) < 0.12
     assert (discoveries(p_values) <= 0.05).nonzero()[:, 0].tolist() == [7]

@@ -9,7 +9,8 @@ dictionary, a loss or a step. sequences.py is for dictionaries that stand inside
 
 from tunediff.activations.controls import (
     CONTROLS,
-    NULLS,
+    EQUAL,
+    NOISE,
     PERMUTED,
     PLANTED,
     View,

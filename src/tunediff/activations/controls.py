@@ -5,9 +5,11 @@
     permuted   the base beside the tuned model's activations of other tokens, drawn from the same block
     planted    the base beside a copy into which random directions are written, of known strengths, on known shares of the tokens
 
-In the first two no direction belongs to one model alone: what a dictionary calls exclusive there, it calls so of itself. In
-the third nothing is shared, so that every direction belongs to one model alone. In the last those that were planted do: what a
-dictionary of this kind and length does not find of them, it would not find in the pair.
+In the first no direction belongs to one model alone: what a dictionary calls exclusive there, it calls so of itself. It is the
+null. The second is none: noise as large as the difference is one, of the copy alone, and latents that follow it are the copy's
+own in truth. It says how many exclusive latents a difference gives in which nothing was learned. In the third nothing is
+shared, so that every direction belongs to one model alone. In the last those that were planted do: what a dictionary of this
+kind and length does not find of them, it would not find in the pair.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from tunediff import randomness
 from tunediff.shapes import BASE, TUNED, Refused, Rows, Stream
 
 EQUAL, NOISE, PERMUTED, PLANTED = CONTROLS = ("equal", "noise", "permuted", "planted")
-NULLS = (EQUAL, NOISE)
 # of planted directions: mean strength, as a share of the base's median norm, and share of the tokens; four of each
 STRENGTHS, RATES, OF_EACH = (1 / 8, 1 / 4, 1 / 2), (0.001, 0.003, 0.01, 0.03), 4
 View = Callable[[Rows, torch.Generator], Rows]

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -206,11 +206,13 @@ class Trained(Given):
 
     companions   dictionaries that were trained beside it, by name: twin, and those of the controls (activations/controls.py)
     view         what is read in place of the activations of a batch, such as a control's
+    starting_rows   makes the decoder rows [latent, width] that it and its twin began with
     """
 
     dictionary: Dictionary = field(kw_only=True)
     companions: Mapping[str, ReconstructingDictionary] = field(default_factory=dict)
     view: View | None = None
+    starting_rows: Callable[[], list[Tensor]] | None = None
 
     def beside(self, name: str) -> Trained:
         """The same pair and text as a companion reads them: the twin as they are, the dictionary of a control as that control."""

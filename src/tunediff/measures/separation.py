@@ -215,7 +215,9 @@ def within_documents(column: Tensor, truth: Tensor, document: Tensor) -> tuple[B
 
 def interval(found: Estimate, documents: int, level: float = 0.95) -> tuple[Tensor, Tensor]:
     """Confidence interval of AUROCs over so many documents: Student's t on the logit scale (Pepe 2003, The Statistical
-    Evaluation of Medical Tests, 5.2), on which it stays between 0 and 1. Where fewer than FEW documents carry the error, as
+    Evaluation of Medical Tests, 5.2), on which it stays between 0 and 1. Its degrees of freedom are the number of documents
+    that carry the error, (sum e^2)^2 / sum e^4 of what each adds (the effective number of clusters of Carter, Schnepel and
+    Steigerwald 2017, Review of Economics and Statistics 99:698): of a sparse latent a few do. Where fewer than FEW documents carry the error, as
     where nothing is ranked wrongly, it reaches at least as far as the exact interval of a share of so many documents (Clopper
     and Pearson 1934): none has a width of zero."""
     value = found.value
@@ -224,9 +226,11 @@ def interval(found: Estimate, documents: int, level: float = 0.95) -> tuple[Tens
     squares = found.influence.square()
     error = (squares.sum(0) * documents / (documents - 1)).sqrt()
     inside = value.clamp(1e-12, 1 - 1e-12)
-    reach = float(stdtrit(documents - 1, 0.5 + level / 2)) * error / (inside * (1 - inside))
+    carry = squares.sum(0).square() / squares.square().sum(0).clamp(min=1e-300)
+    quantile = torch.as_tensor(stdtrit(carry.clamp(1, documents - 1).numpy(), 0.5 + level / 2))
+    reach = quantile * error / (inside * (1 - inside))
     low, high = (inside.logit() - reach).sigmoid(), (inside.logit() + reach).sigmoid()
-    few = squares.sum(0).square() < FEW * squares.square().sum(0) + 1e-30
+    few = carry < FEW
     ranked, wrong = (
         value * documents,
         (1 - value) * documents,

@@ -2,5 +2,5 @@
 
 from tunediff.report.comparison import in_words, members_under, write_comparison
 from tunediff.report.headline import line_of
-from tunediff.report.labels import labels_together
+from tunediff.report.labels import SAY_OF_LABELS, labels_together
 from tunediff.report.page import write_report

@@ -17,6 +17,7 @@ from tunediff.measures.shifts import claims, discoveries
 from tunediff.shapes import Finding, Note, Table
 
 LEVEL = 0.05
+SAY_OF_LABELS = ("label_alignment", "probing")  # what a label's findings begin with
 # what may do as well as the best latent, in words
 YARDSTICKS = {
     "label_alignment/{}/bag_of_words": "a rule on the words before it",
@@ -54,7 +55,10 @@ def labels_together(folder: Path, findings: Mapping[str, Mapping[str, Any]]) -> 
 def _found(adjusted: Mapping[str, float]) -> str:
     found = [label for label, value in adjusted.items() if value <= LEVEL]
     rest = [label for label in adjusted if label not in found]
-    said = f"Labels that a latent tells better than labels shifted within documents, at {LEVEL:.0%} over all {len(adjusted)} "
+    said = (
+        "Labels that a latent tells better than it tells them shifted within documents, and better than those of like "
+    )
+    said += f"documents at the same places, at {LEVEL:.0%} over all {len(adjusted)} "
     said += f"(Holm): {', '.join(found) or 'none'}."
     return said + (f" Not found: {', '.join(rest)}." if rest else "")
 

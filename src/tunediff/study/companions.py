@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from tunediff import randomness
 from tunediff.activations import CONTROLS, control_view, has_controls
@@ -58,6 +59,12 @@ def settings_of(cfg: DictConfig, name: str) -> DictConfig:
     if "seed" in twin.dictionary:
         twin.dictionary.seed = twin.seed
     return twin
+
+
+def starting_rows(cfg: DictConfig, streams: Sequence[Stream]) -> list[Tensor]:
+    """Decoder rows [latent, width] that the study's dictionary and its twin begin with, before either has learned."""
+    own = [build_dictionary(seeded.dictionary, list(streams)) for seeded in (cfg, settings_of(cfg, TWIN))]
+    return [made.W_dec.detach() for made in own]
 
 
 def read_companions(folder: Path, cfg: DictConfig, streams: list[Stream]) -> dict[str, Any]:

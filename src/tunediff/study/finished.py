@@ -30,7 +30,7 @@ from tunediff.models import LOGITS_MB, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import build, check
 from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
-from tunediff.study.companions import read_companions
+from tunediff.study.companions import read_companions, starting_rows
 from tunediff.study.described import about
 from tunediff.study.parts import (
     build_dictionary,
@@ -180,7 +180,10 @@ class Loaded:
         dictionary = None if self.dictionary is None else self.dictionary.to(device)
         beside = {name: one.to(device) for name, one in self.companions.items()}
         budget = tokens or self.cfg.budget.evaluation_tokens
-        return given_of(self.pair, self.text, dictionary, budget, self.folder, logits_mb=logits_mb, companions=beside)
+        return given_of(
+            self.pair, self.text, dictionary, budget, self.folder, logits_mb=logits_mb, companions=beside,
+            starting_rows=functools.partial(starting_rows, self.cfg, self.streams),
+        )  # fmt: skip
 
 
 REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()

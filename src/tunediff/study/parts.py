@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from tunediff.activations import WholeSequences, check_buffer
 from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapter, latents_of
@@ -308,6 +309,7 @@ def given_of(
     *,
     logits_mb: float,
     companions: Mapping[str, Any] | None = None,
+    starting_rows: Callable[[], list[Tensor]] | None = None,
 ) -> Given:
     """The pair and text that evaluations are given, Trained where there is a dictionary. A transcoder adapter joins the loaded
     pair as models of its own."""
@@ -316,7 +318,8 @@ def given_of(
     if isinstance(dictionary, TranscoderAdapter):
         pair.stand_beside(dictionary)
     beside = dict(companions or {})
-    return Trained(pair, text, tokens, folder=folder, logits_mb=logits_mb, dictionary=dictionary, companions=beside)
+    given = {"folder": folder, "logits_mb": logits_mb, "companions": beside, "starting_rows": starting_rows}
+    return Trained(pair, text, tokens, dictionary=dictionary, **given)
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

@@ -6,6 +6,7 @@ A study may measure its pair alone: its config has no dictionary, and its run no
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,11 +22,11 @@ from tunediff.dictionary import TranscoderAdapter, save_dictionary
 from tunediff.evaluations import Evaluation, Given, declared
 from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, write_findings
 from tunediff.models import ModelPair, check_places, pair_of_adapter
-from tunediff.report import labels_together, line_of, write_report
+from tunediff.report import SAY_OF_LABELS, labels_together, line_of, write_report
 from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
-from tunediff.study.companions import build_companions, names_of, settings_of
+from tunediff.study.companions import build_companions, names_of, settings_of, starting_rows
 from tunediff.study.described import about, curves_of, open_loggers
 from tunediff.study.parts import (
     build_learner,
@@ -135,7 +136,10 @@ class Run:
         write_findings(self.folder, found, self.described, by="study")
         tokens, logits_mb = self.cfg.budget.evaluation_tokens, self.cfg.logits_mb
         beside = self.keep_companions(device)
-        given = given_of(pair, text, dictionary, tokens, self.folder, logits_mb=logits_mb, companions=beside)
+        given = given_of(
+            pair, text, dictionary, tokens, self.folder, logits_mb=logits_mb, companions=beside,
+            starting_rows=functools.partial(starting_rows, self.cfg, self.streams),
+        )  # fmt: skip
         findings = evaluate(self.evaluations, given, self.folder, self.described)
         for logger in self.loggers:
             values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
@@ -184,7 +188,7 @@ def evaluate(
 ) -> dict[str, dict]:
     """Asks every evaluation and returns all findings of the run's folder. Those of an evaluation are written before the
     next begins, so that one that fails takes no other's with it."""
-    findings = write_findings(folder, (), described)
+    findings, of_labels = write_findings(folder, (), described), False
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
         found = found_by(name, evaluation, given)
@@ -192,6 +196,9 @@ def evaluate(
         findings = write_findings(folder, found, described, by=declared(evaluation, "name") or name)
         for note in (item.text for item in found if isinstance(item, Note)):
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")
+        of_labels |= any(isinstance(item, Finding) and item.name.split("/")[0] in SAY_OF_LABELS for item in found)
+    if not of_labels:
+        return findings
     together = list(labels_together(folder, findings))
     for note in (item.text for item in together if isinstance(item, Note)):
         log.info("%s", note)

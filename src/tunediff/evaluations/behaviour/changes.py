@@ -63,7 +63,7 @@ def told(where: str, changed: Changed) -> Iterator[Finding]:
             own, whole = (float(of(solved, None).value) for solved in (changed.own, changed.whole))
             meaning = f"{what}: {own:.4g} less {whole:.4g} of the whole model, on the same problems"
             over = "draws and problems" if draws_of(changed.own) else "problems"
-            yield Finding(f"{where}/{name}_change", *change.bounded(), meaning, over=over)
+            yield Finding(f"{where}/{name}_change", *change.skewed(), meaning, over=over)
     yield from over_random(where, changed)
 
 
@@ -74,7 +74,7 @@ def over_random(where: str, changed: Changed, control: str = "random") -> Iterat
         if beyond is not None:
             draws = draws_of(changed.control)
             meaning = f"{what}: less that of {draws} random controls, which answered the same problems in turn"
-            yield Finding(f"{where}/{name}_over_{control}", *beyond.bounded(), meaning, over="draws and problems")
+            yield Finding(f"{where}/{name}_over_{control}", *beyond.skewed(), meaning, over="draws and problems")
 
 
 def columns(changed: Changed) -> dict[str, float | None]:
@@ -83,5 +83,5 @@ def columns(changed: Changed) -> dict[str, float | None]:
     for name in MEASURES:
         found[name] = number(MEASURES[name][1](changed.own, None).value)
         for what, estimate in (("change", changed.change(name)), ("over_random", changed.over_random(name))):
-            found |= interval_columns(f"{name}_{what}", (None, None, None) if estimate is None else estimate.bounded())
+            found |= interval_columns(f"{name}_{what}", (None, None, None) if estimate is None else estimate.skewed())
     return found

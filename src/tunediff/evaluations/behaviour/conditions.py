@@ -126,7 +126,7 @@ def hesitations(solved: Sequence[Solved], *, a_response: bool = False, level: fl
     seen *= sum(s.problem.sample == 0 for s in solved) / max(len(solved), 1)
     if seen and not any(s.behaviour.hesitations for s in solved):
         return 0.0, 0.0, -math.log(0.5 - level / 2) / seen
-    return hesitation_rate(solved, a_response=a_response).bounded(level, least=0.0)
+    return hesitation_rate(solved, a_response=a_response).skewed(level, least=0.0)
 
 
 def surprise_rate(solved: Sequence[Solved]) -> Estimate:
@@ -197,7 +197,7 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
         **interval_columns("accuracy", accuracy(solved)),
         "p": p,
         **interval_columns("difference", apart),
-        **interval_columns("tokens", length(solved).bounded(least=0.0)),
+        **interval_columns("tokens", length(solved).skewed(least=0.0)),
         **interval_columns("perplexity", perplexity(solved)),
         **interval_columns("hesitations", hesitations(solved)),
         **interval_columns("hesitating", hesitating),

@@ -43,7 +43,7 @@ KINDS = 3  # adapters, neurons, latents
 class UnitComparison:
     """first      true: only the first token of a labelled stretch counts as labelled, the rest of it is not looked at
     above      from this AUROC on a unit counts as telling a label
-    shuffles   draws of the null
+    shuffles   draws of each null
     draws      draws of equal numbers of units
     judge      the language model that sorts units into classes; without an endpoint none is asked
     judged     number of units of each kind that are judged, drawn among the living
@@ -113,13 +113,12 @@ class UnitComparison:
                 column, where = second.column(best), f"unit_comparison/{kind.name}/{label}"
                 auroc, low, high = separation(column, *tested_on)
                 precision = float(ActiveScores.of([column[:, None]], 1).average_precision(tested_on[0]))
-                null = float(chance(first, second, chosen_on, tested_on, self.shuffles).best.quantile(0.95))
+                null = chance(first, second, *map(labelled.track, (labelled.select, labelled.test)), self.shuffles).p95
                 how = f"chosen on {int(select.sum())} tokens, tested on {int(test.sum())} of other questions; interval over documents"
                 meaning = f"AUROC of {kind.units[best]}, the best of {len(kind.units)} {kind.what}, {how}"
                 yield Finding(f"{where}/auroc", auroc, low, high, meaning, over="documents")
-                yield Finding(
-                    f"{where}/null_p95", null, meaning="the same with labels shifted within documents, 95 % quantile"
-                )
+                meaning = "the same with labels shifted within documents, or those of like documents: the larger 95 % quantile"
+                yield Finding(f"{where}/null_p95", null, meaning=meaning)
                 rate = float(tested_on[0].double().mean())
                 meaning = f"average precision of that unit; the share of labelled tokens, {rate:.3g}, is chance"
                 yield Finding(f"{where}/average_precision", precision, meaning=meaning)

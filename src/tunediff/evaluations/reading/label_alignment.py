@@ -2,9 +2,11 @@
 
 within_documents       the same latent over pairs of tokens of one document alone: what the label's place says, and not which
                        documents have it
-null_mean, null_p95    what chance reaches by the same choice: labels shifted round within documents (measures/shifts.py), the
-                       best of all latents chosen again
-p                      share of these shifts that reach as much; over all labels of a run they are Holm's (report/labels.py)
+null_mean, null_p95    what chance reaches by the same choice, the best of all latents chosen again: with labels shifted round
+                       within documents, and with those of like documents at the same places (measures/shifts.py); the
+                       stricter of the two. A label that is always at one place, such as the end of thinking, is told by the
+                       place, and no latent tells it better
+p                      share of these draws that reach as much, again of the stricter; over all labels of a run they are Holm's (report/labels.py)
 bag_of_words, position rules that need no model, fitted and chosen on the first half (measures/token_rules.py)
 untrained_dictionary   the best of as many random latents over the same activations, by the same choice
 untrained_model        the best of them over models whose weights were permuted (arXiv 2501.17727)
@@ -40,7 +42,7 @@ class LabelAlignment:
     at          only tokens with this label are looked at, such as step_end; null: all tokens
     first       true: only the first token of a labelled stretch counts as labelled, and the rest of it is not looked at: a
                 latent for where a behaviour begins
-    shuffles    draws of the null
+    shuffles    draws of each null
     untrained_model   reads the text again by models with permuted weights; null: where both have at most 10^9 parameters
     """
 
@@ -106,15 +108,16 @@ class LabelAlignment:
             "Elteren; interval over documents"
         )
         yield Finding(f"{where}/within_documents", *within, meaning, over="documents")
-        null = chance(first, second, (truth[select], document[select]), (truth[test], document[test]), self.shuffles)
-        said = f"the same with labels shifted round within their documents, {self.shuffles} times: "
-        for name, value, word in (
-            ("mean", null.best.mean(), "mean"),
-            ("p95", null.best.quantile(0.95), "95 % quantile"),
-        ):
-            yield Finding(f"{where}/null_{name}", float(value), meaning=said + word)
+        null = chance(first, second, labelled.track(select), labelled.track(test), self.shuffles)
+        said = (
+            f"the same with labels shifted round within their documents, or those of like documents, {self.shuffles} times each, "
+            "the larger: "
+        )
+        for name, value, word in (("mean", null.mean, "mean"), ("p95", null.p95, "95 % quantile")):
+            yield Finding(f"{where}/null_{name}", value, meaning=said + word)
         meaning = (
-            "share of these that reach as much as the best latent, itself counted; one label's, not yet Holm's over all"
+            "share of these that reach as much as the best latent, itself counted, the larger of the two; one label's, not yet "
+            "Holm's over all"
         )
         yield Finding(f"{where}/p", null.p_value(float(tested[best])), meaning=meaning)
         share, precision = float(truth[test].double().mean()), second.average_precision(truth[test])

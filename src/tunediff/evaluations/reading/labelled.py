@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tunediff.evaluations.given import Given
+from tunediff.measures.shifts import Track
 from tunediff.measures.token_rules import Rule
 from tunediff.shapes import Note
 from tunediff.text import Batch
@@ -26,13 +27,14 @@ LookedAt = list[tuple[Batch, Tensor]]  # batches, each with its looked-at tokens
 class Labelled(NamedTuple):
     """The looked-at tokens of the held-out text.
 
-    truth, document, question   [token]          stretch   [token] number of the labelled stretch that it is in
+    truth, document, question, segment   [token]     stretch   [token] number of the labelled stretch that it is in
     """
 
     truth: Tensor
     document: Tensor
     question: Tensor
     stretch: Tensor
+    segment: Tensor
 
     @property
     def select(self) -> Tensor:
@@ -43,6 +45,10 @@ class Labelled(NamedTuple):
     def test(self) -> Tensor:
         """[token] bool: the other half."""
         return self.question % 2 == 1
+
+    def track(self, side: Tensor) -> Track:
+        """The label of a half [token]."""
+        return Track(self.truth[side], self.document[side], self.segment[side])
 
     def counts(self) -> list[tuple[int, int, int]]:
         """Counts of either half: the labelled stretches, the documents that have some, and those with tokens of the other kind."""
@@ -64,7 +70,7 @@ class Labelled(NamedTuple):
 
 
 def gathered(looked_at: LookedAt, label: str) -> Labelled | None:
-    """Labels, documents, questions and stretches of the looked-at tokens [token] bool of each batch; None where there is no
+    """Labels, documents, questions, segments and stretches of the looked-at tokens [token] bool of each batch; None where there is no
     batch."""
     if not looked_at:
         return None
@@ -73,15 +79,16 @@ def gathered(looked_at: LookedAt, label: str) -> Labelled | None:
         numbers = batch.begins[label].cumsum(0) + so_far
         stretches.append(numbers[here])
         so_far = int(numbers[-1])
-    truth, document, question = (
+    truth, document, question, segment = (
         torch.cat([values[here] for (_, here), values in zip(looked_at, all_of, strict=True)])
         for all_of in (
             [batch.labels[label] for batch, _ in looked_at],
             [batch.document for batch, _ in looked_at],
             [batch.question for batch, _ in looked_at],
+            [batch.segment for batch, _ in looked_at],
         )
     )
-    return Labelled(truth, document, question, torch.cat(stretches))
+    return Labelled(truth, document, question, torch.cat(stretches), segment)
 
 
 def words_of(looked_at: LookedAt) -> dict[str, Rule]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunediff.activations import CONTROLS, NULLS, PERMUTED, PLANTED
+from tunediff.activations import CONTROLS, EQUAL, NOISE, PERMUTED, PLANTED
 from tunediff.evaluations.given import Needs, Trained
 from tunediff.evaluations.latents.scaling import (
     LARGEST_NU_ERROR,
@@ -27,12 +27,17 @@ from tunediff.measures.clustered import number
 from tunediff.shapes import BASE, BLOCK, TUNED, Figure, Finding, Note, Rows, Table
 
 CONTROL_WORDS = {
-    "equal": "the base beside itself",
-    "noise": "the base beside a copy with noise",
-    "permuted": "the base beside the tuned model on other tokens",
-    "planted": "the base beside a copy with planted directions",
+    EQUAL: "the base beside itself",
+    NOISE: "the base beside a copy with noise",
+    PERMUTED: "the base beside the tuned model on other tokens",
+    PLANTED: "the base beside a copy with planted directions",
 }
-TRUTH = {"equal": "none is", "noise": "none is", "permuted": "all are", "planted": "only what was planted is"}
+TRUTHS = {
+    EQUAL: "none is one model's own",
+    NOISE: "noise alone is one model's own",
+    PERMUTED: "all are one model's own",
+    PLANTED: "what was planted is one model's own",
+}
 RATIOS = ("error", "reconstruction", "activation")  # in the order of their columns
 
 
@@ -122,7 +127,7 @@ class LatentScaling:
             alive = int(scaling[BASE].alive.sum()) if name == PERMUTED else alive
             for kind, one in found[name].items():
                 meaning = (
-                    f"the same dictionary on {CONTROL_WORDS[name]}, where {TRUTH[name]} one model's own: of {one.count} latents that "
+                    f"the same dictionary on {CONTROL_WORDS[name]}, where {TRUTHS[name]}: of {one.count} latents that "
                     f"are {kind.replace('_', '-')} by decoder norm, those that latent scaling confirms"
                 )
                 yield Finding(f"latent_scaling/control/{name}/{kind}", one.confirmed, meaning=meaning)
@@ -141,16 +146,19 @@ class LatentScaling:
         yield Figure(
             "latent_scaling/controls", "bars", drawn, x="read", y=["called", "confirmed"], control="control", section="Controls",
             title="Latents that are called one model's own", caption="The same dictionary, trained on the pair and on controls. "
-            "Of the base beside itself or beside a copy with noise none is one model's own; beside the tuned model on other tokens all are; "
-            "beside a copy with planted directions those are.",
+            "Of the base beside itself none is one model's own; beside a copy with noise what follows the noise is; beside the tuned model "
+            "on other tokens all are; beside a copy with planted directions those are.",
             words={"called": "by decoder norm", "confirmed": "confirmed by latent scaling"},
         )  # fmt: skip
         confirmed = {name: sum(one.confirmed for one in kinds.values()) for name, kinds in found.items()}
-        for name in (name for name in NULLS if name in found):
-            if 0 < confirmed["pair"] <= confirmed[name]:
+        for name, said in (
+            (EQUAL, "these calls are no evidence"),
+            (NOISE, "a difference of that size gives as many unlearned"),
+        ):
+            if name in found and 0 < confirmed["pair"] <= confirmed[name]:
                 yield Note(
                     f"latent_scaling confirms {confirmed['pair']} exclusive latents of the pair, and of the same dictionary on "
-                    f"{CONTROL_WORDS[name]}, where there is none, {confirmed[name]}: these calls are no evidence."
+                    f"{CONTROL_WORDS[name]}, where {TRUTHS[name]}, {confirmed[name]}: {said}."
                 )
         if PERMUTED in found:
             share = confirmed[PERMUTED] / max(alive, 1)

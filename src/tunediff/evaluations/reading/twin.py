@@ -5,7 +5,8 @@ correlation   of a latent's activations with those of the twin's latent that fol
 matched       a correlation of at least 0.7
 by chance     the same against the twin's activations of other tokens, as many and as sparse
 pw_mcc        mean |cosine| of decoder rows over the best one-to-one pairs (arXiv 2505.20254, PW-MCC), beside that of random
-              rows: of so few or so wide rows some are near by chance
+              rows, of the rows that both began with, and of the twin with a dictionary of permuted rows (the control of that
+              name): of so few or so wide rows some are near by chance, and what one model alone has is found of either
 confirmed     of the latents that are called one model's own, those whose match the twin calls so too
 """
 
@@ -19,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tunediff import randomness
+from tunediff.activations import PERMUTED
 from tunediff.evaluations.given import TWIN, Needs, Trained
 from tunediff.evaluations.latents.statistics import called_exclusive
 from tunediff.measures.paired import wilson
@@ -121,14 +123,26 @@ def correlations(trained: Trained, other: Trained, numbers: Tensor) -> tuple[Ten
 
 
 def pw_mcc(trained: Trained, other: Trained) -> Iterator[Finding]:
-    """The pairwise dictionary mean correlation coefficient of the alive latents, and of random rows of their number."""
-    rows = [one.dictionary.W_dec.detach().float().cpu()[one.statistics.alive] for one in (trained, other)]
+    """The pairwise dictionary mean correlation coefficient of the alive latents, and of as many rows of dictionaries that can
+    share nothing that either learned of the pair."""
+    both = [one.dictionary.W_dec.detach().float().cpu() for one in (trained, other)]
+    alive = [one.statistics.alive for one in (trained, other)]
+    rows = [one[here] for one, here in zip(both, alive, strict=True)]
+    compared = {"pw_mcc": ("the two dictionaries", rows)}
+    if trained.starting_rows is not None:
+        begun = [one[here] for one, here in zip(trained.starting_rows(), alive, strict=True)]
+        compared["pw_mcc_untrained"] = ("the two before they learned", begun)
+    if PERMUTED in trained.companions:
+        control = trained.beside(PERMUTED)
+        permuted = control.dictionary.W_dec.detach().float().cpu()[control.statistics.alive]
+        compared["pw_mcc_permuted"] = ("the twin and what the other seed learned of permuted rows", [permuted, rows[1]])
     drawn = [
         torch.randn(part.shape, generator=randomness.generator(0, "random rows beside a twin", n))
         for n, part in enumerate(rows)
     ]
-    for name, pair, of in (("pw_mcc", rows, "the two dictionaries"), ("pw_mcc_random", drawn, "random rows")):
-        a, b = (torch.nn.functional.normalize(part, dim=-1) for part in pair)
+    compared["pw_mcc_random"] = ("random rows", drawn)
+    for name, (of, pair) in compared.items():
+        a, b = (torch.nn.functional.normalize(part.float().cpu(), dim=-1) for part in pair)
         cosines = (a @ b.T).abs().numpy()
         if not cosines.size:
             return

@@ -51,7 +51,7 @@ function card([title, path, stars]) {
 }
 
 // what stands beside the best latent of a label; the first five are columns, the others marks of the strip alone
-const BESIDE = [["label_alignment/within_documents", "within documents"], ["label_alignment/null_p95", "95 % of shifted labels"],
+const BESIDE = [["label_alignment/within_documents", "within documents"], ["label_alignment/null_p95", "95 % by chance"],
   ["label_alignment/bag_of_words", "words"], ["label_alignment/untrained_dictionary", "untrained dictionary"],
   ["probing/random_directions", "best random direction"], ["label_alignment/position", "place"],
   ["label_alignment/untrained_model", "untrained models"], ["probing/neurons", "best coordinate"],
@@ -76,7 +76,7 @@ function labels(columns) {
   });
   const heads = ["label", "latent", "kind", "relative norm", "AUROC", "0.5 to 1", ...spelledOut.map(([, word]) => word), "average precision", "share"];
   return section("Which latents tell what",
-    soft("The best latent of all, chosen on one half of the questions and tested on the other; 0.5 is chance, 1 is perfect. Beside it the same latent within documents, and what shifted labels, the words before, an untrained dictionary, and directions without one reach by the same choice: a latent says something only where it stands clear of them. Hover the marks for their names; probing stands where it was asked about the label."),
+    soft("The best latent of all, chosen on one half of the questions and tested on the other; 0.5 is chance, 1 is perfect. Beside it the same latent within documents, and what labels that are shifted or taken from like documents, the words before, an untrained dictionary, and directions without one reach by the same choice: a latent says something only where it stands clear of them. Hover the marks for their names; probing stands where it was asked about the label."),
     wideTable(heads.map((word) => headOf(word, word === "kind")), rows, { id: "labels" }));
 }
 
