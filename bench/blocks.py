@@ -33,9 +33,11 @@ class Findings:
         """All that a study has found, or that was kept of it."""
         if self.kept is not None:
             return self.kept[study]
-        if study not in self.read:
+        if study not in self.read and (RUNS / study).is_dir():
             said = json.loads((RUNS / study / "findings.json").read_text())["findings"]
             self.read[study] = {f["name"]: [f["value"], f["low"], f["high"]] for f in said}
+        elif study not in self.read:
+            self.read[study] = json.loads((RUNS / f"{study}.json").read_text())
         return self.read[study]
 
     def between(self, study: str, before: str, behind: str) -> list[str]:
@@ -95,6 +97,21 @@ def kinds(of: Findings) -> str:
         f"beside a copy with noise as large as the difference, and {control['permuted']} where the tuned model reads other tokens, so "
         f"that nothing is shared: {of('default', 'latent_scaling/control/permuted/share')[0]:.0%} of the latents there. Of directions that were planted in\n"
         f"a copy of the base it names {seen} %. A twin from another seed has {spoken(of('default', 'twin/matched/all'), '.0f', 100)} % of the latents too."
+    )
+
+
+def nulls(of: Findings) -> str:
+    seeds = of("exclusives", "null_exclusives/runs")[0]
+    confirmed = {name: of("exclusives", f"null_exclusives/{name}/confirmed") for name in ("equal", "noise", "pair")}
+    rates = [
+        f"{spoken(of('labels', f'null_labels/{kind}/trained/found'), '.0f', 100)} % {word}"
+        for kind, word in (("round", "of those that go round the ends of documents"), ("within", "that stay within them"),
+                           ("thinking", "that stay within the thinking and lean to its end"))
+    ]  # fmt: skip
+    return (
+        f"Over {seeds} seeds of the dictionary, half as many tokens: on the base beside itself latent scaling confirms\n"
+        f"{spoken(confirmed['equal'], '.1f')} latents a run, beside a copy with noise as large as the difference {spoken(confirmed['noise'], '.1f')}, and on the pair {spoken(confirmed['pair'], '.1f')}.\n"
+        f"Of labels that mean nothing, laid over the held-out text of the default study, are found at the 5 % level:\n{'; '.join(rates)}."
     )
 
 
@@ -338,6 +355,7 @@ def unit_kinds(of: Findings) -> str:
 BLOCKS: dict[str, Callable[[Findings], str]] = {
     "fidelity": fidelity,
     "kinds": kinds,
+    "nulls": nulls,
     "options": options,
     "planted": planted_short,
     "planted tables": planted_table,

@@ -59,7 +59,7 @@ def track(document: torch.Tensor, segment: torch.Tensor, kind: str, generator: t
     return truth, begins
 
 
-def labels(run: str, tracks: int, shuffles: int) -> Found:
+def labels(run: str, tracks: int, shuffles: int, begin: int) -> Found:
     """Shares of tracks that are found, by the kind of track and of latents."""
     trained = tunediff.load(run).trained()
     count, random = trained.dictionary.latents, trained.random_latents
@@ -77,7 +77,7 @@ def labels(run: str, tracks: int, shuffles: int) -> Found:
     made: Found = {}
     for kind in KINDS:
         found, discovered, covered = ({name: [] for name in of} for _ in range(3))
-        for number in range(tracks):
+        for number in range(begin, begin + tracks):
             truth, begins = track(document, segment, kind, randomness.generator(number, "labels that mean nothing"))
             labelled = Labelled(truth, document, question, begins.cumsum(0), segment)
             assert labelled.enough, "the held-out text is too short for such labels"
@@ -137,10 +137,15 @@ def main() -> None:
     parser.add_argument("of", choices=["labels", "exclusives"])
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--tracks", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="number of the first track: others are others")
     parser.add_argument("--shuffles", type=int, default=200)
     parser.add_argument("--json", type=Path, help="what was found is written here as well, name -> value, low, high")
     asked = parser.parse_args()
-    found = labels(asked.runs[0], asked.tracks, asked.shuffles) if asked.of == "labels" else exclusives(asked.runs)
+    found = (
+        labels(asked.runs[0], asked.tracks, asked.shuffles, asked.first)
+        if asked.of == "labels"
+        else exclusives(asked.runs)
+    )
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -11,7 +11,6 @@ the pages against it. Numbers of latents are not published: they differ between 
 import argparse
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,37 +19,31 @@ from blocks import BLOCKS, OPTIONS, PLANTED, RUNS, Findings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, KEPT = ("README.md", "bench/results.md"), ROOT / "bench" / "findings.json"
-ADAPTED = ["model_pair=toy_lora", "dictionary=lora_sae", "optimizer=adam_warmup_short"]
-# lines that are run one after another: script, name of the study, words
-LINES: list[tuple[str, str, list[str]]] = [
-    ("train.py", "default", []),
-    ("evaluate.py", "default", ["evaluation=[benchmark,ablation,scaling,patching,kl_patching]"]),
-    ("evaluate.py", "default", ["evaluation=steering_sweep"]),
+LORA = "model_pair=toy_lora dictionary=lora_sae optimizer=adam_warmup_short"
+# run one after another; {runs} is build/results
+LINES = [
+    "train.py hydra.run.dir={runs}/default",
+    "evaluate.py run={runs}/default evaluation=[benchmark,ablation,scaling,patching,kl_patching]",
+    "evaluate.py run={runs}/default evaluation=steering_sweep",
     *(
-        (
-            "train.py",
-            f"option/{option}",
-            [f"dictionary={option}", "budget.companions=[]", "evaluation=[fidelity,geometry,latent_scaling]"],
-        )
+        f"train.py dictionary={option} budget.companions=[] evaluation=[fidelity,geometry,latent_scaling] "
+        f"hydra.run.dir={{runs}}/option/{option}"
         for option in OPTIONS
     ),
-    ("train.py", "layers", ["experiment=choose_layer"]),
-    ("train.py", "adapter", ["dictionary=transcoder_adapter"]),
-    ("evaluate.py", "adapter", ["evaluation=adapter_recovery", "evaluation.adapter_recovery.problems=500"]),
-    (
-        "evaluate.py",
-        "adapter",
-        [
-            "evaluation=[attribution_graphs,latent_sets]",
-            "evaluation.latent_sets.latents='top(50, influence)'",
-            "evaluation.latent_sets.problems=300",
-        ],
-    ),
-    ("train.py", "lora", ADAPTED),
-    ("evaluate.py", "lora", ["evaluation=[recovery,lora_ablation]", "task=[toy,toy_step_by_step]"]),
-    ("evaluate.py", "lora", ["evaluation=[polarity_examples,unit_comparison]"]),
-    ("train.py", "lora_k4", [*ADAPTED, "dictionary.sparsity.k=4", "evaluation=fidelity"]),
-    ("evaluate.py", "lora_k4", ["evaluation=unit_comparison"]),
+    "train.py experiment=choose_layer hydra.run.dir={runs}/layers",
+    "train.py dictionary=transcoder_adapter hydra.run.dir={runs}/adapter",
+    "evaluate.py run={runs}/adapter evaluation=adapter_recovery evaluation.adapter_recovery.problems=500",
+    "evaluate.py run={runs}/adapter evaluation=[attribution_graphs,latent_sets] evaluation.latent_sets.problems=300 "
+    "\"evaluation.latent_sets.latents='top(50, influence)'\"",
+    f"train.py {LORA} hydra.run.dir={{runs}}/lora",
+    "evaluate.py run={runs}/lora evaluation=[recovery,lora_ablation] task=[toy,toy_step_by_step]",
+    "evaluate.py run={runs}/lora evaluation=[polarity_examples,unit_comparison]",
+    f"train.py {LORA} dictionary.sparsity.k=4 evaluation=fidelity hydra.run.dir={{runs}}/lora_k4",
+    "evaluate.py run={runs}/lora_k4 evaluation=unit_comparison",
+    "bench/nulls.py labels {runs}/default --first 1000 --tracks 100 --shuffles 100 --json {runs}/labels.json",
+    "train.py -m evaluation=[latent_scaling] budget.tokens=300_000 dictionary.seed=0,1,2,3,4 "
+    "budget.companions=[equal,noise,permuted,planted] hydra.sweep.dir={runs}/nulls",
+    "bench/nulls.py exclusives {runs}/nulls/*/ --json {runs}/exclusives.json",
 ]
 
 
@@ -75,13 +68,11 @@ def main() -> None:
     if not parser.parse_args().write:
         subprocess.run([sys.executable, "bench/planted.py", "--to", str(PLANTED)], cwd=ROOT, check=True)
         done = (RUNS / "done.txt").read_text().splitlines() if (RUNS / "done.txt").exists() else []
-        for script, name, words in LINES:
-            where = "hydra.run.dir" if script == "train.py" else "run"
-            line = [script, *words, f"{where}='{RUNS / name}'"]
-            if (said := shlex.join(line)) not in done:
-                subprocess.run([sys.executable, *line], cwd=ROOT, check=True)
+        for line in LINES:
+            if line not in done:
+                subprocess.run(f"{sys.executable} {line.format(runs=RUNS)}", shell=True, cwd=ROOT, check=True)
                 with (RUNS / "done.txt").open("a") as file:
-                    file.write(f"{said}\n")
+                    file.write(f"{line}\n")
         of = Findings()
         for page in PAGES:
             written((ROOT / page).read_text(), of)
