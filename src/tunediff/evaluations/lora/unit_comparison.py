@@ -113,7 +113,8 @@ class UnitComparison:
                 column, where = second.column(best), f"unit_comparison/{kind.name}/{label}"
                 auroc, low, high = separation(column, *tested_on)
                 precision = float(ActiveScores.of([column[:, None]], 1).average_precision(tested_on[0]))
-                null = chance(first, second, *map(labelled.track, (labelled.select, labelled.test)), self.shuffles).p95
+                tracks = labelled.track(labelled.select), labelled.track(labelled.test)
+                null = chance(first, second, *tracks, self.shuffles).p95
                 how = f"chosen on {int(select.sum())} tokens, tested on {int(test.sum())} of other questions; interval over documents"
                 meaning = f"AUROC of {kind.units[best]}, the best of {len(kind.units)} {kind.what}, {how}"
                 yield Finding(f"{where}/auroc", auroc, low, high, meaning, over="documents")
