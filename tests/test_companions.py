@@ -79,9 +79,9 @@ def test_planted_directions_stand_in_the_copy_alone_with_their_strength_and_rate
     written = (found[:, 64:] - base) / base.norm(dim=-1).median()
     shares = written @ torch.linalg.pinv(events.directions[0])  # 48 directions of 64 can be told apart
     fires = shares > 0.03
-    assert torch.allclose(fires.float().mean(0), events.rates, atol=0.003)
+    assert torch.allclose(fires.double().mean(0), events.rates, atol=0.003)
     mean = (shares * fires).sum(0) / fires.sum(0)
-    assert torch.allclose(mean, events.strengths, rtol=0.2)
+    assert torch.allclose(mean.double(), events.strengths, rtol=0.2)
     assert len(events.rates) == 48 and planted_events((64,)).directions[0] is events.directions[0]
 
 
