@@ -43,7 +43,7 @@ LINES = [
     "bench/nulls.py labels {runs}/default --first 1000 --tracks 100 --shuffles 100 --json {runs}/labels.json",
     "train.py -m evaluation=[latent_scaling] budget.tokens=300_000 dictionary.seed=0,1,2,3,4 "
     "budget.companions=[equal,noise,permuted,planted] hydra.sweep.dir={runs}/nulls",
-    "bench/nulls.py exclusives {runs}/nulls/*/ --json {runs}/exclusives.json",
+    "bench/nulls.py exclusives {runs}/nulls/[0-9a-f]*/ --json {runs}/exclusives.json",
 ]
 
 
