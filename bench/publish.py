@@ -24,7 +24,7 @@ LORA = "model_pair=toy_lora dictionary=lora_sae optimizer=adam_warmup_short"
 LINES = [
     "train.py hydra.run.dir={runs}/default",
     "evaluate.py run={runs}/default evaluation=[benchmark,ablation,scaling,patching,kl_patching]",
-    "evaluate.py run={runs}/default evaluation=steering_sweep",
+    "evaluate.py run={runs}/default evaluation=steering_sweep evaluation.steering_sweep.behind=[response,after_prefix]",
     *(
         f"train.py dictionary={option} budget.companions=[] evaluation=[fidelity,geometry,latent_scaling] "
         f"hydra.run.dir={{runs}}/option/{option}"
