@@ -22,6 +22,7 @@ from tunediff.evaluations.behaviour.steering_sweep import dip
 from tunediff.evaluations.given import ALL, TWIN, LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
+from tunediff.evaluations.reading.label_alignment import at_label
 from tunediff.folders import write_table
 from tunediff.generation import Asked, Batched, Decoding, Response
 from tunediff.models import ModelPair, ModelSource
@@ -420,3 +421,12 @@ def test_what_either_model_answered_is_a_text_that_both_read(trained, tmp_path):
     assert all(
         question in one and response.strip() in one for one, (question, response) in zip(read, said, strict=True)
     )
+
+
+def test_a_document_without_a_label_counts_whichever_share_its_batch(trained):
+    """Its tokens are those without the label."""
+    apart = dataclasses.replace(trained, tokens_per_batch=256, batches_given=None)
+    there = [batch for batch in apart.held_out if "step_end" in batch.labels]
+    assert any("hesitation_follows" not in batch.labels for batch in there)
+    looked_at = [int(here.sum()) for _, here in at_label(apart, "hesitation_follows", "step_end", "a test")]
+    assert sum(looked_at) == sum(int(batch.labels["step_end"].sum()) for batch in there)

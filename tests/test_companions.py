@@ -96,7 +96,7 @@ def test_a_planted_direction_is_named_by_a_confirmed_latent_that_lies_near_it():
     power, table, note = planted_recall(called)
     assert power.value == 3 / 48 and power.low < 3 / 48 < power.high
     assert sum(table.columns["named"]) == 3 and sum(table.columns["directions"]) == 48
-    assert "2 of 16 at 0.125 of the norm, 0 of 16 at 0.25 of the norm, 1 of 16 at 0.5 of the norm" in note.text
+    assert "2 of 16 at 0.125 of the base's median norm, 0 of 16 at 0.25 of" in note.text
 
 
 def test_one_model_has_no_controls_and_a_word_that_is_none_is_refused():

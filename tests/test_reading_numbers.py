@@ -543,3 +543,17 @@ def test_rates_of_places_are_of_the_tokens_that_are_no_sinks(pair):
         fires = (torch.cat(here) != 0).double()
         assert place in PLACES and 0 < len(fires) < every
         assert torch.allclose(torch.tensor(tables["segments"][f"rate/{place}"]).double(), fires.mean(0), atol=1e-6)
+
+
+def test_excess_of_a_loss_that_is_not_told_from_none_is_no_number():
+    sums = torch.zeros(12, len(SUMS), dtype=torch.float64)
+    column = SUMS.index
+    sums[:, column("predicted")] = 1.0
+    sums[:, column("ce_spliced")] = 2.0 + torch.arange(12) / 10
+    sums[0, column("ce_clean")] = 3.0  # one document has a loss at all
+    assert _bounded("excess_ce", sums) == (None, None, None)
+    sums[:, column("ce_clean")] = 1.0 + torch.arange(12) % 2 / 10
+    value, low, high = _bounded("excess_ce", sums)
+    assert low < value < high and value == pytest.approx(
+        float(sums[:, column("ce_spliced")].sum() / sums[:, column("ce_clean")].sum()) - 1
+    )

@@ -247,3 +247,15 @@ def test_what_is_claimed_together_is_holms_and_a_yardstick_that_does_as_well_is_
     assert "(Holm): a. Not found: b, c." in said[0]
     assert len(said) == 2 and "'a' (AUROC 0.929)" in said[1] and "a random direction (0.961)" in said[1]
     assert not list(labels_together(tmp_path, {}))
+
+
+def test_a_perfect_score_that_fires_weakly_elsewhere_has_no_interval_of_rounding():
+    draw = generator(0, "weak firing")
+    for _ in range(40):
+        document = torch.arange(60).repeat_interleave(50)
+        truth = torch.zeros(3000, dtype=torch.bool)
+        truth[torch.arange(40) * 50 + torch.randint(50, (40,), generator=draw)] = True
+        weak = torch.rand(3000, generator=draw) * (torch.rand(3000, generator=draw) < 0.05)
+        column = torch.where(truth, 2 + torch.rand(3000, generator=draw), weak)
+        value, low, high = separation(column, truth, document)
+        assert value == pytest.approx(1.0) and high - low > 0.02

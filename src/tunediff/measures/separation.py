@@ -230,7 +230,7 @@ def interval(found: Estimate, documents: int, level: float = 0.95) -> tuple[Tens
     quantile = torch.as_tensor(stdtrit(carry.clamp(1, documents - 1).numpy(), 0.5 + level / 2))
     reach = quantile * error / (inside * (1 - inside))
     low, high = (inside.logit() - reach).sigmoid(), (inside.logit() + reach).sigmoid()
-    few = carry < FEW
+    few = (carry < FEW) | (squares.sum(0).sqrt() < 1e-9)  # below it an error is rounding
     ranked, wrong = (
         value * documents,
         (1 - value) * documents,

@@ -93,7 +93,8 @@ class DeltaLoss(Term):
     x_base and z the latents, those set to zero that the partition shares (Delta-Crosscoder, arXiv 2603.04426). What differs
     is to be written by latents that are not shared alone, and no gradient of the term reaches those that are.
 
-    Differs from arXiv 2603.04426, which has no decoder bias: that of either model is counted, as in the reconstruction."""
+    Differs from arXiv 2603.04426, which has no decoder bias: that of either model is counted, as in the reconstruction. And
+    Delta is that of normalised activations: where the models' scales differ, as under mean_norm, some of what they share is in it."""
 
     def __call__(self, given: TermInputs) -> Tensor:
         dictionary: Any = given.dictionary  # with W_dec, b_dec and a partition: see check

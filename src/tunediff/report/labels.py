@@ -67,13 +67,18 @@ def _beaten(label: str, findings: Mapping[str, Mapping[str, Any]]) -> Iterator[N
     """Yields a sentence where something without a trained latent does as well."""
     best = findings[f"label_alignment/{label}/auroc"]["value"]
     at_most = {path.format(label): words for path, words in YARDSTICKS.items()}
-    values = {words: (findings.get(path) or {}).get("value") for path, words in at_most.items()}
-    as_good = {words: value for words, value in values.items() if value is not None and value >= best}
-    if as_good:
-        said = ", ".join(f"{words} ({value:.3f})" for words, value in sorted(as_good.items(), key=lambda one: -one[1]))
-        yield Note(
-            f"The best latent for '{label}' (AUROC {best:.3f}) deserves no name for it: as much is reached by {said}."
-        )
+    there = {words: findings[path] for path, words in at_most.items() if path in findings}
+    there = {words: (one["value"], one["high"]) for words, one in there.items() if one["value"] is not None}
+
+    def said(some: Mapping[str, tuple[float, float | None]]) -> str:
+        ordered = sorted(some.items(), key=lambda one: -one[1][0])
+        return ", ".join(f"{words} ({value:.3f})" for words, (value, _) in ordered)
+
+    latent = f"The best latent for '{label}' (AUROC {best:.3f})"
+    if as_good := {words: one for words, one in there.items() if one[0] >= best}:
+        yield Note(f"{latent} deserves no name for it: as much is reached by {said(as_good)}.")
+    if near := {words: one for words, one in there.items() if one[0] < best <= (one[1] or 0.0)}:
+        yield Note(f"{latent} is not told apart by these documents from {said(near)}, whose interval reaches as far.")
 
 
 def _latents(folder: Path, labels: list[str]) -> Iterator[Table]:

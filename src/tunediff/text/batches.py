@@ -62,6 +62,14 @@ class Batch(NamedTuple):
     begins: dict[str, Tensor]
     question: Tensor
 
+    def labelled(self, label: str) -> Tensor:
+        """Mask [token] of the tokens with a label: none in documents that do not have it, whichever share their batch."""
+        return self.labels.get(label, torch.zeros_like(self.token, dtype=torch.bool))
+
+    def beginning(self, label: str) -> Tensor:
+        """Mask [token] of the first tokens of labelled stretches."""
+        return self.begins.get(label, torch.zeros_like(self.token, dtype=torch.bool))
+
 
 @dataclass(eq=False)
 class TextBatches(Iterator[Batch]):

@@ -96,7 +96,14 @@ class Intervention(BehaviourEvaluation):
                 "prompt; activations are then not quite those it was trained on."
             )
         yield Table(f"{self.name}_latents", latents_table(seen, chosen))
-        conditions += self.of_twin(trained, role)
+        if TWIN in trained.companions and (self.latents is None or isinstance(self.latents, int)):
+            twin = trained.beside(
+                TWIN
+            )  # numbers, and expressions over tables of the run, speak of one dictionary alone
+            of_twin = choose(twin, twin.statistics, self.latents, self.chosen_by)
+            yield Note(f"{self.name}: of the twin, by the same rule, latents {', '.join(map(str, of_twin))}")
+            yield Table(f"{self.name}_twin_latents", latents_table(twin.statistics, of_twin))
+            conditions += self.of_twin(twin, role, of_twin)
         found: Found = {}
         for name, problems in (yield from self.asked(trained)).items():
             asked = [*conditions, *(other_prompt(role, problems) if role != ADAPTER else [])]
@@ -108,12 +115,9 @@ class Intervention(BehaviourEvaluation):
                 if beside is not None:
                     yield from over_random(f"{self.name}/{name}/{key}", Changed(solved, control=beside.solved), control)
 
-    def of_twin(self, trained: Trained, role: str) -> list[Condition]:
+    def of_twin(self, twin: Trained, role: str, chosen: Sequence[int]) -> list[Condition]:
         """The conditions of the twin: the same operations on the latents that the same rule chooses of it."""
-        if TWIN not in trained.companions or not (self.latents is None or isinstance(self.latents, int)):
-            return []  # numbers, and expressions over tables of the run, speak of this dictionary alone
-        twin = trained.beside(TWIN)
-        chosen, made = choose(twin, twin.statistics, self.latents, self.chosen_by), []
+        made = []
         for one in self.conditions(twin, role, twin.statistics, chosen):
             first, _, rest = one.name.partition("/")
             if first in (UNEDITED, "other", "whole", "all_latents"):

@@ -95,8 +95,7 @@ class UnitComparison:
         rows, labels, too_few = [], [], []
         for label in sorted({label for batch in held_out.batches for label in batch.labels}):
             here = self._looked_at(held_out, label)
-            there = [(batch, some) for batch, some in zip(held_out.batches, here, strict=True) if label in batch.labels]
-            labelled, everywhere = gathered(there, label), torch.cat(here)
+            labelled, everywhere = gathered(list(zip(held_out.batches, here, strict=True)), label), torch.cat(here)
             if labelled is None or not labelled.enough:
                 too_few.append(label)
                 continue
@@ -143,13 +142,10 @@ class UnitComparison:
         yield Table("adapter_units", read_columns(kind.units) | found)
 
     def _looked_at(self, held_out: HeldOut, label: str) -> list[Tensor]:
-        """Masks [token] of the tokens that count for a label, of every batch; all false in one without the label."""
-        admitted, here = held_out.admitted.split([len(batch.token) for batch in held_out.batches]), []
-        for batch, some in zip(held_out.batches, admitted, strict=True):
-            known = label in batch.labels
-            rest = later(batch, label) if known and self.first else torch.zeros_like(some)
-            here.append(some & ~rest if known else torch.zeros_like(some))
-        return here
+        """Masks [token] of the tokens that count for a label, of every batch."""
+        admitted = held_out.admitted.split([len(batch.token) for batch in held_out.batches])
+        parts = zip(held_out.batches, admitted, strict=True)
+        return [some & ~later(batch, label) if self.first else some for batch, some in parts]
 
     def _own_labels(self, by_kind: Sequence[tuple[Kind, Tensor, Tensor]], labels: Sequence[str]) -> Iterator:
         """AUROC of each unit for the label that it tells best, chosen [label, unit] on one half and tested on the other."""

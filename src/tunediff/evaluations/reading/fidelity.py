@@ -161,9 +161,14 @@ class Fidelity:
             stacked = documents.stacked()
             for name in MEANINGS if stacked[:, SUMS.index("predicted")].any() else ("explained_variance",):
                 bounded = _bounded(name, stacked)
-                if name in RECOVERED and bounded[0] is None:
+                if bounded[0] is None and (name in RECOVERED or name == "excess_ce"):
                     without[name].append(place)
                 yield _finding(name, place, bounded)
+        if places := without.pop("excess_ce", None):
+            yield Note(
+                f"fidelity/excess_ce has no value for {', '.join(places)}: the model's own cross-entropy is not told from 0 there, and "
+                "there is nothing of which it could be a share."
+            )
         for name, places in without.items():
             what = "the mean of the activations" if name.endswith("mean") else "zero"
             yield Note(
@@ -176,6 +181,10 @@ class Fidelity:
 def _bounded(name: str, sums: Tensor) -> Bounded:
     """A measure with its interval, of sums [document, SUMS]."""
     most, counted = (1.0 if name in UP_TO_ONE else inf), "spread" if name == "explained_variance" else "predicted"
+    if name == "excess_ce":
+        more = of_sums(lambda s: (s["ce_spliced"] - s["ce_clean"]) / s["predicted"], sums, SUMS, counted)
+        clean = of_sums(lambda s: s["ce_clean"] / s["predicted"], sums, SUMS, counted)
+        return quotient(more, clean) if clean.sign() > 0 else (None, None, None)
     if name not in RECOVERED:
         return of_sums(MEASURES[name], sums, SUMS, counted).bounded(least=0.0 if name in A_TOKEN else -inf, most=most)
     spliced, none, all_of_it = RECOVERED[name]
@@ -217,7 +226,6 @@ RECOVERED: dict[str, tuple[str, str, str | None]] = {
 MEASURES: dict[str, Measure] = {
     "explained_variance": explained_variance,
     **{name: _a_token(name) for name in A_TOKEN},
-    "excess_ce": lambda s: (s["ce_spliced"] - s["ce_clean"]) / s["ce_clean"],
 }
 
 

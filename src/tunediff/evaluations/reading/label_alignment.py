@@ -157,7 +157,7 @@ def aurocs(trained: Trained, label: str, at: str | None = None, *, first: bool =
     """AUROC [latent] of each latent for the label over all held-out tokens; `at` and `first` as in LabelAlignment. Raises
     Refused where there are too few tokens of either kind."""
     scores, looked_at = scored(trained, label, at, f"latents for {label}", first=first)
-    truth = torch.cat([torch.zeros(0, dtype=torch.bool), *(batch.labels[label][here] for batch, here in looked_at)])
+    truth = torch.cat([torch.zeros(0, dtype=torch.bool), *(batch.labelled(label)[here] for batch, here in looked_at)])
     if min(int(truth.sum()), int((~truth).sum())) < FEWEST:
         raise Refused(
             f"The held-out text has too few tokens with and without the label '{label}' to choose latents by: "
@@ -191,16 +191,15 @@ def scored(
 def at_label(
     trained: Trained, label: str, at: str | None, title: str, *, first: bool = False
 ) -> Iterator[tuple[Reading, Tensor]]:
-    """Readings in which the label occurs, each with the looked-at tokens [token] bool; with `first`, none of a labelled
-    stretch but its first."""
+    """All readings, each with the looked-at tokens [token] bool; with `first`, none of a labelled stretch but its first."""
     for reading in trained.readings(title):
-        labels = reading.batch.labels
-        if label in labels and (at is None or at in labels):
-            here = reading.admitted.cpu() & (labels[at] if at else torch.ones_like(labels[label]))
-            yield reading, here & ~later(reading.batch, label) if first else here
+        here = reading.admitted.cpu()
+        if at is not None:
+            here = here & reading.batch.labelled(at)
+        yield reading, here & ~later(reading.batch, label) if first else here
 
 
 def later(batch: Batch, label: str) -> Tensor:
     """Mask [token] of the tokens in a labelled stretch that are not its first. Each of two neighbouring stretches begins, and
     one that the context cuts begins once."""
-    return batch.labels[label] & ~batch.begins[label]
+    return batch.labelled(label) & ~batch.beginning(label)

@@ -76,13 +76,13 @@ def gathered(looked_at: LookedAt, label: str) -> Labelled | None:
         return None
     stretches, so_far = [], 0
     for batch, here in looked_at:
-        numbers = batch.begins[label].cumsum(0) + so_far
+        numbers = batch.beginning(label).cumsum(0) + so_far
         stretches.append(numbers[here])
-        so_far = int(numbers[-1])
+        so_far += int(batch.beginning(label).sum())
     truth, document, question, segment = (
         torch.cat([values[here] for (_, here), values in zip(looked_at, all_of, strict=True)])
         for all_of in (
-            [batch.labels[label] for batch, _ in looked_at],
+            [batch.labelled(label) for batch, _ in looked_at],
             [batch.document for batch, _ in looked_at],
             [batch.question for batch, _ in looked_at],
             [batch.segment for batch, _ in looked_at],

@@ -132,6 +132,10 @@ class LatentScaling:
                 )
                 yield Finding(f"latent_scaling/control/{name}/{kind}", one.confirmed, meaning=meaning)
         if len(found) == 1:
+            yield Note(
+                "latent_scaling has no control beside it: nothing says which exclusive directions this dictionary would see, and "
+                "which it would make up (budget.companions=[equal,noise,permuted,planted])."
+            )
             return
         rows = [(name, kind, one.count, one.confirmed) for name, kinds in found.items() for kind, one in kinds.items()]
         columns = zip(("read", "kind", "called", "confirmed"), map(list, zip(*rows, strict=True)), strict=True)
@@ -153,7 +157,7 @@ class LatentScaling:
         confirmed = {name: sum(one.confirmed for one in kinds.values()) for name, kinds in found.items()}
         for name, said in (
             (EQUAL, "these calls are no evidence"),
-            (NOISE, "a difference of that size gives as many unlearned"),
+            (NOISE, "a difference of that size that nobody learned gives as many"),
         ):
             if name in found and 0 < confirmed["pair"] <= confirmed[name]:
                 yield Note(

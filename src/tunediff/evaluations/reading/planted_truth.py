@@ -128,8 +128,10 @@ def planted_recall(called: Called) -> Iterator[Finding | Table | Note]:
         },
     )
     of_strength = {size: [hit for (one, _), hits in cells.items() if one == size for hit in hits] for size, _ in cells}
-    said = ", ".join(f"{sum(hits)} of {len(hits)} at {size:g} of the norm" for size, hits in of_strength.items())
+    said = ", ".join(
+        f"{sum(hits)} of {len(hits)} at {size:g} of the base's median norm" for size, hits in of_strength.items()
+    )
     yield Note(
-        f"Of directions that were planted in a copy of the base alone, on 0.1 to 3 % of the tokens, this kind of dictionary names at this "
+        f"Of directions that were planted in a copy of the base alone, as tuned-only ones, on 0.1 to 3 % of the tokens, this kind of dictionary names at this "
         f"length {said}. A difference that is as weak or as rare as those it does not name may be in the pair unseen."
     )

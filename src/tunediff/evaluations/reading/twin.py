@@ -4,6 +4,7 @@ correlation   of a latent's activations with those of the twin's latent that fol
               not care how a concept's norm is split between the models, as cosines of decoder rows do
 matched       a correlation of at least 0.7
 by chance     the same against the twin's activations of other tokens, as many and as sparse
+untrained     the same of latents that learned nothing, on the same tokens: some of what two dictionaries share is the data's
 pw_mcc        mean |cosine| of decoder rows over the best one-to-one pairs (arXiv 2505.20254, PW-MCC), beside that of random
               rows, of the rows that both began with, and of the twin with a dictionary of permuted rows (the control of that
               name): of so few or so wide rows some are near by chance, and what one model alone has is found of either
@@ -55,6 +56,7 @@ class Twin:
         best[numbers], match[numbers] = found.max(-1)
         by_chance = torch.full((count,), torch.nan)
         by_chance[numbers] = chance.amax(-1)
+        best[~kinds["all"]] = torch.nan
         matched = best >= self.near
         confirmed: list[bool | None] = [None] * count
         for kind, here in kinds.items():
@@ -68,6 +70,10 @@ class Twin:
             if kind == "all":
                 said = f"{of}, those that have a match by chance: among its activations of other tokens"
                 yield share("twin/matched_by_chance", (by_chance >= self.near)[here], said)
+                untrained = torch.full((count,), torch.nan)
+                untrained[numbers] = correlations(trained, trained.reading(trained.random_latents), numbers)[0].amax(-1)
+                said = f"{of}, those that have a match among as many latents that learned nothing, on the same tokens"
+                yield share("twin/matched_untrained", (untrained >= self.near)[here], said)
             if kind in ("base_only", "tuned_only"):
                 holds = matched & kinds_of_twin[kind][match.clamp(min=0)]
                 for latent in here.nonzero()[:, 0].tolist():

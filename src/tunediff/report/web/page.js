@@ -37,7 +37,7 @@ const CARDS = [
   ["Foreign to one of the models", "tokens/*", [["foreign", "of the tokens of the text"]]],
   ["Exclusive after latent scaling", "latent_scaling/count/*", ["base_only", "tuned_only"]],
   // the same dictionary on controls, and from another seed
-  ["The same where no latent is exclusive", "latent_scaling/control/*", [["equal/tuned_only", "equal models, tuned-only"], ["noise/tuned_only", "only noise differs"]]],
+  ["The same on controls, tuned-only", "latent_scaling/control/*", [["equal/tuned_only", "equal models: none is"], ["noise/tuned_only", "noise of that size: the noise is"]]],
   ["Planted directions that it names", "latent_scaling/*", [["power", "of the directions"]]],
   ["Found by a twin from another seed", "twin/matched/*", [["all", "of the latents"]]],
 ];
