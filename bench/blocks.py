@@ -96,7 +96,8 @@ def kinds(of: Findings) -> str:
         f"{confirmed['tuned_only']}. Of the same dictionary it confirms {control['equal']} on the base beside itself, {control['noise']} on the base\n"
         f"beside a copy with noise as large as the difference, and {control['permuted']} where the tuned model reads other tokens, so "
         f"that nothing is shared: {of('default', 'latent_scaling/control/permuted/share')[0]:.0%} of the latents there. Of directions that were planted in\n"
-        f"a copy of the base it names {seen} %. A twin from another seed has {spoken(of('default', 'twin/matched/all'), '.0f', 100)} % of the latents too."
+        f"a copy of the base it names {seen} %. A twin from another seed has {spoken(of('default', 'twin/matched/all'), '.0f', 100)} % of the latents too, and\n"
+        f"latents that learned nothing {spoken(of('default', 'twin/matched_untrained'), '.0f', 100)} % (intervals over directions and latents)."
     )
 
 

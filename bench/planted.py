@@ -7,6 +7,7 @@ commands write into one file, where a row that is there already is not trained a
     python bench/planted.py --to planted.jsonl --tokens 250_000 1_000_000 4_000_000     # as shipped, and their controls
     python bench/planted.py --to planted.jsonl --equal                                  # at equal L0
     python bench/planted.py --to planted.jsonl --options l1_crosscoder --search start AuxK   # where its false calls come from
+    python bench/planted.py --to planted.jsonl --options delta_crosscoder --search lambda    # what its term does
     python bench/planted.py --to search.jsonl --search start norms rate --pairs 100 101     # settings, on other pairs
     python bench/planted.py --show planted.jsonl
 

@@ -45,6 +45,12 @@ LINES = [
     "budget.companions=[equal,noise,permuted,planted] hydra.sweep.dir={runs}/nulls",
     "bench/nulls.py exclusives {runs}/nulls/[0-9a-f]*/ --json {runs}/exclusives.json",
 ]
+PLANTED_LINES = [
+    "--tokens 250_000 1_000_000 4_000_000",
+    "--equal",
+    "--options l1_crosscoder --search start AuxK",
+    "--options delta_crosscoder --search lambda",
+]
 
 
 def written(page: str, of: Findings) -> str:
@@ -66,7 +72,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="only write the blocks, from bench/findings.json")
     if not parser.parse_args().write:
-        subprocess.run([sys.executable, "bench/planted.py", "--to", str(PLANTED)], cwd=ROOT, check=True)
+        for words in PLANTED_LINES:
+            subprocess.run(
+                [sys.executable, "bench/planted.py", "--to", str(PLANTED), *words.split()], cwd=ROOT, check=True
+            )
         done = (RUNS / "done.txt").read_text().splitlines() if (RUNS / "done.txt").exists() else []
         for line in LINES:
             if line not in done:
