@@ -215,6 +215,8 @@ def test_an_evaluation_that_asks_of_no_label_leaves_what_labels_say(accompanied,
 def test_a_companion_that_is_none_is_refused_and_one_model_has_a_twin_alone(tmp_path):
     said = call("train.py", *SMALL, "dry_run=true", "budget.companions=[triplet]", good=False)
     assert "budget.companions=['triplet']: 'triplet' is none of twin, equal, noise, permuted, planted" in said
+    said = call("train.py", *SMALL, "dry_run=true", "budget.companions=twin", good=False)
+    assert "give a list, budget.companions=[twin]" in said
     call(
         "train.py",
         *SMALL,
