@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tunediff import randomness
+from tunediff.dictionary import Dictionary
 from tunediff.activations import PERMUTED
 from tunediff.evaluations.given import TWIN, Needs, Trained
 from tunediff.evaluations.latents.statistics import called_exclusive
@@ -71,7 +73,9 @@ class Twin:
                 said = f"{of}, those that have a match by chance: among its activations of other tokens"
                 yield share("twin/matched_by_chance", (by_chance >= self.near)[here], said)
                 untrained = torch.full((count,), torch.nan)
-                untrained[numbers] = correlations(trained, trained.reading(trained.random_latents), numbers)[0].amax(-1)
+                untrained[numbers] = correlations(
+                    trained, trained.reading(cast(Dictionary, trained.random_latents)), numbers
+                )[0].amax(-1)
                 said = f"{of}, those that have a match among as many latents that learned nothing, on the same tokens"
                 yield share("twin/matched_untrained", (untrained >= self.near)[here], said)
             if kind in ("base_only", "tuned_only"):
