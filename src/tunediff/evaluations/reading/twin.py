@@ -22,8 +22,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tunediff import randomness
-from tunediff.dictionary import Dictionary
 from tunediff.activations import PERMUTED
+from tunediff.dictionary import Dictionary
 from tunediff.evaluations.given import TWIN, Needs, Trained
 from tunediff.evaluations.latents.statistics import called_exclusive
 from tunediff.measures.paired import wilson
