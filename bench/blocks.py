@@ -183,7 +183,7 @@ def conditions(of: Findings, study: str, evaluation: str) -> str:
 
 
 def edits(of: Findings) -> str:
-    return "\n\n".join(conditions(of, "default", name) for name in ("ablation", "scaling", "patching"))
+    return "\n\n".join(conditions(of, "default", name) for name in ("ablation", "patching"))
 
 
 def steering(of: Findings) -> str:

@@ -23,8 +23,8 @@ LORA = "model_pair=toy_lora dictionary=lora_sae optimizer=adam_warmup_short"
 # run one after another; {runs} is build/results
 LINES = [
     "train.py hydra.run.dir={runs}/default",
-    "evaluate.py run={runs}/default evaluation=[benchmark,ablation,scaling,patching,kl_patching]",
-    "evaluate.py run={runs}/default evaluation=steering_sweep evaluation.steering_sweep.behind=[response,after_prefix]",
+    "evaluate.py run={runs}/default evaluation=[ablation,patching,kl_patching]",
+    "evaluate.py run={runs}/default evaluation=steering_sweep evaluation.steering_sweep.behind=[response]",
     *(
         f"train.py dictionary={option} budget.companions=[] evaluation=[fidelity,geometry,latent_scaling] "
         f"hydra.run.dir={{runs}}/option/{option}"
