@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tunediff.benchmarks.choices import chosen, option
+from tunediff.benchmarks.corrections import corrected, settled_denials
 from tunediff.benchmarks.languages import in_english
 from tunediff.benchmarks.notation import argument
-from tunediff.benchmarks.sentences import sentences, settled
+from tunediff.benchmarks.sentences import LONGEST, sentences, settled
 from tunediff.text import LAYOUTS, Layout, thoughts
 
 READ = {
@@ -70,10 +71,13 @@ def read(
     said, went_on = _before_invention(said, after=r"\d|\\boxed" if kind == "math" else r"\S")
     finished = finished or went_on
     said, printed = _without_programs(said)
-    said, boxed = in_english(said, kind), boxes(said)
+    boxed, after_box = _boxed(said)
+    translated = settled_denials(in_english(said, kind))
+    later = in_english(said[after_box:], kind) if boxed else translated
     for rule, found in (
+        ("stated", _corrected(later, kind, text, finished) if boxed else None),
         ("boxed", boxed),
-        ("stated", kind == "choice" and _corrected(said, text) or _stated(said, kind, text)),
+        ("stated", _corrected(translated, kind, text, finished) or _stated(translated, kind, text)),
         ("boxed_in_thinking", boxes(thinking)),
         ("program_output", printed),
     ):
@@ -81,11 +85,16 @@ def read(
             return Answer(answer, rule)
     if not finished:
         return Answer(None, "unfinished")
-    return _concluding(said, kind, text)
+    return _concluding(translated, kind, text)
 
 
 def boxes(text: str) -> str | None:
     """The content of the last complete box; where the last ones are joined by a comma or an "and", theirs as a list."""
+    return _boxed(text)[0]
+
+
+def _boxed(text: str) -> tuple[str | None, int]:
+    """That content, and where the last box ends."""
     found: list[tuple[int, int, str]] = []
     place = 0
     while opening := re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*").search(text, place):
@@ -94,14 +103,14 @@ def boxes(text: str) -> str | None:
             found.append((opening.start(), place, content))
         place = max(place, opening.end())
     if not found:
-        return None
+        return None, 0
     answers = [found[-1][2]]
     for (_, end, content), (begin, _, _) in zip(found[-2::-1], found[:0:-1], strict=False):
         if not _JOINED.fullmatch(text[end:begin]):
             break
         if content not in answers:
             answers.insert(0, content)
-    return ", ".join(answers)
+    return ", ".join(answers), found[-1][1]
 
 
 def truth(text: str) -> str | None:
@@ -144,7 +153,7 @@ def _after_thinking(output: str, opened: str, layouts: Sequence[Layout]) -> tupl
 
 
 _NEXT = re.compile(
-    r"(?im)^\W*(?:question|problem|exercise|example|q|user|human|student|instruction|assistant)\s*\d*\s*[:.]"
+    r"(?im)^\W{0,40}(?:question|problem|exercise|example|q|user|human|student|instruction|assistant)\s*\d*\s*[:.]"
     r"|^you are an? (?:ai|helpful) assistant"
 )
 
@@ -153,16 +162,17 @@ def _before_invention(text: str, after: str) -> tuple[str, bool]:
     """Up to the next problem that the model asks itself `after` something that may be an answer, or to where it goes
     round in a circle; and whether its last sentence is whole and meant: one that only repeats a result is, one of a
     circle of several results is not."""
-    for found in _NEXT.finditer(text):
-        if re.search(after, text[: found.start()]):
-            return text[: found.start()], True
+    answered = re.search(after, text)
+    for found in _NEXT.finditer(text, answered.end()) if answered else ():
+        return text[: found.start()], True
     pieces = re.finditer(r"[^\n]*?(?:[.!?](?=\s)|\n|$)", text)
     words = [(piece[0].strip(), piece.start()) for piece in pieces if len(piece[0].strip()) > 3]
     threes = [tuple(word for word, _ in words[place : place + 3]) for place in range(len(words) - 2)]
     last = threes[-2:-1] or threes  # the very last piece may be cut
     # a problem is restated and a sum is checked; but who says at the end for the third time the same goes in a circle
     if last and sum(map(len, last[0])) >= 30 and threes.count(last[0]) >= 3:
-        again = next(place for place, three in enumerate(threes) if three in threes[:place])
+        begun: dict[tuple[str, ...], int] = {}  # where each was said first
+        again = next(place for place, three in enumerate(threes) if begun.setdefault(three, place) < place)
         return text[: words[again][1]], len({settled(piece)[0] for piece in last[0]}) == 1
     return text, False
 
@@ -170,15 +180,19 @@ def _before_invention(text: str, after: str) -> tuple[str, bool]:
 def _without_programs(text: str) -> tuple[str, str | None]:
     """The text outside fenced blocks, and the last line printed where no words with a number follow it."""
     printed = None
-    for block in re.finditer(r"```(\w*)[^\n]*\n(.*?)(?:```|\Z)", text, re.DOTALL):
-        lines = [line.strip() for line in block[2].splitlines() if line.strip()]
+    between = text.split("```")
+    for block in between[1::2]:
+        head, _, body = block.partition("\n")
+        lines = [line.strip() for line in body.splitlines() if line.strip()]
+        language = re.match(r"\w*", head)
         if (
-            block[1].lower() in ("output", "", "text", "plaintext")
+            language
+            and language[0].lower() in ("output", "", "text", "plaintext")
             and lines
-            and not re.search(r"[A-Za-z]\s*\(|import", block[2])
+            and not re.search(r"[A-Za-z]\s{0,9}\(|import", body)
         ):
             printed = lines[-1].rpartition(":")[2].strip()
-    return re.sub(r"```.*?(?:```|\Z)", "\n", text, flags=re.DOTALL), printed
+    return "\n".join(between[::2]), printed
 
 
 # -- boxes
@@ -199,17 +213,24 @@ def _cut_in_box(text: str) -> bool:
 
 
 def _unboxed(text: str) -> str:
-    while opening := re.search(r"\\(?:boxed|fbox|framebox)\s*(?=\{)", text):
+    """The text without the commands of boxes in it and their braces, up to one that does not close."""
+    dropped: list[tuple[int, int]] = []
+    for opening in re.finditer(r"\\(?:boxed|fbox|framebox)\s*(?=\{)", text):
         content, end = argument(text, opening.end())
         if content is None:
-            return text
-        text = text[: opening.start()] + content + text[end:]
-    return text
+            break
+        dropped += [(opening.start(), opening.end() + 1), (end - 1, end)]
+    kept, place = [], 0
+    for begin, end in sorted(dropped):
+        kept.append(text[place:begin])
+        place = end
+    return "".join([*kept, text[place:]])
 
 
 # -- sentences
 
 
+STATED = 50  # of so many statements the last that can be read counts
 _STATED = re.compile(
     r"(?i)(?:####\s*(?P<marked>[^\n]+)|\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b[^.\n:=]{0,60}?(?:\s(?:is|are|was|would be|should be|must be)\b(?!\s+(?:not|in)\b)|\s*[:=])"
     r"[\s:*]*(?P<rest>[^\n]+))"
@@ -217,27 +238,21 @@ _STATED = re.compile(
 _TRUTH = re.compile(r"(?i)(?P<negated>\bnot\s+)?\b(?P<word>yes|true|false|no(?=\s*(?:[.,;:!*)}\"'\n]|$)))\b")
 
 
-# Wait, no: D.   Actually it should be (D).
-_CORRECTION = re.compile(
-    r"(?:\b(?i:wait|hold on|actually|correction|sorry|on second thought|no(?=[,.:]))\b|\b(?i:should be|must be)(?=\s)|等等|不对)[^\n]{0,80}?(?:\b(?i:is|be|was)|[:,])\s+"
-    r"(?P<rest>\(?\**[A-J]\b(?=[\s)*]*(?:[.,;!:]|$|(?:is|because|since|not)\b))[^\n]*|[^\n]{0,40}(?i:option|choice)\s[^\n]*)"
-)
-
-
-def _corrected(text: str, reader: Reader) -> str | None:
-    """The choice that the text names when it takes back an earlier one, unless it states another after that."""
-    *_, found = [None, *_CORRECTION.finditer(text)]
-    stated = [each.start() for each in _STATED.finditer(text)]
-    if found is None or (stated and stated[-1] > found.start()):
+def _corrected(text: str, kind: str, reader: Reader, finished: bool) -> str | None:
+    """The answer that replaces an earlier one, or what the text states after that."""
+    found = corrected(text, kind, reader, finished)
+    if found is None:
         return None
-    rest = sentences(found["rest"])[:1]
-    return rest[0] if rest and option(rest[0]) and reader(rest[0]) else None
+    *_, last = [-1, *(each.start() for each in _STATED.finditer(text))]
+    answer, begin = found
+    stated = last > begin or (not answer and _STATED.search(text, begin))
+    return _stated(text[begin:], kind, reader) if stated else answer or None
 
 
 def _stated(text: str, kind: str, reader: Reader) -> str | None:
     """The last answer that the text calls one."""
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text)
-    for found in reversed(list(_STATED.finditer(text))):
+    for found in list(_STATED.finditer(text))[: -STATED - 1 : -1]:
         lines = sentences(found["marked"] or found["rest"])
         if not lines:
             continue
@@ -259,7 +274,10 @@ def _concluding(text: str, kind: str, reader: Reader) -> Answer:
     """The answer of the last sentences: of math the number or formula of the last that has one, else the sentence."""
     last = sentences(text)[-3:]
     if kind == "math":
-        for answer, rule in map(settled, reversed(last)):
+        for sentence in reversed(last):
+            answer, rule = settled(sentence)
+            if len(sentence) > LONGEST:
+                break  # it concludes something that nobody can read: what stood before it would be a guess
             if answer is not None:
                 return Answer(answer, rule)
     if kind == "boolean":

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from tunediff.benchmarks import notation
+from tunediff.benchmarks import notation, units
 from tunediff.benchmarks.answers import truth
 from tunediff.benchmarks.choices import option
 from tunediff.benchmarks.notation import Number
@@ -24,7 +24,7 @@ COMPARED = {
     "parts": "lists, sets, tuples or intervals, part by part",
     "word": "a word or an option",
     "symbolic": "math-verify's algebra",
-    "unlike": "a word against a formula, a tuple against a set, prose against a number",
+    "unlike": "two units, a word against a formula, a tuple against a set, prose against a number",
 }
 ROUNDED_DIGITS = 6  # what programs print of a third
 
@@ -39,6 +39,8 @@ def compare(answer: str, gold: str, *, kind: str, tolerance: float | None, symbo
         return option(answer) == option(gold), "word"
     if max(len(answer), len(gold)) > notation.LONGEST:
         return (True, "literal") if _squeezed(answer) == _squeezed(gold) else (False, "unlike")
+    if units.unlike(answer, gold):
+        return False, "unlike"
     spelled = [notation.plain(notation.unitless(text)) for text in (answer, gold)]
     return _equal(spelled[0], spelled[1], tolerance, symbolic)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from tunediff.benchmarks.magnitudes import UNKNOWN, in_digits
+
 FOREIGN = re.compile(r"[\u3400-\u9fff\uac00-\ud7a3]")
 
 
@@ -16,6 +18,8 @@ def in_english(text: str, kind: str) -> str:
     """The text as it is where no letter of it is Chinese or Korean."""
     if not FOREIGN.search(text):
         return text
+    if kind == "math":
+        text = UNKNOWN.sub(" word ", in_digits(text))
     for phrase, english in _TRUTHS if kind == "boolean" else ():
         text = re.sub(phrase, english, text)
     for phrase, english in _PHRASES:
@@ -40,9 +44,11 @@ _TRUTHS = (
 # Before a copula it is the noun of a sentence, at the end of a sentence its verb.
 _PHRASES = (
     *zip("。，：；！？（）、", (". ", ", ", ": ", "; ", "! ", "? ", " (", ") ", ", "), strict=True),
-    (r"(?m)^(\W*)答\s*(?=:)", r"\1 answer"),
+    (r"(?m)^(\W{0,40})答\s*(?=:)", r"\1 answer"),
     (r"(?:最终|最后|正确)?的?答案\**", " the answer "),
     (r"(\d\S{0,20}?)(?:이|가) 아니라", r"\1, is "),
+    (r"(\(?[A-J]\)?)\s*(?:이|가) 아니라", r"not \1 but "),
+    (r"(?:等等|等一下|不对|아니|아뇨|잠깐만?|잠시만)\s*(?=[,.!])", " wait"),
     (r"(?:최종\s*|정)?답(?:은|이|\s*(?=:))|정답\**(?=\s*:)", " the answer is "),
     (r"(?:正确)?选项|선택지|보기", " option "),
     (r"(?:故|应|所以|因此)?(?:选择|选)\s*:?(?=\s*[*$(]*[A-J])", " the answer is "),

@@ -8,11 +8,13 @@ evaluates nothing that is more than a number.
 
 from __future__ import annotations
 
+import functools
 import re
 from fractions import Fraction
 from typing import NamedTuple
 
 from tunediff.benchmarks.languages import FOREIGN
+from tunediff.benchmarks.magnitudes import UNKNOWN, in_digits
 
 LONGEST = 2000  # characters of an answer; a longer one is equal to the same text alone
 LARGEST_EXPONENT = 1000  # of ten; beyond it a number is left to the symbolic comparison, which has a time limit
@@ -21,7 +23,6 @@ FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln 
 # One letter after a number is a unit only if it is one of these; 2n and 3x are products.
 UNIT_LETTERS = "mgshLJNKCVWA"
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-SCALES |= {"万": 4, "亿": 8, "만": 4, "억": 8}
 # Words after a formula that say more than its unit.
 NO_UNITS = (
     set(
@@ -80,23 +81,30 @@ def argument(text: str, place: int) -> tuple[str | None, int]:
     if not text.startswith("{", place):
         word = re.compile(r"-?(?:\\[a-zA-Z]+|[\w.,/]*\w)").match(text, place)
         return (word[0], word.end()) if word else (None, place)
-    depth, here = 0, place
-    while here < len(text):
-        if text[here] == "\\":
-            here += 2
-            continue
-        depth += (text[here] == "{") - (text[here] == "}")
-        here += 1
-        if depth == 0:
-            return text[place + 1 : here - 1], here
-    return None, place
+    end = _closings(text).get(place)
+    return (None, place) if end is None else (text[place + 1 : end - 1], end)
+
+
+@functools.lru_cache(maxsize=4)
+def _closings(text: str) -> dict[int, int]:
+    """The place of each opening brace -> the place behind the one that closes it; read once for a whole text."""
+    found, opened = {}, []
+    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            found[opened.pop()] = brace.end()
+    return found
 
 
 def unitless(text: str) -> str:
     """LaTeX without the unit behind it: `13\\sqrt3\\text{ m}^2` -> `13\\sqrt3`. A letter that is not set as text is none."""
-    text = re.sub(
-        rf"(?<=[\d)}}$])\s*(?:\\text\s*\{{)?\s*{FOREIGN.pattern}+\s*\}}?$", "", _SCALED.sub(_written_out, text)
-    )
+    text = _SCALED.sub(_written_out, text)
+    if FOREIGN.search(text):
+        text = in_digits(text)
+        if UNKNOWN.search(text):
+            return text
+        text = re.sub(rf"(?<=[\d)}}$])\s*(?:\\text\s*\{{)?\s*{FOREIGN.pattern}+\s*\}}?$", "", text)
     found = _UNIT.fullmatch(text.strip(" $."))
     if not found or re.search(
         rf"\\(?:{'|'.join(set(FUNCTIONS) - {'pi'})}|cdot|times|cup|in|pm)$|[_^]$", found["body"].rstrip()
@@ -223,8 +231,8 @@ def _from_python(text: str) -> str:
         text = re.sub(r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])(?:sqrt|√)\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"√\s*(\d+|[a-z])", r"\\sqrt{\1}", text)
-    while power := re.search(
-        r"(.*)\*\*\s*(\([^()]*\)|-?[\w.]+(?:\^\{.*?\}+)?)", text
+    while "**" in text and (
+        power := re.search(r"(.*)\*\*\s*(\([^()]*\)|-?[\w.]+(?:\^\{.*?\}+)?)", text)
     ):  # from the right, as Python does
         text = f"{power[1].rstrip()}^{{{power[2].strip('()')}}}{text[power.end() :]}"
     text = re.sub(r"\\exp\s*[{(]([^{}()]*)[})]", r"e^{\1}", text)

@@ -11,10 +11,15 @@ import re
 
 from tunediff.benchmarks import notation
 
+LONGEST = 2000  # characters of a sentence that concludes something
+ASIDE = 60  # characters before a number in which the words stand that make it an aside
+
 
 def sentences(text: str) -> list[str]:
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text)
-    text = re.sub(r"\\\[.*?\\\]|\$\$.*?\$\$", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text, flags=re.DOTALL)
+    closed = text.rfind("\\]") + 2  # what opens behind it does not close, and is not looked at
+    text = re.sub(r"\\\[.*?\\\]", _in_one_line, text[:closed], flags=re.DOTALL) + text[closed:]
+    text = re.sub(r"\$\$.*?\$\$", _in_one_line, text, flags=re.DOTALL)
     found = re.split(r"(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bMrs\.)(?<!\bSt\.)(?<=[.!?])\s+|\n+", text)
     found = [
         re.sub(r"^\s*(?:step\s*\d+\s*[:.)]|\d+[.)]\s|[-•#>]+\s)\s*", "", piece, flags=re.I).strip() for piece in found
@@ -22,9 +27,16 @@ def sentences(text: str) -> list[str]:
     return [piece for piece in found if re.search(r"\w", piece)]
 
 
+def _in_one_line(found: re.Match) -> str:
+    return re.sub(r"\s*\n\s*", " ", found[0])
+
+
 def settled(sentence: str) -> tuple[str | None, str]:
     """The number or formula that a sentence comes to: after its last "is" or "=", else its main number."""
     sentence = sentence.strip().rstrip(".!")
+    if len(sentence) > LONGEST:
+        return None, "concluding_sentence"
+    sentence = _NEGATIVE.sub("-", sentence)
     sentence = _main_clause(sentence)
     if there := _THERE.match(sentence):
         return there["number"], "concluding_number"
@@ -49,6 +61,7 @@ def _main_clause(sentence: str) -> str:
     return sentence
 
 
+_NEGATIVE = re.compile(r"(?<![\d)}$]\s)\b(?:negative|minus)\s+(?=[\d.])")  # but 12 minus 5
 _LEADING = re.compile(
     r"^(?:[\s:]|\b(?:that|about|approximately|exactly|equal to|a total of|only|just|now|also|indeed|"
     r"the (?:interval|set|value|number|point|pair))\b)+"
@@ -102,7 +115,7 @@ def _main_number(sentence: str, *, worst: int = 4) -> str | None:
     if price := re.match(r"(?:(?:so|therefore|thus|hence)\b,?\s*)?\d[^$€£\n]*(?=[$€£]\s*\d)", sentence, re.I):
         sentence = sentence[price.end() :]  # 4 pens cost $12
     for found in _NUMBER.finditer(sentence):
-        aside = _ASIDE.search(sentence[: found.start()])
+        aside = _ASIDE.search(sentence, max(0, found.start() - ASIDE), found.start())
         rank = 0 if not aside else 3 if aside["fixed"] else 1 if aside["near"] else 2
         if re.match(r"-[A-Za-z]", sentence[found.end() :]):
             rank = 4
