@@ -110,7 +110,7 @@ def nulls(of: Findings) -> str:
                            ("thinking", "that stay within the thinking and lean to its end"))
     ]  # fmt: skip
     return (
-        f"Over {seeds} seeds of the dictionary, half as many tokens: on the base beside itself latent scaling confirms\n"
+        f"Over {seeds} seeds of the dictionary, with half as many tokens, latent scaling confirms on the base beside itself\n"
         f"{spoken(confirmed['equal'], '.1f')} latents a run, beside a copy with noise as large as the difference {spoken(confirmed['noise'], '.1f')}, and on the pair {spoken(confirmed['pair'], '.1f')}.\n"
         f"Of labels that mean nothing, laid over the held-out text of the default study, are found at the 5 % level:\n{'; '.join(rates)}."
     )
@@ -245,6 +245,11 @@ def needed(of: Findings) -> str:
     }
     rate = {key: spoken(of("default", f"{where}/{key}/hesitations"), ".1f") for key in ("unedited", "zero/delta")}
     beyond = spoken(of("default", f"{where}/zero/delta/accuracy_over_random_latents"), ".0f", 100)
+    _, low, high = of("default", f"{where}/zero/delta/accuracy_over_random_latents")
+    words = {True: "is not told apart from what others do", False: "others do not do"}
+    verdict = words[low <= 0 <= high]
+    twin = f"{where}/twin/zero/delta"
+    twins = spoken(of("default", f"{twin}/hesitations"), ".1f"), spoken(of("default", f"{twin}/accuracy"), ".0f", 100)
     patched = {
         key: spoken(of("default", f"patching/toy/{key}/accuracy"), ".0f", 100)
         for key in ("unedited", "patch/delta", "whole/patch")
@@ -252,7 +257,8 @@ def needed(of: Findings) -> str:
     return (
         f"Ten latents that tell best whether a hesitation follows, set to zero as the tuned model writes: {rate['zero/delta']} hesitations\n"
         f"per 1,000 tokens in place of {rate['unedited']}, and {right['zero/delta']} % of the problems right in place of {right['unedited']}; with as many latents that\n"
-        f"write as much, 20 draws, {right['random_latents/zero/delta']} %, with random directions {right['random_direction/zero/delta']} %. Less those of the random latents: {beyond} points.\n"
+        f"write as much, 20 draws, {right['random_latents/zero/delta']} %, with random directions {right['random_direction/zero/delta']} %. Less those of the random latents\n"
+        f"{beyond} points, which {verdict}. The ten that the same rule chooses of the twin: {twins[0]} hesitations, {twins[1]} % right.\n"
         f"The base solves {patched['unedited']} %, with the same latents patched from the tuned model {patched['patch/delta']} %, with the whole vector {patched['whole/patch']} %."
     )
 
@@ -305,7 +311,7 @@ def recovered(of: Findings) -> str:
         f"Of 500 problems the embedded base solves {right['toy/accuracy/base']} % asked directly and {right['toy_step_by_step/accuracy/base']} % asked for steps,\n"
         f"the rank-1 LoRA {right['toy/accuracy/lora']} %, the fully tuned model {right['toy/accuracy/full']} %. So rank 1 recovers\n"
         f"{right['toy/recovered']} % of the gain over the direct answer, {right['toy_step_by_step/recovered']} % over the worked steps,\n"
-        f"{right['toy/tokens/recovered']} % of the length and {right['toy/hesitations/recovered']} % of the hesitations"
+        f"{right['toy/tokens/recovered']} % of the length and {right['toy/hesitations/recovered']} % of the hesitations."
     )
 
 
