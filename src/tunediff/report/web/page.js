@@ -39,7 +39,7 @@ const CARDS = [
   // the same dictionary on controls, and from another seed
   ["The same on controls, tuned-only", "latent_scaling/control/*", [["equal/tuned_only", "equal models: none is"], ["noise/tuned_only", "noise of that size: the noise is"]]],
   ["Planted directions that it names", "latent_scaling/*", [["power", "of the directions"]]],
-  ["Found by a twin from another seed", "twin/matched/*", [["all", "of the latents"]]],
+  ["Found by a twin from another seed", "twin/*", [["matched/all", "of the latents"], ["matched_untrained", "among latents that learned nothing"]]],
 ];
 
 function card([title, path, stars]) {
