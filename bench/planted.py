@@ -52,6 +52,7 @@ CONTROLS = {
     "soft-frozen decoder": ["dictionary.frozen=soft_decoder"],
     "frozen encoder": ["dictionary.frozen=encoder"],
 }
+LONG = 4_000_000  # tokens up to which the controls are trained as well
 LADDER = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16]
 Words = tuple[str, ...]
 # axis of the search -> value -> words
@@ -364,7 +365,7 @@ def main() -> None:
         else:
             run_untrained(kept, asked.options, pairs=asked.pairs, latents=asked.latents)
             wanted = {option: (f"dictionary={option}",) for option in asked.options}
-            if BATCHTOPK in asked.options:
+            if BATCHTOPK in asked.options and tokens <= LONG:
                 controls = {f"{BATCHTOPK}, {name}": words for name, words in CONTROLS.items()}
                 wanted |= {name: (f"dictionary={BATCHTOPK}", *words) for name, words in controls.items()}
         run(kept, wanted, pairs=asked.pairs, **settings)

@@ -47,6 +47,7 @@ LINES = [
 ]
 PLANTED_LINES = [
     "--tokens 250_000 1_000_000 4_000_000",
+    "--tokens 16_000_000 --options batchtopk_crosscoder l1_crosscoder",
     "--equal",
     "--options l1_crosscoder --search start AuxK",
     "--options delta_crosscoder --search lambda",
