@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pyarrow.parquet
+
 import planted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +41,26 @@ class Findings:
         elif study not in self.read:
             self.read[study] = json.loads((RUNS / f"{study}.json").read_text())
         return self.read[study]
+
+    def asked(self) -> dict[str, dict]:
+        """What was asked for, of every study in its own order."""
+        made = {}
+        for study, used in self.used.items():
+            ordered = [name for name in self.of(study) if name in used]
+            made[study] = {name: used[name] for name in [*ordered, *(name for name in used if name not in ordered)]}
+        return made
+
+    def table(self, study: str, name: str, columns: list[str]) -> Mapping[str, list]:
+        """Columns of a table that a study has written."""
+        if self.kept is not None:
+            return self.kept[study][f"table {name}"]
+        read = pyarrow.parquet.read_table(RUNS / study / "tables" / f"{name}.parquet", columns=columns).to_pydict()
+        found = {
+            name: [float(f"{value:.5g}") if isinstance(value, float) else value for value in values]
+            for name, values in read.items()
+        }
+        self.used.setdefault(study, {})[f"table {name}"] = found
+        return found
 
     def between(self, study: str, before: str, behind: str) -> list[str]:
         """The words between both ends, of the findings that have them."""
@@ -187,40 +209,32 @@ def edits(of: Findings) -> str:
 
 
 def steering(of: Findings) -> str:
-    where, rows = "steering_sweep/toy/", []
-    for key in of.between("default", where, "/accuracy"):
-        rate, right, perplexity = (
-            of("default", f"{where}{key}/{name}") for name in ("hesitations", "accuracy", "perplexity")
-        )
-        if "random_direction" in key:
-            continue
-        beside = (
-            of("default", f"{where}{key.replace('latents', 'random_direction')}/hesitations")
-            if "/" in key
-            else [None] * 3
-        )
-        rows.append(
-            [
-                f"`{key}`",
-                spoken(rate, ".1f"),
-                spoken(right, ".2f"),
-                spoken([perplexity[0], None, None], ".1f"),
-                spoken(beside, ".1f"),
-            ]
-        )
+    names = ["gate", "kind", "strength", "accuracy", "perplexity", "behaviour", "behaviour_low", "behaviour_high"]
+    columns = of.table("default", "steering_sweep", names)
+    at = {row[:3]: row[3:] for row in zip(*(columns[name] for name in names), strict=True)}
+    rows = []
+    for (gate, kind, strength), (right, perplexity, *rate) in at.items():
+        if kind == "latents":
+            beside = at.get((gate, "random_direction", strength))
+            cells = [f"`{gate}`", f"{strength:g}", spoken(rate, ".0f"), f"{right:.2f}", f"{perplexity:.3g}"]
+            rows.append([*cells, spoken(list(beside[2:]), ".1f") if beside else "–"])
     head = [
-        "gate and strength",
+        "gate",
+        "strength",
         "hesitations per 1,000 tokens",
         "right",
         "perplexity",
-        "hesitations, random directions",
+        "hesitations, 20 random directions",
     ]
-    peaks = [
-        [f"`{gate}`", *(spoken(of("default", f"steering_sweep/{gate}/{name}"), ".1f") for name in ("peak", "peak_strength")),
-         {1.0: "present", 0.0: "absent", None: "underpowered"}[of("default", f"steering_sweep/{gate}/dip")[0]]]
-        for gate in of.between("default", "steering_sweep/", "/dip")
-    ]  # fmt: skip
-    return f"{table(head, rows)}\n\n{table(['gate', 'rate at the peak', 'at strength', 'oversteering dip'], peaks)}"
+    words = {1.0: "present", 0.0: "absent", None: "underpowered"}
+    peaks = []
+    for gate in of.between("default", "steering_sweep/", "/dip"):
+        rate, strength, dip = (
+            of("default", f"steering_sweep/{gate}/{name}") for name in ("peak", "peak_strength", "dip")
+        )
+        peaks.append([f"`{gate}`", spoken(rate, ".0f"), spoken(strength, "g"), words[dip[0]]])
+    verdict = table(["gate", "rate at the peak of coherent text", "at strength", "oversteering dip"], peaks)
+    return f"{table(head, rows)}\n\n{verdict}"
 
 
 def closed(of: Findings) -> str:

@@ -86,7 +86,7 @@ def main() -> None:
         of = Findings()
         for page in PAGES:
             written((ROOT / page).read_text(), of)
-        KEPT.write_text(json.dumps(of.used, indent=0) + "\n")
+        KEPT.write_text(json.dumps(of.asked(), indent=0) + "\n")
     write(Findings(json.loads(KEPT.read_text())))
 
 
