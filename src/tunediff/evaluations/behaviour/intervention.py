@@ -97,9 +97,8 @@ class Intervention(BehaviourEvaluation):
             )
         yield Table(f"{self.name}_latents", latents_table(seen, chosen))
         if TWIN in trained.companions and (self.latents is None or isinstance(self.latents, int)):
-            twin = trained.beside(
-                TWIN
-            )  # numbers, and expressions over tables of the run, speak of one dictionary alone
+            # numbers, and expressions over tables of the run, speak of one dictionary alone
+            twin = trained.beside(TWIN)
             of_twin = choose(twin, twin.statistics, self.latents, self.chosen_by)
             yield Note(f"{self.name}: of the twin, by the same rule, latents {', '.join(map(str, of_twin))}")
             yield Table(f"{self.name}_twin_latents", latents_table(twin.statistics, of_twin))

@@ -7,6 +7,7 @@ with a cosine of at least 0.7, writes into that model alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tunediff.activations import Planted, planted_events
+from tunediff.activations import OF_EACH, RATES, STRENGTHS, Planted, planted_events
 from tunediff.dictionary import ReconstructingDictionary
 from tunediff.evaluations.latents.scaling import Called, latent_scaling
 from tunediff.measures.shares import share
@@ -114,22 +115,14 @@ def planted_recall(called: Called) -> Iterator[Finding | Table | Note]:
         meaning=f"share of {len(named)} directions, written into one copy of the base alone, that confirmed tuned-only latents of the "
         "same dictionary name: what it can see at this length",
     )  # fmt: skip
-    kinds = list(zip(events.strengths.tolist(), events.rates.tolist(), strict=True))
-    cells = {
-        kind: [bool(hit) for one, hit in zip(kinds, named, strict=True) if one == kind] for kind in dict.fromkeys(kinds)
-    }
-    yield Table(
-        "planted",
-        {
-            "strength": [strength for strength, _ in cells],
-            "rate": [rate for _, rate in cells],
-            "directions": [len(hits) for hits in cells.values()],
-            "named": [sum(hits) for hits in cells.values()],
-        },
-    )
-    of_strength = {size: [hit for (one, _), hits in cells.items() if one == size for hit in hits] for size, _ in cells}
+    counts = named.reshape(len(STRENGTHS), len(RATES), OF_EACH).sum(-1)  # as planted_events lays them out
+    cells = list(itertools.product(STRENGTHS, RATES))
+    columns = {"strength": [strength for strength, _ in cells], "rate": [rate for _, rate in cells]}
+    columns |= {"directions": [OF_EACH] * len(cells), "named": counts.flatten().tolist()}
+    yield Table("planted", columns)
+    of_strength = zip(STRENGTHS, counts.sum(-1).tolist(), strict=True)
     said = ", ".join(
-        f"{sum(hits)} of {len(hits)} at {size:g} of the base's median norm" for size, hits in of_strength.items()
+        f"{count} of {len(RATES) * OF_EACH} at {size:g} of the base's median norm" for size, count in of_strength
     )
     yield Note(
         f"Of directions that were planted in a copy of the base alone, as tuned-only ones, on 0.1 to 3 % of the tokens, this kind of dictionary names at this "
