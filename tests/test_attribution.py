@@ -423,6 +423,15 @@ def test_the_one_latent_that_writes_has_all_the_influence(trained):
     assert len(list((trained.folder / "graphs").glob("prompt-*.json"))) == 3
 
 
+def test_a_batch_without_the_label_is_not_searched_for_words_where_another_has_it(trained):
+    first, *others = (batch for batch in trained.held_out if "hesitation" in batch.labels)
+    assert others
+    again = dataclasses.replace(trained, folder=None)
+    again.__dict__["held_out"] = [first, *(batch._replace(labels={}, begins={}) for batch in others)]
+    prompts = AttributionGraphs(count=1000)._found(again)
+    assert len(prompts) == int((first.begins["hesitation"] & (first.position > 0)).sum())
+
+
 def test_a_text_without_the_label_is_searched_for_the_pairs_words(trained):
     _, by_label, _ = found_by(AttributionGraphs(count=4, drawn=0, most_latents=5), trained)
     unlabelled = [batch._replace(labels={}) for batch in trained.held_out]

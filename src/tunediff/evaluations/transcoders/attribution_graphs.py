@@ -24,7 +24,6 @@ from tunediff.attribution import Graph, Pruned, attribute, check_share, prune, s
 from tunediff.benchmarks import hesitations
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Needs, Trained, Work
-from tunediff.evaluations.reading.label_alignment import later
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, Finding, Note, Refused, Stream, Table
 from tunediff.text import Batch, Spelling, encode, text_of
@@ -155,20 +154,16 @@ class AttributionGraphs:
     def _found(self, trained: Trained) -> list[GraphPrompt]:
         """Prompts that end at the first place of each document, then at the second of each, until there are enough."""
         spelled, met, places = Spelling(trained.pair.tokenizers[0]), Counter(), []
+        known = any(self.at in batch.labels for batch in trained.held_out)
         for batch in trained.held_out:
-            here = self._predicted(batch, spelled, trained.pair.hesitations) & (batch.position > 0)
+            here = batch.beginning(self.at) if known else _words(batch, spelled, trained.pair.hesitations)
+            here = here & (batch.position > 0)
             for token in here.nonzero()[:, 0].tolist():
                 document = int(batch.document[token])
                 ids = batch.ids[0][int(batch.sequence[token])]
                 places.append((met[document], len(places), self._cut(ids, int(batch.position[token]))))
                 met[document] += 1
         return [prompt for _, _, prompt in sorted(places, key=lambda place: place[:2])[: self.count]]
-
-    def _predicted(self, batch: Batch, spelled: Callable[[int], str], words: Sequence[str]) -> Tensor:
-        """Mask [token] of the tokens that a prompt may predict."""
-        if self.at in batch.labels:
-            return batch.labels[self.at] & ~later(batch, self.at)
-        return torch.tensor([hesitations(spelled(token), words) > 0 for token in batch.token.tolist()])
 
     def _cut(self, ids: Tensor, place: int) -> GraphPrompt:
         return GraphPrompt(ids[max(0, place - self.context) : place], int(ids[place]))
@@ -194,6 +189,11 @@ class AttributionGraphs:
         if living:
             meaning = f"these as a share of the {living:,} latents that fire in the held-out text"
             yield Finding(f"{where}/carrying_share", carrying / living, meaning=meaning)
+
+
+def _words(batch: Batch, spelled: Callable[[int], str], words: Sequence[str]) -> Tensor:
+    """Mask [token] of the tokens that spell one of the words."""
+    return torch.tensor([hesitations(spelled(token), words) > 0 for token in batch.token.tolist()])
 
 
 def _described(prompt: GraphPrompt, graph: Graph, pruned: Pruned, spelled: Spelling) -> dict[str, Any]:
