@@ -22,7 +22,6 @@ from tunediff.settings import (
     check_command_line,
     identity,
     stream_key,
-    target_of,
     with_files,
     within,
 )
@@ -43,6 +42,7 @@ from tunediff.study.run import Run
 from tunediff.study.train import study
 from tunediff.study.trainer import make_trainer, shares_out_layers
 from tunediff.training import Learner, Recipe, TranscoderLearner
+from tunediff.trusted import target_of
 
 CONF = ROOT / "conf"
 STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]
@@ -270,7 +270,7 @@ def test_legal_command_lines_pass():
             "evaluation.autointerp.judge.model is not set: give it on the command line, evaluation.autointerp.judge.model=<...>",
         ),
         (["text.rows._target_=os.system"], "names a package that is not trusted"),
-        (["text.rows._target_=tunediff.text.read_fils"], "cannot be imported"),
+        (["text.rows._target_=tunediff.text.read_fils"], "Did you mean tunediff.text.read_files"),
         (["text.context=[1,2]"], r"text.context=\[1, 2\] is not of type int"),
         (
             ["+trainer.precison=3"],

@@ -6,12 +6,12 @@ Hydra refuses unknown keys and options but does not name the nearest legal one, 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import contextvars
 import difflib
 import functools
 import hashlib
-import importlib
 import inspect
 import json
 import math
@@ -33,8 +33,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff.shapes import Refused, flat
+from tunediff.trusted import check_file, check_target, check_trust, read_yaml, targets_in, unresolved, variables_of
 
-TRUSTED = ("tunediff", "torch", "lightning")
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
 IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task".split()
 
@@ -69,13 +69,24 @@ NUMBERS: dict[str, Any] = {
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
+_began = False
+
+
+def begun() -> None:
+    """Says that from here on a refusal is a failure of what was begun, and no longer a mistake in what was typed."""
+    global _began
+    _began = True
+
+
 @contextlib.contextmanager
 def said_plainly() -> Iterator[None]:
-    """Context, and decorator, in which a refusal ends the program with one sentence."""
+    """Context, and decorator, in which a refusal ends the program with one sentence: with status 2 where nothing was begun
+    and what was typed has to be mended, with 1 where what was begun failed."""
     try:
         yield
     except Refused as refusal:
-        sys.exit(f"error: {refusal}")
+        print(f"error: {refusal}", file=sys.stderr)
+        sys.exit(1 if _began else 2)
 
 
 def verb(name: str) -> Callable:
@@ -87,15 +98,63 @@ def verb(name: str) -> Callable:
 
         @functools.wraps(story)
         def main() -> None:
+            global _began
+            _began = False
             with said_plainly():
                 sys.argv[1:] = with_files(sys.argv[1:], folder)
+                sys.argv[1:] += of_its_own(sys.argv[1:], folder)
                 check_command_line(sys.argv[1:], folder, name)
                 sys.argv[1:] += nothing_written(sys.argv[1:], name)
-            wrapped()
+            try:
+                wrapped()
+            except SystemExit as left:  # Hydra has said what does not compose
+                said = isinstance(left.__context__, hydra.errors.HydraException | OmegaConfBaseException)
+                if left.code != 1 or not said or _began:
+                    raise
+                sys.exit(2)
 
         return main
 
     return decorate
+
+
+def typed_keys(arguments: Sequence[str]) -> dict[str, Any]:
+    """Key -> value of the overrides of a command line; nothing where Hydra cannot read one."""
+    try:
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+    except hydra.errors.HydraException:
+        return {}
+    return {o.key_or_group: None if o.is_sweep_override() or o.is_delete() else o.value() for o in overrides}
+
+
+# of a run that is started from a config by its path, which says nothing of Hydra
+OF_ITS_OWN = {
+    "hydra.run.dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}",
+    "hydra.job.chdir": "false",
+}
+
+
+def of_its_own(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Words for Hydra about where a run goes whose config is named by --config-path, which was looked at and carries none.
+    Raises Refused for a config that may not be read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-name", "-cn")
+    flags, _ = parser.parse_known_args(list(arguments))
+    if flags.config_path is None:
+        return []
+    words = [a for a in arguments if a not in (flags.config_path, flags.config_name)]
+    typed = typed_keys(words)
+    place, name = folder.parent / flags.config_path, flags.config_name
+    if name is None:
+        raise Refused(f"--config-path {flags.config_path} needs the name of a config there: --config-name config.")
+    file = next((f for f in (place / name, place / f"{name}.yaml") if f.suffix == ".yaml" and f.is_file()), None)
+    if file is None:
+        raise Refused(f"--config-path {flags.config_path} --config-name {name}: there is no such file.")
+    trust = check_trust(typed.get("trust"))
+    check_file(file, trust=trust, typed=typed)
+    words = {**OF_ITS_OWN, **({"trust": "[]"} if "trust" in read_yaml(file) else {})}
+    return [f"{key}={value}" for key, value in words.items() if key not in typed]
 
 
 def nothing_written(arguments: Sequence[str], name: str) -> list[str]:
@@ -131,9 +190,11 @@ def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
         file = Path(value).expanduser().resolve()
         if not file.is_file():
             raise Refused(f"{group}={value}: there is no such file.")
+        check_file(file, group=group, trust=check_trust(typed.get("trust")), typed=typed)
         return "'" + os.path.relpath(file.with_suffix(""), (folder / group).resolve()).replace("'", "\\'") + "'"
 
     arguments = list(arguments)
+    typed = typed_keys(arguments)
     for n, argument in enumerate(arguments):
         group, given, value = argument.partition("=")
         if given and ".yaml" in value and (folder / group).is_dir():
@@ -223,13 +284,24 @@ def _nearest(word: str, legal: typing.Iterable[str], kind: str) -> str:
 
 
 def check(cfg: DictConfig, legal: Sequence[str]) -> None:
-    """Raises Refused for an unknown top-level key, an untrusted _target_, an argument it does not take, a value of the
-    wrong type, or a value that was left open (???)."""
+    """Raises Refused for an unknown top-level key, a _target_ that may not be built, an argument it does not take, a value of
+    the wrong type or out of range, or a value that was left open (???); what stands in an environment variable is named by
+    it."""
+    try:
+        _check(cfg, legal)
+    except Refused as refusal:
+        said = str(refusal)
+        for word in variables_of(cfg):
+            held = os.environ.get(word.removeprefix("env:"), "")
+            said = said.replace(held, f"<{word}>") if len(held) > 3 else said
+        raise Refused(said) from None
+
+
+def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
     for key in cfg:
         if key not in legal and key != "hydra":
             raise Refused(f"{key} is not a setting here. {_nearest(str(key), legal, 'settings')}")
-    if isinstance(trust := cfg.get("trust") or (), str):
-        raise Refused(f"trust={trust} is one word and no list of packages: trust=[{trust}].")
+    trust = check_trust(plain(cfg.get("trust")))
     given = cfg.get("dictionary") or {}
     for key in READ_BY_STUDY["dictionary"] if cfg.get("optimizer") else ():  # it is to be trained
         if key not in given and key != "start":
@@ -238,12 +310,12 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
                 "see conf/dictionary/defaults/crosscoder.yaml."
             )
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise Refused(_not_set(str(error.full_key), f"{error.full_key}=<...>")) from error
     except OmegaConfBaseException as error:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
-    values = flat(plain)
+    values = flat(settings)
     for key, kind in NUMBERS.items():
         if key in values:
             try:
@@ -253,35 +325,20 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
     for key, value in values.items():
         if isinstance(value, float) and math.isnan(value):
             raise Refused(f"{key}=nan is no number.")
-    _check_node(plain, "", (*TRUSTED, *trust))
-
-
-def _check_node(node: Any, path: str, trusted: Sequence[str]) -> None:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            _check_target(node, path, trusted)
-        for key, value in node.items():
-            _check_node(value, f"{path}.{key}" if path else str(key), trusted)
-    elif isinstance(node, list):
-        for n, value in enumerate(node):
-            _check_node(value, f"{path}[{n}]", trusted)
+        if isinstance(value, str) and "${" in value:  # an object is described once more before it is built
+            raise Refused(
+                f"{key}={value:.80} holds a reference within what another one stands for: name the value itself."
+            )
+    for node, path in targets_in(settings):
+        _check_settings(node, path, check_target(node, path, trust))
 
 
 # keys of a dictionary option that are read by the study rather than by the dictionary's class
 READ_BY_STUDY = {"dictionary": ("hookpoint", "objective", "reads", "l1_schedule", "start")}
 
 
-def _check_target(node: Mapping[str, Any], path: str, trusted: Sequence[str]) -> None:
+def _check_settings(node: Mapping[str, Any], path: str, target: Any) -> None:
     name = node["_target_"]
-    if name.partition(".")[0] not in trusted:
-        raise Refused(
-            f"{path}._target_={name} names a package that is not trusted ({', '.join(trusted)}). "
-            f"If it is yours, add trust=[{name.partition('.')[0]}]."
-        )
-    try:
-        target = target_of(node)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise Refused(f"{path}._target_={name} cannot be imported: {error}.") from error
     parameters = inspect.signature(target).parameters
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -343,13 +400,6 @@ def _spelled(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("NoneType", "null")
 
 
-def target_of(node: Mapping[str, Any]) -> Any:
-    """The class or function that the _target_ of a node names. Raises ImportError, AttributeError or ValueError where there
-    is none."""
-    module, _, attribute = node["_target_"].rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def build(node: Any, **extra: Any) -> Any:
     """The object that a checked node describes. A refusal inside comes out as it was written."""
     try:
@@ -366,7 +416,7 @@ def build(node: Any, **extra: Any) -> Any:
 def material(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config without what cannot change a number: logger, launcher, device, paths of this machine. The precision
     of the trainer is kept."""
-    kept = {str(key): plain(cfg[key]) for key in cfg if key not in IMMATERIAL}
+    kept = {str(key): unresolved(cfg[key]) for key in cfg if key not in IMMATERIAL}
     kept.get("activations", {}).pop("folder", None)
     for part in ("dictionary", "recipe"):  # which pass it on to their objective
         (kept.get(part, {}).get("objective") or {}).pop("logits_mb", None)
@@ -385,7 +435,7 @@ def stream_key(cfg: DictConfig) -> str:
     settings = material(cfg)
     parts = {key: settings.get(key) for key in ("model_pair", "text", "activations")}
     size = {"tokens": settings["budget"]["tokens"], "batch": OmegaConf.select(cfg, "optimizer.batch")}
-    return digest({**parts, **size, "trainer": plain(cfg.trainer)})
+    return digest({**parts, **size, "trainer": unresolved(cfg.trainer)})
 
 
 def plain(node: Any) -> Any:

@@ -12,9 +12,10 @@ from tunediff import folders
 from tunediff.dictionary import latents_of
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
-from tunediff.settings import identity, material, target_of
+from tunediff.settings import identity, material
 from tunediff.shapes import BASE, ROLES, TUNED, VERSION, Stream, Table
 from tunediff.study.parts import inside, learns
+from tunediff.trusted import target_of
 
 
 def open_loggers(

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.models import ModelSource, placed
-from tunediff.settings import build, check, identity, material, within
+from tunediff.settings import begun, build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
 from tunediff.study.described import beat, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
@@ -57,6 +57,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         if cfg.dry_run:
             return
         if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            begun()
             in_processes(command_again(cfg, folder), cfg, folder, "The fine-tune")
             return
         folders.make_folder(folder)
@@ -175,6 +176,7 @@ def begin(cfg: DictConfig, folder: Path) -> None:
         raise Refused(
             f"{folder} holds another fine-tune, with other {', '.join(changed)}. Choose another hydra.run.dir, or remove it."
         )
+    begun()
     write_config(cfg, folder)
     folders.say(folder, identity=identity(cfg), state=folders.RUNNING, error=None, started=folders.clock())
 

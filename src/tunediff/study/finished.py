@@ -28,7 +28,7 @@ from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import LOGITS_MB, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
-from tunediff.settings import build, check
+from tunediff.settings import begun, build, check, plain
 from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
 from tunediff.study.companions import read_companions, starting_rows
 from tunediff.study.described import about
@@ -53,11 +53,11 @@ class Loaded:
     folder, cfg   the run folder and the config it ran with        text, pair   those of the run
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, trust: Sequence[str] = ()):
         if not (folder / "config.yaml").exists():
             raise Refused(f"{folder} is no finished run: it has no config.yaml.")
         self.folder = folder
-        self.cfg: DictConfig = read_config(folder)
+        self.cfg: DictConfig = read_config(folder, trust)
         self._weights = folder / "dictionary" / "weights.safetensors"
         if learns(self.cfg) and not self._weights.exists():
             raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
@@ -194,12 +194,13 @@ def reevaluate(cfg: DictConfig) -> None:
     an evaluation finds replaces what it found before."""
     check(cfg, REEVALUATION)
     with folders.unless_refused(Path(cfg.run)):
-        run = Loaded(Path(cfg.run))
+        run = Loaded(Path(cfg.run), plain(cfg.trust))
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
     check_evaluations(evaluations, run.pair, run.text, tokens=tokens)
     device = build(cfg.trainer, precision="32-true", logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
+        begun()
         given = run.given(device=device, tokens=cfg.tokens, logits_mb=cfg.logits_mb)
         try:
             findings = evaluate(evaluations, given, run.folder, about(run.cfg, run.pair, run.streams))

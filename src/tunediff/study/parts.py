@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from tunediff.folders import write_atomically
 from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
 from tunediff.schedules import Length
-from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, target_of, within
+from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, TUNED, Refused, Stream, lacking
 from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
+from tunediff.trusted import check_file, target_of, unresolved
 
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "logits_mb", "optimized_metric"]
@@ -323,27 +324,24 @@ def given_of(
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
-    """Writes config.yaml, resolved, so that it runs again as it is. The logger keeps its references to the run folder."""
-    kept = {key: cfg[key] if key == "logger" else plain(cfg[key]) for key in cfg if key != "hydra"}
-    text = OmegaConf.to_yaml(OmegaConf.create({**kept, "hydra": HYDRA}))
+    """Writes config.yaml, resolved, so that it runs again as it is. The logger keeps its references to the run folder, and
+    what stands in an environment variable its name; whom one trusts is nothing that a file says."""
+    kept = {key: cfg[key] if key == "logger" else unresolved(cfg[key]) for key in cfg if key != "hydra"}
+    text = OmegaConf.to_yaml(OmegaConf.create({**kept, "trust": []}))
     write_atomically(folder / "config.yaml", text)
     stands_for = {"identity": identity(cfg), "settings": material(cfg)}
     write_atomically(folder / "identity.json", json.dumps(stands_for, indent=1))
 
 
-def read_config(folder: Path) -> DictConfig:
-    """The config of a run, checked as one that was typed. Raises Refused for a fine-tune, which is no study."""
-    cfg = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(cfg, DictConfig), "config.yaml is a mapping"
-    if "recipe" in cfg:
+def read_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+    """The config of a run, looked at as a stranger's; `trust` are the packages whose classes it may name, and env:NAME the
+    environment variables it may read. Raises Refused for one that says more than a study does, and for a fine-tune."""
+    content = check_file(folder / "config.yaml", trust=trust)
+    if "recipe" in content:
         raise Refused(
             f"{folder} is a fine-tune, not a study: python train.py model_pair={folder / 'pair.yaml'} makes one."
         )
-    del cfg["hydra"]
+    cfg = OmegaConf.create({**content, "trust": list(trust)})
     with within(folder):
         check(cfg, STUDY)
     return cfg
-
-
-# where a run that is started from its own config.yaml goes
-HYDRA = {"run": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}"}, "job": {"chdir": False}}

@@ -23,7 +23,7 @@ from tunediff import folders, processes
 from tunediff.activations import ShuffledRows, Wanted, take
 from tunediff.models import Agreed, ModelPair
 from tunediff.schedules import Length
-from tunediff.settings import build, check, digest, material
+from tunediff.settings import begun, build, check, digest, material
 from tunediff.shapes import Finding, Note, Refused
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
@@ -41,6 +41,7 @@ from tunediff.training import (
     load_position,
     names_in,
 )
+from tunediff.trusted import trust_of
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,19 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
             raise Refused(f"{checkpoints} belongs to another study. Choose another hydra.run.dir, or remove it.")
         if processes_of(cfg) > 1:  # as many begin here anew, each with train([run], checkpoints)
             run.begin()
-            in_processes(["-m", "tunediff.study.work", str(folder), "--with-parent"], cfg, folder, "The study")
+            begun()
+            in_processes(
+                [
+                    "-m",
+                    "tunediff.study.work",
+                    str(folder),
+                    "--with-parent",
+                    *(f"--trust={word}" for word in trust_of(cfg)),
+                ],
+                cfg,
+                folder,
+                "The study",
+            )
             return folders.state_of(folder).get("value")
         with folders.held(folder, "The run"):
             run.begin()
@@ -89,6 +102,7 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
     trainer = make_trainer(cfg, checkpoints)
     for run in runs if trainer.global_rank > 0 else ():  # one process speaks for all
         run.loggers = []
+    begun()
     shards = getattr(trainer.strategy, "shares_out_layers", False)
     device = trainer.strategy.root_device
     pair.load("cpu" if shards else device)

@@ -11,9 +11,10 @@ import torch
 from omegaconf import DictConfig
 
 from tunediff import folders, processes
-from tunediff.settings import build, identity, target_of
+from tunediff.settings import build, identity
 from tunediff.shapes import Refused
 from tunediff.training import Checkpoints, Pulse, TokenProgress, process_environment
+from tunediff.trusted import target_of
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunediff import folders
@@ -32,29 +33,29 @@ def rank_here() -> int:
 class Work:
     """The group of a folder, as submitit runs it. Requeued, it is the same work: the folder says how far it is."""
 
-    def __init__(self, folder: str):
-        self.folder = folder
+    def __init__(self, folder: str, trust: Sequence[str] = ()):
+        self.folder, self.trust = folder, list(trust)
 
     def __call__(self) -> None:
         write_log(Path(self.folder))
-        if work(Path(self.folder)):
+        if work(Path(self.folder), self.trust):
             sys.exit(1)  # submitit would call a raised error COMPLETED
 
     def checkpoint(self):
         import submitit
 
-        return submitit.helpers.DelayedSubmission(Work(self.folder))
+        return submitit.helpers.DelayedSubmission(Work(self.folder, self.trust))
 
 
-def work(folder: Path) -> int:
-    """Trains the group; returns how many of its members failed."""
+def work(folder: Path, trust: Sequence[str] = ()) -> int:
+    """Trains the group; returns how many of its members failed. `trust` is the launcher's."""
     content = folders.read_json(folder / "group.json") or {"members": [folder], "resume_from": None}
     resume_from = Path(content["resume_from"]) if content["resume_from"] else None
     saved = latest_checkpoint(folder / "checkpoints") or (resume_from if resume_from and resume_from.exists() else None)
     runs, failed = [], 0
     with contextlib.ExitStack() as locks:
         for place in map(Path, content["members"]):
-            run = Run(read_config(place), place)
+            run = Run(read_config(place, trust), place)
             if folders.is_finished(place, run.identity):
                 continue
             if saved is not None and run.identity not in names_in(saved):
@@ -117,4 +118,5 @@ if __name__ == "__main__":
     if "--with-parent" in sys.argv:
         end_with_parent()
     write_log(Path(sys.argv[1]))
-    sys.exit(1 if work(Path(sys.argv[1])) else 0)
+    trusted = [word.removeprefix("--trust=") for word in sys.argv[2:] if word.startswith("--trust=")]
+    sys.exit(1 if work(Path(sys.argv[1]), trusted) else 0)

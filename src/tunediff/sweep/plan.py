@@ -21,6 +21,7 @@ from tunediff.study.rehearsal import rehearse
 from tunediff.study.run import Run
 from tunediff.text import Text
 from tunediff.training import latest_checkpoint, names_in
+from tunediff.trusted import trust_of
 
 NEAR = 3  # settings by which a run may differ and still be called nearly the same
 
@@ -85,7 +86,13 @@ class Group:
     def start(self, *, gpu: str | None = None) -> subprocess.Popen:
         """The process of a group, or torchrun over its processes. It ends when this process ends."""
         command = ["-m", "tunediff.study.work", str(self.folder), "--with-parent"]
+        command += [f"--trust={word}" for word in self.trust]
         return processes.start(command, devices=self.members[0].run.cfg.trainer.devices, gpu=gpu)
+
+    @property
+    def trust(self) -> list[str]:
+        """Whom the members trust, and the environment variables they read: their process is told, for no file says so."""
+        return sorted({word for member in self.members for word in trust_of(member.run.cfg)})
 
 
 def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]], *, here: bool = True) -> list[Member]:

@@ -97,7 +97,9 @@ class Slurm:
             additional_parameters={"requeue": True, **self.extra},
         )
         try:
-            submitted = executor.map_array(Work.__call__, [Work(str(group.folder.resolve())) for group in groups])
+            submitted = executor.map_array(
+                Work.__call__, [Work(str(group.folder.resolve()), group.trust) for group in groups]
+            )
         except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
             raise Refused(f"sbatch did not take the sweep: {str(error).strip().splitlines()[-1]}") from error
         jobs = {}

@@ -1,0 +1,329 @@
+"""The classes that a config may build, and what a config from a file may say: a stranger's folder is data.
+
+A node is built only where its `_target_` is one of BUILDABLE to the letter, or is written in a package that the command
+line trusts (trust=[mypkg]). A file that is read, as of a finished run or by model_pair=<file>, is looked at before it
+is composed: it may neither set up Hydra nor trust anybody, and what would send or write something elsewhere has to be
+typed again. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.resolvers.oc import decode, env
+
+from tunediff.shapes import Refused
+
+# classes, and functions that give rows, steps or a rule; none writes a file, starts a process or imports by name
+BUILDABLE = frozenset(
+    f"{package}.{name}"
+    for package, names in {
+        "lightning": "Trainer",
+        "tunediff.activations": "Live Stored WholeSequences",
+        "tunediff.benchmarks": "Choices ManyNumbers Task",
+        "tunediff.dictionary": (
+            "BatchTopK Crosscoder DualBatchTopK JumpReLU L1 Linear Normalisation Partition TopK TranscoderAdapter"
+        ),
+        "tunediff.edits": (
+            "Add AfterMatch AfterPrefix AfterTokens Answer Clamp Every Everywhere Keep MeanAblate Patch Prompt Response "
+            "Scale Thinking WhileActive Zero"
+        ),
+        "tunediff.evaluations": (
+            "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark Examples Fidelity Geometry Intervention "
+            "Judge KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence LogitEffect "
+            "LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep Telling Tokenizers Twin "
+            "UnitComparison"
+        ),
+        "tunediff.generation": "Batched Decoding VLLM",
+        "tunediff.loggers": "Csv TensorBoard Wandb",
+        "tunediff.models": "AdaptedSource ModelPair ModelSource",
+        "tunediff.objectives": "AuxK DeltaLoss Difference Distillation Imitation Reconstruction",
+        "tunediff.schedules": "Anneal Constant Warmup WarmupCooldown WarmupCosine",
+        "tunediff.text": "Text each_generation exchange in_s1_form read_files read_hub",
+        "tunediff.toy.language": "benchmark is_held_out mixture rows",
+        "tunediff.training": "AllWeights Lora Recipe Replicas Resampling Shards",
+    }.items()
+    for name in names.split()
+)
+SPECIAL = ("_target_", "_partial_")  # of Hydra's keys; the others call by place, or turn the look at what is below away
+
+LARGEST, DEEPEST = 1_000_000, 50  # bytes and levels of a config that is read
+BEGINS = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+RESOLVERS = ("oc.select", "run_folder", "identity", "line", "now")  # that a config that is read may use
+VARIABLES = ("TUNEDIFF_DATA",)  # environment variables that it may use: a place, and no secret
+# by which text, keys or findings leave this machine, and what sends nothing
+SENDS: Mapping[str, tuple[Any, ...]] = {"endpoint": (None,), "key_variable": (None,), "offline": (True,)}
+INTERPOLATION = re.compile(r"\$\{\s*([^:}\s]*)\s*([:}]?)(?=\s*([^,}\s]*))")
+VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)")
+NODE = re.compile(r"\.*[\w.\[\]-]*")
+
+
+def check_trust(trust: Any) -> list[str]:
+    """The packages, and environment variables as env:NAME, that the command line trusts. Raises Refused for what is no list
+    of these."""
+    if isinstance(trust, str):
+        raise Refused(f"trust={trust} is one word and no list of packages: trust=[{trust}].")
+    for word in trust or ():
+        if not isinstance(word, str) or not re.fullmatch(r"env:\w+|[A-Za-z_]\w*", word):
+            raise Refused(
+                f"trust has {word!r}, which is neither the name of a package nor env:<an environment variable>."
+            )
+        if word in ("tunediff", "hydra_plugins"):
+            raise Refused(
+                f"trust=[{word}]: what may be built of {word} is in tunediff/trusted.py, and the rest never is."
+            )
+    return list(trust or ())
+
+
+def target_of(node: Mapping[str, Any]) -> Any:
+    """The class or function that the _target_ of a node names. Raises ImportError, AttributeError or ValueError where there
+    is none."""
+    module, _, attribute = node["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def check_target(node: Mapping[str, Any], path: str, trust: Sequence[str]) -> Any:
+    """The class or function that a node at `path` of a config may build. Raises Refused for every other, before anything of
+    it is imported, and for keys of Hydra's that are not looked through."""
+    name = node["_target_"]
+    special = [key for key in node if str(key).startswith("_") and str(key).endswith("_") and key not in SPECIAL]
+    if special:
+        raise Refused(
+            f"{path}.{special[0]} is not followed here: a node has {' and '.join(SPECIAL)}, and settings by name."
+        )
+    if not isinstance(node.get("_partial_", False), bool):
+        raise Refused(f"{path}._partial_={node['_partial_']!r}: true or false.")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+        raise Refused(f"{path}._target_={name!r} is no name of a class such as tunediff.evaluations.Fidelity.")
+    package = name.partition(".")[0]
+    if name not in BUILDABLE and package not in trust:
+        if package == "tunediff" or package in {one.partition(".")[0] for one in BUILDABLE}:
+            last = name.rpartition(".")[2]
+            near = [one for one in BUILDABLE if one.rpartition(".")[2] == last] or difflib.get_close_matches(
+                name, BUILDABLE
+            )
+            way = (
+                f"Did you mean {near[0]}?"
+                if near
+                else "A class of your own stands in a package of yours, trust=[<it>]."
+            )
+            raise Refused(f"{path}._target_={name} is none of what a config may build (tunediff/trusted.py). {way}")
+        raise Refused(
+            f"{path}._target_={name} names a package that is not trusted. If it is yours, or you have read it, add "
+            f"trust=[{package}] on the command line."
+        )
+    try:
+        target = target_of(node)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Refused(f"{path}._target_={name} cannot be imported: {error}.") from error
+    home = str(getattr(target, "__module__", None)).partition(".")[0]
+    if name not in BUILDABLE and home != package:
+        raise Refused(f"{path}._target_={name} is written in {home}, and not in {package}, which is trusted.")
+    if not callable(target):
+        raise Refused(f"{path}._target_={name} is neither a class nor a function.")
+    return target
+
+
+def targets_in(node: Any, path: str = "") -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The nodes that have a _target_, with their paths, at every depth of a plain config."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield node, path
+        for key, value in node.items():
+            yield from targets_in(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for n, value in enumerate(node):
+            yield from targets_in(value, f"{path}[{n}]")
+
+
+def leaves_in(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All values that are neither mappings nor lists, with their paths."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from leaves_in(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for n, value in enumerate(node):
+            yield from leaves_in(value, f"{path}[{n}]")
+    else:
+        yield path, node
+
+
+def strings_in(node: Any) -> Iterator[tuple[str, str]]:
+    return ((path, value) for path, value in leaves_in(node) if isinstance(value, str))
+
+
+# -- a file that is read ---------------------------------------------------------------------------------------------
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The content of a config, nothing in it resolved. Raises Refused where it cannot be read, is too large, no mapping,
+    or repeats itself by aliases, as does a small file that unfolds to gigabytes."""
+    try:
+        with open(file, "rb") as opened:
+            raw = opened.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise Refused(f"{file} has more than {LARGEST:,} bytes, which no config has.")
+        text = raw.decode("utf-8")
+        depth = 0
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            depth += isinstance(token, BEGINS) - isinstance(token, ENDS)
+            if depth > DEEPEST:
+                raise Refused(f"{file} nests deeper than {DEEPEST} levels, as no config does.")
+            if isinstance(token, yaml.AliasToken):
+                raise Refused(f"{file} has aliases (*name): write out what they stand for.")
+        content = OmegaConf.create(text)  # the same kinds of numbers as Hydra reads
+        plain = OmegaConf.to_container(content, resolve=False) if OmegaConf.is_dict(content) else None
+    except Refused:
+        raise
+    except OSError as error:
+        raise Refused(f"{file} cannot be read: {error.strerror}.") from error
+    except Exception as error:  # of YAML's parser and OmegaConf's grammar, which fail in many ways
+        said = str(error).strip().splitlines()
+        raise Refused(f"{file} is no config: {said[0] if said else type(error).__name__}.") from error
+    if not isinstance(plain, dict):
+        raise Refused(f"{file} is no config: it has no settings by name.")
+    return {str(key): value for key, value in plain.items()}
+
+
+def check_file(
+    file: Path, *, group: str | None = None, trust: Sequence[str] = (), typed: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """The content of a config from a file. Raises Refused for one that says more than settings of a study: a whole one, of
+    a run, or an option of a `group`. `typed` are the keys that the command line gives in their place; None where what the
+    config describes is only looked at, so that it neither sends nor writes."""
+    content = read_yaml(file)
+    if group is None:
+        content.pop("trust", None)  # whom the one who ran it trusted
+        if content.get("hydra") == BEFORE:
+            del content["hydra"]
+    for key, why in (
+        ("hydra", "sets up Hydra itself, which can run code and write anywhere"),
+        ("trust", "says whom you trust"),
+    ):
+        if content.get(key):
+            raise Refused(f"{file} {why} ({key}:). Only the command line does: take it out of the file.")
+    _check_place(file, content.pop("defaults", None) or [], group)
+    for key, value in strings_in(content):
+        _check_interpolations(file, key, value, trust)
+    for key, value in leaves_in(content) if typed is not None else ():
+        last = key.rpartition(".")[2]
+        if last in SENDS and value not in SENDS[last] and key not in {*typed}:
+            raise Refused(
+                f"{file} has {key}={value}, by which data would leave this machine. If you want that, say so on the command "
+                f"line: {key}=..."
+            )
+        if group is None and last == "folder" and key not in {*typed} and _leads_away(value):
+            raise Refused(f"{file} has {key}={value}, which is written to. If you want that, say {key}=... yourself.")
+    for node, path in targets_in(content):
+        check_target(node, path, trust)
+    return content
+
+
+# what stood in the config.yaml of every run once
+BEFORE = {"run": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}"}, "job": {"chdir": False}}
+
+
+def _leads_away(folder: Any) -> bool:
+    """True for a folder that is neither that of the run nor below the folder one stands in."""
+    if not isinstance(folder, str) or folder == "${run_folder:}":
+        return folder is not None and not isinstance(folder, str)
+    return Path(folder).is_absolute() or folder.startswith("~") or ".." in Path(folder).parts or "${" in folder
+
+
+def _check_place(file: Path, defaults: Any, group: str | None) -> None:
+    """Raises Refused for a file that reaches out of its group, by its defaults or by its @package."""
+    if group is None and defaults:
+        raise Refused(f"{file} is composed of others (defaults:): a config by --config-path stands for itself.")
+    for entry in defaults if isinstance(defaults, list) else [defaults]:
+        if re.search(r"hydra|\.\.|//|searchpath|\$", words := str(entry)):
+            raise Refused(f"{file} has defaults: {words}, which may name options of the groups in conf/ alone.")
+    package = re.search(r"^\s*#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    if group != "experiment" and package and package[1] != "_group_":
+        raise Refused(f"{file} has @package {package[1]}: only an experiment sets what is not of its group.")
+
+
+def _check_interpolations(file: Path, key: str, value: str, trust: Sequence[str]) -> None:
+    for name, behind, argument in INTERPOLATION.findall(value):
+        if behind != ":":
+            if NODE.fullmatch(name):
+                continue
+        elif name == "oc.env":
+            if argument in VARIABLES or f"env:{argument}" in trust:
+                continue
+            raise Refused(
+                f"{file} reads the environment variable {argument} for {key}. If it may, say trust=[env:{argument}] on the "
+                f"command line, or give {key}=... there."
+            )
+        elif (
+            name in RESOLVERS or name == "oc.decode" and VARIABLE.match(argument)
+        ):  # of which the variable is looked at
+            continue
+        raise Refused(
+            f"{file} has {key}={value:.80}: a config that is read may use {', '.join(RESOLVERS)} and its own keys."
+        )
+
+
+# -- environment variables -------------------------------------------------------------------------------------------
+
+_by_name: contextvars.ContextVar[bool] = contextvars.ContextVar("by_name", default=False)
+
+
+def _env(name: str, *default: Any) -> str | None:
+    """The resolver oc.env, and within `unresolved` the words by which it was called."""
+    if not _by_name.get():
+        return env(name, *default)
+    said = "".join("," + ("null" if one is None else _quoted(str(one))) for one in default)
+    return f"${{oc.env:{name}{said}}}"
+
+
+def _quoted(word: str) -> str:
+    if re.fullmatch(r"[\w./-]+", word):
+        return word
+    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _decode(expression: str | None, _parent_: Any, _node_: Any) -> Any:
+    """The resolver oc.decode, which within `unresolved` leaves what stands in an environment variable as it is."""
+    if _by_name.get() and expression is not None and VARIABLE.match(expression):
+        return f"${{oc.decode:{expression}}}"
+    return decode(expression, _parent_, _node_)
+
+
+OmegaConf.register_new_resolver("oc.env", _env, replace=True)
+OmegaConf.register_new_resolver("oc.decode", _decode, replace=True)
+
+
+def variables_of(cfg: Any) -> list[str]:
+    """The environment variables that a config reads, as `trust` names them: env:NAME."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    return sorted({f"env:{name}" for _, value in strings_in(raw) for name in VARIABLE.findall(value)})
+
+
+def trust_of(cfg: Any) -> list[str]:
+    """Whom a config that was typed trusts, and the environment variables that it reads: what the processes that train it
+    are told."""
+    return [*(cfg.get("trust") or ()), *variables_of(cfg)]
+
+
+def unresolved(node: Any) -> Any:
+    """A config node as plain lists and dictionaries, in which all is resolved but what stands in environment variables: what
+    is written down of a run has their names, and never what they hold."""
+    token = _by_name.set(True)
+    try:
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    finally:
+        _by_name.reset(token)
