@@ -2,17 +2,15 @@
 
 import sys
 
-from tunediff.shapes import Refused
+from tunediff.settings import said_plainly
 
 
-def main(folders):
+@said_plainly()
+def main():
     from tunediff.study.finished import compare
 
-    print(compare(folders))
+    print(compare(sys.argv[1:]))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except Refused as refusal:
-        sys.exit(f"error: {refusal}")
+    main()

@@ -11,6 +11,7 @@ process dies, whichever way.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from tunediff.shapes import Figure, Finding, Note, Refused, Table, native
 
 FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
 INTERRUPTED, CANCELLED = "interrupted", "cancelled"
-LOGS = {".hydra", "run.log", "evaluate.log"}  # laid down before any line of a study is run
+LOGS = {".hydra", "run.log", "evaluate.log", "multirun.yaml"}  # laid down before any line of a study is run
 SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json"}  # of a run before it begins
 
 
@@ -75,8 +76,13 @@ def unless_refused(folder: Path) -> Iterator[None]:
     except Refused:
         left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         began = "step" in read_json(folder / "state.json")
-        if left and left <= LOGS | SAID and found <= LOGS and not began:
+        stands_here = Path.cwd().is_relative_to(folder.resolve())
+        if left <= LOGS | SAID and found <= LOGS and not began and folder.is_dir() and not stands_here:
             shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # the day's folder, and multirun: the first that holds something stays
+                for above in itertools.islice(folder.resolve().parents, 2):
+                    if not Path.cwd().is_relative_to(above):
+                        above.rmdir()
         raise
 
 

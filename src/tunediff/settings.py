@@ -48,6 +48,8 @@ UNWRITTEN_SWEEPER = "hydra_plugins.tunediff_launchers.DrySweeper"
 
 ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
 
+SEVERAL = ("evaluation", "task", "logger")  # groups of which a study may choose several options
+
 POSITIVE = pydantic.Field(gt=0, allow_inf_nan=False)
 SHARE = Annotated[float, pydantic.Field(ge=0, lt=1)]
 # settings that no class of their own takes
@@ -58,9 +60,10 @@ NUMBERS: dict[str, Any] = {
     "checkpoint_every": Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)],  # 0: at every step
     "optimizer.betas": tuple[SHARE, SHARE],
     "optimizer.clip_norm": Annotated[float | None, POSITIVE],
-    **dict.fromkeys(("seed", "text.seed"), Annotated[int, pydantic.Field(ge=0, lt=2**63)]),
+    **dict.fromkeys(("seed", "text.seed", "dictionary.seed"), Annotated[int, pydantic.Field(ge=0, lt=2**63)]),
     **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), pydantic.PositiveInt),
     "tokens": pydantic.PositiveInt | None,
+    **dict.fromkeys(("dry_run", "launcher.pack"), pydantic.StrictBool),
     **dict.fromkeys(("launcher.device", "device"), typing.Literal["h200", "h100", "a100", "cpu"] | None),
     **dict.fromkeys(("launcher.memory_gb", "memory_gb"), Annotated[float | None, POSITIVE]),
 }
@@ -107,6 +110,9 @@ def verb(name: str) -> Callable:
                 sys.argv[1:] += nothing_written(sys.argv[1:], name)
             try:
                 wrapped()
+            except OmegaConfBaseException as error:
+                print(f"error: {error.full_key or 'the config'}: {str(error).splitlines()[0]}", file=sys.stderr)
+                sys.exit(1 if _began else 2)
             except SystemExit as left:  # Hydra has said what does not compose
                 said = isinstance(left.__context__, hydra.errors.HydraException | OmegaConfBaseException)
                 if left.code != 1 or not said or _began:
@@ -224,6 +230,11 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
         for override in chosen:
             options = {path.stem for path in (folder / override.key_or_group).glob("*.yaml")}
             value = [] if override.is_sweep_override() else override.value()
+            if isinstance(value, list) and override.key_or_group not in SEVERAL:
+                raise Refused(
+                    f"{override.key_or_group}={','.join(map(str, value))}: choose one. A sweep over several is -m "
+                    f"{override.key_or_group}={','.join(map(str, value))}, without brackets."
+                )
             for option in value if isinstance(value, list) else [value]:
                 if not isinstance(option, str) or option in options:
                     continue
@@ -297,6 +308,12 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
         raise Refused(said) from None
 
 
+def check_name(key: str, name: Any) -> None:
+    """Raises Refused for the name of a folder that would lead out of the one that it lies in."""
+    if not re.fullmatch(r"[^/\\\x00-\x1f]{1,200}", said := str(name)) or said.strip() in (".", "..") or said[0] in "~":
+        raise Refused(f"{key}={said!r} is to be the name of a folder: without / and \\, and neither . nor ..")
+
+
 def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
     for key in cfg:
         if key not in legal and key != "hydra":
@@ -329,6 +346,8 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
             raise Refused(
                 f"{key}={value:.80} holds a reference within what another one stands for: name the value itself."
             )
+    if "sweep" in settings:
+        check_name("sweep", settings["sweep"])
     for node, path in targets_in(settings):
         _check_settings(node, path, check_target(node, path, trust))
 

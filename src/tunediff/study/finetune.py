@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.models import ModelSource, placed
+from tunediff.schedules import Length, steps_of
 from tunediff.settings import begun, build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
 from tunediff.study.described import beat, curves_of, open_loggers
@@ -47,6 +48,8 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         check(cfg, FINE_TUNE)
         source, recipe = build(cfg.model), build(cfg.recipe)
         check_adapter(source, recipe)
+        if cfg.evaluate_every is not None:
+            steps_of("evaluate_every", cfg.evaluate_every, Length(2**62, 1))  # of what length the run is comes later
         source.check()
         fits(cfg, source, recipe)
         if folders.is_finished(folder, identity(cfg)):

@@ -192,8 +192,8 @@ REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()
 def reevaluate(cfg: DictConfig) -> None:
     """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; what
     an evaluation finds replaces what it found before."""
-    check(cfg, REEVALUATION)
     with folders.unless_refused(Path(cfg.run)):
+        check(cfg, REEVALUATION)
         run = Loaded(Path(cfg.run), plain(cfg.trust))
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     tokens = cfg.tokens or run.cfg.budget.evaluation_tokens

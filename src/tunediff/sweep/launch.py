@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders
 from tunediff.models import ModelPair
-from tunediff.settings import begun, build, said_plainly
+from tunediff.settings import begun, build, check_name, said_plainly
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.estimate import GB, columns, cost_of, table
 from tunediff.study.run import Run
@@ -26,6 +26,7 @@ from tunediff.sweep.slurm import Slurm
 @said_plainly()
 def prepare(config: DictConfig) -> None:
     """Makes the sweep's folder, before Hydra writes into it; a dry run has none."""
+    check_name("sweep", config.sweep)
     if not config.dry_run:
         folders.make_folder(Path(config.hydra.sweep.dir))
 
@@ -39,27 +40,28 @@ def launch(
 ) -> list[JobReturn]:
     """Runs members, given as lists of overrides, at a place -> the outcome of each, in their order."""
     sweep = Path(config.hydra.sweep.dir)
-    composed = [(list(words), member_config(config, compose, words)) for words in overrides]
-    members = members_in(sweep, composed, here=place.here)
-    by_identity = {member.run.identity: member for member in members}
-    in_order = [by_identity[Run(cfg, sweep).identity] for _, cfg in composed]
-    waiting = [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]
-    if config.dry_run:
-        groups_left(sweep, members, config, place)
-        return waiting
-    with folders.held(sweep, "The sweep"):
-        groups = groups_left(sweep, members, config, place)
-        write_sweep(sweep, config, members)
-        for group in groups:
-            group.write()
-        begun()
-        try:
-            place.run(sweep, groups, members)
-        except KeyboardInterrupt:
-            state = f"the state of all members: python compare.py {os.path.relpath(sweep)}"
-            sys.exit(f"stopped: {place.after_ctrl_c}; {state}")
-        forget_checkpoints(sweep)
-    return tell(sweep, in_order, overrides) if place.wait else waiting
+    with folders.unless_refused(sweep):
+        composed = [(list(words), member_config(config, compose, words)) for words in overrides]
+        members = members_in(sweep, composed, here=place.here)
+        by_identity = {member.run.identity: member for member in members}
+        in_order = [by_identity[Run(cfg, sweep).identity] for _, cfg in composed]
+        waiting = [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]
+        if config.dry_run:
+            groups_left(sweep, members, config, place)
+            return waiting
+        with folders.held(sweep, "The sweep"):
+            groups = groups_left(sweep, members, config, place)
+            write_sweep(sweep, config, members)
+            for group in groups:
+                group.write()
+            begun()
+            try:
+                place.run(sweep, groups, members)
+            except KeyboardInterrupt:
+                state = f"the state of all members: python compare.py {os.path.relpath(sweep)}"
+                sys.exit(f"stopped: {place.after_ctrl_c}; {state}")
+            forget_checkpoints(sweep)
+        return tell(sweep, in_order, overrides) if place.wait else waiting
 
 
 def member_config(config: DictConfig, compose: Callable, words: Sequence[str]) -> DictConfig:

@@ -187,6 +187,10 @@ class Recipe:
         for name in ("block", "epochs", "batch", "micro_batch"):
             if getattr(self, name) < 1:
                 raise Refused(f"recipe.{name}={getattr(self, name)}: give a number from 1.")
+        if self.examples is not None and self.examples < 1:
+            raise Refused(f"recipe.examples={self.examples}: give a number from 1, or null for all.")
+        if self.held_out is not None and self.held_out < 0:
+            raise Refused(f"recipe.held_out={self.held_out}: give a number from 0, or null for all that is held out.")
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,150 @@
+"""What was typed wrongly ends with status 2 and one sentence that names it, before anything is written."""
+
+import importlib
+import shlex
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+SMOKE = "scale=smoke"
+# a verb, its words, and what the sentence says
+WRONG = {
+    "train": {
+        "modle_pair=toy": "modle_pair is not a setting here. Did you mean model_pair",
+        "model_pair=toi": "model_pair=toi: Did you mean toy",
+        "model_pair=[toy,toy]": "model_pair=toy,toy: choose one",
+        "layer=99": "layer=99 is out of range",
+        "layer=-99": "layer=-99 is out of range",
+        "layer=abc": "layer='abc' is not a number",
+        "layer=1.5": "a relative depth between 0 and 1",
+        "layer=[]": "names no layer",
+        "dictionary=batchtopk": "Did you mean batchtopk_crosscoder",
+        "dictionary.sparsity.k=0": "at least one latent",
+        "dictionary.sparsity.k=-3": "at least one latent",
+        "dictionary.sparsity.k=many": "is not of type int",
+        "dictionary.sparsity.k=1e9": "larger than the dictionary",
+        "dictionary.sparsity.k=12.5": "is not of type int",
+        "dictionary.latents=0": "give a number from 1",
+        "dictionary.latents=abc": "give a number from 1",
+        "dictionary.seed=-1": "dictionary.seed=-1",
+        "dictionary.hookpoint.name=nowhere": "hookpoint 'nowhere' is unknown",
+        "dictionary.reads=neither": "choose both, base, tuned",
+        "budget.tokens=-1": "budget.tokens=-1",
+        "budget.tokens=10": "less than one batch",
+        "budget.tokens=1e30": "budget.tokens=1e",
+        "budget.evaluation_tokens=0": "greater than 0",
+        "budget.companions=twin": "is one word",
+        "budget.companions=[triplet]": "is none of twin",
+        "optimizer.batch=0": "optimizer.batch=0",
+        "optimizer.batch=1.5": "optimizer.batch=1.5",
+        "optimizer.learning_rate=nan": "a finite number",
+        "optimizer.learning_rate=-1": "greater than 0",
+        "optimizer.learning_rate=inf": "a finite number",
+        "optimizer.betas=[0.9]": "optimizer.betas",
+        "optimizer.betas=[0.9,1.0]": "less than 1",
+        "optimizer.clip_norm=abc": "optimizer.clip_norm=abc",
+        "optimizer.clip_norm=-1": "greater than 0",
+        "optimizer.compile=nobackend": "the backends of torch.compile here",
+        "optimizer.learning_rate_schedule.warmup=-1": "give a fraction of the run",
+        "l1_schedule=ramps": "Did you mean ramp",
+        "seed=-1": "seed=-1",
+        "seed=99999999999999999999999": "seed=9",
+        "seed=1.5": "seed=1.5",
+        "text.window=0": "text.window=0",
+        "text.context=1": "at least 2 tokens",
+        "text.context=abc": "is not of type int",
+        "text.held_out=50": "no share of the rows",
+        "text.held_out=nan": "no number",
+        "text.seed=-1": "text.seed=-1",
+        "text.tokens_per_batch=0": "give at least 1",
+        "text.drop_first=-1": "text.drop_first=-1",
+        "text.long=fold": "choose cut, first, keep_prompt",
+        "text.unfinished=maybe": "choose keep, leave_out, refuse",
+        "text.segments=[dreaming]": "the segments are",
+        "text.date=yesterday": "is no day",
+        "text=nowhere": "The options are",
+        "text=traces text.rows.path=missing.jsonl": "No file at 'missing.jsonl'",
+        "checkpoint_every=abc": "checkpoint_every=abc",
+        "checkpoint_every=-1": "checkpoint_every=-1",
+        "logits_mb=0": "logits_mb=0",
+        "activations.buffer=-1": "activations.buffer=-1",
+        "activations.fit_tokens=0": "activations.fit_tokens=0",
+        "activations=sequences": "choose activations=live or stored",
+        "evaluation=[fidelty]": "Did you mean fidelity",
+        "evaluation=[replacement]": "choose dictionary=transcoder_adapter",
+        "evaluation.fidelity=3": "names no class",
+        "trainer.precision=64-true": "kept in float32",
+        "trainer.devices=0": "trainer.devices=0",
+        "trainer.accelerator=quantum": "accelerator",
+        "trainer=gpu": "Did you mean cpu",
+        "trust=os": "trust=[os]",
+        "text.rows._target_=os.system": "not trusted",
+        "+colour=red": "colour is not a setting",
+        "+dictionary.latens=3": "Did you mean dictionary.latents",
+        "~budget": "budget",
+        "~dictionary": "dictionary",
+        "~model_pair.base": "model_pair.base is not set",
+        "optimizer": "missing EQUAL",
+        "seed==3": "seed==3",
+        "seed=[1": "no viable alternative",
+        "model_pair=local": "model_pair.base.path is not set",
+        "model_pair.base.path=/nowhere": "there is no folder /nowhere",
+        "model_pair=missing.yaml": "there is no such file",
+        "logger=wandb logger.wandb.offline=false": "there is no key",
+        "launcher.device=tpu": "launcher.device=tpu",
+        "launcher.memory_gb=0": "launcher.memory_gb=0",
+        "dry_run=maybe": "dry_run=maybe",
+        "sweep=../../x": "sweep=",
+        "scale=huge": "The options are paper, smoke, toy",
+        "--config-path nowhere --config-name config": "there is no such file",
+        "--no-such-flag": "unrecognized arguments",
+        "-m hydra/sweeper=optun seed=1,2": "hydra/sweeper/optun",
+        "-m seed=abc,1": "seed=abc",
+        "-m layer=1,99": "layer=99 is out of range",
+        "-m sweep=../x seed=1,2": "sweep=",
+    },
+    "finetune": {
+        "model=nothing": "model=nothing",
+        "recipe.epochs=0": "recipe.epochs=0",
+        "recipe.learning_rate=nan": "recipe.learning_rate=nan",
+        "recipe.held_out=-1": "recipe.held_out=-1",
+        "recipe.examples=0": "recipe.examples=0",
+        "evaluate_every=abc": "evaluate_every=abc",
+        "evaluate_every=-1": "evaluate_every=-1",
+        "model.path=/nowhere": "there is no folder /nowhere",
+        "+x=1": "x is not a setting",
+    },
+    "evaluate": {
+        "": "run is not set",
+        "run=/nowhere": "is no finished run",
+        "run=. tokens=0": "tokens=0",
+        "run=. evaluation=[nothing]": "evaluation=nothing",
+        "run=. logits_mb=0": "logits_mb=0",
+        "run=. +x=3": "x is not a setting",
+    },
+    "compare": {"": "folder", "nowhere": "No run under"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "words"), [(verb, words) for verb, table in WRONG.items() for words in table])
+def test_a_wrong_command_ends_with_2_in_a_sentence_and_writes_nothing(verb, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    given = shlex.split(words)
+    if verb == "train" and not {"--config-path", "scale=huge"} & {*given}:
+        given.append(SMOKE)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / f"{verb}.py"), *given])
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module(verb).main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2, said
+    assert WRONG[verb][words] in said, said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*")), list(tmp_path.rglob("*"))
+
+
+def test_the_table_is_long_enough():
+    assert sum(map(len, WRONG.values())) >= 80
