@@ -48,6 +48,7 @@ UNWRITTEN_SWEEPER = "hydra_plugins.tunediff_launchers.DrySweeper"
 
 ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
 
+NESTED = "budget model_pair text dictionary l1_schedule optimizer activations trainer launcher evaluation task logger model recipe".split()
 SEVERAL = ("evaluation", "task", "logger")  # groups of which a study may choose several options
 
 POSITIVE = pydantic.Field(gt=0, allow_inf_nan=False)
@@ -319,6 +320,11 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
         if key not in legal and key != "hydra":
             raise Refused(f"{key} is not a setting here. {_nearest(str(key), legal, 'settings')}")
     trust = check_trust(plain(cfg.get("trust")))
+    for key in NESTED:
+        if key in cfg and not OmegaConf.is_dict(cfg[key]) and (cfg[key] is not None or key not in SEVERAL):
+            raise Refused(
+                f"{key}={cfg[key]!s:.60} is one value, where settings by name belong: choose an option of {key}."
+            )
     given = cfg.get("dictionary") or {}
     for key in READ_BY_STUDY["dictionary"] if cfg.get("optimizer") else ():  # it is to be trained
         if key not in given and key != "start":
