@@ -242,6 +242,8 @@ def test_a_config_by_its_path_stands_for_itself(config, tmp_path):
         of_its_own(["--config-path", str(folder), "--config-name", "other"], CONF)
     with pytest.raises(Refused, match="--config-name config"):
         of_its_own(["--config-path", str(folder)], CONF)
+    judged = put(config, "evaluation.autointerp.judge.endpoint", "http://localhost:8000/v1")
+    assert of_its_own(["--config-path", str(run_folder(tmp_path / "judged", judged)), "-cn", "config"], CONF)
     words = of_its_own(
         ["--config-path", str(run_folder(tmp_path / "own", config)), "-cn", "config", "hydra.run.dir=x"], CONF
     )

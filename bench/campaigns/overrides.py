@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import random
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no case waits for a network
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -426,7 +426,12 @@ def _spelled(hint: Any) -> str:
 
 
 def build(node: Any, **extra: Any) -> Any:
-    """The object that a checked node describes. A refusal inside comes out as it was written."""
+    """The object that a checked node describes. A refusal inside comes out as it was written. Raises Refused for one value
+    where an object belongs."""
+    if node is not None and not isinstance(node, Mapping) and not OmegaConf.is_dict(node):
+        raise Refused(
+            f"{node!s:.60} stands where an object is described, by its class and its settings: {{_target_: ...}}."
+        )
     try:
         return hydra.utils.instantiate(node, _convert_="all", **extra)
     except hydra.errors.InstantiationException as error:
@@ -497,6 +502,7 @@ def line(_root_: DictConfig) -> str:
     overrides = OmegaConf.select(_root_, "hydra.overrides.task")
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    overrides = OmegaConf.to_container(overrides, resolve=False) if OmegaConf.is_config(overrides) else overrides
     dropped = {*IMMATERIAL} - {"task"}
     words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped]
     return digest(sorted(words))[:8]

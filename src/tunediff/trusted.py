@@ -67,6 +67,7 @@ RESOLVERS = ("oc.select", "run_folder", "identity", "line", "now")  # that a con
 VARIABLES = ("TUNEDIFF_DATA",)  # environment variables that it may use: a place, and no secret
 # by which text, keys or findings leave this machine, and what sends nothing
 SENDS: Mapping[str, tuple[Any, ...]] = {"endpoint": (None,), "key_variable": (None,), "offline": (True,)}
+HERE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # what is sent there stays on this machine
 INTERPOLATION = re.compile(r"\$\{\s*([^:}\s]*)\s*([:}]?)(?=\s*([^,}\s]*))")
 VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)")
 NODE = re.compile(r"\.*[\w.\[\]-]*")
@@ -77,6 +78,8 @@ def check_trust(trust: Any) -> list[str]:
     of these."""
     if isinstance(trust, str):
         raise Refused(f"trust={trust} is one word and no list of packages: trust=[{trust}].")
+    if trust is not None and not isinstance(trust, list | tuple):
+        raise Refused(f"trust={trust!s:.60} is no list of packages, such as trust=[mypkg].")
     for word in trust or ():
         if not isinstance(word, str) or not re.fullmatch(r"env:\w+|[A-Za-z_]\w*", word):
             raise Refused(
@@ -221,7 +224,7 @@ def check_file(
         _check_interpolations(file, key, value, trust)
     for key, value in leaves_in(content) if typed is not None else ():
         last = key.rpartition(".")[2]
-        if last in SENDS and value not in SENDS[last] and key not in {*typed}:
+        if last in SENDS and value not in SENDS[last] and key not in {*typed} and not HERE.match(str(value)):
             raise Refused(
                 f"{file} has {key}={value}, by which data would leave this machine. If you want that, say so on the command "
                 f"line: {key}=..."

@@ -31,7 +31,7 @@ def names_of(cfg: DictConfig, streams: Sequence[Stream]) -> list[str]:
     """Names of the companions of a study, of those that it asks for: a dictionary of one model has no controls, and one that
     stands inside the models, or a pair alone, no companion. Raises Refused for a name that is none."""
     asked = plain(cfg.budget.get("companions")) or []
-    if isinstance(asked, str):
+    if not isinstance(asked, list):
         raise Refused(f"budget.companions={asked} is one word: give a list, budget.companions=[{asked}].")
     if unknown := [name for name in asked if name not in COMPANIONS]:
         raise Refused(f"budget.companions={asked}: '{unknown[0]}' is none of {', '.join(COMPANIONS)}.")

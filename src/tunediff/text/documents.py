@@ -86,6 +86,8 @@ class Text:
         window: int = 256,
         tokens_per_batch: int = 16384,
     ):
+        if not callable(rows):
+            raise TextError("text.rows is no function that gives rows anew: set text.rows._partial_=true.")
         if segments is not None and not segments:
             raise TextError(
                 f"text.segments=[] keeps no token; the segments are {list(SEGMENTS)}, and null keeps all but template."
