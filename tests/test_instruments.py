@@ -1,9 +1,12 @@
 """Laws of the instruments that evaluations share, and of what a run computes once for all of them."""
 
+import copy
+import dataclasses
 import math
 from functools import partial
 from itertools import combinations
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -11,10 +14,13 @@ import torch
 from tunediff.activations import LiveRows, take
 from tunediff.dictionary import BatchTopK, Crosscoder, Normalisation
 from tunediff.evaluations import Fidelity, Geometry, Given, KLPatching, LogitEffect, Needs, Probing, declared
+from tunediff.evaluations.given import TWIN
 from tunediff.evaluations.latents.selection import chosen_latents
+from tunediff.evaluations.reading import twin
 from tunediff.measures import share, wilson
-from tunediff.measures.clustered import DocumentSums, of_sums, quotient, ratio
+from tunediff.measures.clustered import DocumentSums, Estimate, of_sums, quotient, ratio
 from tunediff.measures.next_tokens import MATRICES, compared, cross_entropies, cross_entropy, kl
+from tunediff.measures.shares import share_by_group
 from tunediff.models import Head, ModelPair, ModelSource
 from tunediff.randomness import numpy_generator
 from tunediff.shapes import Finding, Table
@@ -221,10 +227,82 @@ def test_an_interval_of_skewed_numbers_reaches_further_to_the_side_of_the_rare_l
         counts = torch.from_numpy(drawn.lognormal(0, 1.2, 30))
         found = ratio(counts, torch.ones_like(counts))
         straight, bent = found.bounded(), found.skewed()
-        assert bent[0] == straight[0] and bent[1] > straight[1] and bent[2] > straight[2]
+        assert bent[0] == straight[0] and bent[2] - bent[0] > bent[0] - bent[1] and bent[2] > straight[2]
         held.append([low < math.exp(0.72) < high for _, low, high in (straight, bent)])
     plain, corrected = torch.tensor(held).double().mean(0).tolist()
     assert plain < 0.9 and plain + 0.015 < corrected
     even = ratio(torch.tensor([1.0, 2.0, 3.0]), torch.ones(3))
     assert even.skewed() == pytest.approx(even.bounded())
     assert ratio(torch.ones(3), torch.ones(3)).skewed() == (1.0, None, None)
+
+
+def test_the_variance_of_numbers_with_heavy_tails_has_fewer_degrees_of_freedom_and_that_of_others_all():
+    """n / (1 + the unbiased excess kurtosis) and at least 3, for units of both kinds."""
+    even = torch.linspace(-1, 1, 20).double()
+    light = Estimate(torch.tensor(0.0).double(), even)
+    assert float(light.quantile(0.95, heavy=True)) == pytest.approx(scipy.stats.t.ppf(0.975, 19))
+    heavy = np.append(np.linspace(-1, 1, 17), [3, -2.5, -0.5])
+    excess = scipy.stats.kurtosis(heavy, bias=False)
+    assert 2 < excess < 5
+    expected = scipy.stats.t.ppf(0.975, 20 / (1 + excess))
+    tailed = torch.from_numpy(heavy)
+    for found in (Estimate(light.value, tailed), Estimate(light.value, even * 1e-9, tailed)):
+        assert float(found.quantile(0.95, heavy=True)) == pytest.approx(expected, rel=1e-6)
+        assert float(found.quantile(0.95)) == pytest.approx(scipy.stats.t.ppf(0.975, 19), rel=1e-6)
+    one = Estimate(light.value, torch.tensor([1.0] + [-0.01] * 100).double())
+    assert float(one.quantile(0.95, heavy=True)) == pytest.approx(scipy.stats.t.ppf(0.975, 3))
+    assert float(light._replace(influence=tailed[:3]).quantile(0.95, heavy=True)) == pytest.approx(4.3027, rel=1e-4)
+
+
+@pytest.mark.parametrize("draws", [None, 20])
+def test_the_interval_of_a_difference_in_lengths_holds_the_truth(draws):
+    """30 problems that differ in length, under two conditions, of which the other may be 20 random draws in turn. With the
+    degrees of freedom of normal numbers it is held in .92 of these studies, both."""
+    chance, held, studies = numpy_generator(0, "lengths of a test", draws or 0), [], 1500
+    for _ in range(studies):
+        hard, one, other = 300 * chance.lognormal(-0.18, 0.6, 30), *chance.gamma(4, 0.25, (2, 30))
+        if draws is None:
+            found, truth = ratio(torch.from_numpy(hard * (one - 1.2 * other)), torch.ones(30).double()), -60
+        else:
+            apart = hard * (0.5 * one - other * chance.gamma(4, 0.25, draws)[np.arange(30) % draws])
+            sums, counts = (np.bincount(np.arange(30) % draws, each) for each in (apart, None))
+            found, truth = ratio(torch.from_numpy(sums), torch.from_numpy(counts).double()), -150
+        _, low, high = found.skewed()
+        held.append(low <= truth <= high)
+    assert 0.93 < np.mean(held) < 0.97
+
+
+def test_units_of_one_group_are_one_unit_of_chance():
+    flags = np.arange(40) < 25
+    alone = share_by_group(flags, np.arange(40))
+    assert alone == pytest.approx(share(25, 40), abs=0.02)
+    assert share_by_group(flags.repeat(5), np.arange(40).repeat(5)) == pytest.approx(alone)
+    assert share_by_group([], []) == (None, None, None) and share_by_group([True] * 9, [4] * 9)[1] < 0.3
+    chance, held = numpy_generator(0, "groups of a test"), []
+    for _ in range(800):
+        sizes = chance.geometric(0.55, 40)
+        true = chance.random(sizes.sum()) < chance.beta(1.2, 0.8, 40).repeat(sizes)
+        intervals = share_by_group(true, np.arange(40).repeat(sizes)), share(int(true.sum()), len(true))
+        held.append([low <= 0.6 <= high for _, low, high in intervals])
+    grouped, single = np.mean(held, 0)
+    assert 0.93 < grouped < 0.97 and single < 0.9
+
+
+def test_a_dictionary_too_large_to_be_matched_whole_has_its_exclusive_latents_matched(pair, monkeypatch):
+    trained = trained_on(pair)
+    with torch.no_grad():
+        for first, part in zip((0, 6), trained.dictionary.W_dec.chunk(2, dim=-1), strict=True):
+            part[first : first + 6] *= 1e-3  # of base, then of tuned
+    both = dataclasses.replace(trained, companions={TWIN: copy.deepcopy(trained.dictionary)})
+    found = {}
+    for largest in (24, 23):
+        monkeypatch.setattr(twin, "LARGEST", largest)
+        found[largest] = {one.name: one for one in twin.Twin().run(both)}
+    alive = {kind: int(here.sum()) for kind, here in twin.Twin().kinds(both).items()}
+    assert alive["base_only"] and alive["tuned_only"]
+    for name in ("matched", "confirmed"):
+        for kind in ("base_only", "tuned_only"):
+            one, other = (found[largest][f"twin/{name}/{kind}"] for largest in (24, 23))
+            assert one == other and one.value == 1 and f"of {alive[kind]} " in one.meaning
+    known = [value is not None for value in found[23]["latents"].columns["twin_correlation"]]
+    assert sum(known) == alive["base_only"] + alive["tuned_only"] and not any(known[12:])

@@ -105,11 +105,12 @@ class Estimate(NamedTuple):
     def skewed(self, level: float = 0.95, *, least: float = -inf, most: float = inf) -> Bounded:
         """`bounded` for counts and lengths, of which a few units have far more than others: Student's t is brought back through the
         cubic that takes the skewness of the value away, T + k T^2 / 3 + k^2 T^3 / 27 + k / 6 (Hall 1992, Journal of the Royal
-        Statistical Society B 54:221), so that the interval reaches further to the side on which the rare large ones lie."""
+        Statistical Society B 54:221), so that the interval reaches further to the side on which the rare large ones lie. Its degrees
+        of freedom are fewer where the tails are heavy."""
         value, low, high = self.bounded(level)
         if low is None or high is None:
             return value, low, high
-        error, reach = self.variance().sqrt(), self.quantile(level)
+        error, reach = self.variance().sqrt(), self.quantile(level, heavy=True)
         cubes = [part.pow(3).sum(0) for part in (self.influence, self.drawn) if part is not None]
         skewness = float(sum(cubes) / error.pow(3))
         low, high = (float(self.value - error * _brought_back(sign * float(reach), skewness)) for sign in (1, -1))
@@ -126,16 +127,30 @@ class Estimate(NamedTuple):
         """The variance [...] of the value: that over documents, and that over draws."""
         return sum(_moments(self, self), start=torch.zeros_like(self.value))
 
-    def quantile(self, level: float) -> Tensor:
-        """The quantile [...] of Student's t that bounds a two-sided interval at this level."""
+    def quantile(self, level: float, *, heavy: bool = False) -> Tensor:
+        """The quantile [...] of Student's t that bounds a two-sided interval at this level; `heavy` where units may have tails
+        heavier than a normal distribution's."""
         of_documents, of_draws = (*_moments(self, self), torch.zeros_like(self.value))[:2]
-        draws = 2 if self.drawn is None else len(self.drawn)
-        own = max(len(self.influence) - 1, 1) if self.freedom is None else self.freedom
-        freedom = (of_documents + of_draws).square() / (
-            of_documents.square() / own + of_draws.square() / max(draws - 1, 1)
-        )
+        documents = torch.as_tensor(max(len(self.influence) - 1, 1) if self.freedom is None else self.freedom)
+        draws = torch.tensor(1 if self.drawn is None else max(len(self.drawn) - 1, 1))
+        if heavy:
+            documents = documents.minimum(_freedom(self.influence))
+            draws = draws if self.drawn is None else draws.minimum(_freedom(self.drawn))
+        freedom = (of_documents + of_draws).square() / (of_documents.square() / documents + of_draws.square() / draws)
         found = stdtrit(freedom.nan_to_num(nan=1.0).numpy(), 0.5 + level / 2)
         return torch.as_tensor(found, dtype=self.value.dtype)
+
+
+def _freedom(influence: Tensor) -> Tensor:
+    """Degrees of freedom [...] of the variance of influences [unit, ...] that may have heavy tails: n / (1 + excess kurtosis), not
+    below 3; infinity for fewer than four units. In the variance of a variance, s^4 (excess / n + 2 / (n - 1)), the excess is
+    counted twice, for few units seldom show the large ones that make it (bench/coverage.py)."""
+    units = len(influence)
+    if units < 4:
+        return torch.full_like(influence[0], torch.inf)
+    kurtosis = units * influence.pow(4).sum(0) / influence.square().sum(0).square()
+    excess = (units - 1) / ((units - 2) * (units - 3)) * ((units + 1) * (kurtosis - 3) + 6)
+    return (units / (1 + excess.nan_to_num(0.0).clamp(min=0))).clamp(min=3)
 
 
 def _brought_back(transformed: float, skewness: float) -> float:

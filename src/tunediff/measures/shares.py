@@ -44,10 +44,17 @@ def share(successes: int, trials: int, level: float = 0.95) -> Bounded:
 
 
 def mean_of(
-    values: ArrayLike, *, least: float, most: float, weights: ArrayLike | None = None, level: float = 0.95
+    values: ArrayLike,
+    *,
+    least: float,
+    most: float,
+    weights: ArrayLike | None = None,
+    level: float = 0.95,
+    unseen: float = UNSEEN,
 ) -> Bounded:
     """Mean of independent values [n], each from `least` to `most`, with its confidence interval; None for no value. One value is
-    taken for one answer that may be right or wrong. `weights` [n] are the numbers of answers that each is the mean of."""
+    taken for one answer that may be right or wrong. `weights` [n] are the numbers of answers that each is the mean of; `unseen` is
+    as UNSEEN."""
     given, width = np.asarray(values, np.float64), most - least
     units = len(given)
     if not units:
@@ -58,9 +65,9 @@ def mean_of(
     mean = float((share * places).mean())
     trials, reach = 1.0, float(ndtri(0.5 + level / 2))
     if units > 1:
-        weight = units + 2 * UNSEEN
-        shifted = ((share * places).sum() + UNSEEN) / weight
-        apart = np.append(share * (places - shifted), UNSEEN**0.5 * np.array([shifted, 1 - shifted]))
+        weight = units + 2 * unseen
+        shifted = ((share * places).sum() + unseen) / weight
+        apart = np.append(share * (places - shifted), unseen**0.5 * np.array([shifted, 1 - shifted]))
         spread = (apart @ apart) / weight
         trials = float(
             (units - 1) * shifted * (1 - shifted) / spread
@@ -68,3 +75,10 @@ def mean_of(
         reach = float(stdtrit(units - 1, 0.5 + level / 2))
     low, high = (float(least + width * end) for end in _score(mean, trials, reach))
     return float((share * given).mean()), low, high
+
+
+def share_by_group(flags: ArrayLike, groups: ArrayLike) -> Bounded:
+    """The share of flags [n] that are true, where those of one group, groups [n], are one unit of chance; None for no flag."""
+    true, group = np.asarray(flags, bool), np.asarray(groups)
+    _, which, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    return mean_of(np.bincount(which, true, len(sizes)) / sizes, least=0.0, most=1.0, weights=sizes)

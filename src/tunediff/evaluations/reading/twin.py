@@ -9,6 +9,8 @@ pw_mcc        mean |cosine| of decoder rows over the best one-to-one pairs (arXi
               rows, of the rows that both began with, and of the twin with a dictionary of permuted rows (the control of that
               name): of so few or so wide rows some are near by chance, and what one model alone has is found of either
 confirmed     of the latents that are called one model's own, those whose match the twin calls so too
+
+Latents that the same latent of the twin follows best are parts of one concept: intervals of shares take them as one unit.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from tunediff.activations import PERMUTED
 from tunediff.dictionary import Dictionary
 from tunediff.evaluations.given import TWIN, Needs, Trained
 from tunediff.evaluations.latents.statistics import called_exclusive
-from tunediff.measures.paired import wilson
+from tunediff.measures.shares import share_by_group
 from tunediff.shapes import BASE, BLOCK, TUNED, Finding, Note, Table
 
 LARGEST = 8192  # latents up to which all are matched; of more, those that are called exclusive
@@ -51,13 +53,10 @@ class Twin:
         kinds, kinds_of_twin = self.kinds(trained), self.kinds(other)
         numbers = torch.arange(count)
         if count > LARGEST:
-            numbers = torch.cat([kinds[kind] for kind in ("base_only", "tuned_only") if kind in kinds]).nonzero()[:, 0]
+            exclusive = [kinds[kind] for kind in ("base_only", "tuned_only") if kind in kinds]
+            numbers = torch.stack([torch.zeros(count, dtype=torch.bool), *exclusive]).any(0).nonzero()[:, 0]
         found, chance = correlations(trained, other, numbers)
-        best = torch.full((count,), torch.nan)
-        match = torch.full((count,), -1)
-        best[numbers], match[numbers] = found.max(-1)
-        by_chance = torch.full((count,), torch.nan)
-        by_chance[numbers] = chance.amax(-1)
+        best, match = best_of(found, numbers, count)
         best[~kinds["all"]] = torch.nan
         matched = best >= self.near
         confirmed: list[bool | None] = [None] * count
@@ -66,23 +65,26 @@ class Twin:
             of = f"of {int(here.sum())} alive latents" + (
                 "" if kind == "all" else f" that are {kind.replace('_', '-')}"
             )
-            yield share(
-                f"twin/matched/{kind}", matched[here], f"{of}, those that a dictionary from another seed has too"
-            )
+            said = f"{of}, those that a dictionary from another seed has too"
+            yield share(f"twin/matched/{kind}", matched[here], match[here], said)
             if kind == "all":
-                said = f"{of}, those that have a match by chance: among its activations of other tokens"
-                yield share("twin/matched_by_chance", (by_chance >= self.near)[here], said)
-                untrained = torch.full((count,), torch.nan)
-                untrained[numbers] = correlations(
-                    trained, trained.reading(cast(Dictionary, trained.random_latents)), numbers
-                )[0].amax(-1)
-                said = f"{of}, those that have a match among as many latents that learned nothing, on the same tokens"
-                yield share("twin/matched_untrained", (untrained >= self.near)[here], said)
+                untrained = trained.reading(cast(Dictionary, trained.random_latents))
+                for name, with_others, said in (
+                    ("by_chance", chance, "those that have a match by chance: among its activations of other tokens"),
+                    (
+                        "untrained",
+                        correlations(trained, untrained, numbers)[0],
+                        "those that have a match among as many latents that learned nothing, on the same tokens",
+                    ),
+                ):
+                    largest, partner = best_of(with_others, numbers, count)
+                    yield share(f"twin/matched_{name}", (largest >= self.near)[here], partner[here], f"{of}, {said}")
             if kind in ("base_only", "tuned_only"):
                 holds = matched & kinds_of_twin[kind][match.clamp(min=0)]
                 for latent in here.nonzero()[:, 0].tolist():
                     confirmed[latent] = bool(holds[latent])
-                yield share(f"twin/confirmed/{kind}", holds[here], f"{of}, those whose match the twin calls so too")
+                said = f"{of}, those whose match the twin calls so too"
+                yield share(f"twin/confirmed/{kind}", holds[here], match[here], said)
         if count <= LARGEST:
             yield from pw_mcc(trained, other)
         columns = {"twin": match.tolist(), "twin_correlation": best.tolist()}
@@ -101,12 +103,19 @@ class Twin:
         return {"all": alive} | {kind: alive & here for kind, here in called.items()}
 
 
-def share(name: str, flags: Tensor, meaning: str) -> Finding:
-    """The share of latents [n] with a flag, with Wilson's interval over latents; None of none."""
-    if not len(flags):
-        return Finding(name, None, meaning=meaning)
-    low, high = wilson(int(flags.sum()), len(flags))
-    return Finding(name, float(flags.float().mean()), low, high, meaning, over="latents")
+def share(name: str, flags: Tensor, partner: Tensor, meaning: str) -> Finding:
+    """The share of latents [n] with a flag; the latents that one latent of the other dictionary follows best, their partner [n],
+    are one unit of chance. None of none."""
+    return Finding(name, *share_by_group(flags, partner), meaning, over="partners of latents")
+
+
+def best_of(correlations: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest correlation [count] of each latent, and the latent that has it, from correlations [n, latent of other] of the
+    latents with the indices `numbers` [n]; NaN and -1 for the other latents."""
+    best, match = torch.full((count,), torch.nan), torch.full((count,), -1)
+    if len(numbers):
+        best[numbers], match[numbers] = correlations.max(-1)
+    return best, match
 
 
 def correlations(trained: Trained, other: Trained, numbers: Tensor) -> tuple[Tensor, Tensor]:
