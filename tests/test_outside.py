@@ -338,7 +338,7 @@ def test_a_dictionary_that_is_no_subclass_of_ours_is_trained_and_measured(packag
     assert learned["loss/reconstruction"][-1] < learned["loss/reconstruction"][0] and learned["steps"][-1] == 20
     assert learned["loss/shrinkage"][-1] > 0 and learned["schedule/l1"][-1] == 1.0
     assert {name.split("/")[0] for name in found} >= {"fidelity", "geometry", "latent_scaling", "kl_patching"}
-    loaded = tunediff.load(tmp_path / "run")
+    loaded = tunediff.load(tmp_path / "run", trust=["mypkg"])
     assert type(loaded.dictionary).__mro__[1] is torch.nn.Module and loaded.dictionary.latents == 48
 
 

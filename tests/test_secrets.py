@@ -14,7 +14,7 @@ SECRETS = {
     "MY_PASSWORD": "pass-word/of+a.database=0451",
     "JUDGE_KEY": "sk-judge-9f8e7d6c5b4a39281706",
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
-    "HF_TOKEN": "hf_abcdefghijklmnopqrstuvwxyzABCDEF",
+    "HF_TOKEN": "hf_" + "no-token-" * 3,
 }
 ROWS = '''
 """Rows of a made-up database, which wants a password."""

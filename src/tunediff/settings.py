@@ -33,7 +33,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff.shapes import Refused, flat
-from tunediff.trusted import check_file, check_target, check_trust, read_yaml, targets_in, unresolved, variables_of
+from tunediff.trusted import (
+    as_written,
+    check_file,
+    check_target,
+    check_trust,
+    read_yaml,
+    targets_in,
+    unresolved,
+    variables_of,
+)
 
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
 IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task".split()
@@ -53,6 +62,7 @@ SEVERAL = ("evaluation", "task", "logger")  # groups of which a study may choose
 
 POSITIVE = pydantic.Field(gt=0, allow_inf_nan=False)
 SHARE = Annotated[float, pydantic.Field(ge=0, lt=1)]
+ABSENT = object()
 # settings that no class of their own takes
 NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("budget.evaluation_tokens", "optimizer.batch", "activations.fit_tokens"), pydantic.PositiveInt),
@@ -340,11 +350,12 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
     values = flat(settings)
     for key, kind in NUMBERS.items():
-        if key in values:
+        value = OmegaConf.select(cfg, key, default=ABSENT)  # settings by name stand where one belongs, or not
+        if value is not ABSENT:
             try:
-                pydantic.TypeAdapter(kind).validate_python(values[key])
+                pydantic.TypeAdapter(kind).validate_python(plain(value))
             except pydantic.ValidationError as error:
-                raise Refused(f"{key}={values[key]}: {error.errors()[0]['msg'].lower()}.") from error
+                raise Refused(f"{key}={value}: {error.errors()[0]['msg'].lower()}.") from error
     for key, value in values.items():
         if isinstance(value, float) and math.isnan(value):
             raise Refused(f"{key}=nan is no number.")
@@ -352,8 +363,8 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
             raise Refused(
                 f"{key}={value:.80} holds a reference within what another one stands for: name the value itself."
             )
-    if "sweep" in settings:
-        check_name("sweep", settings["sweep"])
+    if "sweep" in cfg:
+        check_name("sweep", cfg.sweep)
     for node, path in targets_in(settings):
         _check_settings(node, path, check_target(node, path, trust))
 
@@ -502,9 +513,10 @@ def line(_root_: DictConfig) -> str:
     overrides = OmegaConf.select(_root_, "hydra.overrides.task")
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    overrides = OmegaConf.to_container(overrides, resolve=False) if OmegaConf.is_config(overrides) else overrides
     dropped = {*IMMATERIAL} - {"task"}
-    words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped]
+    words = [
+        word for word in as_written(overrides) if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped
+    ]
     return digest(sorted(words))[:8]
 
 

@@ -208,7 +208,7 @@ def check_file(
     """The content of a config from a file. Raises Refused for one that says more than settings of a study: a whole one, of
     a run, or an option of a `group`. `typed` are the keys that the command line gives in their place; None where what the
     config describes is only looked at, so that it neither sends nor writes."""
-    content = read_yaml(file)
+    content, given = read_yaml(file), {*(typed or ())}
     if group is None:
         content.pop("trust", None)  # whom the one who ran it trusted
         if content.get("hydra") == BEFORE:
@@ -224,12 +224,12 @@ def check_file(
         _check_interpolations(file, key, value, trust)
     for key, value in leaves_in(content) if typed is not None else ():
         last = key.rpartition(".")[2]
-        if last in SENDS and value not in SENDS[last] and key not in {*typed} and not HERE.match(str(value)):
+        if last in SENDS and value not in SENDS[last] and key not in given and not HERE.match(str(value)):
             raise Refused(
                 f"{file} has {key}={value}, by which data would leave this machine. If you want that, say so on the command "
                 f"line: {key}=..."
             )
-        if group is None and last == "folder" and key not in {*typed} and _leads_away(value):
+        if group is None and last == "folder" and key not in given and _leads_away(value):
             raise Refused(f"{file} has {key}={value}, which is written to. If you want that, say {key}=... yourself.")
     for node, path in targets_in(content):
         check_target(node, path, trust)
@@ -310,10 +310,14 @@ OmegaConf.register_new_resolver("oc.env", _env, replace=True)
 OmegaConf.register_new_resolver("oc.decode", _decode, replace=True)
 
 
+def as_written(node: Any) -> Any:
+    """A config node as plain lists and dictionaries with its references as they stand there."""
+    return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+
+
 def variables_of(cfg: Any) -> list[str]:
     """The environment variables that a config reads, as `trust` names them: env:NAME."""
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    return sorted({f"env:{name}" for _, value in strings_in(raw) for name in VARIABLE.findall(value)})
+    return sorted({f"env:{name}" for _, value in strings_in(as_written(cfg)) for name in VARIABLE.findall(value)})
 
 
 def trust_of(cfg: Any) -> list[str]:

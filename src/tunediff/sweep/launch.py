@@ -21,6 +21,7 @@ from tunediff.study.run import Run
 from tunediff.sweep.local import Local
 from tunediff.sweep.plan import Group, Member, Standing, forget_checkpoints, groups_of, look, members_in
 from tunediff.sweep.slurm import Slurm
+from tunediff.trusted import as_written
 
 
 @said_plainly()
@@ -111,7 +112,7 @@ def groups_left(sweep: Path, members: list[Member], config: DictConfig, place: L
 def write_sweep(sweep: Path, config: DictConfig, members: Sequence[Member]) -> None:
     """Writes sweep.json: the command lines that were typed, and every member they named."""
     before = folders.read_json(sweep / "sweep.json")
-    line = " ".join(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))  # by the names of variables
+    line = " ".join(as_written(config.hydra.overrides.task))  # by the names of variables
     known = {entry["identity"]: entry for entry in before.get("members", [])}
     known |= {m.run.identity: {"identity": m.run.identity, "words": m.words} for m in members}
     lines = list(dict.fromkeys([*before.get("lines", []), line]))
