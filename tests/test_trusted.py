@@ -217,7 +217,7 @@ SENDING = {
     "evaluation.autointerp.judge.endpoint": "http://elsewhere/v1",
     "evaluation.autointerp.judge.key_variable": "AWS_SECRET_ACCESS_KEY",
     "logger.wandb.offline": False,
-    "logger.csv.folder": "/home/somebody",
+    "logger.csv.folder": "/srv/somebody",
     "activations.folder": "../elsewhere",
 }
 

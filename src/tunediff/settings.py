@@ -241,7 +241,7 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
         for override in chosen:
             options = {path.stem for path in (folder / override.key_or_group).glob("*.yaml")}
             value = [] if override.is_sweep_override() else override.value()
-            if isinstance(value, list) and override.key_or_group not in SEVERAL:
+            if isinstance(value, list) and value and override.key_or_group not in SEVERAL:
                 raise Refused(
                     f"{override.key_or_group}={','.join(map(str, value))}: choose one. A sweep over several is -m "
                     f"{override.key_or_group}={','.join(map(str, value))}, without brackets."
@@ -330,12 +330,9 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
         if key not in legal and key != "hydra":
             raise Refused(f"{key} is not a setting here. {_nearest(str(key), legal, 'settings')}")
     trust = check_trust(plain(cfg.get("trust")))
-    for key in NESTED:
-        if key in cfg and not OmegaConf.is_dict(cfg[key]) and (cfg[key] is not None or key not in SEVERAL):
-            raise Refused(
-                f"{key}={cfg[key]!s:.60} is one value, where settings by name belong: choose an option of {key}."
-            )
     given = cfg.get("dictionary") or {}
+    if given and not OmegaConf.is_dict(given):
+        raise Refused(f"dictionary={given!s:.60} is one value, where settings by name belong: choose an option of it.")
     for key in READ_BY_STUDY["dictionary"] if cfg.get("optimizer") else ():  # it is to be trained
         if key not in given and key != "start":
             raise Refused(
@@ -343,11 +340,17 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
                 "see conf/dictionary/defaults/crosscoder.yaml."
             )
     try:
-        settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        settings: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise Refused(_not_set(str(error.full_key), f"{error.full_key}=<...>")) from error
     except OmegaConfBaseException as error:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
+    for key in NESTED:
+        value = settings.get(key, {})
+        if not isinstance(value, dict) and (value is not None or key not in SEVERAL):
+            raise Refused(
+                f"{key}={value!s:.60} is one value, where settings by name belong: choose an option of {key}."
+            )
     values = flat(settings)
     for key, kind in NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=ABSENT)  # settings by name stand where one belongs, or not
