@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
+from tunediff.terminal import printable
+
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
     from torch import Tensor
 
@@ -37,7 +39,11 @@ BLOCK = 2048  # tokens whose latents are computed at once
 
 
 class Refused(ValueError):
-    """A setting, file or model that cannot be used. The message is for the user: what, with the values, and the way out."""
+    """A setting, file or model that cannot be used. The message is for the user: what, with the values, and the way out. The
+    values may come with data: a terminal shows them and obeys nothing in them."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Stream(NamedTuple):
