@@ -11,6 +11,7 @@ import jinja2.sandbox
 import pytest
 import transformers.utils.chat_template_utils as theirs
 
+import real_tokenizers
 import stand_ins
 from tunediff.shapes import Refused
 from tunediff.terminal import printable
@@ -57,7 +58,8 @@ HOSTILE = {
     "the same by replace": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x|replace('a', 'aa') %}{% set n.x = n.x.replace('', 'ab') %}{% endfor %}",
     "the same by join": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x.join(n.x) %}{% set n.x = n.x|join(n.x) %}{% endfor %}",
     "within itself": "{% set n = namespace() %}{% set n.x = n %}{{ n }}",
-    "a tower": "{{ 10**10**10 }}",
+    "a tower": "{{ 10**(10**10) }}",
+    "a root of a tower": "{{ 2**99999999 % 7 }}",
     "a tower by steps": "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "wide": "{{ 'x'.center(10**9) }}",
     "wide by ljust": "{{ 'x'.ljust(10**9) }}",
@@ -91,6 +93,75 @@ HOSTILE = {
     "said": "{{ raise_exception('\x1b[2J' * 1000) }}",
     "broken": "{% for",
 }  # fmt: skip
+
+
+# what templates of models do, each of it
+HONEST = """\
+{%- set ns = namespace(multi=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}{% set index = (messages|length - 1) - loop.index0 %}
+{%- if ns.multi and message.role == "user" and message.content is string and not(message.content.startswith('<tool>')) %}
+{%- set ns.multi = false %}{% set ns.last = index %}{% endif %}{% endfor %}
+{%- macro said(role, text='') -%}<|{{ role }}|>{{ text|trim }}{{ caller() if caller else '' }}{%- endmacro %}
+{%- if tools %}{{ '# Tools' ~ '\\n' }}{% for tool in tools %}{{ tool | tojson(indent=2) }}{% endfor %}{% endif %}
+{%- for message in messages %}{% if loop.first and message['role'] != 'system' %}{{ bos_token }}{% endif %}
+{%- if message.role in ['user', 'system'] or loop.last %}{{ said(message.role, message.content) }}
+{%- elif message.role == 'assistant' %}{% generation %}{% set content = message.content %}
+{%- if '</think>' in content %}{% set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{{ '<t>' + thought + '</t>' if loop.index0 > ns.last }}{% endif %}
+{{- content }}{% for call in message.tool_calls or [] %}{{ loop.length }}{{ '%s: %5.1f' % (call.name, 2 * 3 ** 2 / 4 - 1) }}
+{%- for key, value in call.arguments|items %}{{ key }}={{ value if value is string else value | tojson }}{{ ", " if not loop.last }}
+{%- endfor %}{% endfor %}{% endgeneration %}{% else %}{% call said('tool', '') %}{{ message.content|replace('a', 'b') }}{% endcall %}{% endif %}
+{%- endfor %}{{ messages|map(attribute='role')|unique|join('-')|upper }}{{ messages|selectattr('role', 'equalto', 'user')|list|length }}
+{%- filter upper %}{{ [1, 2] + [3] }}{{ {'a': 'b'}.get('a', none) }}{{ range(3)|list|reverse|join(',') }}{% endfilter %}
+{%- if add_generation_prompt %}{{ '{}!'.format('assistant') }}{% endif %}{% if enable_thinking is defined %}<think>{% endif %}"""
+CALL = {"name": "add", "arguments": {"x": [1, {"y": "é<"}], "z": "s"}}
+TALK = [
+    {"role": "system", "content": " Be brief. "},
+    {"role": "user", "content": "2 + 2 \ud83d\ude42 <b>"},
+    {"role": "assistant", "content": "<think>\nhm\n</think>\n\nI call.", "tool_calls": [CALL, CALL]},
+    {"role": "tool", "content": "a 4"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "long " * 20_000},
+]
+
+
+@pytest.mark.parametrize("template", (HONEST, real_tokenizers.CHATML, real_tokenizers.R1, SAY))
+@pytest.mark.parametrize("talk", (TALK, USER, TALK * 30), ids=("talk", "user", "long"))
+def test_an_honest_template_says_what_it_says_without_limits(template, talk):
+    for more in ({}, {"tools": [CALL], "enable_thinking": False}):
+        said = {
+            compiled(template).render(messages=talk, bos_token="<b>", add_generation_prompt=True, **more)
+            for compiled in (sandbox.UNLIMITED, theirs._compile_jinja_template)
+        }
+        assert len(said) == 1 and len(said.pop()) > 4
+
+
+def test_every_template_is_rendered_in_the_sandbox_that_counts_also_by_transformers_itself():
+    made = theirs._compile_jinja_template(SAY)
+    assert isinstance(made.environment, jinja2.sandbox.ImmutableSandboxedEnvironment)
+    assert isinstance(made.environment, sandbox.Counting) and isinstance(made, sandbox.Counted)
+    with pytest.raises(sandbox.Exceeded, match="more text"):
+        theirs.render_jinja_template([USER], chat_template="{{ 'a' * 10**9 }}")
+
+
+def test_a_template_is_stopped_in_any_thread_and_leaves_none(monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    said, before = [], threading.active_count()
+
+    def render(template):
+        try:
+            said.append(prompt_of(USER, Templated(template)))
+        except TextError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=render, args=(one,)) for one in (HOSTILE["endless"], SAY, HOSTILE["a long string"])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert threading.active_count() == before and USER[0]["content"] in said
+    assert sum("is stopped: it takes more than 0.2 seconds" in one for one in said) == 1
+    assert sum("is stopped: it makes more text" in one for one in said) == 1
 
 
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)

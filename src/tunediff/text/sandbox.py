@@ -25,6 +25,7 @@ from typing import Any
 import jinja2
 import transformers.utils.chat_template_utils as theirs
 from jinja2 import nodes
+from jinja2.runtime import Macro, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -39,6 +40,8 @@ FILTERS = frozenset(
     "lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson trim truncate "
     "unique upper urlencode wordcount".split()
 )
+# of these, filters whose work does not grow with what is within their argument
+SHALLOW = frozenset("attr count d default first items last length list map reject rejectattr select selectattr".split())
 METHODS = {
     str: frozenset(
         "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit islower isnumeric isspace "
@@ -141,7 +144,7 @@ def _foresee(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tu
     """The arguments of a filter or method of this name. Raises Exceeded where they ask for too much."""
     meter = _METER.get()
     given = [*arguments, *named.values()]
-    for one in given:
+    for one in given if name not in SHALLOW else ():
         size(one, meter.room)
     if name == "join":
         separator, items = (arguments[1] if len(arguments) > 1 else named.get("d", "")), arguments[0]
@@ -221,7 +224,7 @@ class Counting(ImmutableSandboxedEnvironment):
             first = (args[0], of) if name == "join" and args else (of, *args)
             first = _foresee(name, first, kwargs)
             args = (first[0],) if name == "join" and args else args
-        else:
+        elif not isinstance(__obj, Macro):
             _foresee("", args, kwargs)
         return charge(super().call(__context, __obj, *args, **kwargs))
 
@@ -306,7 +309,7 @@ def _told(context: Any, much: int) -> str:
 @jinja2.pass_context
 def _joined(context: Any, parts: tuple[Any, ...]) -> str:
     charge(parts)
-    return jinja2.runtime.str_join(parts)
+    return str_join(parts)
 
 
 OURS = {EACH: _goes_over, WRITTEN: _counted, COUNTED: _counted, JOINED: _joined, TOLD: _told}
@@ -366,4 +369,5 @@ def _limited(unlimited: Callable[[str], jinja2.Template]) -> Callable[[str], jin
     return compiled
 
 
-theirs._compile_jinja_template = _limited(theirs._compile_jinja_template)
+UNLIMITED = theirs._compile_jinja_template
+theirs._compile_jinja_template = _limited(UNLIMITED)
