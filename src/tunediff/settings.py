@@ -32,7 +32,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from tunediff.shapes import Refused, flat
+from tunediff.shapes import Refused, flat, path_in
+from tunediff.terminal import guard
 from tunediff.trusted import check_file, check_target, check_trust, read_yaml, targets_in, unresolved, variables_of
 
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
@@ -104,6 +105,7 @@ def verb(name: str) -> Callable:
         def main() -> None:
             global _began
             _began = False
+            guard()
             with said_plainly():
                 sys.argv[1:] = with_files(sys.argv[1:], folder)
                 sys.argv[1:] += of_its_own(sys.argv[1:], folder)
@@ -225,6 +227,9 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
     groups = {
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir() and path.name != "__pycache__"
     }
+    for override in overrides:
+        if override.key_or_group == "sweep" and not override.is_delete() and not override.is_sweep_override():
+            path_in(Path("multirun"), str(override.value()), "sweep, the folder in multirun,")
     chosen = [o for o in overrides if o.key_or_group in groups]
     searched = [o for o in overrides if o.key_or_group == "hydra.searchpath"]
     if not searched:

@@ -20,6 +20,7 @@ from tunediff.report.headline import columns_of
 from tunediff.report.page import assemble, read_table, thinned
 from tunediff.report.stability import add_stability
 from tunediff.shapes import Refused, flat
+from tunediff.terminal import printable
 
 CURVES = (
     "explained_variance/pooled",
@@ -171,7 +172,7 @@ def in_words(members: Sequence[dict[str, Any]]) -> str:
     for member in members:
         if member["error"]:
             lines.append(f"{os.path.relpath(member['folder'])}: {member['error']}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _cell(value: Any) -> str:
