@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow
 import pyarrow.parquet
@@ -218,4 +219,4 @@ def _alike(values: list) -> list:
 
 
 def _link(target: Path, folder: Path) -> str | None:
-    return os.path.relpath(target, folder) if target.exists() else None
+    return quote(os.path.relpath(target, folder)) if target.exists() else None  # a name is no address: javascript:
