@@ -21,6 +21,7 @@ import pyarrow.parquet
 import pytest
 import transformers.utils.chat_template_utils as theirs
 
+import dependencies
 import real_tokenizers
 import test_behaviour_page
 import test_graph_page
@@ -538,3 +539,24 @@ def test_what_is_saved_for_a_spreadsheet_is_not_computed_by_it(browser, tmp_path
     assert head == ["'=head", "b"]
     wanted = [f"'{cell}" for cell in COMPUTED] + ["a", "-1.5", "'-", "1e-05", " =1", 'a"b', "-1.5", "3", "", "+3e+07"]
     assert [row[0] for row in rows] == wanted
+
+
+# -- packages --------------------------------------------------------------------------------------------------------
+
+
+def test_every_locked_package_has_a_licence_that_asks_no_more_than_to_be_named():
+    packages = [one for one in dependencies.licences() if one.says != "not installed here"]
+    assert len(packages) > 100
+    assert not [one for one in packages if one.licence not in (*dependencies.FREE, *dependencies.NAMED)]
+
+
+def test_an_advisory_holds_for_the_versions_that_it_names(tmp_path):
+    (tmp_path / "vulns" / "jinja2").mkdir(parents=True)
+    ranged = "{type: ECOSYSTEM, events: [{introduced: '0'}, {fixed: '2.0'}, {introduced: 3.0rc1}, {fixed: 3.1.6}]}"
+    told = f"{{id: PYSEC-1, details: a hole, affected: [{{ranges: [{ranged}], versions: [9.0]}}]}}"
+    (tmp_path / "vulns" / "jinja2" / "PYSEC-1.yaml").write_text(told.replace("9.0", "'9.0'"))
+    lock = tmp_path / "lock.txt"
+    holds = {"1.9": 1, "2.0": 0, "2.5": 0, "3.0": 1, "3.1.5": 1, "3.1.6": 0, "9.0": 1}
+    for version, count in holds.items():
+        lock.write_text(f"# a lock\njinja2=={version}\nother==1\n")
+        assert len(list(dependencies.advisories(tmp_path, lock))) == count, version
