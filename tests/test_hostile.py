@@ -27,6 +27,7 @@ import test_behaviour_page
 import test_graph_page
 import test_report
 from browser import in_browser
+from campaigns import strangers
 from tunediff.evaluations.behaviour.solving import KeptLines
 from tunediff.folders import write_findings
 from tunediff.loggers import Csv
@@ -280,6 +281,8 @@ LYING = {
     "a list": safetensors_file([tensor()]),
     "a number": safetensors_file(b"7"),
     "no tensor": safetensors_file({}),
+    "metadata that is a list": safetensors_file({"x": tensor(), "__metadata__": []}),
+    "metadata of numbers": safetensors_file({"x": tensor(), "__metadata__": {"a": 1}}),
     "only metadata": safetensors_file({"__metadata__": {}}),
     "beyond the end": safetensors_file({"x": tensor(0, 32, shape=(8,))}),
     "less than the file": safetensors_file({"x": tensor(0, 8, shape=(2,))}),
@@ -293,6 +296,7 @@ LYING = {
     "a shape below nothing": safetensors_file({"x": tensor(shape=(-2, -2))}),
     "a shape in halves": safetensors_file({"x": tensor(shape=(0.5, 8))}),
     "an endless shape": safetensors_file({"x": tensor(shape=(2**62, 4))}),
+    "a shape that is a map": safetensors_file({"x": {"dtype": "U64", "shape": {}, "data_offsets": [0, 8]}}, b"\0" * 8),
     "a shape in words": safetensors_file({"x": tensor(shape=("4",))}),
     "a shape of true": safetensors_file({"x": tensor(shape=(True, 4))}),
     "another type": safetensors_file({"x": tensor(dtype="F64")}),
@@ -560,3 +564,12 @@ def test_an_advisory_holds_for_the_versions_that_it_names(tmp_path):
     for version, count in holds.items():
         lock.write_text(f"# a lock\njinja2=={version}\nother==1\n")
         assert len(list(dependencies.advisories(tmp_path, lock))) == count, version
+
+
+# -- all of it at random ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_strangers_bring_is_let_through_ends_in_a_traceback_or_hangs():
+    found = list(strangers.cases(150, seed=4))
+    assert not [case for case in found if case["outcome"] in strangers.BAD]
+    assert {"refused", "equal"} == {case["outcome"] for case in found}

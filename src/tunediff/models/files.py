@@ -178,7 +178,9 @@ def headers_in(file: Path, of: str) -> dict[str, Header]:
         text = content.read(length) if 0 < length <= min(size - 8, LONGEST_HEADER) else b""
     try:
         found = dict(json.loads(text, object_pairs_hook=_once))
-        found.pop("__metadata__", None)
+        about = found.pop("__metadata__", None)
+        if not isinstance(about, dict | None) or not all(isinstance(word, str) for word in (about or {}).values()):
+            raise TypeError
         end = max((one["data_offsets"][1] for one in found.values()), default=-size)
         whole = size == 8 + length + end
     except _Twice as twice:
@@ -203,7 +205,11 @@ def headers_in(file: Path, of: str) -> dict[str, Header]:
 def _header(name: str, one: Mapping[str, Any], file: Path) -> Header:
     """Raises ValueError for a tensor that cannot be what it says."""
     shape, dtype, (first, last) = one["shape"], one["dtype"], one["data_offsets"]
-    if not all(_whole(number) and number >= 0 for number in (*shape, first, last)) or last < first:
+    if (
+        not isinstance(shape, list)
+        or not all(_whole(number) and number >= 0 for number in (*shape, first, last))
+        or last < first
+    ):
         raise ValueError(f"{name!r:.80} has no shape or no place: {str(one):.120}")
     if dtype not in BITS:
         raise ValueError(f"{name!r:.80} is of the type {dtype!r:.40}, which safetensors does not have")

@@ -196,7 +196,9 @@ def _connection(
 # -- what was said ---------------------------------------------------------------------------------------------------
 
 _ESCAPE = re.compile(
-    r"\\u\{?([0-9a-fA-F]{2,6})\}?|\\x([0-9a-fA-F]{2})|%([0-9a-fA-F]{2})|=([0-9A-F]{2})|&#x([0-9a-fA-F]{1,6});|&#(\d{1,7});|\\[nrtfbv0]"
+    r"\\u000([01][0-9a-f]{4})|\\u([0-9a-f]{4})|\\u\{([0-9a-f]{1,6})\}|\\x([0-9a-f]{2})|%([0-9a-f]{2})|=([0-9a-f]{2})|"
+    r"&#x([0-9a-f]{1,6});|&#(\d{1,7});|\\[nrtfbv0]",
+    re.IGNORECASE,
 )
 
 
@@ -212,6 +214,18 @@ def without(key: str, text: str) -> str:
     if len(needles[0]) < PIECE:  # no secret is as short, and words are
         return text
     characters = [(character, n, n + 1) for n, character in enumerate(text)]
+    # escapes may have spaces and what cannot be seen within them
+    dense = [one for one in characters if not one[0].isspace() and (one[0].isascii() or one[0].isprintable())]
+    hidden = [*_places(characters, pieces), *(_places(dense, pieces) if len(dense) < len(characters) else [])]
+    made, end = [], 0
+    for first, last in _joined(hidden):
+        made += [text[end:first], "<key>"]
+        end = last
+    return "".join([*made, text[end:]])
+
+
+def _places(characters: list[tuple[str, int, int]], pieces: set[str]) -> list[tuple[int, int]]:
+    """The spans of a text in which a piece stands, as it is or escaped; `characters` come with their places in the text."""
     hidden: list[tuple[int, int]] = []
     for _ in range(3):  # what is escaped may be escaped once more
         plain = [(c.lower(), a, b) for c, a, b in characters if c.isascii() and c.isalnum()]
@@ -221,11 +235,7 @@ def without(key: str, text: str) -> str:
         before, characters = characters, _unescaped(characters)
         if len(before) == len(characters) and all(a[0] == b[0] for a, b in zip(before, characters, strict=True)):
             break
-    made, end = [], 0
-    for first, last in _joined(hidden):
-        made += [text[end:first], "<key>"]
-        end = last
-    return "".join([*made, text[end:]])
+    return hidden
 
 
 def _forms(key: str) -> Iterator[str]:
