@@ -299,6 +299,13 @@ def test_the_key_is_sent_as_a_bearer_and_stands_nowhere_else(server, trained, mo
     assert not any(KEY in text for text in seen)
 
 
+def test_an_endpoint_that_repeats_the_key_leaves_it_in_no_table(server, trained, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    server.rule = lambda asked: f"Explanation: it is {KEY}" if parts(asked)[0] == EXPLAIN else "[1, 0, 1, 0, 1]"
+    _, tables, notes = measured(asking(server, key_variable="MY_KEY"), trained)
+    assert tables["autointerp"]["explanation"] == ["it is <key>"] * 2 and KEY not in str(notes)
+
+
 def test_without_a_variable_no_key_is_sent_and_a_missing_one_is_refused(server, trained, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     measured(asking(server, latents=[3]), trained)

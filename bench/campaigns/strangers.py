@@ -35,7 +35,7 @@ from tunediff.evaluations.judging.endpoint import PIECE, without
 from tunediff.models.files import BITS, headers_in
 from tunediff.shapes import Refused, path_in
 from tunediff.terminal import printable
-from tunediff.text import sandbox
+from tunediff.text import metering, sandbox
 from tunediff.text.templates import prompt_of
 
 BAD = ("traceback", "hang", "silent", "ran code")
@@ -290,8 +290,8 @@ KINDS = (template, header, answered, repeated, named)
 
 def cases(count: int, seed: int) -> Iterator[dict]:
     """Yields a case: what was done, its outcome, and what was said."""
-    chance, before = random.Random(seed), sandbox.SECONDS
-    sandbox.SECONDS = SECONDS
+    chance, before = random.Random(seed), metering.SECONDS
+    metering.SECONDS = SECONDS
 
     def late(*_: object) -> None:
         raise Hang
@@ -319,7 +319,7 @@ def cases(count: int, seed: int) -> Iterator[dict]:
                 yield {"done": f"{kind.__name__} {number}: {done}", "outcome": outcome, "sentence": said}
     finally:
         signal.signal(signal.SIGALRM, alarm)
-        sandbox.SECONDS = before
+        metering.SECONDS = before
         os.chdir(place)
 
 

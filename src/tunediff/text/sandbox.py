@@ -14,34 +14,26 @@ Importing this file puts the sandbox in the place of transformers' own, for ever
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jinja2
 import transformers.utils.chat_template_utils as theirs
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Macro, str_join
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-from jinja2.utils import Namespace
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-SECONDS = 10.0  # for one conversation
-ROOM = 2_000_000  # characters and items that any template may make
-TIMES = 50  # and as many more for each character of the conversation
+from tunediff.text.metering import BITS, METER, ROOM, TIMES, Exceeded, charge, check_format, counting, foresee, size
+
 LONGEST = 200_000  # characters of a template
-BITS = 10_000  # of a whole number
 FILTERS = frozenset(
     "abs attr capitalize count d default dictsort e escape first float format groupby indent int items join last length list "
     "lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson trim truncate "
     "unique upper urlencode wordcount".split()
 )
-# of these, filters whose work does not grow with what is within their argument
-SHALLOW = frozenset("attr count d default first items last length list map reject rejectattr select selectattr".split())
 METHODS = {
     str: frozenset(
         "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit islower isnumeric isspace "
@@ -55,141 +47,8 @@ METHODS = {
     float: frozenset(("is_integer",)),
     bytes: frozenset[str](),
 }
-EACH, WRITTEN, COUNTED, JOINED, TOLD = (
-    "<each>",
-    "<written>",
-    "<counted>",
-    "<joined>",
-    "<told>",
-)  # no template can name them
-
-
-class Exceeded(SecurityError):
-    """A template that takes more time or room than any needs."""
-
-
-class Meter:
-    """The budget of one conversation."""
-
-    def __init__(self, room: int):
-        self.room, self.until = room, time.monotonic() + SECONDS
-
-    def check(self, much: int) -> None:
-        """Raises Exceeded where so much is more than is left."""
-        if much > self.room:
-            raise Exceeded("it makes more text than a conversation needs")
-
-    def charge(self, much: int) -> None:
-        self.check(much)
-        self.room -= much
-        if time.monotonic() > self.until:
-            raise Exceeded(f"it takes more than {SECONDS:g} seconds")
-
-
-_METER: contextvars.ContextVar[Meter] = contextvars.ContextVar("meter")
-
-
-@contextlib.contextmanager
-def _counting(room: int) -> Iterator[None]:
-    before = _METER.set(Meter(room))
-    try:
-        yield
-    finally:
-        _METER.reset(before)
-
-
-def charge(value: Any, much: int = 1) -> Any:
-    """The value, charged for; an iterator is charged item by item."""
-    meter = _METER.get()
-    if isinstance(value, Iterator):
-        return _each(value, much)
-    meter.charge(much + size(value, meter.room))
-    return value
-
-
-def _each(items: Iterable[Any], much: int) -> Iterator[Any]:
-    for item in items:
-        charge(item, much)
-        yield item
-
-
-def size(value: Any, room: int) -> int:
-    """Characters and items of a value, and of all within it as often as it is there; counting ends above `room`."""
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, int):
-        return value.bit_length() // 8
-    if isinstance(value, dict):
-        return _sizes((part for pair in value.items() for part in pair), room)
-    if isinstance(value, list | tuple | set | frozenset):
-        return _sizes(value, room)
-    if isinstance(value, Namespace):
-        return size(object.__getattribute__(value, "_Namespace__attrs"), room)
-    return 0
-
-
-def _sizes(parts: Iterable[Any], room: int) -> int:
-    total = 0
-    for part in parts:
-        total += 1 + size(part, room - total)
-        if total > room:
-            raise Exceeded("it makes more text than a conversation needs")
-    return total
-
-
-# -- what is charged before it is made -------------------------------------------------------------------------------
-
-
-def _foresee(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a filter or method of this name. Raises Exceeded where they ask for too much."""
-    meter = _METER.get()
-    given = [*arguments, *named.values()]
-    for one in given if name not in SHALLOW else ():
-        size(one, meter.room)
-    if name == "join":
-        separator, items = (arguments[1] if len(arguments) > 1 else named.get("d", "")), arguments[0]
-        items = list(items) if isinstance(items, Iterator) else items
-        if hasattr(items, "__len__"):
-            meter.check(size(items, meter.room) + len(items) * len(str(separator)))
-        return (items, *arguments[1:])
-    if name == "replace" and len(given) > 2:
-        text, old, new = (str(one) for one in given[:3])
-        meter.check(len(text) + text.count(old) * len(new))
-    elif name == "format" and isinstance(arguments[0], str):
-        _check_format(arguments[0], given[1:])
-    elif name == "indent":
-        width = next((one for one in given[1:] if not isinstance(one, bool)), 4)
-        meter.check((1 + str(arguments[0]).count("\n")) * (width if isinstance(width, int) else len(str(width))))
-    elif name == "tojson":
-        indent, separators = named.get("indent"), named.get("separators")
-        wide = indent if isinstance(indent, int) else len(indent or "")
-        each = 8 + max(wide, 0) * _depth(arguments[0]) + size(separators, meter.room)
-        meter.check(size(arguments[0], meter.room) * each)
-    elif name == "round" and any(isinstance(one, int) and one > 100 for one in given[1:]):
-        raise Exceeded("it rounds to more than 100 digits")
-    elif name == "sum" and any(not isinstance(one, int | float | str) for one in given[1:]):
-        raise SecurityError("it sums what are no numbers")
-    return arguments
-
-
-def _check_format(text: str, given: Iterable[Any]) -> None:
-    meter = _METER.get()
-    if re.search(r"%[^a-zA-Z%]*\*|\{[^{}]*:[^{}]*\{", text):
-        raise SecurityError("it computes the width of what it writes")
-    widths = sum(int(digits[:9]) for digits in re.findall(r"\d+", text))
-    meter.check(len(text) + widths + (text.count("%") + text.count("{")) * size(list(given), meter.room))
-
-
-def _depth(value: Any) -> int:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return 1 + max(map(_depth, parts), default=0)
-
-
-def _is_whole(*values: Any) -> bool:
-    return all(isinstance(value, int) for value in values)
-
-
-# -- the sandbox -----------------------------------------------------------------------------------------------------
+# no template can name them
+EACH, WRITTEN, COUNTED, JOINED, TOLD = ("<each>", "<written>", "<counted>", "<joined>", "<told>")
 
 
 class Counting(ImmutableSandboxedEnvironment):
@@ -198,12 +57,11 @@ class Counting(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        meter = _METER.get()
+        meter = METER.get()
         sizes = size(left, meter.room), size(right, meter.room)
         if operator == "*":
             if _is_whole(left, right):
-                many = left.bit_length() + right.bit_length() > BITS
-                if many:
+                if left.bit_length() + right.bit_length() > BITS:
                     raise Exceeded("its numbers have too many digits")
             elif _is_whole(right):
                 meter.check((sizes[0] + 1) * max(right, 0))
@@ -212,20 +70,20 @@ class Counting(ImmutableSandboxedEnvironment):
         elif operator == "**" and _is_whole(left, right) and abs(left) > 1 and left.bit_length() * right > BITS:
             raise Exceeded("its numbers have too many digits")
         elif operator == "%" and isinstance(left, str):
-            _check_format(left, right if isinstance(right, tuple) else (right,))
+            check_format(left, right if isinstance(right, tuple) else (right,))
         elif operator == "+":
             meter.check(sum(sizes))
         return charge(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         name, of = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
-        _METER.get().charge(1)
+        METER.get().charge(1)
         if isinstance(of, str):  # its methods take what filters of their names do
             first = (args[0], of) if name == "join" and args else (of, *args)
-            first = _foresee(name, first, kwargs)
+            first = foresee(name, first, kwargs)
             args = (first[0],) if name == "join" and args else args
         elif not isinstance(__obj, Macro):
-            _foresee("", args, kwargs)
+            foresee("", args, kwargs)
         return charge(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -235,7 +93,7 @@ class Counting(ImmutableSandboxedEnvironment):
 
         @functools.wraps(made)
         def formatted(*args: Any, **kwargs: Any) -> str:
-            _check_format(text, [*args, *kwargs.values()])
+            check_format(text, [*args, *kwargs.values()])
             return made(*args, **kwargs)
 
         return formatted
@@ -248,6 +106,10 @@ class Counting(ImmutableSandboxedEnvironment):
         if len(source) > LONGEST:
             raise Exceeded(f"it has more than {LONGEST:,} characters itself")
         return Handed().visit(super()._parse(source, name, filename))
+
+
+def _is_whole(*values: Any) -> bool:
+    return all(isinstance(value, int) for value in values)
 
 
 class Handed(NodeTransformer):
@@ -284,7 +146,7 @@ class Handed(NodeTransformer):
         return node
 
 
-def _by(name: str, node: nodes.Expr) -> nodes.Filter:
+def _by(name: str, node: Any) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -296,13 +158,13 @@ def _counted(context: Any, value: Any) -> Any:
 @jinja2.pass_context
 def _goes_over(context: Any, items: Any) -> Iterator[Any]:
     for item in items:
-        _METER.get().charge(1)
+        METER.get().charge(1)
         yield item
 
 
 @jinja2.pass_context
 def _told(context: Any, much: int) -> str:
-    _METER.get().charge(much)
+    METER.get().charge(much)
     return ""
 
 
@@ -321,7 +183,7 @@ def _filter(name: str, of: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(of)
     def charged(*arguments: Any, **named: Any) -> Any:
-        own = _foresee(name, arguments[1:] if passed else arguments, named)
+        own = foresee(name, arguments[1:] if passed else arguments, named)
         return charge(of(*arguments[:1], *own, **named) if passed else of(*own, **named))
 
     return charged
@@ -343,7 +205,7 @@ class Counted(jinja2.Template):
 
     def render(self, *args: Any, **kwargs: Any) -> str:
         given = size([list(args), kwargs], 10**12)
-        with _counting(ROOM + TIMES * given):
+        with counting(ROOM + TIMES * given):
             return super().render(*args, **kwargs)
 
 
@@ -363,7 +225,7 @@ def _limited(unlimited: Callable[[str], jinja2.Template]) -> Callable[[str], jin
 
     @functools.lru_cache(128)
     def compiled(chat_template: str) -> jinja2.Template:
-        with _counting(ROOM):
+        with counting(ROOM):
             return environment().from_string(chat_template)
 
     return compiled

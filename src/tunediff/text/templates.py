@@ -17,7 +17,7 @@ import jinja2
 import jinja2.meta
 
 from tunediff.text.rows import TextError
-from tunediff.text.sandbox import Exceeded
+from tunediff.text.sandbox import Exceeded  # which is in the place of transformers' own from here on
 from tunediff.text.tokenizers import Tokenizer
 
 DATE = "2024-07-26"  # the day that Llama 3.1's template falls back to
