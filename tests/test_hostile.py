@@ -16,7 +16,7 @@ from tunediff.models.files import PairError, headers_in, weight_files
 from tunediff.models.transcoder_files import TranscoderFiles
 from tunediff.settings import check_command_line
 from tunediff.shapes import Refused, Table, path_in
-from tunediff.terminal import printable
+from tunediff.terminal import printable, shown
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -168,6 +168,16 @@ def test_what_data_says_to_a_terminal_is_shown_and_not_obeyed(caplog):
     said = "a\x1b[2J\x1b]0;t\x07\r\x9b1m\u202eb\ud800\tc\nd東京🙂"
     shown = "a\\x1b[2J\\x1b]0;t\\x07\\r\\x9b1m\\u202eb\\ud800\tc\nd東京🙂"
     assert printable(said) == shown and str(Refused(said)) == shown and printable(shown) == shown
+
+
+def test_errors_that_hydra_reports_have_printable_words():
+    with pytest.raises(RuntimeError) as caught, shown():
+        try:
+            raise KeyError("\x1b[2J")
+        except KeyError as error:
+            raise RuntimeError("\x1b]0;owned\x07", 3) from error
+    assert caught.value.args == ("\\x1b]0;owned\\x07", 3)
+    assert isinstance(caught.value.__cause__, KeyError) and caught.value.__cause__.args == ("\\x1b[2J",)
 
 
 def test_every_line_of_a_log_and_the_last_words_of_a_program_are_printable():

@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff.shapes import Refused, flat, path_in
-from tunediff.terminal import guard
+from tunediff.terminal import guard, shown
 from tunediff.trusted import check_file, check_target, check_trust, read_yaml, targets_in, unresolved, variables_of
 
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
@@ -99,7 +99,9 @@ def verb(name: str) -> Callable:
 
     def decorate(story: Callable[[DictConfig], Any]) -> Callable[[], None]:
         folder = Path(inspect.getfile(story)).resolve().parent / "conf"
-        wrapped = hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(said_plainly()(story))
+        wrapped = hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(
+            said_plainly()(shown()(story))
+        )
 
         @functools.wraps(story)
         def main() -> None:

@@ -4,9 +4,11 @@ line, marks that turn the direction of writing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 
 # control characters but tab and line feed; marks of direction; separators of lines; halves of surrogate pairs
@@ -31,6 +33,19 @@ def guard() -> None:
     """Makes whatever this process logs from here on, and an error that ends it, printable."""
     logging.setLogRecordFactory(Record)
     sys.excepthook = _ended
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """Context, and decorator, out of which errors come with printable words, whoever reports them."""
+    try:
+        yield
+    except Exception as error:
+        each: BaseException | None = error
+        while each is not None:
+            each.args = tuple(printable(word) if isinstance(word, str) else word for word in each.args)
+            each = each.__cause__ or each.__context__
+        raise
 
 
 def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
