@@ -16,7 +16,6 @@ from pathlib import Path
 from tunediff.attribution.graph import Graph
 from tunediff.attribution.influence import Pruned
 from tunediff.folders import make_folder, write_atomically
-from tunediff.shapes import path_in
 from tunediff.text import text_of
 
 LISTED = "graph-metadata.json"
@@ -60,7 +59,7 @@ def write_graph(
     nodes, links = _nodes_and_links(graph, pruned, predicted, depth)
     shown = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
     content = {"metadata": metadata, "qParams": shown, "nodes": nodes, "links": links}
-    path = path_in(folder, slug, "Graph", ".json")
+    path = folder / f"{slug}.json"
     write_atomically(path, json.dumps(content, ensure_ascii=False))
     listed = folder / LISTED
     others = json.loads(listed.read_text(encoding="utf-8"))["graphs"] if listed.exists() else []

@@ -29,7 +29,7 @@ from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import LOGITS_MB, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import begun, build, check, plain
-from tunediff.shapes import ADAPTER, TUNED, Finding, Refused, path_in
+from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
 from tunediff.study.companions import read_companions, starting_rows
 from tunediff.study.described import about
 from tunediff.study.parts import (
@@ -90,7 +90,7 @@ class Loaded:
 
     def table(self, name: str) -> pyarrow.Table:
         """The table tables/<name>.parquet. Raises Refused where no evaluation wrote it, with the names of those that are there."""
-        path = path_in(self.folder / "tables", name, "Table", ".parquet")
+        path = self.folder / "tables" / f"{name}.parquet"
         if not path.exists():
             there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
             raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
