@@ -1,4 +1,4 @@
-"""What a template makes or goes over -> a charge to the budget of its conversation, before it is made.
+"""A charge to the budget of a conversation for whatever its template makes or goes over, before it is made.
 
 Knows Python's values, and nothing of templates but the names of their filters.
 """
