@@ -17,6 +17,7 @@ from tunediff.models.transcoder_files import TranscoderFiles
 from tunediff.settings import check_command_line
 from tunediff.shapes import Refused, Table, path_in
 from tunediff.terminal import printable, shown
+from tunediff.trusted import check_file
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -63,6 +64,15 @@ def test_a_sweep_lies_in_multirun(sweep):
     with pytest.raises(Refused, match="^sweep, the folder in multirun, .*: it is the name of a file"):
         check_command_line(["-m", f"sweep={sweep}"], CONF, "train")
     check_command_line(["-m", "sweep=night-2"], CONF, "train")
+
+
+def test_a_config_that_is_read_names_no_sweep_elsewhere_and_asks_no_private_address(tmp_path):
+    for said, why in (("sweep: ../../x", "as sweep"), ("evaluation: {x: {judge: {private: true}}}", "private=True")):
+        (tmp_path / "config.yaml").write_text(said)
+        with pytest.raises(Refused, match=why):
+            check_file(tmp_path / "config.yaml", typed=())
+    (tmp_path / "config.yaml").write_text("sweep: night-2")
+    assert check_file(tmp_path / "config.yaml", typed=()) == {"sweep": "night-2"}
 
 
 @pytest.mark.parametrize("named", ("../stranger.safetensors", "/etc/passwd", "a/b.safetensors", ".."))

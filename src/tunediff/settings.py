@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff.shapes import Refused, flat, path_in
-from tunediff.terminal import guard, shown
+from tunediff.terminal import guard, printable, shown
 from tunediff.trusted import check_file, check_target, check_trust, read_yaml, targets_in, unresolved, variables_of
 
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
@@ -116,7 +116,9 @@ def verb(name: str) -> Callable:
             try:
                 wrapped()
             except OmegaConfBaseException as error:
-                print(f"error: {error.full_key or 'the config'}: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(
+                    f"error: {error.full_key or 'the config'}: {printable(str(error).splitlines()[0])}", file=sys.stderr
+                )
                 sys.exit(1 if _began else 2)
             except SystemExit as left:  # Hydra has said what does not compose
                 said = isinstance(left.__context__, hydra.errors.HydraException | OmegaConfBaseException)
