@@ -13,7 +13,7 @@ fresh = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip $(PIP_INSTALL) "$(TORCH)"
 results: .venv/.ready
 	$(BIN)/python bench/publish.py
 
-.PHONY: demo test test-newest test-lowest lock lint clean results
+.PHONY: demo test test-newest test-lowest lock lint licences audit clean results
 
 demo: .venv/.ready
 	$(BIN)/python train.py
@@ -48,6 +48,20 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+licences: .venv/.ready
+	$(BIN)/python bench/dependencies.py licences
+
+# known holes of the locked packages: of those that cannot be looked up pip-audit would say nothing wrong, hence --strict.
+# Without a network: make audit ADVISORIES=<a copy of github.com/pypa/advisory-database>
+audit: .venv/.ready
+ifdef ADVISORIES
+	$(BIN)/python bench/dependencies.py advisories $(ADVISORIES)
+else
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/pip $(PIP_INSTALL) "pip-audit>=2.10,<3"
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+endif
+
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tunediff needs Python 3.11 or newer; name one: make demo PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
@@ -55,4 +69,4 @@ lint: .venv/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-lowest build dist
+	rm -rf .venv .venv-newest .venv-lowest .venv-audit build dist

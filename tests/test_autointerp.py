@@ -229,14 +229,6 @@ def test_the_endpoint_says_how_long_to_wait(server, monkeypatch):
     assert asking(server).chat.ask("", "") == "yes" and waits == [7.0, 0.02, chat.LONGEST_PAUSE]
 
 
-def test_a_redirection_is_not_given_the_key(server, monkeypatch):
-    monkeypatch.setenv("MY_KEY", KEY)
-    server.rule = lambda asked: (302, {}, ("Location", f"{server.endpoint}/elsewhere"))
-    with pytest.raises(Refused, match="refused the call with status 501"):  # it arrives as a GET
-        asking(server, key_variable="MY_KEY").chat.ask("", "")
-    assert [("Authorization" in headers) for _, headers in server.gone_to] == [False]
-
-
 def test_an_endpoint_that_fails_half_way_leaves_what_was_examined(server, trained):
     server.rule = lambda asked: (400, {"error": "gives is banned"}) if "gives" in parts(asked)[1:2] else reader(asked)
     _, tables, notes = measured(asking(server, at_once=1), trained)
@@ -302,9 +294,16 @@ def test_the_key_is_sent_as_a_bearer_and_stands_nowhere_else(server, trained, mo
     server.rule = lambda asked: (401, {"error": f"wrong key {KEY}"})  # servers do repeat it
     with pytest.raises(Refused, match="status 401: .*wrong key <key>") as refusal:
         list(evaluation.run(trained))
-    assert refusal.value.__cause__ is None and refusal.value.__suppress_context__
+    assert refusal.value.__cause__ is None and refusal.value.__context__ is None
     seen = [caplog.text, *capfd.readouterr(), str(refusal.value), repr(found), repr(vars(evaluation.chat))]
     assert not any(KEY in text for text in seen)
+
+
+def test_an_endpoint_that_repeats_the_key_leaves_it_in_no_table(server, trained, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    server.rule = lambda asked: f"Explanation: it is {KEY}" if parts(asked)[0] == EXPLAIN else "[1, 0, 1, 0, 1]"
+    _, tables, notes = measured(asking(server, key_variable="MY_KEY"), trained)
+    assert tables["autointerp"]["explanation"] == ["it is <key>"] * 2 and KEY not in str(notes)
 
 
 def test_without_a_variable_no_key_is_sent_and_a_missing_one_is_refused(server, trained, monkeypatch):

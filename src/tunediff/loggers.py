@@ -35,6 +35,10 @@ class Csv(CSVLogger):
         shutil.rmtree(self.log_dir, ignore_errors=True)
         super().log_hyperparams(params)
 
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Names that a spreadsheet would compute are marked as text."""
+        super().log_metrics({f"'{n}" if n[:1] in "=+-@\t\r" else n: v for n, v in metrics.items()}, step)
+
 
 class TensorBoard(TensorBoardLogger):
     """<folder>/tensorboard; after an interruption the events of one more file join in."""

@@ -32,7 +32,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from tunediff.shapes import Refused, flat
+from tunediff.shapes import Refused, flat, path_in
+from tunediff.terminal import guard, printable, shown
 from tunediff.trusted import (
     as_written,
     check_file,
@@ -108,12 +109,15 @@ def verb(name: str) -> Callable:
 
     def decorate(story: Callable[[DictConfig], Any]) -> Callable[[], None]:
         folder = Path(inspect.getfile(story)).resolve().parent / "conf"
-        wrapped = hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(said_plainly()(story))
+        wrapped = hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(
+            said_plainly()(shown()(story))
+        )
 
         @functools.wraps(story)
         def main() -> None:
             global _began
             _began = False
+            guard()
             with said_plainly():
                 sys.argv[1:] = with_files(sys.argv[1:], folder)
                 sys.argv[1:] += of_its_own(sys.argv[1:], folder)
@@ -122,7 +126,9 @@ def verb(name: str) -> Callable:
             try:
                 wrapped()
             except OmegaConfBaseException as error:
-                print(f"error: {error.full_key or 'the config'}: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(
+                    f"error: {error.full_key or 'the config'}: {printable(str(error).splitlines()[0])}", file=sys.stderr
+                )
                 sys.exit(1 if _began else 2)
             except SystemExit as left:  # Hydra has said what does not compose
                 said = isinstance(left.__context__, hydra.errors.HydraException | OmegaConfBaseException)
@@ -319,12 +325,6 @@ def check(cfg: DictConfig, legal: Sequence[str]) -> None:
         raise Refused(said) from None
 
 
-def check_name(key: str, name: Any) -> None:
-    """Raises Refused for the name of a folder that would lead out of the one that it lies in."""
-    if not re.fullmatch(r"[^/\\\x00-\x1f]{1,200}", said := str(name)) or said.strip() in (".", "..") or said[0] in "~":
-        raise Refused(f"{key}={said!r} is to be the name of a folder: without / and \\, and neither . nor ..")
-
-
 def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
     for key in cfg:
         if key not in legal and key != "hydra":
@@ -367,7 +367,7 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
                 f"{key}={value:.80} holds a reference within what another one stands for: name the value itself."
             )
     if "sweep" in cfg:
-        check_name("sweep", cfg.sweep)
+        path_in(Path("multirun"), str(cfg.sweep), "sweep=")
     for node, path in targets_in(settings):
         _check_settings(node, path, check_target(node, path, trust))
 

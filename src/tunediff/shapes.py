@@ -12,7 +12,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
+
+from tunediff.terminal import printable
 
 if TYPE_CHECKING:  # the command line imports this file and stays free of torch
     from torch import Tensor
@@ -37,7 +40,29 @@ BLOCK = 2048  # tokens whose latents are computed at once
 
 
 class Refused(ValueError):
-    """A setting, file or model that cannot be used. The message is for the user: what, with the values, and the way out."""
+    """A setting, file or model that cannot be used. The message is for the user: what, with the values, and the way out. The
+    values may come with data: a terminal shows them and obeys nothing in them."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def path_in(folder: Path, name: str, what: str, ending: str = "") -> Path:
+    """The file or folder of this name in a folder. Raises Refused, beginning with `what` is named, for a name that would be
+    another place: one with a slash, '..', nothing."""
+    if not is_file_name(name):
+        raise Refused(
+            f"{what} {name!r:.120}: it is the name of a file, so it has no slash and no sign that cannot be seen, is not '..', "
+            "and is not longer than 180 letters."
+        )
+    return folder / f"{name}{ending}"
+
+
+def is_file_name(name: Any) -> bool:
+    """True for a string that is a name inside a folder, whatever folder that is."""
+    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\]", name):
+        return False
+    return name.isprintable() and len(name.encode()) <= 180
 
 
 class Stream(NamedTuple):
@@ -96,7 +121,7 @@ class Table(NamedTuple):
         wrong = wrong or [name for name, values in self.columns.items() if not isinstance(native(values), list | tuple)]
         if wrong:
             raise Refused(f"Table {self.name}: its columns are lists under names, name -> list.")
-        if self.name in ("", ".", "..") or re.search(r"[/\\\0]", self.name):
+        if not is_file_name(self.name):
             raise Refused(
                 f"Table {self.name!r}: it is a file of the run folder, so its name has no slash and is not '..'."
             )

@@ -20,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.resolvers.oc import decode, env
 
-from tunediff.shapes import Refused
+from tunediff.shapes import Refused, path_in
 
 # classes, and functions that give rows, steps or a rule; none writes a file, starts a process or imports by name
 BUILDABLE = frozenset(
@@ -66,7 +66,12 @@ ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 RESOLVERS = ("oc.select", "run_folder", "identity", "line", "now")  # that a config that is read may use
 VARIABLES = ("TUNEDIFF_DATA",)  # environment variables that it may use: a place, and no secret
 # by which text, keys or findings leave this machine, and what sends nothing
-SENDS: Mapping[str, tuple[Any, ...]] = {"endpoint": (None,), "key_variable": (None,), "offline": (True,)}
+SENDS: Mapping[str, tuple[Any, ...]] = {
+    "endpoint": (None,),
+    "key_variable": (None,),
+    "offline": (True,),
+    "private": (False,),
+}
 HERE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # what is sent there stays on this machine
 INTERPOLATION = re.compile(r"\$\{\s*([^:}\s]*)\s*([:}]?)(?=\s*([^,}\s]*))")
 VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)")
@@ -219,6 +224,8 @@ def check_file(
     ):
         if content.get(key):
             raise Refused(f"{file} {why} ({key}:). Only the command line does: take it out of the file.")
+    if group is None and content.get("sweep") is not None:
+        path_in(Path("multirun"), str(content["sweep"]), f"{file} has as sweep, the folder in multirun,")
     _check_place(file, content.pop("defaults", None) or [], group)
     for key, value in strings_in(content):
         _check_interpolations(file, key, value, trust)

@@ -15,7 +15,7 @@ import huggingface_hub
 import tokenizers
 import transformers
 
-from tunediff.shapes import Refused
+from tunediff.shapes import Refused, is_file_name
 from tunediff.text.rows import POINTED, is_pointer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -161,22 +161,79 @@ def unread_tokenizer(folder: Path, of: str, error: Exception) -> PairError:
     )
 
 
+# bits of a number, by safetensors' names
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64, "BOOL": 8}
+BITS |= dict.fromkeys(("U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+BITS |= dict.fromkeys(("U16", "I16", "F16", "BF16"), 16) | dict.fromkeys(("U32", "I32", "F32"), 32)
+BITS |= dict.fromkeys(("U64", "I64", "F64"), 64)
+LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
+
+
 def headers_in(file: Path, of: str) -> dict[str, Header]:
     """The tensors of a safetensors file by name; its header alone is read, so that no memory is asked for the rest. Raises
-    PairError for a file that is not whole."""
+    PairError for a file that is not whole, and for a header that does not tell the truth about it."""
     size = file.stat().st_size
     with open(whole_file(file, of), "rb") as content:
         length = int.from_bytes(content.read(8), "little")
-        try:
-            found = json.loads(content.read(length)) if length <= size else {}
-            found.pop("__metadata__", None)
-            end = max((one["data_offsets"][1] for one in found.values()), default=0)
-            headers = {name: Header(tuple(one["shape"]), one["dtype"], file) for name, one in found.items()}
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            headers, end = {}, 0
-    if not headers or size != 8 + length + end:
+        text = content.read(length) if 0 < length <= min(size - 8, LONGEST_HEADER) else b""
+    try:
+        found = dict(json.loads(text, object_pairs_hook=_once))
+        about = found.pop("__metadata__", None)
+        if not isinstance(about, dict | None) or not all(isinstance(word, str) for word in (about or {}).values()):
+            raise TypeError
+        end = max((one["data_offsets"][1] for one in found.values()), default=-size)
+        whole = size == 8 + length + end
+    except _Twice as twice:
+        raise _lies(file, of, f"it has {twice} twice") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
         raise PairError(f"{of}: {file.name} ({size:,} bytes) is cut off, or no safetensors: download or save it again.")
+    try:
+        headers = {name: _header(name, one, file) for name, one in found.items()}
+        spans = sorted((*one["data_offsets"], name) for name, one in found.items())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _lies(file, of, str(error)) from error
+    before = 0
+    for first, last, name in spans:
+        if first != before:
+            raise _lies(file, of, f"{name!r:.80} begins at byte {first:,}, and what is before it ends at {before:,}")
+        before = last
     return headers
+
+
+def _header(name: str, one: Mapping[str, Any], file: Path) -> Header:
+    """Raises ValueError for a tensor that cannot be what it says."""
+    shape, dtype, (first, last) = one["shape"], one["dtype"], one["data_offsets"]
+    if (
+        not isinstance(shape, list)
+        or not all(_whole(number) and number >= 0 for number in (*shape, first, last))
+        or last < first
+    ):
+        raise ValueError(f"{name!r:.80} has no shape or no place: {str(one):.120}")
+    if dtype not in BITS:
+        raise ValueError(f"{name!r:.80} is of the type {dtype!r:.40}, which safetensors does not have")
+    if math.prod(shape) * BITS[dtype] != 8 * (last - first):
+        raise ValueError(
+            f"{name!r:.80} of the shape {str(shape):.80} in {dtype} does not fill its {last - first:,} bytes"
+        )
+    return Header(tuple(shape), dtype, file)
+
+
+class _Twice(Exception):
+    """A name that a header has more than once; readers choose one of the two."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(f"{next(name for name in names if names.count(name) > 1)!r:.80}")
+    return made
+
+
+def _lies(file: Path, of: str, why: str) -> PairError:
+    return PairError(f"{of}: the header of {file.name} does not tell what is in it: {why}. Download or save it again.")
 
 
 def weight_files(folder: Path, of: str, config: Mapping[str, Any], *, cached: bool = False) -> list[Path]:
@@ -188,7 +245,7 @@ def weight_files(folder: Path, of: str, config: Mapping[str, Any], *, cached: bo
         if cached and not all((unknown / name).exists() for name in (WEIGHTS, INDEX)):
             return []
         raise PairError(_why_none(folder, of))
-    first = str(first)
+    first = beside(str(first), of)
     if not (folder / first).is_file():
         if cached:
             return []
@@ -204,7 +261,7 @@ def weight_files(folder: Path, of: str, config: Mapping[str, Any], *, cached: bo
         raise PairError(
             f"{of}: {first} has no metadata, which transformers reads beside its weight_map: save it again."
         )
-    shards = sorted(set(files))
+    shards = sorted({beside(file, of) for file in files})
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing and not cached:
         raise PairError(
@@ -212,6 +269,16 @@ def weight_files(folder: Path, of: str, config: Mapping[str, Any], *, cached: bo
             f"`hf download <its id> {missing[0]} --local-dir <folder>`."
         )
     return [] if missing else [folder / name for name in shards]
+
+
+def beside(name: str, of: str) -> str:
+    """The name of a file of weights, which lies beside the file that names it. Raises PairError for one that would be
+    elsewhere."""
+    if not is_file_name(name):
+        raise PairError(
+            f"{of}: its files name {name!r:.120} as weights, which is no file of that folder: download it again."
+        )
+    return name
 
 
 def _why_none(folder: Path, of: str) -> str:

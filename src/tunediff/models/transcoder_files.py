@@ -30,6 +30,7 @@ from tunediff.models.files import (
     INDEX,
     WEIGHTS,
     PairError,
+    beside,
     commit_of,
     from_hub,
     headers_in,
@@ -193,7 +194,8 @@ class TranscoderFiles:
         return {self._file(file): keys for file, keys in shards.items()}
 
     def _file(self, name: str) -> Path:
-        """A file of the folder, or from the Hub. Raises PairError where it is not there."""
+        """A file of the folder, or from the Hub. Raises PairError where it is not there, or would be elsewhere."""
+        beside(name, self.place)
         if not Path(self.folder).is_dir() and not self.folder.startswith((".", "/", "~")):
             return from_hub("transcoder adapter", self.folder, name, self.revision)
         path = Path(self.folder).expanduser() / name

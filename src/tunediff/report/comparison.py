@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow
 import pyarrow.parquet
@@ -20,6 +21,7 @@ from tunediff.report.headline import columns_of
 from tunediff.report.page import assemble, read_table, thinned
 from tunediff.report.stability import add_stability
 from tunediff.shapes import Refused, flat
+from tunediff.terminal import printable
 
 CURVES = (
     "explained_variance/pooled",
@@ -171,7 +173,7 @@ def in_words(members: Sequence[dict[str, Any]]) -> str:
     for member in members:
         if member["error"]:
             lines.append(f"{os.path.relpath(member['folder'])}: {member['error']}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _cell(value: Any) -> str:
@@ -217,4 +219,4 @@ def _alike(values: list) -> list:
 
 
 def _link(target: Path, folder: Path) -> str | None:
-    return os.path.relpath(target, folder) if target.exists() else None
+    return quote(os.path.relpath(target, folder)) if target.exists() else None  # a name is no address: javascript:

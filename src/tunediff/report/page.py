@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import html
 import importlib.resources
 import itertools
@@ -34,6 +35,11 @@ from tunediff.text import PLACEHOLDER, text_of
 CURVE_POINTS = 300
 CHUNK = 200  # latents whose details are packed together
 PACKED = '<script type="application/octet-stream" id="packed-{}">{}</script>'
+# this script and this style, and no other; nothing is fetched but what the page itself carries
+POLICY = (
+    "default-src 'none'; script-src {script}; style-src {style}; img-src data: blob:; connect-src data:; base-uri 'none'; "
+    "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
 SHARES = 9999  # activations are kept as whole numbers of the largest one of their example
 RUN_SCRIPTS = (
     "base.js",
@@ -120,16 +126,23 @@ def assemble(
     """The page as one text: its data, the style, and its scripts in their order."""
     parts = importlib.resources.files("tunediff.report") / "web"
     text = _json(_finite(payload))
+    style = (parts / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((parts / name).read_text(encoding="utf-8") for name in scripts)
     pieces = {
+        "POLICY": POLICY.format(script=_hash(script), style=_hash(style)),
         "TITLE": html.escape(_encodable(title)),
-        "STYLE": (parts / "page.css").read_text(encoding="utf-8"),
-        "SCRIPT": "\n".join((parts / name).read_text(encoding="utf-8") for name in scripts),
+        "STYLE": style,
+        "SCRIPT": script,
         # no closing tag and no comment can be spelled inside the script element
         "PAYLOAD": text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
         "PACKED": "\n".join(PACKED.format(name, pack(value)) for name, value in (packed or {}).items()),
     }
     page = (parts / "page.html").read_text(encoding="utf-8")
     return re.sub(r"{{(\w+)}}", lambda found: pieces[found[1]], page)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def pack(value: Any) -> str:

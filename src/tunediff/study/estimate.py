@@ -35,6 +35,7 @@ from tunediff.study.passes import (
 from tunediff.study.rehearsal import rehearse
 from tunediff.study.run import Run
 from tunediff.study.trainer import not_here, processes_of, shares_out_layers
+from tunediff.terminal import printable
 from tunediff.training import MemoryEstimate
 from tunediff.training.memory import GB, MB, adapter_memory, adapter_parameters
 
@@ -192,6 +193,8 @@ def operations(count: float) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    return printable(
+        "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
     )

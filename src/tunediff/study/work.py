@@ -20,6 +20,7 @@ from tunediff.shapes import Refused
 from tunediff.study.parts import read_config
 from tunediff.study.run import Run
 from tunediff.study.train import train
+from tunediff.terminal import guard
 from tunediff.training import latest_checkpoint, names_in
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ def job_here() -> str | None:
 
 def write_log(folder: Path) -> None:
     """Sets up logging to the terminal and to the group's run.log; other ranks log warnings only."""
+    guard()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if rank_here() == 0:
         handlers.append(logging.FileHandler(folder / "run.log"))

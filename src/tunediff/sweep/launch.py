@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders
 from tunediff.models import ModelPair
-from tunediff.settings import begun, build, check_name, said_plainly
+from tunediff.settings import begun, build, said_plainly
+from tunediff.shapes import path_in
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.estimate import GB, columns, cost_of, table
 from tunediff.study.run import Run
@@ -27,7 +28,7 @@ from tunediff.trusted import as_written
 @said_plainly()
 def prepare(config: DictConfig) -> None:
     """Makes the sweep's folder, before Hydra writes into it; a dry run has none."""
-    check_name("sweep", config.sweep)
+    path_in(Path("multirun"), str(config.sweep), "sweep=")
     if not config.dry_run:
         folders.make_folder(Path(config.hydra.sweep.dir))
 

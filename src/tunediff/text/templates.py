@@ -17,6 +17,7 @@ import jinja2
 import jinja2.meta
 
 from tunediff.text.rows import TextError
+from tunediff.text.sandbox import Exceeded  # which is in the place of transformers' own from here on
 from tunediff.text.tokenizers import Tokenizer
 
 DATE = "2024-07-26"  # the day that Llama 3.1's template falls back to
@@ -47,9 +48,12 @@ def prompt_of(
             prompt = tokenizer.apply_chat_template(
                 form, tokenize=False, add_generation_prompt=True, chat_template=told, **arguments
             )
+        except Exceeded as error:  # the other form would not take less
+            why = f"is stopped: {error}"
+            break
         except Exception as error:  # a template is a program, which can divide by nothing or call itself for ever
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
-            why = why or f"says: {kind}{error}".rstrip(".")
+            why = why or f"says: {kind}{str(error)[:300]}".rstrip(".")
             continue
         left_out = next((m for m in needed if not any(words in prompt for words in forms(m))), None)
         if left_out is None:
@@ -173,7 +177,7 @@ def variables(template: str) -> frozenset[str] | None:
     without = re.sub(r"{%[-+]?\s*(?:end)?generation\s*[-+]?%}", "", template)  # a tag of transformers, around responses
     try:
         return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(without)))
-    except jinja2.TemplateError:
+    except (jinja2.TemplateError, RecursionError):
         return None
 
 

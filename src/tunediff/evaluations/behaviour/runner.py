@@ -11,6 +11,7 @@ Findings are <evaluation>/<task>/<condition>/<measure>; the tables are <evaluati
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tunediff.benchmarks import Grade, Grader, Problem, Task, behaviour
@@ -19,7 +20,7 @@ from tunediff.evaluations.behaviour.solving import Answered, Condition, KeptResp
 from tunediff.evaluations.given import Given, Work
 from tunediff.generation import NOT_FOLLOWED, OWN, Asked, Decoding, Engine, Response, ask, generate, surprise
 from tunediff.models import ModelPair, ModelSource
-from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Finding, Note, Refused, Stream, Table
+from tunediff.shapes import ADAPTER, BASE, OTHER, TUNED, Finding, Note, Refused, Stream, Table, path_in
 from tunediff.text import Layout, Text
 
 Found = dict[tuple[str, str], Answered]  # (task, condition) -> its responses
@@ -55,6 +56,7 @@ class BehaviourEvaluation:
         """Raises Refused, before a weight is loaded, for a task without a problem, and for responses longer than a model has
         positions for."""
         for name in self.tasks or {}:
+            path_in(Path("outputs"), f"{self.name}-{name}", f"evaluation.{self.name}.tasks, as a name of files")
             self._budget(Given(pair, text, 0), name, self._problems(name))
 
     def times_asked(self, pair: ModelPair) -> int:

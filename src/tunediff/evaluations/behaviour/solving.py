@@ -18,6 +18,7 @@ import torch
 from tunediff.benchmarks import Behaviour, Grade, Problem
 from tunediff.edits import Edit
 from tunediff.generation import Asked, Decoding, Response
+from tunediff.shapes import path_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class KeptLines:
     without a folder nothing is kept. What a killed process left of its last line is cut off the file."""
 
     def __init__(self, folder: Path | None, name: str, *, key: str = "key"):
-        self.path, self.key = None if folder is None else folder / "outputs" / f"{name}.jsonl", key
+        self.path, self.key = None if folder is None else path_in(folder / "outputs", name, "Outputs", ".jsonl"), key
         self.known: dict[str, dict[str, Any]] = {}
         if self.path is not None and self.path.exists():
             text = self.path.read_text(encoding="utf-8")

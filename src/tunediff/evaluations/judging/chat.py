@@ -1,8 +1,8 @@
 """A prompt -> the answer of a language model behind an OpenAI-compatible endpoint, asked again while that one is busy.
 
 Knows no classes and no units. Held-out text is sent to the endpoint that was given; where none is, there is nobody to ask.
-The key is read from the environment at every call: it goes into the header of the request, never along with a redirection,
-and into no setting, log or message.
+The key is read from the environment at every call: it goes into the header of the request, and into no setting, log, message
+or answer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import json
 import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,8 +21,10 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from tunediff.evaluations.judging.endpoint import PrivateAddress, Reply, TooLarge, inside, post, proxy_of, without
 from tunediff.evaluations.judging.examination import FEWEST
 from tunediff.shapes import Note, Refused
+from tunediff.terminal import printable
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class Judge:
     key_variable    environment variable that holds the key; null: none is sent
     most_calls      most calls of one evaluation; more are refused before anything is asked             at_once   calls under way
     timeout         seconds for one answer                              retries   tries when the endpoint is busy
-    answer_tokens   tokens of the longest answer, thoughts included"""
+    answer_tokens   tokens of the longest answer, thoughts included
+    private         true: the endpoint may stand in a private network, such as 10.0.0.7, 169.254.1.1 or a cluster's node; this
+                    machine itself needs no leave"""
 
     endpoint: str | None
     model: str | None
@@ -62,26 +64,35 @@ class Judge:
     timeout: float = 120.0
     retries: int = 5
     answer_tokens: int = 2000
+    private: bool = False
 
     def chat(self, setting: str) -> Chat | None:
         """The endpoint, or None where nobody is asked. Raises Refused, naming the setting, for an address that is invalid or
-        carries a password, for too few examples, and where model or key are missing."""
+        carries a password, for one of a private network without leave, for too few examples, and where model or key are
+        missing."""
         if self.endpoint is None:
             return None
         if self.model is None:
             raise Refused(f"{setting}.endpoint={self.endpoint} is asked for no model: name it, {setting}.model=<...>.")
         if self.examples < FEWEST:
             raise Refused(f"{setting} needs examples={FEWEST} or more.")
-        parts = urlsplit(self.endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.endpoint)
+            known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:  # a port or brackets that are none
+            known = False
+        if not known or not self.endpoint.isascii() or not self.endpoint.isprintable() or " " in self.endpoint:
             raise Refused(
-                f"{setting}.endpoint={self.endpoint} is no address: give one such as http://localhost:8000/v1."
+                f"{setting}.endpoint={printable(self.endpoint)} is no address: give one such as http://localhost:8000/v1."
             )
-        if parts.username or parts.password or parts.query:
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise Refused(
                 f"{setting}.endpoint carries a user, a password or a query, which would be stored with the run: give the "
                 f"plain address, and name the environment variable of the key in {setting}.key_variable."
             )
+        if not self.private and (why := inside(parts.hostname or "")):
+            raise Refused(_needs_leave(setting, self.endpoint, why))
+        proxy_of(parts)
         chat = Chat(self, setting, self.endpoint.rstrip("/"), self.model)
         chat.key()
         return chat
@@ -109,9 +120,11 @@ class Chat:
         """Logs how much will be sent, and what it costs where a million tokens have a price."""
         tokens = characters // 4
         cost = "" if price is None else f", {tokens / 1e6 * price:.2f} at {price:g} a million"
+        proxy = proxy_of(urlsplit(self.endpoint))
+        by = "" if proxy is None else f" through the proxy {proxy.hostname} of the environment"
         log.info(
-            "%s %s calls of %s at %s, about %s prompt tokens (characters / 4)%s; answers come on top",
-            *(what, f"{calls:,}", self.model, self.endpoint, f"{tokens:,}", cost),
+            "%s %s calls of %s at %s%s, about %s prompt tokens (characters / 4)%s; answers come on top",
+            *(what, f"{calls:,}", self.model, self.endpoint, by, f"{tokens:,}", cost),
         )
 
     def each(
@@ -158,7 +171,7 @@ class Chat:
         attempt = 0
         while True:
             try:
-                return self._answer(json.dumps(asked).encode()).rpartition("</think>")[2].strip()
+                return self._answer(json.dumps(asked).encode())
             except Busy as busy:
                 if attempt == self.judge.retries:
                     tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
@@ -171,34 +184,52 @@ class Chat:
                 attempt += 1
 
     def _answer(self, asked: bytes) -> str:
-        request = urllib.request.Request(
-            f"{self.endpoint}/chat/completions", data=asked, headers={"Content-Type": "application/json"}
-        )
+        """The answer without the key, which an endpoint may repeat. Raises Busy where the endpoint may answer later, Refused for
+        all that is no answer."""
         key = self.key()
-        if key:
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        address, timeout = f"{self.endpoint}/chat/completions", self.judge.timeout
         try:
-            with urllib.request.urlopen(request, timeout=self.judge.timeout) as response:
-                said = response.read().decode(errors="replace")
-        except urllib.error.HTTPError as error:
-            with error:
-                said = _without(key, " ".join(error.read().decode(errors="replace").split())[:300])
-            if error.code in BUSY:
-                wait = error.headers.get("Retry-After", "")
-                raise Busy(f"status {error.code}: {said}", float(wait) if wait.isdecimal() else 0.0) from None
-            raise Refused(
-                f"{self.endpoint} refused the call with status {error.code}: {said}. Look at {self.setting}.endpoint, "
-                f"{self.setting}.model={self.model} and {self.setting}.key_variable."
-            ) from None
-        except (OSError, http.client.HTTPException) as error:  # not found, refused, cut off, too slow
-            raise Busy(_without(key, str(getattr(error, "reason", error)) or type(error).__name__)) from None
+            reply = post(address, asked, headers, timeout=timeout, private=self.judge.private)
+        except PrivateAddress as private:
+            raise Refused(_needs_leave(self.setting, self.endpoint, str(private))) from None
+        except TooLarge as large:
+            raise Refused(f"{self.endpoint} sends {large}, which no chat endpoint does. {self._address()}") from None
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # not found, refused, cut off, too slow
+            raise Busy(_short(key, str(error)) or type(error).__name__) from None
+        if reply.status != 200:
+            raise self._refusal(reply, key)
         try:
-            return json.loads(said)["choices"][0]["message"]["content"] or ""
-        except (ValueError, LookupError, TypeError):
+            said = json.loads(reply.text)["choices"][0]["message"]["content"]
+            if not isinstance(said, str | None):
+                raise TypeError
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise Refused(
-                f"{self.endpoint} does not answer as a chat endpoint ({_without(key, said)[:200]!r}): is "
+                f"{self.endpoint} does not answer as a chat endpoint ({_short(key, reply.text)!r}): is "
                 f"{self.setting}.endpoint the address up to and with /v1?"
             ) from None
+        answer = (said or "").rpartition("</think>")[2].strip()
+        return without(key, answer.encode(errors="replace").decode())
+
+    def _refusal(self, reply: Reply, key: str) -> Exception:
+        """The error for a status that is not that of an answer."""
+        said = _short(key, reply.text)
+        if reply.status in BUSY:
+            wait = reply.headers.get("retry-after", "")
+            return Busy(f"status {reply.status}: {said}", float(wait) if wait.isdecimal() else 0.0)
+        if 300 <= reply.status < 400:
+            there = _short(key, reply.headers.get("location", "")) or "somewhere else"
+            return Refused(
+                f"{self.endpoint} sends its callers on to {there} (status {reply.status}), where neither text nor key are taken. "
+                f"{self._address()}"
+            )
+        return Refused(
+            f"{self.endpoint} refused the call with status {reply.status}: {said}. Look at {self.setting}.endpoint, "
+            f"{self.setting}.model={self.model} and {self.setting}.key_variable."
+        )
+
+    def _address(self) -> str:
+        return f"Is {self.setting}.endpoint the address of the endpoint itself, up to and with /v1?"
 
     def key(self) -> str:
         """The key from its environment variable, "" where none is sent. Raises Refused where the variable holds none."""
@@ -214,6 +245,14 @@ class Chat:
         return key
 
 
-def _without(key: str, text: str) -> str:
-    """The text without the key: an endpoint may repeat in its answer what it was sent."""
-    return text.replace(key, "<key>") if key else text
+def _short(key: str, text: str) -> str:
+    """The beginning of what was said, in one line that a terminal shows, without the key: what is cut first may leave a part of
+    it that is not known any more."""
+    return printable(without(key, " ".join(text.split())[:20_000])[:300])
+
+
+def _needs_leave(setting: str, endpoint: str, why: str) -> str:
+    return (
+        f"{setting}.endpoint={endpoint}: {why}, to which text is sent where you say so alone. If it is yours, add "
+        f"{setting}.private=true."
+    )

@@ -5,10 +5,11 @@ const DATA = JSON.parse(document.getElementById("payload").textContent);
 
 const absent = (value) => value === null || value === undefined;
 
-// an attribute that is a function hears the event of its name
+// an attribute that is a function hears the event of its name; a style is set as the page's policy allows it
 function dressed(made, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") made.addEventListener(name.slice(2), value);
+    else if (name === "style" && !absent(value)) made.style.cssText = value;
     else if (!absent(value)) made.setAttribute(name, value);
   }
   return made;

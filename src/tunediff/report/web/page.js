@@ -59,7 +59,7 @@ const BESIDE = [["label_alignment/within_documents", "within documents"], ["labe
 
 // one line a label: where its best latent lies between chance and perfect, and what lies beside it
 function labels(columns) {
-  const names = partsOf("label_alignment");
+  const names = partsOf("label_alignment").filter((label) => FOUND.has(`label_alignment/${label}/auroc`));
   if (!names.length) return null;
   const index = placesIn(columns), at = (label, path) => FOUND.get(path.replace("/", `/${label}/`));
   const spelledOut = BESIDE.slice(0, 5).filter(([path]) => names.some((label) => at(label, path)));
@@ -176,7 +176,7 @@ function study() {
   return section("The study",
     definitions("study", Object.entries(DATA.study).map(([name, value]) => [wordOf(name), words(value)])),
     element("p", {}, "The same numbers again:"),
-    element("pre", {}, `python train.py --config-path <path to>/${DATA.folder} --config-name config`));
+    element("pre", {}, `python train.py --config-path <path to>/${/^[\w.-]+$/.test(DATA.folder) ? DATA.folder : `'${DATA.folder.replaceAll("'", "'\\''")}'`} --config-name config`));
 }
 
 function opening() {

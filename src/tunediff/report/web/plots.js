@@ -6,7 +6,10 @@ function save(name, type, content) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-const quoted = (value) => (/[",\n\r]/.test(String(value ?? "")) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
+// a cell that a spreadsheet would compute is marked as text; numbers stay numbers
+const computed = (value) => typeof value === "string" && /^[=+\-@＝＋－＠\t\r]/.test(value) && !/^[+-]?[\d.]+(e[+-]?\d+)?$/i.test(value);
+const inert = (value) => (computed(value) ? `'${value}` : String(value ?? ""));
+const quoted = (value) => (/[",\n\r]/.test(inert(value)) ? `"${inert(value).replaceAll('"', '""')}"` : inert(value));
 const csv = (columns, rows) => [columns, ...rows].map((row) => row.map(quoted).join(",")).join("\n") + "\n";
 // rows that are objects, as they are saved
 const taken = (rows, names = Object.keys(rows[0] ?? {})) => () => [names, rows.map((row) => names.map((name) => row[name]))];
