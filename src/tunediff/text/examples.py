@@ -105,12 +105,11 @@ def examples(
     cut = beheaded = without_answer = rows = read = 0
     lacking: list[int] = []
     answers, shortest = False, math.inf
-    source = itertools.islice(text.named_rows(held_out=held_out, lacking=lacking), limit)
+    source = itertools.islice(text.read(tokenizer, held_out=held_out, lacking=lacking), limit)
     # a text without end shows itself by a bar without one
-    for row in tqdm(source, desc="reading examples", unit="row", total=limit, leave=False, delay=5):
+    for row, rendered in tqdm(source, desc="reading examples", unit="row", total=limit, leave=False, delay=5):
         rows += 1
         _check_thinking(text, row)
-        rendered = text.rendered(row, tokenizer)
         encoded = encode(tokenizer, rendered.text)
         starts = [first for first, _ in encoded["offset_mapping"]]
         segments = said_in(rendered, starts)
