@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
 import itertools
 import json
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunediff.files import files_at
 from tunediff.shapes import Refused
 
 POINTER = b"version https://git-lfs"  # how a file of a few lines begins that Git leaves in place of a large one
@@ -78,20 +78,6 @@ class _Raised(Iterator[dict[str, Any]]):
         if isinstance(row, BadRow):
             raise row
         return row
-
-
-def files_at(path: str | Sequence[str]) -> list[str]:
-    """The files of a path, a folder, a pattern or a list of these, in the order in which they are read; none of an entry at
-    which there is no file. A name with brackets that exists is no pattern."""
-    found: list[str] = []
-    for entry in [path] if isinstance(path, str) else path:
-        entry = os.path.expanduser(entry)
-        if os.path.isfile(entry):
-            found.append(entry)
-        else:
-            pattern = os.path.join(glob.escape(entry), "*") if os.path.isdir(entry) else entry
-            found += sorted(name for name in glob.glob(pattern) if os.path.isfile(name))
-    return found
 
 
 def _rows(path: str | Sequence[str]) -> Iterator[dict[str, Any] | BadRow]:
