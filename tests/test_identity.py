@@ -10,8 +10,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from test_tasks import composed
 
+from test_tasks import composed
 from tunediff import files
 from tunediff.settings import identity, material, stream_key
 from tunediff.shapes import Refused

@@ -149,8 +149,9 @@ class Task:
             if self.keep is not None and not self.keep(problem):
                 continue
             if problem.id in found:
+                where = f"{row.place}: " if isinstance(row, Placed) else ""
                 raise TaskError(
-                    f"Two problems have the {self.id} {problem.id!r}: name another column, or id=null to count the rows."
+                    f"{where}Two problems have the {self.id} {problem.id!r}: name another column, or id=null to count the rows."
                 )
             found[problem.id] = problem
             if len(found) == self.limit:

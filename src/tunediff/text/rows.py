@@ -35,7 +35,8 @@ class TextError(Refused):
     """A data set, tokenizer or pair of tokenizers that cannot be used; the message says why and what to do."""
 
     def __init__(self, message: str):
-        super().__init__(message.encode(errors="backslashreplace").decode())  # a terminal takes no half characters
+        # what data says may hold half characters, which no terminal takes, and commands, which one obeys
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class BadRow(TextError):

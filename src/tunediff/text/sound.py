@@ -19,6 +19,10 @@ HOPELESS = 1_000  # bad rows before any good one, behind which no further is loo
 Made = TypeVar("Made")
 
 
+class Hopeless(TextError):
+    """A text that is not read on, whatever reads it."""
+
+
 class Soundness:
     """The rows of a text that were found bad, and what becomes of them.
 
@@ -35,11 +39,13 @@ class Soundness:
         self._first, self._met_good = "", False
 
     def bad(self, error: TextError, place: str) -> None:
-        """Counts a row, once for each place. Raises TextError where bad rows are refused, and where there was no good one
+        """Counts a row, once for each place. Raises Hopeless where bad rows are refused, and where there was no good one
         among the first HOPELESS."""
+        if isinstance(error, Hopeless):
+            raise error
         said = _with_place(error, place)
         if self.policy == "refuse" and not self.begun:
-            raise TextError(f"{said} Or leave such rows out and count them: text.bad_rows=skip.") from error
+            raise Hopeless(f"{said} Or leave such rows out and count them: text.bad_rows=skip.") from error
         if place in self._places:
             return
         self._places.add(place)
@@ -47,7 +53,7 @@ class Soundness:
             self._first = said
             log.warning("left out, as any such row that follows: %s", said)
         if len(self._places) >= HOPELESS and not self._met_good:
-            raise TextError(f"None of the first {HOPELESS:,} rows can be read. {said}") from error
+            raise Hopeless(f"None of the first {HOPELESS:,} rows can be read. {self._first}") from error
 
     def good(self) -> None:
         """One row was read to its end."""
@@ -57,8 +63,9 @@ class Soundness:
         """A sentence with the number of rows that were left out so far; none where there are none."""
         if not self._places:
             return []
-        rows = "1 row was" if len(self._places) == 1 else f"{len(self._places):,} rows were"
-        return [f"{rows} left out because they cannot be read (text.bad_rows={self.policy}). The first: {self._first}"]
+        one = len(self._places) == 1
+        rows = "1 row that cannot be read was" if one else f"{len(self._places):,} rows that cannot be read were"
+        return [f"{rows} left out (text.bad_rows={self.policy}). {'It' if one else 'The first'}: {self._first}"]
 
     def each(self, rows: Iterable[Mapping[str, Any]], read: Callable[[Any], Made]) -> Iterator[tuple[Any, Made]]:
         """Rows with what is read of each, without those of which it cannot be."""
