@@ -143,6 +143,16 @@ def test_a_file_that_breaks_off_gives_the_rows_before_it_and_is_counted(tmp_path
     assert f"is cut off after line {len(found)}" in text.told()[0]
 
 
+@pytest.mark.parametrize("policy", ["refuse", "skip"])
+def test_a_file_that_is_another_than_its_name_says_is_no_bad_row(policy, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines(*GOOD))
+    (tmp_path / "b.jsonl").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(TextError, match=r"^'.*b\.jsonl' is a pointer of git-LFS"):
+        text_of(tmp_path, bad_rows=policy).check(evaluated=False)
+    with pytest.raises(TextError, match="^No file at"):
+        text_of(tmp_path / "c.jsonl", bad_rows=policy).check(evaluated=False)
+
+
 def test_a_line_that_is_too_long_is_passed_without_being_held(tmp_path, monkeypatch):
     monkeypatch.setattr(of_rows, "LONGEST", 1_000)
     file = file_with(tmp_path, {"q": "x" * 50_000})

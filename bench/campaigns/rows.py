@@ -167,7 +167,7 @@ def written(kind: str, place: Path, chance: random.Random) -> tuple[Path, str, b
         return (
             file,
             odd.decode(errors="replace")[:300],
-            not (form == "line" and (b"\xff\xfe" in odd or b"\xef\xbb" in odd)),
+            not (form == "line" and odd.startswith((b"\xff\xfe", b"\xef\xbb", b"version"))),
         )
     if form == "utf-16":
         file = place / "rows.jsonl"

@@ -178,12 +178,9 @@ class Text:
         hidden = dict.fromkeys((OURS if self.fields else WRITTEN) & row.keys())
         return {**row, **hidden, **{ours: row.get(theirs) for ours, theirs in self.fields.items()}}
 
-    def read(
-        self, tokenizer: Tokenizer, *, held_out: bool, lacking: list[int] | None = None
-    ) -> Iterator[tuple[dict[str, Any], Rendered]]:
+    def read(self, tokenizer: Tokenizer, *, held_out: bool) -> Iterator[tuple[dict[str, Any], Rendered]]:
         """The rows of named_rows, each as the models read it, but for those that cannot be."""
-        rows = self.named_rows(held_out=held_out, lacking=lacking)
-        return self.sound.each(rows, lambda row: self.rendered(row, tokenizer))
+        return self.sound.each(self.named_rows(held_out=held_out), lambda row: self.rendered(row, tokenizer))
 
     def _is_held_out(self, key: str) -> bool:
         if callable(self.held_out):
@@ -211,14 +208,14 @@ class Text:
 
     def check(self, *, evaluated: bool) -> None:
         """Raises TextError, before anything is trained, where no row has a column that is to be read, where a row cannot be read
-        and is not to be left out, or where no row is left to evaluate on. Reads the first LOOKED_AT rows of files; of rows
-        that no file has as many as it takes, and at most so many."""
+        and is not to be left out, or where no row is left to evaluate on. Reads the first LOOKED_AT rows of files that are here;
+        of others as many as it takes, and at most so many."""
         columns, seen, count, held, of_files = set(), set(), 0, not evaluated, False
 
         def looked_at() -> Iterator[Mapping[str, Any]]:
             nonlocal of_files
             for row in self._first_rows():
-                of_files = isinstance(row, Placed)
+                of_files = isinstance(row, Placed) and row.here
                 columns.update(row if isinstance(row, Mapping) else ())
                 yield row
 

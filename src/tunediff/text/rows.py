@@ -48,11 +48,11 @@ class BadRow(TextError):
 
 
 class Placed(dict[str, Any]):
-    """A row that knows its place in words, such as "Line 3 of 'a.jsonl'"."""
+    """A row that knows its place in words, such as "Line 3 of 'a.jsonl'", and whether its file is on this machine."""
 
-    def __init__(self, row: Mapping[str, Any], place: str):
+    def __init__(self, row: Mapping[str, Any], place: str, *, here: bool = True):
         super().__init__(row)
-        self.place = place
+        self.place, self.here = place, here
 
 
 def is_pointer(file: str | Path) -> bool:
@@ -87,8 +87,10 @@ def _rows(path: str | Sequence[str]) -> Iterator[dict[str, Any] | BadRow]:
         if not files_at(entry):
             raise TextError(f"No file at '{entry}'. Give an existing file, folder or pattern.")
     found = files_at(wanted)
+    if not any(name.endswith(READ) for name in found):
+        raise TextError(f"No file at '{path}' is one of {', '.join(READ)}: there are {', '.join(found)[:200]}.")
     for name in found:
-        _refuse_unread(name, alone=len(found) == 1)
+        _refuse_unread(name)
     for name in found:
         if name.endswith(LINES):
             yield from _json_lines(name)
@@ -98,12 +100,10 @@ def _rows(path: str | Sequence[str]) -> Iterator[dict[str, Any] | BadRow]:
             yield from _documents(name)
 
 
-def _refuse_unread(name: str, *, alone: bool) -> None:
+def _refuse_unread(name: str) -> None:
     """Raises TextError for a file of another form than its name says, as far as its first and last bytes tell, and for one
     with rows in a form that is not read: nothing is passed over unsaid."""
     if not name.endswith(READ):
-        if alone:
-            raise TextError(f"'{name}' is none of {', '.join(READ)}.")
         if UNREAD.search(name) and not ABOUT.search(name):
             raise TextError(
                 f"'{name}' stands beside the files that are read and is none of {', '.join(READ)}: save its rows as one of "
@@ -247,7 +247,7 @@ def read_hub(
     try:
         for row in datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming):
             n += 1
-            yield Placed(row, f"Row {n} of '{path}'")
+            yield Placed(row, f"Row {n} of '{path}'", here=os.path.isdir(path))
     except (ConnectionError, OSError, DatasetNotFoundError) as error:
         if n:
             raise TextError(f"'{path}' cannot be read after row {n}: {_said(error)}. Start again to go on.") from error

@@ -116,6 +116,8 @@ class Source(Iterator[Mapping[str, Any]]):
             except BadRow as error:
                 self._soundness.bad(error, error.place)
                 continue
+            except TextError as error:  # of a file as a whole
+                raise Hopeless(str(error)) from error
             self.place = place_of(row, f"Row {self._number:,} of the text")
             if isinstance(row, Mapping):
                 return row
