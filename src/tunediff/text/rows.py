@@ -1,4 +1,7 @@
-"""Local files and the Hub -> rows: dictionaries of a data set's own columns. Nothing is read before it is asked for."""
+"""Local files and the Hub -> rows: dictionaries of a data set's own columns. Nothing is read before it is asked for.
+
+A row knows its place, so that whatever is wrong with it, here or further on, is said with its file and number.
+"""
 
 from __future__ import annotations
 
