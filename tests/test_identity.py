@@ -44,6 +44,15 @@ def test_a_file_more_in_a_folder_or_behind_a_pattern_is_seen_and_a_missing_one_f
     two = [files.of_files([name]) for name in (str(tmp_path), str(tmp_path / "*.jsonl"))]
     assert None not in one and all(a != b for a, b in zip(one, two, strict=True))
     assert files.of_files([str(tmp_path / "none.jsonl")]) is None
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "c.jsonl").write_text(ROWS)
+    assert files.of_files([str(tmp_path)]) == two[0] != files.of_files([str(tmp_path)], "**/*")
+    hub = {"_target_": "tunediff.text.read_hub", "path": str(tmp_path)}
+    assert files.of_settings(hub) == {"path": files.of_files([str(tmp_path)], "**/*")}
+    (tmp_path / "config.json").write_text("{}")  # beside rows it makes no model of them
+    found = [files.of_settings({"_target_": "tunediff.text.read_files", "path": str(tmp_path)})]
+    (tmp_path / "b.jsonl").write_text("")
+    assert files.of_settings({"_target_": "tunediff.text.read_files", "path": str(tmp_path)}) not in found
     assert files.of_settings({"rows": {"path": "???"}, "b": {"path": "no/such id"}, "c": [{"file": None}]}) == {}
     assert len(identity(traces(tmp_path / "none.jsonl"))) == 12
 

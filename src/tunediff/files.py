@@ -31,6 +31,7 @@ MODEL = (
     "merges.txt",
     "*.safetensors",
 )  # files of its folder
+ROWS = {"read_hub": "**/*", "read_files": "*", "file": "*"}  # who reads rows -> the files of a folder that it reads
 WEIGHTS = ".safetensors"
 WHOLE = 2**26  # bytes of weights that are read whole
 HEAD = 2**12  # bytes that are read of each tensor of larger ones
@@ -58,7 +59,7 @@ def of_settings(settings: Any, path: str = "") -> dict[str, str]:
         for key, value in settings.items():
             place = f"{path}.{key}" if path else str(key)
             if key in NAMES and (names := _names(value)):
-                digest = of_files(names)
+                digest = of_files(names, ROWS.get(str(settings.get("_target_")).rpartition(".")[2], ROWS.get(key)))
                 found |= {} if digest is None else {place: digest}
             else:
                 found |= of_settings(value, place)
@@ -76,11 +77,12 @@ def _names(value: Any) -> list[str]:
     return [name for name in values if 0 < len(name) < 4096 and "\n" not in name and set(name) != {"?"}]
 
 
-def of_files(names: list[str]) -> str | None:
-    """A digest of twelve digits of all files that some names, folders or patterns stand for; None where there is none."""
+def of_files(names: list[str], rows: str | None = None) -> str | None:
+    """A digest of twelve digits of all files that some names, folders or patterns stand for; None where there is none. Of a
+    folder with rows those of the pattern `rows`; of another the files of a model, or all where it holds none."""
     state, any_at_all = hashlib.sha256(), False
     for name in names:
-        for label, file in _files(name):
+        for label, file in _files(name, rows):
             try:
                 content = of_file(file)
             except OSError:  # whoever reads it says so
@@ -90,15 +92,16 @@ def of_files(names: list[str]) -> str | None:
     return state.hexdigest()[:12] if any_at_all else None
 
 
-def _files(name: str) -> Iterator[tuple[str, str]]:
+def _files(name: str, rows: str | None) -> Iterator[tuple[str, str]]:
     """The files of a name, each with its own within it."""
     try:
         place = Path(located(name))
         if place.is_dir():
-            place = place / "dictionary" if (place / "dictionary").is_dir() else place  # of a run, its dictionary
-            model = {file for pattern in MODEL for file in place.glob(pattern)}
-            weights = any(file.suffix == WEIGHTS or file.name == "config.json" for file in model)
-            files = model if weights else {file for file in place.rglob("*") if not _hidden(file.relative_to(place))}
+            if rows is None:
+                place = place / "dictionary" if (place / "dictionary").is_dir() else place  # of a run, its dictionary
+                files = {file for pattern in MODEL for file in place.glob(pattern)}
+            if rows or not any(file.suffix == WEIGHTS or file.name == "config.json" for file in files):
+                files = {file for file in place.glob(rows or "*") if not _hidden(file.relative_to(place))}
             yield from sorted((str(file.relative_to(place)), str(file)) for file in files if file.is_file())
         else:
             yield from ((os.path.basename(file), file) for file in files_at(name))
