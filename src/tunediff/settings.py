@@ -448,7 +448,9 @@ def material(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config without what cannot change a number: logger, launcher, device, paths of this machine. The precision
     of the trainer is kept, and `read` has the digests of the files that are read, as files.py takes them."""
     kept = {str(key): unresolved(cfg[key]) for key in cfg if key not in IMMATERIAL}
-    read = files.of_settings({key: plain(cfg[key]) for key in kept})
+    read: dict[str, str] = {}
+    with contextlib.suppress(OmegaConfBaseException):  # what is not set is said where the config is checked
+        read = files.of_settings({key: plain(cfg[key]) for key in kept})
     kept.get("activations", {}).pop("folder", None)
     for part in ("dictionary", "recipe"):  # which pass it on to their objective
         (kept.get(part, {}).get("objective") or {}).pop("logits_mb", None)
