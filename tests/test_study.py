@@ -141,9 +141,12 @@ def test_real_traces_run_to_the_end(byte_pair, data_folder, tmp_path):
     assert "page:" in said
     # sentences that a language model labelled, in traces of real models
     call("evaluate.py", f"run={tmp_path}", "evaluation=[sentences,examples]", "tokens=30000", "trainer=cpu")
-    notes = json.loads((tmp_path / "findings.json").read_text())["notes"]
+    assert findings(tmp_path) == found, "numbers of other tokens stand apart"
+    apart = tmp_path / "on_30000_tokens"
+    notes = json.loads((apart / "findings.json").read_text())["notes"]
     assert any("too few stretches labelled 'backtracking'" in note and "'annotated'" in note for note in notes)
-    assert pyarrow.parquet.read_metadata(tmp_path / "tables" / "examples.parquet").num_rows > 64
+    assert any("30,000 held-out tokens; the study itself" in note and "on 9,000" in note for note in notes)
+    assert pyarrow.parquet.read_metadata(apart / "tables" / "examples.parquet").num_rows > 64
 
 
 def big_pair(folder, *, layers):

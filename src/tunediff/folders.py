@@ -167,8 +167,8 @@ def clear(folder: Path) -> None:
     files = (folder / name for name in ("findings.json", "figures.json", "report.html"))
     for left in (*files, *(folder / "tables").glob("*.parquet")):
         left.unlink(missing_ok=True)
-    for name in ("latent_cache", "outputs"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for left in (folder / "latent_cache", folder / "outputs", *folder.glob("on_*_tokens")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_table(folder: Path, table: Table) -> None:

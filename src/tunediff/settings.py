@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from tunediff import files
 from tunediff.shapes import Refused, flat, path_in
 from tunediff.terminal import guard, printable, shown
 from tunediff.trusted import (
@@ -459,16 +460,19 @@ def build(node: Any, **extra: Any) -> Any:
 
 def material(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config without what cannot change a number: logger, launcher, device, paths of this machine. The precision
-    of the trainer is kept."""
+    of the trainer is kept, and `read` has the digests of the files that are read, as files.py takes them."""
     kept = {str(key): unresolved(cfg[key]) for key in cfg if key not in IMMATERIAL}
+    read: dict[str, str] = {}
+    with contextlib.suppress(OmegaConfBaseException):  # what is not set is said where the config is checked
+        read = files.of_settings({key: plain(cfg[key]) for key in kept})
     kept.get("activations", {}).pop("folder", None)
     for part in ("dictionary", "recipe"):  # which pass it on to their objective
         (kept.get(part, {}).get("objective") or {}).pop("logits_mb", None)
-    return {**kept, "precision": str(OmegaConf.select(cfg, "trainer.precision"))}
+    return {**kept, "precision": str(OmegaConf.select(cfg, "trainer.precision")), "read": read}
 
 
 def identity(cfg: DictConfig) -> str:
-    """A digest of twelve digits of every setting that matters; any change of one changes it."""
+    """A digest of twelve digits of every setting that matters, and of the files that are read; any change changes it."""
     return digest(material(cfg))
 
 
@@ -478,8 +482,14 @@ def stream_key(cfg: DictConfig) -> str:
     Studies of a pair alone have neither batch nor buffer, so they share its models among themselves."""
     settings = material(cfg)
     parts = {key: settings.get(key) for key in ("model_pair", "text", "activations")}
+    parts["read"] = read_by(settings, parts)
     size = {"tokens": settings["budget"]["tokens"], "batch": OmegaConf.select(cfg, "optimizer.batch")}
     return digest({**parts, **size, "trainer": unresolved(cfg.trainer)})
+
+
+def read_by(settings: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
+    """The digests, of material settings, of what some parts of a config read."""
+    return {name: digest for name, digest in settings["read"].items() if name.partition(".")[0] in {*parts}}
 
 
 def plain(node: Any) -> Any:

@@ -5,6 +5,7 @@ Knows columns and prompts; neither a model, nor how an answer is found in a resp
 
 from __future__ import annotations
 
+import decimal
 import functools
 import math
 import re
@@ -16,6 +17,7 @@ from tunediff.benchmarks.choices import LETTERS, Choices, listed, same
 from tunediff.benchmarks.grading import KINDS
 from tunediff.shapes import ROLES, Refused
 from tunediff.text import read_files
+from tunediff.text.rows import HALF, Placed
 
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -137,17 +139,19 @@ class Task:
         empty, number = 0, -1
         found: dict[str, Problem] = {}
         for number, row in enumerate(self.rows()):
-            gold = self._gold(row, number)
-            wrong = self._wrong(row, number)
-            if not gold or (self.choices and (not wrong or any(same(gold, one) for one in wrong))):
+            try:
+                problem = self._problem(row, number)
+            except TaskError as error:
+                raise TaskError(f"{row.place}: {error}" if isinstance(row, Placed) else str(error)) from error
+            if problem is None:
                 empty += 1
                 continue
-            problem = self._problem(row, number, gold, wrong)
             if self.keep is not None and not self.keep(problem):
                 continue
             if problem.id in found:
+                where = f"{row.place}: " if isinstance(row, Placed) else ""
                 raise TaskError(
-                    f"Two problems have the {self.id} {problem.id!r}: name another column, or id=null to count the rows."
+                    f"{where}Two problems have the {self.id} {problem.id!r}: name another column, or id=null to count the rows."
                 )
             found[problem.id] = problem
             if len(found) == self.limit:
@@ -167,7 +171,7 @@ class Task:
             )
 
     def _gold(self, row: Mapping[str, Any], number: int) -> str:
-        answer = spelled(_column(row, [self.answer], number, "answer"))
+        answer = _answer(row, self.answer, number, "answer")
         if not answer or self.final is None:
             return answer
         match = self.final.search(answer)
@@ -180,14 +184,23 @@ class Task:
 
     def _wrong(self, row: Mapping[str, Any], number: int) -> list[str]:
         columns = self.choices.incorrect if self.choices else ()
-        found = [spelled(_column(row, [name], number, "choices.incorrect")) for name in columns]
+        found = [_answer(row, name, number, "choices.incorrect") for name in columns]
         return [text for text in found if text]
 
-    def _problem(self, row: Mapping[str, Any], number: int, gold: str, wrong: Sequence[str]) -> Problem:
-        question = str(_column(row, self.question, number, "question") or "").strip()
+    def _problem(self, row: Mapping[str, Any], number: int) -> Problem | None:
+        """The problem of a row; None where its answer is empty or stands among the wrong ones."""
+        gold, wrong = self._gold(row, number), self._wrong(row, number)
+        if not gold or (self.choices and (not wrong or any(same(gold, one) for one in wrong))):
+            return None
+        question = _column(row, self.question, number, "question")
+        if not isinstance(question, str | None):
+            raise TaskError(f"The question of row {number} is {question!r:.60}, and text belongs there.")
+        question = (question or "").strip()
         if not question:
             raise TaskError(f"The question of row {number} is empty.")
         named = row.get(self.id) if self.id is not None else None
+        if not isinstance(named, str | int | float | None):
+            raise TaskError(f"The {self.id} of row {number} is {named!r:.60}, and a name or a number belongs there.")
         name, columns, choices = str(number if named is None else named), {**row, "question": question}, ()
         asked = question
         if self.choices is not None:
@@ -195,6 +208,14 @@ class Task:
             columns["choices"] = listed(choices)
             asked = f"{question}\n\n{listed(choices)}"
         prompts = {role: _filled(prompt, columns, number) for role, prompt in self.prompts.items()}
+        for what, said in (
+            ("id", name),
+            ("question", asked),
+            ("answer", gold),
+            *(("prompt", p) for p in prompts.values()),
+        ):
+            if half := HALF.search(said):
+                raise TaskError(f"The {what} of row {number} holds half a character ({half[0]!r}): repair the file.")
         return Problem(name, asked, gold, prompts, choices)
 
 
@@ -232,6 +253,18 @@ def spelled(answer: Any) -> str:
     return str(answer).strip()
 
 
+def _answer(row: Any, name: str, number: int, setting: str) -> str:
+    """An answer in a column as text. Raises TaskError for what is no text, number, truth value or list of these."""
+    value = _column(row, [name], number, setting)
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(one, str | int | float | decimal.Decimal | None):
+            raise TaskError(
+                f"The {setting} of row {number} is {one!r:.60}, and text, a number, a truth value or a list of these belongs "
+                f"in its column '{name}'."
+            )
+    return spelled(value)
+
+
 def _column(row: Any, names: Sequence[str], number: int, setting: str) -> Any:
     if not isinstance(row, Mapping):
         raise TaskError(f"Row {number} is {type(row).__name__}, not a record with columns.")
@@ -252,4 +285,10 @@ def _filled(prompt: str, columns: Mapping[str, Any], number: int) -> str:
             f"The prompt {prompt!r} asks for {{{unknown[0]}}}, which row {number} does not have; its columns are "
             f"{', '.join(map(str, columns))}."
         )
+    for name in {*PLACEHOLDER.findall(prompt)} & columns.keys():
+        if not isinstance(columns[name], str | int | float | decimal.Decimal):
+            raise TaskError(
+                f"The prompt {prompt!r} asks for {{{name}}}, which is {columns[name]!r:.60} in row {number}: text or a number "
+                "belongs there."
+            )
     return PLACEHOLDER.sub(lambda m: str(columns[m[1]]).strip() if m[1] in columns else m[0], prompt)

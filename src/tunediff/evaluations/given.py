@@ -239,7 +239,8 @@ class Trained(Given):
         if TEMPLATE in self.text.kept_segments:
             return ([],)
         last, found, written = max(int(batch.document.max()) for batch in self.held_out), [], 0
-        for row in itertools.islice(self.text.named_rows(held_out=True), APART):
+        rows = self.text.read(self.pair.tokenizers[0], held_out=True)
+        for row, _ in itertools.islice(rows, APART):
             if row["index"] > last:
                 break
             found += self.text.documents(row, self.pair.tokenizers, foreign=self.pair.foreign, segments=[TEMPLATE])

@@ -8,7 +8,9 @@ run.dictionary.encode(rows)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import safetensors.torch
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tunediff import folders
 from tunediff.dictionary import Dictionary, TranscoderAdapter
@@ -28,8 +30,8 @@ from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import LOGITS_MB, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
-from tunediff.settings import begun, build, check, plain
-from tunediff.shapes import ADAPTER, TUNED, Finding, Refused
+from tunediff.settings import begun, build, check, material, plain
+from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused
 from tunediff.study.companions import read_companions, starting_rows
 from tunediff.study.described import about
 from tunediff.study.parts import (
@@ -44,6 +46,8 @@ from tunediff.study.parts import (
     streams_of,
 )
 from tunediff.study.run import evaluate, say_headline
+
+log = logging.getLogger(__name__)
 
 
 class Loaded:
@@ -63,6 +67,7 @@ class Loaded:
             raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
         commits = (folders.read_json(folder / "findings.json") or {}).get("commits", {})
         self.pair, self.text = pair_and_text(self.cfg, commits)
+        self.text.sound.begun = True  # what the study left out is left out again
         self.streams = streams_of(self.cfg, self.pair)
 
     def __repr__(self) -> str:
@@ -189,27 +194,61 @@ class Loaded:
 REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()
 
 
+def refuse_changed(run: Loaded) -> None:
+    """Raises Refused where files that the study read are others now: its findings are not theirs. Those that are gone are
+    missed where they are read, and a study of an earlier version does not say what it read."""
+    before = folders.read_json(run.folder / "identity.json").get("settings", {}).get("read", {})
+    now = material(run.cfg)["read"]
+    changed = [
+        name for name in before if now.get(name, before[name]) != before[name] and not name.startswith("evaluation.")
+    ]
+    if changed:
+        named = ", ".join(f"{name}={OmegaConf.select(run.cfg, name)}" for name in changed)
+        raise Refused(
+            f"{named}: changed since the study of {run.folder} read it, so new findings would stand beside those of something "
+            "else. Put back what it read, or train on what is there now: python train.py --config-path "
+            f"{run.folder.resolve()} --config-name config."
+        )
+
+
+def own_place(run: Loaded, tokens: int) -> tuple[Path, list[Note]]:
+    """The folder of what is found on so many held-out tokens: the run's, or where the study read another number one inside it,
+    with a note that says so. Numbers of different tokens stand in no table, headline or page together."""
+    budget = run.cfg.budget.evaluation_tokens
+    if tokens == budget:
+        return run.folder, []
+    said = f"Measured on {tokens:,} held-out tokens; the study itself, in {run.folder.name}, on {budget:,}."
+    return folders.make_folder(run.folder / f"on_{tokens}_tokens"), [Note(said)]
+
+
 def reevaluate(cfg: DictConfig) -> None:
     """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; what
-    an evaluation finds replaces what it found before."""
+    an evaluation finds replaces what it found before on as many tokens."""
     with folders.unless_refused(Path(cfg.run)):
         check(cfg, REEVALUATION)
         run = Loaded(Path(cfg.run), plain(cfg.trust))
+        refuse_changed(run)
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
     check_evaluations(evaluations, run.pair, run.text, tokens=tokens)
     device = build(cfg.trainer, precision="32-true", logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
         begun()
-        given = run.given(device=device, tokens=cfg.tokens, logits_mb=cfg.logits_mb)
+        folder, notes = own_place(run, tokens)
+        given = dataclasses.replace(run.given(device=device, tokens=tokens, logits_mb=cfg.logits_mb), folder=folder)
+        described = about(run.cfg, run.pair, run.streams)
+        for note in notes:
+            described["study"]["evaluation_tokens"] = tokens
+            log.info("%s Findings and page: %s", note.text, folder)
+            folders.write_findings(folder, notes, described, by="evaluate")
         try:
-            findings = evaluate(evaluations, given, run.folder, about(run.cfg, run.pair, run.streams))
+            findings = evaluate(evaluations, given, folder, described)
         except KeyboardInterrupt:
             raise Refused(
                 "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "
                 "the same command goes on with them."
             ) from None
-        say_headline(run.folder, findings)
+        say_headline(folder, findings)
 
 
 def compare(places: Sequence[str]) -> str:

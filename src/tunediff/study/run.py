@@ -123,6 +123,7 @@ class Run:
             return
         folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
         found: list[Finding | Table | Note] = [*known]
+        found += [said for said in map(Note, text.sound.told()) if said not in known]  # training read more rows
         dictionary = None
         if self.learner is None:
             self.open_loggers()

@@ -23,7 +23,7 @@ from tunediff import folders, processes
 from tunediff.activations import ShuffledRows, Wanted, take
 from tunediff.models import Agreed, ModelPair
 from tunediff.schedules import Length
-from tunediff.settings import begun, build, check, digest, material
+from tunediff.settings import begun, build, check, digest, material, read_by
 from tunediff.shapes import Finding, Note, Refused
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
@@ -244,5 +244,6 @@ def wanted_by(runs: Sequence[Run]) -> Wanted:
     moments = any(learner.reader().moments for learner in learners_of(runs))
     tokens, settings = cfg.budget.tokens + build(cfg.activations).fit_tokens, material(cfg)
     rows = {"model_pair": settings["model_pair"], "text": settings["text"], "tokens": tokens, "moments": moments}
+    rows["read"] = read_by(settings, rows)
     key = digest({**rows, "streams": [str(stream) for stream in streams]})
     return Wanted(streams, tokens, moments, key)

@@ -2,6 +2,7 @@
 
     rows.py -> preparing.py -> rendering.py -> documents.py -> batches.py     what a model reads
                                             -> examples.py                    what a model learns from, for fine-tuning
+    sound.py                             rows that cannot be read: refused by their place, or left out and counted
     marks.py, templates.py               how thinking is marked, what a chat template writes
     annotations.py, labels.py            labels that a row brings with it, labels by rule
     tokenizers.py, aligned.py            how far two tokenizers agree, and which of their tokens stand for each other

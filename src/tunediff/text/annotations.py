@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from tunediff.text.rows import TextError
+from tunediff.text.rows import HALF, TextError
 
+LONGEST_LABEL = 200  # characters
 FIELDS = ("prompt", "thinking", "answer", "text")  # that a span can lie in
 SPAN = f"[field, first character, one past the last, label], with a field of {', '.join(FIELDS)}"
 PIECE = "{label, text}, each a string or null"
@@ -24,6 +25,7 @@ def refuse_rotten_labels(row: Mapping[str, Any]) -> None:
         field, first, last, label = span
         if field not in FIELDS or type(first) is not int or type(last) is not int or not isinstance(label, str):
             _refuse("spans", span, SPAN)
+        _refuse_half(label, "spans")
         if not 0 <= first <= last:
             _refuse("spans", span, f"{SPAN}, that begins at 0 or later and ends behind its beginning")
     for piece in _listed(row, "pieces", PIECE):
@@ -31,6 +33,17 @@ def refuse_rotten_labels(row: Mapping[str, Any]) -> None:
             isinstance(piece.get(key) or "", str) for key in ("label", "text")
         ):
             _refuse("pieces", piece, PIECE)
+        _refuse_half(piece.get("label") or "", "pieces")
+
+
+def _refuse_half(label: str, name: str) -> None:
+    """Raises TextError for a label that no table and no page can hold."""
+    if len(label) > LONGEST_LABEL:
+        raise TextError(
+            f"A row has a label of {len(label):,} characters among its {name}: give at most {LONGEST_LABEL}."
+        )
+    if half := HALF.search(label):
+        raise TextError(f"A row has half a character ({half[0]!r}) in a label of its {name}: repair the file.")
 
 
 def _listed(row: Mapping[str, Any], name: str, each: str) -> Iterable[Any]:

@@ -15,12 +15,13 @@ from tunediff.randomness import seed_for
 from tunediff.shapes import SEGMENTS, TEMPLATE
 from tunediff.text.aligned import LONG, Aligned, pieces
 from tunediff.text.batches import Document, TextBatches
-from tunediff.text.rendering import Manner, Rendered, refuse_all_but_strings, render, unfinished
-from tunediff.text.rows import TextError
+from tunediff.text.rendering import Manner, Rendered, refuse_all_but_strings, refuse_rotten_row, render, unfinished
+from tunediff.text.rows import Placed, TextError
+from tunediff.text.sound import Soundness, Source
 from tunediff.text.templates import DATE
 from tunediff.text.tokenizers import Tokenizer, beginning, one_of, touching
 
-LOOKED_AT = 10_000  # rows that are read to see whether a text can be used; it may have no end
+LOOKED_AT = 10_000  # rows of files that are read to see whether a text can be used; of others as many as that takes
 
 # names of which a row needs one: where one of those behind the colon is there, the column of the first may be missing
 INSTEAD = {
@@ -57,6 +58,8 @@ class Text:
                  takes no more than half the context
     unfinished   what becomes of a row without an answer, whose thinking was cut: keep, read as far as it goes, without closing
                  mark and end token; leave_out; refuse
+    bad_rows     what becomes of a row that cannot be read: refuse, naming its place; or skip: it is left out and counted. Once
+                 check() has looked at the beginning, one that training meets is left out and counted either way
     held_out     share of rows kept for evaluation, chosen by a hash of prompt or text; or a function of it -> bool
     segments     segments whose tokens are kept; None keeps all but what the chat template writes
     seed         of the order of batches
@@ -78,6 +81,7 @@ class Text:
         context: int = 1024,
         long: str = "cut",
         unfinished: str = "keep",
+        bad_rows: str = "refuse",
         held_out: float | Callable[[str], bool] = 0.05,
         segments: Sequence[str] | None = None,
         drop_special: bool = True,
@@ -118,22 +122,29 @@ class Text:
         if isinstance(held_out, functools.partial):  # Hydra's own kind checks its target again at every row
             held_out = functools.partial(held_out.func, *held_out.args, **held_out.keywords)
         self.context, self.long, self.held_out, self.segments = context, long, held_out, segments
-        self.unfinished = unfinished
+        self.unfinished, self.sound, self._looked_at = unfinished, Soundness(bad_rows), False
         self.drop_special, self.drop_first = drop_special, drop_first
         self.seed, self.window, self.tokens_per_batch = seed, window, tokens_per_batch
 
     def named_rows(self, *, held_out: bool, lacking: list[int] | None = None) -> Iterator[dict[str, Any]]:
         """Rows of one side of the split, under our names of the columns; each with its number in the data as `index`. Those
-        without an answer are there as text.unfinished says, and their numbers go into `lacking`."""
+        without an answer are there as text.unfinished says, and their numbers go into `lacking`. Those that cannot be read
+        are not there, or refused, as text.bad_rows says."""
         for index, named in enumerate(self._prepared(self.rows())):
             if self._is_held_out(_key(named)) != held_out:
+                continue
+            try:
+                refuse_all_but_strings(named)
+            except TextError as error:
+                self.sound.bad(error, named.place)
                 continue
             if self.lacks_answer(named, index):
                 if lacking is not None:
                     lacking.append(index)
                 if self.unfinished == "leave_out":
                     continue
-            yield {**named, "index": index}
+            named["index"] = index
+            yield named
 
     def lacks_answer(self, row: Mapping[str, Any], index: int) -> bool:
         """True for a row whose response was cut before its answer. Raises TextError where such rows are refused."""
@@ -146,24 +157,30 @@ class Text:
         return lacks
 
     def told(self) -> list[str]:
-        """A sentence on the rows without an answer among the first COUNTED, of both sides; none where there are none."""
-        rows = enumerate(itertools.islice(self._prepared(self.rows()), COUNTED))
-        lacks = [self.lacks_answer(row, index) for index, row in rows]
+        """A sentence on the rows without an answer among the first COUNTED, of both sides; none where there are none. And one
+        on the rows that were left out so far."""
+        rows = itertools.islice(self._prepared(self.rows()), COUNTED)
+        sound = (row for row, _ in self.sound.each(rows, refuse_all_but_strings))
+        lacks = [self.lacks_answer(row, index) for index, row in enumerate(sound)]
         if not any(lacks):
-            return []
+            return self.sound.told()
         of = f"{sum(lacks):,} of the first {len(lacks):,} rows"
-        return [f"{of} have no answer: {FATE[self.unfinished]} (text.unfinished={self.unfinished})."]
+        return [
+            f"{of} have no answer: {FATE[self.unfinished]} (text.unfinished={self.unfinished}).",
+            *self.sound.told(),
+        ]
 
-    def _prepared(self, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-        rows = map(self._named, rows)
-        for step in self.prepare.values():
-            rows = step(rows)
-        return rows
+    def _prepared(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Placed]:
+        return self.sound.through(rows, [functools.partial(map, self._named), *self.prepare.values()])
 
     def _named(self, row: Mapping[str, Any]) -> dict[str, Any]:
         # what the data calls an answer need not be what we mean by it, and what a step writes is no column of the data
         hidden = dict.fromkeys((OURS if self.fields else WRITTEN) & row.keys())
         return {**row, **hidden, **{ours: row.get(theirs) for ours, theirs in self.fields.items()}}
+
+    def read(self, tokenizer: Tokenizer, *, held_out: bool) -> Iterator[tuple[dict[str, Any], Rendered]]:
+        """The rows of named_rows, each as the models read it, but for those that cannot be."""
+        return self.sound.each(self.named_rows(held_out=held_out), lambda row: self.rendered(row, tokenizer))
 
     def _is_held_out(self, key: str) -> bool:
         if callable(self.held_out):
@@ -172,9 +189,16 @@ class Text:
 
     def samples(self, tokenizer: Tokenizer, count: int = 32) -> list[str]:
         """The first rows as the models read them; for comparing tokenizers."""
-        rows = itertools.islice(self.named_rows(held_out=False), count)
-        if not (texts := [self.rendered(row, tokenizer).text for row in rows]):
-            raise TextError("The text has no rows to train on: it is empty, or text.held_out takes them all.")
+        rows = itertools.islice(self.read(tokenizer, held_out=False), count)
+        if not (texts := [rendered.text for _, rendered in rows]):
+            raise TextError(
+                " ".join(
+                    [
+                        "The text has no rows to train on: it is empty, or text.held_out takes them all.",
+                        *self.sound.told(),
+                    ]
+                )
+            )
         return texts
 
     @property
@@ -183,23 +207,30 @@ class Text:
         return [name for name in SEGMENTS if name != TEMPLATE] if self.segments is None else self.segments
 
     def check(self, *, evaluated: bool) -> None:
-        """Raises TextError, before anything is trained, where no row has a column that is to be read, where something
-        else than a string stands in one, or where no row is left to evaluate on. Reads as many rows as that takes, and
-        at most the first LOOKED_AT."""
-        columns, seen, count, held = set(), set(), 0, not evaluated
+        """Raises TextError, before anything is trained, where no row has a column that is to be read, where a row cannot be read
+        and is not to be left out, or where no row is left to evaluate on. Reads the first LOOKED_AT rows of files that are here;
+        of others as many as it takes, and at most so many."""
+        columns, seen, count, held, of_files = set(), set(), 0, not evaluated, False
 
         def looked_at() -> Iterator[Mapping[str, Any]]:
-            for row in itertools.islice(self.rows(), LOOKED_AT):
-                columns.update(row)
+            nonlocal of_files
+            for row in self._first_rows():
+                of_files = isinstance(row, Placed) and row.here
+                columns.update(row if isinstance(row, Mapping) else ())
                 yield row
 
-        for named in itertools.islice(self._prepared(looked_at()), LOOKED_AT):
-            refuse_all_but_strings(named)
+        prepared = itertools.islice(self._prepared(looked_at()), LOOKED_AT)
+        for named, _ in self.sound.each(prepared, functools.partial(refuse_rotten_row, manner=self.manner)):
             count += 1
             seen.update(name for name in INSTEAD if named.get(name))
             held = held or self._is_held_out(_key(named))
-            if held and not self._missing(columns, seen):
-                return
+            if not of_files and held and not self._missing(columns, seen):
+                break
+        self._looked_at = True
+        if count and held and not self._missing(columns, seen):
+            return
+        if count == 0 and (left_out := self.sound.told()):
+            raise TextError(f"The text has no rows to train on. {left_out[0]}")
         if not columns:
             raise TextError("The text has no rows to train on: it is empty.")
         if not count:
@@ -220,6 +251,10 @@ class Text:
             f"The text leaves nothing to evaluate on: text.held_out{said} keeps none of the first {count:,} "
             f"row{'s' if count != 1 else ''}. Raise it, give more rows, or choose evaluation=none."
         )
+
+    def _first_rows(self) -> Iterator[Any]:
+        """The first LOOKED_AT rows as they are, bad ones refused or passed over."""
+        return itertools.islice(Source(self.rows(), self.sound), LOOKED_AT)
 
     def _missing(self, columns: set[str], seen: set[str]) -> list[str]:
         """Our names of columns that no row has, and that nothing else takes the place of."""
@@ -296,13 +331,19 @@ class Text:
         are read."""
         found: Counter[str] = Counter()
         read = 0
-        for row in self.named_rows(held_out=True):
-            for document in self.documents(row, tokenizers, foreign=foreign):
+        for _, documents in self._documents(tokenizers, held_out=True, foreign=foreign):
+            for document in documents:
                 read += len(document.segments)
                 found.update({label: sum(flags) for label, flags in document.labels.items()})
             if read >= tokens or all(found[label] >= count for label, count in needed.items()):
                 break
         return found
+
+    def _documents(
+        self, tokenizers: Sequence[Tokenizer], *, held_out: bool, foreign: Sequence[str]
+    ) -> Iterator[tuple[dict[str, Any], list[Document]]]:
+        rows = self.named_rows(held_out=held_out)
+        return self.sound.each(rows, lambda row: self.documents(row, tokenizers, foreign=foreign))
 
     def batches(
         self,
@@ -314,17 +355,25 @@ class Text:
     ) -> TextBatches:
         """Batches from the first document on; `tokens_per_batch` counts padding too, and `foreign` is as in documents."""
 
-        def documents() -> Iterator[Document]:
-            for row in self.named_rows(held_out=held_out):
-                yield from self.documents(row, tokenizers, foreign=foreign)
-
         side = "evaluate on: raise text.held_out" if held_out else "train on: the text is empty or filtered away"
+        empty = f"The text has no tokens to {side}."
+        if self._looked_at:  # no training ends at a row far behind
+            self.sound.begun = True
+
+        def documents() -> Iterator[Document]:
+            any_at_all = False
+            for _, found in self._documents(tokenizers, held_out=held_out, foreign=foreign):
+                any_at_all = any_at_all or bool(found)
+                yield from found
+            if not any_at_all and (left_out := self.sound.told()):
+                raise TextError(f"{empty} {left_out[0]}")
+
         return TextBatches(
             documents,
             window_size=self.window,
             tokens_per_batch=tokens_per_batch or self.tokens_per_batch,
             seed=self.seed,
-            when_empty=f"The text has no tokens to {side}.",
+            when_empty=empty,
         )
 
 

@@ -13,9 +13,9 @@ import bisect
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,10 +54,11 @@ class Examples(Sequence[Example]):
         without_answer: int,
         unfinished: int = 0,
         fate: str = "",
+        left_out: Sequence[str] = (),
     ):
         self.kept, self.block, self.whole = list(kept), block, len(kept) - cut
         self.cut, self.beheaded, self.without_answer = cut, beheaded, without_answer
-        self.unfinished, self.fate = unfinished, fate
+        self.unfinished, self.fate, self.left_out = unfinished, fate, left_out
         self.tokens = sum(len(example.ids) for example in self.kept)
         self.learned_tokens = sum(sum(example.learned) for example in self.kept)
 
@@ -84,6 +85,7 @@ class Examples(Sequence[Example]):
             said += f", of which {self.without_answer:,} lose their whole answer" if self.without_answer else ""
         if self.unfinished:
             said += f"; {self.unfinished:,} rows have no answer: {self.fate}"
+        said += "".join(f"; {sentence.rstrip('.')}" for sentence in self.left_out)
         return said + (f"; {self.beheaded:,} more left out: nothing to learn within the block" * bool(self.beheaded))
 
 
@@ -105,12 +107,11 @@ def examples(
     cut = beheaded = without_answer = rows = read = 0
     lacking: list[int] = []
     answers, shortest = False, math.inf
-    source = itertools.islice(text.named_rows(held_out=held_out, lacking=lacking), limit)
+    thinking = _with_thinking(text, text.named_rows(held_out=held_out, lacking=lacking))
+    source = itertools.islice(text.sound.each(thinking, lambda row: text.rendered(row, tokenizer)), limit)
     # a text without end shows itself by a bar without one
-    for row in tqdm(source, desc="reading examples", unit="row", total=limit, leave=False, delay=5):
+    for _, rendered in tqdm(source, desc="reading examples", unit="row", total=limit, leave=False, delay=5):
         rows += 1
-        _check_thinking(text, row)
-        rendered = text.rendered(row, tokenizer)
         encoded = encode(tokenizer, rendered.text)
         starts = [first for first, _ in encoded["offset_mapping"]]
         segments = said_in(rendered, starts)
@@ -152,6 +153,7 @@ def examples(
         without_answer=without_answer,
         unfinished=len(lacking),
         fate=FATE[text.unfinished] if lacking else "",
+        left_out=text.sound.told(),
     )
 
 
@@ -164,16 +166,18 @@ def said_in(rendered: Rendered, characters: Sequence[int]) -> list[str]:
     return [names[n] for n in rendered.segment_at(characters)]
 
 
-def _check_thinking(text: Text, row) -> None:
-    """Raises TextError for a row that lacks the thinking which its text has."""
+def _with_thinking(text: Text, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The rows. Raises TextError for one that lacks the thinking which its text has."""
     column = text.fields.get("thinking")
-    if column is None or any(row.get(name) for name in ("thinking", "response", "text")):
-        return
-    raise TextError(
-        f"Row {row['index']:,} (counted from 0) has no thinking: its column '{column}' is "
-        f"{'empty' if column in row else 'missing'}. Learning from it would teach answers without thinking: remove such rows, "
-        "name another column with text.fields.thinking=<column>, or say that there is none with ~text.fields.thinking."
-    )
+    for row in rows:
+        if column is not None and not any(row.get(name) for name in ("thinking", "response", "text")):
+            raise TextError(
+                f"Row {row['index']:,} (counted from 0) has no thinking: its column '{column}' is "
+                f"{'empty' if column in row else 'missing'}. Learning from it would teach answers without thinking: remove "
+                "such rows, name another column with text.fields.thinking=<column>, or say that there is none with "
+                "~text.fields.thinking."
+            )
+        yield row
 
 
 def packed(examples: Sequence[Example], block: int) -> list[Example]:

@@ -8,6 +8,7 @@ Text.check names the column that is missing.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ def each_generation(
 def exchange(rows: Iterable[Row], *, turns: str = "whole") -> Iterator[dict[str, Any]]:
     """A `conversation` as a question and the response to it: the last that is said by the assistant before the next question.
     The turns before the question are `earlier`, those between it and the response, such as a call of a tool and what that
-    says, are `since`. A turn is {from, value} or {role, content}, and `reasoning_content` beside its content is its thinking.
+    says, are `since`. A turn is {from, value} or {role, content}, and `reasoning_content` beside its content is its thinking;
+    a conversation may be written as JSON.
 
     turns   whole: the last response, behind all that was said before; first: the first exchange alone; each: a row for
             each response, behind all that was said before it
@@ -69,7 +71,7 @@ def exchange(rows: Iterable[Row], *, turns: str = "whole") -> Iterator[dict[str,
         if row.get("conversation") is None:
             yield {**row}
             continue
-        turns_of = row["conversation"]
+        turns_of = _written_out(row["conversation"])
         if not isinstance(turns_of, Sequence) or not all(isinstance(turn, Mapping) for turn in turns_of):
             raise TextError(
                 f"A conversation is {turns_of!r:.60}, and a list of turns, {{role, content}}, belongs there."
@@ -83,7 +85,7 @@ def exchange(rows: Iterable[Row], *, turns: str = "whole") -> Iterator[dict[str,
             answered += [(n, m) for m in responses[-1:]]
         if not answered:
             raise TextError(
-                f"A conversation has no question with a response behind it: its turns are by {[turn.get('from', turn.get('role')) for turn in row['conversation']]}, "
+                f"A conversation has no question with a response behind it: its turns are by {[turn.get('from', turn.get('role')) for turn in turns_of]!r:.200}, "
                 f"and a question is by one of {list(USER)}, a response by one of {list(ASSISTANT)}."
             )
         for n, m in {"whole": answered[-1:], "first": answered[:1], "each": answered}[turns]:
@@ -94,6 +96,16 @@ def exchange(rows: Iterable[Row], *, turns: str = "whole") -> Iterator[dict[str,
             yield {**row, **response, **around, "prompt": said[n]["content"], "begun": said[questions[0]]["content"]}
 
 
+def _written_out(conversation: Any) -> Any:
+    """A conversation that is written as JSON in a string, as its turns; any other as it is."""
+    if not isinstance(conversation, str) or not conversation.lstrip().startswith("["):
+        return conversation
+    try:
+        return json.loads(conversation)
+    except (ValueError, RecursionError):
+        return conversation
+
+
 def _turn(turn: Row) -> dict[str, Any]:
     """A turn as {role, content}, with reasoning_content where there is some. Of a content that repeats this thinking between
     marks what follows it."""
@@ -101,8 +113,14 @@ def _turn(turn: Row) -> dict[str, Any]:
     if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise TextError(f"A conversation has a turn by {who} whose content is {content!r:.60}, and text belongs there.")
-    role = "user" if who in USER else "assistant" if who in ASSISTANT else str(who)
+        raise TextError(
+            f"A conversation has a turn by {who!s:.60} whose content is {content!r:.60}, and text belongs there."
+        )
+    if not isinstance(who, str):
+        raise TextError(
+            f"A conversation has a turn by {who!r:.60}, and the name of a role belongs there, such as user."
+        )
+    role = "user" if who in USER else "assistant" if who in ASSISTANT else who
     thinking = turn.get("reasoning_content")
     if not thinking:
         return {"role": role, "content": content}

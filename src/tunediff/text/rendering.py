@@ -18,13 +18,12 @@ from tunediff.shapes import TEMPLATE
 from tunediff.text.annotations import annotated, refuse_rotten_labels
 from tunediff.text.labels import BY_RULE, HESITATIONS, by_rule, words
 from tunediff.text.marks import LAYOUTS, Layout, Said, layout, opened_by, split_response, thoughts
-from tunediff.text.rows import TextError
+from tunediff.text.rows import HALF, TextError
 from tunediff.text.templates import DATE, Message, begin_of, day, forms, prompt_of, words_around
 from tunediff.text.tokenizers import Tokenizer
 
 Span = tuple[int, int, str]  # first character, one past the last, name
 KNOWN_LABELS = (*BY_RULE, "opening", "end_of_thinking")  # of any text that thinks, annotated or not
-HALF = re.compile(r"[\ud800-\udfff]")  # of a pair of surrogates, as a file that was cut badly has it
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]|\n")
 
 
@@ -237,6 +236,18 @@ def covered(spans: Sequence[Span], length: int) -> list[Span]:
     return [*found, (here, length, TEMPLATE)] if here < length else found
 
 
+def refuse_rotten_row(row: Mapping[str, Any], manner: Manner) -> None:
+    """Raises TextError for all that can be wrong with a row before a tokenizer reads it: beside what is no string, labels that
+    end beyond what they label."""
+    refuse_all_but_strings(row)
+    if row.get("text"):
+        fields = {"text": row["text"]}
+    else:
+        said = said_by(row, manner.layout)
+        fields = {"prompt": row.get("prompt") or "", "thinking": said.thinking, "answer": said.answer or ""}
+    annotated(row, {name: (0, len(value)) for name, value in fields.items() if value})
+
+
 def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
     """Raises TextError where something else than a string stands in what would be rendered, and for labels that are none."""
     written = ("response",) if row.get("response") is not None else ("thinking", "answer")
@@ -246,7 +257,7 @@ def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
             _refuse_halves(value, f"in its {name}")
         if value is None or isinstance(value, str):
             continue
-        found = f"a list of {len(value)}" if isinstance(value, list) else f"{value!r}"
+        found = f"a list of {len(value)}" if isinstance(value, list) else f"{value!r:.60}"
         way = (
             "A row of each response comes with +text.prepare.generations={_target_: tunediff.text.each_generation, "
             "_partial_: true}."
@@ -262,6 +273,7 @@ def refuse_all_but_strings(row: Mapping[str, Any]) -> None:
                 "belongs there. Name a conversation with text.fields.conversation=<column>."
             )
         for turn in turns:
+            _refuse_halves(turn["role"], "in the name of a role")
             _refuse_halves(
                 turn["content"] + (turn.get("reasoning_content") or ""), f"in what is said by {turn['role']}"
             )
@@ -280,5 +292,5 @@ def _refuse_halves(value: str, where: str) -> None:
     if half := HALF.search(value):
         raise TextError(
             f"A row has half a character ({half[0]!r}) {where}, at character {half.start():,}: no tokenizer can read it. "
-            "Repair the file, or leave the row out."
+            "Repair the file."
         )

@@ -150,10 +150,11 @@ def _pieces(given: Given, tokenizers: Sequence) -> list[list[Piece]]:
     """The held-out responses under each tokenizer, until the ids of the first reach the budget of tokens."""
     found, read = [], 0
     marks = one_of(differing_marks(*tokenizers)) if len(tokenizers) == 2 else None
-    for row in given.text.named_rows(held_out=True):
+    rows = given.text.named_rows(held_out=True)
+    for _, pieces in given.text.sound.each(rows, lambda row: responses(row, tokenizers, given.text, marks)):
         if read >= given.tokens:
             break
-        if pieces := responses(row, tokenizers, given.text, marks):
+        if pieces:
             read += len(pieces[0].ids)
             found.append(pieces)
     return [[pieces[n] for pieces in found] for n in range(len(tokenizers))]

@@ -1,0 +1,121 @@
+"""What a study read is part of what it is: files of data, folders of models, and the budget of new findings."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from test_tasks import composed
+from tunediff import files
+from tunediff.settings import identity, material, stream_key
+from tunediff.shapes import Refused
+from tunediff.study.finished import own_place, refuse_changed
+
+ROWS = '{"question": "1+1?", "thinking": "two", "answer": "2"}\n'
+
+
+def traces(path, *overrides):
+    return composed("text=traces", f"text.rows.path={path}", *overrides)
+
+
+def test_a_changed_byte_of_the_data_is_another_study_and_another_stream(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(ROWS)
+    before = identity(traces(file)), stream_key(traces(file))
+    assert (identity(traces(file)), stream_key(traces(file))) == before
+    os.utime(file, ns=(1, 1))
+    assert (identity(traces(file)), stream_key(traces(file))) == before, "the time alone changes nothing"
+    file.write_text(ROWS.replace("2", "3"))
+    after = identity(traces(file)), stream_key(traces(file))
+    assert not {*before} & {*after}
+    assert set(material(traces(file))["read"]) == {"text.rows.path", "model_pair.base.path", "model_pair.tuned.path"}
+
+
+def test_a_file_more_in_a_folder_or_behind_a_pattern_is_seen_and_a_missing_one_fails_nowhere(tmp_path):
+    (tmp_path / "a.jsonl").write_text(ROWS)
+    one = [files.of_files([name]) for name in (str(tmp_path), str(tmp_path / "*.jsonl"))]
+    (tmp_path / "b.jsonl").write_text(ROWS)
+    two = [files.of_files([name]) for name in (str(tmp_path), str(tmp_path / "*.jsonl"))]
+    assert None not in one and all(a != b for a, b in zip(one, two, strict=True))
+    assert files.of_files([str(tmp_path / "none.jsonl")]) is None
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "c.jsonl").write_text(ROWS)
+    assert files.of_files([str(tmp_path)]) == two[0] != files.of_files([str(tmp_path)], "**/*")
+    hub = {"_target_": "tunediff.text.read_hub", "path": str(tmp_path)}
+    assert files.of_settings(hub) == {"path": files.of_files([str(tmp_path)], "**/*")}
+    (tmp_path / "config.json").write_text("{}")  # beside rows it makes no model of them
+    found = [files.of_settings({"_target_": "tunediff.text.read_files", "path": str(tmp_path)})]
+    (tmp_path / "b.jsonl").write_text("")
+    assert files.of_settings({"_target_": "tunediff.text.read_files", "path": str(tmp_path)}) not in found
+    assert files.of_settings({"rows": {"path": "???"}, "b": {"path": "no/such id"}, "c": [{"file": None}]}) == {}
+    assert len(identity(traces(tmp_path / "none.jsonl"))) == 12
+
+
+def test_what_is_generated_in_code_has_no_digest_and_shipped_weights_have_one():
+    read = material(composed())["read"]
+    assert set(read) == {"model_pair.base.path", "model_pair.tuned.path"} and len({*read.values()}) == 2
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["small", "sampled"])
+def test_a_model_that_was_trained_again_is_another(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "WHOLE", 2**26 if whole else 0)
+    files._of_file.cache_clear()
+
+    def digest(step, config="{}"):
+        (tmp_path / "config.json").write_text(config)
+        weights = torch.Generator().manual_seed(0)
+        tensors = {name: torch.randn(64, 64, generator=weights) + step * (name == "b") for name in "abc"}
+        save_file(tensors, tmp_path / "model.safetensors")
+        return files.of_files([str(tmp_path)])
+
+    first = digest(0)
+    assert digest(0) == first and digest(1e-3) != first and digest(0, '{"a": 1}') != first
+    (tmp_path / "README.md").write_text("notes")
+    assert digest(0) == first
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 9)  # a header that lies
+    assert files.of_files([str(tmp_path)]) != first
+
+
+def test_the_digests_are_taken_without_torch(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    code = f"""
+import sys
+from tunediff import files
+assert files.of_settings({{"a": {{"path": {str(tmp_path)!r}}}, "b": {{"path": "pkg://tunediff.toy/weights/base"}}}}).keys() == {{"a.path", "b.path"}}
+assert not {{"torch", "tunediff.toy"}} & {{*sys.modules}}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def finished(folder, cfg):
+    folder.mkdir(exist_ok=True)
+    (folder / "identity.json").write_text(json.dumps({"identity": identity(cfg), "settings": material(cfg)}))
+    return SimpleNamespace(folder=folder, cfg=OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))
+
+
+def test_new_findings_are_refused_where_the_text_is_another_than_the_study_read(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(ROWS)
+    cfg = traces(file)
+    run = finished(tmp_path / "run", cfg)
+    refuse_changed(run)
+    file.write_text(ROWS * 2)
+    with pytest.raises(Refused, match=r"text\.rows\.path=.*rows\.jsonl: changed since the study .* --config-path"):
+        refuse_changed(run)
+    file.unlink()  # whoever reads it says so
+    refuse_changed(run)
+
+
+def test_findings_on_another_number_of_tokens_stand_in_a_folder_of_their_own(tmp_path):
+    run = finished(tmp_path / "run", composed())
+    budget = run.cfg.budget.evaluation_tokens
+    assert own_place(run, budget) == (run.folder, [])
+    place, notes = own_place(run, 4_000)
+    assert place == run.folder / "on_4000_tokens" and place.is_dir()
+    assert "4,000 held-out tokens" in notes[0].text and f"{budget:,}" in notes[0].text
