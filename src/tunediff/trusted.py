@@ -20,6 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.resolvers.oc import decode, env
 
+from tunediff.folders import verify
 from tunediff.shapes import Refused
 
 # classes, and functions that give rows, steps or a rule; none writes a file, starts a process or imports by name
@@ -174,7 +175,9 @@ def strings_in(node: Any) -> Iterator[tuple[str, str]]:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The content of a config, nothing in it resolved. Raises Refused where it cannot be read, is too large, no mapping,
-    or repeats itself by aliases, as does a small file that unfolds to gigabytes."""
+    or repeats itself by aliases, as does a small file that unfolds to gigabytes; in a run folder also where it is not as it
+    was written."""
+    verify(file)
     try:
         with open(file, "rb") as opened:
             raw = opened.read(LARGEST + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -112,11 +111,12 @@ def write_sweep(sweep: Path, config: DictConfig, members: Sequence[Member]) -> N
     """Writes sweep.json: the command lines that were typed, and every member they named."""
     before = folders.read_json(sweep / "sweep.json")
     line = " ".join(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))  # by the names of variables
-    known = {entry["identity"]: entry for entry in before.get("members", [])}
+    with folders.as_written(sweep / "sweep.json"):
+        known = {entry["identity"]: entry for entry in before.get("members", [])}
     known |= {m.run.identity: {"identity": m.run.identity, "words": m.words} for m in members}
     lines = list(dict.fromkeys([*before.get("lines", []), line]))
     content = {"sweep": config.sweep, "lines": lines, "members": list(known.values())}
-    folders.write_atomically(sweep / "sweep.json", json.dumps(content, indent=1))
+    folders.write_sealed(sweep / "sweep.json", content)
 
 
 def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
