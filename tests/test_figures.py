@@ -347,8 +347,8 @@ def test_every_finding_with_an_interval_says_over_what_it_runs():
 def test_what_an_interval_is_over_is_kept_where_there_is_one_and_checked(tmp_path):
     written = {}
     for low, over in ((0.5, "documents"), (None, "documents"), (0.5, "")):
-        entry = folders._told(Finding("mine/a", 1.0, low, None if low is None else 2.0, "a number", over=over))
+        entry = folders.findings._told(Finding("mine/a", 1.0, low, None if low is None else 2.0, "a number", over=over))
         written[low, over] = entry.get("over")
     assert written == {(0.5, "documents"): "documents", (None, "documents"): None, (0.5, ""): None}
     with pytest.raises(Refused, match="its over is 3"):
-        folders._told(Finding("mine/a", 1.0, 0.5, 2.0, "a number", over=3))
+        folders.findings._told(Finding("mine/a", 1.0, 0.5, 2.0, "a number", over=3))

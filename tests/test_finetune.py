@@ -143,7 +143,7 @@ def test_a_fine_tune_that_was_killed_goes_on_to_the_same_bits(full, tmp_path):
         [warm.python(), "finetune.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     begun = time.monotonic()
-    while not list(place.glob("checkpoints/step-*.ckpt")) and time.monotonic() - begun < 120:
+    while not list(place.glob("checkpoints/step-*.json")) and time.monotonic() - begun < 120:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -421,7 +421,8 @@ def test_killed_at_any_step_it_becomes_what_it_would_have_become(tmp_path, part,
     saving = Checkpoints(tmp_path, seconds=0.0, digest="d")
     with pytest.raises(ArithmeticError):
         tuned(part, evaluate=held_out, evaluate_every=4, callbacks=[saving, Killed(step, out_of_power)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:07d}.{end}" for end in ("ckpt", "json")]
+    last = [f"step-{n:07d}.{end}" for n in (step - 1, step) if n > 0 for end in ("ckpt", "json")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == last
     with pytest.raises(Refused, match="on other examples or with other settings"):
         load_checkpoint(latest_checkpoint(tmp_path), digest="e")
     state = load_checkpoint(latest_checkpoint(tmp_path), digest="d")

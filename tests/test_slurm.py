@@ -103,7 +103,7 @@ def test_whatever_befalls_the_members_of_an_array_each_has_the_bits_that_it_has_
     def saved(rate):
         job = folders.read_json(member(rate) / "state.json").get("job")
         groups = [p for p in sweep.glob("groups/*/group.json") if member(rate).name in p.read_text()]
-        return bool(job and list(groups[0].parent.glob("checkpoints/step-*.ckpt")))
+        return bool(job and list(groups[0].parent.glob("checkpoints/step-*.json")))
 
     until(lambda: all(step(rate) and saved(rate) for rate in rates.values()), "checkpoints of all members")
     job = {fate: folders.read_json(member(rate) / "state.json")["job"] for fate, rate in rates.items()}

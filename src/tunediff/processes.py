@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,14 @@ def meet() -> None:
     """Waits until all processes are here."""
     if count() > 1:
         dist.barrier()
+
+
+def gathered(said: Any) -> list[Any]:
+    """The word of each process, by rank."""
+    everything = [said] * count()
+    if count() > 1:
+        dist.all_gather_object(everything, said)
+    return everything
 
 
 def part() -> None:

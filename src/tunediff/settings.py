@@ -36,7 +36,6 @@ from tunediff import files
 from tunediff.shapes import Refused, flat, path_in
 from tunediff.terminal import guard, printable, shown
 from tunediff.trusted import (
-    as_written,
     check_file,
     check_target,
     check_trust,
@@ -44,6 +43,7 @@ from tunediff.trusted import (
     targets_in,
     unresolved,
     variables_of,
+    with_references,
 )
 
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
@@ -528,7 +528,9 @@ def line(_root_: DictConfig) -> str:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     dropped = {*IMMATERIAL} - {"task"}
     words = [
-        word for word in as_written(overrides) if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped
+        word
+        for word in with_references(overrides)
+        if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped
     ]
     return digest(sorted(words))[:8]
 

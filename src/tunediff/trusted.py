@@ -20,6 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.resolvers.oc import decode, env
 
+from tunediff.folders import verify
 from tunediff.shapes import Refused, path_in
 
 # classes, and functions that give rows, steps or a rule; none writes a file, starts a process or imports by name
@@ -179,7 +180,9 @@ def strings_in(node: Any) -> Iterator[tuple[str, str]]:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The content of a config, nothing in it resolved. Raises Refused where it cannot be read, is too large, no mapping,
-    or repeats itself by aliases, as does a small file that unfolds to gigabytes."""
+    or repeats itself by aliases, as does a small file that unfolds to gigabytes; in a run folder also where it is not as it
+    was written."""
+    verify(file)
     try:
         with open(file, "rb") as opened:
             raw = opened.read(LARGEST + 1)
@@ -317,14 +320,14 @@ OmegaConf.register_new_resolver("oc.env", _env, replace=True)
 OmegaConf.register_new_resolver("oc.decode", _decode, replace=True)
 
 
-def as_written(node: Any) -> Any:
+def with_references(node: Any) -> Any:
     """A config node as plain lists and dictionaries with its references as they stand there."""
     return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
 
 
 def variables_of(cfg: Any) -> list[str]:
     """The environment variables that a config reads, as `trust` names them: env:NAME."""
-    return sorted({f"env:{name}" for _, value in strings_in(as_written(cfg)) for name in VARIABLE.findall(value)})
+    return sorted({f"env:{name}" for _, value in strings_in(with_references(cfg)) for name in VARIABLE.findall(value)})
 
 
 def trust_of(cfg: Any) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.activations.live import ActivationError, ActivationSource, LiveRows, Wanted
-from tunediff.folders import replacing
+from tunediff.folders import as_written, put, read_json, write_sealed
 from tunediff.models import ModelPair
-from tunediff.shapes import Precision, Rows, Stream
+from tunediff.shapes import Precision, Refused, Rows, Stream
 from tunediff.text import Text
 
 log = logging.getLogger(__name__)
@@ -30,14 +29,41 @@ SHARD_ROWS = 262_144
 def store(source: ActivationSource, folder: Path, *, tokens: int, width: int, moments: int) -> Path:
     """Writes at least `tokens` rows as bfloat16 shards with checksums, and returns the folder. A complete folder is kept.
 
+    One that is not as it was written is stored anew.
+
     Layout: index.json, shard-00000.bin (contiguous rows [token, width]), moments-00000.bin (float32 [token, stream, 2])."""
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / "lock"):  # another process may be writing these rows: they are then found whole
-        if (folder / "index.json").exists():
+        try:
+            found = read_index(folder)
+        except Refused as refusal:
+            log.warning("%s They are stored anew.", refusal)
+            found = {}
+        if found:
             log.info("Stored activations found at %s.", folder)
         else:
+            (folder / "index.json").unlink(missing_ok=True)
             _store(source, folder, tokens=tokens, width=width, moments=moments)
     return folder
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """index.json of stored activations; empty where there is none. Raises Refused where it is not as it was written, or a
+    shard has another length."""
+    path = folder / "index.json"
+    index = read_json(path)
+    with as_written(path):
+        for n, block in enumerate(index["blocks"] if index else ()):
+            sizes = (block["rows"] * 2 * index["width"], block["rows"] * 8 * index["moments"])
+            for name, size, _ in zip(_names(n), sizes, block["sha256"], strict=False):
+                if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                    raise ValueError(f"{name} is not there with its {size:,} bytes")
+    return index
+
+
+def _names(shard: int) -> tuple[str, str]:
+    """File names of the values and the moments of a shard."""
+    return f"shard-{shard:05d}.bin", f"moments-{shard:05d}.bin"
 
 
 def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, moments: int) -> None:
@@ -61,13 +87,13 @@ def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, m
                 blocks.append(next(source))
                 rows += len(blocks[-1].values)
                 bar.update(len(blocks[-1].values))
-            name = f"{len(shards):05d}"
+            names = _names(len(shards))
             values = torch.cat([b.values for b in blocks]).bfloat16().cpu()
             try:
-                sums = [_write(folder / f"shard-{name}.bin", values.view(torch.uint8).numpy().tobytes())]
+                sums = [_write(folder / names[0], values.view(torch.uint8).numpy().tobytes())]
                 if moments:
                     extra = torch.cat([b.moments for b in blocks]).float().cpu()
-                    sums.append(_write(folder / f"moments-{name}.bin", extra.numpy().tobytes()))
+                    sums.append(_write(folder / names[1], extra.numpy().tobytes()))
             except OSError as error:
                 raise ActivationError(
                     f"Writing activations stopped after {written:,} of {tokens:,} tokens: {error.strerror} ({folder}). "
@@ -76,12 +102,12 @@ def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, m
             shards.append({"rows": rows, "sha256": sums})
             written += rows
     index = {"rows": written, "width": width, "moments": moments, "dtype": "bfloat16", "blocks": shards}
-    _write(folder / "index.json", json.dumps(index, indent=1).encode())
+    write_sealed(folder / "index.json", index)
 
 
 def _write(path: Path, data: bytes) -> str:
     """Writes a file whole or not at all, and returns its checksum."""
-    with replacing(path) as partial:
+    with put(path) as partial:
         partial.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
@@ -102,7 +128,7 @@ class StoredRows(Iterator[Rows]):
 
     def __post_init__(self) -> None:
         self.broken: dict[Stream, str] = {}  # what was stored is finite
-        self.index = json.loads((self.folder / "index.json").read_text())
+        self.index = read_index(self.folder)
         self.load_state_dict({"shard": 0, "row": 0, "count": 0})
 
     def __next__(self) -> Rows:
@@ -122,8 +148,9 @@ class StoredRows(Iterator[Rows]):
     def _open(self, shard: int) -> tuple[Tensor, Tensor | None]:
         sums = self.index["blocks"][shard]["sha256"]
         raw = []
-        for name, expected in zip((f"shard-{shard:05d}.bin", f"moments-{shard:05d}.bin"), sums, strict=False):
-            data = (self.folder / name).read_bytes()
+        for name, expected in zip(_names(shard), sums, strict=False):
+            with as_written(self.folder / name):
+                data = (self.folder / name).read_bytes()
             if hashlib.sha256(data).hexdigest() != expected:
                 raise ActivationError(
                     f"{self.folder / name} does not match its checksum: it was changed or cut. Delete {self.folder} to store it anew."

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tunediff.attribution.graph import Graph
 from tunediff.attribution.influence import Pruned
-from tunediff.folders import make_folder, write_atomically
+from tunediff.folders import as_written, make_folder, read_json, write_atomically
 from tunediff.text import text_of
 
 LISTED = "graph-metadata.json"
@@ -62,8 +62,8 @@ def write_graph(
     path = folder / f"{slug}.json"
     write_atomically(path, json.dumps(content, ensure_ascii=False))
     listed = folder / LISTED
-    others = json.loads(listed.read_text(encoding="utf-8"))["graphs"] if listed.exists() else []
-    others = [other for other in others if other["slug"] != slug]
+    with as_written(listed):
+        others = [other for other in read_json(listed).get("graphs", []) if other["slug"] != slug]
     write_atomically(listed, json.dumps({"graphs": [*others, metadata]}, indent=1, ensure_ascii=False))
     return path
 

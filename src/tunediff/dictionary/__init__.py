@@ -11,6 +11,7 @@ from tunediff.dictionary.protocol import (
     LearningDictionary,
     LinearDecoder,
     ReconstructingDictionary,
+    load_weights,
     save_dictionary,
 )
 from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -19,8 +18,11 @@ from torch import Tensor, nn
 
 from tunediff.dictionary.codes import Codes
 from tunediff.dictionary.normalisation import Normalisation
+from tunediff.folders import as_written, replacing, verify, write_atomically
 from tunediff.schedules import Length, Schedule
 from tunediff.shapes import Rows, Stream
+
+WEIGHTS = "weights.safetensors"
 
 
 class Module(Protocol):
@@ -220,9 +222,21 @@ def save_dictionary(dictionary: Dictionary, folder: Path, config: Mapping[str, A
     """Writes weights.safetensors and config.json into the folder; `config` is the setting that rebuilds the dictionary."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in dictionary.state_dict().items()}
-    partial = folder / "weights.partial"
-    safetensors.torch.save_file(state, partial)
-    os.replace(partial, folder / "weights.safetensors")
+    with replacing(folder / WEIGHTS) as partial:
+        safetensors.torch.save_file(state, partial)
     described = {**config, "streams": [list(s) for s in dictionary.streams]}
-    (folder / "config.partial").write_text(json.dumps(described, indent=1))
-    os.replace(folder / "config.partial", folder / "config.json")
+    write_atomically(folder / "config.json", json.dumps(described, indent=1))
+
+
+def load_weights(dictionary: Module, folder: Path) -> None:
+    """Gives a dictionary the weights that `save_dictionary` wrote into the folder. Raises Refused for a file that is not as
+    it was written, or of another dictionary."""
+    path = folder / WEIGHTS
+    verify(path)
+    with as_written(path):
+        try:
+            dictionary.load_state_dict(safetensors.torch.load_file(path))
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"it is no safetensors file: {error}") from error
+        except RuntimeError as error:  # torch says on lines of their own what is missing, and what has another shape
+            raise ValueError("its tensors are not those of the dictionary in config.yaml") from error

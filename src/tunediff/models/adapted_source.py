@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
+from tunediff.folders import as_written, read_bytes
 from tunediff.hookpoints import LoraAdapter, decoder_layers, mlp_of
 from tunediff.models.files import PairError, located
 from tunediff.models.hybrid import adapted, hybrid
@@ -70,8 +71,9 @@ class AdaptedSource(ModelSource):
         config = Path(self.beside.folder).parent / "config.yaml"  # of the run, where it is one
         if self.beside.published or not config.is_file():
             return found
-        trained = yaml.safe_load(config.read_text(encoding="utf-8"))["model_pair"]
-        made = (trained["tuned"]["path"], trained["base"]["path"])
+        with as_written(config):
+            trained = yaml.safe_load(read_bytes(config).decode())["model_pair"]
+            made = (trained["tuned"]["path"], trained["base"]["path"])
         if [Path(located(path)).name for path in made] != [Path(one.location).name for one in (self, self.mlps)]:
             found.append(
                 f"The transcoders of {self.transcoders} were trained on {made[0]} with the MLPs of {made[1]}, and stand on "

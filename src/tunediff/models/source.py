@@ -14,12 +14,15 @@ import huggingface_hub
 import torch
 import transformers
 
+from tunediff.folders import verify
 from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.architecture import check_config
 from tunediff.models.files import (
     ADAPTER_CONFIG,
     CONFIG,
     GENERATION,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
     Header,
     PairError,
     check_tokenizer,
@@ -186,6 +189,8 @@ class ModelSource:
         """The tokenizer as tokenizer.json says. AutoTokenizer would rebuild a Qwen2 model's tokenizer from its type:
         with other splitting rules, and one more special token, than the file has."""
         check_tokenizer(self.folder, self.path)
+        for name in (TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja"):
+            verify(self.folder / name)
         try:
             try:
                 found = self._get(transformers.PreTrainedTokenizerFast)
@@ -228,12 +233,14 @@ class ModelSource:
         else:
             model = by_own_length(self._whole())
         if self.adapter is not None:
+            verify(self._adapter())
             model = adapted(model, self._adapter(), merged=self.merged)
         return aligned(model).eval().requires_grad_(False)
 
     def _whole(self) -> transformers.PreTrainedModel:
         """The model as its files have it, checked again by what transformers found in them."""
         self.check()
+        verify(self.folder)
         kind, dtype = transformers.AutoModelForCausalLM, getattr(torch, self.dtype)
         options = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from tunediff import dictionary
 from tunediff.dictionary import L1, Normalisation, Sparsity, TranscoderAdapter, latents_of
+from tunediff.folders import verify
 from tunediff.hookpoints import lora_adapters
 from tunediff.models.files import (
     CONFIG,
@@ -65,7 +66,9 @@ class TranscoderFiles:
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        config = json_in(self._file(CONFIG), self.place)
+        file = self._file(CONFIG)
+        verify(file)
+        config = json_in(file, self.place)
         if "streams" not in config and LATENTS not in config:
             raise PairError(
                 f"{self.place} has no transcoder adapters: name a run that trained dictionary=transcoder_adapter, or a "
@@ -109,6 +112,8 @@ class TranscoderFiles:
         """Frozen, on the CPU, in the precision of the files. Raises PairError where tensors are missing, or have other
         shapes than config.json says."""
         made = self._empty()
+        if not self.published:
+            verify(self._file(OURS_IN))
         found = self._published_tensors() if self.published else _tensors(whole_file(self._file(OURS_IN), self.place))
         if self.published:
             found |= {f"normalisation.{name}": value for name, value in made.normalisation.state_dict().items()}

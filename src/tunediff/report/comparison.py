@@ -32,6 +32,7 @@ CURVES = (
     "dead_fraction",
 )
 COMPARE_SCRIPTS = ("base.js", "plots.js", "whiskers.js", "figures.js", "compare.js")
+UNREADABLE = "unreadable"
 SHOWN = ("identity", "keys", "state", "step", "steps", "job", "error", "study", "metrics", "curves")
 # what one names first of what differs
 FIRST = (
@@ -54,6 +55,8 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
             raise Refused(f"No run under {place}: there is no such folder.")
     found = {path for place in places for path in Path(place).rglob("identity.json")}
     runs = sorted(path.parent for path in found if not _is_fine_tune(path))
+    for sweep in {run.parent for run in runs}:
+        _words(sweep)  # refused before a table lacks its keys
     if not runs:
         if not places:
             raise Refused("Name run or sweep folders: python compare.py <run or sweep> ...")
@@ -67,7 +70,20 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 def _is_fine_tune(identity: Path) -> bool:
     """True for the folder of a fine-tune, whose settings have a recipe, and which has no findings."""
-    return "recipe" in folders.read_json(identity).get("settings", {})
+    try:
+        return "recipe" in folders.read_json(identity).get("settings", {})
+    except Refused:
+        return False  # its row says why
+
+
+def _words(sweep: Path) -> dict[str, list[str]]:
+    """The overrides that tell the members of a sweep apart, by identity; none where the folder holds no sweep."""
+    path = sweep / "sweep.json"
+    with folders.as_written(path):
+        words = {m["identity"]: m["words"] for m in folders.read_json(path).get("members", [])}
+        if not all(isinstance(word, str) for some in words.values() for word in some):
+            raise ValueError("its members have no words")
+    return words
 
 
 def _order(value: Any) -> tuple:
@@ -80,23 +96,46 @@ def _is_number(value: Any) -> bool:
 
 
 def _member(run: Path) -> dict[str, Any]:
-    stands_for, found = folders.read_json(run / "identity.json"), folders.read_json(run / "findings.json")
-    state = folders.state_of(run)
-    words = {m["identity"]: m["words"] for m in folders.read_json(run.parent / "sweep.json").get("members", [])}
-    curves = thinned(read_table(run, "training"), 120) or {}
+    """The record of a run. Where a file is not as it was written, the sentence stands in it instead of what was found."""
+    try:
+        return _read(run)
+    except Refused as refusal:
+        known = {"folder": str(run), "identity": run.name, "words": _words(run.parent).get(run.name, [])}
+        nothing: dict[str, Any] = {name: {} for name in ("settings", "study", "columns", "metrics", "curves")}
+        return {
+            **known,
+            **nothing,
+            **dict.fromkeys(("step", "steps", "job")),
+            "state": UNREADABLE,
+            "error": str(refusal),
+        }
+
+
+def _read(run: Path) -> dict[str, Any]:
+    stands_for, found = folders.read_json(run / "identity.json"), folders.findings_of(run)
+    state, words = folders.state_of(run), _words(run.parent)
+    with folders.as_written(run / "identity.json"):
+        settings = flat(stands_for["settings"])
+        if not isinstance(stands_for["identity"], str):
+            raise ValueError("its identity is no string")
+    with folders.as_written(run / "state.json"):
+        if state.get("identity", stands_for["identity"]) != stands_for["identity"]:
+            raise ValueError("it is of another run")
+    with folders.as_written(run / "tables" / "training.parquet"):
+        curves = thinned(read_table(run, "training"), 120) or {}
     return {
         "folder": str(run),
         "identity": stands_for["identity"],
-        "settings": flat(stands_for["settings"]),
+        "settings": settings,
         "words": words.get(stands_for["identity"], []),
         **{name: state.get(name) for name in ("step", "job", "error")},
-        "state": state.get("state", folders.FINISHED if found else folders.WAITING),
+        "state": state.get("state", folders.FINISHED if (run / "findings.json").exists() else folders.WAITING),
         "steps": state.get("steps") or state.get("step"),
         "study": found.get("study", {}),
-        "columns": {f["name"]: f["column"] for f in found.get("findings", []) if f.get("column")},
+        "columns": {f["name"]: f["column"] for f in found["findings"] if f.get("column")},
         "metrics": {
-            f["name"]: [f["value"], f["low"], f["high"], *([f["over"]] if f.get("over") else [])]
-            for f in found.get("findings", [])
+            f["name"]: [f["value"], f.get("low"), f.get("high"), *([f["over"]] if f.get("over") else [])]
+            for f in found["findings"]
         },
         "curves": {name: curves[name] for name in ("tokens", *CURVES) if name in curves},
     }
@@ -109,7 +148,9 @@ def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     settings = [{**member["settings"], **dict(map(_split, member["words"]))} for member in members]
     rows = [{key: some.get(key) for key in typed} for some in settings]
     alike: dict[str, list[dict[str, Any]]] = {}
-    for row, some in zip(rows, settings, strict=True):
+    for row, some, member in zip(rows, settings, members, strict=True):
+        if member["state"] == UNREADABLE:
+            continue  # it differs in what could not be read
         alike.setdefault(json.dumps(row, sort_keys=True), []).append(some)
     extra: set[str] = set()
     for group in alike.values():
@@ -192,9 +233,8 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
         **{key: _alike([member["keys"][key] for member in members]) for key in members[0]["keys"]},
         **{name: [member["metrics"].get(name, [None])[0] for member in members] for name in names},
     }
-    partial = folder / "compare.partial"
-    pyarrow.parquet.write_table(pyarrow.table(columns), partial)
-    os.replace(partial, folder / "compare.parquet")
+    with folders.put(folder / "compare.parquet") as partial:
+        pyarrow.parquet.write_table(pyarrow.table(columns), partial)
     shown = []
     for member in members:
         run = Path(member["folder"])

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import torch
 
+from tunediff.folders import columns_in, read_table
 from tunediff.measures.shifts import claims, discoveries
 from tunediff.shapes import Finding, Note, Table
 
@@ -84,11 +84,11 @@ def _beaten(label: str, findings: Mapping[str, Mapping[str, Any]]) -> Iterator[N
 def _latents(folder: Path, labels: list[str]) -> Iterator[Table]:
     """Yields the adjusted p-values of every latent."""
     path = folder / "tables" / "latents.parquet"
-    there = pyarrow.parquet.read_schema(path).names if path.exists() else []
+    there = columns_in(path)
     labels = [label for label in labels if f"auroc_p/{label}" in there]
     if not labels:
         return
-    read = pyarrow.parquet.read_table(path, columns=["latent", *(f"auroc_p/{label}" for label in labels)])
+    read = read_table(path, columns=["latent", *(f"auroc_p/{label}" for label in labels)])
     columns = [[1.0 if value is None else value for value in read[f"auroc_p/{label}"].to_pylist()] for label in labels]
     found = discoveries(torch.tensor(columns, dtype=torch.float64))
     adjusted = {f"auroc_q/{label}": values.tolist() for label, values in zip(labels, found, strict=True)}

@@ -26,7 +26,8 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from tunediff.folders import figures_of, write_atomically
+from tunediff import folders
+from tunediff.folders import figures_of, findings_of, write_atomically
 from tunediff.report.behaviour import behaviour, tells_behaviour
 from tunediff.report.graphs import graphs, tells_graphs
 from tunediff.shapes import SEGMENTS
@@ -79,7 +80,7 @@ EXPLORED = {
 
 def write_report(folder: Path) -> Path:
     """Writes folder/report.html atomically and returns its path. A missing table leaves its part out, in words."""
-    found = json.loads((folder / "findings.json").read_text())
+    found = findings_of(folder)
     payload = {
         **found,
         "folder": folder.name,
@@ -111,7 +112,7 @@ def write_report(folder: Path) -> Path:
         packed |= {explored.prefix + name: part for name, part in parts.items()}
     for part, tells, told in (("behaviour", tells_behaviour, behaviour), ("graphs", tells_graphs, graphs)):
         paths = [path for path in sorted((folder / "tables").glob("*.parquet")) if tells(path.stem)]
-        shown, written = told({path.stem: pyarrow.parquet.read_table(path) for path in paths})
+        shown, written = told({path.stem: folders.read_table(path) for path in paths})
         if shown:
             payload[part] = shown
             packed |= {name: _finite(value) for name, value in written.items()}
@@ -169,7 +170,7 @@ class Details:
         for name, kept_in in tables.items():
             path = folder / "tables" / f"{kept_in}.parquet"
             if path.exists():
-                table = pyarrow.parquet.read_table(path)
+                table = folders.read_table(path)
                 table = table.rename_columns(["latent" if c == noun else c for c in table.column_names])
                 order = numpy.argsort(table["latent"].to_numpy(), kind="stable")
                 self.tables[name] = table.take(order)
@@ -254,7 +255,7 @@ class Details:
 
 def read_table(folder: Path, name: str) -> dict[str, list] | None:
     path = folder / "tables" / f"{name}.parquet"
-    return pyarrow.parquet.read_table(path).to_pydict() if path.exists() else None
+    return folders.read_table(path).to_pydict() if path.exists() else None
 
 
 def _placed(columns: dict[str, list] | None, noun: str, names: Sequence[str], units: list[int]) -> dict[str, list]:

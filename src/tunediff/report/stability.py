@@ -15,6 +15,7 @@ from torch import Tensor
 from tunediff import folders
 from tunediff.measures.matching import partners
 from tunediff.report.page import read_table
+from tunediff.shapes import Refused
 
 SEEDS = ("seed", "dictionary.seed")
 KINDS = ("all", "shared", "base_only", "tuned_only", "other")
@@ -32,7 +33,7 @@ def add_stability(members: Sequence[dict[str, Any]]) -> None:
     """Gives every finished member that has a twin with another seed the metrics stability/<kind>: the share of its alive
     latents of that kind with a partner, the mean over its twins."""
     for twins in groups_by_seed(members):
-        latents = [latents_of(Path(member["folder"])) for member in twins]
+        twins, latents = _read(twins)
         shares: list[dict[str, list[float]]] = [{} for _ in twins]
         for a, b in itertools.permutations(range(len(twins)), 2):
             stable = partners(latents[a].rows, latents[b].rows) > 0
@@ -45,6 +46,18 @@ def add_stability(members: Sequence[dict[str, Any]]) -> None:
                 member["metrics"][f"stability/{kind}"] = [sum(values) / len(values), None, None]
                 if kind in WORDS:
                     member["columns"][f"stability/{kind}"] = f"stable {WORDS[kind]}".rstrip()
+
+
+def _read(members: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Latents]]:
+    """The members whose latents can be read, with these; in the others stands why not."""
+    read, latents = [], []
+    for member in members:
+        try:
+            latents.append(latents_of(Path(member["folder"])))
+            read.append(member)
+        except Refused as refusal:
+            member["error"] = str(refusal)
+    return read, latents
 
 
 def groups_by_seed(members: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -60,8 +73,15 @@ def groups_by_seed(members: Sequence[dict[str, Any]]) -> list[list[dict[str, Any
 def latents_of(folder: Path) -> Latents:
     table = read_table(folder, "latents")
     assert table is not None, "groups_by_seed takes runs that have it"
-    with safetensors.safe_open(folder / "dictionary" / "weights.safetensors", framework="pt") as file:
-        rows = file.get_tensor("W_dec")
-    alive = torch.tensor(table["firing_rate"]) > 0
-    kinds = table.get("kind", ["other"] * len(alive))
-    return Latents(rows[alive], [kind for kind, lives in zip(kinds, alive.tolist(), strict=True) if lives])
+    weights = folder / "dictionary" / "weights.safetensors"
+    folders.verify(weights)
+    with folders.as_written(weights):
+        try:
+            with safetensors.safe_open(weights, framework="pt") as file:
+                rows = file.get_tensor("W_dec")
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"it is no safetensors file with W_dec: {error}") from error
+    with folders.as_written(folder / "tables" / "latents.parquet"):
+        alive = torch.tensor(table["firing_rate"]) > 0
+        kinds = table.get("kind", ["other"] * len(alive))
+        return Latents(rows[alive], [kind for kind, lives in zip(kinds, alive.tolist(), strict=True) if lives])

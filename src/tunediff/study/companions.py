@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from tunediff import randomness
 from tunediff.activations import CONTROLS, control_view, has_controls
+from tunediff.dictionary import load_weights
 from tunediff.evaluations import TWIN
 from tunediff.settings import plain
 from tunediff.shapes import Refused, Stream
@@ -76,6 +76,6 @@ def read_companions(folder: Path, cfg: DictConfig, streams: list[Stream]) -> dic
         weights = folder / "companions" / name / "weights.safetensors"
         if weights.exists():
             made[name] = build_dictionary(settings_of(cfg, name).dictionary, streams)
-            made[name].load_state_dict(safetensors.torch.load_file(weights))
+            load_weights(made[name], weights.parent)
             made[name].eval().requires_grad_(False)
     return made

@@ -83,7 +83,7 @@ def cost_of(runs: Sequence[Run], pair: ModelPair, device: Device | None) -> Cost
     tokens = cfg.budget.tokens + activations.fit_tokens
     training = reading(pair, streams, tokens, cfg, device)
     learning = activations.buffer * width * bytes_of(activations.dtype)
-    disk = 2.0 * learning + activations.disk(tokens, width)  # a checkpoint is written before the last is removed
+    disk = 3.0 * learning + activations.disk(tokens, width)  # a third checkpoint is written before the first is removed
     for run in runs:
         latents = latents_of(run.cfg.dictionary.latents, run.streams)
         mine = sum(stream.width for stream in run.streams)

@@ -29,7 +29,16 @@ from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import refuse_toy_text, write_config
 from tunediff.study.trainer import fit, in_processes, make_trainer, precision_of, processes_of, shares_out_layers
 from tunediff.text import Batches, Examples, Text, TextError, examples, packed
-from tunediff.training import Checkpoints, FineTuning, Lora, Recipe, interval, latest_checkpoint, load_checkpoint
+from tunediff.training import (
+    Checkpoints,
+    FineTuning,
+    Lora,
+    Recipe,
+    interval,
+    latest_checkpoint,
+    load_checkpoint,
+    whole_checkpoint,
+)
 from tunediff.training.memory import GB, memory
 
 log = logging.getLogger(__name__)
@@ -199,7 +208,7 @@ def tune(
 
     steps = batches(learned, epochs=recipe.epochs)
     stands_for = f"{identity(cfg)} {learned.digest}"
-    saved = latest_checkpoint(checkpoints)
+    saved = whole_checkpoint(latest_checkpoint(checkpoints))
     state = None if saved is None else load_checkpoint(saved, digest=stands_for)
     with within(folder):
         loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
@@ -252,7 +261,8 @@ def write_down(
     cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, history: Sequence[dict]
 ) -> None:
     """Writes the curves, the tokenizer, the model card and the pair."""
-    source.tokenizer().save_pretrained(folder / "model")
+    with folders.changing(folder / "model"):
+        source.tokenizer().save_pretrained(folder / "model")
     folders.write_table(folder, Table("training", curves_of(history)))
     said = card(source, recipe, learned, history, settings=material(cfg), identity=identity(cfg))
     folders.write_atomically(folder / "model" / "README.md", said)

@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow
-import pyarrow.parquet
-import safetensors.torch
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tunediff import folders
-from tunediff.dictionary import Dictionary, TranscoderAdapter
+from tunediff.dictionary import Dictionary, TranscoderAdapter, load_weights
 from tunediff.edits import Edit, Everywhere, Gate, Operation
 from tunediff.evaluations import Given, Trained
 from tunediff.evaluations.given import LatentStatistics
@@ -62,10 +60,11 @@ class Loaded:
             raise Refused(f"{folder} is no finished run: it has no config.yaml.")
         self.folder = folder
         self.cfg: DictConfig = read_config(folder, trust)
-        self._weights = folder / "dictionary" / "weights.safetensors"
-        if learns(self.cfg) and not self._weights.exists():
+        if learns(self.cfg) and not (folder / "dictionary" / "weights.safetensors").exists():
             raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
-        commits = (folders.read_json(folder / "findings.json") or {}).get("commits", {})
+        if not (folder / folders.MANIFEST).exists():
+            log.warning("%s has no manifest.json, as runs of earlier versions: its files are read unchecked.", folder)
+        commits = folders.findings_of(folder).get("commits", {})
         self.pair, self.text = pair_and_text(self.cfg, commits)
         self.text.sound.begun = True  # what the study left out is left out again
         self.streams = streams_of(self.cfg, self.pair)
@@ -80,7 +79,7 @@ class Loaded:
         if not learns(self.cfg):
             return None
         made = build_dictionary(self.cfg.dictionary, self.streams)
-        made.load_state_dict(safetensors.torch.load_file(self._weights))
+        load_weights(made, self.folder / "dictionary")
         return made.eval().requires_grad_(False)
 
     @functools.cached_property
@@ -88,10 +87,19 @@ class Loaded:
         """The dictionaries that were trained beside it, by name: twin, and those of the controls."""
         return read_companions(self.folder, self.cfg, self.streams)
 
+    def verify(self) -> None:
+        """Reads every file that the run left. Raises Refused for one that is not as it was written; one that is gone is
+        said in the log."""
+        for name in folders.entries(self.folder) if (self.folder / folders.MANIFEST).exists() else ():
+            if (self.folder / name).exists():
+                folders.verify(self.folder / name)
+            else:
+                log.warning("%s has no %s any more.", self.folder, name)
+
     @property
     def findings(self) -> dict[str, Finding]:
         """The findings of the run by name, as its folder has them now."""
-        return {f["name"]: Finding(**f) for f in folders.read_json(self.folder / "findings.json")["findings"]}
+        return {f["name"]: Finding(**f) for f in folders.findings_of(self.folder)["findings"]}
 
     def table(self, name: str) -> pyarrow.Table:
         """The table tables/<name>.parquet. Raises Refused where no evaluation wrote it, with the names of those that are there."""
@@ -99,7 +107,7 @@ class Loaded:
         if not path.exists():
             there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
             raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
-        return pyarrow.parquet.read_table(path)
+        return folders.read_table(path)
 
     def latents(self, which: int | str | Sequence[int]) -> list[int]:
         """Indices of latents, as evaluations choose them: those of an expression, such as
@@ -218,7 +226,10 @@ def own_place(run: Loaded, tokens: int) -> tuple[Path, list[Note]]:
     if tokens == budget:
         return run.folder, []
     said = f"Measured on {tokens:,} held-out tokens; the study itself, in {run.folder.name}, on {budget:,}."
-    return folders.make_folder(run.folder / f"on_{tokens}_tokens"), [Note(said)]
+    place = folders.make_folder(run.folder / f"on_{tokens}_tokens")
+    if not (place / folders.MANIFEST).exists():
+        folders.begin_manifest(place)
+    return place, [Note(said)]
 
 
 def reevaluate(cfg: DictConfig) -> None:
@@ -227,6 +238,7 @@ def reevaluate(cfg: DictConfig) -> None:
     with folders.unless_refused(Path(cfg.run)):
         check(cfg, REEVALUATION)
         run = Loaded(Path(cfg.run), plain(cfg.trust))
+        run.verify()  # now, and not when all is measured and the page is written
         refuse_changed(run)
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     tokens = cfg.tokens or run.cfg.budget.evaluation_tokens

@@ -17,7 +17,7 @@ from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapte
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
 from tunediff.evaluations.latents.selection import check_count
-from tunediff.folders import write_atomically
+from tunediff.folders import begin_manifest, write_atomically
 from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
 from tunediff.schedules import Length
@@ -328,6 +328,7 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
     what stands in an environment variable its name; whom one trusts is nothing that a file says."""
     kept = {key: cfg[key] if key == "logger" else unresolved(cfg[key]) for key in cfg if key != "hydra"}
     text = OmegaConf.to_yaml(OmegaConf.create({**kept, "trust": []}))
+    begin_manifest(folder)
     write_atomically(folder / "config.yaml", text)
     stands_for = {"identity": identity(cfg), "settings": material(cfg)}
     write_atomically(folder / "identity.json", json.dumps(stands_for, indent=1))
@@ -341,6 +342,8 @@ def read_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
         raise Refused(
             f"{folder} is a fine-tune, not a study: python train.py model_pair={folder / 'pair.yaml'} makes one."
         )
+    if missing := [name for name in ("model_pair", "text", "budget") if name not in content]:
+        raise Refused(f"{folder / 'config.yaml'} is no study's: it has no {missing[0]}. Restore it from a copy.")
     cfg = OmegaConf.create({**content, "trust": list(trust)})
     with within(folder):
         check(cfg, STUDY)

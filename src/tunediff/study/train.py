@@ -40,6 +40,7 @@ from tunediff.training import (
     load_checkpoint,
     load_position,
     names_in,
+    whole_checkpoint,
 )
 from tunediff.trusted import trust_of
 
@@ -139,7 +140,7 @@ def learn(
     device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
     activations, wanted = build(cfg.activations), wanted_by(runs)
     log.info("%s on %s, reading %s", described(runs), device, ", ".join(map(str, wanted.streams)))
-    state, saved = None, latest_checkpoint(checkpoints) or resume_from
+    state, saved = None, whole_checkpoint(latest_checkpoint(checkpoints)) or whole_checkpoint(resume_from)
     if saved is None:
         sample = activations.source(pair, text, wanted)
         rows = take(sample, cfg.activations.fit_tokens)
@@ -184,7 +185,7 @@ def adapt(run: Run, pair: ModelPair, text: Text, trainer: Any, checkpoints: Path
     place = {"rank": rank, "world": world}
     steps = learner.sequences.batches(learned, tokens=cfg.budget.tokens, seed=text.seed, **place)
     run.length = Length(len(steps), steps.tokens_of_a_step)
-    saved = latest_checkpoint(checkpoints) or resume_from
+    saved = whole_checkpoint(latest_checkpoint(checkpoints)) or whole_checkpoint(resume_from)
     stands_for = f"{run.identity} {learned.digest}"
     state = None if saved is None else load_checkpoint(saved, digest=stands_for)
     measured = None if held_out is None else learner.sequences.batches(held_out, **place)

@@ -51,11 +51,13 @@ class Work:
 def work(folder: Path, trust: Sequence[str] = ()) -> int:
     """Trains the group; returns how many of its members failed. `trust` is the launcher's."""
     content = folders.read_json(folder / "group.json") or {"members": [folder], "resume_from": None}
-    resume_from = Path(content["resume_from"]) if content["resume_from"] else None
+    with folders.as_written(folder / "group.json"):
+        resume_from = Path(content["resume_from"]) if content["resume_from"] else None
+        places = [Path(place) for place in content["members"]]
     saved = latest_checkpoint(folder / "checkpoints") or (resume_from if resume_from and resume_from.exists() else None)
     runs, failed = [], 0
     with contextlib.ExitStack() as locks:
-        for place in map(Path, content["members"]):
+        for place in places:
             run = Run(read_config(place, trust), place)
             if folders.is_finished(place, run.identity):
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from tunediff.study.run import Run
 from tunediff.sweep.local import Local
 from tunediff.sweep.plan import Group, Member, Standing, forget_checkpoints, groups_of, look, members_in
 from tunediff.sweep.slurm import Slurm
-from tunediff.trusted import as_written
+from tunediff.trusted import with_references
 
 
 @said_plainly()
@@ -113,12 +112,13 @@ def groups_left(sweep: Path, members: list[Member], config: DictConfig, place: L
 def write_sweep(sweep: Path, config: DictConfig, members: Sequence[Member]) -> None:
     """Writes sweep.json: the command lines that were typed, and every member they named."""
     before = folders.read_json(sweep / "sweep.json")
-    line = " ".join(as_written(config.hydra.overrides.task))  # by the names of variables
-    known = {entry["identity"]: entry for entry in before.get("members", [])}
+    line = " ".join(with_references(config.hydra.overrides.task))  # by the names of variables
+    with folders.as_written(sweep / "sweep.json"):
+        known = {entry["identity"]: entry for entry in before.get("members", [])}
     known |= {m.run.identity: {"identity": m.run.identity, "words": m.words} for m in members}
     lines = list(dict.fromkeys([*before.get("lines", []), line]))
     content = {"sweep": config.sweep, "lines": lines, "members": list(known.values())}
-    folders.write_atomically(sweep / "sweep.json", json.dumps(content, indent=1))
+    folders.write_sealed(sweep / "sweep.json", content)
 
 
 def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[str]]) -> list[JobReturn]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +80,7 @@ class Group:
             "members": [str(member.run.folder.resolve()) for member in self.members],
             "resume_from": None if self.resume_from is None else str(self.resume_from.resolve()),
         }
-        folders.write_atomically(self.folder / "group.json", json.dumps(content, indent=1))
+        folders.write_sealed(self.folder / "group.json", content)
 
     def start(self, *, gpu: str | None = None) -> subprocess.Popen:
         """The process of a group, or torchrun over its processes. It ends when this process ends."""

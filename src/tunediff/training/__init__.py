@@ -7,7 +7,14 @@ recipe.py       a fine-tune, but for model and text, memory.py          what it 
 resampling.py   dead latents begin anew              progress.py        what is said while it runs
 """
 
-from tunediff.training.checkpoints import Checkpoints, latest_checkpoint, load_checkpoint, load_position, names_in
+from tunediff.training.checkpoints import (
+    Checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    load_position,
+    names_in,
+    whole_checkpoint,
+)
 from tunediff.training.learner import UNKNOWN, Learner, TranscoderLearner
 from tunediff.training.memory import MemoryEstimate
 from tunediff.training.on_activations import DictionaryTraining, Replicas, process_environment

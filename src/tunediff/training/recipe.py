@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from tunediff import processes, randomness
+from tunediff.folders import flush
 from tunediff.hookpoints import decoder_layers
 from tunediff.models import skeleton
 from tunediff.objectives import Imitation
@@ -212,3 +213,4 @@ def _replaced(folder: Path, write) -> None:
             os.fsync(file.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    flush(folder.parent)

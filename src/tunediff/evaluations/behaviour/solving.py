@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,11 @@ import torch
 
 from tunediff.benchmarks import Behaviour, Grade, Problem
 from tunediff.edits import Edit
+from tunediff.folders import as_written, put
 from tunediff.generation import Asked, Decoding, Response
 from tunediff.shapes import path_in
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,24 +86,46 @@ def asked_differently(problems: Iterable[Problem]) -> bool:
 
 class KeptLines:
     """The file <run folder>/outputs/<name>.jsonl with an entry a line, each known by the value that its column `key` has;
-    without a folder nothing is kept. What a killed process left of its last line is cut off the file."""
+    without a folder nothing is kept. Lines that are not as they were written, by their own checksum, are taken out of the
+    file: what a killed process left of its last one, without a word, and others, so that what stood there is made anew."""
 
     def __init__(self, folder: Path | None, name: str, *, key: str = "key"):
         self.path, self.key = None if folder is None else path_in(folder / "outputs", name, "Outputs", ".jsonl"), key
         self.known: dict[str, dict[str, Any]] = {}
         if self.path is not None and self.path.exists():
-            text = self.path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:
-                self.path.write_text(whole, encoding="utf-8")
-            self.known = {entry.pop(key): entry for entry in map(json.loads, whole.splitlines())}
+            with as_written(self.path):
+                *lines, cut = self.path.read_bytes().split(b"\n")
+            read = [_entry(line, key) for line in lines]
+            self.known = {entry.pop(key): entry for entry in read if entry is not None}
+            if bad := [n for n, entry in enumerate(read, 1) if entry is None]:
+                some = f"line {bad[0]:,}" + (f" and {len(bad) - 1:,} more" if len(bad) > 1 else "")
+                log.warning("%s: %s is not as it was written, and is made anew", self.path, some)
+            if bad or cut:
+                with put(self.path) as partial:
+                    whole = (line for line, entry in zip(lines, read, strict=True) if entry is not None)
+                    partial.write_bytes(b"".join(line + b"\n" for line in whole))
 
     def write(self, key: str, entry: Mapping[str, Any]) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({self.key: key, **entry}) + "\n")
+            file.write(json.dumps(_sealed({self.key: key, **entry})) + "\n")
+
+
+def _sealed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with the checksum of its other columns."""
+    return {**entry, "sha256": hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]}
+
+
+def _entry(line: bytes, key: str) -> dict[str, Any] | None:
+    """The entry of a line without its checksum; None where it is not as it was written."""
+    try:
+        entry = json.loads(line.decode())
+        said = entry.pop("sha256")
+        return entry if key in entry and _sealed(entry)["sha256"] == said else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 class KeptResponses:

@@ -14,7 +14,6 @@ document. What is left over at the end is dropped.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from tunediff.evaluations.given import Reading, Trained
 from tunediff.evaluations.latents.selection import chosen_latents
-from tunediff.folders import make_folder, write_atomically
+from tunediff.folders import changing, make_folder, put
 from tunediff.shapes import Note, Refused
 
 SETTING = "evaluation.latent_cache"
@@ -51,10 +50,12 @@ class LatentCache:
         if not len(tokens):
             raise Refused(f"{SETTING}.context={self.context}: the held-out text is shorter than one row of it.")
         place = trained.folder / "latent_cache" / "dictionary"
-        shutil.rmtree(place, ignore_errors=True)
-        make_folder(place)
-        self._write(place, trained.dictionary.latents, tokens, locations, activations)
-        write_atomically(place / "config.json", json.dumps(self._config(trained, tokens), indent=1))
+        with changing(place):
+            shutil.rmtree(place, ignore_errors=True)
+            make_folder(place)
+            self._write(place, trained.dictionary.latents, tokens, locations, activations)
+            with put(place / "config.json") as partial:
+                partial.write_text(json.dumps(self._config(trained, tokens), indent=1), encoding="utf-8")
         yield Note(
             f"latent_cache/ holds {len(locations):,} activations of {len(chosen)} latents on {tokens.numel():,} held-out "
             f"tokens for Delphi: LatentDataset(raw_dir=<run folder>/latent_cache, modules=['dictionary'], ...)."
@@ -90,9 +91,8 @@ class LatentCache:
                 "activations": activations[here].half().numpy(),
                 "tokens": tokens.numpy(),
             }
-            path = place / f"{first}_{end - 1}.safetensors"
-            save_file(content, path.with_suffix(".partial"))
-            os.replace(path.with_suffix(".partial"), path)
+            with put(place / f"{first}_{end - 1}.safetensors") as partial:
+                save_file(content, partial)
 
     def _config(self, trained: Trained, tokens: Tensor) -> dict[str, str | int]:
         """The config in Delphi's own keys; the tokens lie in the files, so there is no dataset to read them from."""

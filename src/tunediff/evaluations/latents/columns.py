@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pyarrow
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.expressions import Expression, Path, nearest
 from tunediff.evaluations.latents.statistics import decoder_cosine, relative_decoder_norm
 from tunediff.evaluations.reading.label_alignment import aurocs
+from tunediff.folders import columns_in, read_table
 from tunediff.shapes import BASE, TUNED, Refused
 
 AUROC, INFLUENCE = "auroc", "graph_influence"
@@ -129,14 +129,14 @@ def _auroc(trained: Trained, label: str) -> Tensor:
 def _tables(trained: Trained) -> dict[str, list[str]]:
     """The run folder's tables about latents, each with its other columns."""
     files = [] if trained.folder is None else sorted((trained.folder / "tables").glob("*.parquet"))
-    names = {path.stem: pyarrow.parquet.read_schema(path).names for path in files}
+    names = {path.stem: columns_in(path) for path in files}
     return {table: [name for name in found if name != "latent"] for table, found in names.items() if "latent" in found}
 
 
 def _column(trained: Trained, table: str, name: str) -> Tensor:
     """Values [latent] of a table's column, NaN for latents that the table does not have."""
     assert trained.folder is not None, "the table was found in the run folder"
-    read = pyarrow.parquet.read_table(trained.folder / "tables" / f"{table}.parquet", columns=["latent", name])
+    read = read_table(trained.folder / "tables" / f"{table}.parquet", columns=["latent", name])
     kind, latents = read.schema.field(name).type, read["latent"].to_pylist()
     if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind)):
         raise Refused(f"{table}.{name} holds no numbers.")

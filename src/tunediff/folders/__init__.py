@@ -1,0 +1,58 @@
+"""The run folder: what lies in it, who writes it, and how it becomes whole.
+
+    config.yaml  identity.json  state.json  dictionary/  findings.json  figures.json  tables/*.parquet  report.html  run.log
+    lock         manifest.json  latent_cache/ where it was asked for
+
+The folder is the interface between commands. Every file is written to a temporary name, flushed and renamed, so a
+reader never sees half of one, and manifest.json has the checksums of those that a run leaves. `lock` is held by the one
+process that writes; the system lets go of it when that process dies, whichever way.
+
+manifest.py   files that are written whole and read as they were written
+state.py      who holds a folder, and how far its run is
+findings.py   findings, figures and tables
+"""
+
+from tunediff.folders.findings import (
+    clear,
+    columns_in,
+    figures_of,
+    findings_of,
+    read_table,
+    write_findings,
+    write_table,
+)
+from tunediff.folders.manifest import (
+    MANIFEST,
+    as_written,
+    begin_manifest,
+    changing,
+    digest_of,
+    entries,
+    flush,
+    put,
+    read_bytes,
+    read_json,
+    replacing,
+    verify,
+    write_atomically,
+    write_sealed,
+)
+from tunediff.folders.state import (
+    CANCELLED,
+    EVALUATING,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    WAITING,
+    clock,
+    held,
+    is_finished,
+    is_held,
+    make_folder,
+    note_end,
+    read_state,
+    say,
+    state_of,
+    unless_refused,
+)

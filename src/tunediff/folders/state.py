@@ -1,0 +1,142 @@
+"""A run folder: who holds it, and how far its run is."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from tunediff.folders.manifest import MANIFEST, as_written, read_json, write_atomically, write_sealed
+from tunediff.shapes import Refused
+
+FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
+INTERRUPTED, CANCELLED = "interrupted", "cancelled"
+LOGS = {".hydra", "run.log", "evaluate.log", "multirun.yaml"}  # laid down before any line of a study is run
+SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json", MANIFEST}  # of a run before it begins
+
+
+def make_folder(path: Path) -> Path:
+    """Raises Refused where it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(
+            f"Cannot make the folder {path}: {error.strerror}. Choose another place or ask for permission."
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise Refused(f"No permission to write in {path}. Choose another place or ask for permission.")
+    return path
+
+
+@contextlib.contextmanager
+def unless_refused(folder: Path) -> Iterator[None]:
+    """Context in which what is refused before anything was trained leaves no folder that looks like a run: what Hydra
+    laid there and what was said of the run go. A folder in which anything else stood before, or stands after, is left
+    as it is."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        yield
+    except Refused:
+        left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        stands_here = Path.cwd().is_relative_to(folder.resolve())
+        began = "step" in read_json(folder / "state.json")
+        if left <= LOGS | SAID and found <= LOGS and not began and folder.is_dir() and not stands_here:
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # the day's folder, and multirun: the first that holds something stays
+                for above in itertools.islice(folder.resolve().parents, 2):
+                    if not Path.cwd().is_relative_to(above):
+                        above.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Context in which no other process writes this folder, on this machine or another that shares the file system.
+    Raises Refused, saying who does."""
+    lock = filelock.FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=2)  # who only asks whether it is held, holds it for a moment
+    except filelock.Timeout as error:
+        who = "another process"
+        with contextlib.suppress(Refused), as_written(folder / "owner.json"):
+            owner = read_json(folder / "owner.json")
+            who = f"process {owner['process']} on {owner['host']}, since {owner['since']}" if owner else who
+        raise Refused(f"{what} {folder} is being written by {who}.") from error
+    try:
+        owner = {"process": os.getpid(), "host": socket.gethostname(), "since": clock()}
+        write_atomically(folder / "owner.json", json.dumps(owner))
+        yield
+    finally:
+        (folder / "owner.json").unlink(missing_ok=True)
+        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """True while a living process writes this folder."""
+    if not (folder / "lock").exists():
+        return False
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def clock() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+# -- how far a run is ------------------------------------------------------------------------------------------------
+
+
+# the types of what state.json says
+SAYS = {name: str for name in ("state", "identity", "error", "log", "job", "started", "updated")}
+SAYS |= {"step": int, "steps": int, "value": int | float}
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json as it was written last. Raises Refused where it says nothing that a run says."""
+    path = folder / "state.json"
+    state = read_json(path)
+    with as_written(path):
+        if state and not {"state", "identity"} & state.keys():
+            raise ValueError("it says nothing of a run")
+        for name, value in state.items():
+            if value is not None and not isinstance(value, SAYS.get(name, object)):
+                raise ValueError(f"its {name} is of type {type(value).__name__}")
+    return state
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """state.json. A run that says it is being trained, but that nobody holds, was interrupted."""
+    state = read_state(folder)
+    if state.get("state") in (RUNNING, EVALUATING) and not is_held(folder):
+        state["state"] = INTERRUPTED
+    return state
+
+
+def say(folder: Path, **changes: Any) -> None:
+    """Changes entries of state.json; None removes one."""
+    state = {**read_state(folder), **changes, "updated": clock()}
+    write_sealed(folder / "state.json", {key: value for key, value in state.items() if value is not None})
+
+
+def note_end(folder: Path, status: int) -> None:
+    """The process of a run ended with this status: one that was killed could not say so itself."""
+    if state_of(folder).get("state") not in (FINISHED, FAILED):
+        say(folder, state=INTERRUPTED, error=f"its process ended with status {status}")
+
+
+def is_finished(folder: Path, identity: str) -> bool:
+    """True where this very run ended well here; its folder's name says nothing."""
+    state = read_state(folder)
+    return state.get("state") == FINISHED and state.get("identity") == identity

@@ -1,0 +1,374 @@
+"""What is read is what was written: manifests, checksums, and the checkpoint before a rotten one."""
+
+import functools
+import importlib.util
+import json
+import logging
+import os
+import shutil
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from conftest import ROOT
+from tunediff import folders
+from tunediff.activations.stored import StoredRows, store
+from tunediff.dictionary import Crosscoder, Normalisation, TopK, load_weights, save_dictionary
+from tunediff.evaluations.behaviour.solving import KeptLines
+from tunediff.folders import manifest
+from tunediff.models import ModelSource
+from tunediff.report import in_words, members_under
+from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Stream, Table
+from tunediff.study.work import work
+from tunediff.training import Checkpoints, latest_checkpoint, load_checkpoint, names_in, whole_checkpoint
+
+STREAMS = [Stream("base", "residual", 1, 4), Stream("tuned", "residual", 1, 4)]
+PLAIN = functools.partial(Normalisation, kind="none", sink_multiple=None)
+FOUND = [
+    Finding("a/b", 0.5, meaning="a number"),
+    Note("a note"),
+    Table("latents", {"latent": [0, 1], "x": [0.5, 0.25]}),
+]
+FOUND += [Figure("f", "bars", {"x": ["u"], "y": [1.0]}, "x", ["y"], "s", "t")]
+
+
+def crosscoder(seed):
+    return Crosscoder(STREAMS, latents=8, sparsity=TopK(2), normalisation=PLAIN, seed=seed)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run's folder in a sweep, with every kind of file but its config."""
+    folder = tmp_path / "sweep" / "abc"
+    folder.mkdir(parents=True)
+    folders.begin_manifest(folder)
+    folders.write_atomically(folder / "identity.json", json.dumps({"identity": "abc", "settings": {"seed": 0}}))
+    save_dictionary(crosscoder(0), folder / "dictionary", {"latents": 8})
+    folders.write_findings(folder, FOUND, {"study": {"model_pair": "a -> b"}})
+    folders.say(folder, identity="abc", state=folders.FINISHED, step=5, steps=5, value=0.5)
+    folders.write_sealed(folder.parent / "sweep.json", {"members": [{"identity": "abc", "words": ["seed=0"]}]})
+    return folder
+
+
+READ = {
+    "findings.json": folders.findings_of,
+    "figures.json": folders.figures_of,
+    "state.json": folders.state_of,
+    "identity.json": lambda folder: folders.read_json(folder / "identity.json"),
+    "manifest.json": folders.findings_of,
+    "tables/latents.parquet": lambda folder: folders.read_table(folder / "tables" / "latents.parquet").to_pydict(),
+    "dictionary/weights.safetensors": lambda folder: weights_of(folder),
+}
+
+
+def weights_of(folder):
+    made = crosscoder(1)
+    load_weights(made, folder / "dictionary")
+    return made.state_dict()["W_dec"].tolist()
+
+
+def deep(content):
+    return b'{"a":' * 100_000
+
+
+def flipped(at):
+    return lambda content: (
+        content[: len(content) * at // 16]
+        + bytes([content[len(content) * at // 16] ^ 1])
+        + content[len(content) * at // 16 + 1 :]
+    )
+
+
+WAYS = {
+    "cut": lambda content: content[: len(content) // 2],
+    "one byte less": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "noise": lambda content: bytes(range(256)),
+    "deep": deep,
+    "null": lambda content: b"null",
+    "list": lambda content: b"[1]",
+    "types": lambda content: b'{"findings": 3, "figures": [1], "files": [1], "state": 5}',
+    **{f"flip at {at}/16": flipped(at) for at in (0, 3, 8, 13)},
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_file_that_is_not_as_it_was_written_is_refused_by_its_name_with_the_way_out(run, name):
+    path, read = run / name, READ[name]
+    content, before = path.read_bytes(), read(run)
+    for way, spoil in WAYS.items():
+        path.write_bytes(spoil(content))
+        with pytest.raises(Refused, match="is not as it was written.*(Restore it from a copy|Remove it)") as refused:
+            read(run)
+        assert str(path) in str(refused.value), way
+    path.write_bytes(content)
+    assert read(run) == before
+
+
+@pytest.mark.parametrize("name", [name for name in READ if name.endswith("s.json") or name.startswith(("tab", "dict"))])
+def test_without_a_manifest_what_cannot_be_taken_apart_is_refused_too(run, name):
+    """A folder of an earlier version."""
+    (run / "manifest.json").unlink()
+    path, read = run / name, READ[name]
+    content = path.read_bytes()
+    read(run)
+    for way in ("cut", "empty", "noise", "deep", "null", "list", "types"):
+        path.write_bytes(WAYS[way](content))
+        with pytest.raises(Refused, match="is not as it was written"):
+            read(run)
+
+
+def test_another_files_content_is_refused_where_it_reads_well(run, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"latent": [0, 1], "x": [9.0, 9.0]}), run / "tables" / "latents.parquet")
+    with pytest.raises(Refused, match=r"latents.parquet is not as it was written: its checksum.*evaluate again"):
+        READ["tables/latents.parquet"](run)
+    save_dictionary(crosscoder(3), tmp_path / "other", {})
+    (tmp_path / "other" / "weights.safetensors").replace(run / "dictionary" / "weights.safetensors")
+    with pytest.raises(Refused, match=r"weights.safetensors is not as it was written.*run the study again"):
+        weights_of(run)
+
+
+def test_a_file_of_another_kind_is_refused_though_its_checksum_is_right(run):
+    sweep = (run.parent / "sweep.json").read_bytes()
+    (run / "group.json").write_bytes(sweep)
+    with pytest.raises(Refused, match=r"group.json is not as it was written: it has no 'resume_from'. Remove it"):
+        work(run)
+    (run / "state.json").write_bytes(sweep)
+    with pytest.raises(Refused, match=r"state.json is not as it was written: it says nothing of a run"):
+        folders.state_of(run)
+
+
+def test_what_is_written_again_is_read_again_and_a_kill_between_leaves_no_wrong_checksum(run, monkeypatch):
+    folders.write_findings(run, [Finding("a/b", 0.75), Table("latents", {"y": [1, 2]})], {}, by="again")
+    assert folders.findings_of(run)["findings"][0]["value"] == 0.75
+    assert READ["tables/latents.parquet"](run) == {"latent": [0, 1], "x": [0.5, 0.25], "y": [1, 2]}
+    listed = folders.entries(run)
+    assert {"identity.json", "findings.json", "figures.json", "tables/latents.parquet"} < set(listed)
+
+    class Killed(BaseException):
+        pass
+
+    whole, last = os.replace, []
+
+    def killed_after(path, place):
+        whole(path, place)
+        if place.name == last[-1]:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", killed_after)
+    for name in ("manifest.json", "latents.parquet", "figures.json", "findings.json"):
+        last.append(name)
+        with pytest.raises(Killed):
+            folders.write_findings(run, [Finding("a/b", 0.25), Table("latents", {"y": [3, 4]})], {}, by="again")
+        assert folders.findings_of(run) and READ["tables/latents.parquet"](run) and weights_of(run)
+    monkeypatch.undo()
+    folders.write_findings(run, [Finding("a/b", 0.25), Table("latents", {"y": [3, 4]})], {}, by="again")
+    assert set(folders.entries(run)) == set(listed)
+
+
+def test_a_folder_in_place_of_a_file_is_said_and_a_fault_of_the_machine_is_no_rot(run, monkeypatch):
+    (run / "state.json").unlink()
+    (run / "state.json").mkdir()
+    with pytest.raises(Refused, match=r"state.json cannot be read: Is a directory. Ask for permission, or remove it"):
+        folders.state_of(run)
+
+    def fails(path):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(type(run), "read_bytes", fails)
+    with pytest.raises(OSError, match="Too many"):
+        folders.findings_of(run)
+
+
+def test_curves_that_rotted_are_written_anew_while_a_run_trains(run, caplog):
+    folders.write_table(run, Table("training", {"step": [1]}))
+    (run / "tables" / "training.parquet").write_bytes(b"")
+    folders.write_table(run, Table("training", {"step": [1, 2]}))
+    assert folders.read_table(run / "tables" / "training.parquet").to_pydict() == {"step": [1, 2]}
+    assert "training.parquet is not as it was written" in caplog.text and "written anew" in caplog.text
+
+
+def test_a_disk_that_is_full_leaves_the_old_file_and_its_checksum(run, monkeypatch):
+    before = folders.entries(run)
+
+    whole = os.replace
+
+    def full(path, place):
+        if place.name == "findings.json":
+            raise OSError(28, "No space left on device")
+        whole(path, place)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        folders.write_findings(run, [Finding("a/b", 0.25)], {}, by="again")
+    assert folders.entries(run)["findings.json"] == before["findings.json"]
+    assert folders.findings_of(run)["findings"][0]["value"] == 0.5
+    assert not list(run.rglob("*.partial"))
+
+
+def test_a_reader_that_meets_a_writer_reads_the_one_or_the_other(run, monkeypatch):
+    """The manifest is read before the file: between them an evaluation may have replaced both."""
+    found, first = manifest.entry_of, []
+
+    def late(path):
+        said = found(path)
+        if path.name == "findings.json" and not first:
+            first.append(said)
+            folders.write_findings(run, [Finding("a/b", 0.75)], {}, by="again")
+        return said
+
+    monkeypatch.setattr(manifest, "entry_of", late)
+    assert folders.findings_of(run)["findings"][0]["value"] == 0.75
+
+
+# -- side by side ----------------------------------------------------------------------------------------------------
+
+
+def test_a_rotten_member_says_so_beside_the_others(run):
+    other = run.parent / "def"
+    other.mkdir()
+    folders.write_atomically(other / "identity.json", json.dumps({"identity": "def", "settings": {"seed": 1}}))
+    folders.write_findings(other, FOUND, {})
+    for name in ("identity.json", "findings.json", "state.json", "manifest.json"):
+        content = (run / name).read_bytes()
+        (run / name).write_bytes(content[:-7])
+        words = in_words(members_under([run.parent]))
+        assert "unreadable" in words and f"{name} is not as it was written" in words and "finished" in words
+        (run / name).write_bytes(content)
+    folders.say(other, identity="def", state=folders.RUNNING)
+    (run / "state.json").write_bytes((other / "state.json").read_bytes())
+    assert "state.json is not as it was written: it is of another run" in in_words(members_under([run.parent]))
+    (run.parent / "sweep.json").write_bytes(b'{"members": 5}')
+    with pytest.raises(
+        Refused, match="sweep.json is not as it was written.*Remove it: the same command writes it anew"
+    ):
+        members_under([run.parent])
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+class Module:
+    def __init__(self, step):
+        self.step, self.steps = step, 9
+        self.learners = []
+
+    def training_state(self):
+        return {"step": self.step, "members": {"abc": torch.arange(100.0) * self.step}}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    saving = Checkpoints(tmp_path / "checkpoints", seconds=0.0, digest="d")
+    for step in (2, 4, 6, 8):
+        saving.save(Module(step))
+    return saving.folder
+
+
+def test_the_last_two_checkpoints_are_kept(checkpoints):
+    kept = [f"step-000000{step}.{end}" for step in (6, 8) for end in ("ckpt", "json")]
+    assert sorted(path.name for path in checkpoints.iterdir()) == kept
+
+
+@pytest.mark.parametrize("end", ["ckpt", "json"])
+def test_a_rotten_checkpoint_is_passed_over_for_the_one_before_and_said(checkpoints, end, caplog):
+    path = checkpoints / f"step-0000008.{end}"
+    content = path.read_bytes()
+    for spoil in (*WAYS.values(), None):
+        path.unlink() if spoil is None else path.write_bytes(spoil(content))
+        caplog.clear()
+        saved = whole_checkpoint(latest_checkpoint(checkpoints))
+        assert saved is not None and saved.name == "step-0000006.ckpt" and names_in(saved) == ["abc"]
+        assert load_checkpoint(saved, digest="d")["step"] == 6
+        assert spoil is None or f"passed over the checkpoint at step 8: {path} is not as it was" in caplog.text
+    (checkpoints / "step-0000006.ckpt").write_bytes(b"")
+    assert whole_checkpoint(latest_checkpoint(checkpoints)) is None and latest_checkpoint(checkpoints) is None
+    Checkpoints(checkpoints, seconds=0.0).save(Module(9))
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["step-0000009.ckpt", "step-0000009.json"]
+
+
+def test_a_checkpoint_of_a_version_without_checksums_is_refused_with_the_way_out(checkpoints):
+    path = latest_checkpoint(checkpoints)
+    said = folders.read_json(path.with_suffix(".json"))
+    del said["files"]
+    path.with_suffix(".json").write_text(json.dumps(said))
+    with pytest.raises(Refused, match="by an earlier version, without checksums. Go on with that version, or remove"):
+        load_checkpoint(whole_checkpoint(latest_checkpoint(checkpoints)), digest="d")
+
+
+# -- caches ----------------------------------------------------------------------------------------------------------
+
+
+def rows():
+    draws = torch.Generator().manual_seed(0)
+    while True:
+        yield Rows(torch.randn(16, 8, generator=draws))
+
+
+def test_stored_activations_that_rotted_are_stored_anew(tmp_path, caplog):
+    def first():
+        folder = store(rows(), tmp_path, tokens=64, width=8, moments=0)
+        return next(StoredRows(folder, STREAMS, dtype=torch.float32)).values
+
+    caplog.set_level(logging.INFO)
+    made = first()
+    for name in ("index.json", "shard-00000.bin"):
+        content = (tmp_path / name).read_bytes()
+        for way, spoil in WAYS.items():
+            (tmp_path / name).write_bytes(spoil(content))
+            caplog.clear()
+            if name == "shard-00000.bin" and way.startswith("flip"):
+                with pytest.raises(Refused, match=r"shard-00000.bin does not match its checksum.*Delete"):
+                    first()
+                (tmp_path / name).write_bytes(content)
+            else:
+                assert torch.equal(first(), made) and "stored anew" in caplog.text, way
+    caplog.clear()
+    assert torch.equal(first(), made) and "Stored activations found" in caplog.text
+
+
+def test_kept_lines_that_rotted_are_made_anew(tmp_path, caplog):
+    kept = KeptLines(tmp_path, "answers")
+    for n in range(4):
+        kept.write(str(n), {"text": f"answer {n}", "share": n / 3})
+    whole = kept.path.read_bytes()
+    third = whole.index(b'{"key": "2"')
+    for at in range(third, whole.index(b"\n", third)):
+        kept.path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        read = KeptLines(tmp_path, "answers")
+        assert sorted(read.known) == ["0", "1", "3"] and "line 3" in caplog.text, at
+        caplog.clear()
+    read.write("2", {"text": "answer 2", "share": 2 / 3})
+    assert KeptLines(tmp_path, "answers").known["2"] == {"text": "answer 2", "share": 2 / 3}
+    kept.path.write_bytes(kept.path.read_bytes()[:-9])
+    assert sorted(KeptLines(tmp_path, "answers").known) == ["0", "1", "3"] and not caplog.text
+
+
+# -- a fine-tune's model ---------------------------------------------------------------------------------------------
+
+
+def test_a_fine_tunes_model_is_the_one_that_was_saved(request, tmp_path):
+    folders.begin_manifest(tmp_path)
+    with folders.changing(tmp_path / "model"):
+        shutil.copytree(request.getfixturevalue("folders")["base"], tmp_path / "model")
+    source = ModelSource(str(tmp_path / "model"), dtype="float32")
+    assert source.weights() is not None and len(source.tokenizer()) > 2
+    for name, read in (("model.safetensors", ModelSource.weights), ("tokenizer.json", ModelSource.tokenizer)):
+        path = tmp_path / "model" / name
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"th", b"ht") if name.endswith(".json") else flipped(13)(content))
+        with pytest.raises(Refused, match=f"{name} is not as it was written.*fine-tune again"):
+            read(ModelSource(str(tmp_path / "model"), dtype="float32"))
+        path.write_bytes(content)
+        read(ModelSource(str(tmp_path / "model"), dtype="float32"))
+
+
+@pytest.mark.slow
+def test_whatever_rots_is_refused_repaired_or_of_no_consequence():
+    """A slice of the campaign, which reads whole studies."""
+    at = importlib.util.spec_from_file_location("rotten", ROOT / "bench" / "campaigns" / "rotten.py")
+    rotten = importlib.util.module_from_spec(at)
+    at.loader.exec_module(rotten)
+    assert not [case for case in rotten.cases(30, 3) if case["outcome"] in rotten.BAD]
