@@ -250,7 +250,7 @@ def read_hub(
     try:
         for row in datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming):
             n += 1
-            yield Placed(row, f"Row {n} of '{path}'", here=os.path.isdir(path))
+            yield Placed(dict(row), f"Row {n} of '{path}'", here=os.path.isdir(path))
     except (ConnectionError, OSError, DatasetNotFoundError) as error:
         if n:
             raise TextError(f"'{path}' cannot be read after row {n}: {_said(error)}. Start again to go on.") from error
