@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from campaigns.rows import BAD, cases
+from campaigns.rows import cases
+from campaigns.told import BAD
 from tunediff.benchmarks import Task, TaskError
 from tunediff.text import Text, TextError, each_generation, exchange, read_files
 from tunediff.text import documents as of_documents

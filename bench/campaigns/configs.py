@@ -6,7 +6,6 @@ depth, is opened in each way a folder is opened. Nothing may be started, called 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
 import sys
@@ -19,7 +18,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tunediff
-from campaigns.told import Watch, outcome, table
+from campaigns.told import Watch, main, outcome
 from tunediff.settings import of_its_own, with_files, within
 from tunediff.study.parts import write_config
 
@@ -119,9 +118,9 @@ def cases(count: int, seed: int) -> Iterator[dict]:
                 canary.unlink()
                 became = "ran code"
             yield {
-                "case": f"{number} {way} " + ", ".join(f"{key}={_at(content, key)!r:.90}" for key in keys),
+                "done": f"{way}: {number} " + ", ".join(f"{key}={_at(content, key)!r:.90}" for key in keys),
                 "outcome": became,
-                "said": said,
+                "sentence": said,
             }
 
 
@@ -133,8 +132,4 @@ def _at(content: dict, key: str) -> object:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    sys.exit(1 if table(cases(given.count, given.seed)) else 0)
+    main(cases, __doc__ or "", count=300)

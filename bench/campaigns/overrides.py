@@ -6,7 +6,6 @@ is composed once and kept; the values go through Hydra's own parser. Wanted: an 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -25,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from campaigns.told import outcome, table
+from campaigns.told import main, outcome
 from tunediff.settings import within
 from tunediff.shapes import flat
 from tunediff.study.train import study
@@ -80,7 +79,7 @@ def cases(count: int, seed: int) -> Iterator[dict]:
             try:
                 read = parser.parse_overrides(given)
             except HydraException as error:  # of which Hydra says what it is
-                yield {"case": f"{number} {' '.join(given)}", "outcome": "refused", "said": str(error)}
+                yield {"done": f"overrides: {number} {' '.join(given)}", "outcome": "refused", "sentence": str(error)}
                 continue
 
             def case(cfg=cfg, read=read) -> None:
@@ -95,12 +94,8 @@ def cases(count: int, seed: int) -> Iterator[dict]:
             became, said = outcome(case, seconds=60)
             if any(Path(made).iterdir()):
                 became, said = "silent", f"a dry run wrote {[path.name for path in Path(made).iterdir()]}"
-            yield {"case": f"{number} {' '.join([*words, *given])}", "outcome": became, "said": said}
+            yield {"done": f"overrides: {number} {' '.join([*words, *given])}", "outcome": became, "sentence": said}
 
 
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--count", type=int, default=5000)
-    arguments.add_argument("--seed", type=int, default=0)
-    asked = arguments.parse_args()
-    sys.exit(1 if table(cases(asked.count, asked.seed)) else 0)
+    main(cases, __doc__ or "", count=5000)

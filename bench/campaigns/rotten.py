@@ -9,8 +9,6 @@ a traceback, and what is read without a word though it differs from what was wri
 
 from __future__ import annotations
 
-import argparse
-import collections
 import contextlib
 import hashlib
 import io
@@ -29,7 +27,9 @@ import hydra
 import torch
 from omegaconf import DictConfig, open_dict
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tunediff
+from campaigns.told import main
 from tunediff.activations.stored import StoredRows, store
 from tunediff.evaluations.behaviour.solving import KeptResponses
 from tunediff.folders import write_sealed
@@ -47,7 +47,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = "scale=smoke trainer=cpu budget.evaluation_tokens=512 text.window=32 text.tokens_per_batch=2048".split()
 SMALL += "budget.tokens=2048 budget.buffer=1024 budget.fit_tokens=512 budget.latents=32 optimizer.batch=256".split()
 MEASURED = "evaluation=[geometry,examples,latent_cache]"
-BAD = ("traceback", "hang", "silent", "ran code")
 CHANGING = {"run.log", "evaluate.log", "lock", "owner.json"}
 WIDTH = 8
 
@@ -281,23 +280,5 @@ def read(reader: Callable[[Path], Any], place: Path, truth: Any, heard: Heard) -
     return ("repaired", heard.lines[0]) if heard.lines else ("equal", "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    found = list(cases(asked.count, asked.seed))
-    kinds = sorted({(case["done"].partition(":")[0], case["outcome"]) for case in found})
-    counts = collections.Counter((case["done"].partition(":")[0], case["outcome"]) for case in found)
-    print("| read by | outcome | cases |\n|---|---|---|")
-    for kind in kinds:
-        print(f"| {kind[0]} | {kind[1]} | {counts[kind]} |")
-    bad = [case for case in found if case["outcome"] in BAD]
-    print(f"\n{len(found)} cases, {len(bad)} bad")
-    for case in bad[:20]:
-        print(f"{case['outcome']}: {case['done']}: {case['sentence']}")
-    sys.exit(1 if bad else 0)
-
-
 if __name__ == "__main__":
-    main()
+    main(cases, __doc__ or "", count=400)

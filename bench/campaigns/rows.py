@@ -9,7 +9,6 @@ read beside the odd row has to be what the sound rows alone are read as.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
 import copy
@@ -19,6 +18,7 @@ import io
 import json
 import random
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -29,6 +29,8 @@ import pyarrow
 import pyarrow.parquet
 import transformers
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from campaigns.told import main
 from tunediff.benchmarks import Task
 from tunediff.models.files import located
 from tunediff.shapes import Refused
@@ -36,7 +38,6 @@ from tunediff.text import Text, each_generation, exchange, in_s1_form, read_file
 
 TOKENIZERS = Path(__file__).resolve().parent.parent.parent / "build" / "tokenizers"
 PATIENCE = 30  # seconds that one case may take
-BAD = ("traceback", "hang", "silent")
 SOUND = {
     "plain": [{"text": f"A text of {n} words.\nAnd a line."} for n in "one two three four".split()],
     "chat": [{"question": f"{n}+1?", "reply": f"<think>\n{n} and one.\n</think>\n\nIt is {n + 1}."} for n in range(4)],
@@ -286,30 +287,8 @@ def cases(count: int, seed: int, folder: Path = TOKENIZERS) -> Iterator[dict[str
             if became == "refused" and not of_all and file.name not in sentence:
                 became, sentence = "silent", f"names no file: {sentence}"
             file.unlink()
-            yield {"done": f"{n}: {kind}, {name}, {file.name}: {odd!r}", "outcome": became, "sentence": sentence}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=5_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tokenizers", type=Path, default=TOKENIZERS, help="folders of real ones, where they are there"
-    )
-    parser.add_argument("--shown", type=int, default=10, help="bad cases that are printed")
-    given = parser.parse_args()
-    counts: collections.Counter[str] = collections.Counter()
-    bad = []
-    for case in cases(given.count, given.seed, given.tokenizers):
-        counts[case["outcome"]] += 1
-        if case["outcome"] in BAD:
-            bad.append(case)
-    for name, number in counts.most_common():
-        print(f"{name:10} {number:6,}")
-    for case in bad[: given.shown]:
-        print(f"\n{case['outcome']}  {case['done']}\n    {case['sentence']!r}")
-    raise SystemExit(bool(bad))
+            yield {"done": f"{kind}: {n}, {name}, {file.name}: {odd!r}", "outcome": became, "sentence": sentence}
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, __doc__ or "", count=5000)

@@ -9,9 +9,7 @@ lies in its folder. A traceback, a hang, and anything that is let through withou
 
 from __future__ import annotations
 
-import argparse
 import base64
-import collections
 import json
 import os
 import random
@@ -30,6 +28,8 @@ from typing import Any
 import safetensors
 import transformers.utils.chat_template_utils as theirs
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from campaigns.told import main
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.endpoint import PIECE, without
 from tunediff.models.files import BITS, headers_in
@@ -38,7 +38,6 @@ from tunediff.terminal import printable
 from tunediff.text import metering, sandbox
 from tunediff.text.templates import prompt_of
 
-BAD = ("traceback", "hang", "silent", "ran code")
 SECONDS = 0.3  # of a template, and of an answer
 LONGEST = 10.0  # of a case
 TALK = [{"role": "system", "content": "Be"}, {"role": "user", "content": "2 + 2"}]
@@ -316,29 +315,12 @@ def cases(count: int, seed: int) -> Iterator[dict]:
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 if {path.name for path in Path(folder).iterdir()} != {"made"}:
                     outcome = "ran code"
-                yield {"done": f"{kind.__name__} {number}: {done}", "outcome": outcome, "sentence": said}
+                yield {"done": f"{kind.__name__}: {number} {done}", "outcome": outcome, "sentence": said}
     finally:
         signal.signal(signal.SIGALRM, alarm)
         metering.SECONDS = before
         os.chdir(place)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    found = list(cases(asked.count, asked.seed))
-    counts = collections.Counter((case["done"].partition(" ")[0], case["outcome"]) for case in found)
-    print("| of strangers | outcome | cases |\n|---|---|---|")
-    for kind, outcome in sorted(counts):
-        print(f"| {kind} | {outcome} | {counts[kind, outcome]} |")
-    bad = [case for case in found if case["outcome"] in BAD]
-    print(f"\n{len(found)} cases, {len(bad)} bad")
-    for case in bad[:20]:
-        print(f"{case['outcome']}: {case['done'][:300]!r}: {case['sentence']!r}")
-    sys.exit(1 if bad else 0)
-
-
 if __name__ == "__main__":
-    main()
+    main(cases, __doc__ or "", count=2000)

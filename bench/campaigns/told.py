@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 
 from tunediff.shapes import Refused
 
+logging.getLogger().addHandler(logging.NullHandler())  # what is logged of a case is in its sentence
 BAD = ("traceback", "hang", "silent", "ran code")
 
 
@@ -89,16 +92,28 @@ def outcome(case: Callable[[], Any], *, seconds: int = 30, watch: Watch | None =
     return said
 
 
-def table(cases: Iterable[dict], *, shown: int = 10) -> int:
-    """Prints how many cases had each outcome and the first bad ones; the number of bad ones."""
-    counts: Counter[str] = Counter()
+def told(found: Iterable[dict[str, Any]], *, shown: int = 10) -> int:
+    """Prints the number of cases of each kind and outcome, and the first bad ones; returns how many are bad. A case has `done`,
+    which begins with its kind and a colon, `outcome` and `sentence`."""
+    counts: Counter[tuple[str, str]] = Counter()
     bad = []
-    for case in cases:
-        counts[case["outcome"]] += 1
+    for case in found:
+        counts[case["done"].partition(":")[0], case["outcome"]] += 1
         if case["outcome"] in BAD:
             bad.append(case)
-            print(f"  {case['outcome']}: {case['case']!s:.200} | {case['said']:.200}", flush=True) if len(
-                bad
-            ) <= shown else None
-    print(f"{sum(counts.values()):,} cases: " + ", ".join(f"{count:,} {name}" for name, count in counts.most_common()))
+    print("| kind | outcome | cases |\n|---|---|---|")
+    for (kind, became), count in sorted(counts.items()):
+        print(f"| {kind} | {became} | {count:,} |")
+    print(f"\n{counts.total():,} cases, {len(bad)} bad")
+    for case in bad[:shown]:
+        print(f"{case['outcome']}: {case['done'][:300]!r}: {case['sentence'][:300]!r}")
     return len(bad)
+
+
+def main(cases: Callable[[int, int], Iterable[dict[str, Any]]], doc: str, *, count: int) -> None:
+    """The command line of a campaign: --count cases of the draws of --seed; status 1 where one is bad."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=count)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    sys.exit(1 if told(cases(asked.count, asked.seed)) else 0)
