@@ -143,7 +143,7 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
             why += "" if state.get("error") else f" step {state.get('step', 0):,}"
             log = "job.log" if (member.run.folder / "job.log").exists() else "run.log"
             where = os.path.relpath(member.run.folder / log)
-            rows.append([member.name, state.get("state", "waiting"), str(why).splitlines()[-1][:100], where])
+            rows.append([member.name, state.get("state", "waiting"), str(why).splitlines()[-1][:160], where])
         print(columns(rows))
     failure = CompactHydraException(
         f"{len(wrong)} of {done + len(wrong)} members did not end well: see the table above."
