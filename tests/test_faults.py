@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -149,6 +150,15 @@ def test_a_member_without_memory_ends_alone_and_holds_nothing(tmp_path, monkeypa
     assert "Memory ran out" in folders.state_of(runs[0].folder)["error"] and runs[1].error is None
     assert all(parameter.grad is None for parameter in runs[0].learner.dictionary.parameters())
     assert weights(runs[1]) == weights(alone[0])
+
+
+def test_no_clock_that_can_jump_and_no_shared_memory_that_can_be_small_is_used():
+    said = {path.name: path.read_text() for path in (ROOT / "src").rglob("*.py")}
+    assert not [
+        name
+        for name, text in said.items()
+        if re.search(r"time\.time\(|datetime\.now|multiprocessing|share_memory", text)
+    ]
 
 
 # -- members on their own --------------------------------------------------------------------------------------------

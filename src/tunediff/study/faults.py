@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from tunediff.shapes import Stopped
+
+log = logging.getLogger(__name__)
 
 GOES_ON = "Then the same line goes on from what was saved."
 CURES = {
@@ -53,7 +57,7 @@ def in_words(error: Exception) -> Exception:
     if isinstance(error, Stopped):
         return error
     if is_of_memory(error):
-        said = f"Memory ran out. {LESS} {GOES_ON}"
+        said = f"Memory ran out. {LESS} Then type the same line again."
     elif (number := number_of(error)) is not None:
         place = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
         said = f"{os.strerror(number)}{place}. {CURES[number]} {GOES_ON}"
@@ -73,3 +77,12 @@ def said() -> Iterator[None]:
         if (stopped := in_words(error)) is not error:
             raise stopped from error
         raise
+
+
+@contextlib.contextmanager
+def unwritten(folder: Path) -> Iterator[None]:
+    """Context in which what cannot be written in a folder costs itself alone."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("not written in %s: %s", folder, error)

@@ -28,7 +28,6 @@ from tunediff.study.described import beat, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import refuse_toy_text, write_config
-from tunediff.study.run import unwritten
 from tunediff.study.trainer import (
     fit,
     in_processes,
@@ -93,7 +92,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
                 tune(cfg, folder, source, recipe, learned, held_out)
             except Exception as error:
                 said = faults.in_words(error)
-                with unwritten(folder):
+                with faults.unwritten(folder):
                     folders.say(folder, state=folders.FAILED, error=str(said) or type(said).__name__)
                 raise
 

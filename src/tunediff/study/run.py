@@ -28,7 +28,7 @@ from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.study.companions import build_companions, names_of, settings_of, starting_rows
 from tunediff.study.described import about, curves_of, open_loggers
-from tunediff.study.faults import in_words
+from tunediff.study.faults import in_words, unwritten
 from tunediff.study.parts import (
     build_learner,
     check_evaluations,
@@ -189,15 +189,6 @@ class Run:
         for logger in self.loggers:
             with unwritten(self.folder):
                 logger.finalize("failed")
-
-
-@contextlib.contextmanager
-def unwritten(folder: Path) -> Iterator[None]:
-    """Context in which what cannot be written costs itself alone."""
-    try:
-        yield
-    except OSError as error:
-        log.warning("not written in %s: %s", folder, error)
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from tunediff import folders, processes
 from tunediff.settings import build, identity
 from tunediff.shapes import Refused
+from tunediff.study.faults import unwritten
 from tunediff.training import Checkpoints, Pulse, TokenProgress, process_environment
 from tunediff.trusted import target_of
 
@@ -140,7 +141,8 @@ def stoppable(folder: Path) -> Iterator[None]:
 def say_interrupted(folder: Path, left: BaseException) -> None:
     """Writes into the state of a run that did not end yet that it was stopped, and by what."""
     status = left.code if isinstance(left, SystemExit) else processes.status_of(left)
-    folders.note_end(folder, processes.ending(status) if isinstance(status, int) else str(status))
+    with unwritten(folder):
+        folders.note_end(folder, processes.ending(status) if isinstance(status, int) else str(status))
 
 
 def fit(
