@@ -28,7 +28,8 @@ from kills import BAD, ROOT, SMALL, left_in
 
 from tunediff import folders
 
-EVERY = 4.0  # seconds between two faults
+EVERY = 60.0  # seconds between two faults of one task, on average
+FAULTS_A_MEMBER = 2  # after so many the sweep is left in peace
 PATIENCE = 3600  # seconds until the sweep is given up
 FAULTS = ("requeue", "scancel", "preempt", "drain")
 
@@ -104,7 +105,7 @@ def disturbed(
                 line(sweep, count, *words), cwd=ROOT, env=cluster.environment, stdout=said, stderr=said
             )
         while launcher.poll() is None:
-            time.sleep(EVERY * draw.random() * 2)
+            time.sleep(EVERY / at_a_time * draw.random() * 2)
             if time.monotonic() - begun > PATIENCE:
                 launcher.kill()
                 raise TimeoutError(f"{finished(sweep)} of {count} members are finished after {PATIENCE} s")
@@ -112,8 +113,9 @@ def disturbed(
                 launcher.send_signal(signal.SIGKILL)
                 killed = True
                 done["launcher killed"] += 1
-            what = draw.choice(FAULTS)
-            done[what] += cluster.befalls(what, draw)
+            if sum(done[what] for what in FAULTS) < FAULTS_A_MEMBER * count:
+                what = draw.choice(FAULTS)
+                done[what] += cluster.befalls(what, draw)
         launcher.wait()
     return done
 
