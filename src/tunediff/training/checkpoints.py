@@ -252,6 +252,21 @@ class Checkpoints(Callback):
             processes.meet()  # one that left now could take the writing process with it
 
 
+class Hashed:
+    """A file that is only written to, with the number and the sha256 of its bytes."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.size, self.state = file, 0, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.size += len(memoryview(data).cast("B"))
+        self.state.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def write_state(path: Path, content: dict[str, Any]) -> tuple[int, str]:
     """Writes a file whole, and returns its size in bytes and its sha256."""
     with put(path) as partial, open(partial, "wb") as file:
