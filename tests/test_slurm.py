@@ -1,8 +1,10 @@
 """Sweeps on a real Slurm: daemons of one machine, real arrays, and what goes wrong on a cluster."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -64,6 +66,16 @@ def until(true, what, seconds=120):
         time.sleep(0.2)
 
 
+def begun_in(sweep):
+    """True once a task of the sweep is a process, whatever it has imported: Slurm itself loses a signal that comes earlier."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"submitit.core._submit" in words and str(sweep).encode() in words[-2] and b"srun" not in words[0]:
+                return True
+    return False
+
+
 def job_state(cluster, job):
     said = slurm(cluster, "scontrol", "--oneliner", "show", "job", job)
     return (
@@ -73,8 +85,8 @@ def job_state(cluster, job):
     )
 
 
-def start(cluster, folder, *words):
-    command = [warm.python(), "train.py", "-m", *STUDY, *CLUSTER, *words, f"hydra.sweep.dir={folder}"]
+def start(cluster, folder, *words, python=None):
+    command = [python or warm.python(), "train.py", "-m", *STUDY, *CLUSTER, *words, f"hydra.sweep.dir={folder}"]
     return subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **cluster}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -152,6 +164,28 @@ def test_a_launcher_that_went_away_finds_its_jobs_again(cluster, tmp_path):
     said, _ = start(cluster, sweep, *line).communicate(timeout=200)
     assert "submitted" not in said and re.search("in the queue as job|running elsewhere", said), said
     assert "2 of 2 members are finished" in said
+
+
+@pytest.mark.slow  # Python and all that is imported start anew, four times
+@pytest.mark.timeout(600)
+def test_a_signal_in_the_first_moments_requeues_the_task_and_one_that_is_killed_names_the_cure(cluster, tmp_path):
+    """To submitit a time limit of some minutes has passed when the signal comes, whenever that is."""
+    line = ["layer=1", "hydra.launcher.timeout_min=9", *LONG, "budget.tokens=2000000"]
+    running = start(cluster, tmp_path, *line, python=warm.COLD)
+    until(lambda: [s for s in states(tmp_path).values() if s.get("job")], "a job")
+    (state,) = states(tmp_path).values()
+    job = state["job"]
+    until(lambda: begun_in(tmp_path), "its first process", 60)
+    slurm(cluster, "scancel", "--signal=USR2", job)
+    until(lambda: job_state(cluster, job)[2] == "1", "its second start", 60)
+    until(lambda: [s for s in states(tmp_path).values() if s.get("step", 0) > 0], "a step", 200)
+    os.kill(folders.read_json(next(tmp_path.glob("*/owner.json")))["process"], signal.SIGKILL)  # as the system does
+    said, _ = running.communicate(timeout=200)
+    assert running.returncode == 1
+    (state,) = states(tmp_path).values()
+    assert state["state"] == "interrupted"
+    assert "FAILED by SIGKILL before the run did: out of memory, give it more (hydra.launcher.mem_gb)" in state["error"]
+    assert "hydra.launcher.mem_gb" in said
 
 
 def test_two_tasks_of_a_job_train_one_dictionary(cluster, tmp_path):

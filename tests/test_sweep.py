@@ -584,8 +584,8 @@ def test_ten_kills_of_the_whole_command(tmp_path):
     same_runs(folder, tmp_path / "whole")
 
 
-def test_a_child_ends_with_its_launcher_and_the_folder_is_free_again(tmp_path):
-    words = [*LONG, "budget.tokens=2000000"]
+def test_a_child_saves_and_ends_when_its_launcher_is_gone_and_the_folder_is_free_again(tmp_path):
+    words = [*LONG, "budget.tokens=2000000", "checkpoint_every=1000"]
     command = [warm.python(), "train.py", "-m", *SMALL, *words, "layer=1,2", f"hydra.sweep.dir={tmp_path}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=ROOT, **quiet) as process:
@@ -597,7 +597,8 @@ def test_a_child_ends_with_its_launcher_and_the_folder_is_free_again(tmp_path):
             study(composed(), run)
         process.kill()  # the launcher alone
     until_free(tmp_path)
-    assert {s["state"] for s in states(tmp_path).values()} == {"interrupted"}
+    assert {folders.read_json(path)["state"] for path in tmp_path.glob("*/state.json")} == {"interrupted"}
+    assert step_at(next(tmp_path.glob("groups/*"))) > 0
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def ask(address: str, *words: str) -> None:
     server.connect(address)
     for number in PASSED_ON:
         signal.signal(number, lambda number, _: server.send(bytes([number])))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)  # whoever started it may hold one back
     socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(asked)
     end(int(server.recv(16) or 1))

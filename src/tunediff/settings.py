@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff import files
-from tunediff.shapes import Refused, flat, path_in
+from tunediff.shapes import Refused, Stopped, flat, path_in
 from tunediff.terminal import guard, printable, shown
 from tunediff.trusted import (
     check_file,
@@ -102,7 +102,7 @@ def said_plainly() -> Iterator[None]:
         yield
     except Refused as refusal:
         print(f"error: {refusal}", file=sys.stderr)
-        sys.exit(1 if _began else 2)
+        sys.exit(1 if _began or isinstance(refusal, Stopped) else 2)
 
 
 def verb(name: str) -> Callable:
@@ -126,6 +126,9 @@ def verb(name: str) -> Callable:
                 sys.argv[1:] += nothing_written(sys.argv[1:], name)
             try:
                 wrapped()
+            except KeyboardInterrupt:
+                print("stopped before anything was begun", file=sys.stderr)
+                sys.exit(130)
             except OmegaConfBaseException as error:
                 print(
                     f"error: {error.full_key or 'the config'}: {printable(str(error).splitlines()[0])}", file=sys.stderr

@@ -65,6 +65,10 @@ def is_file_name(name: Any) -> bool:
     return name.isprintable() and len(name.encode()) <= 180
 
 
+class Stopped(Refused):
+    """A fault of the machine once something was begun, such as a full disk. The message is for the user."""
+
+
 class Stream(NamedTuple):
     """One place that a dictionary reads: hidden vectors of one model at one hookpoint of one layer, or their difference."""
 

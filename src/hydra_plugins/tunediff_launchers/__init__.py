@@ -12,6 +12,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 
 
@@ -24,6 +25,29 @@ class DrySweeper(BasicSweeper):
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         parts = self.split_arguments(overrides, self.max_batch_size)
         return [self.launcher.launch(part, initial_job_idx=0) for part in parts]
+
+
+class FolderFirst(Callback):
+    """Makes the folder of a run before Hydra does, and tries to write there, so that a disk that is full or read only is
+    refused in a sentence."""
+
+    def on_run_start(self, config: Any, **_: Any) -> None:
+        import sys
+        from pathlib import Path
+
+        from tunediff.folders import make_folder
+        from tunediff.settings import said_plainly
+
+        if config.get("dry_run"):
+            return
+        with said_plainly():
+            folder = make_folder(Path(config.hydra.run.dir))
+        try:
+            (folder / "written.partial").write_bytes(bytes(2**16))
+        except OSError as error:
+            sys.exit(f"error: Cannot write in {folder}: {error.strerror}. Choose another place, or mend this one.")
+        finally:
+            (folder / "written.partial").unlink(missing_ok=True)
 
 
 class PackingLauncher(Launcher):

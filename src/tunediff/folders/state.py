@@ -130,10 +130,10 @@ def say(folder: Path, **changes: Any) -> None:
     write_sealed(folder / "state.json", {key: value for key, value in state.items() if value is not None})
 
 
-def note_end(folder: Path, status: int) -> None:
-    """The process of a run ended with this status: one that was killed could not say so itself."""
+def note_end(folder: Path, ending: str) -> None:
+    """The process of a run ended, in these words: one that was killed could not say so itself."""
     if state_of(folder).get("state") not in (FINISHED, FAILED):
-        say(folder, state=INTERRUPTED, error=f"its process ended with status {status}")
+        say(folder, state=INTERRUPTED, error=ending)
 
 
 def is_finished(folder: Path, identity: str) -> bool:

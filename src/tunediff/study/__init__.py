@@ -6,4 +6,5 @@ finetune.py  a model learns a text                      parts.py      config -> 
 finished.py  a run folder -> the things in it           trainer.py    device, precision and processes; how steps are taken
 work.py      studies in a process started for them      estimate.py   memory, disk and time, before anything starts
 described.py how a study names itself                   model_card.py what a fine-tune says of itself
+faults.py    what the machine does not allow, in a sentence
 """

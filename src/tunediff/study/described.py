@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tunediff.settings import identity, material
 from tunediff.shapes import BASE, ROLES, TUNED, VERSION, Stream, Table
 from tunediff.study.parts import inside, learns
 from tunediff.trusted import target_of
+
+log = logging.getLogger(__name__)
 
 
 def open_loggers(
@@ -39,11 +42,15 @@ def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
 
 
 def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int, steps: int | None) -> None:
-    """Writes the progress of a training and its curves into its folder."""
-    if history:
-        folders.write_table(folder, Table("training", curves_of(history)))
+    """Writes the progress of a training and its curves into its folder. Where that fails the training goes on: both are
+    written anew at its end."""
     variance = history[-1].get("explained_variance/pooled") if history else None
-    folders.say(folder, state=folders.RUNNING, step=step, steps=steps, explained_variance=variance)
+    try:
+        if history:
+            folders.write_table(folder, Table("training", curves_of(history)))
+        folders.say(folder, state=folders.RUNNING, step=step, steps=steps, explained_variance=variance)
+    except OSError as error:
+        log.warning("No progress written at step %s: %s", step, error)
 
 
 def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:

@@ -23,11 +23,20 @@ from tunediff.models import ModelSource, placed
 from tunediff.schedules import Length, steps_of
 from tunediff.settings import begun, build, check, identity, material, within
 from tunediff.shapes import Refused, Table, flat
+from tunediff.study import faults
 from tunediff.study.described import beat, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import refuse_toy_text, write_config
-from tunediff.study.trainer import fit, in_processes, make_trainer, precision_of, processes_of, shares_out_layers
+from tunediff.study.trainer import (
+    fit,
+    in_processes,
+    make_trainer,
+    precision_of,
+    processes_of,
+    shares_out_layers,
+    stoppable,
+)
 from tunediff.text import Batches, Examples, Text, TextError, examples, packed
 from tunediff.training import (
     Checkpoints,
@@ -53,7 +62,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         logging.getLogger().setLevel(logging.WARNING)  # one process speaks for all
     # whoever started torchrun cleans up, after having read why: one process must not, while others still write
     keeps = "TORCHELASTIC_RUN_ID" in os.environ or cfg.get("dry_run")  # whose folder is no run's
-    with nullcontext() if keeps else folders.unless_refused(folder):
+    with nullcontext() if keeps else folders.unless_refused(folder), faults.said():
         check(cfg, FINE_TUNE)
         source, recipe = build(cfg.model), build(cfg.recipe)
         check_adapter(source, recipe)
@@ -73,19 +82,18 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
             in_processes(command_again(cfg, folder), cfg, folder, "The fine-tune")
             return
         folders.make_folder(folder)
+        processes.end_with_launcher()
         if rank > 0:
             tune(cfg, folder, source, recipe, learned, held_out)
             return
-        with folders.held(folder, "The fine-tune"):
+        with folders.held(folder, "The fine-tune"), stoppable(folder):
             begin(cfg, folder)
             try:
                 tune(cfg, folder, source, recipe, learned, held_out)
-            except SystemExit:  # a signal, answered once everything was saved
-                folders.say(folder, state=folders.INTERRUPTED)
-                log.info("the same command with hydra.run.dir=%s goes on from the last step", folder)
-                raise
             except Exception as error:
-                folders.say(folder, state=folders.FAILED, error=str(error) or type(error).__name__)
+                said = faults.in_words(error)
+                with faults.unwritten(folder):
+                    folders.say(folder, state=folders.FAILED, error=str(said) or type(said).__name__)
                 raise
 
 

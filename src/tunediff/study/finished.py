@@ -30,6 +30,7 @@ from tunediff.models import LOGITS_MB, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import begun, build, check, material, plain
 from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused
+from tunediff.study import faults
 from tunediff.study.companions import read_companions, starting_rows
 from tunediff.study.described import about
 from tunediff.study.parts import (
@@ -232,6 +233,7 @@ def own_place(run: Loaded, tokens: int) -> tuple[Path, list[Note]]:
     return place, [Note(said)]
 
 
+@faults.said()
 def reevaluate(cfg: DictConfig) -> None:
     """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; what
     an evaluation finds replaces what it found before on as many tokens."""

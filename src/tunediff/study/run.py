@@ -28,6 +28,7 @@ from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.study.companions import build_companions, names_of, settings_of, starting_rows
 from tunediff.study.described import about, curves_of, open_loggers
+from tunediff.study.faults import in_words, unwritten
 from tunediff.study.parts import (
     build_learner,
     check_evaluations,
@@ -173,15 +174,21 @@ class Run:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        self.error = error
-        trace = "".join(traceback.format_exception(error))
-        with open(self.folder / "run.log", "a", encoding="utf-8") as file:
-            file.write(trace)
-        first = folders.read_json(self.folder / "state.json").get("state") != FAILED
-        if first:  # of several processes that fail together, it knows why
-            folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
+        """Keeps the error, and writes it into the folder as far as the folder can be written."""
+        self.error = error = in_words(error)
+        with unwritten(self.folder):
+            for left in self.folder.rglob("*.partial"):
+                left.unlink(missing_ok=True)
+            trace = "".join(traceback.format_exception(error))
+            with open(self.folder / "run.log", "a", encoding="utf-8") as file:
+                file.write(trace)
+        with unwritten(self.folder):
+            first = folders.read_json(self.folder / "state.json").get("state") != FAILED
+            if first:  # of several processes that fail together, it knows why
+                folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
         for logger in self.loggers:
-            logger.finalize("failed")
+            with unwritten(self.folder):
+                logger.finalize("failed")
 
 
 def evaluate(

@@ -25,11 +25,12 @@ from tunediff.models import Agreed, ModelPair
 from tunediff.schedules import Length
 from tunediff.settings import begun, build, check, digest, material, read_by
 from tunediff.shapes import Finding, Note, Refused
+from tunediff.study import faults
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
 from tunediff.study.parts import STUDY, agreed_upon, inside, learns
 from tunediff.study.run import Run
-from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of
+from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of, stoppable
 from tunediff.text import Text
 from tunediff.training import (
     Checkpoints,
@@ -54,7 +55,7 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
         check(cfg, STUDY)
         print(forecast(Run(cfg, folder)))
         return None
-    with folders.unless_refused(folder):
+    with folders.unless_refused(folder), faults.said():
         check(cfg, STUDY)
         run, checkpoints = Run(cfg, folder), folder / "checkpoints"
         folders.make_folder(folder)
@@ -67,20 +68,10 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
         if processes_of(cfg) > 1:  # as many begin here anew, each with train([run], checkpoints)
             run.begin()
             begun()
-            in_processes(
-                [
-                    "-m",
-                    "tunediff.study.work",
-                    str(folder),
-                    "--with-parent",
-                    *(f"--trust={word}" for word in trust_of(cfg)),
-                ],
-                cfg,
-                folder,
-                "The study",
-            )
+            command = ["-m", "tunediff.study.work", str(folder), *(f"--trust={word}" for word in trust_of(cfg))]
+            in_processes(command, cfg, folder, "The study")
             return folders.state_of(folder).get("value")
-        with folders.held(folder, "The run"):
+        with folders.held(folder, "The run"), stoppable(folder):
             run.begin()
             train([run], checkpoints)
         if run.error is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,11 @@ from omegaconf import DictConfig
 from tunediff import folders, processes
 from tunediff.settings import build, identity
 from tunediff.shapes import Refused
+from tunediff.study.faults import unwritten
 from tunediff.training import Checkpoints, Pulse, TokenProgress, process_environment
 from tunediff.trusted import target_of
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -112,13 +118,31 @@ def in_processes(command: Sequence[str], cfg: DictConfig, folder: Path, what: st
     """Runs `python <command>` once for each device of this machine, until all have ended. Raises Refused, saying why, where
     the run of the folder did not end well."""
     process = processes.start(command, devices=cfg.trainer.devices)
-    try:
+    with stoppable(folder):
         status = processes.wait(process)
-    except KeyboardInterrupt:
-        raise Refused("stopped. The same command with this hydra.run.dir goes on from the last step.") from None
-    folders.note_end(folder, status)
+    folders.note_end(folder, processes.ending(status))
     if not folders.is_finished(folder, identity(cfg)):
         raise Refused(f"{what} did not end well: {folders.state_of(folder).get('error', f'see {folder}/run.log')}")
+
+
+@contextlib.contextmanager
+def stoppable(folder: Path) -> Iterator[None]:
+    """Context in which whoever asks this process to end is answered with what is kept: the state of the run says so, and the
+    process ends with 128 and the number of the signal."""
+    with processes.answering():
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as left:  # in training, SystemExit comes once everything is saved
+            say_interrupted(folder, left)
+            log.warning("stopped: the same command with hydra.run.dir=%s goes on from the last step", folder)
+            sys.exit(left.code if isinstance(left, SystemExit) else processes.status_of(left))
+
+
+def say_interrupted(folder: Path, left: BaseException) -> None:
+    """Writes into the state of a run that did not end yet that it was stopped, and by what."""
+    status = left.code if isinstance(left, SystemExit) else processes.status_of(left)
+    with unwritten(folder):
+        folders.note_end(folder, processes.ending(status) if isinstance(status, int) else str(status))
 
 
 def fit(

@@ -10,16 +10,17 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunediff import folders
+from tunediff import folders, processes
 from tunediff.shapes import Refused
+from tunediff.study.faults import in_words
 from tunediff.study.parts import read_config
 from tunediff.study.run import Run
 from tunediff.study.train import train
+from tunediff.study.trainer import say_interrupted
 from tunediff.terminal import guard
 from tunediff.training import latest_checkpoint, names_in
 
@@ -31,23 +32,6 @@ def rank_here() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
-class Work:
-    """The group of a folder, as submitit runs it. Requeued, it is the same work: the folder says how far it is."""
-
-    def __init__(self, folder: str, trust: Sequence[str] = ()):
-        self.folder, self.trust = folder, list(trust)
-
-    def __call__(self) -> None:
-        write_log(Path(self.folder))
-        if work(Path(self.folder), self.trust):
-            sys.exit(1)  # submitit would call a raised error COMPLETED
-
-    def checkpoint(self):
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(Work(self.folder, self.trust))
-
-
 def work(folder: Path, trust: Sequence[str] = ()) -> int:
     """Trains the group; returns how many of its members failed. `trust` is the launcher's."""
     content = folders.read_json(folder / "group.json") or {"members": [folder], "resume_from": None}
@@ -55,13 +39,20 @@ def work(folder: Path, trust: Sequence[str] = ()) -> int:
         resume_from = Path(content["resume_from"]) if content["resume_from"] else None
         places = [Path(place) for place in content["members"]]
     saved = latest_checkpoint(folder / "checkpoints") or (resume_from if resume_from and resume_from.exists() else None)
+    known = None if saved is None else names_in(saved)
     runs, failed = [], 0
     with contextlib.ExitStack() as locks:
         for place in places:
-            run = Run(read_config(place, trust), place)
-            if folders.is_finished(place, run.identity):
+            try:
+                run = read_run(place, trust)
+                if folders.is_finished(place, run.identity):
+                    continue
+            except Exception as error:  # the others go on
+                log.error("failed: %s: %s", place, error)
+                note_failure(place, error)
+                failed += 1
                 continue
-            if saved is not None and run.identity not in names_in(saved):
+            if known is not None and run.identity not in known:
                 failed += 1  # before this process was requeued; typed again, the line gives it a group of its own
                 continue
             if rank_here() == 0:
@@ -72,13 +63,18 @@ def work(folder: Path, trust: Sequence[str] = ()) -> int:
                     continue
                 log_path = os.path.relpath(folder / "run.log", place)
                 now = folders.clock()
-                folders.say(place, state=folders.RUNNING, started=now, log=log_path, job=job_here(), error=None)
+                by = {"job": job_here(), "launcher": os.environ.get(processes.LAUNCHER)}
+                folders.say(place, state=folders.RUNNING, started=now, log=log_path, error=None, **by)
             runs.append(run)
         try:
             if runs:
                 train(runs, folder / "checkpoints", resume_from=saved)
+        except (KeyboardInterrupt, SystemExit) as left:
+            for run in runs if rank_here() == 0 else ():
+                say_interrupted(run.folder, left)
+            raise
         except Exception as error:  # of the group: every member that has not ended shares it
-            if not isinstance(error, Refused):
+            if not isinstance(in_words(error), Refused):
                 log.error("%s", traceback.format_exc())
             for run in runs:
                 if run.error is None and not folders.is_finished(run.folder, run.identity):
@@ -88,6 +84,35 @@ def work(folder: Path, trust: Sequence[str] = ()) -> int:
             log.error("failed: %s: %s", run.folder, run.error)
             failed += 1
     return failed
+
+
+def read_run(place: Path, trust: Sequence[str] = ()) -> Run:
+    """The run of a folder. Raises Refused where its config cannot be read or is not the one that the folder stands for."""
+    try:
+        run = Run(read_config(place, trust), place)
+        folders.read_json(place / "state.json")
+        meant = folders.read_json(place / "identity.json").get("identity")
+    except Refused:
+        raise
+    except Exception as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise Refused(f"{place} cannot be read: {said}. Remove it and type the same line again.") from error
+    if meant not in (None, run.identity):
+        raise Refused(
+            f"{place / 'config.yaml'} is of run {run.identity}, and the folder is of run {meant}: it was changed. Remove the "
+            "folder and type the same line again."
+        )
+    return run
+
+
+def note_failure(place: Path, error: Exception) -> None:
+    """Writes into the state of a run, which may itself be what cannot be read, that it failed."""
+    said = {"state": folders.FAILED, "error": str(error)}
+    try:
+        folders.say(place, **said)
+    except ValueError:
+        (place / "state.json").unlink(missing_ok=True)
+        folders.say(place, **said)
 
 
 def job_here() -> str | None:
@@ -102,25 +127,19 @@ def write_log(folder: Path) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if rank_here() == 0:
         handlers.append(logging.FileHandler(folder / "run.log"))
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for more lines
     logging.basicConfig(
         level=logging.INFO if rank_here() == 0 else logging.WARNING, format="%(message)s", handlers=handlers, force=True
     )
 
 
-def end_with_parent() -> None:
-    """Ends this process with its parent, so that a launcher that was killed leaves no child to meet when it is restarted."""
-
-    def watch() -> None:
-        while os.read(0, 1):  # empty once the other end is gone
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 if __name__ == "__main__":
-    if "--with-parent" in sys.argv:
-        end_with_parent()
-    write_log(Path(sys.argv[1]))
+    processes.end_with_launcher()
     trusted = [word.removeprefix("--trust=") for word in sys.argv[2:] if word.startswith("--trust=")]
-    sys.exit(1 if work(Path(sys.argv[1]), trusted) else 0)
+    with processes.answering():
+        write_log(Path(sys.argv[1]))
+        try:
+            failed = work(Path(sys.argv[1]), trusted)
+        except KeyboardInterrupt as left:
+            sys.exit(processes.status_of(left))
+    sys.exit(1 if failed else 0)

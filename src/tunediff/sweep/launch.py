@@ -11,10 +11,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tunediff import folders
+from tunediff import folders, processes
 from tunediff.models import ModelPair
 from tunediff.settings import begun, build, said_plainly
 from tunediff.shapes import path_in
+from tunediff.study import faults
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.estimate import GB, columns, cost_of, table
 from tunediff.study.run import Run
@@ -25,6 +26,7 @@ from tunediff.trusted import with_references
 
 
 @said_plainly()
+@faults.said()
 def prepare(config: DictConfig) -> None:
     """Makes the sweep's folder, before Hydra writes into it; a dry run has none."""
     path_in(Path("multirun"), str(config.sweep), "sweep=")
@@ -33,6 +35,7 @@ def prepare(config: DictConfig) -> None:
 
 
 @said_plainly()
+@faults.said()
 def launch(
     config: DictConfig,
     compose: Callable[[DictConfig, list[str]], DictConfig],
@@ -50,7 +53,7 @@ def launch(
         if config.dry_run:
             groups_left(sweep, members, config, place)
             return waiting
-        with folders.held(sweep, "The sweep"):
+        with folders.held(sweep, "The sweep"), processes.answering():
             groups = groups_left(sweep, members, config, place)
             write_sweep(sweep, config, members)
             for group in groups:
@@ -58,9 +61,10 @@ def launch(
             begun()
             try:
                 place.run(sweep, groups, members)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as left:
                 state = f"the state of all members: python compare.py {os.path.relpath(sweep)}"
-                sys.exit(f"stopped: {place.after_ctrl_c}; {state}")
+                print(f"stopped: {place.after_ctrl_c}; {state}", file=sys.stderr)
+                sys.exit(processes.status_of(left))
             forget_checkpoints(sweep)
         return tell(sweep, in_order, overrides) if place.wait else waiting
 
@@ -139,7 +143,7 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
             why += "" if state.get("error") else f" step {state.get('step', 0):,}"
             log = "job.log" if (member.run.folder / "job.log").exists() else "run.log"
             where = os.path.relpath(member.run.folder / log)
-            rows.append([member.name, state.get("state", "waiting"), str(why).splitlines()[-1][:100], where])
+            rows.append([member.name, state.get("state", "waiting"), str(why).splitlines()[-1][:160], where])
         print(columns(rows))
     failure = CompactHydraException(
         f"{len(wrong)} of {done + len(wrong)} members did not end well: see the table above."

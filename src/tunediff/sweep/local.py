@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,12 +50,19 @@ class Local:
                         processes.stop([process])
                         del running[slot]
                         free.append(slot)
-                        for member in group.members:
-                            folders.note_end(member.run.folder, process.returncode)
+                        note_end(group, process)
                 time.sleep(0.1)
         except BaseException:
             processes.stop([process for _, process in running.values()])
+            for group, process in running.values():
+                note_end(group, process)
             raise
+
+
+def note_end(group: Group, process: subprocess.Popen) -> None:
+    """Writes into the members of a group that did not end by themselves how its process ended."""
+    for member in group.members:
+        folders.note_end(member.run.folder, processes.ending(process.returncode))
 
 
 def visible_gpus() -> list[str]:

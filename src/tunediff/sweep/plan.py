@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import enum
+import os
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +87,7 @@ class Group:
 
     def start(self, *, gpu: str | None = None) -> subprocess.Popen:
         """The process of a group, or torchrun over its processes. It ends when this process ends."""
-        command = ["-m", "tunediff.study.work", str(self.folder), "--with-parent"]
+        command = ["-m", "tunediff.study.work", str(self.folder)]
         command += [f"--trust={word}" for word in self.trust]
         return processes.start(command, devices=self.members[0].run.cfg.trainer.devices, gpu=gpu)
 
@@ -122,6 +125,8 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]], *,
 def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> list[tuple[Path, set[str]]]:
     """Fills in the state of each member, with the jobs that are queued by their identities; returns the checkpoints that a
     member may resume from, the furthest first."""
+    for member in members:
+        until_saved(member.run.folder)
     latest = map(latest_checkpoint, sorted((sweep / "groups").glob("*/checkpoints")))
     found = sorted((path for path in latest if path is not None), key=lambda path: -step_of(path))
     checkpoints = [(path, set(names_in(path))) for path in found]
@@ -144,6 +149,30 @@ def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> l
         else:
             member.standing, member.detail = Standing.NEW, nearest(sweep, member, members)
     return checkpoints
+
+
+def until_saved(folder: Path, *, seconds: float = 600.0) -> None:
+    """Waits while the process of an earlier launcher, which is gone, still saves what it trained."""
+    begun, said = time.monotonic(), False
+    while folders.is_held(folder) and is_left_behind(folder) and time.monotonic() - begun < seconds:
+        if not said:
+            print(f"waiting until {folder.name}, whose launcher is gone, is saved", flush=True)
+        said = True
+        time.sleep(0.2)
+
+
+def is_left_behind(folder: Path) -> bool:
+    """True where the process that writes the folder was started here by one that is gone."""
+    launcher, owner = folders.read_json(folder / "state.json").get("launcher"), folders.read_json(folder / "owner.json")
+    if launcher is None or owner.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(int(launcher), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def step_of(checkpoint: Path) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,8 @@ from tunediff import folders
 from tunediff.shapes import Refused
 from tunediff.study.devices import Device
 from tunediff.study.run import Run
-from tunediff.study.work import Work
 from tunediff.sweep.plan import Group, Member, Standing
+from tunediff.sweep.task import Work, python
 
 ENDED = (folders.FINISHED, folders.FAILED)
 
@@ -72,13 +73,19 @@ class Slurm:
             jobs |= self.submit(sweep, groups)
         print(f"the state of all members, also after this terminal is closed: python compare.py {sweep}", flush=True)
         if self.wait:
-            watch([member for member in members if member.run.identity in jobs], jobs, seconds=self.poll_s)
+            watch(
+                [member for member in members if member.run.identity in jobs],
+                jobs,
+                seconds=self.poll_s,
+                mem_gb=self.mem_gb,
+            )
 
     def submit(self, sweep: Path, groups: Sequence[Group]) -> dict[str, str]:
         """Submits the groups; returns identity -> job. Raises Refused with the cluster's own words where it does not take the array."""
         check_cluster(self.partition)
         check_processes(groups, self.nodes, self.tasks_per_node)
-        executor = submitit.SlurmExecutor(folder=sweep / "slurm" / "%j", max_num_timeout=self.max_restarts)
+        folder = sweep / "slurm" / "%j"
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self.max_restarts, python=python())
         executor.update_parameters(  # what is None is left to the cluster
             partition=self.partition,
             account=self.account,
@@ -97,9 +104,7 @@ class Slurm:
             additional_parameters={"requeue": True, **self.extra},
         )
         try:
-            submitted = executor.map_array(
-                Work.__call__, [Work(str(group.folder.resolve()), group.trust) for group in groups]
-            )
+            submitted = executor.submit_array([Work(str(group.folder.resolve()), group.trust) for group in groups])
         except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
             raise Refused(f"sbatch did not take the sweep: {str(error).strip().splitlines()[-1]}") from error
         jobs = {}
@@ -163,15 +168,29 @@ def living(sweep_name: str) -> dict[str, str] | None:
 
 
 def why(job: str) -> str:
-    """The state in which a job that is gone ended, in Slurm's word."""
-    said = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State")
+    """The state in which a job that is gone ended, in Slurm's word, and the signal that ended it, if one did."""
+    said = call("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State,ExitCode")
     if said and said.strip():
-        return said.split()[0]
-    said = call("scontrol", "--oneliner", "show", "job", job) or ""
-    return next((word.partition("=")[2] for word in said.split() if word.startswith("JobState=")), "gone")
+        state, _, code = said.splitlines()[0].partition("|")
+    else:
+        shown = (call("scontrol", "--oneliner", "show", "job", job) or "").split()
+        known = dict(word.split("=", 1) for word in shown if "=" in word)
+        state, code = known.get("JobState", "gone"), known.get("ExitCode", "")
+    status, _, number = code.partition(":")
+    ended_by = int(number or 0) or max(0, int(status or 0) - 128)  # srun gives 128 + signal as its status
+    known_signal = ended_by in set(signal.Signals)
+    return state.split()[0] + (f" by {signal.Signals(ended_by).name}" if known_signal else "")
 
 
-def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float) -> None:
+def cure(ended: str, mem_gb: float | None) -> str:
+    """The way out for a job that ended so, where its memory ran out: Slurm says it, or the system killed it."""
+    if "OUT_OF_MEMORY" not in ended and ended != "FAILED by SIGKILL":
+        return ""
+    more = "" if mem_gb is None else f", now {mem_gb:g}"
+    return f": out of memory, give it more (hydra.launcher.mem_gb{more})"
+
+
+def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float, mem_gb: float | None) -> None:
     """Logs every change until all members have ended. A job that is gone without an end is noted in its members."""
     said: dict[str, str] = {}
     missing: dict[str, int] = {}
@@ -189,7 +208,8 @@ def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float)
                 if missing[name] > 2:  # the file system had its time to show the last state
                     ended = why(job)
                     word = folders.CANCELLED if ended.startswith("CANCELLED") else folders.INTERRUPTED
-                    folders.say(member.run.folder, state=word, error=f"job {job} ended as {ended} before the run did")
+                    said_of_it = f"job {job} ended as {ended} before the run did{cure(ended, mem_gb)}"
+                    folders.say(member.run.folder, state=word, error=said_of_it)
                     del waiting[name]
             elif alive is not None:
                 word = f"{word}, job {job} {alive[job].lower()}"

@@ -11,6 +11,7 @@ for the one before.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import signal
@@ -142,11 +143,9 @@ class Checkpoints(Callback):
     stream   activations that the dictionaries read; each process saves its own position in them
 
     SIGUSR2 is how submitit tells of a time limit or preemption: its own handler, which requeues the job, is called once
-    everything is saved. SIGTERM and SIGINT end the process after saving. The signal is only noted when it comes and
+    everything is saved. SIGTERM, SIGHUP and SIGINT end the process after saving. The signal is only noted when it comes and
     answered at the end of the step, so a position is never between two steps.
     """
-
-    SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
     def __init__(self, folder: Path, *, seconds: float, digest: str = "", stream: ShuffledRows | None = None):
         self.folder, self.seconds, self.digest, self.stream = folder, seconds, digest, stream
@@ -155,7 +154,8 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.last = time.monotonic()
-        self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        heard = [number for number in processes.ASKED_TO_END if signal.getsignal(number) is not signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._note) for number in heard}
 
     def _note(self, number: int, _frame) -> None:
         self.asked = self.asked or number
@@ -166,8 +166,8 @@ class Checkpoints(Callback):
         leave = self.asked is not None
         if processes.count() > 1:  # all save at the same step, and all leave
             wanted, leave = processes.any_of(torch.tensor([wanted, leave], device=pl_module.device)).tolist()
+        saved = wanted and self.save(pl_module)
         if wanted:
-            self.save(pl_module)
             self.last = time.monotonic()
         if not leave:
             return
@@ -176,11 +176,12 @@ class Checkpoints(Callback):
             sys.exit(1)
         before = self.before.get(number)
         self._restore()
-        log.warning("%s: saved at step %s", signal.Signals(number).name, pl_module.step)
+        log.warning("%s: %s at step %s", signal.Signals(number).name, "saved" if saved else "left", pl_module.step)
         if number == signal.SIGUSR2 and callable(before):
-            before(number, None)
-            if processes.rank() > 0:  # the first process requeues the job; leaving early could end it before
-                time.sleep(60)
+            with contextlib.suppress(KeyboardInterrupt):  # of whoever asks for nothing more than the end
+                before(number, None)
+                if processes.rank() > 0:  # the first process requeues the job; leaving early could end it before
+                    time.sleep(60)
         sys.exit(128 + number)
 
     def on_train_end(self, trainer, pl_module) -> None:
@@ -194,16 +195,24 @@ class Checkpoints(Callback):
             signal.signal(number, handler)
         self.before = {}
 
-    def save(self, module) -> None:
-        """Saves a checkpoint and removes all but the last two. A full disk costs the checkpoint, not the run."""
+    def save(self, module) -> bool:
+        """Saves a checkpoint and removes all but the last two; returns whether it could. A full disk costs the checkpoint, not
+        the run, and leaves nothing of it."""
         path = self.folder / f"step-{module.step:07d}.ckpt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.write(path, module)
-            if processes.rank() == 0:
-                self.forget(path)
         except OSError as error:
             log.warning("No checkpoint at step %s: %s", module.step, error)
+        saved = path.with_suffix(
+            ".json"
+        ).exists()  # written last; where the others do not see the disk, they remove nothing
+        if processes.rank() == 0 and saved:
+            self.forget(path)
+        elif processes.rank() == 0:
+            for file in self.folder.glob(f"{path.stem}.*"):
+                file.unlink(missing_ok=True)
+        return saved
 
     def forget(self, path: Path) -> None:
         """Removes all but the checkpoint at `path` and the complete one before it, and what other steps left."""
@@ -262,5 +271,9 @@ def write_state(path: Path, content: dict[str, Any]) -> tuple[int, str]:
     """Writes a file whole, and returns its size in bytes and its sha256."""
     with put(path) as partial, open(partial, "wb") as file:
         hashed: Any = Hashed(file)
-        torch.save(content, hashed)  # given the path, it would write its name into the file
+        try:
+            torch.save(content, hashed)  # given the path, it would write its name into the file
+        except RuntimeError as error:  # of its writer, which hides the system's
+            said = error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error).splitlines()[0])
+            raise said from error
     return hashed.size, hashed.state.hexdigest()

@@ -11,6 +11,7 @@ import copy
 import logging
 import math
 import os
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -29,6 +30,7 @@ from tunediff.objectives import Losses
 from tunediff.schedules import Length
 from tunediff.shapes import Rows
 from tunediff.training.learner import Learner
+from tunediff.training.progress import tell
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +172,8 @@ class DictionaryTraining(L.LightningModule):
                         raise  # the other processes wait for this one in the middle of a step
                     log.error("%s stopped at step %s: %s", learner.name, self.step, error)
                     learner.error = error
+                    traceback.clear_frames(error.__traceback__)  # where memory ran out, the others need what it held
+                    optimizer.zero_grad()
         self.step += 1
         if all(learner.error is not None for learner in self.learners):
             self.trainer.should_stop = True
@@ -242,8 +246,7 @@ class DictionaryTraining(L.LightningModule):
             )
         tokens = self.tokens + self.length.batch
         learner.history.append({"step": self.step, "tokens": tokens, **record})
-        for logger in self.loggers_of.get(learner.name, ()):
-            logger.log_metrics({"tokens": tokens, **record}, step=self.step)
+        tell(self.loggers_of.get(learner.name, ()), {"tokens": tokens, **record}, self.step)
 
 
 def clip(optimizer, largest: float, scaler: torch.amp.GradScaler | None) -> None:

@@ -33,6 +33,7 @@ from tunediff.objectives import Distillation, Imitation, PassLosses
 from tunediff.schedules import Length, Schedule, steps_of
 from tunediff.shapes import Refused
 from tunediff.text import Batches, MicroBatch, Step
+from tunediff.training.progress import tell
 from tunediff.training.recipe import WHOLE, trained_weights
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -258,8 +259,7 @@ class FineTuning(L.LightningModule):
         record = {"step": self.step, "tokens": self.tokens, **{name: taken.get(name) for name in names}}
         self.history.append(record)
         said = {name: value for name, value in record.items() if name != "step" and value is not None}
-        for logger in self.own_loggers:
-            logger.log_metrics(said, step=self.step)
+        tell(self.own_loggers, said, self.step)
 
 
 def interval(name: str, every: float | str, batches: Batches) -> int:

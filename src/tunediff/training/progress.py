@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+def tell(loggers: Iterable[Any], numbers: Mapping[str, float], step: int) -> None:
+    """Gives each logger the numbers of a step. One that cannot write them loses them, and the training goes on."""
+    for logger in loggers:
+        try:
+            logger.log_metrics(numbers, step=step)
+        except OSError as error:
+            log.warning("%s has nothing of step %s: %s", type(logger).__name__, step, error)
 
 
 class TokenProgress(Callback):
