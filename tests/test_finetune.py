@@ -103,7 +103,7 @@ def test_the_whole_chain_runs_by_commands_only(adapter, tmp_path):
         "tokens=1000",
         "evaluation.lora_ablation.tasks=null",
     )
-    assert any(name.startswith("lora_ablation/") for name in findings(run))
+    assert any(name.startswith("lora_ablation/") for name in findings(run / "on_1000_tokens"))
     assert "finished" in call("compare.py", run)
 
 

@@ -32,22 +32,23 @@ class FolderFirst(Callback):
     refused in a sentence."""
 
     def on_run_start(self, config: Any, **_: Any) -> None:
-        import sys
         from pathlib import Path
 
         from tunediff.folders import make_folder
         from tunediff.settings import said_plainly
+        from tunediff.shapes import Refused
 
         if config.get("dry_run"):
             return
         with said_plainly():
             folder = make_folder(Path(config.hydra.run.dir))
-        try:
-            (folder / "written.partial").write_bytes(bytes(2**16))
-        except OSError as error:
-            sys.exit(f"error: Cannot write in {folder}: {error.strerror}. Choose another place, or mend this one.")
-        finally:
-            (folder / "written.partial").unlink(missing_ok=True)
+            try:
+                (folder / "written.partial").write_bytes(bytes(2**16))
+            except OSError as error:
+                said = f"Cannot write in {folder}: {error.strerror}. Choose another place, or mend this one."
+                raise Refused(said) from error
+            finally:
+                (folder / "written.partial").unlink(missing_ok=True)
 
 
 class PackingLauncher(Launcher):

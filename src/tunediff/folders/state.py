@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -24,10 +23,15 @@ LOGS = {".hydra", "run.log", "evaluate.log", "multirun.yaml"}  # laid down befor
 SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json", MANIFEST}  # of a run before it begins
 
 
+_made: list[Path] = []  # folders that this process made, the innermost last
+
+
 def make_folder(path: Path) -> Path:
     """Raises Refused where it cannot be made or written to."""
     try:
+        missing = [place for place in (path.resolve(), *path.resolve().parents) if not place.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        _made.extend(reversed(missing))
     except OSError as error:
         raise Refused(
             f"Cannot make the folder {path}: {error.strerror}. Choose another place or ask for permission."
@@ -40,8 +44,8 @@ def make_folder(path: Path) -> Path:
 @contextlib.contextmanager
 def unless_refused(folder: Path) -> Iterator[None]:
     """Context in which what is refused before anything was trained leaves no folder that looks like a run: what Hydra
-    laid there and what was said of the run go. A folder in which anything else stood before, or stands after, is left
-    as it is."""
+    laid there and what was said of the run go, and the folders that were made for it. A folder in which anything else stood
+    before, or stands after, is left as it is."""
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     try:
         yield
@@ -51,10 +55,11 @@ def unless_refused(folder: Path) -> Iterator[None]:
         began = "step" in read_json(folder / "state.json")
         if left <= LOGS | SAID and found <= LOGS and not began and folder.is_dir() and not stands_here:
             shutil.rmtree(folder)
-            with contextlib.suppress(OSError):  # the day's folder, and multirun: the first that holds something stays
-                for above in itertools.islice(folder.resolve().parents, 2):
-                    if not Path.cwd().is_relative_to(above):
-                        above.rmdir()
+            with contextlib.suppress(OSError):  # the first that holds something stays, and all above it
+                for above in folder.resolve().parents:
+                    if above not in _made:
+                        break
+                    above.rmdir()
         raise
 
 
