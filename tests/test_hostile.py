@@ -229,3 +229,12 @@ def test_nothing_that_strangers_bring_is_let_through_ends_in_a_traceback_or_hang
     found = list(strangers.cases(150, seed=4))
     assert not [case for case in found if case["outcome"] in BAD]
     assert {"refused", "equal"} == {case["outcome"] for case in found}
+
+
+def test_an_error_whose_causes_come_round_again_is_shown_and_ends():
+    """A refusal by way of another error of the same chain: following it must come to an end."""
+    first, second = ValueError("\x1b]0;x\x07"), KeyError("\x1b[2J")
+    first.__cause__, second.__context__ = second, first
+    with pytest.raises(ValueError, match=r"\\x1b\]0;x\\x07"), shown():
+        raise first
+    assert second.args == ("\\x1b[2J",)

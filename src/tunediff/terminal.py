@@ -42,7 +42,9 @@ def shown() -> Iterator[None]:
         yield
     except Exception as error:
         each: BaseException | None = error
-        while each is not None:
+        seen: list[BaseException] = []  # a chain may come back to where it began
+        while each is not None and each not in seen:
+            seen.append(each)
             each.args = tuple(printable(word) if isinstance(word, str) else word for word in each.args)
             each = each.__cause__ or each.__context__
         raise
