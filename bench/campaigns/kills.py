@@ -9,8 +9,6 @@ same line has run again is compared with the undisturbed run's: weights, tables 
 
 from __future__ import annotations
 
-import argparse
-import collections
 import functools
 import gc
 import json
@@ -32,12 +30,13 @@ import pyarrow.parquet
 import submitit.core.submission  # noqa: F401  # what a command imports is here before it is forked
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tunediff.study.finetune
 import tunediff.sweep.launch  # noqa: F401
+from campaigns.told import main
 from tunediff import folders
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BAD = ("traceback", "hang", "silent")
 PATIENCE = 180  # seconds that a run may take to end
 SIGNALS = {
     "SIGKILL": [signal.SIGKILL],
@@ -200,27 +199,27 @@ class Campaign:
         """One run of a kind that is told to end at a share of its time."""
         expected, seconds = self.undisturbed(name)
         folder, log = self.prepared(name, f"case {number}")
-        did = {"kind": name, "signal": how, "moment": f"{moment:.2f}", "said": ""}
+        did = {"done": f"{name}: {how} at {moment:.2f} of its time", "sentence": ""}
         process = begin(KINDS[name], folder, log)
         status = ended_by(process, SIGNALS[how], moment * seconds)
         if status is None or not is_free(folder):
-            return {**did, "outcome": "hang", "said": "it did not end"}
-        did |= {"status": status, "state": ",".join(sorted(states_in(folder)))}
+            return {**did, "outcome": "hang", "sentence": "it did not end"}
+        did["done"] += f", status {status}, state {','.join(sorted(states_in(folder)))}"
         status = ended(begin(KINDS[name], folder, log), PATIENCE)
         said = log.read_text(errors="replace")
         if status is None:
-            return {**did, "outcome": "hang", "said": "its continuation did not end"}
+            return {**did, "outcome": "hang", "sentence": "its continuation did not end"}
         traces = re.findall(r"^Traceback \(most recent call last\):\n(?:.*\n)*?(\S.*)$", said, re.MULTILINE)
         if traces := [last for last in traces if "SignalException" not in last]:  # torchrun's own way to end
-            return {**did, "outcome": "traceback", "said": traces[-1]}
+            return {**did, "outcome": "traceback", "sentence": traces[-1]}
         if status:
-            return {**did, "outcome": "refused", "said": said.strip().splitlines()[-1]}
+            return {**did, "outcome": "lost", "sentence": said.strip().splitlines()[-1]}
         now = left_in(folder)
         differ = [key for key in sorted(expected.keys() | now.keys()) if expected.get(key) != now.get(key)]
         differ += [str(path.relative_to(folder)) for path in folder.rglob("*.partial")]
         if not differ:
             shutil.rmtree(folder.parent)
-        return {**did, "outcome": "silent" if differ else "equal", "said": ", ".join(differ)}
+        return {**did, "outcome": "silent" if differ else "equal", "sentence": ", ".join(differ)}
 
 
 def ended_by(process: int, numbers: list[int], seconds: float) -> int | None:
@@ -254,17 +253,4 @@ def cases(count: int, seed: int) -> Iterator[dict]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    counts, bad = collections.Counter(), []
-    for one in cases(given.count, given.seed):
-        counts[one["kind"], one["outcome"]] += 1
-        print(" ".join(f"{key}={value}" for key, value in one.items() if key != "said"), flush=True)
-        if one["outcome"] in BAD or one["outcome"] == "refused":
-            bad.append(one)
-    print(*(f"{kind:<16}{outcome:<12}{n}" for (kind, outcome), n in sorted(counts.items())), sep="\n")
-    for one in bad[:10]:
-        print(f"\n{one}")
-    sys.exit(1 if bad else 0)
+    main(cases, __doc__ or "", count=100)

@@ -1,7 +1,7 @@
 """A sweep on a real Slurm, while its tasks are requeued and cancelled, nodes are drained and the launcher is killed.
 
     bash slurm/single_host.sh install
-    python bench/campaigns/slurm.py [--count 64] [--at-a-time 8] [--seed 0]
+    python bench/campaigns/slurm.py [--count 64] [--seed 0]          eight at a time
 
 The members differ in their learning rate, and each is a task of its own. Until all are finished something befalls one of them
 every few seconds, and the launcher, once half of them are, is killed; whenever it has ended the same line is typed again. Then
@@ -10,7 +10,6 @@ every member is compared with that of the same sweep, run here undisturbed: weig
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import os
@@ -24,8 +23,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kills import BAD, ROOT, SMALL, left_in
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from campaigns.kills import ROOT, SMALL, left_in
+from campaigns.told import main
 from tunediff import folders
 
 EVERY = 60.0  # seconds between two faults of one task, on average
@@ -131,7 +131,7 @@ def cases(count: int, seed: int, at_a_time: int = 8) -> Iterator[dict]:
         try:
             done = disturbed(cluster, sweep, count, at_a_time, draw, log)
         except TimeoutError as error:
-            yield {"member": "", "outcome": "hang", "said": str(error)}
+            yield {"done": "the sweep: ", "outcome": "hang", "sentence": str(error)}
             return
         finally:
             for job in cluster.running():
@@ -140,26 +140,19 @@ def cases(count: int, seed: int, at_a_time: int = 8) -> Iterator[dict]:
         for folder in sorted(path.parent for path in whole.glob("*/identity.json")):
             expected, now = left_in(folder), left_in(sweep / folder.name)
             differ = [key for key in sorted(expected.keys() | now.keys()) if expected.get(key) != now.get(key)]
-            yield {"member": folder.name, "outcome": "silent" if differ else "equal", "said": ", ".join(differ)}
+            yield {
+                "done": f"members: {folder.name}",
+                "outcome": "silent" if differ else "equal",
+                "sentence": ", ".join(differ),
+            }
         if "Traceback" in (said := log.read_text()):
-            yield {"member": "launcher", "outcome": "traceback", "said": said[said.rindex("Traceback") :][-600:]}
-        yield {"member": "all", "outcome": "equal", "said": json.dumps(done)}
+            yield {
+                "done": "the launcher: ",
+                "outcome": "traceback",
+                "sentence": said[said.rindex("Traceback") :][-600:],
+            }
+        yield {"done": f"what befell them: {json.dumps(done)}", "outcome": "done", "sentence": ""}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--at-a-time", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    counts, bad = collections.Counter(), []
-    for one in cases(given.count, given.seed, given.at_a_time):
-        if one["member"] == "all":
-            print(f"what befell them: {one['said']}")
-            continue
-        counts[one["outcome"]] += 1
-        bad += [one] if one["outcome"] in BAD else []
-    print(*(f"{outcome:<12}{n}" for outcome, n in sorted(counts.items())), sep="\n")
-    for one in bad[:10]:
-        print(f"\n{one}")
-    sys.exit(1 if bad else 0)
+    main(cases, __doc__ or "", count=64)

@@ -17,7 +17,7 @@ from typing import Any
 from tunediff.shapes import Refused
 
 logging.getLogger().addHandler(logging.NullHandler())  # what is logged of a case is in its sentence
-BAD = ("traceback", "hang", "silent", "ran code")
+BAD = ("traceback", "hang", "silent", "lost", "ran code")
 
 
 class Hang(BaseException):
