@@ -1,7 +1,8 @@
 """All campaigns of what goes wrong, one after another: python bench/faults.py [--share .1] [names]
 
 Each is a file of bench/campaigns, which runs alone as well. `--share` of their counts is for a look; the counts in
-bench/results.md are whole. `slurm` is run where it is named, behind `bash slurm/single_host.sh install`. Ends with status 1 where one case was bad: a traceback, a hang, a silent difference, code run.
+bench/results.md are whole. `slurm` is run where it is named, behind `bash slurm/single_host.sh install`. Ends with status 1
+where one case was bad: a traceback, a hang, a silent difference, work lost, code run.
 """
 
 from __future__ import annotations
