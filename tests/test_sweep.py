@@ -1,7 +1,9 @@
 """A sweep: what is shared, what is skipped, what goes on, and that nobody notices who else was there."""
 
+import contextlib
 import copy
 import functools
+import io
 import itertools
 import json
 import os
@@ -427,7 +429,7 @@ def test_a_member_that_the_sweeper_composed_to_see_whether_it_can_be_is_not_comp
 
     loader = SimpleNamespace(load_sweep_config=compose)
     launcher = LocalLauncher()
-    config = OmegaConf.create({"dry_run": False, "hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}})
+    config = OmegaConf.create({"dry_run": False, "sweep": "s", "hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}})
     launcher.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=None, config=config)
     for batch in ([["seed=0"], ["seed=1"]], [["seed=2"], ["seed=2"]], [["seed=0"]]):  # twice in a line, and once more
         for _ in range(2):
@@ -439,9 +441,11 @@ def test_a_member_that_the_sweeper_composed_to_see_whether_it_can_be_is_not_comp
 
 
 def refused(*arguments, **options):
-    with pytest.raises(SystemExit) as caught:
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as caught, contextlib.redirect_stderr(said):
         launched(*arguments, **options)
-    return str(caught.value)
+    assert caught.value.code == 2
+    return said.getvalue()
 
 
 def test_the_same_line_again_trains_nothing_and_says_what_differs_in_another(tmp_path, capfd):
