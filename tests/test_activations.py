@@ -21,7 +21,7 @@ from tunediff.activations import (
     stored,
     take,
 )
-from tunediff.shapes import Rows, Stream
+from tunediff.shapes import Refused, Rows, Stream
 from tunediff.text import Text
 from tunediff.toy import language
 
@@ -175,9 +175,13 @@ def test_stored_rows_are_contiguous_bfloat16_with_a_checksum(tmp_path, monkeypat
     source = StoredRows(folder, [STREAM], dtype=torch.float32, block=30)
     first = take(source, 300).values[:, 0]  # past the end it begins again
     assert torch.equal(first[index["rows"] :], first[: 300 - index["rows"]])
-    (folder / "shard-00001.bin").write_bytes(b"\0" * 200)
+    shard = folder / "shard-00001.bin"
+    shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(ActivationError, match="does not match its checksum"):
         take(StoredRows(folder, [STREAM], dtype=torch.float32), 250)
+    shard.write_bytes(b"\0")
+    with pytest.raises(Refused, match=r"shard-00001.bin is not there with its \d+ bytes"):
+        StoredRows(folder, [STREAM], dtype=torch.float32)
 
 
 def test_a_full_disk_is_said_before_and_while_writing(tmp_path, monkeypatch):
