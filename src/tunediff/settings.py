@@ -62,20 +62,23 @@ ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a com
 NESTED = "budget model_pair text dictionary l1_schedule optimizer activations trainer launcher evaluation task logger model recipe".split()
 SEVERAL = ("evaluation", "task", "logger")  # groups of which a study may choose several options
 
+COUNT = Annotated[int, pydantic.Field(gt=0, strict=True)]  # 12, and not 12.0: one number, one way to write it
 POSITIVE = pydantic.Field(gt=0, allow_inf_nan=False)
 SHARE = Annotated[float, pydantic.Field(ge=0, lt=1)]
 ABSENT = object()
 # settings that no class of their own takes
 NUMBERS: dict[str, Any] = {
-    **dict.fromkeys(("budget.evaluation_tokens", "optimizer.batch", "activations.fit_tokens"), pydantic.PositiveInt),
-    **dict.fromkeys(("budget.tokens", "activations.buffer"), pydantic.NonNegativeInt),
+    **dict.fromkeys(("budget.evaluation_tokens", "optimizer.batch", "activations.fit_tokens"), COUNT),
+    **dict.fromkeys(("budget.tokens", "activations.buffer"), Annotated[int, pydantic.Field(ge=0, strict=True)]),
     **dict.fromkeys(("optimizer.learning_rate", "logits_mb"), Annotated[float, POSITIVE]),
     "checkpoint_every": Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)],  # 0: at every step
     "optimizer.betas": tuple[SHARE, SHARE],
     "optimizer.clip_norm": Annotated[float | None, POSITIVE],
-    **dict.fromkeys(("seed", "text.seed", "dictionary.seed"), Annotated[int, pydantic.Field(ge=0, lt=2**63)]),
-    **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), pydantic.PositiveInt),
-    "tokens": pydantic.PositiveInt | None,
+    **dict.fromkeys(
+        ("seed", "text.seed", "dictionary.seed"), Annotated[int, pydantic.Field(ge=0, lt=2**63, strict=True)]
+    ),
+    **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), COUNT),
+    "tokens": COUNT | None,
     **dict.fromkeys(("dry_run", "launcher.pack"), pydantic.StrictBool),
     **dict.fromkeys(("launcher.device", "device"), typing.Literal["h200", "h100", "a100", "cpu"] | None),
     **dict.fromkeys(("launcher.memory_gb", "memory_gb"), Annotated[float | None, POSITIVE]),
@@ -412,6 +415,8 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
     if _describes_objects(value):  # checked as what they are
         return
     parts = typing.get_args(hint) or (hint,)
+    if isinstance(value, float) and value.is_integer() and int in parts and float not in parts:
+        raise Refused(f"{path}={value} is not of type {_spelled(hint)}: write {int(value)}.")
     if isinstance(value, str) and all(part in (int, float, bool, type(None)) for part in parts):
         raise Refused(f"{path}={value!r} is not of type {_spelled(hint)}.")
     try:
