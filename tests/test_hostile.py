@@ -15,7 +15,6 @@ from tunediff.evaluations.behaviour.solving import KeptLines
 from tunediff.models import lora
 from tunediff.models.files import PairError, headers_in, weight_files
 from tunediff.models.transcoder_files import TranscoderFiles
-from tunediff.settings import check_command_line
 from tunediff.shapes import Refused, Table, path_in
 from tunediff.terminal import printable, shown
 from tunediff.trusted import check_file
@@ -58,13 +57,6 @@ def test_a_name_that_would_be_another_place_is_refused(name, tmp_path):
 def test_a_name_is_a_file_of_its_folder(tmp_path):
     for name in ("examples", "..x", "a b", "latents.2", "東京", "~", "-rf", "a" * 180):
         assert path_in(tmp_path, name, "Table", ".x").parent == tmp_path
-
-
-@pytest.mark.parametrize("sweep", ("../../x", "/tmp/x", "..", "a/b", "a\\\\b"))
-def test_a_sweep_lies_in_multirun(sweep):
-    with pytest.raises(Refused, match="^sweep, the folder in multirun, .*: it is the name of a file"):
-        check_command_line(["-m", f"sweep={sweep}"], CONF, "train")
-    check_command_line(["-m", "sweep=night-2"], CONF, "train")
 
 
 def test_a_config_that_is_read_names_no_sweep_elsewhere_and_asks_no_private_address(tmp_path):

@@ -99,6 +99,8 @@ WRONG = {
         "launcher.memory_gb=0": "launcher.memory_gb=0",
         "dry_run=maybe": "dry_run=maybe",
         "sweep=../../x": "sweep=",
+        "sweep=..": "sweep=",
+        "sweep=a/b": "sweep=",
         "scale=huge": "The options are paper, smoke, toy",
         "--config-path nowhere --config-name config": "there is no such file",
         "--no-such-flag": "unrecognized arguments",

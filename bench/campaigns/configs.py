@@ -19,6 +19,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tunediff
 from campaigns.told import Watch, main, outcome
+from tunediff import randomness
 from tunediff.settings import of_its_own, with_files, within
 from tunediff.study.parts import write_config
 
@@ -90,7 +91,7 @@ def put(content: dict, key: str, value: object) -> None:
 
 
 def cases(count: int, seed: int) -> Iterator[dict]:
-    draw = random.Random(seed)
+    draw = random.Random(randomness.seed_for(seed, "campaign of hostile configs"))
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
         canary, folder = place / "canary", place / "run"

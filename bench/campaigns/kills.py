@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tunediff.study.finetune
 import tunediff.sweep.launch  # noqa: F401
 from campaigns.told import main
-from tunediff import folders
+from tunediff import folders, randomness
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 180  # seconds that a run may take to end
@@ -242,7 +242,7 @@ def states_in(folder: Path) -> set[str]:
 
 def cases(count: int, seed: int) -> Iterator[dict]:
     """One dictionary a case. The kinds take turns, and signals and moments are drawn."""
-    draw = random.Random(seed)
+    draw = random.Random(randomness.seed_for(seed, "campaign of kills"))
     gc.freeze()
     with tempfile.TemporaryDirectory() as place:
         campaign = Campaign(Path(place))

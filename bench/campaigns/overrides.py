@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from campaigns.told import main, outcome
+from tunediff import randomness
 from tunediff.settings import within
 from tunediff.shapes import flat
 from tunediff.study.train import study
@@ -63,7 +64,7 @@ def options(draw: random.Random) -> tuple[str, ...]:
 
 
 def cases(count: int, seed: int) -> Iterator[dict]:
-    draw, parser = random.Random(seed), OverridesParser.create()
+    draw, parser = random.Random(randomness.seed_for(seed, "campaign of random overrides")), OverridesParser.create()
     composed: dict[tuple[str, ...], DictConfig] = {}
     chosen = [options(draw) for _ in range(max(1, count // 50))]
     warnings.simplefilter("ignore")

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, open_dict
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tunediff
 from campaigns.told import main
+from tunediff import randomness
 from tunediff.activations.stored import StoredRows, store
 from tunediff.evaluations.behaviour.solving import KeptResponses
 from tunediff.folders import write_sealed
@@ -238,7 +239,7 @@ class Heard(logging.Handler):
 
 def cases(count: int, seed: int) -> Iterator[dict[str, Any]]:
     """One dict a case: `done` (what was read, how it was spoilt, the file), `outcome` and the `sentence`."""
-    chance, heard = random.Random(seed), Heard()
+    chance, heard = random.Random(randomness.seed_for(seed, "campaign of rotten files")), Heard()
     logger = logging.getLogger("tunediff")
     logger.addHandler(heard)
     with (

@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from campaigns.kills import ROOT, SMALL, left_in
 from campaigns.told import main
-from tunediff import folders
+from tunediff import folders, randomness
 
 EVERY = 60.0  # seconds between two faults of one task, on average
 FAULTS_A_MEMBER = 2  # after so many the sweep is left in peace
@@ -122,7 +122,7 @@ def disturbed(
 
 def cases(count: int, seed: int, at_a_time: int = 8) -> Iterator[dict]:
     """One dictionary a member, once the whole sweep has ended, and a last one with the counts of what befell it."""
-    draw = random.Random(seed)
+    draw = random.Random(randomness.seed_for(seed, "campaign on Slurm"))
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         whole, sweep, log = place / "whole", place / "sweep", place / "log"

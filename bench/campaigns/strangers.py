@@ -30,6 +30,7 @@ import transformers.utils.chat_template_utils as theirs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from campaigns.told import main
+from tunediff import randomness
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.endpoint import PIECE, without
 from tunediff.models.files import BITS, headers_in
@@ -289,7 +290,7 @@ KINDS = (template, header, answered, repeated, named)
 
 def cases(count: int, seed: int) -> Iterator[dict]:
     """Yields a case: what was done, its outcome, and what was said."""
-    chance, before = random.Random(seed), metering.SECONDS
+    chance, before = random.Random(randomness.seed_for(seed, "campaign of strangers")), metering.SECONDS
     metering.SECONDS = SECONDS
 
     def late(*_: object) -> None:
