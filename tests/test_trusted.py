@@ -58,7 +58,9 @@ def test_every_option_is_built_of_the_list_and_all_of_the_list_is_there():
     for path in CONF.rglob("*.yaml"):
         content = yaml.safe_load(path.read_text())
         named |= {node["_target_"] for node, _ in targets_in(content)}
-    assert named - BUILDABLE == {"hydra_plugins.tunediff_launchers.LocalLauncher", "hydra_plugins.tunediff_launchers.SlurmLauncher"}  # fmt: skip
+    assert {name.rpartition(".")[0] for name in named - BUILDABLE} == {
+        "hydra_plugins.tunediff_launchers"
+    }  # Hydra's side
     assert all(callable(target_of({"_target_": name})) for name in BUILDABLE)
     # what starts processes, writes files, or loads code by a name of its own
     for name in (
@@ -103,6 +105,8 @@ ATTACKS = {
     "escaped": "\\${oc.env:HOME}",
     "a resolver with a made-up name": "${oc.${seed}:HOME}",
     "the environment": "${oc.env:HOME}",
+    "another resolver": "${hydra:runtime.cwd}",
+    "a list of ours": "${oc.dict.keys:text}",
     "the environment, as a name": "${oc.select:${oc.env:HOME}}",
     "the environment, inside another": "${oc.select:text.system,${oc.env:HOME}}",
 }
@@ -217,6 +221,7 @@ SENDING = {
     "evaluation.autointerp.judge.endpoint": "http://elsewhere/v1",
     "evaluation.autointerp.judge.key_variable": "AWS_SECRET_ACCESS_KEY",
     "logger.wandb.offline": False,
+    "evaluation.autointerp.judge.private": True,
     "logger.csv.folder": "/srv/somebody",
     "activations.folder": "../elsewhere",
 }
@@ -277,7 +282,11 @@ def test_a_variable_is_read_for_use_and_written_down_by_its_name(tmp_path, monke
     again = read_config(tmp_path, trust_of(cfg))
     with within(tmp_path):
         assert identity(again) == name and plain(again.text) == plain(cfg.text) and again.seed == 7
-    monkeypatch.setenv("MINE", "another")
+    monkeypatch.setenv("MINE", "another")  # another text is another study
+    with within(tmp_path):
+        assert identity(cfg) != name and SECRET not in identity(cfg)
+    monkeypatch.setenv("MINE", SECRET)
+    monkeypatch.setenv("TUNEDIFF_DATA", str(tmp_path))  # a place, whose files are read, is none
     with within(tmp_path):
         assert identity(cfg) == name
 

@@ -6,7 +6,6 @@ Hydra refuses unknown keys and options but does not name the nearest legal one, 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import contextvars
 import difflib
@@ -27,6 +26,7 @@ import hydra
 import hydra.errors
 import pydantic
 import pydantic_core
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -36,6 +36,7 @@ from tunediff import files
 from tunediff.shapes import Refused, Stopped, flat, path_in
 from tunediff.terminal import guard, printable, shown
 from tunediff.trusted import (
+    VARIABLES,
     check_file,
     check_target,
     check_trust,
@@ -60,6 +61,8 @@ UNWRITTEN_SWEEPER = "hydra_plugins.tunediff_launchers.DrySweeper"
 ONE_OF_A_LIST = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]+)\s*(?:,|$)""")  # a comma in quotes parts nothing
 
 NESTED = "budget model_pair text dictionary l1_schedule optimizer activations trainer launcher evaluation task logger model recipe".split()
+# of Lightning's, those that change neither what is learned nor for how long
+TRAINER = "_target_ accelerator devices num_nodes strategy precision deterministic benchmark".split()
 SEVERAL = ("evaluation", "task", "logger")  # groups of which a study may choose several options
 
 COUNT = Annotated[int, pydantic.Field(gt=0, strict=True)]  # 12, and not 12.0: one number, one way to write it
@@ -78,8 +81,9 @@ NUMBERS: dict[str, Any] = {
         ("seed", "text.seed", "dictionary.seed"), Annotated[int, pydantic.Field(ge=0, lt=2**63, strict=True)]
     ),
     **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), COUNT),
-    "tokens": COUNT | None,
+    "tokens": typing.Optional[COUNT],  # noqa: UP045
     **dict.fromkeys(("dry_run", "launcher.pack"), pydantic.StrictBool),
+    "optimized_metric": pydantic.StrictStr,
     **dict.fromkeys(("launcher.device", "device"), typing.Literal["h200", "h100", "a100", "cpu"] | None),
     **dict.fromkeys(("launcher.memory_gb", "memory_gb"), Annotated[float | None, POSITIVE]),
 }
@@ -108,6 +112,17 @@ def said_plainly() -> Iterator[None]:
         sys.exit(1 if _began or isinstance(refusal, Stopped) else 2)
 
 
+@contextlib.contextmanager
+def composed_plainly() -> Iterator[None]:
+    """Context in which a config that cannot be composed ends the program with one sentence."""
+    try:
+        yield
+    except (OmegaConfBaseException, hydra.errors.HydraException) as error:
+        where = getattr(error, "full_key", None) or "the config"
+        print(f"error: {where}: {printable(str(error).strip().splitlines()[0])}", file=sys.stderr)
+        sys.exit(1 if _began else 2)
+
+
 def verb(name: str) -> Callable:
     """Hydra's decorator with conf/<name>.yaml, which says in one sentence what was refused and why."""
 
@@ -122,21 +137,17 @@ def verb(name: str) -> Callable:
             global _began
             _began = False
             guard()
-            with said_plainly():
+            with said_plainly(), composed_plainly():
                 sys.argv[1:] = with_files(sys.argv[1:], folder)
                 sys.argv[1:] += of_its_own(sys.argv[1:], folder)
                 check_command_line(sys.argv[1:], folder, name)
                 sys.argv[1:] += nothing_written(sys.argv[1:], name)
             try:
-                wrapped()
+                with composed_plainly():
+                    wrapped()
             except KeyboardInterrupt:
                 print("stopped before anything was begun", file=sys.stderr)
                 sys.exit(130)
-            except OmegaConfBaseException as error:
-                print(
-                    f"error: {error.full_key or 'the config'}: {printable(str(error).splitlines()[0])}", file=sys.stderr
-                )
-                sys.exit(1 if _began else 2)
             except SystemExit as left:  # Hydra has said what does not compose
                 said = isinstance(left.__context__, hydra.errors.HydraException | OmegaConfBaseException)
                 if left.code != 1 or not said or _began:
@@ -148,10 +159,20 @@ def verb(name: str) -> Callable:
     return decorate
 
 
+def overrides_in(arguments: Sequence[str]) -> list[str]:
+    """The overrides of a command line, without Hydra's flags and what stands behind them, as Hydra takes it apart."""
+    return (
+        [] if READ.intersection(arguments) else list(get_args_parser().parse_known_args(list(arguments))[0].overrides)
+    )
+
+
+READ = frozenset({"--help", "-h", "--version"})  # of which argparse makes an end at once
+
+
 def typed_keys(arguments: Sequence[str]) -> dict[str, Any]:
     """Key -> value of the overrides of a command line; nothing where Hydra cannot read one."""
     try:
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+        overrides = OverridesParser.create().parse_overrides(overrides_in(arguments))
     except hydra.errors.HydraException:
         return {}
     return {o.key_or_group: None if o.is_sweep_override() or o.is_delete() else o.value() for o in overrides}
@@ -161,20 +182,25 @@ def typed_keys(arguments: Sequence[str]) -> dict[str, Any]:
 OF_ITS_OWN = {
     "hydra.run.dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}",
     "hydra.job.chdir": "false",
+    "hydra.job_logging.handlers.file.filename": "'${hydra.runtime.output_dir}/run.log'",
 }
+
+
+def written_out(folder: Path) -> set[str]:
+    """The keys that options of conf/ refer to, as ${seed}: a config that a run has written holds their values in each place."""
+    texts = (path.read_text(encoding="utf-8") for path in folder.rglob("*.yaml"))
+    return {key for text in texts for key in re.findall(r"\$\{(?:oc\.select:)?([a-z_]+(?:\.[a-z_]+)*)[},]", text)}
 
 
 def of_its_own(arguments: Sequence[str], folder: Path) -> list[str]:
     """Words for Hydra about where a run goes whose config is named by --config-path, which was looked at and carries none.
     Raises Refused for a config that may not be read."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-path", "-cp")
-    parser.add_argument("--config-name", "-cn")
-    flags, _ = parser.parse_known_args(list(arguments))
+    if READ.intersection(arguments):
+        return []
+    flags = get_args_parser().parse_known_args(list(arguments))[0]  # --config-pat is --config-path to it
     if flags.config_path is None:
         return []
-    words = [a for a in arguments if a not in (flags.config_path, flags.config_name)]
-    typed = typed_keys(words)
+    typed = typed_keys(arguments)
     place, name = folder.parent / flags.config_path, flags.config_name
     if name is None:
         raise Refused(f"--config-path {flags.config_path} needs the name of a config there: --config-name config.")
@@ -182,7 +208,13 @@ def of_its_own(arguments: Sequence[str], folder: Path) -> list[str]:
     if file is None:
         raise Refused(f"--config-path {flags.config_path} --config-name {name}: there is no such file.")
     trust = check_trust(typed.get("trust"))
-    check_file(file, trust=trust, typed=typed)
+    content = check_file(file, trust=trust, typed=typed)
+    for key in typed:
+        if key in written_out(folder) and OmegaConf.select(OmegaConf.create(content), key) is not None:
+            raise Refused(
+                f"{key}={typed[key]}: {file} has the value of {key} written out wherever it is used, so that another one there would not "
+                "be followed. Type the line of the study with it instead, without --config-path."
+            )
     words = {**OF_ITS_OWN, **({"trust": "[]"} if "trust" in read_yaml(file) else {})}
     return [f"{key}={value}" for key, value in words.items() if key not in typed]
 
@@ -191,7 +223,7 @@ def nothing_written(arguments: Sequence[str], name: str) -> list[str]:
     """Words for Hydra by which a dry run leaves no folder, no log and no copy of its config; none for another run. Raises
     Refused for a sweeper that chooses its members by what became of the first."""
     try:
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+        overrides = OverridesParser.create().parse_overrides(overrides_in(arguments))
     except hydra.errors.HydraException:
         return []  # Hydra says it
     given = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
@@ -238,7 +270,7 @@ def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
 def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:
     """Raises Refused, naming the nearest legal words, for a key or an option that does not exist, and for a key of
     conf/<name>.yaml that was left open (???) and is not given."""
-    words = [a for a in arguments if not a.startswith("-")]
+    words = overrides_in(arguments)
     if any(a.startswith(("--config", "-cn", "-cp", "-cd", "--hydra-help", "--help", "-h")) for a in arguments):
         return
     try:
@@ -352,6 +384,14 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
         raise Refused(_not_set(str(error.full_key), f"{error.full_key}=<...>")) from error
     except OmegaConfBaseException as error:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
+    for key in settings.get("trainer") or ():
+        if key not in TRAINER:
+            raise Refused(
+                f"trainer.{key} is not a setting here: a trainer has {', '.join(TRAINER[1:])}. How long is trained, and on what, is said by "
+                "budget and text."
+            )
+    if not isinstance((settings.get("dictionary") or {}).get("hookpoint", {}), dict):
+        raise Refused("dictionary.hookpoint is one value, where settings by name belong: choose an option of it.")
     for key in NESTED:
         value = settings.get(key, {})
         if not isinstance(value, dict) and (value is not None or key not in SEVERAL):
@@ -369,6 +409,8 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
     for key, value in values.items():
         if isinstance(value, float) and math.isnan(value):
             raise Refused(f"{key}=nan is no number.")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise Refused(f"{key}={value} is larger than any number that is counted with.")
         if isinstance(value, str) and "${" in value:  # an object is described once more before it is built
             raise Refused(
                 f"{key}={value:.80} holds a reference within what another one stands for: name the value itself."
@@ -467,7 +509,7 @@ def build(node: Any, **extra: Any) -> Any:
 
 
 def material(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config without what cannot change a number: logger, launcher, device, paths of this machine. The precision
+    """The resolved config without what cannot change a number: logger, launcher, device. Paths stay as they were typed. The precision
     of the trainer is kept, and `read` has the digests of the files that are read, as files.py takes them."""
     kept = {str(key): unresolved(cfg[key]) for key in cfg if key not in IMMATERIAL}
     read: dict[str, str] = {}
@@ -480,8 +522,22 @@ def material(cfg: DictConfig) -> dict[str, Any]:
 
 
 def identity(cfg: DictConfig) -> str:
-    """A digest of twelve digits of every setting that matters, and of the files that are read; any change changes it."""
-    return digest(material(cfg))
+    """A digest of twelve digits of every setting that matters, of the files that are read, and of what environment variables
+    hold; any change changes it."""
+    return digest([material(cfg), environment(cfg)])
+
+
+def environment(cfg: DictConfig) -> dict[str, str | None]:
+    """Digests of what the environment variables hold that material settings read, but for those that name a place alone. They
+    stand in no file: a digest of a short secret can be guessed."""
+    kept = {key: node for key, node in with_references(cfg).items() if key not in IMMATERIAL}
+    names = [word.removeprefix("env:") for word in variables_of(kept)]
+    return {name: _slow_digest(os.environ.get(name)) for name in sorted({*names} - {*VARIABLES})}
+
+
+@functools.cache
+def _slow_digest(held: str | None) -> str | None:
+    return None if held is None else hashlib.pbkdf2_hmac("sha256", held.encode(), b"tunediff", 100_000).hex()
 
 
 def stream_key(cfg: DictConfig) -> str:
@@ -492,6 +548,7 @@ def stream_key(cfg: DictConfig) -> str:
     parts = {key: settings.get(key) for key in ("model_pair", "text", "activations")}
     parts["read"] = read_by(settings, parts)
     size = {"tokens": settings["budget"]["tokens"], "batch": OmegaConf.select(cfg, "optimizer.batch")}
+    size["environment"] = environment(cfg)
     return digest({**parts, **size, "trainer": unresolved(cfg.trainer)})
 
 

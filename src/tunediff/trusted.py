@@ -76,6 +76,7 @@ SENDS: Mapping[str, tuple[Any, ...]] = {
 HERE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # what is sent there stays on this machine
 INTERPOLATION = re.compile(r"\$\{\s*([^:}\s]*)\s*([:}]?)(?=\s*([^,}\s]*))")
 VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)")
+DECODED = re.compile(r"\$\{oc\.decode:\$\{oc\.env:[^${}]*\}\}")
 NODE = re.compile(r"\.*[\w.\[\]-]*")
 
 
@@ -133,7 +134,7 @@ def check_target(node: Mapping[str, Any], path: str, trust: Sequence[str]) -> An
             raise Refused(f"{path}._target_={name} is none of what a config may build (tunediff/trusted.py). {way}")
         raise Refused(
             f"{path}._target_={name} names a package that is not trusted. If it is yours, or you have read it, add "
-            f"trust=[{package}] on the command line."
+            f"trust=[{package}] on the command line, or trust=['{package}'] to tunediff.load."
         )
     try:
         target = target_of(node)
@@ -230,16 +231,25 @@ def check_file(
     if group is None and content.get("sweep") is not None:
         path_in(Path("multirun"), str(content["sweep"]), f"{file} has as sweep, the folder in multirun,")
     _check_place(file, content.pop("defaults", None) or [], group)
+    within = "" if group in (None, "experiment") else f"{group}."  # a key as it is typed
+    unread = {}
     for key, value in strings_in(content):
-        _check_interpolations(file, key, value, trust)
+        if f"{within}{key}" not in given:
+            unread |= dict.fromkeys(_check_interpolations(file, f"{within}{key}", value, trust), f"{within}{key}")
+    if unread:
+        raise Refused(
+            f"{file} reads the environment variable{'s' * (len(unread) > 1)} {', '.join(unread)}, for {', '.join(unread.values())}. If it "
+            f"may, say trust=[{','.join(f'env:{name}' for name in unread)}] on the command line, or in tunediff.load."
+        )
     for key, value in leaves_in(content) if typed is not None else ():
+        key = f"{within}{key}"
         last = key.rpartition(".")[2]
         if last in SENDS and value not in SENDS[last] and key not in given and not HERE.match(str(value)):
             raise Refused(
                 f"{file} has {key}={value}, by which data would leave this machine. If you want that, say so on the command "
                 f"line: {key}=..."
             )
-        if group is None and last == "folder" and key not in given and _leads_away(value):
+        if group in (None, "experiment") and last == "folder" and key not in given and _leads_away(key, value):
             raise Refused(f"{file} has {key}={value}, which is written to. If you want that, say {key}=... yourself.")
     for node, path in targets_in(content):
         check_target(node, path, trust)
@@ -250,10 +260,12 @@ def check_file(
 BEFORE = {"run": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}-${identity:}"}, "job": {"chdir": False}}
 
 
-def _leads_away(folder: Any) -> bool:
-    """True for a folder that is neither that of the run nor below the folder one stands in."""
-    if not isinstance(folder, str) or folder == "${run_folder:}":
-        return folder is not None and not isinstance(folder, str)
+def _leads_away(key: str, folder: Any) -> bool:
+    """True for the folder of a logger, which clears it, that is not the run's, and for one that is not below where one stands."""
+    if folder == "${run_folder:}" or folder is None:
+        return False
+    if key.startswith("logger.") or not isinstance(folder, str):
+        return True
     return Path(folder).is_absolute() or folder.startswith("~") or ".." in Path(folder).parts or "${" in folder
 
 
@@ -264,30 +276,31 @@ def _check_place(file: Path, defaults: Any, group: str | None) -> None:
     for entry in defaults if isinstance(defaults, list) else [defaults]:
         if re.search(r"hydra|\.\.|//|searchpath|\$", words := str(entry)):
             raise Refused(f"{file} has defaults: {words}, which may name options of the groups in conf/ alone.")
-    package = re.search(r"^\s*#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    if group != "experiment" and package and package[1] != "_group_":
-        raise Refused(f"{file} has @package {package[1]}: only an experiment sets what is not of its group.")
+    for package in re.findall(r"^\s*#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE):
+        if package != ("_global_" if group == "experiment" else "_group_"):
+            raise Refused(
+                f"{file} has @package {package}: a file sets what is of its group, and an experiment what a study has."
+            )
 
 
-def _check_interpolations(file: Path, key: str, value: str, trust: Sequence[str]) -> None:
+def _check_interpolations(file: Path, key: str, value: str, trust: Sequence[str]) -> list[str]:
+    """The environment variables that a string reads and that nobody said it may. Raises Refused for another reference."""
+    unread = []
     for name, behind, argument in INTERPOLATION.findall(value):
         if behind != ":":
             if NODE.fullmatch(name):
                 continue
-        elif name == "oc.env":
-            if argument in VARIABLES or f"env:{argument}" in trust:
-                continue
-            raise Refused(
-                f"{file} reads the environment variable {argument} for {key}. If it may, say trust=[env:{argument}] on the "
-                f"command line, or give {key}=... there."
-            )
+        elif name == "oc.env" and re.fullmatch(r"\w+", argument):
+            unread += [] if argument in VARIABLES or f"env:{argument}" in trust else [argument]
+            continue
         elif (
-            name in RESOLVERS or name == "oc.decode" and VARIABLE.match(argument)
+            name in RESOLVERS or name == "oc.decode" and DECODED.fullmatch(value)
         ):  # of which the variable is looked at
             continue
         raise Refused(
             f"{file} has {key}={value:.80}: a config that is read may use {', '.join(RESOLVERS)} and its own keys."
         )
+    return unread
 
 
 # -- environment variables -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ COVERED = set(
 DEPTH = 3  # folders between a manifest and the file furthest below it
 EVALUATED = {"findings.json", "figures.json", "report.html", "tables", "latent_cache", "graphs"}
 DENIED = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+os.umask(UMASK := os.umask(0o077))  # can only be read by setting it
 PIECE = 1 << 20  # bytes that are hashed at once
 
 
@@ -54,6 +56,7 @@ def put(path: Path) -> Iterator[Path]:
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o666 & ~UMASK)  # as any file of the user's: a library may keep its own to itself
         os.replace(partial, path)
         flush(path.parent)
     finally:
@@ -162,6 +165,19 @@ def verify(path: Path) -> None:
             _compare(file, functools.partial(digest_of, file))
 
 
+NEEDED = ("config.yaml", "findings.json", "dictionary/", "companions/", "model/")
+
+
+def check_whole(folder: Path) -> None:
+    """Reads every file that the manifest of a run lists. Raises Refused for one that is not as it was written, and for one of
+    what a finished run is made of that is gone."""
+    for name in entries(folder) if (folder / MANIFEST).exists() else ():
+        if (folder / name).exists():
+            verify(folder / name)
+        elif name.startswith(NEEDED):
+            raise Refused(f"{folder / name} is gone. {_way_out(folder / name)}")
+
+
 def _compare(path: Path, digest: Any) -> None:
     expected = entry_of(path)
     with as_written(path):
@@ -215,9 +231,9 @@ def _way_out(path: Path) -> str:
     if first == "model":
         return f"Restore it from a copy, or remove {home} and fine-tune again. A model that you changed has its place elsewhere."
     if first in EVALUATED:
-        return (
-            f"Restore it from a copy, or remove it and evaluate again: python evaluate.py run={home} evaluation=[...]."
-        )
+        apart = re.fullmatch(r"on_(\d+)_tokens", home.name)  # a folder inside that of the run
+        run = f"{home.parent} tokens={apart[1]}" if apart else f"{home}"
+        return f"Restore it from a copy, or remove it and ask every evaluation again that it had: python evaluate.py run={run} evaluation=[...]."
     return f"Restore it from a copy, or remove {home} and run the study again."
 
 

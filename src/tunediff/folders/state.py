@@ -23,6 +23,16 @@ LOGS = {".hydra", "run.log", "evaluate.log", "multirun.yaml"}  # laid down befor
 SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json", MANIFEST}  # of a run before it begins
 
 
+def refuse_links(folder: Path) -> None:
+    """Raises Refused for a run folder in which something leads to another place: what is written there would be written
+    elsewhere. The log of its job may."""
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.is_symlink() and path.name != "job.log":
+            raise Refused(
+                f"{path} is a link to {os.readlink(path)}, and nothing is written through one: copy the folder whole."
+            )
+
+
 _made: list[Path] = []  # folders that this process made, the innermost last
 
 

@@ -22,12 +22,12 @@ from tunediff import folders, processes
 from tunediff.models import ModelSource, placed
 from tunediff.schedules import Length, steps_of
 from tunediff.settings import begun, build, check, identity, material, within
-from tunediff.shapes import Refused, Table, flat
+from tunediff.shapes import Refused, Table
 from tunediff.study import faults
 from tunediff.study.described import beat, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
-from tunediff.study.parts import refuse_toy_text, write_config
+from tunediff.study.parts import other_settings, refuse_toy_text, write_config
 from tunediff.study.trainer import (
     fit,
     in_processes,
@@ -71,6 +71,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         source.check()
         fits(cfg, source, recipe)
         if folders.is_finished(folder, identity(cfg)):
+            folders.check_whole(folder)
             print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
             return
         refuse_toy_text(cfg, source.tokenizer(), source.path)
@@ -191,10 +192,9 @@ def begin(cfg: DictConfig, folder: Path) -> None:
     """Prepares the folder. Raises Refused for one that holds another fine-tune, finished or not, naming the settings that
     differ."""
     if folders.state_of(folder).get("identity") not in (None, identity(cfg)):
-        now, before = flat(material(cfg)), flat(folders.read_json(folder / "identity.json").get("settings", {}))
-        changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         raise Refused(
-            f"{folder} holds another fine-tune, with other {', '.join(changed)}. Choose another hydra.run.dir, or remove it."
+            f"{folder} holds another fine-tune, with other {other_settings(cfg, folder)}. Choose another hydra.run.dir, or remove "
+            "it."
         )
     begun()
     write_config(cfg, folder)

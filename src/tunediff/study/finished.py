@@ -28,7 +28,7 @@ from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import LOGITS_MB, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
-from tunediff.settings import begun, build, check, material, plain
+from tunediff.settings import begun, build, check, environment, identity, material, plain
 from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused
 from tunediff.study import faults
 from tunediff.study.companions import read_companions, starting_rows
@@ -108,6 +108,10 @@ class Loaded:
         if not path.exists():
             there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
             raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
+        if (self.folder / folders.MANIFEST).exists() and f"tables/{name}.parquet" not in folders.entries(self.folder):
+            raise Refused(
+                f"{path} is no table of this run: its manifest.json does not list it. Remove it, and evaluate again."
+            )
         return folders.read_table(path)
 
     def latents(self, which: int | str | Sequence[int]) -> list[int]:
@@ -206,7 +210,15 @@ REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()
 def refuse_changed(run: Loaded) -> None:
     """Raises Refused where files that the study read are others now: its findings are not theirs. Those that are gone are
     missed where they are read, and a study of an earlier version does not say what it read."""
-    before = folders.read_json(run.folder / "identity.json").get("settings", {}).get("read", {})
+    place = run.folder / "identity.json"
+    stored = folders.read_json(place)
+    if environment(run.cfg) and stored.get("identity") != identity(run.cfg):
+        raise Refused(
+            f"{run.folder} was made with other contents of {', '.join(environment(run.cfg))}, or by another version: set them as "
+            "they were."
+        )
+    with folders.as_written(place):
+        before = dict(stored.get("settings", {}).get("read", {}))
     now = material(run.cfg)["read"]
     changed = [
         name for name in before if now.get(name, before[name]) != before[name] and not name.startswith("evaluation.")
@@ -239,6 +251,7 @@ def reevaluate(cfg: DictConfig) -> None:
     an evaluation finds replaces what it found before on as many tokens."""
     with folders.unless_refused(Path(cfg.run)):
         check(cfg, REEVALUATION)
+        folders.refuse_links(Path(cfg.run))
         run = Loaded(Path(cfg.run), plain(cfg.trust))
         run.verify()  # now, and not when all is measured and the page is written
         refuse_changed(run)
@@ -247,8 +260,9 @@ def reevaluate(cfg: DictConfig) -> None:
     check_evaluations(evaluations, run.pair, run.text, tokens=tokens)
     device = build(cfg.trainer, precision="32-true", logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
-        begun()
         folder, notes = own_place(run, tokens)
+        folders.check_whole(folder)
+        begun()
         given = dataclasses.replace(run.given(device=device, tokens=tokens, logits_mb=cfg.logits_mb), folder=folder)
         described = about(run.cfg, run.pair, run.streams)
         for note in notes:

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from tunediff import folders
 from tunediff.activations import WholeSequences, check_buffer
 from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapter, latents_of
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
@@ -22,7 +23,7 @@ from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
 from tunediff.schedules import Length
 from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
-from tunediff.shapes import ADAPTER, HYBRID, ROLES, TUNED, Refused, Stream, lacking
+from tunediff.shapes import ADAPTER, HYBRID, ROLES, TUNED, Refused, Stream, flat, lacking
 from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
 from tunediff.trusted import check_file, target_of, unresolved
@@ -332,6 +333,12 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
     write_atomically(folder / "config.yaml", text)
     stands_for = {"identity": identity(cfg), "settings": material(cfg)}
     write_atomically(folder / "identity.json", json.dumps(stands_for, indent=1))
+
+
+def other_settings(cfg: DictConfig, folder: Path) -> str:
+    """The names of the settings, and of what was read, in which the run of a folder differs from a config."""
+    now, before = flat(material(cfg)), flat(folders.read_json(folder / "identity.json").get("settings", {}))
+    return ", ".join(sorted(name for name in {*before, *now} if before.get(name) != now.get(name))) or "version"
 
 
 def read_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:

@@ -21,14 +21,15 @@ from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.activations import ShuffledRows, Wanted, take
+from tunediff.hookpoints import HOOKPOINTS
 from tunediff.models import Agreed, ModelPair
 from tunediff.schedules import Length
-from tunediff.settings import begun, build, check, digest, material, read_by
+from tunediff.settings import begun, build, check, digest, environment, material, read_by
 from tunediff.shapes import Finding, Note, Refused
 from tunediff.study import faults
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
-from tunediff.study.parts import STUDY, agreed_upon, inside, learns
+from tunediff.study.parts import STUDY, agreed_upon, inside, learns, other_settings
 from tunediff.study.run import Run
 from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of, stoppable
 from tunediff.text import Text
@@ -60,8 +61,14 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
         run, checkpoints = Run(cfg, folder), folder / "checkpoints"
         folders.make_folder(folder)
         if folders.is_finished(folder, run.identity):
+            folders.check_whole(folder)
             print(f"finished already: {folder / 'report.html'}. Remove the folder to train it again.")
             return folders.state_of(folder).get("value")
+        if folders.read_json(folder / "state.json").get("state") == folders.FINISHED:
+            raise Refused(
+                f"{folder} holds another study, which is finished, with other {other_settings(cfg, folder)}. Choose another "
+                "hydra.run.dir, or remove it."
+            )
         saved = latest_checkpoint(checkpoints)
         if saved is not None and run.identity not in names_in(saved):
             raise Refused(f"{checkpoints} belongs to another study. Choose another hydra.run.dir, or remove it.")
@@ -237,5 +244,9 @@ def wanted_by(runs: Sequence[Run]) -> Wanted:
     tokens, settings = cfg.budget.tokens + build(cfg.activations).fit_tokens, material(cfg)
     rows = {"model_pair": settings["model_pair"], "text": settings["text"], "tokens": tokens, "moments": moments}
     rows["read"] = read_by(settings, rows)
+    rows["environment"] = environment(cfg)
+    rows["places"] = {
+        stream.hookpoint: HOOKPOINTS[stream.hookpoint]._asdict() for stream in streams
+    }  # a name is given anew
     key = digest({**rows, "streams": [str(stream) for stream in streams]})
     return Wanted(streams, tokens, moments, key)

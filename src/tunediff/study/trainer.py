@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +118,9 @@ def shares_out_layers(cfg: DictConfig) -> bool:
 def in_processes(command: Sequence[str], cfg: DictConfig, folder: Path, what: str) -> None:
     """Runs `python <command>` once for each device of this machine, until all have ended. Raises Refused, saying why, where
     the run of the folder did not end well."""
+    there = torch.cuda.device_count() or os.cpu_count() or 1
+    if cfg.trainer.devices > there:
+        raise Refused(f"trainer.devices={cfg.trainer.devices}: this machine has {there}.")
     process = processes.start(command, devices=cfg.trainer.devices)
     with stoppable(folder):
         status = processes.wait(process)

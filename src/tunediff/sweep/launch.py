@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tunediff import folders, processes
 from tunediff.models import ModelPair
 from tunediff.settings import begun, build, said_plainly
-from tunediff.shapes import path_in
+from tunediff.shapes import Refused, path_in
 from tunediff.study import faults
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.estimate import GB, columns, cost_of, table
 from tunediff.study.run import Run
 from tunediff.sweep.local import Local
-from tunediff.sweep.plan import Group, Member, Standing, forget_checkpoints, groups_of, look, members_in
+from tunediff.sweep.plan import Group, Member, Standing, forget_checkpoints, groups_of, look, members_in, state_in
 from tunediff.sweep.slurm import Slurm
 from tunediff.trusted import with_references
 
@@ -45,6 +45,8 @@ def launch(
     """Runs members, given as lists of overrides, at a place -> the outcome of each, in their order."""
     sweep = Path(config.hydra.sweep.dir)
     with folders.unless_refused(sweep):
+        if not overrides:
+            raise Refused("The line names no member: one of its ranges or lists is empty.")
         composed = [(list(words), member_config(config, compose, words)) for words in overrides]
         members = members_in(sweep, composed, here=place.here)
         by_identity = {member.run.identity: member for member in members}
@@ -115,7 +117,11 @@ def groups_left(sweep: Path, members: list[Member], config: DictConfig, place: L
 
 def write_sweep(sweep: Path, config: DictConfig, members: Sequence[Member]) -> None:
     """Writes sweep.json: the command lines that were typed, and every member they named."""
-    before = folders.read_json(sweep / "sweep.json")
+    try:
+        before = folders.read_json(sweep / "sweep.json")
+    except Refused as refusal:  # of the members one looks at their own folders
+        print(f"note: {refusal}")
+        before = {}
     line = " ".join(with_references(config.hydra.overrides.task))  # by the names of variables
     with folders.as_written(sweep / "sweep.json"):
         known = {entry["identity"]: entry for entry in before.get("members", [])}
@@ -128,7 +134,7 @@ def write_sweep(sweep: Path, config: DictConfig, members: Sequence[Member]) -> N
 def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
     """Prints one table of failures and returns Hydra's job returns. A member that did not end well is a failed job."""
     each = {member.run.identity: member for member in members}
-    states = {name: folders.state_of(member.run.folder) for name, member in each.items()}
+    states = {name: state_in(member.run) for name, member in each.items()}
     wrong = [member for name, member in each.items() if states[name].get("state") != folders.FINISHED]
     done = len(each) - len(wrong)
     print(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -25,6 +26,7 @@ from tunediff.text import Text
 from tunediff.training import latest_checkpoint, names_in
 from tunediff.trusted import trust_of
 
+UNREADABLE = "unreadable"  # the state of a member whose folder is not as it was written
 NEAR = 3  # settings by which a run may differ and still be called nearly the same
 
 
@@ -38,6 +40,7 @@ class Standing(enum.Enum):
     FAILED = "failed before ({}), tried again"
     INTERRUPTED = "was interrupted before its first checkpoint, begins again"
     NEW = "new{}"
+    UNREADABLE = "left alone: {}"
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Member:
     @property
     def is_left(self) -> bool:
         """True where this sweep has to run the member."""
-        return self.standing not in (Standing.FINISHED, Standing.QUEUED, Standing.ELSEWHERE)
+        return self.standing not in (Standing.FINISHED, Standing.QUEUED, Standing.ELSEWHERE, Standing.UNREADABLE)
 
     @property
     def status(self) -> str:
@@ -131,10 +134,12 @@ def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> l
     found = sorted((path for path in latest if path is not None), key=lambda path: -step_of(path))
     checkpoints = [(path, set(names_in(path))) for path in found]
     for member in members:
-        state = folders.state_of(member.run.folder)
+        state = state_in(member.run)
         saved = next((path for path, names in checkpoints if member.run.identity in names), None)
         member.detail = ""
-        if folders.is_finished(member.run.folder, member.run.identity):
+        if state.get("state") == UNREADABLE:
+            member.standing, member.detail = Standing.UNREADABLE, state["error"]
+        elif folders.is_finished(member.run.folder, member.run.identity):
             member.standing = Standing.FINISHED
         elif member.run.identity in queued:
             member.standing, member.detail = Standing.QUEUED, queued[member.run.identity]
@@ -149,6 +154,18 @@ def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> l
         else:
             member.standing, member.detail = Standing.NEW, nearest(sweep, member, members)
     return checkpoints
+
+
+def state_in(run: Run) -> dict[str, Any]:
+    """The state of a member; that of one that cannot be read, which costs itself alone, says why."""
+    try:
+        state = folders.state_of(run.folder)
+        folders.read_json(run.folder / "identity.json")
+        if folders.is_finished(run.folder, run.identity):
+            folders.check_whole(run.folder)
+        return state
+    except Refused as refusal:
+        return {"state": UNREADABLE, "error": str(refusal)}
 
 
 def until_saved(folder: Path, *, seconds: float = 600.0) -> None:
@@ -186,7 +203,10 @@ def nearest(sweep: Path, member: Member, members: Sequence[Member]) -> str:
     mine = flat(material(member.run.cfg))
     found = []
     for path in sorted(sweep.glob("*/identity.json")):
-        stored = folders.read_json(path)
+        try:
+            stored = folders.read_json(path)
+        except Refused:
+            continue
         if stored["identity"] in planned:
             continue
         theirs = flat(stored["settings"])

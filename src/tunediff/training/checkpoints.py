@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -185,7 +186,10 @@ class Checkpoints(Callback):
         sys.exit(128 + number)
 
     def on_train_end(self, trainer, pl_module) -> None:
+        asked = self.asked
         self._restore()
+        if asked is not None:  # it came behind the last step, which is saved
+            os.kill(os.getpid(), asked)
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         self._restore()

@@ -95,7 +95,7 @@ class KeptLines:
         if self.path is not None and self.path.exists():
             with as_written(self.path):
                 *lines, cut = self.path.read_bytes().split(b"\n")
-            read = [_entry(line, key) for line in lines]
+            read = [_entry(line, key, name) for line in lines]
             self.known = {entry.pop(key): entry for entry in read if entry is not None}
             if bad := [n for n, entry in enumerate(read, 1) if entry is None]:
                 some = f"line {bad[0]:,}" + (f" and {len(bad) - 1:,} more" if len(bad) > 1 else "")
@@ -110,20 +110,20 @@ class KeptLines:
             return
         self.path.parent.mkdir(exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_sealed({self.key: key, **entry})) + "\n")
+            file.write(json.dumps(_sealed({self.key: key, **entry}, self.path.stem)) + "\n")
 
 
-def _sealed(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry with the checksum of its other columns."""
-    return {**entry, "sha256": hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]}
+def _sealed(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An entry with the checksum of its other columns and of the name of its file, which says what it answers."""
+    return {**entry, "sha256": hashlib.sha256(json.dumps([name, entry], sort_keys=True).encode()).hexdigest()[:16]}
 
 
-def _entry(line: bytes, key: str) -> dict[str, Any] | None:
+def _entry(line: bytes, key: str, name: str) -> dict[str, Any] | None:
     """The entry of a line without its checksum; None where it is not as it was written."""
     try:
         entry = json.loads(line.decode())
         said = entry.pop("sha256")
-        return entry if key in entry and _sealed(entry)["sha256"] == said else None
+        return entry if key in entry and _sealed(entry, name)["sha256"] == said else None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
