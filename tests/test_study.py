@@ -262,6 +262,22 @@ def test_a_folder_is_kept_where_training_began_or_anything_else_stands(tmp_path)
         raise ZeroDivisionError  # a fault of ours keeps its log
 
 
+def test_another_study_takes_no_finished_folder(run):
+    """Nor does the same line once what it reads has changed."""
+    from tunediff.settings import within
+    from tunediff.shapes import Refused
+    from tunediff.study.parts import read_config
+    from tunediff.study.train import study
+
+    folder, _ = run
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
+    cfg = read_config(folder)
+    cfg.dictionary.seed = 5
+    with within(folder), pytest.raises(Refused, match=r"another study, which is finished, with other dictionary.seed"):
+        study(cfg, folder)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 # -- the README ------------------------------------------------------------------------------------------------------
 
 

@@ -105,6 +105,7 @@ ATTACKS = {
     "escaped": "\\${oc.env:HOME}",
     "a resolver with a made-up name": "${oc.${seed}:HOME}",
     "the environment": "${oc.env:HOME}",
+    "put together behind a decoded one": "${oc.decode:${oc.env:TUNEDIFF_DATA,x}${text.instruction}}",
     "another resolver": "${hydra:runtime.cwd}",
     "a list of ours": "${oc.dict.keys:text}",
     "the environment, as a name": "${oc.select:${oc.env:HOME}}",
@@ -252,7 +253,49 @@ def test_a_config_by_its_path_stands_for_itself(config, tmp_path):
     words = of_its_own(
         ["--config-path", str(run_folder(tmp_path / "own", config)), "-cn", "config", "hydra.run.dir=x"], CONF
     )
-    assert words == ["hydra.job.chdir=false", "trust=[]"]
+    assert words[0] == "hydra.job.chdir=false" and words[-1] == "trust=[]" and len(words) == 3
+
+
+@pytest.mark.parametrize("header", ("hydra", "_group_\n# @package hydra", "_global_\n# @package hydra.job_logging"))
+@pytest.mark.parametrize("group", ("experiment", "model_pair", "evaluation"))
+def test_no_header_puts_a_file_into_hydra(tmp_path, group, header):
+    """Hydra follows the last of several."""
+    (tmp_path / "x.yaml").write_text(f"# @package {header}\n{yaml.safe_dump({'handlers': {'x': {'()': 'os.system'}}})}")
+    with pytest.raises(Refused, match="@package"):
+        with_files([f"{group}={tmp_path}/x.yaml"], CONF)
+
+
+def test_an_experiment_from_a_file_clears_no_folder(tmp_path):
+    (tmp_path / "x.yaml").write_text(
+        "# @package _global_\nlogger: {csv: {_target_: tunediff.loggers.Csv, folder: data}}"
+    )
+    with pytest.raises(Refused, match="logger.csv.folder=data, which is written to"):
+        with_files([f"experiment={tmp_path}/x.yaml"], CONF)
+
+
+@pytest.mark.parametrize("flag", ("--config-path", "--config-pat", "--config-p", "-cp"))
+def test_a_flag_cut_short_is_looked_behind_as_well(config, tmp_path, flag):
+    """Python's parser takes the beginning of a flag for it, so Hydra does."""
+    folder = run_folder(tmp_path / "run", put(config, "hydra", HYDRA[0]))
+    with pytest.raises(Refused, match="sets up Hydra"):
+        of_its_own([flag, str(folder), "--config-n", "config"], CONF)
+
+
+def test_a_value_that_is_written_out_in_many_places_is_not_given_for_one(config, tmp_path):
+    """Else a seed by --config-path would leave the dictionary's as it was, and two seeds would agree to the bit."""
+    words = ["--config-path", str(run_folder(tmp_path, config)), "--config-name", "config"]
+    for key in ("seed=1", "budget.latents=99"):
+        with pytest.raises(Refused, match="written out wherever it is used"):
+            of_its_own([*words, key], CONF)
+    assert of_its_own([*words, "dictionary.seed=1", "trainer.precision=32-true"], CONF)
+
+
+def test_all_variables_are_named_at_once_and_a_key_that_is_typed_reads_none(config, tmp_path):
+    content = put(put(config, "text.system", "${oc.env:A}"), "text.instruction", "${oc.env:B}")
+    words = ["--config-path", str(run_folder(tmp_path, content)), "--config-name", "config"]
+    with pytest.raises(Refused, match=r"trust=\[env:A,env:B\]|trust=\[env:B,env:A\]"):
+        of_its_own(words, CONF)
+    assert of_its_own([*words, "text.system=a", "text.instruction=b"], CONF)
 
 
 # -- environment variables -------------------------------------------------------------------------------------------

@@ -122,7 +122,9 @@ def test_without_a_manifest_what_cannot_be_taken_apart_is_refused_too(run, name)
 
 def test_another_files_content_is_refused_where_it_reads_well(run, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"latent": [0, 1], "x": [9.0, 9.0]}), run / "tables" / "latents.parquet")
-    with pytest.raises(Refused, match=r"latents.parquet is not as it was written: its checksum.*evaluate again"):
+    with pytest.raises(
+        Refused, match=r"latents.parquet is not as it was written: its checksum.*ask every evaluation again"
+    ):
         READ["tables/latents.parquet"](run)
     save_dictionary(crosscoder(3), tmp_path / "other", {})
     (tmp_path / "other" / "weights.safetensors").replace(run / "dictionary" / "weights.safetensors")
@@ -347,6 +349,49 @@ def test_kept_lines_that_rotted_are_made_anew(tmp_path, caplog):
 
 
 # -- a fine-tune's model ---------------------------------------------------------------------------------------------
+
+
+def test_lines_that_answer_another_condition_are_made_anew(tmp_path):
+    """The name of the file says under which condition they were given."""
+    for name, said in (("of-base", "1"), ("of-tuned", "2")):
+        KeptLines(tmp_path, name).write("a", {"text": said})
+    first, second = (tmp_path / "outputs" / f"{name}.jsonl" for name in ("of-base", "of-tuned"))
+    assert KeptLines(tmp_path, "of-base").known == {"a": {"text": "1"}}
+    swapped = first.read_bytes(), second.read_bytes()
+    first.write_bytes(swapped[1]), second.write_bytes(swapped[0])
+    assert KeptLines(tmp_path, "of-base").known == KeptLines(tmp_path, "of-tuned").known == {}
+
+
+def test_a_finished_run_is_whole_or_says_what_is_gone(run):
+    folders.check_whole(run)
+    (run / "report.html").write_text("of no use to a reader")
+    folders.check_whole(run)
+    weights = run / "dictionary" / "weights.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(Refused, match="weights.safetensors is not as it was written"):
+        folders.check_whole(run)
+    weights.unlink()
+    with pytest.raises(Refused, match=r"weights.safetensors is gone. .*run the study again"):
+        folders.check_whole(run)
+
+
+def test_nothing_is_written_through_a_link_that_leads_elsewhere(run, tmp_path):
+    (run / "latest").symlink_to("dictionary")
+    folders.refuse_links(run)
+    (run / "evaluate.log").symlink_to(tmp_path / "victim")
+    with pytest.raises(Refused, match="evaluate.log is a link to"):
+        folders.refuse_links(run)
+
+
+def test_what_is_written_is_flushed_and_read_by_others_as_the_users_own(run, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(manifest.os, "fsync", flushed.append)
+    os.umask(before := os.umask(0))
+    folders.write_atomically(run / "report.html", "x")
+    assert len(flushed) >= 2  # the file and its folder
+    assert (run / "report.html").stat().st_mode & 0o777 == 0o666 & ~before
+    assert (run / "dictionary" / "weights.safetensors").stat().st_mode & 0o777 == 0o666 & ~before
 
 
 def test_a_fine_tunes_model_is_the_one_that_was_saved(request, tmp_path):

@@ -34,14 +34,20 @@ class FolderFirst(Callback):
     def on_run_start(self, config: Any, **_: Any) -> None:
         from pathlib import Path
 
+        from omegaconf.errors import OmegaConfBaseException
+
         from tunediff.folders import make_folder
         from tunediff.settings import said_plainly
         from tunediff.shapes import Refused
 
         if config.get("dry_run"):
             return
+        try:
+            place = Path(config.hydra.run.dir)
+        except OmegaConfBaseException:  # of a config from which no name can be made: Hydra comes upon it as well
+            return
         with said_plainly():
-            folder = make_folder(Path(config.hydra.run.dir))
+            folder = make_folder(place)
             try:
                 (folder / "written.partial").write_bytes(bytes(2**16))
             except OSError as error:

@@ -26,13 +26,19 @@ SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json", MANI
 def refuse_links(folder: Path) -> None:
     """Raises Refused for a run folder in which something leads to another place: what is written there would be written
     elsewhere. The log of its job may."""
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        if path.is_symlink() and path.name != "job.log":
+    found = (
+        [path for path in folder.iterdir() if path.is_symlink() or path.name not in OF_LOGGERS]
+        if folder.is_dir()
+        else []
+    )
+    for path in (path for top in found for path in (top, *top.rglob("*"))):
+        if path.is_symlink() and path.name != "job.log" and not path.resolve().is_relative_to(folder.resolve()):
             raise Refused(
                 f"{path} is a link to {os.readlink(path)}, and nothing is written through one: copy the folder whole."
             )
 
 
+OF_LOGGERS = ("wandb", "tensorboard", "csv")  # which link as they like, and are not written once a run has ended
 _made: list[Path] = []  # folders that this process made, the innermost last
 
 
