@@ -13,9 +13,13 @@ from safetensors.torch import save_file
 
 from test_tasks import composed
 from tunediff import files
+from tunediff.hookpoints import HOOKPOINTS
 from tunediff.settings import identity, material, stream_key
 from tunediff.shapes import Refused
 from tunediff.study.finished import own_place, refuse_changed
+from tunediff.study.parts import pair_and_text
+from tunediff.study.run import Run
+from tunediff.study.train import wanted_by
 
 ROWS = '{"question": "1+1?", "thinking": "two", "answer": "2"}\n'
 
@@ -119,3 +123,28 @@ def test_findings_on_another_number_of_tokens_stand_in_a_folder_of_their_own(tmp
     place, notes = own_place(run, 4_000)
     assert place == run.folder / "on_4000_tokens" and place.is_dir()
     assert "4,000 held-out tokens" in notes[0].text and f"{budget:,}" in notes[0].text
+
+
+def test_stored_activations_of_one_name_at_another_place_are_others(tmp_path):
+    """A hookpoint of the user's own has a name that stands for what its row says, in one study this and in another that."""
+    keys = set()
+    for module, read in (("self_attn.o_proj", "input"), ("self_attn.q_proj", "input"), ("self_attn.o_proj", "output")):
+        row = [f"+dictionary.hookpoint.{one}" for one in (f"module={module}", f"read={read}", "width=hidden_size")]
+        cfg = composed("scale=smoke", "dictionary.hookpoint.name=mine", *row)
+        pair, text = pair_and_text(cfg)
+        run = Run(cfg, tmp_path)
+        run.build(pair, text)
+        keys.add(wanted_by([run]).key)
+        del HOOKPOINTS["mine"]
+    assert len(keys) == 3
+
+
+def test_what_a_variable_holds_parts_stored_activations_and_groups(monkeypatch):
+    found = set()
+    for held in ("Solve it.", "Answer in French."):
+        monkeypatch.setenv("MINE", held)
+        cfg = composed("scale=smoke")
+        cfg.text.instruction = "${oc.env:MINE}"
+        found.add((identity(cfg), stream_key(cfg)))
+        assert held not in json.dumps(material(cfg))
+    assert len({one for one, _ in found}) == len({two for _, two in found}) == 2
