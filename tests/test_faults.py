@@ -25,7 +25,7 @@ from tunediff.study.run import Run
 from tunediff.study.train import study
 from tunediff.study.work import work
 from tunediff.sweep.plan import groups_of, members_in
-from tunediff.training import latest_checkpoint
+from tunediff.training import Checkpoints, latest_checkpoint
 
 LITTLE = ["budget.tokens=1024", "optimizer.batch=256", "activations.buffer=1024", "activations.fit_tokens=256"]
 LITTLE += ["budget.latents=32", "budget.evaluation_tokens=256", "checkpoint_every=0"]
@@ -313,3 +313,17 @@ def test_a_task_that_ran_out_of_memory_is_told_the_setting_that_gives_more(monke
     shown = "JobId=8 JobState=FAILED Reason=NonZeroExitCode ExitCode=0:9"
     monkeypatch.setattr(slurm, "call", lambda *words: shown if words[0] == "scontrol" else None)
     assert slurm.why("8") == "FAILED by SIGKILL"
+
+
+def test_a_signal_that_comes_behind_the_last_step_is_answered_once_training_has_ended(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        saving = Checkpoints(tmp_path, seconds=1e9)
+        saving.on_train_start(None, None)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not heard  # it is noted, for the end of a step
+        saving.on_train_end(None, None)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -440,6 +440,23 @@ def test_a_member_that_the_sweeper_composed_to_see_whether_it_can_be_is_not_comp
     assert composed == [["seed=0"], ["seed=1"], ["seed=2"]]
 
 
+def test_a_member_whose_folder_rotted_holds_nobody_up(tmp_path, capfd):
+    words = ["budget.tokens=2048", "budget.fit_tokens=512", "budget.buffer=2048"]
+    launched(tmp_path, ["seed=0", "seed=1"], words=words)
+    rotten, whole = sorted(path.parent for path in tmp_path.glob("*/state.json"))
+    for name in ("state.json", "dictionary/weights.safetensors"):
+        file = rotten / name
+        kept = file.read_bytes()
+        file.write_bytes(kept.replace(b"0", b"1") if name == "state.json" else kept[:-1] + bytes([kept[-1] ^ 1]))
+        (tmp_path / "sweep.json").write_text("{")
+        returns = launched(tmp_path, ["seed=0", "seed=1", f"seed={2 + len(name)}"], words=words)
+        said = capfd.readouterr().out
+        assert "left alone" in said and f"{name} is not as it was written" in said and "1 to run" in said
+        assert [one.status.name for one in returns].count("COMPLETED") == 2
+        file.write_bytes(kept)
+    assert folders.state_of(whole)["state"] == "finished" and len(states(tmp_path)) == 4
+
+
 def refused(*arguments, **options):
     said = io.StringIO()
     with pytest.raises(SystemExit) as caught, contextlib.redirect_stderr(said):
