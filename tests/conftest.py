@@ -54,6 +54,8 @@ def process_as_it_was():
 
     before, there = settings(), dict(places() or {})
     yield
+    if (commands := sys.modules.get("tunediff.settings")) is not None:
+        commands._began = False  # each command has a process of its own
     assert settings() == before
     if there and places() != there:
         places().clear()

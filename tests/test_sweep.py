@@ -490,7 +490,9 @@ def test_the_same_line_again_trains_nothing_and_says_what_differs_in_another(tmp
 def test_what_is_done_with_a_member_hangs_on_how_it_stands_and_not_on_words(tmp_path):
     for standing in Standing:
         member = Member(Run(composed(), tmp_path), [], standing, "finished, running elsewhere")
-        assert member.is_left is (standing not in (Standing.FINISHED, Standing.QUEUED, Standing.ELSEWHERE))
+        assert member.is_left is (
+            standing not in (Standing.FINISHED, Standing.QUEUED, Standing.ELSEWHERE, Standing.UNREADABLE)
+        )
         assert ("running elsewhere" in member.status) is (standing is Standing.ELSEWHERE or "{}" in standing.value)
 
 
