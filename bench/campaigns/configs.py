@@ -91,7 +91,7 @@ def put(content: dict, key: str, value: object) -> None:
 
 
 def cases(count: int, seed: int) -> Iterator[dict]:
-    draw = random.Random(randomness.seed_for(seed, "campaign of hostile configs"))
+    draw = randomness.chance(seed, "campaign of hostile configs")
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
         canary, folder = place / "canary", place / "run"

@@ -13,7 +13,6 @@ import functools
 import gc
 import json
 import os
-import random
 import re
 import runpy
 import shutil
@@ -242,7 +241,7 @@ def states_in(folder: Path) -> set[str]:
 
 def cases(count: int, seed: int) -> Iterator[dict]:
     """One dictionary a case. The kinds take turns, and signals and moments are drawn."""
-    draw = random.Random(randomness.seed_for(seed, "campaign of kills"))
+    draw = randomness.chance(seed, "campaign of kills")
     gc.freeze()
     with tempfile.TemporaryDirectory() as place:
         campaign = Campaign(Path(place))

@@ -64,7 +64,7 @@ def options(draw: random.Random) -> tuple[str, ...]:
 
 
 def cases(count: int, seed: int) -> Iterator[dict]:
-    draw, parser = random.Random(randomness.seed_for(seed, "campaign of random overrides")), OverridesParser.create()
+    draw, parser = randomness.chance(seed, "campaign of random overrides"), OverridesParser.create()
     composed: dict[tuple[str, ...], DictConfig] = {}
     chosen = [options(draw) for _ in range(max(1, count // 50))]
     warnings.simplefilter("ignore")

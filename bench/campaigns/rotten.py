@@ -239,7 +239,7 @@ class Heard(logging.Handler):
 
 def cases(count: int, seed: int) -> Iterator[dict[str, Any]]:
     """One dict a case: `done` (what was read, how it was spoilt, the file), `outcome` and the `sentence`."""
-    chance, heard = random.Random(randomness.seed_for(seed, "campaign of rotten files")), Heard()
+    chance, heard = randomness.chance(seed, "campaign of rotten files"), Heard()
     logger = logging.getLogger("tunediff")
     logger.addHandler(heard)
     with (

@@ -31,6 +31,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from campaigns.told import main
+from tunediff import randomness
 from tunediff.benchmarks import Task
 from tunediff.models.files import located
 from tunediff.shapes import Refused
@@ -277,7 +278,7 @@ def cases(count: int, seed: int, folder: Path = TOKENIZERS) -> Iterator[dict[str
             sound[kind, name] = documents_of(kind, tokenizer, rows=rows, bad_rows="refuse")
     with tempfile.TemporaryDirectory() as place:
         for n in range(count):
-            chance = random.Random(f"{seed} {n}")
+            chance = randomness.chance(seed, "campaign of odd rows", n)
             kind, name = chance.choice(list(SOUND)), chance.choice(list(known))
             file, odd, all_there = written(kind, Path(place), chance)
             became, sentence = outcome(kind, file, known[name], sound.get((kind, name), []), all_there)

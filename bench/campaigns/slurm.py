@@ -122,7 +122,7 @@ def disturbed(
 
 def cases(count: int, seed: int, at_a_time: int = 8) -> Iterator[dict]:
     """One dictionary a member, once the whole sweep has ended, and a last one with the counts of what befell it."""
-    draw = random.Random(randomness.seed_for(seed, "campaign on Slurm"))
+    draw = randomness.chance(seed, "campaign on Slurm")
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         whole, sweep, log = place / "whole", place / "sweep", place / "log"

@@ -290,7 +290,7 @@ KINDS = (template, header, answered, repeated, named)
 
 def cases(count: int, seed: int) -> Iterator[dict]:
     """Yields a case: what was done, its outcome, and what was said."""
-    chance, before = random.Random(randomness.seed_for(seed, "campaign of strangers")), metering.SECONDS
+    chance, before = randomness.chance(seed, "campaign of strangers"), metering.SECONDS
     metering.SECONDS = SECONDS
 
     def late(*_: object) -> None:

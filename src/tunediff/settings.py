@@ -386,10 +386,13 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
         raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
     for key in settings.get("trainer") or ():
         if key not in TRAINER:
-            raise Refused(
-                f"trainer.{key} is not a setting here: a trainer has {', '.join(TRAINER[1:])}. How long is trained, and on what, is said by "
-                "budget and text."
+            near = difflib.get_close_matches(key, TRAINER, n=1)
+            way = (
+                f"Did you mean trainer.{near[0]}?"
+                if near
+                else f"A study's has {', '.join(TRAINER[1:])}; budget says how long it is."
             )
+            raise Refused(f"trainer.{key} is not a setting of lightning.Trainer. {way}")
     if not isinstance((settings.get("dictionary") or {}).get("hookpoint", {}), dict):
         raise Refused("dictionary.hookpoint is one value, where settings by name belong: choose an option of it.")
     for key in NESTED:
