@@ -108,7 +108,7 @@ def interrupted() -> DictConfig:
 
 
 def rows() -> Iterator[Rows]:
-    draws = torch.Generator().manual_seed(0)
+    draws = randomness.generator(0, "activations that rot")
     while True:
         yield Rows(torch.randn(64, WIDTH, generator=draws))
 
