@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -236,21 +235,25 @@ def test_a_signal_before_or_after_training_is_answered_at_once(tmp_path, monkeyp
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_worker_whose_launcher_is_gone_is_asked_to_save(monkeypatch):
-    reading, writing = os.pipe()
-    heard, before, stdin = threading.Event(), signal.getsignal(signal.SIGTERM), os.dup(0)
-    monkeypatch.setenv(processes.LAUNCHER, "1")
-    signal.signal(signal.SIGTERM, lambda *_: heard.set())
-    try:
-        os.dup2(reading, 0)
-        processes.end_with_launcher()
-        time.sleep(0.05)
-        assert not heard.is_set()
-        os.close(writing)
-        assert heard.wait(5)
-    finally:
-        os.dup2(stdin, 0)
-        signal.signal(signal.SIGTERM, before)
+WORKER = """
+import signal, sys, time
+from tunediff import processes
+signal.signal(signal.SIGTERM, lambda *_: (print("asked", flush=True), sys.exit(0)))
+processes.end_with_launcher()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_whose_launcher_is_gone_is_asked_to_save():
+    """In a process of its own: one that does not end is ended."""
+    environment = {**os.environ, processes.LAUNCHER: "1"}
+    command = [sys.executable, "-c", WORKER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as worker:
+        assert worker.stdout.readline() == "ready\n" and worker.poll() is None
+        worker.stdin.close()
+        assert worker.stdout.read() == "asked\n"
+    assert worker.returncode == 0
 
 
 @pytest.mark.slow
