@@ -376,6 +376,16 @@ def test_a_finished_run_is_whole_or_says_what_is_gone(run):
         folders.check_whole(run)
 
 
+def test_findings_that_are_gone_are_asked_again_as_their_refusal_says(run):
+    """What is gone is no rot: an evaluation writes it anew."""
+    (run / "findings.json").unlink()
+    assert folders.gone_from(run) == ["findings.json"]
+    with pytest.raises(Refused, match="findings.json is gone"):
+        folders.check_whole(run)  # which is asked where a run is said to be finished
+    folders.write_findings(run, FOUND, {"study": {"model_pair": "a -> b"}})
+    assert folders.gone_from(run) == []
+
+
 def test_nothing_is_written_through_a_link_that_leads_elsewhere(run, tmp_path):
     (run / "latest").symlink_to("dictionary")
     folders.refuse_links(run)

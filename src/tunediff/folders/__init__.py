@@ -30,6 +30,7 @@ from tunediff.folders.manifest import (
     digest_of,
     entries,
     flush,
+    gone_from,
     put,
     read_bytes,
     read_json,

@@ -34,7 +34,6 @@ DEPTH = 3  # folders between a manifest and the file furthest below it
 EVALUATED = {"findings.json", "figures.json", "report.html", "tables", "latent_cache", "graphs"}
 DENIED = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 os.umask(UMASK := os.umask(0o077))  # can only be read by setting it
-PIECE = 1 << 20  # bytes that are hashed at once
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -168,13 +167,19 @@ def verify(path: Path) -> None:
 NEEDED = ("config.yaml", "findings.json", "dictionary/", "companions/", "model/")
 
 
+def gone_from(folder: Path) -> list[str]:
+    """Reads every file that the manifest of a run lists; returns the names of those that are gone. Raises Refused for one that
+    is not as it was written."""
+    listed = entries(folder) if (folder / MANIFEST).exists() else {}
+    for name in listed:
+        verify(folder / name)
+    return [name for name in listed if not (folder / name).exists()]
+
+
 def check_whole(folder: Path) -> None:
-    """Reads every file that the manifest of a run lists. Raises Refused for one that is not as it was written, and for one of
-    what a finished run is made of that is gone."""
-    for name in entries(folder) if (folder / MANIFEST).exists() else ():
-        if (folder / name).exists():
-            verify(folder / name)
-        elif name.startswith(NEEDED):
+    """Raises Refused for a run of which a file is not as it was written, or a file is gone that a finished run is made of."""
+    for name in gone_from(folder):
+        if name.startswith(NEEDED):
             raise Refused(f"{folder / name} is gone. {_way_out(folder / name)}")
 
 
@@ -263,8 +268,5 @@ def entry_of(path: Path) -> str | None:
 
 def digest_of(path: Path) -> str:
     """The sha256 of a file, read in pieces."""
-    state = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(PIECE):
-            state.update(piece)
-    return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

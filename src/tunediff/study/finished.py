@@ -91,11 +91,8 @@ class Loaded:
     def verify(self) -> None:
         """Reads every file that the run left. Raises Refused for one that is not as it was written; one that is gone is
         said in the log."""
-        for name in folders.entries(self.folder) if (self.folder / folders.MANIFEST).exists() else ():
-            if (self.folder / name).exists():
-                folders.verify(self.folder / name)
-            else:
-                log.warning("%s has no %s any more.", self.folder, name)
+        for name in folders.gone_from(self.folder):
+            log.warning("%s has no %s any more.", self.folder, name)
 
     @property
     def findings(self) -> dict[str, Finding]:
@@ -261,7 +258,8 @@ def reevaluate(cfg: DictConfig) -> None:
     device = build(cfg.trainer, precision="32-true", logger=False, default_root_dir=run.folder).strategy.root_device
     with folders.held(run.folder, "The run"):
         folder, notes = own_place(run, tokens)
-        folders.check_whole(folder)
+        if folder != run.folder:  # which was read already
+            folders.gone_from(folder)
         begun()
         given = dataclasses.replace(run.given(device=device, tokens=tokens, logits_mb=cfg.logits_mb), folder=folder)
         described = about(run.cfg, run.pair, run.streams)
