@@ -20,7 +20,17 @@ from tunediff.study.devices import device_named, memory_of
 from tunediff.study.estimate import GB, columns, cost_of, table
 from tunediff.study.run import Run
 from tunediff.sweep.local import Local
-from tunediff.sweep.plan import Group, Member, Standing, forget_checkpoints, groups_of, look, members_in, state_in
+from tunediff.sweep.plan import (
+    UNREADABLE,
+    Group,
+    Member,
+    Standing,
+    forget_checkpoints,
+    groups_of,
+    look,
+    members_in,
+    state_in,
+)
 from tunediff.sweep.slurm import Slurm
 from tunediff.trusted import with_references
 
@@ -135,6 +145,9 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
     """Prints one table of failures and returns Hydra's job returns. A member that did not end well is a failed job."""
     each = {member.run.identity: member for member in members}
     states = {name: state_in(member.run) for name, member in each.items()}
+    for name, member in each.items():
+        if member.standing is Standing.UNREADABLE:  # as it was found, and left
+            states[name] |= {"state": UNREADABLE, "error": member.detail}
     wrong = [member for name, member in each.items() if states[name].get("state") != folders.FINISHED]
     done = len(each) - len(wrong)
     print(

@@ -137,8 +137,8 @@ def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> l
         state = state_in(member.run)
         saved = next((path for path, names in checkpoints if member.run.identity in names), None)
         member.detail = ""
-        if state.get("state") == UNREADABLE:
-            member.standing, member.detail = Standing.UNREADABLE, state["error"]
+        if rot := rot_in(member.run):
+            member.standing, member.detail = Standing.UNREADABLE, rot
         elif folders.is_finished(member.run.folder, member.run.identity):
             member.standing = Standing.FINISHED
         elif member.run.identity in queued:
@@ -159,13 +159,21 @@ def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> l
 def state_in(run: Run) -> dict[str, Any]:
     """The state of a member; that of one that cannot be read, which costs itself alone, says why."""
     try:
-        state = folders.state_of(run.folder)
+        return folders.state_of(run.folder)
+    except Refused as refusal:
+        return {"state": UNREADABLE, "error": str(refusal)}
+
+
+def rot_in(run: Run) -> str | None:
+    """Why the folder of a member cannot be read, or is not whole though its run is finished; None where nothing is wrong."""
+    try:
+        folders.state_of(run.folder)
         folders.read_json(run.folder / "identity.json")
         if folders.is_finished(run.folder, run.identity):
             folders.check_whole(run.folder)
-        return state
+        return None
     except Refused as refusal:
-        return {"state": UNREADABLE, "error": str(refusal)}
+        return str(refusal)
 
 
 def until_saved(folder: Path, *, seconds: float = 600.0) -> None:
