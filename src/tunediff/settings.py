@@ -29,6 +29,7 @@ import pydantic_core
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -169,13 +170,18 @@ def overrides_in(arguments: Sequence[str]) -> list[str]:
 READ = frozenset({"--help", "-h", "--version"})  # of which argparse makes an end at once
 
 
+def parsed(arguments: Sequence[str]) -> list[Override] | None:
+    """The overrides of a command line; None where Hydra cannot read one, whose own message on the grammar is good."""
+    try:
+        return OverridesParser.create().parse_overrides(overrides_in(arguments))
+    except hydra.errors.HydraException:
+        return None
+
+
 def typed_keys(arguments: Sequence[str]) -> dict[str, Any]:
     """Key -> value of the overrides of a command line; nothing where Hydra cannot read one."""
-    try:
-        overrides = OverridesParser.create().parse_overrides(overrides_in(arguments))
-    except hydra.errors.HydraException:
-        return {}
-    return {o.key_or_group: None if o.is_sweep_override() or o.is_delete() else o.value() for o in overrides}
+    found = parsed(arguments) or []
+    return {o.key_or_group: None if o.is_sweep_override() or o.is_delete() else o.value() for o in found}
 
 
 # of a run that is started from a config by its path, which says nothing of Hydra
@@ -209,8 +215,9 @@ def of_its_own(arguments: Sequence[str], folder: Path) -> list[str]:
         raise Refused(f"--config-path {flags.config_path} --config-name {name}: there is no such file.")
     trust = check_trust(typed.get("trust"))
     content = check_file(file, trust=trust, typed=typed)
+    elsewhere = written_out(folder) if typed else ()
     for key in typed:
-        if key in written_out(folder) and OmegaConf.select(OmegaConf.create(content), key) is not None:
+        if key in elsewhere and OmegaConf.select(OmegaConf.create(content), key) is not None:
             raise Refused(
                 f"{key}={typed[key]}: {file} has the value of {key} written out wherever it is used, so that another one there would not "
                 "be followed. Type the line of the study with it instead, without --config-path."
@@ -222,10 +229,7 @@ def of_its_own(arguments: Sequence[str], folder: Path) -> list[str]:
 def nothing_written(arguments: Sequence[str], name: str) -> list[str]:
     """Words for Hydra by which a dry run leaves no folder, no log and no copy of its config; none for another run. Raises
     Refused for a sweeper that chooses its members by what became of the first."""
-    try:
-        overrides = OverridesParser.create().parse_overrides(overrides_in(arguments))
-    except hydra.errors.HydraException:
-        return []  # Hydra says it
+    overrides = parsed(arguments) or []
     given = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
     if not given.get("dry_run"):
         return []
@@ -270,13 +274,11 @@ def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
 def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:
     """Raises Refused, naming the nearest legal words, for a key or an option that does not exist, and for a key of
     conf/<name>.yaml that was left open (???) and is not given."""
-    words = overrides_in(arguments)
     if any(a.startswith(("--config", "-cn", "-cp", "-cd", "--hydra-help", "--help", "-h")) for a in arguments):
         return
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except hydra.errors.HydraException:
-        return  # Hydra's own message on the grammar is good
+    overrides = parsed(arguments)
+    if overrides is None:
+        return
     groups = {
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir() and path.name != "__pycache__"
     }
