@@ -16,10 +16,10 @@ from tunediff.evaluations.lora import ablation as lora_ablation
 from tunediff.evaluations.lora.ablation import _each, _measured
 from tunediff.evaluations.lora.costs import Costs, costs, cut
 from tunediff.evaluations.lora.groups import BY, lora_groups, random_groups, removal
+from tunediff.files import located
 from tunediff.generation import Batched, Decoding
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair, ModelSource
-from tunediff.models.files import located
 from tunediff.shapes import BASE, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
 from tunediff.toy import language

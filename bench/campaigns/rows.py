@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from campaigns.told import main
 from tunediff import randomness
 from tunediff.benchmarks import Task
-from tunediff.models.files import located
+from tunediff.files import located
 from tunediff.shapes import Refused
 from tunediff.text import Text, each_generation, exchange, in_s1_form, read_files
 

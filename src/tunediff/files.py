@@ -114,7 +114,7 @@ def _hidden(file: Path) -> bool:
 
 
 def located(name: str) -> str:
-    """The path of a name; of pkg://package/folder that in an installed package, which is not imported."""
+    """The path of a name, a Hub id as it stands; of pkg://package/folder that in an installed package, which is not imported."""
     if not name.startswith("pkg://"):
         return os.path.expanduser(name)
     package, _, folder = name.removeprefix("pkg://").partition("/")

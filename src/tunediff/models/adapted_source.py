@@ -12,9 +12,10 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
+from tunediff.files import located
 from tunediff.folders import as_written, read_bytes
 from tunediff.hookpoints import LoraAdapter, decoder_layers, mlp_of
-from tunediff.models.files import PairError, located
+from tunediff.models.files import PairError
 from tunediff.models.hybrid import adapted, hybrid
 from tunediff.models.source import ModelSource
 from tunediff.models.transcoder_files import TranscoderFiles

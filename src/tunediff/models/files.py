@@ -4,7 +4,6 @@ of safetensors the header with each tensor's name, shape and type of numbers.
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -54,14 +53,6 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     file: Path
-
-
-def located(path: str) -> str:
-    """A Hub id or folder as it stands; pkg://package/folder as the folder of an installed package."""
-    if not path.startswith("pkg://"):
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    package, _, folder = path.removeprefix("pkg://").partition("/")
-    return str(importlib.resources.files(package) / folder)
 
 
 def from_hub(what: str, place: str, name: str, revision: str | None) -> Path:

@@ -14,6 +14,7 @@ import huggingface_hub
 import torch
 import transformers
 
+from tunediff.files import located
 from tunediff.folders import verify
 from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.models.architecture import check_config
@@ -30,7 +31,6 @@ from tunediff.models.files import (
     generation_in,
     headers_in,
     json_in,
-    located,
     said,
     unread_tokenizer,
     weight_files,

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from tunediff import dictionary
 from tunediff.dictionary import L1, Normalisation, Sparsity, TranscoderAdapter, latents_of
+from tunediff.files import located
 from tunediff.folders import verify
 from tunediff.hookpoints import lora_adapters
 from tunediff.models.files import (
@@ -36,7 +37,6 @@ from tunediff.models.files import (
     from_hub,
     headers_in,
     json_in,
-    located,
     whole_file,
 )
 from tunediff.models.hybrid import AdaptedMLP
