@@ -120,14 +120,21 @@ def begin(kind: Kind, folder: Path, log: Path) -> int:
 
 def ended(process: int, seconds: float) -> int | None:
     """Exit status of a process that ends within so many seconds; else None, and it is killed."""
+    if (status := waited(process, seconds)) is not None:
+        return status
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return None
+
+
+def waited(process: int, seconds: float) -> int | None:
+    """Exit status of a process that ends within so many seconds; None for one that goes on."""
     begun = time.monotonic()
     while time.monotonic() - begun < seconds:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+        time.sleep(0.01)
     return None
 
 
@@ -223,12 +230,8 @@ class Campaign:
 
 def ended_by(process: int, numbers: list[int], seconds: float) -> int | None:
     """Exit status of a process that is given signals after so many seconds; None where it does not end."""
-    begun = time.monotonic()
-    while time.monotonic() - begun < seconds:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
+    if (status := waited(process, seconds)) is not None:
+        return status
     for number in numbers:
         os.kill(process, number)
         time.sleep(0.05 * (len(numbers) > 1))

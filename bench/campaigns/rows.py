@@ -17,7 +17,6 @@ import gzip
 import io
 import json
 import random
-import signal
 import sys
 import tempfile
 import traceback
@@ -30,7 +29,7 @@ import pyarrow.parquet
 import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from campaigns.told import main
+from campaigns.told import Hang, limited, main
 from tunediff import randomness
 from tunediff.benchmarks import Task
 from tunediff.files import located
@@ -216,20 +215,6 @@ def problems_of(rows: Any) -> list[Any]:
     return Task(rows, question="question", answer="answer", id="id", prompts=prompts).problems()
 
 
-@contextlib.contextmanager
-def patient() -> Iterator[None]:
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"more than {PATIENCE} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(PATIENCE)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def tokenizers(folder: Path) -> dict[str, Any]:
     places = {"toy": Path(located("pkg://tunediff.toy/weights/tuned"))}
     if folder.is_dir():
@@ -241,7 +226,7 @@ def outcome(kind: str, file: Path, tokenizer: Any, sound: list[Any], all_there: 
     """What became of a case, and the sentence."""
     rows = functools.partial(read_files, str(file))
     try:
-        with patient():
+        with limited(PATIENCE):
             if kind == "task":
                 missing = {repr(one) for one in problems_of(lambda: SOUND[kind])} - set(map(repr, problems_of(rows)))
                 return ("silent", "sound problems are missing") if missing else ("equal", "")
@@ -260,8 +245,8 @@ def outcome(kind: str, file: Path, tokenizer: Any, sound: list[Any], all_there: 
             return "equal" if strict is not None else "refused", sentence
     except Refused as refusal:
         return "refused", str(refusal)
-    except TimeoutError as error:
-        return "hang", str(error)
+    except Hang:
+        return "hang", f"more than {PATIENCE} s"
     except Exception as error:
         return "traceback", f"{type(error).__name__}: {error}"[:200] + " | " + traceback.format_exc().splitlines()[
             -3

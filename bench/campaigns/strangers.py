@@ -13,7 +13,6 @@ import base64
 import json
 import os
 import random
-import signal
 import socket
 import struct
 import sys
@@ -29,7 +28,7 @@ import safetensors
 import transformers.utils.chat_template_utils as theirs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from campaigns.told import main
+from campaigns.told import Hang, limited, main
 from tunediff import randomness
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.endpoint import PIECE, without
@@ -42,10 +41,6 @@ from tunediff.text.templates import prompt_of
 SECONDS = 0.3  # of a template, and of an answer
 LONGEST = 10.0  # of a case
 TALK = [{"role": "system", "content": "Be"}, {"role": "user", "content": "2 + 2"}]
-
-
-class Hang(Exception):
-    """A case that did not end by itself."""
 
 
 # -- chat templates --------------------------------------------------------------------------------------------------
@@ -293,10 +288,6 @@ def cases(count: int, seed: int) -> Iterator[dict]:
     chance, before = randomness.chance(seed, "campaign of strangers"), metering.SECONDS
     metering.SECONDS = SECONDS
 
-    def late(*_: object) -> None:
-        raise Hang
-
-    alarm = signal.signal(signal.SIGALRM, late)
     place = os.getcwd()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -305,20 +296,17 @@ def cases(count: int, seed: int) -> Iterator[dict]:
                 kind = KINDS[number % len(KINDS)]
                 made = Path(folder) / "made"
                 made.mkdir(exist_ok=True)
-                signal.setitimer(signal.ITIMER_REAL, LONGEST)
                 try:
-                    done, outcome, said = kind(chance, made)
+                    with limited(LONGEST):
+                        done, outcome, said = kind(chance, made)
                 except Hang:
                     done, outcome, said = "", "hang", ""
                 except Exception as error:
                     done, outcome, said = "", "traceback", f"{type(error).__name__}: {error}"[:300]
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
                 if {path.name for path in Path(folder).iterdir()} != {"made"}:
                     outcome = "ran code"
                 yield {"done": f"{kind.__name__}: {number} {done}", "outcome": outcome, "sentence": said}
     finally:
-        signal.signal(signal.SIGALRM, alarm)
         metering.SECONDS = before
         os.chdir(place)
 
