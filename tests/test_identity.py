@@ -116,6 +116,21 @@ def test_new_findings_are_refused_where_the_text_is_another_than_the_study_read(
     refuse_changed(run)
 
 
+def test_a_text_under_a_variable_that_is_not_set_any_more_is_refused_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    monkeypatch.setenv("TUNEDIFF_DATA", str(tmp_path))
+    cfg = composed("text=traces")
+    cfg.text.rows.path = "${oc.env:TUNEDIFF_DATA,data}/rows.jsonl"
+    run = finished(tmp_path / "run", cfg)
+    refuse_changed(run)
+    for gone in (lambda: monkeypatch.delenv("TUNEDIFF_DATA"), lambda: monkeypatch.setenv("TUNEDIFF_DATA", "elsewhere")):
+        gone()
+        with pytest.raises(
+            Refused, match=r"text\.rows\.path=.*nothing is there.* Set TUNEDIFF_DATA as it was set then"
+        ):
+            refuse_changed(run)
+
+
 def test_findings_on_another_number_of_tokens_stand_in_a_folder_of_their_own(tmp_path):
     run = finished(tmp_path / "run", composed())
     budget = run.cfg.budget.evaluation_tokens

@@ -140,7 +140,8 @@ def test_real_traces_run_to_the_end(byte_pair, data_folder, tmp_path):
     assert any("too few stretches labelled 'hesitation_follows'" in note for note in content["notes"])
     assert "page:" in said
     # sentences that a language model labelled, in traces of real models
-    call("evaluate.py", f"run={tmp_path}", "evaluation=[sentences,examples]", "tokens=30000", "trainer=cpu")
+    again = ["evaluate.py", f"run={tmp_path}", "evaluation=[sentences,examples]", "tokens=30000", "trainer=cpu"]
+    call(*again, TUNEDIFF_DATA=str(data_folder))
     assert findings(tmp_path) == found, "numbers of other tokens stand apart"
     apart = tmp_path / "on_30000_tokens"
     notes = json.loads((apart / "findings.json").read_text())["notes"]

@@ -45,6 +45,7 @@ from tunediff.study.parts import (
     streams_of,
 )
 from tunediff.study.run import evaluate, say_headline
+from tunediff.trusted import strings_in, variables_of, with_references
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +218,12 @@ def refuse_changed(run: Loaded) -> None:
     with folders.as_written(place):
         before = dict(stored.get("settings", {}).get("read", {}))
     now = material(run.cfg)["read"]
+    for name, written in strings_in(with_references(run.cfg)):
+        if name in before and name not in now and (places := variables_of(written)):
+            raise Refused(
+                f"{name}={written}: nothing is there, and the study of {run.folder} read it. Set "
+                f"{' and '.join(place.removeprefix('env:') for place in places)} as it was set then."
+            )
     changed = [
         name for name in before if now.get(name, before[name]) != before[name] and not name.startswith("evaluation.")
     ]
