@@ -74,13 +74,18 @@ def table(packages: list[Package]) -> str:
     )
 
 
-def advisories(folder: Path, lock: Path = LOCK) -> Iterator[str]:
-    """Yields a line for each advisory of a copy of the database that holds for the lock."""
+def advisories(folder: Path, lock: Path = LOCK) -> tuple[list[str], str]:
+    """A line for each advisory of a copy of the database that holds for the lock, and the day of the newest that is about
+    any version of its packages: what came later the copy does not know."""
+    lines, newest = [], "none"
     for name, version in locked(lock):
         for file in sorted((folder / "vulns" / name.lower()).glob("*.yaml")):
             told = yaml.safe_load(file.read_text())
+            day = str(told.get("published", ""))[:10]
+            newest = day if newest == "none" else max(newest, day)
             if not told.get("withdrawn") and any(_holds(Version(version), one) for one in told.get("affected", [])):
-                yield f"{name} {version}: {told['id']}: {' '.join(str(told.get('details', '')).split())[:160]}"
+                lines.append(f"{name} {version}: {told['id']}: {' '.join(str(told.get('details', '')).split())[:160]}")
+    return lines, newest
 
 
 def _holds(version: Version, affected: dict[str, Any]) -> bool:
@@ -111,8 +116,9 @@ def main(words: list[str]) -> int:
         print(table(packages))
         return 1 if [p for p in packages if p.licence not in (*FREE, *NAMED)] else 0
     if len(words) == 2 and words[0] == "advisories" and (Path(words[1]) / "vulns").is_dir():
-        found = list(advisories(Path(words[1])))
+        found, newest = advisories(Path(words[1]))
         print("\n".join([*found, f"{len(found)} advisories hold for {len(locked())} packages of {LOCK.name}"]))
+        print(f"the newest that this copy has of any of them: {newest}")
         return 1 if found else 0
     print(__doc__)
     return 2
