@@ -20,7 +20,7 @@ from test_sweep import LONG, composed, trained, until_free, weights
 from tunediff import folders, processes
 from tunediff.shapes import Refused, Stopped
 from tunediff.study import faults
-from tunediff.study.run import Run
+from tunediff.study.run import Run, found_by
 from tunediff.study.train import study
 from tunediff.study.work import work
 from tunediff.sweep.plan import groups_of, members_in
@@ -298,6 +298,30 @@ def test_a_signal_that_comes_before_the_handler_waits_for_it():
     )
     said = subprocess.run(f'{python()} -c "{code}"', shell=True, capture_output=True, text=True, check=True).stdout
     assert said.split() == ["stands", "heard"]
+
+
+def test_a_job_that_is_requeued_while_it_evaluates_has_not_failed(tmp_path, monkeypatch):
+    """submitit ends the program from within the signal's handler, which is called wherever the program is."""
+    from tunediff.study import work as working
+    from tunediff.sweep.task import Work
+
+    def requeue(*_):
+        raise SystemExit(-1)
+
+    class Long:
+        def run(self, given):
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(working, "write_log", lambda folder: None)
+    monkeypatch.setattr(working, "work", lambda folder, trust: found_by("long", Long(), None))
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit) as left:
+            Work(str(tmp_path))()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert processes.ending(left.value.code) == "its process ended at SIGUSR2"
+    assert isinstance(left.value.__context__, KeyboardInterrupt)
 
 
 def test_a_task_that_ran_out_of_memory_is_told_the_setting_that_gives_more(monkeypatch):

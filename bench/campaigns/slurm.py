@@ -11,7 +11,6 @@ every member is compared with that of the same sweep, run here undisturbed: weig
 from __future__ import annotations
 
 import collections
-import json
 import os
 import random
 import re
@@ -121,7 +120,7 @@ def disturbed(
 
 
 def cases(count: int, seed: int, at_a_time: int = 8) -> Iterator[dict]:
-    """One dictionary a member, once the whole sweep has ended, and a last one with the counts of what befell it."""
+    """One dictionary a member, once the whole sweep has ended, and one for each thing that befell it."""
     draw = randomness.chance(seed, "campaign on Slurm")
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -151,7 +150,8 @@ def cases(count: int, seed: int, at_a_time: int = 8) -> Iterator[dict]:
                 "outcome": "traceback",
                 "sentence": said[said.rindex("Traceback") :][-600:],
             }
-        yield {"done": f"what befell them: {json.dumps(done)}", "outcome": "done", "sentence": ""}
+        for what, times in sorted(done.items()):
+            yield from [{"done": f"{what}: ", "outcome": "done", "sentence": ""}] * times
 
 
 if __name__ == "__main__":

@@ -21,6 +21,15 @@ def python() -> str:
     return shlex.join([sys.executable, "-I", "-S", "-c", HOLD, sys.executable])
 
 
+class Requeued(KeyboardInterrupt):
+    """The signal at which a job was requeued: whoever works in it leaves as at Ctrl-C, and no evaluation is taken for one that
+    ends the program."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 class Work:
     """The group of a folder. Requeued, it is the same work: the folder says how far it is."""
 
@@ -28,11 +37,24 @@ class Work:
         self.folder, self.trust = folder, list(trust)
 
     def __call__(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])  # submitit's handler stands
-        from tunediff.study.work import work, write_log
+        answered = signal.getsignal(signal.SIGUSR2)  # by submitit, which requeues the job and ends the program
 
-        write_log(Path(self.folder))
-        if work(Path(self.folder), self.trust):
+        def leave(number: int, frame) -> None:
+            try:
+                answered(number, frame)
+            except SystemExit as left:
+                raise Requeued(number) from left
+
+        signal.signal(signal.SIGUSR2, leave)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+        try:
+            from tunediff.study.work import work, write_log
+
+            write_log(Path(self.folder))
+            failed = work(Path(self.folder), self.trust)
+        except Requeued as left:
+            sys.exit(128 + left.number)
+        if failed:
             sys.exit(1)  # submitit would call a raised error COMPLETED
 
     def checkpoint(self):
