@@ -143,6 +143,26 @@ def test_a_public_name_that_stands_for_a_private_address_is_never_connected_to(s
     assert len(looked_up) == 2, "a name that is looked up twice may stand for another address the second time"
 
 
+@pytest.mark.parametrize("addresses", (["8.8.8.8", "10.0.0.7"], ["8.8.8.8", "2606:4700::1111", "fd00::1"]))
+def test_a_name_with_one_private_address_among_public_ones_is_never_connected_to(monkeypatch, addresses):
+    """Whoever tries one address after another would come to it in the end."""
+    found = [(socket.AF_INET6 if ":" in one else socket.AF_INET, 1, 6, "", (one, 80)) for one in addresses]
+    monkeypatch.setattr(endpoint.socket, "getaddrinfo", lambda *_, **__: found)
+    tried = []
+    monkeypatch.setattr(endpoint.socket, "socket", lambda *_: tried.append(1))
+    with pytest.raises(Refused, match=f"api.example.com stands for {addresses[-1]}, and .* is an address of a private"):
+        judge("http://api.example.com/v1").ask("", "")
+    assert not tried
+
+
+def test_a_host_that_does_not_answer_at_its_first_address_is_asked_at_the_next(server, monkeypatch):
+    ports = (1, urllib.parse.urlsplit(server.endpoint).port)
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(endpoint.socket, "getaddrinfo", lambda *_, **__: found)
+    server.rule = lambda asked: "yes"
+    assert judge("http://localhost:9/v1").ask("", "") == "yes"
+
+
 def test_a_proxy_of_the_environment_is_used_and_said_but_never_for_this_machine(server, monkeypatch, caplog):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)

@@ -181,6 +181,22 @@ def test_a_cell_stands_in_its_column_and_row_and_is_darker_for_more(page):
 
 
 @in_browser
+@pytest.mark.parametrize("at", (-0.95, 0.002, 0.95))
+def test_no_bar_stands_over_the_word_of_a_mark(page, at):
+    over, inside = page.run(f"""
+      const values = Array.from({{ length: 400 }}, (_, n) => (n % 40) / 20 - 0.99);
+      const made = histogram("mine", [["latents", "red", values]], [-1, 1], [[{at}, "random pairs"]]);
+      document.body.append(made);
+      const word = [...made.querySelectorAll("text")].find((one) => one.textContent === "random pairs").getBBox();
+      const over = [...made.querySelectorAll("rect")].map((one) => one.getBBox())
+        .filter((bar) => bar.x < word.x + word.width && word.x < bar.x + bar.width && bar.y < word.y + word.height && word.y < bar.y + bar.height);
+      const [, , wide] = made.querySelector("svg").getAttribute("viewBox").split(" ").map(Number);
+      made.remove();
+      return [over.length, word.x >= 0 && word.x + word.width <= wide && word.y >= 0];""")
+    assert over == 0 and inside
+
+
+@in_browser
 def test_words_about_a_latent_follow_its_numbers(page):
     said = page.run("""
       const kinds = { kind: ["other", "other", "tuned_only", "tuned_only", "shared"], relative_decoder_norm: [0.4, 0.6, 0.95, 0.97, 0.5], confirmed: [null, null, true, false, null] };

@@ -65,7 +65,8 @@ function curve(title, series, whole = false) {
 // Bars side by side from one number to another, each a stack of [height, colour, what it says] from below.
 function bars(title, [from, to], stacks, { least = 1, gap = 0.5, names = [], marks = [], rows, ...look } = {}) {
   const tall = stacks.map((parts) => parts.reduce((sum, [height]) => sum + height, 0)), each = (to - from) / stacks.length;
-  const { svg, x, y } = frame(title, [from, to], [0, Math.max(least, ...tall)], "", look);
+  const top = marks.length ? TOP + 14 : TOP; // the words of marks stand above the tallest bar
+  const { svg, x, y } = frame(title, [from, to], [0, Math.max(least, ...tall)], "", { top, ...look });
   stacks.forEach((parts, n) => {
     const left = x(from + n * each) + gap, width = x(from + (n + 1) * each) - gap - left;
     let below = 0;
@@ -77,7 +78,8 @@ function bars(title, [from, to], stacks, { least = 1, gap = 0.5, names = [], mar
   });
   for (const [at, word] of marks) {
     svg.append(drawn("line", { class: "mark", x1: x(at), x2: x(at), y1: TOP, y2: HIGH - BOTTOM }));
-    svg.append(drawn("text", { x: x(at) + 4, y: TOP + 8 }, word));
+    const left = at < (from + to) / 2;
+    svg.append(drawn("text", { x: x(at) + (left ? 4 : -4), y: TOP + 8, "text-anchor": left ? "start" : "end" }, word));
   }
   return figure(title, svg, { rows });
 }
