@@ -350,6 +350,9 @@ def test_a_text_without_the_label_is_said(pair):
     dictionary = fitted(pair, identity_dictionary(pair.streams("resid_post", 1)))
     findings, _, notes = run(LabelAlignment(label="irony", at="step_end", first=False), pair, dictionary)
     assert not findings and "too few stretches labelled 'irony' among 'step_end' tokens: 0 in 0 documents" in notes[0]
+    _, _, others = run(LabelAlignment(label="doubt", at="step_end", first=False), pair, dictionary)
+    assert len(notes) == len(others) == 2 and notes[0] != others[0]
+    assert notes[1] == others[1] and "The labelled stretches of the held-out text are" in notes[1], "said once for all"
 
 
 # -- examples --------------------------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from omegaconf import OmegaConf
 
 import warm
 from conftest import ROOT
+from hydra_plugins.tunediff_launchers import FolderFirst
 from test_sweep import LONG, composed, trained, until_free, weights
 from tunediff import folders, processes
 from tunediff.shapes import Refused, Stopped
@@ -48,6 +50,26 @@ ALL = {**WRITES, **MORE}
 
 def slow(values):
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("begins", ("on_run_start", "on_multirun_start"))
+@pytest.mark.parametrize("fails", ("mkdir", "write_bytes"))
+def test_a_disk_that_takes_no_file_is_left_without_folders_of_a_run(tmp_path, monkeypatch, capsys, begins, fails):
+    """A folder takes less than a file: the disk may take the first and not the other, or one folder and not the next."""
+    place, whole = tmp_path / "mine" / "a" / "b" / "c", getattr(Path, fails)
+
+    def full(path, *words, **named):
+        if path.name in ("c", "written.partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(path, *words, **named)
+
+    monkeypatch.setattr(Path, fails, full)
+    hydra = {"run": {"dir": str(place)}, "sweep": {"dir": str(place)}}
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(SystemExit):
+        getattr(FolderFirst(), begins)(OmegaConf.create({"hydra": hydra}))
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"], "what was there before stays"
 
 
 @pytest.fixture(scope="module")

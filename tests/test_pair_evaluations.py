@@ -301,7 +301,7 @@ def test_the_pair_alone_has_findings_tables_and_a_page_and_no_dictionary(folder)
     content = json.loads((folder / "findings.json").read_text())
     names = {f["name"] for f in content["findings"]}
     assert {"layer_divergence/l2/largest_layer", "tokenizers/bits_per_byte/tuned/shared"} <= names
-    assert set(content["study"]) == {"model_pair", "base", "tuned", "version"}
+    assert set(content["study"]) == {"model_pair", "base", "tuned", "evaluation_tokens", "version"}
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert {"report.html", "tables/layers.parquet", "tables/tokenizers.parquet", "config.yaml"} <= present
     assert not any(name.startswith(("dictionary", "checkpoints", "tables/training")) for name in present)

@@ -124,6 +124,16 @@ def test_headline_latents_and_label_are_drawn(tmp_path, browser):
 
 
 @in_browser
+def test_the_header_says_on_how_many_tokens_was_trained_and_on_how_many_measured(tmp_path, browser):
+    make_run(tmp_path / "run", tables=("training",))
+    found = json.loads((tmp_path / "run" / "findings.json").read_text())
+    found["study"]["evaluation_tokens"] = 30_000
+    (tmp_path / "run" / "findings.json").write_text(json.dumps(found))
+    said = browser.open(write_report(tmp_path / "run")).run("return document.querySelector('header').textContent")
+    assert "layer 3, trained on 1,000 tokens · measured on 30,000 held-out tokens · study abc" in said
+
+
+@in_browser
 def test_a_label_without_geometry_still_gives_a_page(tmp_path, browser):
     make_run(tmp_path / "run", tables=("training",))
     only = pyarrow.table({"auroc/hesitation_follows": [0.5, 0.9, 0.6]})

@@ -170,6 +170,51 @@ def test_what_is_written_again_is_read_again_and_a_kill_between_leaves_no_wrong_
     assert set(folders.entries(run)) == set(listed)
 
 
+def test_a_kill_at_any_moment_leaves_nothing_that_reads_as_rotten_or_as_somebody_elses(run, tmp_path, monkeypatch):
+    """A copy of the folder after each replacement is what a kill there leaves: nothing comes after it, not even `finally`."""
+    whole, left = os.replace, []
+
+    def copied(path, place):
+        whole(path, place)
+        left.append(shutil.copytree(run, tmp_path / f"{len(left)} {place.name}"))
+
+    monkeypatch.setattr(os, "replace", copied)
+    changed = [Finding("a/b", 0.25), Table("latents", {"y": [3, 4]}), Table("new", {"x": [1]}), *FOUND[3:]]
+    folders.write_findings(run, changed, {}, by="again")
+    save_dictionary(crosscoder(5), run / "dictionary", {"latents": 8})
+    monkeypatch.undo()
+    assert {name for place in left for name in [place.name.partition(" ")[2]]} >= {
+        *"latents.parquet new.parquet".split()
+    }
+    for place in left:
+        assert folders.findings_of(place) and folders.figures_of(place) and weights_of(place), place.name
+        assert READ["tables/latents.parquet"](place)["latent"] == [0, 1]
+        assert folders.added_to(place) == folders.gone_from(place) == [], place.name
+    assert folders.read_json(run / "manifest.json").keys() == {"files"}
+
+
+def test_what_was_added_to_a_run_is_named_and_a_write_that_failed_is_its_own(run, monkeypatch):
+    shutil.copy(run / "tables" / "latents.parquet", run / "tables" / "mine.parquet")
+    (run / "on_9_tokens" / "tables").mkdir(parents=True)
+    for path in (run / "on_9_tokens" / "tables" / "x.parquet", run / "dictionary" / "old", run / "notes.txt"):
+        path.write_bytes(b"")
+    assert folders.added_to(run) == ["dictionary/old", "tables/mine.parquet"]
+    folders.begin_manifest(run / "on_9_tokens")
+    assert folders.added_to(run / "on_9_tokens") == ["tables/x.parquet"]
+    whole = os.replace
+
+    def full(path, place):
+        if place.name == "findings.json":
+            raise OSError(28, "No space left on device")
+        whole(path, place)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        folders.write_findings(run, [Finding("a/b", 0.25), Table("new", {"x": [1]})], {}, by="again")
+    assert (run / "tables" / "new.parquet").exists() and "tables/new.parquet" not in folders.entries(run)
+    assert folders.added_to(run) == ["dictionary/old", "tables/mine.parquet"]
+
+
 def test_a_folder_in_place_of_a_file_is_said_and_a_fault_of_the_machine_is_no_rot(run, monkeypatch):
     (run / "state.json").unlink()
     (run / "state.json").mkdir()

@@ -103,7 +103,7 @@ def cases(count: int, seed: int) -> Iterator[dict]:
                 put(content, key, hostile(draw, canary))
             text = yaml.safe_dump(content)
             ways = {
-                "load": lambda: tunediff.load(folder),
+                "load": lambda: tunediff.load(folder).streams,
                 "--config-path": lambda: of_its_own(["--config-path", str(folder), "--config-name", "config"], CONF),
                 "model_pair=<file>": lambda: with_files([f"model_pair={folder / 'config.yaml'}"], CONF),
             }

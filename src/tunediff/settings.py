@@ -67,12 +67,15 @@ TRAINER = "_target_ accelerator devices num_nodes strategy precision determinist
 SEVERAL = ("evaluation", "task", "logger")  # groups of which a study may choose several options
 
 COUNT = Annotated[int, pydantic.Field(gt=0, strict=True)]  # 12, and not 12.0: one number, one way to write it
+# of held-out tokens, which are kept in memory: a text of that size is no sample any more, and a toy one never ends
+HELD_OUT = Annotated[int, pydantic.Field(gt=0, le=10**9, strict=True)]
 POSITIVE = pydantic.Field(gt=0, allow_inf_nan=False)
 SHARE = Annotated[float, pydantic.Field(ge=0, lt=1)]
 ABSENT = object()
 # settings that no class of their own takes
 NUMBERS: dict[str, Any] = {
-    **dict.fromkeys(("budget.evaluation_tokens", "optimizer.batch", "activations.fit_tokens"), COUNT),
+    **dict.fromkeys(("optimizer.batch", "activations.fit_tokens"), COUNT),
+    "budget.evaluation_tokens": HELD_OUT,
     **dict.fromkeys(("budget.tokens", "activations.buffer"), Annotated[int, pydantic.Field(ge=0, strict=True)]),
     **dict.fromkeys(("optimizer.learning_rate", "logits_mb"), Annotated[float, POSITIVE]),
     "checkpoint_every": Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)],  # 0: at every step
@@ -82,7 +85,7 @@ NUMBERS: dict[str, Any] = {
         ("seed", "text.seed", "dictionary.seed"), Annotated[int, pydantic.Field(ge=0, lt=2**63, strict=True)]
     ),
     **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), COUNT),
-    "tokens": typing.Optional[COUNT],  # noqa: UP045
+    "tokens": typing.Optional[HELD_OUT],  # noqa: UP045
     **dict.fromkeys(("dry_run", "launcher.pack"), pydantic.StrictBool),
     "optimized_metric": pydantic.StrictStr,
     **dict.fromkeys(("launcher.device", "device"), typing.Literal["h200", "h100", "a100", "cpu"] | None),
@@ -143,6 +146,7 @@ def verb(name: str) -> Callable:
                 sys.argv[1:] += of_its_own(sys.argv[1:], folder)
                 check_command_line(sys.argv[1:], folder, name)
                 sys.argv[1:] += nothing_written(sys.argv[1:], name)
+                sys.argv[1:] += named(sys.argv[1:], name)
             try:
                 with composed_plainly():
                     wrapped()
@@ -245,6 +249,13 @@ def nothing_written(arguments: Sequence[str], name: str) -> list[str]:
     return words if name == "train" else [*words, "hydra.sweep.dir=.", "hydra.sweep.subdir=.", *UNWRITTEN]
 
 
+def named(arguments: Sequence[str], name: str) -> list[str]:
+    """The name of a sweep of fine-tunes that was given none, for Hydra: it composes each member anew, whose line is another."""
+    if name != "finetune" or not {"-m", "--multirun"} & {*arguments} or "sweep" in typed_keys(arguments):
+        return []
+    return [f"sweep={_digest_of_line(overrides_in(arguments))}"]
+
+
 def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
     """Turns model_pair=<a folder>/pair.yaml into an option of the group, wherever the file lies: Hydra finds it by its path
     relative to the group. Raises Refused for a file that is not there."""
@@ -304,6 +315,10 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
     legal = set(_keys(composed))
     for override in overrides:
         key = override.key_or_group.split("@")[0]
+        if key in NESTED and key not in groups and not override.is_sweep_override():
+            if override.is_delete():
+                raise Refused(f"~{key} takes away settings that are read: leave it out.")
+            refuse_one_value(key, override.value())
         if override in chosen or key in legal or key in groups or key.startswith("hydra") or override.is_delete():
             continue
         if any(sweep.is_sweep_override() for sweep in chosen):
@@ -398,11 +413,8 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
     if not isinstance((settings.get("dictionary") or {}).get("hookpoint", {}), dict):
         raise Refused("dictionary.hookpoint is one value, where settings by name belong: choose an option of it.")
     for key in NESTED:
-        value = settings.get(key, {})
-        if not isinstance(value, dict) and (value is not None or key not in SEVERAL):
-            raise Refused(
-                f"{key}={value!s:.60} is one value, where settings by name belong: choose an option of {key}."
-            )
+        if (value := settings.get(key, {})) is not None or key not in SEVERAL:
+            refuse_one_value(key, value)
     values = flat(settings)
     for key, kind in NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=ABSENT)  # settings by name stand where one belongs, or not
@@ -424,6 +436,14 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
         path_in(Path("multirun"), str(cfg.sweep), "sweep=")
     for node, path in targets_in(settings):
         _check_settings(node, path, check_target(node, path, trust))
+
+
+def refuse_one_value(key: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        ways = {"budget": "give one of them, budget.tokens=...", "launcher": "where a sweep runs is hydra/launcher=..."}
+        way = ways.get(key, f"choose an option of {key}")
+        said = "null" if value is None else f"{value!s:.60}"
+        raise Refused(f"{key}={said} is one value, where settings by name belong: {way}.")
 
 
 # keys of a dictionary option that are read by the study rather than by the dictionary's class
@@ -474,8 +494,13 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
         raise Refused(
             f"{path}={value!r} is not of type {_spelled(hint)}: {error.errors()[0]['msg'].lower()}."
         ) from error
-    except pydantic.PydanticUserError:
-        return  # a type that cannot be checked by value, such as a module
+    except pydantic.PydanticUserError:  # a type that cannot be checked by value, such as a module
+        if isinstance(hint, type) and isinstance(value, int | float | str | None):
+            said = "null" if value is None else repr(value)
+            raise Refused(
+                f"{path}={said}: a {_spelled(hint)} belongs there, and no single value. Leave {path} to its option, or "
+                f"change one of its settings, {path}.<setting>=..."
+            ) from None
     except pydantic_core.SchemaError as error:  # a protocol: only an object of some class can have it
         if value is None and type(None) in typing.get_args(hint):
             return
@@ -596,12 +621,12 @@ def line(_root_: DictConfig) -> str:
     overrides = OmegaConf.select(_root_, "hydra.overrides.task")
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return _digest_of_line(with_references(overrides))
+
+
+def _digest_of_line(overrides: Sequence[str]) -> str:
     dropped = {*IMMATERIAL} - {"task"}
-    words = [
-        word
-        for word in with_references(overrides)
-        if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped
-    ]
+    words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped]
     return digest(sorted(words))[:8]
 
 

@@ -106,9 +106,9 @@ def target_of(node: Mapping[str, Any]) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def check_target(node: Mapping[str, Any], path: str, trust: Sequence[str]) -> Any:
-    """The class or function that a node at `path` of a config may build. Raises Refused for every other, before anything of
-    it is imported, and for keys of Hydra's that are not looked through."""
+def check_name(node: Mapping[str, Any], path: str, trust: Sequence[str]) -> str:
+    """The name of what a node at `path` of a config builds; nothing is imported. Raises Refused for what it may not build, and
+    for keys of Hydra's that are not looked through."""
     name = node["_target_"]
     special = [key for key in node if str(key).startswith("_") and str(key).endswith("_") and key not in SPECIAL]
     if special:
@@ -136,6 +136,14 @@ def check_target(node: Mapping[str, Any], path: str, trust: Sequence[str]) -> An
             f"{path}._target_={name} names a package that is not trusted. If it is yours, or you have read it, add "
             f"trust=[{package}] on the command line, or trust=['{package}'] to tunediff.load."
         )
+    return name
+
+
+def check_target(node: Mapping[str, Any], path: str, trust: Sequence[str]) -> Any:
+    """The class or function that a node at `path` of a config may build. Raises Refused for every other, before anything of
+    it is imported, and for one that is not there or that its package has from elsewhere."""
+    name = check_name(node, path, trust)
+    package = name.partition(".")[0]
     try:
         target = target_of(node)
     except (ImportError, AttributeError, ValueError) as error:
@@ -252,7 +260,7 @@ def check_file(
         if group in (None, "experiment") and last == "folder" and key not in given and _leads_away(key, value):
             raise Refused(f"{file} has {key}={value}, which is written to. If you want that, say {key}=... yourself.")
     for node, path in targets_in(content):
-        check_target(node, path, trust)
+        check_name(node, path, trust)
     return content
 
 

@@ -6,7 +6,7 @@ Imported at every start of Hydra, so nothing heavy is imported here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -28,33 +28,48 @@ class DrySweeper(BasicSweeper):
 
 
 class FolderFirst(Callback):
-    """Makes the folder of a run before Hydra does, and tries to write there, so that a disk that is full or read only is
-    refused in a sentence."""
+    """Makes the folder of a run or a sweep before Hydra does, and tries to write there, so that a disk that is full or read
+    only is refused in a sentence, and what is refused leaves no folder."""
 
     def on_run_start(self, config: Any, **_: Any) -> None:
+        self._make(config, lambda: config.hydra.run.dir)
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        from pathlib import Path
+
+        from tunediff.settings import said_plainly
+        from tunediff.shapes import path_in
+
+        if "sweep" in config:
+            with said_plainly():
+                path_in(Path("multirun"), str(config.sweep), "sweep=")
+        self._make(config, lambda: config.hydra.sweep.dir)
+
+    def _make(self, config: Any, place: Callable[[], str]) -> None:
         from pathlib import Path
 
         from omegaconf.errors import OmegaConfBaseException
 
-        from tunediff.folders import make_folder
+        from tunediff.folders import make_folder, remove_made
         from tunediff.settings import said_plainly
         from tunediff.shapes import Refused
 
         if config.get("dry_run"):
             return
         try:
-            place = Path(config.hydra.run.dir)
+            folder = Path(place())
         except OmegaConfBaseException:  # of a config from which no name can be made: Hydra comes upon it as well
             return
         with said_plainly():
-            folder = make_folder(place)
+            make_folder(folder)
             try:
                 (folder / "written.partial").write_bytes(bytes(2**16))
             except OSError as error:
+                (folder / "written.partial").unlink(missing_ok=True)
+                remove_made(folder)
                 said = f"Cannot write in {folder}: {error.strerror}. Choose another place, or mend this one."
                 raise Refused(said) from error
-            finally:
-                (folder / "written.partial").unlink(missing_ok=True)
+            (folder / "written.partial").unlink()
 
 
 class PackingLauncher(Launcher):
@@ -68,10 +83,7 @@ class PackingLauncher(Launcher):
         raise NotImplementedError
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from tunediff.sweep.launch import prepare
-
         self.hydra_context, self.config = hydra_context, config
-        prepare(config)
         # a sweeper composes every member to see whether it can be, before it hands them over to be composed again
         loader, composed = hydra_context.config_loader, {}
         compose = loader.load_sweep_config

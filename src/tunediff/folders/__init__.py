@@ -23,6 +23,7 @@ from tunediff.folders.findings import (
 )
 from tunediff.folders.manifest import (
     MANIFEST,
+    added_to,
     as_written,
     begin_manifest,
     changing,
@@ -55,6 +56,7 @@ from tunediff.folders.state import (
     note_end,
     read_state,
     refuse_links,
+    remove_made,
     say,
     state_of,
     unless_refused,

@@ -106,10 +106,11 @@ def write_findings(
     is written. What is not a finite number is null in the JSON."""
     path = folder / "findings.json"
     old = findings_of(folder)
-    found_by, noted_by = old.get("found_by", {}), {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
+    found_by, noted_by = old.get("found_by", {}), _noted_by(old)
     findings = {finding["name"]: finding for finding in old["findings"]}
     withdrawn = {name for name in findings if by is not None and found_by.get(name) == by}
-    noted_by = {note: who for note, who in noted_by.items() if who is None or who != by}
+    noted_by = {note: [one for one in who if by is None or one != by] for note, who in noted_by.items()}
+    noted_by = {note: who for note, who in noted_by.items() if who}
     figures = {f["name"]: f for f in figures_of(folder) if by is None or f["by"] != by}
     tables: dict[str, dict[str, list]] = {}
     named: set[str] = set()
@@ -129,7 +130,8 @@ def write_findings(
         elif not isinstance(item.text, str):
             raise Refused(f"Note {item.text!r}: it has to be a string.")
         else:
-            noted_by[item.text] = by
+            said_by = [one for one in noted_by.get(item.text, []) if one is not None]
+            noted_by[item.text] = list(dict.fromkeys([*said_by, by]))
     named_tables = {_place(folder, table): table for table in map(Table, tables, tables.values())}
     joined = {place: _joined(table, _columns(place)) for place, table in named_tables.items()}
     findings = {name: finding for name, finding in findings.items() if name not in withdrawn}
@@ -147,6 +149,13 @@ def write_findings(
             with put(place) as partial:
                 partial.write_text(text, encoding="utf-8")
     return findings
+
+
+def _noted_by(old: Mapping[str, Any]) -> dict[str, list[str | None]]:
+    """Note -> the evaluations that said so: a note stands until the last of them no longer does. [None] where a folder does
+    not say whose it is."""
+    said = {note: old.get("noted_by", {}).get(note) for note in old["notes"]}
+    return {note: list(who) if isinstance(who, list) else [who] for note, who in said.items()}
 
 
 def findings_of(folder: Path) -> dict[str, Any]:

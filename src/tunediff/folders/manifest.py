@@ -2,11 +2,12 @@
 
     manifest.json   in a run folder: {"files": {"tables/latents.parquet": its sha256, ...}, "sha256": of that itself}
 
-A run begins its manifest with its first file. The entry of a file is taken out before the file is replaced, and the new one
-written after, so that a process that is killed leaves a file without an entry and never a wrong one. A file without an
-entry is read as it is: in a run of a version that had no manifests, or in one that was interrupted. Files that lie outside
-carry their own checksum: JSON of `write_sealed` (state.json, sweep.json, group.json, of checkpoints and stored activations)
-in a key "sha256", outputs/*.jsonl in each line.
+A run begins its manifest with its first file. The entry of a file is taken out before the file is replaced, and its name stands
+under "changing" until the new one is written, so that a process that is killed leaves a file without an entry and never a wrong
+one. A file without an entry is read as it is: in a run of a version that had no manifests, or in one that was interrupted. One
+whose name is not under "changing" either was added by somebody else. Files that lie outside carry their own checksum: JSON of
+`write_sealed` (state.json, sweep.json, group.json, of checkpoints and stored activations) in a key "sha256", outputs/*.jsonl in
+each line.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,10 @@ def changing(*paths: Path) -> Iterator[None]:
     if home is None:
         yield
         return
-    files = entries(home)
+    files, cut = _listed(home)
     names = [path.absolute().relative_to(home).as_posix() for path in paths]
-    before = {name: files.pop(name) for name in list(files) if any(f"{name}/".startswith(f"{n}/") for n in names)}
-    if before:
-        write_sealed(home / MANIFEST, {"files": files})
+    before = {name: files.pop(name) for name in list(files) if _lies_in(name, names)}
+    write_sealed(home / MANIFEST, {"files": files, "changing": sorted({*cut, *names})})
     whole = False
     try:
         yield
@@ -113,10 +113,14 @@ def changing(*paths: Path) -> Iterator[None]:
     finally:
         there = [file for path in paths for file in _files(path.absolute()) if home_of(file) == home]
         found = {file.relative_to(home).as_posix(): digest_of(file) for file in there}
-        files = entries(home) | {name: now for name, now in found.items() if whole or before.get(name) == now}
-        if before or found:
-            with contextlib.nullcontext() if whole else contextlib.suppress(OSError):
-                write_sealed(home / MANIFEST, {"files": files})
+        kept = {name: now for name, now in found.items() if whole or before.get(name) == now}
+        cut = [name for name in cut if not _lies_in(name, names)] + [name for name in found if name not in kept]
+        with contextlib.nullcontext() if whole else contextlib.suppress(OSError):
+            write_sealed(home / MANIFEST, {"files": entries(home) | kept, **({"changing": cut} if cut else {})})
+
+
+def _lies_in(name: str, places: Iterable[str]) -> bool:
+    return any(f"{name}/".startswith(f"{place}/") for place in places)
 
 
 def _files(path: Path) -> list[Path]:
@@ -174,6 +178,18 @@ def gone_from(folder: Path) -> list[str]:
     for name in listed:
         verify(folder / name)
     return [name for name in listed if not (folder / name).exists()]
+
+
+def added_to(folder: Path) -> list[str]:
+    """Names of the files that lie where a run's do, and that its manifest does not list: somebody else wrote them. One whose
+    writing was cut off is the run's own."""
+    if not (folder / MANIFEST).exists():
+        return []
+    listed, cut = _listed(folder)
+    home = folder.absolute()
+    there = [file for top in sorted(COVERED) for file in _files(home / top) if home_of(file) == home]
+    names = [file.relative_to(home).as_posix() for file in there]
+    return [name for name in names if name not in listed and not _lies_in(name, cut)]
 
 
 def check_whole(folder: Path) -> None:
@@ -253,12 +269,18 @@ def home_of(path: Path) -> Path | None:
 
 def entries(folder: Path) -> dict[str, str]:
     """The checksums of a run's files by name, as its manifest has them. Raises Refused where that is not whole."""
+    return _listed(folder)[0]
+
+
+def _listed(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """The same, and the names of what was being written or removed when the manifest was."""
     path = folder / MANIFEST
     with as_written(path):
-        files = read_json(path)["files"]
-        if not all(isinstance(name, str) and isinstance(digest, str) for name, digest in files.items()):
+        content = read_json(path)
+        files, cut = content["files"], content.get("changing", [])
+        if not all(isinstance(word, str) for word in (*files.keys(), *files.values(), *cut)):
             raise ValueError("it is no list of checksums")
-    return files
+    return files, cut
 
 
 def entry_of(path: Path) -> str | None:

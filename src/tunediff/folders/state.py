@@ -44,17 +44,30 @@ _made: list[Path] = []  # folders that this process made, the innermost last
 
 def make_folder(path: Path) -> Path:
     """Raises Refused where it cannot be made or written to."""
+    missing = [place for place in (path.resolve(), *path.resolve().parents) if not place.exists()]
+    _made.extend(reversed(missing))
     try:
-        missing = [place for place in (path.resolve(), *path.resolve().parents) if not place.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        _made.extend(reversed(missing))
     except OSError as error:
+        remove_made(path)
         raise Refused(
             f"Cannot make the folder {path}: {error.strerror}. Choose another place or ask for permission."
         ) from error
     if not os.access(path, os.W_OK):
         raise Refused(f"No permission to write in {path}. Choose another place or ask for permission.")
     return path
+
+
+def remove_made(folder: Path) -> None:
+    """Removes a folder and those around it that were made for it by this process, from the inside, as far as they are empty
+    but for Hydra's list of a sweep."""
+    for place in (folder.resolve(), *folder.resolve().parents):
+        if place not in _made:
+            return
+        with contextlib.suppress(OSError):
+            if {path.name for path in place.iterdir()} - {"multirun.yaml"}:
+                return
+            shutil.rmtree(place)
 
 
 @contextlib.contextmanager
@@ -71,11 +84,7 @@ def unless_refused(folder: Path) -> Iterator[None]:
         began = "step" in read_json(folder / "state.json")
         if left <= LOGS | SAID and found <= LOGS and not began and folder.is_dir() and not stands_here:
             shutil.rmtree(folder)
-            with contextlib.suppress(OSError):  # the first that holds something stays, and all above it
-                for above in folder.resolve().parents:
-                    if above not in _made:
-                        break
-                    above.rmdir()
+            remove_made(folder.resolve().parent)
         raise
 
 

@@ -53,9 +53,12 @@ def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int,
         log.warning("No progress written at step %s: %s", step, error)
 
 
-def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, Any]:
+def about(
+    cfg: DictConfig, pair: ModelPair, streams: list[Stream], *, evaluation_tokens: int | None = None
+) -> dict[str, Any]:
     """The entries of a study on the page and in tables, with those of its dictionary where there is one, and the commits
-    that its models were read at, by `path@revision`."""
+    that its models were read at, by `path@revision`. `evaluation_tokens` of held-out text are measured on, by default the
+    study's."""
     commits = commits_of(pair)
     names = " vs ".join(pair.sources[role].name for role in (TUNED, BASE))
     study: dict[str, Any] = {"model_pair": names, **{role: pair.sources[role].described for role in ROLES}}
@@ -72,6 +75,7 @@ def about(cfg: DictConfig, pair: ModelPair, streams: list[Stream]) -> dict[str, 
             "tokens": cfg.budget.tokens,
             "seed": cfg.seed,
         }
+    study["evaluation_tokens"] = evaluation_tokens or cfg.budget.evaluation_tokens
     return {"identity": identity(cfg), "study": {**study, "version": VERSION}, "commits": commits}
 
 

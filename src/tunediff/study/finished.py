@@ -1,4 +1,4 @@
-"""A run folder -> the things in it: the dictionary, the pair, the text it read, and what was found.
+"""A run folder -> the things in it: what was found, the dictionary, the pair, and the text it read.
 
 run = tunediff.load("multirun/2026-11-21/10-30-00-4f5a2c")
 run.findings["fidelity/explained_variance/tuned"].value
@@ -26,54 +26,77 @@ from tunediff.evaluations.given import LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
-from tunediff.models import LOGITS_MB, save_adapted
+from tunediff.models import LOGITS_MB, ModelPair, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
-from tunediff.settings import begun, build, check, environment, identity, material, plain
-from tunediff.shapes import ADAPTER, TUNED, Finding, Note, Refused
+from tunediff.settings import begun, build, check, environment, identity, material, plain, within
+from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Stream
 from tunediff.study import faults
 from tunediff.study.companions import read_companions, starting_rows
 from tunediff.study.described import about
 from tunediff.study.parts import (
+    STUDY,
     build_dictionary,
     check_evaluations,
+    config_of,
     evaluations_of,
     given_of,
     inside,
     learns,
     pair_and_text,
-    read_config,
     streams_of,
 )
 from tunediff.study.run import evaluate, say_headline
+from tunediff.text import Text
 from tunediff.trusted import strings_in, variables_of, with_references
 
 log = logging.getLogger(__name__)
 
 
 class Loaded:
-    """A finished run. Weights are read when they are asked for: the dictionary's by `dictionary`, the models' by
-    `pair.load()` or `trained()`. Raises Refused for a folder that holds no finished run.
+    """A finished run. Its findings need nothing but the folder. The rest is made when it is asked for: weights are read by
+    `dictionary`, `pair.load()` and `trained()`. Raises Refused for a folder that holds no finished run, and for a config that
+    names what may not be built; what is missing here, such as a model's folder, is refused by whatever needs it.
 
-    folder, cfg   the run folder and the config it ran with        text, pair   those of the run
+    folder, cfg   the run folder and the config it ran with
+    findings, figures, notes, identity, table(name)   what was found, and the digest of the study
+    pair, text, streams, dictionary, companions       what it was found with
     """
 
     def __init__(self, folder: Path, trust: Sequence[str] = ()):
         if not (folder / "config.yaml").exists():
             raise Refused(f"{folder} is no finished run: it has no config.yaml.")
         self.folder = folder
-        self.cfg: DictConfig = read_config(folder, trust)
+        self.cfg: DictConfig = config_of(folder, trust)
         if learns(self.cfg) and not (folder / "dictionary" / "weights.safetensors").exists():
             raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
         if not (folder / folders.MANIFEST).exists():
             log.warning("%s has no manifest.json, as runs of earlier versions: its files are read unchecked.", folder)
-        commits = folders.findings_of(folder).get("commits", {})
-        self.pair, self.text = pair_and_text(self.cfg, commits)
-        self.text.sound.begun = True  # what the study left out is left out again
-        self.streams = streams_of(self.cfg, self.pair)
 
     def __repr__(self) -> str:
         tables = ", ".join(sorted(path.stem for path in (self.folder / "tables").glob("*.parquet")))
         return f"Loaded({self.folder}: {len(self.findings)} findings; tables {tables})"
+
+    @functools.cached_property
+    def _pair_and_text(self) -> tuple[ModelPair, Text]:
+        with within(self.folder):
+            check(self.cfg, STUDY)
+        pair, text = pair_and_text(self.cfg, folders.findings_of(self.folder).get("commits", {}))
+        text.sound.begun = True  # what the study left out is left out again
+        return pair, text
+
+    @property
+    def pair(self) -> ModelPair:
+        return self._pair_and_text[0]
+
+    @property
+    def text(self) -> Text:
+        return self._pair_and_text[1]
+
+    @functools.cached_property
+    def streams(self) -> list[Stream]:
+        """The streams that the dictionary reads; without one, all layers of both models."""
+        pair = self.pair
+        return streams_of(self.cfg, pair)
 
     @functools.cached_property
     def dictionary(self) -> Dictionary | None:
@@ -90,15 +113,32 @@ class Loaded:
         return read_companions(self.folder, self.cfg, self.streams)
 
     def verify(self) -> None:
-        """Reads every file that the run left. Raises Refused for one that is not as it was written; one that is gone is
-        said in the log."""
-        for name in folders.gone_from(self.folder):
-            log.warning("%s has no %s any more.", self.folder, name)
+        """Reads every file that the run and later evaluations of it left. Raises Refused for one that is not as it was
+        written, and for one that was added where the run's are read; what else was added or is gone is said in the log."""
+        for folder in (self.folder, *sorted(self.folder.glob("on_*_tokens"))):
+            check_files(folder)
 
     @property
     def findings(self) -> dict[str, Finding]:
         """The findings of the run by name, as its folder has them now."""
         return {f["name"]: Finding(**f) for f in folders.findings_of(self.folder)["findings"]}
+
+    @property
+    def figures(self) -> list[Figure]:
+        """The figures of the run, in the order in which they stand on its page."""
+        return [
+            Figure(**{name: f[name] for name in Figure._fields if name in f}) for f in folders.figures_of(self.folder)
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes beside the findings."""
+        return folders.findings_of(self.folder)["notes"]
+
+    @property
+    def identity(self) -> str | None:
+        """The digest of the study that was run; None in a folder of a version that kept none."""
+        return folders.read_json(self.folder / "identity.json").get("identity")
 
     def table(self, name: str) -> pyarrow.Table:
         """The table tables/<name>.parquet. Raises Refused where no evaluation wrote it, with the names of those that are there."""
@@ -106,10 +146,7 @@ class Loaded:
         if not path.exists():
             there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
             raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
-        if (self.folder / folders.MANIFEST).exists() and f"tables/{name}.parquet" not in folders.entries(self.folder):
-            raise Refused(
-                f"{path} is no table of this run: its manifest.json does not list it. Remove it, and evaluate again."
-            )
+        refuse_added(self.folder, [f"tables/{name}.parquet"])
         return folders.read_table(path)
 
     def latents(self, which: int | str | Sequence[int]) -> list[int]:
@@ -202,6 +239,30 @@ class Loaded:
         )  # fmt: skip
 
 
+WHERE_READ = ("tables/", "dictionary/", "companions/")  # what lies there is taken for the run's
+
+
+def refuse_added(folder: Path, names: Sequence[str]) -> None:
+    """Raises Refused for one of these files that the run did not write."""
+    for name in folders.added_to(folder):
+        if name in names:
+            raise Refused(
+                f"{folder / name} is not of this run: its manifest.json does not list it. Remove it, and evaluate again if "
+                "it is missed."
+            )
+
+
+def check_files(folder: Path) -> None:
+    """Reads every file that the manifest of a folder lists. Raises Refused for one that is not as it was written, and for one
+    that was added where it would be read; what else was added or is gone is said in the log."""
+    for name in folders.gone_from(folder):
+        log.warning("%s has no %s any more.", folder, name)
+    added = folders.added_to(folder)
+    refuse_added(folder, [name for name in added if name.startswith(WHERE_READ)])
+    for name in added:
+        log.warning("%s has a %s that is not of this run: its manifest.json does not list it.", folder, name)
+
+
 REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()
 
 
@@ -257,7 +318,8 @@ def reevaluate(cfg: DictConfig) -> None:
         check(cfg, REEVALUATION)
         folders.refuse_links(Path(cfg.run))
         run = Loaded(Path(cfg.run), plain(cfg.trust))
-        run.verify()  # now, and not when all is measured and the page is written
+        streams = run.streams  # of a model, a file or a package that is not here, it is said now
+        check_files(run.folder)  # and not when all is measured and the page is written
         refuse_changed(run)
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
@@ -266,12 +328,11 @@ def reevaluate(cfg: DictConfig) -> None:
     with folders.held(run.folder, "The run"):
         folder, notes = own_place(run, tokens)
         if folder != run.folder:  # which was read already
-            folders.gone_from(folder)
+            check_files(folder)
         begun()
         given = dataclasses.replace(run.given(device=device, tokens=tokens, logits_mb=cfg.logits_mb), folder=folder)
-        described = about(run.cfg, run.pair, run.streams)
+        described = about(run.cfg, run.pair, streams, evaluation_tokens=tokens)
         for note in notes:
-            described["study"]["evaluation_tokens"] = tokens
             log.info("%s Findings and page: %s", note.text, folder)
             folders.write_findings(folder, notes, described, by="evaluate")
         try:

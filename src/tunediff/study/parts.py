@@ -341,9 +341,10 @@ def other_settings(cfg: DictConfig, folder: Path) -> str:
     return ", ".join(sorted(name for name in {*before, *now} if before.get(name) != now.get(name))) or "version"
 
 
-def read_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
-    """The config of a run, looked at as a stranger's; `trust` are the packages whose classes it may name, and env:NAME the
-    environment variables it may read. Raises Refused for one that says more than a study does, and for a fine-tune."""
+def config_of(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+    """The config of a run as data: looked at as a stranger's, with nothing in it imported or resolved. `trust` are the packages
+    whose classes it may name, and env:NAME the environment variables it may read. Raises Refused for one that says more than a
+    study does, and for a fine-tune."""
     content = check_file(folder / "config.yaml", trust=trust)
     if "recipe" in content:
         raise Refused(
@@ -351,7 +352,12 @@ def read_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
         )
     if missing := [name for name in ("model_pair", "text", "budget") if name not in content]:
         raise Refused(f"{folder / 'config.yaml'} is no study's: it has no {missing[0]}. Restore it from a copy.")
-    cfg = OmegaConf.create({**content, "trust": list(trust)})
+    return OmegaConf.create({**content, "trust": list(trust)})
+
+
+def read_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+    """The config of a run, every setting of it checked. Raises Refused for what config_of refuses, and what cannot be built."""
+    cfg = config_of(folder, trust)
     with within(folder):
         check(cfg, STUDY)
     return cfg

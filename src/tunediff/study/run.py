@@ -196,13 +196,14 @@ def evaluate(
 ) -> dict[str, dict]:
     """Asks every evaluation and returns all findings of the run's folder. Those of an evaluation are written before the
     next begins, so that one that fails takes no other's with it."""
-    findings, of_labels = write_findings(folder, (), described), False
+    findings, of_labels, said = write_findings(folder, (), described), False, set()
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
         found = found_by(name, evaluation, given)
         # two of one class may stand under names of their own
         findings = write_findings(folder, found, described, by=declared(evaluation, "name") or name)
-        for note in (item.text for item in found if isinstance(item, Note)):
+        for note in (item.text for item in found if isinstance(item, Note) and item.text not in said):
+            said.add(note)
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")
         of_labels |= any(isinstance(item, Finding) and item.name.split("/")[0] in SAY_OF_LABELS for item in found)
     if not of_labels:

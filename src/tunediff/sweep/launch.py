@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tunediff import folders, processes
 from tunediff.models import ModelPair
 from tunediff.settings import begun, build, said_plainly
-from tunediff.shapes import Refused, path_in
+from tunediff.shapes import Refused
 from tunediff.study import faults
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.estimate import GB, columns, cost_of, table
@@ -33,15 +33,6 @@ from tunediff.sweep.plan import (
 )
 from tunediff.sweep.slurm import Slurm
 from tunediff.trusted import with_references
-
-
-@said_plainly()
-@faults.said()
-def prepare(config: DictConfig) -> None:
-    """Makes the sweep's folder, before Hydra writes into it; a dry run has none."""
-    path_in(Path("multirun"), str(config.sweep), "sweep=")
-    if not config.dry_run:
-        folders.make_folder(Path(config.hydra.sweep.dir))
 
 
 @said_plainly()

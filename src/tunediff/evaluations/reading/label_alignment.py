@@ -64,7 +64,7 @@ class LabelAlignment:
         )
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
-            yield too_few(trained, "label_alignment", self.label, self.at, labelled)
+            yield from too_few(trained, "label_alignment", self.label, self.at, labelled)
             return
         count, where = trained.dictionary.latents, f"label_alignment/{self.label}"
         yield from self._best(everything.of_latents(0, count), labelled, where)

@@ -6,6 +6,7 @@ The halves are of questions, so that no question stands in both.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -125,15 +126,16 @@ def positions_of(looked_at: LookedAt) -> dict[str, Rule]:
     }
 
 
-def too_few(given: Given, evaluation: str, label: str, at: str | None, labelled: Labelled | None) -> Note:
-    """The sentence on a label that cannot be measured: how often it is there, and which labels are. No text has more of a
-    label whose mark the two models read differently."""
+def too_few(given: Given, evaluation: str, label: str, at: str | None, labelled: Labelled | None) -> Iterator[Note]:
+    """Yields the sentence on a label that cannot be measured, and one on those that are there: the same whoever asks. No text
+    has more of a label whose mark the two models read differently."""
     closing = given.text.manner.layout.closing
     if label == "end_of_thinking" and closing in given.pair.foreign:
-        return Note(
+        yield Note(
             f"{evaluation} has nothing to measure of '{label}': {closing} is read differently by the two models, and no such token "
             f"is kept (model_pair.foreign={given.pair.foreign_policy})."
         )
+        return
     there: Counter[str] = Counter()
     for batch in given.held_out:
         there.update({name: int(flags.sum()) for name, flags in batch.begins.items()})
@@ -143,8 +145,11 @@ def too_few(given: Given, evaluation: str, label: str, at: str | None, labelled:
     found = " and ".join(
         f"{stretches} in {having} documents, with other tokens in {lacking}" for stretches, having, lacking in halves
     )
-    return Note(
+    yield Note(
         f"{evaluation} was not measured: the held-out text has too few stretches labelled '{label}'{among}: "
-        f"{found}, in the two halves of the questions, and {STRETCHES} of each are needed in either. Its labelled stretches are "
-        f"{said or 'none'}. More text is read with budget.evaluation_tokens, or with tokens of evaluate.py (now {given.tokens:,})."
+        f"{found}, in the two halves of the questions, and {STRETCHES} of each are needed in either."
+    )
+    yield Note(
+        f"The labelled stretches of the held-out text are {said or 'none'}. More text is read with budget.evaluation_tokens, or "
+        f"with tokens of evaluate.py (now {given.tokens:,})."
     )

@@ -40,7 +40,7 @@ class Probing:
             rows.append(normalise(*reading.rows).cpu()[here])
         labelled = gathered(looked_at, self.label)
         if labelled is None or not labelled.enough:
-            yield too_few(trained, "probing", self.label, self.at, labelled)
+            yield from too_few(trained, "probing", self.label, self.at, labelled)
             return
         truth, select, test = labelled.truth, labelled.select, labelled.test
         values = torch.cat(rows)
