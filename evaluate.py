@@ -5,7 +5,7 @@ from tunediff.settings import verb
 
 @verb("evaluate")
 def main(cfg):
-    from tunediff.study.finished import reevaluate
+    from tunediff.study.reevaluate import reevaluate
 
     return reevaluate(cfg)
 

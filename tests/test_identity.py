@@ -16,8 +16,8 @@ from tunediff import files
 from tunediff.hookpoints import HOOKPOINTS
 from tunediff.settings import identity, material, stream_key
 from tunediff.shapes import Refused
-from tunediff.study.finished import own_place, refuse_changed
 from tunediff.study.parts import pair_and_text
+from tunediff.study.reevaluate import own_place, refuse_changed
 from tunediff.study.run import Run
 from tunediff.study.train import wanted_by
 

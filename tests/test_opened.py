@@ -16,8 +16,8 @@ from tunediff import folders
 from tunediff.dictionary import save_dictionary
 from tunediff.settings import within
 from tunediff.shapes import Note, Refused
-from tunediff.study.finished import own_place, reevaluate
 from tunediff.study.parts import write_config
+from tunediff.study.reevaluate import own_place, reevaluate
 
 ROW = json.dumps({"text": "one two three"})
 
@@ -83,6 +83,15 @@ def test_whom_nobody_trusts_is_refused_at_opening_and_imported_by_none(made):
     with pytest.raises(Refused, match=r"ofmine.rows names a package that is not trusted.*trust=\['ofmine'\]"):
         tunediff.load(folder)
     assert tunediff.load(folder, trust=["ofmine"]).findings, "what is not asked for is not imported"
+
+
+def test_more_held_out_text_than_memory_holds_is_refused_before_any_is_read(made, monkeypatch):
+    folder, place = made
+    asked = composed(f"run={folder}", "evaluation=[geometry]", "trust=[ofmine]", "tokens=99_999", name="evaluate")
+    monkeypatch.setattr("tunediff.study.reevaluate.memory_of", lambda *_: 9_000_000.0)
+    with pytest.raises(Refused, match=r"tokens=99999: held-out text is kept in memory.* Give at most 45,000\."):
+        reevaluate(asked)
+    assert not list(folder.glob("on_*"))
 
 
 def test_what_was_added_is_refused_where_it_would_be_read_and_named_elsewhere(made, caplog):

@@ -20,7 +20,7 @@ from tunediff.models import ModelPair, ModelSource
 from tunediff.report import in_words, members_under
 from tunediff.settings import stream_key, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Table
-from tunediff.study.finished import reevaluate
+from tunediff.study.reevaluate import reevaluate
 from tunediff.study.train import study
 from tunediff.sweep.plan import groups_of, look, members_in
 from tunediff.text import Text

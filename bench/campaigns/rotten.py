@@ -38,7 +38,7 @@ from tunediff.generation import Asked, Response
 from tunediff.report import in_words, members_under
 from tunediff.report.comparison import UNREADABLE
 from tunediff.shapes import Refused, Rows, Stream
-from tunediff.study.finished import reevaluate
+from tunediff.study.reevaluate import reevaluate
 from tunediff.study.run import Run
 from tunediff.study.train import study, train
 from tunediff.study.work import work

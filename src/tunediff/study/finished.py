@@ -8,7 +8,6 @@ run.dictionary.encode(rows)
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pyarrow
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tunediff import folders
 from tunediff.dictionary import Dictionary, TranscoderAdapter, load_weights
@@ -28,26 +27,19 @@ from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import LOGITS_MB, ModelPair, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
-from tunediff.settings import begun, build, check, environment, identity, material, plain, within
-from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Stream
-from tunediff.study import faults
+from tunediff.settings import check, within
+from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Refused, Stream
 from tunediff.study.companions import read_companions, starting_rows
-from tunediff.study.described import about
 from tunediff.study.parts import (
     STUDY,
     build_dictionary,
-    check_evaluations,
     config_of,
-    evaluations_of,
     given_of,
-    inside,
     learns,
     pair_and_text,
     streams_of,
 )
-from tunediff.study.run import evaluate, say_headline
 from tunediff.text import Text
-from tunediff.trusted import strings_in, variables_of, with_references
 
 log = logging.getLogger(__name__)
 
@@ -261,88 +253,6 @@ def check_files(folder: Path) -> None:
     refuse_added(folder, [name for name in added if name.startswith(WHERE_READ)])
     for name in added:
         log.warning("%s has a %s that is not of this run: its manifest.json does not list it.", folder, name)
-
-
-REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()
-
-
-def refuse_changed(run: Loaded) -> None:
-    """Raises Refused where files that the study read are others now: its findings are not theirs. Those that are gone are
-    missed where they are read, and a study of an earlier version does not say what it read."""
-    place = run.folder / "identity.json"
-    stored = folders.read_json(place)
-    if environment(run.cfg) and stored.get("identity") != identity(run.cfg):
-        raise Refused(
-            f"{run.folder} was made with other contents of {', '.join(environment(run.cfg))}, or by another version: set them as "
-            "they were."
-        )
-    with folders.as_written(place):
-        before = dict(stored.get("settings", {}).get("read", {}))
-    now = material(run.cfg)["read"]
-    for name, written in strings_in(with_references(run.cfg)):
-        if name in before and name not in now and (places := variables_of(written)):
-            raise Refused(
-                f"{name}={written}: nothing is there, and the study of {run.folder} read it. Set "
-                f"{' and '.join(place.removeprefix('env:') for place in places)} as it was set then."
-            )
-    changed = [
-        name for name in before if now.get(name, before[name]) != before[name] and not name.startswith("evaluation.")
-    ]
-    if changed:
-        named = ", ".join(f"{name}={OmegaConf.select(run.cfg, name)}" for name in changed)
-        raise Refused(
-            f"{named}: changed since the study of {run.folder} read it, so new findings would stand beside those of something "
-            "else. Put back what it read, or train on what is there now: python train.py --config-path "
-            f"{run.folder.resolve()} --config-name config."
-        )
-
-
-def own_place(run: Loaded, tokens: int) -> tuple[Path, list[Note]]:
-    """The folder of what is found on so many held-out tokens: the run's, or where the study read another number one inside it,
-    with a note that says so. Numbers of different tokens stand in no table, headline or page together."""
-    budget = run.cfg.budget.evaluation_tokens
-    if tokens == budget:
-        return run.folder, []
-    said = f"Measured on {tokens:,} held-out tokens; the study itself, in {run.folder.name}, on {budget:,}."
-    place = folders.make_folder(run.folder / f"on_{tokens}_tokens")
-    if not (place / folders.MANIFEST).exists():
-        folders.begin_manifest(place)
-    return place, [Note(said)]
-
-
-@faults.said()
-def reevaluate(cfg: DictConfig) -> None:
-    """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; what
-    an evaluation finds replaces what it found before on as many tokens."""
-    with folders.unless_refused(Path(cfg.run)):
-        check(cfg, REEVALUATION)
-        folders.refuse_links(Path(cfg.run))
-        run = Loaded(Path(cfg.run), plain(cfg.trust))
-        streams = run.streams  # of a model, a file or a package that is not here, it is said now
-        check_files(run.folder)  # and not when all is measured and the page is written
-        refuse_changed(run)
-    evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
-    tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
-    check_evaluations(evaluations, run.pair, run.text, tokens=tokens)
-    device = build(cfg.trainer, precision="32-true", logger=False, default_root_dir=run.folder).strategy.root_device
-    with folders.held(run.folder, "The run"):
-        folder, notes = own_place(run, tokens)
-        if folder != run.folder:  # which was read already
-            check_files(folder)
-        begun()
-        given = dataclasses.replace(run.given(device=device, tokens=tokens, logits_mb=cfg.logits_mb), folder=folder)
-        described = about(run.cfg, run.pair, streams, evaluation_tokens=tokens)
-        for note in notes:
-            log.info("%s Findings and page: %s", note.text, folder)
-            folders.write_findings(folder, notes, described, by="evaluate")
-        try:
-            findings = evaluate(evaluations, given, folder, described)
-        except KeyboardInterrupt:
-            raise Refused(
-                "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "
-                "the same command goes on with them."
-            ) from None
-        say_headline(folder, findings)
 
 
 def compare(places: Sequence[str]) -> str:
