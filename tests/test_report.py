@@ -130,7 +130,7 @@ def test_the_header_says_on_how_many_tokens_was_trained_and_on_how_many_measured
     found["study"]["evaluation_tokens"] = 30_000
     (tmp_path / "run" / "findings.json").write_text(json.dumps(found))
     said = browser.open(write_report(tmp_path / "run")).run("return document.querySelector('header').textContent")
-    assert "layer 3, trained on 1,000 tokens · measured on 30,000 held-out tokens · study abc" in said
+    assert "layer 3, trained on 1,000 tokens · measured on a budget of 30,000 held-out tokens · study abc" in said
 
 
 @in_browser

@@ -182,7 +182,7 @@ function study() {
 function opening() {
   const { dictionary, latents, hookpoint, layer, tokens, evaluation_tokens: heldOut } = DATA.study;
   const trained = `${dictionary}, ${many(latents ?? 0)} latents on ${hookpoint}, ${layer === "all" ? "all layers" : `layer ${layer}`}${tokens ? `, trained on ${many(tokens)} tokens` : ""} · `;
-  const measured = heldOut && DATA.findings.length ? `measured on ${many(heldOut)} held-out tokens · ` : "";
+  const measured = heldOut && DATA.findings.length ? `measured on a budget of ${many(heldOut)} held-out tokens · ` : "";
   return element("header", {}, element("h1", {}, "What fine-tuning changed: ", DATA.study.model_pair ?? ""),
     element("div", { class: "soft" }, dictionary ? trained : "", measured, "study ", element("code", {}, DATA.identity ?? "")));
 }
