@@ -14,7 +14,7 @@ from conftest import ROOT
 from test_settings import composed
 from tunediff.dictionary import Sparsity
 from tunediff.schedules import Schedule
-from tunediff.settings import build, nothing_written
+from tunediff.settings import build, named, nothing_written
 from tunediff.shapes import Refused
 from tunediff.study.devices import ASSUMED, GPUS, device_named, memory_of
 from tunediff.study.estimate import cost_of, times
@@ -100,6 +100,23 @@ def point(name, *settings):
 
 
 NO_CALL = "{_target_: mine_in_a_dry_run.NoCall}"
+
+
+def test_the_members_of_a_sweep_of_fine_tunes_lie_in_the_folder_of_its_line():
+    """Hydra composes each anew, from words of its own."""
+    (word,) = named(["-m", "seed=1,2", "recipe.epochs=2"], "finetune")
+    assert word.startswith("sweep=") and [word] == named(["recipe.epochs=2", "--multirun", "seed=1,2"], "finetune")
+    assert (
+        named(["-m", "seed=1,3", "recipe.epochs=2"], "finetune")
+        != [word]
+        == named(["-m", "seed=1,2", "recipe.epochs=2", "trainer=cpu"], "finetune")
+    )
+    for words, verb in (
+        (["-m", "seed=1,2", "sweep=mine"], "finetune"),
+        (["seed=1"], "finetune"),
+        (["-m", "seed=1,2"], "train"),
+    ):
+        assert named(words, verb) == []
 
 
 def test_what_is_to_run_elsewhere_is_not_judged_by_the_devices_that_are_here(tmp_path, capsys):
