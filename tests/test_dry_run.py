@@ -105,7 +105,7 @@ NO_CALL = "{_target_: mine_in_a_dry_run.NoCall}"
 def test_the_members_of_a_sweep_of_fine_tunes_lie_in_the_folder_of_its_line():
     """Hydra composes each anew, from words of its own."""
     (word,) = named(["-m", "seed=1,2", "recipe.epochs=2"], "finetune")
-    assert word.startswith("sweep=") and [word] == named(["recipe.epochs=2", "--multirun", "seed=1,2"], "finetune")
+    assert word.startswith("sweep=") and [word] == named(["--multirun", "recipe.epochs=2", "seed=1,2"], "finetune")
     assert (
         named(["-m", "seed=1,3", "recipe.epochs=2"], "finetune")
         != [word]
