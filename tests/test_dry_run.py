@@ -1,6 +1,7 @@
 """A dry run is the run without its work: it writes nothing, refuses what the run would end on, and gives the time of a device
 that is named."""
 
+import re
 import subprocess
 import sys
 import types
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import warm
 from conftest import ROOT
@@ -170,6 +172,25 @@ def test_what_a_first_step_would_end_on_is_refused(words, said, tmp_path):
     smoke = [word for word in SMOKE if not word.startswith("trainer=")]
     with pytest.raises(Refused, match=said):
         study(composed(*smoke, "trust=[mine_in_a_dry_run]", *words), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_that_was_taken_out_is_refused_by_its_name(tmp_path):
+    """As by ~optimizer.batch, or by an option that has none: what reads it may stand anywhere."""
+    whole = composed(*SMOKE)
+    gone = "optimizer.batch optimizer.learning_rate optimizer.learning_rate_schedule._target_ budget.tokens dictionary._target_"
+    gone += (
+        " dictionary.sparsity dictionary.hookpoint.name dictionary.objective._target_ text text._target_ text.rows.seed"
+    )
+    gone += " model_pair.base._target_ trainer trainer._target_ activations._target_ launcher.device evaluation layer"
+    for key in gone.split():
+        cfg, (parent, _, last) = whole.copy(), key.rpartition(".")
+        OmegaConf.set_struct(cfg, False)
+        del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
+        OmegaConf.set_struct(cfg, True)
+        with pytest.raises(Refused) as refused:
+            study(cfg, tmp_path / "run")
+        assert {last, "class"} & {*re.findall(r"\w+", str(refused.value))}, (key, refused.value)
     assert not (tmp_path / "run").exists()
 
 

@@ -43,6 +43,8 @@ WRONG = {
         "launcher=slurm": "hydra/launcher=",
         "budget.companions=twin": "is one word",
         "budget.companions=[triplet]": "is none of twin",
+        "optimizer=adam_cosine": "optimizer.batch is not set, and this study reads it",
+        "~optimizer.batch": "optimizer.batch is not set, and this study reads it",
         "optimizer.batch=0": "optimizer.batch=0",
         "optimizer.batch=1.5": "optimizer.batch=1.5",
         "optimizer.learning_rate=nan": "a finite number",

@@ -1,6 +1,6 @@
 """Overrides put together at random, checked as a dry run checks them: python bench/campaigns/overrides.py --count 5000
 
-Each is one to three keys of the composed config with values that somebody might type. The config of the chosen options
+Each is one to three keys of the composed config with values that somebody might type, or without it. The config of the chosen options
 is composed once and kept; the values go through Hydra's own parser. Wanted: an estimate, or a sentence.
 """
 
@@ -47,6 +47,7 @@ GROUPS = (
     "logger",
     "model_pair",
 )
+DELETED = 0.1  # of the keys
 LOCAL = {
     "text": ("toy", "toy_traces"),
     "model_pair": ("toy", "toy_self", "toy_lora"),
@@ -76,7 +77,10 @@ def cases(count: int, seed: int) -> Iterator[dict]:
                     composed[words] = hydra.compose("train", [*words])
             cfg = composed[words].copy()
             keys = [key for key in flat(OmegaConf.to_container(cfg, resolve=False)) if not key.endswith("_target_")]
-            given = [f"{key}={draw.choice(VALUES)}" for key in draw.sample(keys, draw.choice([1, 1, 2, 3]))]
+            given = [
+                f"~{key}" if draw.random() < DELETED else f"{key}={draw.choice(VALUES)}"
+                for key in draw.sample(keys, draw.choice([1, 1, 2, 3]))
+            ]
             try:
                 read = parser.parse_overrides(given)
             except HydraException as error:  # of which Hydra says what it is
@@ -86,7 +90,11 @@ def cases(count: int, seed: int) -> Iterator[dict]:
             def case(cfg=cfg, read=read) -> None:
                 with open_dict(cfg):
                     for override in read:
-                        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=False)
+                        if override.is_delete():
+                            parent, _, last = override.key_or_group.rpartition(".")
+                            (OmegaConf.select(cfg, parent) if parent else cfg).pop(last, None)
+                        else:
+                            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=False)
                     cfg.dry_run = True
                 said = io.StringIO()
                 with within(Path(made)), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from tunediff import files
 from tunediff.shapes import Refused, Stopped, flat, path_in
@@ -471,7 +472,8 @@ def _check_settings(node: Mapping[str, Any], path: str, target: Any) -> None:
     asked = [
         p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
-    missing = [] if node.get("_partial_") else [key for key in asked if key not in node]
+    called_later = node.get("_partial_") and path.rpartition(".")[2] != "rows"  # which are called as they are
+    missing = [] if called_later else [key for key in asked if key not in node]
     if missing:
         raise Refused(
             f"{path}.{missing[0]} is not set, and {name} asks for it: add {missing[0]}: <...> to its settings."
@@ -481,6 +483,8 @@ def _check_settings(node: Mapping[str, Any], path: str, target: Any) -> None:
 def _check_value(path: str, value: Any, hint: Any) -> None:
     if _describes_objects(value):  # checked as what they are
         return
+    if isinstance(value, Mapping) and not _takes_mappings(hint):
+        raise Refused(f"{path} names no class: {path}._target_=<a class>, and its settings beside it.")
     parts = typing.get_args(hint) or (hint,)
     if isinstance(value, float) and value.is_integer() and int in parts and float not in parts:
         raise Refused(f"{path}={value} is not of type {_spelled(hint)}: write {int(value)}.")
@@ -509,11 +513,29 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
         ) from error
 
 
+def unset(error: BaseException) -> Refused | None:
+    """The refusal for a setting that is read and was not there, as behind ~optimizer.batch or an option that has none; None
+    for another error."""
+    if not isinstance(error, ConfigAttributeError | ConfigKeyError) or "is not in struct" not in str(error):
+        return None
+    key = str(error.full_key)
+    option = key.partition(".")[0]
+    way = f"choose an option of {option} that has it, or add +{key}=<...>" if "." in key else f"give {key}=<...>"
+    return Refused(f"{key} is not set, and this study reads it: {way}.")
+
+
 def _describes_objects(value: Any) -> bool:
     """True for a value that describes an object, or a list or mapping of objects."""
     if isinstance(value, Mapping):
         return "_target_" in value or (bool(value) and all(map(_describes_objects, value.values())))
     return isinstance(value, list) and bool(value) and all(map(_describes_objects, value))
+
+
+def _takes_mappings(hint: Any) -> bool:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(map(_takes_mappings, typing.get_args(hint)))
+    kind = typing.get_origin(hint) or hint
+    return not isinstance(kind, type) or issubclass(kind, Mapping) or kind is object
 
 
 def _spelled(hint: Any) -> str:
@@ -527,6 +549,8 @@ def build(node: Any, **extra: Any) -> Any:
         raise Refused(
             f"{node!s:.60} stands where an object is described, by its class and its settings: {{_target_: ...}}."
         )
+    if node is not None and "_target_" not in node:
+        raise Refused(f"The settings {', '.join(map(str, node))} name no class: _target_=<a class> beside them.")
     try:
         return hydra.utils.instantiate(node, _convert_="all", **extra)
     except hydra.errors.InstantiationException as error:

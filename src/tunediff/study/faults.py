@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from tunediff.settings import unset
 from tunediff.shapes import Stopped
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,13 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 def in_words(error: Exception) -> Exception:
-    """The sentence for a fault of the machine, as Stopped; any other error as it is."""
+    """The sentence for a fault of the machine, as Stopped, and for a setting that is not there, as Refused; any other error as it
+    is."""
     if isinstance(error, Stopped):
         return error
+    if (refused := unset(error)) is not None:
+        refused.__cause__ = error
+        return refused
     if is_of_memory(error):
         said = f"Memory ran out. {LESS} Then type the same line again."
     elif (number := number_of(error)) is not None:
@@ -70,7 +75,7 @@ def in_words(error: Exception) -> Exception:
 
 @contextlib.contextmanager
 def said() -> Iterator[None]:
-    """Context, and decorator, that raises Stopped for a fault of the machine."""
+    """Context, and decorator, that raises Stopped for a fault of the machine, and Refused for a setting that is not there."""
     try:
         yield
     except Exception as error:

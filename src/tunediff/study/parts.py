@@ -268,6 +268,12 @@ def build_dictionary(node: DictConfig, streams: list[Stream]) -> Any:
         raise Refused(
             f"dictionary.latents={settings.get('latents')}: this machine has no memory for so many; take fewer."
         ) from error
+    except TypeError as error:
+        if "missing" not in str(error):
+            raise
+        raise Refused(
+            f"dictionary={node._target_}: {str(error).partition('() ')[2]}, a setting that was left out."
+        ) from error
     if missing := lacking(made, Dictionary if isinstance(made, TranscoderAdapter) else LearningDictionary):
         raise Refused(
             f"dictionary={node._target_} lacks {', '.join(missing)}: what a dictionary has to have is in "

@@ -53,8 +53,9 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
     """Runs one study in its folder. Where the same study is finished it is left as it is; where it was interrupted it
     resumes. Returns the value of the finding that `optimized_metric` names. A dry run only prints the estimate."""
     if cfg.get("dry_run"):  # its folder is no run's, and nothing in it is touched
-        check(cfg, STUDY)
-        print(forecast(Run(cfg, folder)))
+        with faults.said():
+            check(cfg, STUDY)
+            print(forecast(Run(cfg, folder)))
         return None
     with folders.unless_refused(folder), faults.said():
         check(cfg, STUDY)
