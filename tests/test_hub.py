@@ -15,11 +15,11 @@ from test_tasks import composed
 from tunediff import folders as run_folders
 from tunediff import hub
 from tunediff.models import ModelSource
-from tunediff.settings import build, identity, material, pinned, plain
+from tunediff.settings import build, check, identity, material, pinned, plain
 from tunediff.shapes import Refused
 from tunediff.study.finetune import command_again
 from tunediff.study.finished import Loaded
-from tunediff.study.parts import commits_kept, read_config, write_config
+from tunediff.study.parts import STUDY, commits_kept, read_config, write_config
 from tunediff.study.reevaluate import reevaluate
 from tunediff.study.train import study
 from tunediff.study.work import read_run
@@ -107,6 +107,7 @@ def test_a_branch_that_moved_is_another_study_and_the_same_commit_the_same(what,
     first, cfg = fake.push(kind, name, {}), composed(*READ[what])
     before = identity(cfg)
     assert first in json.dumps(material(cfg)) and identity(pinned(cfg)) == before
+    check(pinned(cfg), STUDY)
     fake.push(kind, name, {})
     assert identity(cfg) == before, "a process asks once"
     asked = [path for path in fake.asked if "/revision/" in path]
@@ -153,6 +154,18 @@ def test_what_is_here_or_given_by_files_is_asked_of_nobody(fake, tmp_path, monke
     before = material(given)
     assert pinned(given).commits == {} and not fake.asked
     assert "'main'" in str(before["evaluation"]) and before["model_pair"]["base"]["revision"] is None
+
+
+def test_a_config_says_of_its_commits_what_it_reads_and_no_more(fake):
+    first = fake.push("models", "someone/base", {})
+    cfg = pinned(composed(*PAIR, "model_pair.tuned.path=someone/base"))
+    assert cfg.commits == {"someone/base@main": first} and pinned(cfg) == cfg
+    cfg.model_pair.base.path = cfg.model_pair.tuned.path = "pkg://tunediff.toy/weights/base"
+    cfg.model_pair.base.revision = cfg.model_pair.tuned.revision = None
+    assert pinned(cfg).commits == {}
+    cfg.commits = {"someone/base@main": "../../x"}
+    with pytest.raises(Refused, match="commits="):
+        check(cfg, STUDY)
 
 
 def test_a_name_that_leads_out_of_the_cache_is_none(fake, tmp_path):

@@ -8,6 +8,7 @@ typed. Knows no torch, and imports huggingface_hub only where there is such a na
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -142,4 +143,5 @@ def _keep(place: Path, commit: str) -> None:
         left.write_text(commit, encoding="utf-8")
         os.replace(left, place)
     except OSError:  # read-only or full: asked again next time
-        left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            left.unlink()

@@ -42,6 +42,7 @@ from tunediff.trusted import (
     check_target,
     check_trust,
     read_yaml,
+    strings_in,
     targets_in,
     unresolved,
     variables_of,
@@ -559,12 +560,15 @@ def pinned(cfg: DictConfig, known: Mapping[str, Any] | None = None, *, ask: bool
     """The config with the commits of what is on the Hub for the branches that were typed, and `commits`, which says what stood
     there: nothing is asked for it any more. Its identity is the same as before. `known` as in hub.pin."""
     made, found = cfg.copy(), dict(plain(cfg.get("commits")) or {})
-    for key in map(str, cfg):
-        if key not in IMMATERIAL:
-            written = unresolved(cfg[key])
-            if commits := hub.pin(written, plain(cfg[key]), known or {}, ask=ask):
-                OmegaConf.update(made, key, written, merge=False, force_add=True)
-                found |= commits
+    settings = {str(key): unresolved(cfg[key]) for key in cfg if key not in IMMATERIAL}
+    for key, written in settings.items():
+        if commits := hub.pin(written, plain(cfg[key]), known or {}, ask=ask):
+            OmegaConf.update(made, key, written, merge=False, force_add=True)
+            found |= commits
+    read = {
+        value for _, value in strings_in(settings)
+    }  # a config that was written names what was typed in its place since
+    found = {name: commit for name, commit in found.items() if commit in read}
     OmegaConf.update(made, "commits", found, merge=False, force_add=True)
     return made
 

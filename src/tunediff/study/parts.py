@@ -338,10 +338,9 @@ def commits_kept(folder: Path, *, saved: bool) -> dict[str, Any]:
 
 
 def config_of(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
-    """The config of a run as data: looked at as a stranger's, with nothing in it imported or resolved; which commits the branches in
-    it stand for is not asked any more. `trust` are the packages whose classes it may name, and env:NAME the environment variables
-    it may read. Raises Refused for one that says more than a
-    study does, and for a fine-tune."""
+    """The config of a run as data: looked at as a stranger's, with nothing in it imported or resolved; which commits the
+    branches in it stand for is not asked any more. `trust` are the packages whose classes it may name, and env:NAME the
+    environment variables it may read. Raises Refused for one that says more than a study does, and for a fine-tune."""
     content = check_file(folder / "config.yaml", trust=trust)
     if "recipe" in content:
         raise Refused(
