@@ -4,9 +4,8 @@ Read here are the files that settings called path, file, adapter, transcoders, s
 and adapter files, and of weights in safetensors the header, the size and the beginning of every tensor: a model that was
 trained again differs in all of its tensors, a single flipped bit would not be seen. Files up to WHOLE bytes are read whole.
 
-Not covered is what stands on the Hub under a name that moves, such as main: which commit it stands for is known once it was
-brought, and a study has its name before. findings.json has the commits of models, and `revision=<commit>` is a setting like any
-other. Nor is what a program generates, such as the toy language. Knows no torch.
+What stands on the Hub has its commit in the settings themselves (hub.py). Not covered is what a program generates, such as the
+toy language. Knows no torch.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from tunediff import files
+from tunediff import files, hub
 from tunediff.shapes import Refused, Stopped, flat, path_in
 from tunediff.terminal import guard, printable, shown
 from tunediff.trusted import (
@@ -43,6 +43,7 @@ from tunediff.trusted import (
     check_target,
     check_trust,
     read_yaml,
+    strings_in,
     targets_in,
     unresolved,
     variables_of,
@@ -50,7 +51,7 @@ from tunediff.trusted import (
 )
 
 # what cannot change what a study means; a task counts where an evaluation names it, as ${task}
-IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task".split()
+IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task commits".split()
 
 # of a dry run: Hydra's folder is one that is there, and neither logs nor configs are laid in it
 UNWRITTEN = (
@@ -89,6 +90,7 @@ NUMBERS: dict[str, Any] = {
     "tokens": typing.Optional[HELD_OUT],  # noqa: UP045
     **dict.fromkeys(("dry_run", "launcher.pack"), pydantic.StrictBool),
     "optimized_metric": pydantic.StrictStr,
+    "commits": dict[str, Annotated[str, pydantic.Field(pattern=f"^{hub.COMMIT.pattern}$")]] | None,
     **dict.fromkeys(("launcher.device", "device"), typing.Literal["h200", "h100", "a100", "cpu"] | None),
     **dict.fromkeys(("launcher.memory_gb", "memory_gb"), Annotated[float | None, POSITIVE]),
 }
@@ -391,7 +393,7 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
     if given and not OmegaConf.is_dict(given):
         raise Refused(f"dictionary={given!s:.60} is one value, where settings by name belong: choose an option of it.")
     for key in READ_BY_STUDY["dictionary"] if cfg.get("optimizer") else ():  # it is to be trained
-        if key not in given and key != "start":
+        if key not in given and not key.startswith("start"):
             raise Refused(
                 f"dictionary.{key} is not set. The study reads it beside the settings of {given.get('_target_')}: "
                 "see conf/dictionary/defaults/crosscoder.yaml."
@@ -448,7 +450,7 @@ def refuse_one_value(key: str, value: Any) -> None:
 
 
 # keys of a dictionary option that are read by the study rather than by the dictionary's class
-READ_BY_STUDY = {"dictionary": ("hookpoint", "objective", "reads", "l1_schedule", "start")}
+READ_BY_STUDY = {"dictionary": ("hookpoint", "objective", "reads", "l1_schedule", "start", "start_revision")}
 
 
 def _check_settings(node: Mapping[str, Any], path: str, target: Any) -> None:
@@ -563,16 +565,36 @@ def build(node: Any, **extra: Any) -> Any:
 
 
 def material(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config without what cannot change a number: logger, launcher, device. Paths stay as they were typed. The precision
-    of the trainer is kept, and `read` has the digests of the files that are read, as files.py takes them."""
+    """The resolved config without what cannot change a number: logger, launcher, device. Paths stay as they were typed, and what
+    is on the Hub has its commit for the branch that was typed. The precision of the trainer is kept, and `read` has the digests of
+    the files that are read, as files.py takes them."""
     kept = {str(key): unresolved(cfg[key]) for key in cfg if key not in IMMATERIAL}
     read: dict[str, str] = {}
     with contextlib.suppress(OmegaConfBaseException):  # what is not set is said where the config is checked
-        read = files.of_settings({key: plain(cfg[key]) for key in kept})
+        meant = {key: plain(cfg[key]) for key in kept}
+        read = files.of_settings(meant)
+        hub.pin(kept, meant, {}, ask="commits" not in cfg)
     kept.get("activations", {}).pop("folder", None)
     for part in ("dictionary", "recipe"):  # which pass it on to their objective
         (kept.get(part, {}).get("objective") or {}).pop("logits_mb", None)
     return {**kept, "precision": str(OmegaConf.select(cfg, "trainer.precision")), "read": read}
+
+
+def pinned(cfg: DictConfig, known: Mapping[str, Any] | None = None, *, ask: bool = True) -> DictConfig:
+    """The config with the commits of what is on the Hub for the branches that were typed, and `commits`, which says what stood
+    there: nothing is asked for it any more. Its identity is the same as before. `known` as in hub.pin."""
+    made, found = cfg.copy(), dict(plain(cfg.get("commits")) or {})
+    settings = {str(key): unresolved(cfg[key]) for key in cfg if key not in IMMATERIAL}
+    for key, written in settings.items():
+        if commits := hub.pin(written, plain(cfg[key]), known or {}, ask=ask):
+            OmegaConf.update(made, key, written, merge=False, force_add=True)
+            found |= commits
+    read = {
+        value for _, value in strings_in(settings)
+    }  # a config that was written names what was typed in its place since
+    found = {name: commit for name, commit in found.items() if commit in read}
+    OmegaConf.update(made, "commits", found, merge=False, force_add=True)
+    return made
 
 
 def identity(cfg: DictConfig) -> str:

@@ -13,7 +13,7 @@ from tunediff import folders
 from tunediff.dictionary import latents_of
 from tunediff.hookpoints import LORA
 from tunediff.models import ModelPair
-from tunediff.settings import identity, material
+from tunediff.settings import identity, material, plain
 from tunediff.shapes import BASE, ROLES, TUNED, VERSION, Stream, Table
 from tunediff.study.parts import inside, learns
 from tunediff.trusted import target_of
@@ -57,9 +57,11 @@ def about(
     cfg: DictConfig, pair: ModelPair, streams: list[Stream], *, evaluation_tokens: int | None = None
 ) -> dict[str, Any]:
     """The entries of a study on the page and in tables, with those of its dictionary where there is one, and the commits
-    that its models were read at, by `path@revision`. `evaluation_tokens` of held-out text are measured on, by default the
-    study's."""
-    commits = commits_of(pair)
+    at which it reads what is on the Hub, by the names and revisions that were typed. `evaluation_tokens` of held-out text are
+    measured on, by default the study's."""
+    commits = dict(plain(cfg.get("commits")) or {})
+    known = {*commits.values()}
+    commits |= {name: at for source in pair.sources.values() for name, at in source.commits.items() if at not in known}
     names = " vs ".join(pair.sources[role].name for role in (TUNED, BASE))
     study: dict[str, Any] = {"model_pair": names, **{role: pair.sources[role].described for role in ROLES}}
     if commits:
@@ -77,11 +79,6 @@ def about(
         }
     study["evaluation_tokens"] = evaluation_tokens or cfg.budget.evaluation_tokens
     return {"identity": identity(cfg), "study": {**study, "version": VERSION}, "commits": commits}
-
-
-def commits_of(pair: ModelPair) -> dict[str, str]:
-    """The commits on the Hub that the files of both models come from, by `path@revision`; none of local folders."""
-    return {asked: commit for source in pair.sources.values() for asked, commit in source.commits.items()}
 
 
 def spelled(layers: Sequence[int]) -> str:

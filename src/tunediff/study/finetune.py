@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from tunediff import folders, processes
+from tunediff import folders, hub, processes
 from tunediff.models import ModelSource, placed
 from tunediff.schedules import Length, steps_of
-from tunediff.settings import begun, build, check, identity, material, within
+from tunediff.settings import begun, build, check, identity, material, pinned, plain, within
 from tunediff.shapes import Refused, Table
 from tunediff.study import faults
 from tunediff.study.described import beat, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
-from tunediff.study.parts import other_settings, refuse_toy_text, write_config
+from tunediff.study.parts import commits_kept, other_settings, refuse_toy_text, write_config
 from tunediff.study.trainer import (
     fit,
     in_processes,
@@ -52,7 +52,7 @@ from tunediff.training.memory import GB, memory
 
 log = logging.getLogger(__name__)
 
-FINE_TUNE = "model text recipe trainer logger seed trust checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb".split()
+FINE_TUNE = "model text recipe trainer logger seed trust commits checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb".split()
 
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
@@ -64,6 +64,8 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
     keeps = "TORCHELASTIC_RUN_ID" in os.environ or cfg.get("dry_run")  # whose folder is no run's
     with nullcontext() if keeps else folders.unless_refused(folder), faults.said():
         check(cfg, FINE_TUNE)
+        typed, saved = cfg, latest_checkpoint(folder / "checkpoints") is not None
+        cfg = pinned(cfg, {} if cfg.dry_run else commits_kept(folder, saved=saved))
         source, recipe = build(cfg.model), build(cfg.recipe)
         check_adapter(source, recipe)
         if cfg.evaluate_every is not None:
@@ -80,7 +82,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
             return
         if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
             begun()
-            in_processes(command_again(cfg, folder), cfg, folder, "The fine-tune")
+            in_processes(command_again(typed, cfg, folder), cfg, folder, "The fine-tune")
             return
         folders.make_folder(folder)
         processes.end_with_launcher()
@@ -173,8 +175,9 @@ def examples_of(source: ModelSource, recipe: Recipe, text: Text) -> tuple[Exampl
         raise Refused(f"{error} Without a held-out loss: recipe.held_out=0.") from error
 
 
-def command_again(cfg: DictConfig, folder: Path) -> list[str]:
-    """The command that was typed, for this folder. Raises Refused for several machines, each of which has to be given it."""
+def command_again(typed: DictConfig, cfg: DictConfig, folder: Path) -> list[str]:
+    """The command that was typed, for this folder and at the commits of this config. Raises Refused for several machines, each
+    of which has to be given it."""
     if cfg.trainer.get("num_nodes", 1) > 1:
         raise Refused(
             f"trainer.num_nodes={cfg.trainer.num_nodes}: start it on each machine with torchrun --nnodes=... "
@@ -182,6 +185,10 @@ def command_again(cfg: DictConfig, folder: Path) -> list[str]:
         )
     place = str(folder).replace("'", "\\'")
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
+    for key in hub.places(plain(typed)):
+        if hub.is_commit(commit := OmegaConf.select(cfg, key)):
+            there = OmegaConf.select(typed, key.rpartition(".")[0])
+            words.append(f"{'' if key.rpartition('.')[2] in there else '+'}{key}='{commit}'")
     return [sys.argv[0], *words, f"hydra.run.dir='{place}'"]
 
 

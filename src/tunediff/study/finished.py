@@ -27,7 +27,7 @@ from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import LOGITS_MB, ModelPair, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
-from tunediff.settings import check, within
+from tunediff.settings import check, pinned, within
 from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Refused, Stream
 from tunediff.study.companions import read_companions, starting_rows
 from tunediff.study.parts import (
@@ -72,7 +72,8 @@ class Loaded:
     def _pair_and_text(self) -> tuple[ModelPair, Text]:
         with within(self.folder):
             check(self.cfg, STUDY)
-        pair, text = pair_and_text(self.cfg, folders.findings_of(self.folder).get("commits", {}))
+        commits = folders.findings_of(self.folder).get("commits", {})  # of earlier versions, whose config has branches
+        pair, text = pair_and_text(pinned(self.cfg, commits, ask=False))
         text.sound.begun = True  # what the study left out is left out again
         return pair, text
 

@@ -28,10 +28,9 @@ from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
 from tunediff.trusted import check_file, target_of, unresolved
 
-STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust"
+STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust commits"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "logits_mb", "optimized_metric"]
 LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
-REVISIONS = {"path": "revision", "adapter": "adapter_revision", "transcoders": "transcoders_revision"}
 TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has
 
 
@@ -47,10 +46,9 @@ def learns(cfg: DictConfig) -> bool:
     return bool(given)
 
 
-def pair_and_text(cfg: DictConfig, commits: Mapping[str, str] | None = None) -> tuple[ModelPair, Text]:
-    """The two models, without their weights, and what they read; `commits` are those at which the models were read before.
-    The pair knows the marks of the text's thinking."""
-    pair, text = build(at_commits(plain(cfg.model_pair), commits or {})), build(cfg.text)
+def pair_and_text(cfg: DictConfig) -> tuple[ModelPair, Text]:
+    """The two models, without their weights, and what they read. The pair knows the marks of the text's thinking."""
+    pair, text = build(cfg.model_pair), build(cfg.text)
     if not isinstance(pair, ModelPair):
         raise Refused(
             f"model_pair has {', '.join(map(str, cfg.model_pair))} and is no pair: a file of your own is a copy of "
@@ -58,18 +56,6 @@ def pair_and_text(cfg: DictConfig, commits: Mapping[str, str] | None = None) -> 
         )
     pair.knows(text.manner.layout)
     return pair, text
-
-
-def at_commits(node: Any, commits: Mapping[str, str]) -> Any:
-    """A node of model_pair with each revision as the commit that it was read at."""
-    if not isinstance(node, Mapping):
-        return node
-    made = {key: at_commits(value, commits) for key, value in node.items()}
-    for path, revision in REVISIONS.items():
-        if made.get(path) is not None:
-            commit = commits.get(f"{made[path]}@{made.get(revision) or 'main'}")
-            made |= {} if commit is None else {revision: commit}
-    return made
 
 
 def refuse_toy_problems(evaluations: Mapping[str, Evaluation], pair: ModelPair) -> None:
@@ -293,7 +279,7 @@ def build_adapter(cfg: DictConfig, streams: list[Stream], weights: bool) -> Tran
                 "budget.tokens=0 trains nothing: name what is measured, dictionary.start=<run folder or checkpoint>."
             )
         return adapter
-    files = TranscoderFiles(cfg.dictionary.start)
+    files = TranscoderFiles(cfg.dictionary.start, cfg.dictionary.get("start_revision"))
     here = (len(adapter.layers), adapter.latents_per_layer, adapter.layers[0].b_dec is not None)
     there = (len(files.streams), files.latents, files.decoder_bias)
     if here != there:
@@ -337,7 +323,7 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
     text = OmegaConf.to_yaml(OmegaConf.create({**kept, "trust": []}))
     begin_manifest(folder)
     write_atomically(folder / "config.yaml", text)
-    stands_for = {"identity": identity(cfg), "settings": material(cfg)}
+    stands_for = {"identity": identity(cfg), "settings": material(cfg), "commits": plain(cfg.get("commits")) or {}}
     write_atomically(folder / "identity.json", json.dumps(stands_for, indent=1))
 
 
@@ -347,10 +333,20 @@ def other_settings(cfg: DictConfig, folder: Path) -> str:
     return ", ".join(sorted(name for name in {*before, *now} if before.get(name) != now.get(name))) or "version"
 
 
+def commits_kept(folder: Path, *, saved: bool) -> dict[str, Any]:
+    """The commits of a run that goes on where it was begun; none of one that is finished, or that failed with nothing `saved`:
+    typed again it begins anew, at what the branches stand for now."""
+    with contextlib.suppress(Refused):  # it is said where the folder is looked at
+        state = folders.read_json(folder / "state.json").get("state")
+        if state not in (None, folders.FINISHED, *([] if saved else [folders.FAILED])):
+            return dict(folders.read_json(folder / "identity.json").get("commits", {}))
+    return {}
+
+
 def config_of(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
-    """The config of a run as data: looked at as a stranger's, with nothing in it imported or resolved. `trust` are the packages
-    whose classes it may name, and env:NAME the environment variables it may read. Raises Refused for one that says more than a
-    study does, and for a fine-tune."""
+    """The config of a run as data: looked at as a stranger's, with nothing in it imported or resolved; which commits the
+    branches in it stand for is not asked any more. `trust` are the packages whose classes it may name, and env:NAME the
+    environment variables it may read. Raises Refused for one that says more than a study does, and for a fine-tune."""
     content = check_file(folder / "config.yaml", trust=trust)
     if "recipe" in content:
         raise Refused(
@@ -358,7 +354,7 @@ def config_of(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
         )
     if missing := [name for name in ("model_pair", "text", "budget") if name not in content]:
         raise Refused(f"{folder / 'config.yaml'} is no study's: it has no {missing[0]}. Restore it from a copy.")
-    return OmegaConf.create({**content, "trust": list(trust)})
+    return OmegaConf.create({"commits": {}, **content, "trust": list(trust)})
 
 
 def read_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from tunediff import folders
-from tunediff.settings import begun, build, check, environment, identity, material, plain
+from tunediff.settings import begun, build, check, environment, identity, material, pinned, plain
 from tunediff.shapes import Note, Refused
 from tunediff.study import faults
 from tunediff.study.described import about
@@ -93,6 +93,7 @@ def reevaluate(cfg: DictConfig) -> None:
         streams = run.streams  # of a model, a file or a package that is not here, it is said now
         check_files(run.folder)  # and not when all is measured and the page is written
         refuse_changed(run)
+        cfg = pinned(cfg, plain(run.cfg.commits))
         tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
         refuse_more_than_fits(tokens, run)
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))

@@ -24,12 +24,12 @@ from tunediff.activations import ShuffledRows, Wanted, take
 from tunediff.hookpoints import HOOKPOINTS
 from tunediff.models import Agreed, ModelPair
 from tunediff.schedules import Length
-from tunediff.settings import begun, build, check, digest, environment, material, read_by
+from tunediff.settings import begun, build, check, digest, environment, material, pinned, read_by
 from tunediff.shapes import Finding, Note, Refused
 from tunediff.study import faults
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
-from tunediff.study.parts import STUDY, agreed_upon, inside, learns, other_settings
+from tunediff.study.parts import STUDY, agreed_upon, commits_kept, inside, learns, other_settings
 from tunediff.study.run import Run
 from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of, stoppable
 from tunediff.text import Text
@@ -55,11 +55,14 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
     if cfg.get("dry_run"):  # its folder is no run's, and nothing in it is touched
         with faults.said():
             check(cfg, STUDY)
-            print(forecast(Run(cfg, folder)))
+            print(forecast(Run(pinned(cfg), folder)))
         return None
     with folders.unless_refused(folder), faults.said():
         check(cfg, STUDY)
-        run, checkpoints = Run(cfg, folder), folder / "checkpoints"
+        checkpoints = folder / "checkpoints"
+        saved = latest_checkpoint(checkpoints)
+        cfg = pinned(cfg, commits_kept(folder, saved=saved is not None))
+        run = Run(cfg, folder)
         folders.make_folder(folder)
         if folders.is_finished(folder, run.identity):
             folders.check_whole(folder)
@@ -70,7 +73,6 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
                 f"{folder} holds another study, which is finished, with other {other_settings(cfg, folder)}. Choose another "
                 "hydra.run.dir, or remove it."
             )
-        saved = latest_checkpoint(checkpoints)
         if saved is not None and run.identity not in names_in(saved):
             raise Refused(f"{checkpoints} belongs to another study. Choose another hydra.run.dir, or remove it.")
         if processes_of(cfg) > 1:  # as many begin here anew, each with train([run], checkpoints)

@@ -13,18 +13,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders, processes
 from tunediff.models import ModelPair
-from tunediff.settings import begun, build, said_plainly
+from tunediff.settings import begun, build, identity, pinned, said_plainly
 from tunediff.shapes import Refused
 from tunediff.study import faults
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.estimate import GB, columns, cost_of, table
-from tunediff.study.run import Run
 from tunediff.sweep.local import Local
 from tunediff.sweep.plan import (
     UNREADABLE,
     Group,
     Member,
     Standing,
+    commits_begun,
     forget_checkpoints,
     groups_of,
     look,
@@ -49,9 +49,10 @@ def launch(
         if not overrides:
             raise Refused("The line names no member: one of its ranges or lists is empty.")
         composed = [(list(words), member_config(config, compose, words)) for words in overrides]
-        members = members_in(sweep, composed, here=place.here)
+        commits = commits_begun(sweep)
+        members = members_in(sweep, composed, here=place.here, commits=commits)
         by_identity = {member.run.identity: member for member in members}
-        in_order = [by_identity[Run(cfg, sweep).identity] for _, cfg in composed]
+        in_order = [by_identity[identity(pinned(cfg, commits))] for _, cfg in composed]
         waiting = [returned(member, words, None) for member, words in zip(in_order, overrides, strict=True)]
         if config.dry_run:
             groups_left(sweep, members, config, place)

@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.models import Agreed, ModelPair
-from tunediff.settings import check, digest, identity, material, plain, stream_key, within
+from tunediff.settings import check, digest, identity, material, pinned, plain, stream_key, within
 from tunediff.shapes import Refused, flat
-from tunediff.study.parts import STUDY, agreed_upon, inside
+from tunediff.study.parts import STUDY, agreed_upon, commits_kept, inside
 from tunediff.study.rehearsal import rehearse
 from tunediff.study.run import Run
 from tunediff.text import Text
@@ -100,9 +100,15 @@ class Group:
         return sorted({word for member in self.members for word in trust_of(member.run.cfg)})
 
 
-def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]], *, here: bool = True) -> list[Member]:
-    """The members of a sweep, which runs on this machine or on another, each checked whole before anything starts. Raises
-    Refused, naming the member."""
+def members_in(
+    sweep: Path,
+    composed: Sequence[tuple[list[str], DictConfig]],
+    *,
+    here: bool = True,
+    commits: Mapping[str, Any] | None = None,
+) -> list[Member]:
+    """The members of a sweep, which runs on this machine or on another, each checked whole before anything starts; `commits`
+    are those of commits_begun. Raises Refused, naming the member."""
     common = set.intersection(*(set(words) for words, _ in composed)) if len(composed) > 1 else set()
     members: dict[str, Member] = {}
     built: dict[str, tuple[ModelPair, Text, Agreed]] = {}
@@ -111,6 +117,7 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]], *,
         try:
             with within(sweep):
                 check(cfg, STUDY)
+            cfg = pinned(cfg, commits)
             run = Run(cfg, sweep / identity(cfg))
             key = digest([plain(cfg.model_pair), plain(cfg.text), bool(cfg.evaluation)])
             if key not in built:
@@ -125,13 +132,28 @@ def members_in(sweep: Path, composed: Sequence[tuple[list[str], DictConfig]], *,
     return list(members.values())
 
 
+def commits_begun(sweep: Path) -> dict[str, Any]:
+    """The commits of the members that go on. All others are read at the same ones, so that a sweep that was interrupted becomes
+    what it would have become."""
+    found: dict[str, Any] = {}
+    saved = {name for path in _latest(sweep) for name in names_in(path)}
+    for place in sorted(sweep.glob("*/identity.json"), key=lambda path: path.stat().st_mtime):
+        found |= commits_kept(place.parent, saved=place.parent.name in saved)
+    return found
+
+
+def _latest(sweep: Path) -> list[Path]:
+    """The latest checkpoints of the groups of a sweep."""
+    latest = map(latest_checkpoint, sorted((sweep / "groups").glob("*/checkpoints")))
+    return [path for path in latest if path is not None]
+
+
 def look(sweep: Path, members: Sequence[Member], queued: Mapping[str, str]) -> list[tuple[Path, set[str]]]:
     """Fills in the state of each member, with the jobs that are queued by their identities; returns the checkpoints that a
     member may resume from, the furthest first."""
     for member in members:
         until_saved(member.run.folder)
-    latest = map(latest_checkpoint, sorted((sweep / "groups").glob("*/checkpoints")))
-    found = sorted((path for path in latest if path is not None), key=lambda path: -step_of(path))
+    found = sorted(_latest(sweep), key=lambda path: -step_of(path))
     checkpoints = [(path, set(names_in(path))) for path in found]
     for member in members:
         state = state_in(member.run)

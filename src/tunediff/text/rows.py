@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunediff.files import files_at
+from tunediff.hub import is_commit
 from tunediff.shapes import Refused
 
 POINTER = b"version https://git-lfs"  # how a file of a few lines begins that Git leaves in place of a large one
@@ -242,15 +243,28 @@ def _parsed(line: str, place: str) -> dict[str, Any] | BadRow:
 def read_hub(
     path: str, *, name: str | None = None, split: str = "train", revision: str | None = None, streaming: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a data set on the Hugging Face Hub, or of a local copy in its format."""
+    """Rows of a data set on the Hugging Face Hub, or of a local copy in its format. Raises TextError for what cannot be read,
+    and where only another commit is at hand than `revision` says."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     n = 0
     try:
-        for row in datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming):
+        found = datasets.load_dataset_builder(path, name, revision=revision)
+        if (
+            is_commit(revision) and is_commit(found.hash) and found.hash != revision
+        ):  # the latest that was ever prepared
+            raise TextError(
+                f"The data set '{path}' is here at commit {found.hash}, and not at {revision}, at which it is to be read: bring it "
+                "where there is a network."
+            )
+        if not streaming:
+            found.download_and_prepare()
+        for row in found.as_streaming_dataset(split=split) if streaming else found.as_dataset(split=split):
             n += 1
             yield Placed(dict(row), f"Row {n} of '{path}'", here=os.path.isdir(path))
+    except TextError:
+        raise
     except (ConnectionError, OSError, DatasetNotFoundError) as error:
         if n:
             raise TextError(f"'{path}' cannot be read after row {n}: {_said(error)}. Start again to go on.") from error

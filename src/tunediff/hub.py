@@ -1,0 +1,147 @@
+"""Names of models and data sets on the Hugging Face Hub, in settings -> the commits that they stand for.
+
+A branch such as main moves. Which commit it stands for is asked of the Hub, once for each name in a process; where it cannot
+be reached, or is not to be, it is what the cache of this machine knows of it. From there on a study reads that commit, which
+stands in its settings in the place of the branch, and so in its identity and its config.yaml; `commits` there says what was
+typed. Knows no torch, and imports huggingface_hub only where there is such a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tunediff.files import located
+
+MODEL, DATASET = "model", "dataset"  # kinds of repositories, as the Hub calls them
+# settings that may be a name on the Hub -> the setting beside it that says at which revision
+REVISIONS = {
+    "path": "revision",
+    "adapter": "adapter_revision",
+    "transcoders": "transcoders_revision",
+    "start": "start_revision",
+}
+READERS = {"read_hub": DATASET, "ModelSource": MODEL, "AdaptedSource": MODEL, "TranscoderAdapter": MODEL}
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+REVISION = re.compile(r"(?!.*\.\.)[\w-][\w.+-]*(/[\w.+-]+)*")  # which is also the name of a file below refs/
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SECONDS = 5.0  # that an answer of the Hub is waited for
+
+log = logging.getLogger(__name__)
+
+
+class Named(NamedTuple):
+    """A name on the Hub at a place in settings. `key` is the setting of the node there that says at which revision."""
+
+    node: tuple[str | int, ...]
+    setting: str
+    key: str
+    kind: str
+    name: str
+    revision: str
+
+
+def pin(written: Any, meant: Any, known: Mapping[str, Any], *, ask: bool = True) -> dict[str, str]:
+    """Puts the commits of all names on the Hub into settings as they are written down; `meant` is what the same settings stand
+    for. Returns them by the names, as name@revision and datasets/name@revision. What is not in `known` is asked for, or stays
+    as it is, as does a name that nobody knows."""
+    found: dict[str, str] = {}
+    for one in list(_named(meant)):
+        node = functools.reduce(lambda inside, key: inside[key], one.node, written)
+        name = f"{'datasets/' * (one.kind == DATASET)}{node[one.setting]}@{one.revision}"
+        commit = known.get(name)
+        if not is_commit(commit):
+            commit = commit_of(one.kind, one.name, one.revision) if ask else None
+        if commit is not None:
+            node[one.key] = found[name] = commit
+    return found
+
+
+def places(settings: Any) -> list[str]:
+    """The settings that say at which revision what is on the Hub is read, such as model.revision, where it is no commit."""
+    return [".".join(map(str, (*one.node, one.key))) for one in _named(settings)]
+
+
+def is_commit(revision: Any) -> bool:
+    return isinstance(revision, str) and bool(COMMIT.fullmatch(revision))
+
+
+def _named(settings: Any, place: tuple[str | int, ...] = ()) -> Iterator[Named]:
+    """The names on the Hub in settings that do not say a commit already."""
+    if isinstance(settings, list):
+        for n, value in enumerate(settings):
+            yield from _named(value, (*place, n))
+    if not isinstance(settings, Mapping):
+        return
+    kind = READERS.get(str(settings.get("_target_")).rpartition(".")[2])
+    for setting, key in REVISIONS.items():
+        name, revision = settings.get(setting), settings.get(key)
+        revision = "main" if revision is None else revision
+        asked = isinstance(name, str) and isinstance(revision, str) and (kind or key in settings)
+        if asked and is_name(name) and REVISION.fullmatch(revision) and not is_commit(revision):
+            yield Named(place, setting, key, kind or MODEL, name, revision)
+    for key, value in settings.items():
+        if key != "rows" or not settings.get("file"):  # which a task reads in their place
+            yield from _named(value, (*place, key))
+
+
+def is_name(name: str) -> bool:
+    """True for what may be a name on the Hub, and is neither a file nor a folder here."""
+    return bool(NAME.fullmatch(name)) and not os.path.exists(located(name))
+
+
+def commit_of(kind: str, name: str, revision: str) -> str | None:
+    """The commit that a revision of a model or data set stands for now; None where neither the Hub nor the cache says."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    place = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs" / revision
+    commit = None if constants.HF_HUB_OFFLINE else _asked(kind, name, revision)
+    try:
+        before = place.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        before = ""
+    if commit is None:
+        return before if is_commit(before) else None
+    if before != commit:
+        _keep(place, commit)
+    return commit
+
+
+_silent = False  # the Hub did not answer, and nothing more is asked of it
+
+
+@functools.cache
+def _asked(kind: str, name: str, revision: str) -> str | None:
+    """The Hub's answer, with the token of this machine where it has one; None where there is none."""
+    global _silent
+    if _silent:
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
+    except Exception as error:  # of several libraries; what is wrong is said where the files are brought
+        _silent = getattr(error, "response", None) is None and not isinstance(error, ValueError)  # no such name can be
+        log.debug("the Hub does not say what %s at %s is: %s", name, revision, type(error).__name__)
+        return None
+    return commit if is_commit(commit) else None
+
+
+def _keep(place: Path, commit: str) -> None:
+    """Writes down in the cache what a revision stands for, as huggingface_hub does for a file that it brings by the name."""
+    left = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        left.write_text(commit, encoding="utf-8")
+        os.replace(left, place)
+    except OSError:  # read-only or full: asked again next time
+        with contextlib.suppress(OSError):
+            left.unlink()
