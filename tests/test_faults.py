@@ -1,18 +1,28 @@
 """Faults of the machine: a full disk, a folder that is read only, no memory, signals at any moment, a launcher that is gone."""
 
 import errno
+import fcntl
+import io
+import itertools
+import json
+import logging
 import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
+import tqdm
 from omegaconf import OmegaConf
 
 import warm
@@ -20,13 +30,18 @@ from conftest import ROOT
 from hydra_plugins.tunediff_launchers import FolderFirst
 from test_sweep import LONG, composed, trained, until_free, weights
 from tunediff import folders, processes
-from tunediff.shapes import Refused, Stopped
+from tunediff.loggers import Csv, TensorBoard, Wandb, is_whole
+from tunediff.shapes import Refused, Rows, Stopped
 from tunediff.study import faults
+from tunediff.study import run as run_of_a_study
+from tunediff.study.described import close_loggers, open_loggers
 from tunediff.study.run import Run, found_by
 from tunediff.study.train import study
+from tunediff.study.trainer import in_processes
 from tunediff.study.work import work
 from tunediff.sweep.plan import groups_of, members_in
-from tunediff.training import Checkpoints, latest_checkpoint
+from tunediff.terminal import guard
+from tunediff.training import Checkpoints, latest_checkpoint, on_activations
 
 LITTLE = ["budget.tokens=1024", "optimizer.batch=256", "activations.buffer=1024", "activations.fit_tokens=256"]
 LITTLE += ["budget.latents=32", "budget.evaluation_tokens=256", "checkpoint_every=0"]
@@ -151,13 +166,267 @@ def test_a_quota_a_closed_folder_and_too_many_files_are_said_by_name(tmp_path):
         (tmp_path / "nothing").read_bytes()
 
 
+class Full:
+    """A disk with room for so many bytes more, for files that a process appends to."""
+
+    def __init__(self, monkeypatch, left):
+        self.left, write = left, io.FileIO
+
+        class Disk(write):
+            def write(disk, data):
+                if not self.left and len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                taken = super().write(bytes(data)[: self.left])
+                self.left -= taken
+                return taken
+
+        monkeypatch.setattr("builtins.open", lambda path, mode="r", **more: Disk(path, mode.replace("b", "")))
+
+
+def test_a_full_disk_leaves_no_half_of_a_response(tmp_path, monkeypatch):
+    from tunediff.evaluations.behaviour.solving import KeptLines
+
+    kept = KeptLines(tmp_path, "some")
+    kept.write("a", {"text": "first"})
+    before = (tmp_path / "outputs" / "some.jsonl").read_bytes()
+    for room in (0, 7, len(before) - 1):
+        with monkeypatch.context() as m, pytest.raises(OSError, match="No space left"):
+            Full(m, room)
+            kept.write("b", {"text": "other"})
+        assert (tmp_path / "outputs" / "some.jsonl").read_bytes() == before
+    kept.write("b", {"text": "other"})
+    assert KeptLines(tmp_path, "some").known == {"a": {"text": "first"}, "b": {"text": "other"}}
+
+
+@pytest.mark.parametrize("file", ["16_23.safetensors", "config.json"])
+def test_a_full_disk_leaves_no_half_of_a_latent_cache(tmp_path, monkeypatch, file):
+    from tunediff.evaluations.judging.delphi_cache import LatentCache
+
+    replace, given = os.replace, SimpleNamespace(folder=tmp_path, dictionary=SimpleNamespace(latents=32))
+    cache = LatentCache(latents=[1], files=4, context=8)
+    ids, places, values = torch.zeros(2, 8, dtype=torch.long), torch.tensor([[0, 1, 17], [1, 2, 3]]), torch.ones(2)
+    monkeypatch.setattr("tunediff.evaluations.judging.delphi_cache.chosen_latents", lambda *_, **__: [1])
+    monkeypatch.setattr(LatentCache, "_read", lambda *_: (ids, places, values))
+    monkeypatch.setattr(LatentCache, "_config", lambda *_: {})
+
+    def fills(one, other):
+        if Path(other).name == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(one, other)
+
+    with monkeypatch.context() as m, pytest.raises(OSError, match="No space left"):
+        m.setattr(os, "replace", fills)
+        list(cache.run(given))
+    assert not (tmp_path / "latent_cache" / "dictionary").exists()
+    list(cache.run(given))
+    assert len(list((tmp_path / "latent_cache" / "dictionary").iterdir())) == 5
+
+
+LOGGERS = [Csv, TensorBoard, lambda place: Wandb(place, id="one", group="test")]
+
+
+@pytest.mark.parametrize("make", LOGGERS[:2] + slow(LOGGERS[2:]))
+def test_a_logger_without_room_costs_itself_alone(tmp_path, caplog, monkeypatch, make):
+    """Its folder is a file here, which whoever writes into it is told as an error of the system."""
+    monkeypatch.setattr("tunediff.study.described.material", lambda _: {"layer": 1})
+    for name in ("csv", "tensorboard", "wandb"):
+        (tmp_path / name).write_text("")
+    told = []
+    good = SimpleNamespace(log_hyperparams=told.append, log_metrics=lambda *_, **__: None, finalize=told.append)
+    loggers = open_loggers([make(str(tmp_path)), good], None, [], {})
+    assert loggers == [good] and "is left out of this run: " in caplog.text
+    bad = SimpleNamespace(finalize=lambda _: os.stat(tmp_path / "nothing"))
+    close_loggers([bad, good], "success")
+    assert told == [{"layer": 1, "study": {}}, "success"] and "has no end of this run: " in caplog.text
+
+
+def test_tensorboards_error_of_a_full_disk_is_the_systems(tmp_path, monkeypatch):
+    board = TensorBoard(str(tmp_path))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(board.experiment, "add_scalar", full)
+    with pytest.raises(OSError, match="No space left"):
+        board.log_metrics({"loss": 1.0}, step=1)
+
+
+def test_a_file_of_wandb_that_is_cut_is_seen(tmp_path):
+    file = tmp_path / "run.wandb"
+    assert not is_whole(file)
+
+    def piece(length, kind):
+        return bytes(4) + length.to_bytes(2, "little") + bytes([kind]) + bytes(length)
+
+    first = b":W&B\0\0\0"[:7]
+    first += piece(40, 1) + piece(32768 - 7 - 47 - 7 - 3, 2)  # three bytes are left of the block, too few for a piece
+    file.write_bytes(first + bytes(3) + piece(100, 4))
+    assert is_whole(file)
+    for length in (0, 7, 60, len(first), len(first) + 3, file.stat().st_size - 1):
+        file.write_bytes((first + bytes(3) + piece(100, 4))[:length])
+        assert not is_whole(file), length
+
+
+def test_stored_activations_that_no_index_names_take_no_room(tmp_path, monkeypatch):
+    from tunediff.activations import stored
+
+    monkeypatch.setattr(stored, "SHARD_ROWS", 4)
+    rows = (Rows(torch.ones(4, 2), torch.ones(4, 1, 2)) for _ in itertools.count())
+    replace = os.replace
+
+    def fills(one, other):
+        if Path(other).name == "index.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(one, other)
+
+    with monkeypatch.context() as m, pytest.raises(Stopped, match="No space left"), faults.said():
+        m.setattr(os, "replace", fills)
+        stored.store(rows, tmp_path, tokens=12, width=2, moments=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    (tmp_path / "shard-00007.bin").write_bytes(b"left by a process that was killed")
+    stored.store(rows, tmp_path, tokens=12, width=2, moments=1)
+    assert len(list(tmp_path.glob("shard-*"))) == 3 and stored.read_index(tmp_path)["rows"] == 12
+
+
+def test_a_failure_is_said_on_a_disk_that_has_room_for_nothing_but_what_the_run_lets_go(tmp_path, monkeypatch):
+    run = Run(composed(*LITTLE), tmp_path)
+    run.begin()
+    replace = os.replace
+
+    def fills(one, other):
+        if (tmp_path / "owner.json").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(one, other)
+
+    with folders.held(tmp_path, "The run"):
+        monkeypatch.setattr(os, "replace", fills)
+        run.fail(OSError(errno.ENOSPC, "No space left on device"))
+    assert folders.state_of(tmp_path)["state"] == "failed"
+
+
+# -- open files ------------------------------------------------------------------------------------------------------
+
+
+def test_too_few_open_files_fail_a_group_in_a_sentence_or_the_member_they_were_missing_for(tmp_path, monkeypatch):
+    words = [[*LITTLE, "layer=1"], [*LITTLE, "layer=2"]]
+    members = members_in(tmp_path, [(some, composed(*some)) for some in words])
+    (group,) = groups_of(tmp_path, members, [], pack=True, fits=lambda some: True)
+    first, second = (member.run.folder for member in members)
+    group.write()
+    with monkeypatch.context() as m:
+        m.setattr(resource, "getrlimit", lambda _: (25, 25))
+        assert work(group.folder) == 2
+        with pytest.raises(Stopped, match=r"^2 processes have .*\(ulimit -n"):
+            in_processes([], composed(*LITTLE, "trainer=ddp", "trainer.devices=2"), tmp_path, "The study")
+        folders.say(second, state="finished")
+        work(group.folder)
+    said = r"2 members .* 26 files open, and the limit is 25. Raise the limit \(ulimit -n 4096\)"
+    assert re.search(said, folders.read_state(first)["error"]) and folders.read_state(first)["state"] == "failed"
+    assert folders.read_state(second)["state"] == "finished"
+
+    group.write()
+    flock, begun = fcntl.flock, []
+
+    def few(number, how):
+        if os.path.realpath(f"/proc/self/fd/{number}") == os.path.realpath(first / "lock"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        flock(number, how)
+
+    monkeypatch.setattr(fcntl, "flock", few)
+    monkeypatch.setattr("tunediff.study.work.train", lambda runs, *_, **__: begun.extend(runs))
+    assert work(group.folder) == 1 and [run.folder.name for run in begun] == [second.name]
+    assert "Too many open files" in folders.read_state(first)["error"]
+
+
+# -- locks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("tunediff.folders.state.WAIT", 0.1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_a_file_system_has_no_locks_a_file_keeps_others_out_and_that_is_said(
+    tmp_path, monkeypatch, caplog, impatient, number
+):
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    refused = pytest.raises(Refused, match=rf"written by process {os.getpid()} on .* if that .* has ended, remove")
+    with folders.held(tmp_path, "The run"):
+        assert "has no locks: lock.soft keeps other processes out" in caplog.text
+        assert folders.is_held(tmp_path)
+        with refused, folders.held(tmp_path, "The run"):
+            pass
+    assert not folders.is_held(tmp_path) and not (tmp_path / "lock.soft").exists()
+    with folders.locked(tmp_path, seconds=0):  # of stored activations too
+        assert (tmp_path / "lock.soft").exists()
+
+
+def test_a_lock_that_is_removed_lets_nobody_of_this_machine_in_while_its_holder_lives(tmp_path, impatient):
+    with folders.held(tmp_path, "The run"):
+        (tmp_path / "lock").unlink()
+        assert folders.is_held(tmp_path)
+        with (
+            pytest.raises(Refused, match="being written by process .* Its lock was removed"),
+            folders.held(tmp_path, "The run"),
+        ):
+            pass
+        folders.check_held(tmp_path)
+    assert not folders.is_held(tmp_path) and not (tmp_path / "owner.json").exists()
+    left = {"process": os.getpid(), "host": socket.gethostname(), "since": "", "born": "a boot 17"}
+    (tmp_path / "owner.json").write_text(json.dumps(left))  # of one that was killed, whose number this process has now
+    with folders.held(tmp_path, "The run"):
+        pass
+
+
+def test_whoever_lost_its_folder_to_another_process_stops_and_writes_nothing_there(tmp_path, monkeypatch):
+    """As one on another machine takes it, where locks do not reach."""
+    from tunediff.training import progress
+
+    taken, stranger = [], {"process": 1, "host": "elsewhere", "since": "today", "born": None}
+    beat = progress.Pulse._beat
+
+    def takes(pulse, trainer, module):
+        if module.step == 2 and not taken:
+            (tmp_path / "run" / "owner.json").write_text(json.dumps(stranger))
+            taken.append((tmp_path / "run" / "state.json").read_bytes())
+        beat(pulse, trainer, module)
+
+    monkeypatch.setattr(progress.Pulse, "_beat", takes)
+    with pytest.raises(
+        folders.Taken, match="is written by process 1 on elsewhere, since today. It was this process's own"
+    ):
+        study(composed(*LITTLE), tmp_path / "run")
+    assert (tmp_path / "run" / "state.json").read_bytes() == taken[0]
+    assert folders.read_json(tmp_path / "run" / "owner.json") == stranger
+    assert list((tmp_path / "run" / "checkpoints").iterdir())  # the other one goes on from them
+
+
+def test_a_member_whose_folder_is_taken_ends_alone(tmp_path, monkeypatch):
+    words = [[*LITTLE, "layer=1"], [*LITTLE, "layer=2"]]
+    place = tmp_path / "both" / "0"
+    advance, stranger = on_activations.DictionaryTraining.advance, {"process": 1, "host": "elsewhere", "since": "today"}
+
+    def takes(module, n, learner, *rest):
+        (place / "owner.json").write_text(json.dumps(stranger))
+        advance(module, n, learner, *rest)
+
+    monkeypatch.setattr(on_activations.DictionaryTraining, "advance", takes)
+    place.mkdir(parents=True)
+    with folders.held(place, "The run"):
+        runs = trained(tmp_path / "both", *words)
+    assert isinstance(runs[0].error, folders.Taken) and not (place / "dictionary").exists()
+    assert folders.state_of(runs[1].folder)["state"] == "finished"
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [MemoryError(), *slow([torch.OutOfMemoryError("CUDA out of memory")])])
 def test_a_member_without_memory_ends_alone_and_holds_nothing(tmp_path, monkeypatch, error):
-    from tunediff.training import on_activations
-
     words = [[*LITTLE, "layer=1"], [*LITTLE, "layer=2"]]
     alone = trained(tmp_path / "alone", words[1])
     advance = on_activations.DictionaryTraining.advance
@@ -172,6 +441,94 @@ def test_a_member_without_memory_ends_alone_and_holds_nothing(tmp_path, monkeypa
     assert "Memory ran out" in folders.state_of(runs[0].folder)["error"] and runs[1].error is None
     assert all(parameter.grad is None for parameter in runs[0].learner.dictionary.parameters())
     assert weights(runs[1]) == weights(alone[0])
+
+
+def test_an_evaluation_without_memory_ends_its_member_alone_and_holds_nothing(tmp_path, monkeypatch):
+    held, found_by = [], run_of_a_study.found_by
+
+    def short(name, evaluation, given):
+        if given.folder.name == "1":
+            return found_by(name, evaluation, given)
+        large = torch.zeros(9)
+        held.append(weakref.ref(large))
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to ..."
+        )
+
+    monkeypatch.setattr(run_of_a_study, "found_by", short)
+    words = [[*LITTLE, f"layer={layer}", "evaluation=[geometry]"] for layer in (1, 2)]
+    runs = trained(tmp_path, *words)
+    assert "Memory ran out" in folders.state_of(runs[0].folder)["error"] and held[0]() is None
+    assert runs[1].error is None and (runs[1].folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_a_checkpoint_without_memory_costs_itself_alone(tmp_path, monkeypatch, error):
+    def short(*_):
+        raise error
+
+    saving, module = Checkpoints(tmp_path, seconds=1), SimpleNamespace(step=3)
+    monkeypatch.setattr(Checkpoints, "write", short)
+    assert not saving.save(module) and not list(tmp_path.iterdir())
+    with pytest.raises(KeyError):
+        error = KeyError("of the code")
+        saving.save(module)
+
+
+def test_what_all_members_share_fails_a_single_study_in_its_state(tmp_path, monkeypatch):
+    def short(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("tunediff.study.train.fit", short)
+    (tmp_path / "kept").write_text("")  # else nothing is left of a run that had not begun
+    with pytest.raises(Stopped, match="Memory ran out"):
+        study(composed(*LITTLE), tmp_path)
+    assert folders.read_state(tmp_path)["state"] == "failed"
+
+
+def test_shared_memory_that_is_too_small_for_nccl_names_the_cure():
+    said = "NCCL error: unhandled system error. Last error: Error while creating shared memory segment /dev/shm/nccl-Xy (size 9637888)"
+    with pytest.raises(Stopped, match=r"/dev/shm is too small .* --shm-size"), faults.said():
+        raise RuntimeError(said)
+
+
+def test_a_clock_that_jumps_changes_no_bit_no_choice_and_tells_no_negative_time(whole, tmp_path, monkeypatch):
+    jumps = itertools.cycle([0.0, -3600.0, 3.2e7])
+    now = time.time
+
+    def jumping():
+        return now() + next(jumps)
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(tqdm.std, "time", jumping)
+    monkeypatch.setattr(tqdm._monitor, "time", jumping)
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+    for where, name in ((sys, "excepthook"), (threading, "excepthook"), (logging, "raiseExceptions")):
+        monkeypatch.setattr(where, name, getattr(where, name))
+    guard()
+    said = io.StringIO()
+    with tqdm.tqdm(total=9, file=said, mininterval=0) as bar:
+        for _ in range(9):
+            bar.update()
+            assert 0 <= bar.format_dict["elapsed"] < 60
+    assert "9/9" in said.getvalue() and "-" not in said.getvalue()
+    saved = Checkpoints.save
+
+    def from_the_future(saving, module):
+        saved(saving, module)
+        for age, path in enumerate(
+            sorted(saving.folder.glob("step-*"), reverse=True)
+        ):  # the newest by step is the oldest
+            os.utime(path, (now() + 1e7 * age, now() + 1e7 * age))
+        return True
+
+    monkeypatch.setattr(Checkpoints, "save", from_the_future)
+    monkeypatch.setattr("tunediff.study.train.shutil.rmtree", lambda *_, **__: None)
+    (run,) = trained(tmp_path / "jumping", [*LITTLE])
+    assert weights(run) == weights(whole[0])
+    kept = sorted(path.stem for path in (tmp_path / "jumping" / "checkpoints").glob("step-*.json"))
+    assert latest_checkpoint(tmp_path / "jumping" / "checkpoints").stem == kept[-1] == "step-0000004"
+    assert len(kept) == 2 and not folders.is_held(run.folder)
 
 
 def test_no_clock_that_can_jump_and_no_shared_memory_that_can_be_small_is_used():

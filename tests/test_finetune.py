@@ -304,7 +304,7 @@ class Sound:
             raise OSError("no network")
 
 
-def test_a_logger_hears_of_a_failure_and_one_that_fails_costs_no_weights(tmp_path, monkeypatch):
+def test_a_logger_hears_of_a_failure_and_one_that_fails_costs_itself_alone(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Sound, "ends", [])
     words = [*TINY, "trust=[test_finetune]", "+logger={sound:{_target_:test_finetune.Sound}}"]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
@@ -314,10 +314,9 @@ def test_a_logger_hears_of_a_failure_and_one_that_fails_costs_no_weights(tmp_pat
         tuning.finetune(bad, tmp_path / "bad")
     assert Sound.ends == ["failed"]
     monkeypatch.setattr(Sound, "fails", True)
-    with pytest.raises(OSError, match="no network"):
-        tuning.finetune(good, tmp_path / "good")
-    assert json.loads((tmp_path / "good" / "state.json").read_text())["state"] == "failed"
-    assert list((tmp_path / "good" / "checkpoints").glob("*.ckpt"))  # so that it goes on from its last step
+    tuning.finetune(good, tmp_path / "good")
+    assert Sound.ends == ["failed", "success"] and "Sound has no end of this run: no network" in caplog.text
+    assert json.loads((tmp_path / "good" / "state.json").read_text())["state"] == "finished"
 
 
 def test_the_pair_names_whole_places_and_ids(full, adapter):

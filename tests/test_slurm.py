@@ -15,8 +15,10 @@ import pytest
 import warm
 from conftest import ROOT
 from test_study import LITTLE_TEXT, call
-from test_sweep import states, weights
+from test_sweep import composed, states, weights
 from tunediff import folders
+from tunediff.sweep import slurm as slurm_jobs
+from tunediff.sweep.plan import groups_of, members_in
 
 SCRIPT = ROOT / "slurm" / "single_host.sh"
 CLUSTER = [
@@ -186,6 +188,40 @@ def test_a_signal_in_the_first_moments_requeues_the_task_and_one_that_is_killed_
     assert state["state"] == "interrupted"
     assert "FAILED by SIGKILL before the run did: out of memory, give it more (hydra.launcher.mem_gb)" in state["error"]
     assert "hydra.launcher.mem_gb" in said
+
+
+def test_a_task_whose_memory_ran_out_is_tried_once_more_where_that_can_help(tmp_path, monkeypatch):
+    """By a cluster that kills every one of them."""
+    names = "partition account qos timeout_min gpus_per_node cpus_per_task nodes tasks_per_node parallel signal_delay_s"
+    others = {**dict.fromkeys(f"{names} max_restarts setup extra".split()), "wait": True, "poll_s": 0.0}
+    members = members_in(tmp_path, [([f"layer={layer}"], composed(f"layer={layer}")) for layer in (1, 2)])
+    answers = {"squeue": "", "sacct": "OUT_OF_MEMORY|0:125"}
+    submitted = []
+
+    def submit(place, sweep, groups):
+        submitted.append((place.mem_gb, [[member.name for member in group.members] for group in groups]))
+        jobs = {m.run.identity: f"{len(submitted)}_{n}" for n, group in enumerate(groups) for m in group.members}
+        for name, job in jobs.items():
+            folders.say(sweep / name, state=folders.WAITING, job=job, error=None)
+        return jobs
+
+    def after(mem_gb, members):
+        submitted.clear()
+        groups = groups_of(tmp_path, members, [], pack=True, fits=lambda some: True)
+        for group in groups:
+            group.write()
+        slurm_jobs.Slurm(mem_gb=mem_gb, **others).run(tmp_path, groups, members)
+        ended = [states(tmp_path)[member.run.folder.name] for member in members]
+        assert {state["state"] for state in ended} == {"interrupted"}
+        assert all("OUT_OF_MEMORY before the run did: out of memory, give it more" in s["error"] for s in ended)
+        return submitted
+
+    monkeypatch.setattr(slurm_jobs.Slurm, "submit", submit)
+    monkeypatch.setattr(slurm_jobs, "call", lambda *words: answers[words[0]])
+    halves = [["layer=1"], ["layer=2"]]
+    assert after(64.0, members) == [(64.0, [["layer=1", "layer=2"]]), (64.0, halves)]
+    assert after(64.0, members[:1]) == [(64.0, halves[:1]), (128.0, halves[:1])]
+    assert after(None, members[:1]) == [(None, halves[:1])]
 
 
 def test_two_tasks_of_a_job_train_one_dictionary(cluster, tmp_path):

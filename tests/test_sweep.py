@@ -61,7 +61,7 @@ def trained(folder, *members, **options):
     runs = []
     for n, words in enumerate(members):
         run = Run(composed(*words), folder / str(n))
-        run.folder.mkdir(parents=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
         run.begin()
         runs.append(run)
     train(runs, folder / "checkpoints", **options)

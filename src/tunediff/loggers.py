@@ -7,11 +7,12 @@ that a logger begins with nothing when a run goes on after an interruption, and 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,29 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, folder: str):
         super().__init__(folder, name="tensorboard", version="")
+
+    def log_hyperparams(self, *params: Any, **more: Any) -> None:
+        with _of_the_disk():
+            super().log_hyperparams(*params, **more)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with _of_the_disk():
+            super().log_metrics(metrics, step)
+
+    def finalize(self, status: str) -> None:
+        with _of_the_disk():
+            super().finalize(status)
+
+
+@contextlib.contextmanager
+def _of_the_disk() -> Iterator[None]:
+    """Context that raises the system's own error where Lightning calls it one of the numbers."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
+        raise
 
 
 class Wandb:
@@ -104,5 +128,23 @@ class Wandb:
         self.run.log({"step": step, **metrics})
 
     def finalize(self, status: str) -> None:
-        if self.run is not None:
-            self.run.finish(exit_code=0 if status == "success" else 1)
+        """Raises OSError where the file of a run that is offline was not written whole: W&B's own process does not say so."""
+        if self.run is None:
+            return
+        self.run.finish(exit_code=0 if status == "success" else 1)
+        file = Path(self.run.settings.sync_file)
+        if self.kind["mode"] == "offline" and not is_whole(file):
+            raise OSError(f"{file} is cut, as where a disk is full, and `wandb sync` sends what is before the cut")
+
+
+def is_whole(file: Path) -> bool:
+    """True for a file of W&B that ends with a whole record: blocks of 32 KiB of pieces, each with a checksum [4 bytes], its
+    length [2] and its kind [1], where 1 is a whole record and 4 the last piece of one."""
+    data, at, kind = file.read_bytes() if file.exists() else b"", 7, 0  # behind the file's own header
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        kind = data[at + 6]
+        at += 7 + int.from_bytes(data[at + 4 : at + 6], "little")
+    return at == len(data) and kind in (1, 4)

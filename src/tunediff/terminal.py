@@ -8,8 +8,12 @@ import contextlib
 import logging
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
+
+import tqdm
 
 # control characters but tab and line feed; marks of direction; separators of lines; halves of surrogate pairs
 _OBEYED = re.compile(
@@ -30,9 +34,12 @@ class Record(logging.LogRecord):
 
 
 def guard() -> None:
-    """Makes whatever this process logs from here on, and an error that ends it, printable."""
+    """Makes whatever this process logs from here on, and an error that ends it, printable. A log that cannot be written, as
+    on a full disk, is no reason for more lines, and the time that bars tell is not that of a clock which may be set."""
+    tqdm.std.time = tqdm._monitor.time = time.monotonic  # type: ignore[attr-defined]
+    logging.raiseExceptions = False
     logging.setLogRecordFactory(Record)
-    sys.excepthook = _ended
+    sys.excepthook, threading.excepthook = _ended, _thread_ended
 
 
 @contextlib.contextmanager
@@ -54,3 +61,11 @@ def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType
     import traceback
 
     sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """A library's thread that could not write is said in a line: whoever waits for it is told as well."""
+    if isinstance(ended.exc_value, OSError):
+        sys.stderr.write(printable(f"{ended.thread.name if ended.thread else 'a thread'}: {ended.exc_value}\n"))
+    else:
+        threading.__excepthook__(ended)

@@ -10,13 +10,12 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.activations.live import ActivationError, ActivationSource, LiveRows, Wanted
-from tunediff.folders import as_written, put, read_json, write_sealed
+from tunediff.folders import as_written, locked, put, read_json, write_sealed
 from tunediff.models import ModelPair
 from tunediff.shapes import Precision, Refused, Rows, Stream
 from tunediff.text import Text
@@ -33,7 +32,7 @@ def store(source: ActivationSource, folder: Path, *, tokens: int, width: int, mo
 
     Layout: index.json, shard-00000.bin (contiguous rows [token, width]), moments-00000.bin (float32 [token, stream, 2])."""
     folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / "lock"):  # another process may be writing these rows: they are then found whole
+    with locked(folder):  # another process may be writing these rows: they are then found whole
         try:
             found = read_index(folder)
         except Refused as refusal:
@@ -43,7 +42,12 @@ def store(source: ActivationSource, folder: Path, *, tokens: int, width: int, mo
             log.info("Stored activations found at %s.", folder)
         else:
             (folder / "index.json").unlink(missing_ok=True)
-            _store(source, folder, tokens=tokens, width=width, moments=moments)
+            try:
+                _store(source, folder, tokens=tokens, width=width, moments=moments)
+            except BaseException:  # without an index they are nobody's, and a full disk needs the room
+                for file in (*folder.glob("shard-*"), *folder.glob("moments-*")):
+                    file.unlink(missing_ok=True)
+                raise
     return folder
 
 
@@ -67,6 +71,8 @@ def _names(shard: int) -> tuple[str, str]:
 
 
 def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, moments: int) -> None:
+    for left in (*folder.glob("*.partial"), *folder.glob("shard-*"), *folder.glob("moments-*")):
+        left.unlink()  # of a process that was killed while it wrote
     needed = tokens * (2 * width + 8 * moments)
     free = shutil.disk_usage(folder).free
     what = f"{tokens:,} tokens x {width} values"
@@ -76,8 +82,6 @@ def _store(source: ActivationSource, folder: Path, *, tokens: int, width: int, m
             f"Storing {what} needs {needed / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free. "
             f"Lower budget.tokens, choose another folder with activations.folder, or read the models live: activations=live."
         )
-    for left in folder.glob("*.partial"):  # of a process that was killed while it wrote
-        left.unlink()
     shards: list[dict[str, Any]] = []
     written = 0
     with tqdm(total=tokens, unit="tok", unit_scale=True, desc="storing") as bar:

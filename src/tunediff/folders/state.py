@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import shutil
 import socket
@@ -17,10 +19,13 @@ import filelock
 from tunediff.folders.manifest import MANIFEST, as_written, read_json, write_atomically, write_sealed
 from tunediff.shapes import Refused
 
+log = logging.getLogger(__name__)
+
 FINISHED, FAILED, RUNNING, EVALUATING, WAITING = "finished", "failed", "training", "evaluating", "waiting"
 INTERRUPTED, CANCELLED = "interrupted", "cancelled"
 LOGS = {".hydra", "run.log", "evaluate.log", "multirun.yaml"}  # laid down before any line of a study is run
-SAID = {"config.yaml", "identity.json", "state.json", "lock", "owner.json", MANIFEST}  # of a run before it begins
+SOFT = "lock.soft"
+SAID = {"config.yaml", "identity.json", "state.json", "lock", SOFT, "owner.json", MANIFEST}  # of a run before it begins
 
 
 def refuse_links(folder: Path) -> None:
@@ -88,37 +93,126 @@ def unless_refused(folder: Path) -> Iterator[None]:
         raise
 
 
+WAIT = 2.0  # seconds for a lock: who only asks whether a folder is held, holds it for a moment
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}  # of a file system, or its server
+_mine: dict[Path, dict[str, Any]] = {}  # folders that this process holds, with what owner.json says of it
+
+
+class Taken(Refused):
+    """Raised where another process writes the folder that this one held: nothing more is written there."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, seconds: float = -1) -> Iterator[filelock.BaseFileLock]:
+    """Context with the lock of a folder, which is waited for so long, or without end. Where the file system has no locks a
+    file stands for it that one process alone can make, and that one which is killed leaves behind. Raises filelock.Timeout."""
+    lock: filelock.BaseFileLock = filelock.FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=seconds)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        lock = filelock.SoftFileLock(folder / SOFT)
+        lock.acquire(timeout=seconds)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
 @contextlib.contextmanager
 def held(folder: Path, what: str) -> Iterator[None]:
     """Context in which no other process writes this folder, on this machine or another that shares the file system.
-    Raises Refused, saying who does."""
-    lock = filelock.FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=2)  # who only asks whether it is held, holds it for a moment
-    except filelock.Timeout as error:
-        who = "another process"
-        with contextlib.suppress(Refused), as_written(folder / "owner.json"):
-            owner = read_json(folder / "owner.json")
-            who = f"process {owner['process']} on {owner['host']}, since {owner['since']}" if owner else who
-        raise Refused(f"{what} {folder} is being written by {who}.") from error
-    try:
-        owner = {"process": os.getpid(), "host": socket.gethostname(), "since": clock()}
+    Raises Refused, saying who does.
+
+    A lock may be lost: its file removed, or a server of the file system that keeps none. So a living process of this machine
+    that owner.json names counts as well, and whoever holds the folder compares owner.json as it goes (`check_held`)."""
+    home = folder.resolve()
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked(folder, seconds=WAIT))
+        except filelock.Timeout as error:
+            raise Refused(f"{what} {folder} is being written by {_owner_in_words(folder)}") from error
+        begun = time.monotonic()
+        while _is_owned(folder):  # one that ends lets go of its lock a moment before it is gone
+            if time.monotonic() - begun > WAIT:
+                raise Refused(f"{what} {folder} is being written by {_owner_in_words(folder)} Its lock was removed.")
+            time.sleep(0.05)
+        if isinstance(lock, filelock.SoftFileLock):
+            log.warning("The file system of %s has no locks: %s keeps other processes out instead.", folder, SOFT)
+        process = os.getpid()
+        owner = {"process": process, "host": socket.gethostname(), "since": clock(), "born": born(process)}
         write_atomically(folder / "owner.json", json.dumps(owner))
-        yield
-    finally:
-        (folder / "owner.json").unlink(missing_ok=True)
-        lock.release()
+        _mine[home] = owner
+        try:
+            yield
+        finally:
+            del _mine[home]
+            if _owner(folder) in (owner, {}):
+                (folder / "owner.json").unlink(missing_ok=True)
+
+
+def check_held(folder: Path) -> None:
+    """Raises Taken where this process held the folder, or one above it, and another process took it, which a lost lock allows."""
+    here = folder.resolve()
+    home = next((place for place in (here, *here.parents) if place in _mine), None)
+    if home is None or (owner := _owner(home)) == _mine[home]:
+        return
+    if owner:
+        raise Taken(
+            f"{home} is written by {_owner_in_words(home)} It was this process's own, and its lock was lost or removed: this "
+            "one stops and leaves the folder to that one."
+        )
+    write_atomically(home / "owner.json", json.dumps(_mine[home]))  # it was removed, and nobody came
+
+
+def _owner(folder: Path) -> dict[str, Any]:
+    """The content of owner.json; empty where it is not there or not as it was written."""
+    try:
+        return read_json(folder / "owner.json")
+    except Refused:
+        return {}
+
+
+def _owner_in_words(folder: Path) -> str:
+    owner = _owner(folder)
+    who = "another process."
+    with contextlib.suppress(LookupError):
+        who = f"process {owner['process']} on {owner['host']}, since {owner['since']}."
+    if (folder / SOFT).exists():
+        who += f" The file system has no locks: if that process has ended, remove {folder / SOFT}."
+    return who
+
+
+def _is_owned(folder: Path) -> bool:
+    """True where owner.json names a process of this machine that lives."""
+    owner = _owner(folder)
+    there, process = owner.get("born"), owner.get("process")
+    return there is not None and owner.get("host") == socket.gethostname() and born(process) == there
+
+
+def born(process: Any) -> str | None:
+    """Boot of this machine and ticks from there to the start of a process, which no later one of its number shares; None where
+    no such process lives, or the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        said = (
+            Path(f"/proc/{int(process)}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
+        return None if said[0] in "ZX" else f"{boot} {said[19]}"
+    except (OSError, LookupError, ValueError, TypeError):
+        return None
 
 
 def is_held(folder: Path) -> bool:
     """True while a living process writes this folder."""
-    if not (folder / "lock").exists():
-        return False
-    try:
-        with filelock.FileLock(folder / "lock", timeout=0):
-            return False
-    except filelock.Timeout:
-        return True
+    if (folder / "lock").exists():
+        try:
+            with locked(folder, seconds=0):
+                pass
+        except filelock.Timeout:
+            return True
+    return _is_owned(folder)
 
 
 def clock() -> str:

@@ -26,14 +26,30 @@ def open_loggers(
     cfg: DictConfig,
     history: Sequence[Mapping[str, float | None]],
     described: Mapping[str, Any],
-) -> None:
+) -> list[Any]:
     """Gives each logger all settings, and as `study` what they came to, such as the names of the models and the layer that a
-    relative depth means; one that starts anew also gets the history before a resume."""
+    relative depth means; one that starts anew also gets the history before a resume. Returns the loggers that could write
+    that: the run goes on without the others."""
+    opened = []
     for logger in loggers:
-        logger.log_hyperparams({**material(cfg), "study": dict(described)})
-        for record in history if getattr(logger, "starts_anew", False) else ():
-            values = {name: value for name, value in record.items() if name != "step" and value is not None}
-            logger.log_metrics(values, step=record["step"])
+        try:
+            logger.log_hyperparams({**material(cfg), "study": dict(described)})
+            for record in history if getattr(logger, "starts_anew", False) else ():
+                values = {name: value for name, value in record.items() if name != "step" and value is not None}
+                logger.log_metrics(values, step=record["step"])
+            opened.append(logger)
+        except OSError as error:
+            log.warning("%s is left out of this run: %s", type(logger).__name__, error)
+    return opened
+
+
+def close_loggers(loggers: Sequence[Any], status: str) -> None:
+    """Ends each logger as a run of this status; one whose end cannot be written costs itself alone."""
+    for logger in loggers:
+        try:
+            logger.finalize(status)
+        except OSError as error:
+            log.warning("%s has no end of this run: %s", type(logger).__name__, error)
 
 
 def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
@@ -43,7 +59,8 @@ def curves_of(history: Sequence[Mapping[str, float | None]]) -> dict[str, list]:
 
 def beat(folder: Path, history: Sequence[Mapping[str, float | None]], step: int, steps: int | None) -> None:
     """Writes the progress of a training and its curves into its folder. Where that fails the training goes on: both are
-    written anew at its end."""
+    written anew at its end. Raises Taken where the folder is another process's by now."""
+    folders.check_held(folder)
     variance = history[-1].get("explained_variance/pooled") if history else None
     try:
         if history:

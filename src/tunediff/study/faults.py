@@ -9,13 +9,13 @@ import errno
 import logging
 import os
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from tunediff.settings import unset
 from tunediff.shapes import Stopped
+from tunediff.training.memory import is_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,22 @@ CURES = {
 }
 # Rust's, pyarrow's and Python's own spelling of a number of the system's
 NUMBER = re.compile(r"(?:os error|errno|code:) ?(\d+)", re.IGNORECASE)
+SHARED = "Give the container more (docker run --shm-size=1g), or set NCCL_SHM_DISABLE=1."
 LESS = "Let fewer members share a device (launcher.pack=false), lower activations.buffer, logits_mb or optimizer.batch."
+
+
+FILES = 24  # that a process has open, beside the locks of its members or the pipes to others
+
+
+def check_files(what: str, more: int, instead: str) -> None:
+    """Raises Stopped where a process may not have so many more files open than any; `instead` is another way than a higher
+    limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit not in (resource.RLIM_INFINITY, -1) and limit < FILES + more:
+        raise Stopped(
+            f"{what} have up to {FILES + more} files open, and the limit is {limit}. Raise the limit (ulimit -n 4096), or {instead}. "
+            "Then type the same line again."
+        )
 
 
 def number_of(error: BaseException) -> int | None:
@@ -47,12 +62,6 @@ def number_of(error: BaseException) -> int | None:
     return None
 
 
-def is_of_memory(error: BaseException) -> bool:
-    """True where memory ran out, the device's or the machine's."""
-    said = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's, on the CPU
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
-
-
 def in_words(error: Exception) -> Exception:
     """The sentence for a fault of the machine, as Stopped, and for a setting that is not there, as Refused; any other error as it
     is."""
@@ -63,6 +72,8 @@ def in_words(error: Exception) -> Exception:
         return refused
     if is_of_memory(error):
         said = f"Memory ran out. {LESS} Then type the same line again."
+    elif isinstance(error, RuntimeError) and "/dev/shm" in str(error):  # of NCCL, the one that uses it
+        said = f"The shared memory in /dev/shm is too small for processes that train together. {SHARED} {GOES_ON}"
     elif (number := number_of(error)) is not None:
         place = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
         said = f"{os.strerror(number)}{place}. {CURES[number]} {GOES_ON}"

@@ -24,7 +24,7 @@ from tunediff.schedules import Length, steps_of
 from tunediff.settings import begun, build, check, identity, material, pinned, plain, within
 from tunediff.shapes import Refused, Table
 from tunediff.study import faults
-from tunediff.study.described import beat, curves_of, open_loggers
+from tunediff.study.described import beat, close_loggers, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import commits_kept, other_settings, refuse_toy_text, write_config
@@ -228,7 +228,7 @@ def tune(
     with within(folder):
         loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
     try:
-        open_loggers(
+        loggers[:] = open_loggers(
             loggers,
             cfg,
             [] if state is None else state["members"][identity(cfg)]["history"],
@@ -260,14 +260,12 @@ def tune(
         processes.meet()
         if trainer.global_rank == 0:
             write_down(cfg, folder, source, recipe, learned, module.history)
-            for logger in loggers:
-                logger.finalize("success")
+            close_loggers(loggers, "success")
             folders.say(folder, state=folders.FINISHED, step=module.steps, steps=module.steps)
             shutil.rmtree(checkpoints, ignore_errors=True)  # last: what fails before can go on from them
             log.info("%s\npair: python train.py model_pair=%s", line_of(module.history), folder / "pair.yaml")
     except Exception:
-        for logger in loggers:
-            logger.finalize("failed")
+        close_loggers(loggers, "failed")
         raise
     processes.part()
 

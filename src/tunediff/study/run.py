@@ -27,7 +27,7 @@ from tunediff.schedules import Length
 from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
 from tunediff.study.companions import build_companions, names_of, settings_of, starting_rows
-from tunediff.study.described import about, curves_of, open_loggers
+from tunediff.study.described import about, close_loggers, curves_of, open_loggers
 from tunediff.study.faults import in_words, unwritten
 from tunediff.study.parts import (
     build_learner,
@@ -42,6 +42,7 @@ from tunediff.study.parts import (
 from tunediff.study.trainer import precision_of, shares_out_layers
 from tunediff.text import Text
 from tunediff.training import Learner, TranscoderLearner
+from tunediff.training.progress import tell
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Run:
 
     def open_loggers(self) -> None:
         history = [] if self.learner is None else self.learner.history
-        open_loggers(self.loggers, self.cfg, history, self.described["study"])
+        self.loggers[:] = open_loggers(self.loggers, self.cfg, history, self.described["study"])
 
     @property
     def learners(self) -> list[Learner]:
@@ -143,10 +144,9 @@ class Run:
             starting_rows=functools.partial(starting_rows, self.cfg, self.streams),
         )  # fmt: skip
         findings = evaluate(self.evaluations, given, self.folder, self.described)
-        for logger in self.loggers:
-            values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
-            logger.log_metrics(values, step=self.steps or 0)
-            logger.finalize("success")
+        values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
+        tell(self.loggers, values, self.steps or 0)
+        close_loggers(self.loggers, "success")
         say_headline(self.folder, findings)
         for left in self.folder.rglob("*.partial"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
@@ -174,21 +174,28 @@ class Run:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Keeps the error, and writes it into the folder as far as the folder can be written."""
+        """Keeps the error, and writes it into the folder as far as the folder can be written and is this process's."""
         self.error = error = in_words(error)
+        if isinstance(error, folders.Taken):
+            return
         with unwritten(self.folder):
             for left in self.folder.rglob("*.partial"):
                 left.unlink(missing_ok=True)
             trace = "".join(traceback.format_exception(error))
             with open(self.folder / "run.log", "a", encoding="utf-8") as file:
                 file.write(trace)
+        cause = error.__cause__ or error
+        traceback.clear_frames(cause.__traceback__)  # where memory ran out, the others need what it held
         with unwritten(self.folder):
             first = folders.read_json(self.folder / "state.json").get("state") != FAILED
             if first:  # of several processes that fail together, it knows why
-                folders.say(self.folder, state=FAILED, error=str(error) or type(error).__name__)
-        for logger in self.loggers:
-            with unwritten(self.folder):
-                logger.finalize("failed")
+                said = {"state": FAILED, "error": str(error) or type(error).__name__}
+                try:
+                    folders.say(self.folder, **said)
+                except OSError:  # on a disk without a byte left this gives it the room; the lock stands
+                    (self.folder / "owner.json").unlink(missing_ok=True)
+                    folders.say(self.folder, **said)
+        close_loggers(self.loggers, "failed")
 
 
 def evaluate(
@@ -200,6 +207,7 @@ def evaluate(
     for name, evaluation in evaluations.items():
         log.info("evaluating %s", name)
         found = found_by(name, evaluation, given)
+        folders.check_held(folder)
         # two of one class may stand under names of their own
         findings = write_findings(folder, found, described, by=declared(evaluation, "name") or name)
         for note in (item.text for item in found if isinstance(item, Note) and item.text not in said):

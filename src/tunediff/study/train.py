@@ -83,7 +83,12 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
             return folders.state_of(folder).get("value")
         with folders.held(folder, "The run"), stoppable(folder):
             run.begin()
-            train([run], checkpoints)
+            try:
+                train([run], checkpoints)
+            except Exception as error:  # of what a group shares
+                if run.error is None:
+                    run.fail(error)
+                raise
         if run.error is not None:
             raise run.error
         return run.value
@@ -128,7 +133,10 @@ def train(runs: Sequence[Run], checkpoints: Path, *, resume_from: Path | None = 
                 raise run.dropped
             own = left_out.get(run.identity)
             run.finish(pair, text, device, [*found, *([Note(own)] if own else [])])
-    if all(run.error is None or run.error is run.dropped for run in runs):  # else what was trained is kept
+    taken = any(isinstance(run.error, folders.Taken) for run in runs)
+    if not taken and all(
+        run.error is None or run.error is run.dropped for run in runs
+    ):  # else what was trained is kept
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -231,10 +239,17 @@ def described(runs: Sequence[Run]) -> str:
 
 
 def tell(runs: Sequence[Run], step: int) -> None:
-    """Writes the progress of each run, and for a run that was dropped the reason."""
+    """Writes the progress of each run, and for a run that was dropped the reason. Raises Taken where the folder of the only one
+    is another process's by now; one of several ends alone."""
     for run in runs:
         if run.learner is not None and run.dropped is None:
-            beat(run.folder, run.learner.history, step, run.steps)
+            try:
+                beat(run.folder, run.learner.history, step, run.steps)
+            except folders.Taken as taken:
+                if len(runs) == 1:
+                    raise
+                log.error("%s", taken)
+                run.learner.error = run.error = taken
         elif run.dropped is not None and run.error is None:
             run.fail(run.dropped)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tunediff import folders, processes
 from tunediff.shapes import Refused
-from tunediff.study.faults import in_words
+from tunediff.study.faults import check_files, in_words, unwritten
 from tunediff.study.parts import read_config
 from tunediff.study.run import Run
 from tunediff.study.train import train
@@ -41,6 +41,18 @@ def work(folder: Path, trust: Sequence[str] = ()) -> int:
     saved = latest_checkpoint(folder / "checkpoints") or (resume_from if resume_from and resume_from.exists() else None)
     known = None if saved is None else names_in(saved)
     runs, failed = [], 0
+    try:
+        if len(places) > 1:
+            check_files(
+                f"{len(places)} members in one process",
+                len(places),
+                "give each a process of its own (launcher.pack=false)",
+            )
+    except Refused as refusal:
+        for place in places if rank_here() == 0 else ():
+            note_failure(place, refusal)
+        log.error("failed: %s", refusal)
+        return len(places)
     with contextlib.ExitStack() as locks:
         for place in places:
             try:
@@ -60,6 +72,11 @@ def work(folder: Path, trust: Sequence[str] = ()) -> int:
                     locks.enter_context(folders.held(place, "The run"))
                 except Refused as refusal:
                     log.warning("left out: %s", refusal)
+                    continue
+                except OSError as error:
+                    log.error("failed: %s: %s", place, error)
+                    note_failure(place, in_words(error))
+                    failed += 1
                     continue
                 log_path = os.path.relpath(folder / "run.log", place)
                 now = folders.clock()
@@ -106,13 +123,16 @@ def read_run(place: Path, trust: Sequence[str] = ()) -> Run:
 
 
 def note_failure(place: Path, error: Exception) -> None:
-    """Writes into the state of a run, which may itself be what cannot be read, that it failed."""
+    """Writes into the state of a run, which may itself be what cannot be read, that it failed, as far as its folder can be
+    written. One that is finished stays so."""
     said = {"state": folders.FAILED, "error": str(error)}
-    try:
-        folders.say(place, **said)
-    except ValueError:
-        (place / "state.json").unlink(missing_ok=True)
-        folders.say(place, **said)
+    with unwritten(place):
+        try:
+            if folders.read_state(place).get("state") != folders.FINISHED:
+                folders.say(place, **said)
+        except ValueError:
+            (place / "state.json").unlink(missing_ok=True)
+            folders.say(place, **said)
 
 
 def job_here() -> str | None:
@@ -127,7 +147,6 @@ def write_log(folder: Path) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if rank_here() == 0:
         handlers.append(logging.FileHandler(folder / "run.log"))
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for more lines
     logging.basicConfig(
         level=logging.INFO if rank_here() == 0 else logging.WARNING, format="%(message)s", handlers=handlers, force=True
     )

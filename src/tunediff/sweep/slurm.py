@@ -7,13 +7,14 @@ without having ended scontrol or sacct says why.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from tunediff import folders
 from tunediff.shapes import Refused
 from tunediff.study.devices import Device
 from tunediff.study.run import Run
-from tunediff.sweep.plan import Group, Member, Standing
+from tunediff.sweep.plan import Group, Member, Standing, groups_of, look
 from tunediff.sweep.task import Work, python
 
 ENDED = (folders.FINISHED, folders.FAILED)
@@ -78,7 +79,28 @@ class Slurm:
                 jobs,
                 seconds=self.poll_s,
                 mem_gb=self.mem_gb,
+                again=functools.partial(self.again, sweep),
             )
+
+    def again(self, sweep: Path, members: Sequence[Member]) -> dict[str, str]:
+        """Submits the members of a task whose memory ran out once more, from their last checkpoint: several in two halves, one
+        with twice the memory where that was asked for. Returns identity -> job; nothing where neither can help, or the
+        cluster does not take it."""
+        if len(members) == 1 and self.mem_gb is None:
+            return {}
+        place = self if len(members) > 1 or self.mem_gb is None else replace(self, mem_gb=2 * self.mem_gb)
+        checkpoints = look(sweep, members, {})
+        groups: list[Group] = []
+        for half in (members[: len(members) // 2], members[len(members) // 2 :]):
+            left = [member for member in half if member.is_left]
+            groups += groups_of(sweep, left, checkpoints, pack=True, fits=lambda some: True)
+        try:
+            for group in groups:
+                group.write()
+            return place.submit(sweep, groups) if groups else {}
+        except Refused as refusal:
+            print(f"note: {refusal}", flush=True)
+            return {}
 
     def submit(self, sweep: Path, groups: Sequence[Group]) -> dict[str, str]:
         """Submits the groups; returns identity -> job. Raises Refused with the cluster's own words where it does not take the array."""
@@ -182,22 +204,44 @@ def why(job: str) -> str:
     return state.split()[0] + (f" by {signal.Signals(ended_by).name}" if known_signal else "")
 
 
+def is_of_memory(ended: str) -> bool:
+    """True for the end of a job whose memory ran out: Slurm says it, or the system killed it."""
+    return "OUT_OF_MEMORY" in ended or ended == "FAILED by SIGKILL"
+
+
 def cure(ended: str, mem_gb: float | None) -> str:
-    """The way out for a job that ended so, where its memory ran out: Slurm says it, or the system killed it."""
-    if "OUT_OF_MEMORY" not in ended and ended != "FAILED by SIGKILL":
+    """The way out for a job that ended so, where its memory ran out."""
+    if not is_of_memory(ended):
         return ""
     more = "" if mem_gb is None else f", now {mem_gb:g}"
     return f": out of memory, give it more (hydra.launcher.mem_gb{more})"
 
 
-def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float, mem_gb: float | None) -> None:
-    """Logs every change until all members have ended. A job that is gone without an end is noted in its members."""
+def watch(
+    members: Sequence[Member],
+    jobs: dict[str, str],
+    *,
+    seconds: float,
+    mem_gb: float | None,
+    again: Callable[[Sequence[Member]], dict[str, str]],
+) -> None:
+    """Logs every change until all members have ended. The members of a job whose memory ran out are tried once more; any other
+    job that is gone without an end is noted in its members."""
     said: dict[str, str] = {}
     missing: dict[str, int] = {}
+    tried: set[str] = set()
     waiting = {member.run.identity: member for member in members}
     sweep_name = name_of(members[0].run.folder.parent) if members else ""
+
+    def tell(member: Member, word: str) -> None:
+        key = word.partition(" step")[0]
+        if said.get(member.run.identity) != key:
+            said[member.run.identity] = key
+            print(f"{time.strftime('%H:%M:%S')}  {member.name}: {word}", flush=True)
+
     while waiting:
         alive = living(sweep_name)
+        gone: dict[str, list[Member]] = {}
         for name, member in list(waiting.items()):
             state, job = folders.read_json(member.run.folder / "state.json"), jobs[name]
             word = f"{state.get('state')}" + (f" step {state['step']:,}" if state.get("step") else "")
@@ -206,15 +250,24 @@ def watch(members: Sequence[Member], jobs: Mapping[str, str], *, seconds: float,
             elif alive is not None and job not in alive:
                 missing[name] = missing.get(name, 0) + 1
                 if missing[name] > 2:  # the file system had its time to show the last state
-                    ended = why(job)
-                    word = folders.CANCELLED if ended.startswith("CANCELLED") else folders.INTERRUPTED
-                    said_of_it = f"job {job} ended as {ended} before the run did{cure(ended, mem_gb)}"
-                    folders.say(member.run.folder, state=word, error=said_of_it)
-                    del waiting[name]
+                    gone.setdefault(job, []).append(member)
+                    continue
             elif alive is not None:
                 word = f"{word}, job {job} {alive[job].lower()}"
-            key = word.partition(" step")[0]
-            if said.get(name) != key:
-                said[name] = key
-                print(f"{time.strftime('%H:%M:%S')}  {member.name}: {word}", flush=True)
+            tell(member, word)
+        for job, some in gone.items():
+            ended, names = why(job), [member.run.identity for member in some]
+            anew = again(some) if is_of_memory(ended) and not tried.intersection(names) else {}
+            tried |= anew.keys()
+            jobs |= anew
+            for member in some:
+                if member.run.identity in anew:
+                    missing[member.run.identity] = 0
+                    tell(member, f"job {job} ended as {ended}, tried once more as job {jobs[member.run.identity]}")
+                    continue
+                word = folders.CANCELLED if ended.startswith("CANCELLED") else folders.INTERRUPTED
+                said_of_it = f"job {job} ended as {ended} before the run did{cure(ended, mem_gb)}"
+                folders.say(member.run.folder, state=word, error=said_of_it)
+                del waiting[member.run.identity]
+                tell(member, word)
         time.sleep(seconds if waiting else 0)

@@ -29,6 +29,7 @@ from tunediff import processes
 from tunediff.activations import ShuffledRows
 from tunediff.folders import as_written, digest_of, put, read_json, write_sealed
 from tunediff.shapes import Refused
+from tunediff.training.memory import is_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -200,14 +201,16 @@ class Checkpoints(Callback):
         self.before = {}
 
     def save(self, module) -> bool:
-        """Saves a checkpoint and removes all but the last two; returns whether it could. A full disk costs the checkpoint, not
-        the run, and leaves nothing of it."""
+        """Saves a checkpoint and removes all but the last two; returns whether it could. A full disk, or no memory left,
+        costs the checkpoint, not the run, and leaves nothing of it."""
         path = self.folder / f"step-{module.step:07d}.ckpt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.write(path, module)
-        except OSError as error:
-            log.warning("No checkpoint at step %s: %s", module.step, error)
+        except Exception as error:
+            if not isinstance(error, OSError) and not is_of_memory(error):
+                raise
+            log.warning("No checkpoint at step %s: %s", module.step, error or type(error).__name__)
         saved = path.with_suffix(
             ".json"
         ).exists()  # written last; where the others do not see the disk, they remove nothing
@@ -240,8 +243,12 @@ class Checkpoints(Callback):
             own = path.with_name(f"{path.stem}.stream-{processes.rank()}.ckpt")
             try:
                 written[own.name] = write_state(own, position)
-            except OSError as error:  # the others are told of it: none of them waits for a file that is not written
-                failure = str(error)
+            except (
+                OSError,
+                RuntimeError,
+                MemoryError,
+            ) as error:  # the others are told: none waits for a file that is not written
+                failure = str(error) or type(error).__name__
         everything = processes.gathered((written, failure))
         if failures := [why for _, why in everything if why is not None]:
             raise OSError(failures[0])

@@ -160,3 +160,10 @@ def layer_activations(
         kept += (5 * width + queries + inner) * product
     working = (2 * inner + 2 * width) * product + 2 * width * residual
     return kept, working
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """True where memory ran out, the device's or the machine's."""
+    said = ("can't allocate memory", "not enough memory", "out of memory")  # torch's, on the CPU, and the driver's
+    of_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or of_torch

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,8 +110,15 @@ class KeptLines:
         if self.path is None:
             return
         self.path.parent.mkdir(exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_sealed({self.key: key, **entry}, self.path.stem)) + "\n")
+        line = json.dumps(_sealed({self.key: key, **entry}, self.path.stem)).encode() + b"\n"
+        with open(self.path, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:  # a full disk takes what it has room for
+                file.truncate(end)
+                raise
 
 
 def _sealed(entry: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -53,9 +53,13 @@ class LatentCache:
         with changing(place):
             shutil.rmtree(place, ignore_errors=True)
             make_folder(place)
-            self._write(place, trained.dictionary.latents, tokens, locations, activations)
-            with put(place / "config.json") as partial:
-                partial.write_text(json.dumps(self._config(trained, tokens), indent=1), encoding="utf-8")
+            try:
+                self._write(place, trained.dictionary.latents, tokens, locations, activations)
+                with put(place / "config.json") as partial:
+                    partial.write_text(json.dumps(self._config(trained, tokens), indent=1), encoding="utf-8")
+            except BaseException:  # Delphi would take half of the files for all
+                shutil.rmtree(place, ignore_errors=True)
+                raise
         yield Note(
             f"latent_cache/ holds {len(locations):,} activations of {len(chosen)} latents on {tokens.numel():,} held-out "
             f"tokens for Delphi: LatentDataset(raw_dir=<run folder>/latent_cache, modules=['dictionary'], ...)."
