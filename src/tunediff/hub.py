@@ -84,8 +84,9 @@ def _named(settings: Any, place: tuple[str | int, ...] = ()) -> Iterator[Named]:
     for setting, key in REVISIONS.items():
         name, revision = settings.get(setting), settings.get(key)
         revision = "main" if revision is None else revision
-        asked = isinstance(name, str) and isinstance(revision, str) and (kind or key in settings)
-        if asked and is_name(name) and REVISION.fullmatch(revision) and not is_commit(revision):
+        if not isinstance(name, str) or not isinstance(revision, str) or not (kind or key in settings):
+            continue
+        if is_name(name) and REVISION.fullmatch(revision) and not is_commit(revision):
             yield Named(place, setting, key, kind or MODEL, name, revision)
     for key, value in settings.items():
         if key != "rows" or not settings.get("file"):  # which a task reads in their place

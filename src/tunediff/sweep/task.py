@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # SIGUSR2 by itself ends a process that has no handler yet
 HOLD = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); os.execv(sys.argv[1], sys.argv[1:])"
@@ -37,7 +38,7 @@ class Work:
         self.folder, self.trust = folder, list(trust)
 
     def __call__(self) -> None:
-        answered = signal.getsignal(signal.SIGUSR2)  # by submitit, which requeues the job and ends the program
+        answered: Any = signal.getsignal(signal.SIGUSR2)  # by submitit, which requeues the job and ends the program
 
         def leave(number: int, frame) -> None:
             try:

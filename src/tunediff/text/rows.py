@@ -251,16 +251,16 @@ def read_hub(
     n = 0
     try:
         found = datasets.load_dataset_builder(path, name, revision=revision)
-        if (
-            is_commit(revision) and is_commit(found.hash) and found.hash != revision
-        ):  # the latest that was ever prepared
+        latest = found.hash  # that was ever prepared, where there is no network
+        if is_commit(revision) and is_commit(latest) and latest != revision:
             raise TextError(
-                f"The data set '{path}' is here at commit {found.hash}, and not at {revision}, at which it is to be read: bring it "
+                f"The data set '{path}' is here at commit {latest}, and not at {revision}, at which it is to be read: bring it "
                 "where there is a network."
             )
         if not streaming:
             found.download_and_prepare()
-        for row in found.as_streaming_dataset(split=split) if streaming else found.as_dataset(split=split):
+        rows: Any = found.as_streaming_dataset(split=split) if streaming else found.as_dataset(split=split)
+        for row in rows:
             n += 1
             yield Placed(dict(row), f"Row {n} of '{path}'", here=os.path.isdir(path))
     except TextError:
