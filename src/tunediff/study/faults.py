@@ -41,7 +41,7 @@ LESS = "Let fewer members share a device (launcher.pack=false), lower activation
 FILES = 24  # that a process has open, beside the locks of its members or the pipes to others
 
 
-def check_files(what: str, more: int, instead: str) -> None:
+def check_open_files(what: str, more: int, instead: str) -> None:
     """Raises Stopped where a process may not have so many more files open than any; `instead` is another way than a higher
     limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from tunediff import folders, processes
 from tunediff.settings import build, identity
 from tunediff.shapes import Refused
-from tunediff.study.faults import check_files, unwritten
+from tunediff.study.faults import check_open_files, unwritten
 from tunediff.training import Checkpoints, Pulse, TokenProgress, process_environment
 from tunediff.trusted import target_of
 
@@ -121,7 +121,7 @@ def in_processes(command: Sequence[str], cfg: DictConfig, folder: Path, what: st
     there = torch.cuda.device_count() or os.cpu_count() or 1
     if cfg.trainer.devices > there:
         raise Refused(f"trainer.devices={cfg.trainer.devices}: this machine has {there}.")
-    check_files(f"{cfg.trainer.devices} processes", 4 * cfg.trainer.devices, "train on one device")
+    check_open_files(f"{cfg.trainer.devices} processes", 4 * cfg.trainer.devices, "train on one device")
     process = processes.start(command, devices=cfg.trainer.devices)
     with stoppable(folder):
         status = processes.wait(process)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tunediff import folders, processes
 from tunediff.shapes import Refused
-from tunediff.study.faults import check_files, in_words, unwritten
+from tunediff.study.faults import check_open_files, in_words, unwritten
 from tunediff.study.parts import read_config
 from tunediff.study.run import Run
 from tunediff.study.train import train
@@ -43,7 +43,7 @@ def work(folder: Path, trust: Sequence[str] = ()) -> int:
     runs, failed = [], 0
     try:
         if len(places) > 1:
-            check_files(
+            check_open_files(
                 f"{len(places)} members in one process",
                 len(places),
                 "give each a process of its own (launcher.pack=false)",
