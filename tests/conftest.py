@@ -54,7 +54,7 @@ def process_as_it_was():
 
     before, there = settings(), dict(places() or {})
     yield
-    if (commands := sys.modules.get("tunediff.settings")) is not None:
+    if (commands := sys.modules.get("tunediff.settings.command_line")) is not None:
         commands._began = False  # each command has a process of its own
     assert settings() == before
     if there and places() != there:

@@ -16,7 +16,6 @@ from conftest import ROOT
 from tunediff.models import ModelSource
 from tunediff.schedules import Length
 from tunediff.settings import (
-    IMMATERIAL,
     build,
     check,
     check_command_line,
@@ -25,6 +24,7 @@ from tunediff.settings import (
     with_files,
     within,
 )
+from tunediff.settings.identity import IMMATERIAL
 from tunediff.shapes import Refused, Stream
 from tunediff.study.described import dictionary_name
 from tunediff.study.estimate import cost_of

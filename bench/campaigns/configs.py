@@ -30,7 +30,7 @@ CALLS = (
     "torch.utils.collect_env.run torch.utils.cpp_extension.load torch.utils.cpp_extension.load_inline runpy.run_path "
     "importlib.import_module shutil.rmtree shutil.copy pathlib.Path.write_text tunediff.processes.start tunediff.load "
     "tunediff.folders.write_atomically tunediff.folders.clear tunediff.models.save_adapted tunediff.dictionary.save_dictionary "
-    "tunediff.study.work.work tunediff.text.rows.gzip.open tunediff.settings.os.system lightning.Trainer.fit hydra.utils.call "
+    "tunediff.study.work.work tunediff.text.rows.gzip.open tunediff.settings.checked.os.system lightning.Trainer.fit hydra.utils.call "
     "hydra.utils.get_method omegaconf.OmegaConf.save numpy.load joblib.load transformers.pipeline datasets.load_dataset "
     "urllib.request.urlopen webbrowser.open tunediff.activations.store tunediff.generation.vllm.importlib.import_module"
 ).split()

@@ -1,0 +1,56 @@
+"""Command line and composed config -> checked settings and objects, before any model is loaded. Knows no torch.
+
+command_line.py  what was typed, refused in one sentence where Hydra cannot compose it
+checked.py       a composed config -> checked settings, and the objects that they describe
+identity.py      what a study is, and the folder that stands for it
+"""
+
+from tunediff.settings.checked import READ_BY_STUDY, build, check, plain, unset
+from tunediff.settings.command_line import (
+    begun,
+    check_command_line,
+    named,
+    nothing_written,
+    of_its_own,
+    said_plainly,
+    verb,
+    with_files,
+)
+from tunediff.settings.identity import (
+    digest,
+    environment,
+    identity,
+    line,
+    material,
+    pinned,
+    read_by,
+    run_folder,
+    stream_key,
+    within,
+)
+
+__all__ = [
+    "READ_BY_STUDY",
+    "begun",
+    "build",
+    "check",
+    "check_command_line",
+    "digest",
+    "environment",
+    "identity",
+    "line",
+    "material",
+    "named",
+    "nothing_written",
+    "of_its_own",
+    "pinned",
+    "plain",
+    "read_by",
+    "run_folder",
+    "said_plainly",
+    "stream_key",
+    "unset",
+    "verb",
+    "with_files",
+    "within",
+]
