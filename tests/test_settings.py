@@ -486,7 +486,7 @@ def given_in_conf():
         if isinstance(node, dict) and str(node.get("_target_")).startswith("tunediff."):
             for name, value in node.items():
                 if not name.startswith("_") and "${" not in str(value) and "???" not in str(value):
-                    made = build(OmegaConf.create(value)) if "_target_" in str(value) else value
+                    made = hydra.utils.instantiate(value, _convert_="all") if "_target_" in str(value) else value
                     found.setdefault((node["_target_"], name), []).append(tuple(made) if type(made) is list else made)
 
     for path in CONF.rglob("*.yaml"):

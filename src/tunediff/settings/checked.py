@@ -246,7 +246,7 @@ def _takes_mappings(hint: Any) -> bool:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return any(map(_takes_mappings, typing.get_args(hint)))
     kind = typing.get_origin(hint) or hint
-    return not isinstance(kind, type) or issubclass(kind, Mapping) or kind is object
+    return kind in (Any, object) or not isinstance(kind, type) or issubclass(kind, Mapping)
 
 
 def _spelled(hint: Any) -> str:
