@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 import warm
+from conftest import ROOT
 
 SAYS = """
 import json, os, signal, sys
@@ -103,3 +107,17 @@ def test_a_signal_reaches_the_command_and_one_that_kills_takes_it_along(script, 
 def test_a_command_without_an_end_is_given_up_with_its_caller(script):
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run([warm.python(), str(script(WAITS))], stdout=subprocess.DEVNULL, timeout=2)
+
+
+def test_the_mode_that_a_command_asks_of_hydra_is_the_one_it_has():
+    """What `compose_less` leaves out is the reading of configs, none of which says hydra.mode."""
+    configs = [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "slurm").rglob("*.yaml")]
+    assert not [path for path in configs if re.search(r"^\s*mode:|hydra\.mode", path.read_text(), re.MULTILINE)]
+    for word in ("RUN", "MULTIRUN"):
+        before = warm.compose_less()
+        try:
+            with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+                found = GlobalHydra.instance().hydra.get_mode("train", [f"hydra.mode={word}"])
+        finally:
+            warm.compose_less(before)
+        assert str(found) == f"RunMode.{word}"

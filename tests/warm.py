@@ -25,6 +25,20 @@ def fsync(file: int) -> None:
     """In place of os.fsync: no test loses power, and a disk takes longer than most of what is tested."""
 
 
+def compose_less(again=None):
+    """From here on Hydra does not compose a config once more to learn whether it says hydra.mode, where no word does and no
+    config of ours has it. Gives what it did before, which may be given `again`."""
+    from hydra._internal.hydra import Hydra
+
+    asked = Hydra.get_mode
+
+    def get_mode(self, config_name, overrides):
+        return asked(self, config_name, overrides) if "hydra.mode" in str(overrides) else None
+
+    Hydra.get_mode = again or get_mode
+    return asked
+
+
 def python() -> str:
     """Path of an executable that takes `[-u] <script> ...`, `[-u] -m <module> ...` and `-c <code> ...` as Python does, but for
     warnings that tunediff gives, which are errors; what else it is asked Python itself answers. It works as long as this
@@ -105,6 +119,7 @@ def serve(executable: str, door: str) -> None:
     tunediff.models.ModelSource("pkg://tunediff.toy/weights/base").weights()
     gc.collect()
     gc.freeze()
+    compose_less()
     warnings.filterwarnings("error", category=UserWarning, module="tunediff")
     os.fsync = fsync
     sys.executable = executable
