@@ -64,7 +64,7 @@ def steering(**given):
 
 
 def intervention(operations, **given):
-    given = {"name": "ablation", "role": TUNED, "draws": 6, "modes": ["delta"], **given}
+    given = {"name": "ablation", "role": TUNED, "draws": 3, "modes": ["delta"], **given}
     return Intervention(operations=operations, **settings(**given))
 
 
@@ -85,7 +85,7 @@ def by_condition(columns):
 
 
 def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without_others_it_does_not(trained):
-    ablation = intervention({"zero": Zero()}, modes=["delta", "replace"], problems=60)
+    ablation = intervention({"zero": Zero()}, modes=["delta", "replace"], problems=60, draws=6)
     findings, tables, _ = parted(ablation.run(trained))
     rows = by_condition(tables["ablation_conditions"])
     plain, without = rows["unedited"], rows["zero/delta"]
@@ -126,7 +126,7 @@ def test_a_twin_is_asked_the_same_of_the_latents_that_the_rule_chooses_of_it(tra
     assert [own[key] for key in ("correct", "hesitations", "tokens")] == [
         other[key] for key in ("correct", "hesitations", "tokens")
     ]
-    assert rows["random_latents/twin/zero/delta"]["control"] and rows["random_latents/twin/zero/delta"]["draws"] == 6
+    assert rows["random_latents/twin/zero/delta"]["control"] and rows["random_latents/twin/zero/delta"]["draws"] == 3
     assert sum(name.startswith("twin/") for name in rows) == 1 and "other" in rows
     _, tables, _ = parted(intervention({"zero": Zero()}, problems=2).run(both))
     assert not any("twin" in name for name in tables["ablation_conditions"]["condition"]), (
@@ -136,7 +136,7 @@ def test_a_twin_is_asked_the_same_of_the_latents_that_the_rule_chooses_of_it(tra
 
 def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_not(trained):
     gates = {"everywhere": Everywhere(), "never": AfterMatch("Perhaps")}
-    sweep = steering(strengths=[0.1, 0.2], gates=gates)
+    sweep = steering(strengths=[0.2], gates=gates)
     findings, tables, notes = parted(sweep.run(trained))
     rows = [
         dict(zip(tables["steering_sweep"], row, strict=True))
