@@ -3,8 +3,10 @@
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import datasets
+import httpx
 import huggingface_hub
 import pytest
 import torch
@@ -71,7 +73,17 @@ def rows(seed):
 def another_process():
     """Forgets what was asked, as a process that starts."""
     hub._asked.cache_clear()
+    hub._unanswered.clear()
     hub._silent = False
+
+
+def bring(place, commits):
+    """The cache as it is once files of these commits were brought."""
+    for asked, commit in commits.items():
+        name = asked.rpartition("@")[0]
+        name = name if name.startswith("datasets/") else f"models/{name}"
+        (place / "cache" / name.replace("/", "--") / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+    hub.keep(commits)
 
 
 @pytest.fixture
@@ -99,7 +111,7 @@ def online(monkeypatch, reached):
 
 
 @pytest.mark.parametrize("what", READ)
-def test_a_branch_that_moved_is_another_study_and_the_same_commit_the_same(what, fake, monkeypatch):
+def test_a_branch_that_moved_is_another_study_and_the_same_commit_the_same(what, fake, tmp_path, monkeypatch):
     name = NAMES.get(what, f"someone/{what}")
     kind, name = ("datasets", name[9:]) if name.startswith("datasets/") else ("models", name)
     for other in ("base", "tuned"):
@@ -115,10 +127,41 @@ def test_a_branch_that_moved_is_another_study_and_the_same_commit_the_same(what,
     another_process()
     moved = identity(cfg)
     assert moved != before and fake.commits[kind, name][-1][0] in json.dumps(material(cfg))
+    commits = dict(pinned(cfg).commits)
     online(monkeypatch, False)
     another_process()
     requests = len(fake.asked)
-    assert identity(cfg) == moved and len(fake.asked) == requests, "the cache knows what was asked"
+    hub.keep(commits)
+    assert identity(cfg) != moved, "nothing was brought, and the cache says nothing of it"
+    bring(tmp_path, commits)
+    another_process()
+    assert identity(cfg) == moved and len(fake.asked) == requests, "the cache knows what was brought"
+
+
+@pytest.mark.parametrize(
+    "answer", [httpx.ReadTimeout("slow"), json.JSONDecodeError("deep", "", 0), RecursionError()], ids=repr
+)
+def test_a_branch_of_which_the_hub_says_nothing_is_refused_and_not_read_as_whatever_it_is(answer, fake, monkeypatch):
+    def fails(*_, **__):
+        raise answer
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", fails)
+    with pytest.raises(
+        Refused, match="did not say which commit 'main' of someone/base is.*model_pair.base.revision=<commit>"
+    ):
+        pinned(composed(*PAIR))
+    pinned(composed(*PAIR), dict.fromkeys(("someone/base@main", "someone/tuned@main"), "a" * 40))
+    pinned(composed(*PAIR), ask=False)
+
+
+def test_a_model_of_another_commit_than_was_asked_for_is_refused(fake, monkeypatch):
+    asked, given = "a" * 40, "b" * 40
+    place = Path(huggingface_hub.constants.HF_HUB_CACHE) / "models--someone--base" / "snapshots" / given
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(place / "config.json"))
+    with pytest.raises(Refused, match=f"asked for at commit {asked}, and the Hub gave {given}"):
+        ModelSource("someone/base", revision=asked).config()
 
 
 def test_a_hub_that_is_not_reached_is_asked_once_and_what_is_known_stays(fake, tmp_path, monkeypatch):
@@ -133,6 +176,7 @@ def test_a_hub_that_is_not_reached_is_asked_once_and_what_is_known_stays(fake, t
         fake.push("models", name, {})
     another_process()
     known = identity(cfg)
+    bring(tmp_path, pinned(cfg).commits)
     assert known != unknown == identity(read_config(begun)), "a run goes on as it was begun"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     another_process()

@@ -112,8 +112,9 @@ def test_new_findings_are_refused_where_the_text_is_another_than_the_study_read(
     file.write_text(ROWS * 2)
     with pytest.raises(Refused, match=r"text\.rows\.path=.*rows\.jsonl: changed since the study .* --config-path"):
         refuse_changed(run)
-    file.unlink()  # whoever reads it says so
-    refuse_changed(run)
+    file.unlink()
+    with pytest.raises(Refused, match=r"text\.rows\.path=.*nothing is there.*Put it back"):
+        refuse_changed(run)
 
 
 def test_a_text_under_a_variable_that_is_not_set_any_more_is_refused_by_its_name(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import sys
+from pathlib import Path
 
 import hydra
 import pytest
@@ -10,6 +12,7 @@ from omegaconf import OmegaConf
 
 import tunediff
 from conftest import ROOT
+from tunediff import files
 from tunediff.settings import check, identity, of_its_own, plain, with_files, within
 from tunediff.shapes import Refused
 from tunediff.study.parts import STUDY, read_config, write_config
@@ -342,3 +345,16 @@ def test_a_refusal_names_the_variable_and_not_what_it_holds(monkeypatch):
         with pytest.raises(Refused) as refused:
             check(cfg, STUDY)
         assert SECRET not in str(refused.value) and key in str(refused.value)
+
+
+def test_no_name_of_a_package_in_a_file_imports_it(tmp_path, monkeypatch):
+    """Python imports what stands before a dot, to look inside."""
+    inside = tmp_path / "unheard_of" / "evil"
+    inside.mkdir(parents=True)
+    (inside / "__init__.py").write_text("raise SystemExit('ran')")
+    (inside / "x").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert files.located("pkg://unheard_of.evil.x/toy") == str(inside / "x" / "toy")
+    assert files.located("pkg://unheard_of.evil.y/toy") == "pkg://unheard_of.evil.y/toy"
+    assert not [name for name in sys.modules if name.startswith("unheard_of")]
+    assert Path(files.located("pkg://tunediff.toy/weights/base")).is_dir()

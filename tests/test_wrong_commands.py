@@ -44,6 +44,8 @@ WRONG = {
         "launcher=slurm": "hydra/launcher=",
         "budget.companions=twin": "is one word",
         "budget.companions=[triplet]": "is none of twin",
+        "~optimized_metric": "optimized_metric is not set",
+        "hydra.run.dir=": "the name of a folder, and nothing stands there",
         "optimizer=adam_cosine": "optimizer.batch is not set, and this study reads it",
         "~optimizer.batch": "optimizer.batch is not set, and this study reads it",
         "optimizer.batch=0": "optimizer.batch=0",

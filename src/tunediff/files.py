@@ -24,6 +24,7 @@ NAMES = ("path", "file", "adapter", "transcoders", "start", "prompts")  # settin
 MODEL = (
     "*.json",
     "*.jinja",
+    "additional_chat_templates/*.jinja",
     "*.model",
     "*.tiktoken",
     "vocab.txt",
@@ -117,12 +118,14 @@ def located(name: str) -> str:
     if not name.startswith("pkg://"):
         return os.path.expanduser(name)
     package, _, folder = name.removeprefix("pkg://").partition("/")
+    top, *inside = package.split(".")  # of a name with a dot Python would import what stands before it
     try:
-        found = importlib.util.find_spec(package)
-    except ImportError:
+        found = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
         found = None
-    places = list(found.submodule_search_locations or ()) if found is not None else []
-    return os.path.join(places[0], folder) if places else name
+    places = [os.path.join(place, *inside) for place in (found and found.submodule_search_locations) or ()]
+    place = next((place for place in places if os.path.isdir(place)), None)
+    return os.path.join(place, folder) if place else name
 
 
 def of_file(file: str) -> str:

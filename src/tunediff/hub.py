@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunediff.files import located
+from tunediff.shapes import Refused
 
 MODEL, DATASET = "model", "dataset"  # kinds of repositories, as the Hub calls them
 # settings that may be a name on the Hub -> the setting beside it that says at which revision
@@ -101,9 +102,9 @@ def is_name(name: str) -> bool:
 def commit_of(kind: str, name: str, revision: str) -> str | None:
     """The commit that a revision of a model or data set stands for now; None where neither the Hub nor the cache says."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    place = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs" / revision
+    home = _home(kind, name)
+    place = home / "refs" / revision
     commit = None if constants.HF_HUB_OFFLINE else _asked(kind, name, revision)
     try:
         before = place.read_text(encoding="utf-8").strip()
@@ -111,12 +112,49 @@ def commit_of(kind: str, name: str, revision: str) -> str | None:
         before = ""
     if commit is None:
         return before if is_commit(before) else None
-    if before != commit:
+    if before != commit and (home / "snapshots" / commit).is_dir():  # whose files are here: else none would be found
         _keep(place, commit)
     return commit
 
 
+def keep(commits: Mapping[str, str]) -> None:
+    """Writes down in the cache what the names of `pin` stand for, once their files were brought: without a network the same
+    names are read again."""
+    for asked, commit in commits.items():
+        name, _, revision = asked.rpartition("@")
+        kind = DATASET if name.startswith("datasets/") else MODEL
+        name = name.removeprefix("datasets/")
+        if is_name(name) and REVISION.fullmatch(revision) and is_commit(commit):
+            home = _home(kind, name)
+            if (home / "snapshots" / commit).is_dir():
+                _keep(home / "refs" / revision, commit)
+
+
+def refuse_unanswered(settings: Any) -> None:
+    """Raises Refused for a branch on the Hub of which neither the Hub, which did not answer, nor the cache says what it stands
+    for: it may answer a moment later, and what is read then would be of no commit that is known."""
+    for one in _named(settings):
+        if (one.kind, one.name, one.revision) not in _unanswered:
+            continue
+        where = ".".join(map(str, (*one.node, one.key)))
+        raise Refused(
+            f"The Hub did not say which commit '{one.revision}' of {one.name} is, and the cache does not know it: type the same line "
+            f"once the Hub can be reached, give {where}=<commit>, or name a local folder."
+        )
+
+
+def _home(kind: str, name: str) -> Path:
+    """The folder of a model or data set in the cache of this machine."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+
+
 _silent = False  # the Hub did not answer, and nothing more is asked of it
+_unanswered: set[tuple[str, str, str]] = set()  # names of which it did not say what they are, and may a moment later
+UNREACHED = ("OSError", "TransportError", "RequestException")  # of Python and of the libraries of HTTP
+LATER = (408, 429)  # of HTTP: too slow, and too often
 
 
 @functools.cache
@@ -124,15 +162,22 @@ def _asked(kind: str, name: str, revision: str) -> str | None:
     """The Hub's answer, with the token of this machine where it has one; None where there is none."""
     global _silent
     if _silent:
+        _unanswered.add((kind, name, revision))
         return None
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
     try:
         commit = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
     except Exception as error:  # of several libraries; what is wrong is said where the files are brought
-        _silent = getattr(error, "response", None) is None and not isinstance(error, ValueError)  # no such name can be
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        _silent = status is None and any(kind.__name__ in UNREACHED for kind in type(error).__mro__)
+        if isinstance(error, HFValidationError) or (status is not None and status < 500 and status not in LATER):
+            return None  # there is no such name, or none for this machine
         log.debug("the Hub does not say what %s at %s is: %s", name, revision, type(error).__name__)
-        return None
+        commit = None
+    if not is_commit(commit):
+        _unanswered.add((kind, name, revision))
     return commit if is_commit(commit) else None
 
 

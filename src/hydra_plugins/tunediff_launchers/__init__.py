@@ -57,10 +57,13 @@ class FolderFirst(Callback):
         if config.get("dry_run"):
             return
         try:
-            folder = Path(place())
+            name = place()
         except OmegaConfBaseException:  # of a config from which no name can be made: Hydra comes upon it as well
             return
+        folder = Path(name or "")
         with said_plainly():
+            if not name:  # it would be the folder one stands in
+                raise Refused("hydra.run.dir and hydra.sweep.dir are the name of a folder, and nothing stands there.")
             make_folder(folder)
             try:
                 (folder / "written.partial").write_bytes(bytes(2**16))

@@ -17,6 +17,7 @@ import transformers
 from tunediff.files import located
 from tunediff.folders import verify
 from tunediff.hookpoints import LoraAdapter, decoder_layers
+from tunediff.hub import is_commit
 from tunediff.models.architecture import check_config
 from tunediff.models.files import (
     ADAPTER_CONFIG,
@@ -122,9 +123,15 @@ class ModelSource:
         if self.path.startswith((".", "/", "~")):  # no Hub id begins so
             raise PairError(f"Cannot load '{self.path}': there is no folder {place.absolute()}.")
         try:
-            return Path(huggingface_hub.hf_hub_download(self.path, CONFIG, revision=self.revision)).parent
+            folder = Path(huggingface_hub.hf_hub_download(self.path, CONFIG, revision=self.revision)).parent
         except (ValueError, OSError) as error:
             raise self._not_given() from error
+        given = commit_of(folder / CONFIG)
+        if is_commit(self.revision) and is_commit(given) and given != self.revision:
+            raise PairError(
+                f"'{self.path}' was asked for at commit {self.revision}, and the Hub gave {given}: nothing of it is read."
+            )
+        return folder
 
     @functools.cached_property
     def commit(self) -> str | None:
@@ -201,7 +208,10 @@ class ModelSource:
         except Exception as error:  # tokenizers raises the class itself
             check_tokenizer(self.folder, self.path)  # of files that were not here before
             raise unread_tokenizer(self.folder, self.path, error) from error
-        if len(found) < 2:  # transformers makes an empty one of a folder that has none
+        if (
+            len(found) < 2 or not found("a word", add_special_tokens=False).input_ids
+        ):  # transformers makes an empty one of a folder
+            # that has none
             raise PairError(
                 f"{self.path} has no tokenizer: put tokenizer.json and tokenizer_config.json beside its model."
             )

@@ -5,7 +5,7 @@ checked.py       a composed config -> checked settings, and the objects that the
 identity.py      what a study is, and the folder that stands for it
 """
 
-from tunediff.settings.checked import READ_BY_STUDY, build, check, plain, unset
+from tunediff.settings.checked import READ_BY_STUDY, build, check, plain, refuse_unset, unset
 from tunediff.settings.command_line import (
     begun,
     check_command_line,
@@ -46,6 +46,7 @@ __all__ = [
     "pinned",
     "plain",
     "read_by",
+    "refuse_unset",
     "run_folder",
     "said_plainly",
     "stream_key",

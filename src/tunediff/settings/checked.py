@@ -224,15 +224,29 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
         ) from error
 
 
+# read once a study has begun
+LATE = ("seed", "logger", "checkpoint_every", "logits_mb", "optimized_metric")
+
+
+def refuse_unset(cfg: DictConfig) -> None:
+    """Raises Refused for a setting that is read late and was taken out."""
+    for key in LATE:
+        if key not in cfg:
+            raise Refused(_unset(key))
+
+
+def _unset(key: str) -> str:
+    option = key.partition(".")[0]
+    way = f"choose an option of {option} that has it, or add +{key}=<...>" if "." in key else f"give {key}=<...>"
+    return f"{key} is not set, and this study reads it: {way}."
+
+
 def unset(error: BaseException) -> Refused | None:
     """The refusal for a setting that is read and was not there, as behind ~optimizer.batch or an option that has none; None
     for another error."""
     if not isinstance(error, ConfigAttributeError | ConfigKeyError) or "is not in struct" not in str(error):
         return None
-    key = str(error.full_key)
-    option = key.partition(".")[0]
-    way = f"choose an option of {option} that has it, or add +{key}=<...>" if "." in key else f"give {key}=<...>"
-    return Refused(f"{key} is not set, and this study reads it: {way}.")
+    return Refused(_unset(str(error.full_key)))
 
 
 def _describes_objects(value: Any) -> bool:

@@ -57,6 +57,8 @@ def pinned(cfg: DictConfig, known: Mapping[str, Any] | None = None, *, ask: bool
         if commits := hub.pin(written, plain(cfg[key]), known or {}, ask=ask):
             OmegaConf.update(made, key, written, merge=False, force_add=True)
             found |= commits
+    if ask:
+        hub.refuse_unanswered({str(key): plain(made[key]) for key in made if key not in IMMATERIAL})
     read = {
         value for _, value in strings_in(settings)
     }  # a config that was written names what was typed in its place since

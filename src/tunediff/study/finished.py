@@ -28,7 +28,7 @@ from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import LOGITS_MB, ModelPair, save_adapted
 from tunediff.report import in_words, members_under, write_comparison
 from tunediff.settings import check, pinned, within
-from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Refused, Stream
+from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Refused, Stream, path_in
 from tunediff.study.companions import read_companions, starting_rows
 from tunediff.study.parts import (
     STUDY,
@@ -111,21 +111,32 @@ class Loaded:
         for folder in (self.folder, *sorted(self.folder.glob("on_*_tokens"))):
             check_files(folder)
 
+    def _refuse_gone(self, name: str) -> None:
+        listed = folders.entries(self.folder) if (self.folder / folders.MANIFEST).exists() else ()
+        if name in listed and not (self.folder / name).exists():
+            raise Refused(
+                f"{self.folder / name} is gone: put it back, or measure again (python evaluate.py run={self.folder})."
+            )
+
     @property
     def findings(self) -> dict[str, Finding]:
         """The findings of the run by name, as its folder has them now."""
+        self._refuse_gone("findings.json")
         return {f["name"]: Finding(**f) for f in folders.findings_of(self.folder)["findings"]}
 
     @property
     def figures(self) -> list[Figure]:
         """The figures of the run, in the order in which they stand on its page."""
-        return [
-            Figure(**{name: f[name] for name in Figure._fields if name in f}) for f in folders.figures_of(self.folder)
-        ]
+        with folders.as_written(self.folder / "figures.json"):
+            return [
+                Figure(**{name: f[name] for name in Figure._fields if name in f})
+                for f in folders.figures_of(self.folder)
+            ]
 
     @property
     def notes(self) -> list[str]:
         """The notes beside the findings."""
+        self._refuse_gone("findings.json")
         return folders.findings_of(self.folder)["notes"]
 
     @property
@@ -135,8 +146,9 @@ class Loaded:
 
     def table(self, name: str) -> pyarrow.Table:
         """The table tables/<name>.parquet. Raises Refused where no evaluation wrote it, with the names of those that are there."""
-        path = self.folder / "tables" / f"{name}.parquet"
+        path = path_in(self.folder / "tables", name, "table", ".parquet")
         if not path.exists():
+            self._refuse_gone(f"tables/{path.name}")
             there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
             raise Refused(f"{self.folder} has no table '{name}': there are {there}. Run the evaluation that writes it.")
         refuse_added(self.folder, [f"tables/{name}.parquet"])

@@ -50,15 +50,20 @@ def refuse_changed(run: Loaded) -> None:
         )
     with folders.as_written(place):
         before = dict(stored.get("settings", {}).get("read", {}))
-    now = material(run.cfg)["read"]
-    for name, written in strings_in(with_references(run.cfg)):
-        if name in before and name not in now and (places := variables_of(written)):
-            raise Refused(
-                f"{name}={written}: nothing is there, and the study of {run.folder} read it. Set "
-                f"{' and '.join(place.removeprefix('env:') for place in places)} as it was set then."
-            )
+    now, written = material(run.cfg)["read"], dict(strings_in(with_references(run.cfg)))
+    for name in [name for name in before if name not in now and not name.startswith("evaluation.")]:
+        places = [place.removeprefix("env:") for place in variables_of(written.get(name, ""))]
+        way = (
+            f"Set {' and '.join(places)} as it was set then."
+            if places
+            else "Put it back, or go to where the study ran."
+        )
+        raise Refused(f"{name}={written.get(name)}: nothing is there, and the study of {run.folder} read it. {way}")
+    other = {name for name in now if before and name not in before}  # a folder under what was a name on the Hub
     changed = [
-        name for name in before if now.get(name, before[name]) != before[name] and not name.startswith("evaluation.")
+        name
+        for name in {**before, **now}
+        if (name in other or now[name] != before.get(name, now[name])) and not name.startswith("evaluation.")
     ]
     if changed:
         named = ", ".join(f"{name}={OmegaConf.select(run.cfg, name)}" for name in changed)
@@ -78,6 +83,8 @@ def own_place(run: Loaded, tokens: int) -> tuple[Path, list[Note]]:
     said = f"Measured on {tokens:,} held-out tokens; the study itself, in {run.folder.name}, on {budget:,}."
     place = folders.make_folder(run.folder / f"on_{tokens}_tokens")
     if not (place / folders.MANIFEST).exists():
+        if any(place.iterdir()):
+            raise Refused(f"{place} holds files that no manifest.json lists: they are not of this run. Remove it.")
         folders.begin_manifest(place)
     return place, [Note(said)]
 
@@ -93,7 +100,8 @@ def reevaluate(cfg: DictConfig) -> None:
         streams = run.streams  # of a model, a file or a package that is not here, it is said now
         check_files(run.folder)  # and not when all is measured and the page is written
         refuse_changed(run)
-        cfg = pinned(cfg, plain(run.cfg.commits))
+        known = {**folders.findings_of(run.folder).get("commits", {}), **(plain(run.cfg.commits) or {})}
+        cfg = pinned(cfg, known)
         tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
         refuse_more_than_fits(tokens, run)
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
@@ -106,6 +114,7 @@ def reevaluate(cfg: DictConfig) -> None:
         begun()
         given = dataclasses.replace(run.given(device=device, tokens=tokens, logits_mb=cfg.logits_mb), folder=folder)
         described = about(run.cfg, run.pair, streams, evaluation_tokens=tokens)
+        described["commits"] = {**described["commits"], **(plain(cfg.commits) or {}), **known}
         for note in notes:
             log.info("%s Findings and page: %s", note.text, folder)
             folders.write_findings(folder, notes, described, by="evaluate")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from tunediff import folders, randomness
+from tunediff import folders, hub, randomness
 from tunediff.activations import ActivationSource, select
 from tunediff.dictionary import TranscoderAdapter, save_dictionary
 from tunediff.evaluations import Evaluation, Given, declared
@@ -84,6 +84,7 @@ class Run:
             self.loggers = [build(node) for node in (cfg.logger or {}).values()]
         if learns(cfg):
             self.learner, self.length = build_learner(cfg, self.streams, weights=weights)
+            self.learner.name = self.identity
         names_of(cfg, self.streams)
         if weights:
             self.companions = build_companions(cfg, self.streams, self.identity)
@@ -123,6 +124,7 @@ class Run:
         """Saves the dictionary, if one was trained; measures, writes the page. `known` is what is known of the pair already."""
         if folders.is_finished(self.folder, self.identity):
             return
+        hub.keep(plain(self.cfg.get("commits")) or {})
         folders.say(self.folder, state=EVALUATING, step=self.steps, steps=self.steps)
         found: list[Finding | Table | Note] = [*known]
         found += [said for said in map(Note, text.sound.told()) if said not in known]  # training read more rows
@@ -144,6 +146,10 @@ class Run:
             starting_rows=functools.partial(starting_rows, self.cfg, self.streams),
         )  # fmt: skip
         findings = evaluate(self.evaluations, given, self.folder, self.described)
+        if identity(self.cfg) != self.identity:
+            raise Refused(
+                f"What {self.folder} reads was changed while it was read: remove the folder, and type the same line again."
+            )
         values = {name: f["value"] for name, f in findings.items() if f["value"] is not None}
         tell(self.loggers, values, self.steps or 0)
         close_loggers(self.loggers, "success")

@@ -24,7 +24,7 @@ from tunediff.activations import ShuffledRows, Wanted, take
 from tunediff.hookpoints import HOOKPOINTS
 from tunediff.models import Agreed, ModelPair
 from tunediff.schedules import Length
-from tunediff.settings import begun, build, check, digest, environment, material, pinned, read_by
+from tunediff.settings import begun, build, check, digest, environment, material, pinned, read_by, refuse_unset
 from tunediff.shapes import Finding, Note, Refused
 from tunediff.study import faults
 from tunediff.study.described import beat
@@ -55,10 +55,12 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
     if cfg.get("dry_run"):  # its folder is no run's, and nothing in it is touched
         with faults.said():
             check(cfg, STUDY)
+            refuse_unset(cfg)
             print(forecast(Run(pinned(cfg), folder)))
         return None
     with folders.unless_refused(folder), faults.said():
         check(cfg, STUDY)
+        refuse_unset(cfg)
         checkpoints = folder / "checkpoints"
         saved = latest_checkpoint(checkpoints)
         cfg = pinned(cfg, commits_kept(folder, saved=saved is not None))
@@ -66,9 +68,12 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
         folders.make_folder(folder)
         if folders.is_finished(folder, run.identity):
             folders.check_whole(folder)
+            if not (folder / "report.html").exists():
+                log.warning("%s has no report.html any more: python evaluate.py run=%s writes it.", folder, folder)
             print(f"finished already: {folder / 'report.html'}. Remove the folder to train it again.")
             return folders.state_of(folder).get("value")
-        if folders.read_json(folder / "state.json").get("state") == folders.FINISHED:
+        state = folders.read_json(folder / "state.json").get("state")
+        if state == folders.FINISHED or (state is None and (folder / "findings.json").exists()):
             raise Refused(
                 f"{folder} holds another study, which is finished, with other {other_settings(cfg, folder)}. Choose another "
                 "hydra.run.dir, or remove it."

@@ -240,6 +240,18 @@ def _parsed(line: str, place: str) -> dict[str, Any] | BadRow:
     return Placed(row, place)
 
 
+def _refuse_elsewhere(card: Path) -> None:
+    """Raises TextError for a local data set whose card names files that are not in its folder: of another host they would be
+    asked for, and elsewhere on this machine they are none of what it is."""
+    try:
+        head = re.match(r"\s*---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace")[: 2**20], re.DOTALL)
+    except OSError:
+        return
+    for word in re.findall(r"[^\s'\",\[\]{}]+", head[1]) if head else ():
+        if "://" in word or word.startswith(("/", "~")) or ".." in word.split("/"):
+            raise TextError(f"{card} names files that are elsewhere, {word:.80}: put them into its folder.")
+
+
 def read_hub(
     path: str, *, name: str | None = None, split: str = "train", revision: str | None = None, streaming: bool = True
 ) -> Iterator[dict[str, Any]]:
@@ -249,6 +261,8 @@ def read_hub(
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     n = 0
+    if os.path.isdir(path):
+        _refuse_elsewhere(Path(path) / "README.md")
     try:
         found = datasets.load_dataset_builder(path, name, revision=revision)
         latest = found.hash  # that was ever prepared, where there is no network

@@ -21,7 +21,7 @@ from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.expressions import Expression, Path, nearest
 from tunediff.evaluations.latents.statistics import decoder_cosine, relative_decoder_norm
 from tunediff.evaluations.reading.label_alignment import aurocs
-from tunediff.folders import columns_in, read_table
+from tunediff.folders import added_to, columns_in, read_table
 from tunediff.shapes import BASE, TUNED, Refused
 
 AUROC, INFLUENCE = "auroc", "graph_influence"
@@ -136,6 +136,10 @@ def _tables(trained: Trained) -> dict[str, list[str]]:
 def _column(trained: Trained, table: str, name: str) -> Tensor:
     """Values [latent] of a table's column, NaN for latents that the table does not have."""
     assert trained.folder is not None, "the table was found in the run folder"
+    if f"tables/{table}.parquet" in added_to(trained.folder):
+        raise Refused(
+            f"{trained.folder / 'tables' / table}.parquet is not of this run: its manifest.json does not list it."
+        )
     read = read_table(trained.folder / "tables" / f"{table}.parquet", columns=["latent", name])
     kind, latents = read.schema.field(name).type, read["latent"].to_pylist()
     if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind)):
