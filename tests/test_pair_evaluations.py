@@ -318,7 +318,9 @@ def test_what_is_finished_is_not_measured_again(folder, capsys):
 
 def test_a_finished_run_is_measured_again_to_the_same_numbers(folder):
     before = json.loads((folder / "findings.json").read_text())
+    (left := folder / "tables" / "layers.parquet.7.partial").write_bytes(b"of a process that was killed")
     reevaluate(composed(f"run={folder}", "evaluation=[layer_divergence]", name="evaluate"))
+    assert not left.exists()
     assert json.loads((folder / "findings.json").read_text()) == before
     with pytest.raises(Refused, match="evaluation=geometry needs a dictionary, and this study trains none"):
         reevaluate(composed(f"run={folder}", "evaluation=[geometry]", name="evaluate"))

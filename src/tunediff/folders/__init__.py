@@ -35,6 +35,7 @@ from tunediff.folders.manifest import (
     put,
     read_bytes,
     read_json,
+    remove_partial,
     replacing,
     verify,
     write_atomically,

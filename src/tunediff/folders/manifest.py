@@ -168,6 +168,12 @@ def verify(path: Path) -> None:
             _compare(file, functools.partial(digest_of, file))
 
 
+def remove_partial(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote has left below a folder that this process holds."""
+    for left in folder.rglob("*.partial"):
+        left.unlink(missing_ok=True)
+
+
 NEEDED = ("config.yaml", "findings.json", "dictionary/", "companions/", "model/")
 
 

@@ -125,4 +125,5 @@ def reevaluate(cfg: DictConfig) -> None:
                 "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "
                 "the same command goes on with them."
             ) from None
+        folders.remove_partial(folder)
         say_headline(folder, findings)

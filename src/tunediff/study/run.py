@@ -154,8 +154,7 @@ class Run:
         tell(self.loggers, values, self.steps or 0)
         close_loggers(self.loggers, "success")
         say_headline(self.folder, findings)
-        for left in self.folder.rglob("*.partial"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+        folders.remove_partial(self.folder)
         self.value = findings.get(self.cfg.optimized_metric, {}).get("value")
         folders.say(self.folder, state=FINISHED, value=self.value)
 
