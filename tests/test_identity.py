@@ -19,7 +19,7 @@ from tunediff.shapes import Refused
 from tunediff.study.parts import pair_and_text
 from tunediff.study.reevaluate import own_place, refuse_changed
 from tunediff.study.run import Run
-from tunediff.study.train import wanted_by
+from tunediff.study.train import study, wanted_by
 
 ROWS = '{"question": "1+1?", "thinking": "two", "answer": "2"}\n'
 
@@ -126,10 +126,12 @@ def test_a_text_under_a_variable_that_is_not_set_any_more_is_refused_by_its_name
     refuse_changed(run)
     for gone in (lambda: monkeypatch.delenv("TUNEDIFF_DATA"), lambda: monkeypatch.setenv("TUNEDIFF_DATA", "elsewhere")):
         gone()
-        with pytest.raises(
-            Refused, match=r"text\.rows\.path=.*nothing is there.* Set TUNEDIFF_DATA as it was set then"
-        ):
-            refuse_changed(run)
+        for asked in (
+            lambda: refuse_changed(run),
+            lambda: study(cfg, run.folder),
+        ):  # which says not that it is another study
+            with pytest.raises(Refused, match=r"text\.rows\.path=.*nothing is there.* Set TUNEDIFF_DATA as then"):
+                asked()
 
 
 def test_findings_on_another_number_of_tokens_stand_in_a_folder_of_their_own(tmp_path):

@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 import textwrap
+import types
 
 import pyarrow.parquet
 import pytest
@@ -373,6 +374,18 @@ def test_a_note_that_is_no_string_is_refused_before_anything_is_said_of_it(text,
 
     with pytest.raises(Refused, match="Note .*: it has to be a string"):
         evaluate({"mine": Noting()}, None, tmp_path, {"study": {}})
+
+
+def test_held_out_text_that_is_shorter_than_was_asked_for_is_told(tmp_path):
+    class Nothing:
+        def run(self, given):
+            return []
+
+    for asked, told in ((9, ["The held-out text has 5 tokens of the 9 asked for, and was read once."]), (5, [])):
+        given = types.SimpleNamespace(held_out=[types.SimpleNamespace(token=range(5))], tokens=asked)
+        (tmp_path / str(asked)).mkdir()
+        evaluate({"mine": Nothing()}, given, tmp_path / str(asked), {"study": {}})
+        assert json.loads((tmp_path / str(asked) / "findings.json").read_text())["notes"] == told
 
 
 def test_an_evaluation_that_ends_the_program_is_not_taken_for_one_that_found_nothing():

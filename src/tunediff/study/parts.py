@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tunediff.settings import READ_BY_STUDY, build, check, identity, material, p
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, TUNED, Refused, Stream, flat, lacking
 from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
-from tunediff.trusted import check_file, target_of, unresolved
+from tunediff.trusted import check_file, strings_in, target_of, unresolved, variables_of, with_references
 
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust commits"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "logits_mb", "optimized_metric"]
@@ -331,6 +331,18 @@ def other_settings(cfg: DictConfig, folder: Path) -> str:
     """The names of the settings, and of what was read, in which the run of a folder differs from a config."""
     now, before = flat(material(cfg)), flat(folders.read_json(folder / "identity.json").get("settings", {}))
     return ", ".join(sorted(name for name in {*before, *now} if before.get(name) != now.get(name))) or "version"
+
+
+def refuse_gone(cfg: DictConfig, folder: Path, before: Iterable[str], now: Iterable[str]) -> None:
+    """Raises Refused where files are gone that the study of a folder read: `before` and `now` are the settings that name some."""
+    written, there = list(strings_in(with_references(cfg))), {*now}
+    for name in before:
+        named = ", ".join(value for key, value in written if key == name or key.startswith(f"{name}."))
+        if not named or name in there or name.startswith("evaluation."):
+            continue
+        places = [place.removeprefix("env:") for place in variables_of(named)]
+        way = f"Set {' and '.join(places)} as then." if places else "Put it back, or go to where the study ran."
+        raise Refused(f"{name}={named}: nothing is there, and the study of {folder} read it. {way}")
 
 
 def commits_kept(folder: Path, *, saved: bool) -> dict[str, Any]:

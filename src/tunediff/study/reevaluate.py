@@ -15,10 +15,9 @@ from tunediff.study import faults
 from tunediff.study.described import about
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.finished import Loaded, check_files
-from tunediff.study.parts import check_evaluations, evaluations_of, inside, learns
+from tunediff.study.parts import check_evaluations, evaluations_of, inside, learns, refuse_gone
 from tunediff.study.run import evaluate, say_headline
 from tunediff.training.memory import GB
-from tunediff.trusted import strings_in, variables_of, with_references
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +49,8 @@ def refuse_changed(run: Loaded) -> None:
         )
     with folders.as_written(place):
         before = dict(stored.get("settings", {}).get("read", {}))
-    now, written = material(run.cfg)["read"], dict(strings_in(with_references(run.cfg)))
-    for name in [name for name in before if name not in now and not name.startswith("evaluation.")]:
-        places = [place.removeprefix("env:") for place in variables_of(written.get(name, ""))]
-        way = (
-            f"Set {' and '.join(places)} as it was set then."
-            if places
-            else "Put it back, or go to where the study ran."
-        )
-        raise Refused(f"{name}={written.get(name)}: nothing is there, and the study of {run.folder} read it. {way}")
+    now = material(run.cfg)["read"]
+    refuse_gone(run.cfg, run.folder, before, now)
     other = {name for name in now if before and name not in before}  # a folder under what was a name on the Hub
     changed = [
         name

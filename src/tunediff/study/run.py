@@ -219,6 +219,11 @@ def evaluate(
             said.add(note)
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")
         of_labels |= any(isinstance(item, Finding) and item.name.split("/")[0] in SAY_OF_LABELS for item in found)
+    read = getattr(given, "__dict__", {}).get("held_out")
+    if read is not None and (there := sum(len(batch.token) for batch in read)) < given.tokens:
+        shorter = Note(f"The held-out text has {there:,} tokens of the {given.tokens:,} asked for, and was read once.")
+        log.info("%s", shorter.text)
+        findings = write_findings(folder, [shorter], described, by="held-out text")
     if not of_labels:
         return findings
     together = list(labels_together(folder, findings))

@@ -29,7 +29,7 @@ from tunediff.shapes import Finding, Note, Refused
 from tunediff.study import faults
 from tunediff.study.described import beat
 from tunediff.study.estimate import forecast
-from tunediff.study.parts import STUDY, agreed_upon, commits_kept, inside, learns, other_settings
+from tunediff.study.parts import STUDY, agreed_upon, commits_kept, inside, learns, other_settings, refuse_gone
 from tunediff.study.run import Run
 from tunediff.study.trainer import fit, in_processes, make_trainer, processes_of, stoppable
 from tunediff.text import Text
@@ -73,6 +73,8 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
             print(f"finished already: {folder / 'report.html'}. Remove the folder to train it again.")
             return folders.state_of(folder).get("value")
         state = folders.read_json(folder / "state.json").get("state")
+        before = folders.read_json(folder / "identity.json").get("settings", {})
+        refuse_gone(cfg, folder, before.get("read", ()), material(cfg)["read"])
         if state == folders.FINISHED or (state is None and (folder / "findings.json").exists()):
             raise Refused(
                 f"{folder} holds another study, which is finished, with other {other_settings(cfg, folder)}. Choose another "
