@@ -82,6 +82,10 @@ def test_a_model_that_was_trained_again_is_another(whole, tmp_path, monkeypatch)
     assert digest(0) == first and digest(1e-3) != first and digest(0, '{"a": 1}') != first
     (tmp_path / "README.md").write_text("notes")
     assert digest(0) == first
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "default.jinja").write_text("x")  # which transformers prefers
+    assert files.of_files([str(tmp_path)]) != first
+    first = files.of_files([str(tmp_path)])
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 9)  # a header that lies
     assert files.of_files([str(tmp_path)]) != first
 

@@ -10,7 +10,7 @@ import pytest
 from campaigns.rows import cases
 from campaigns.told import BAD
 from tunediff.benchmarks import Task, TaskError
-from tunediff.text import Text, TextError, each_generation, exchange, read_files
+from tunediff.text import Text, TextError, each_generation, exchange, read_files, read_hub
 from tunediff.text import documents as of_documents
 from tunediff.text import rows as of_rows
 from tunediff.text import sound as of_sound
@@ -212,3 +212,26 @@ def test_a_slice_of_the_campaign_finds_nothing():
     found = list(cases(150, seed=1, folder=Path("nowhere")))
     assert not [case for case in found if case["outcome"] in BAD]
     assert {case["outcome"] for case in found} == {"refused", "equal"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://127.0.0.1:9/steal.jsonl",
+        "../outside/rows.jsonl",
+        "/etc/rows.jsonl",
+        "~/rows.jsonl",
+        '"\\x2e./rows.jsonl"',
+        "*other",
+    ],
+)
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+def test_a_local_data_set_reads_nothing_outside_its_folder(place, card, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    head = "license_link: https://example.org/licence\nconfigs:\n- config_name: default\n  data_files: [{split: train, path: %s}]\n"
+    fence = "---\n" if card == "README.md" else ""
+    (tmp_path / card).write_text(f"{fence}other: &other ../x\n{head % place}pretty_name: x\n{fence}")
+    with pytest.raises(TextError, match="names files that are elsewhere"):
+        next(read_hub(str(tmp_path)))
+    (tmp_path / card).write_text(f"{fence}{head % 'rows.jsonl'}pretty_name: x\n{fence}")
+    assert next(read_hub(str(tmp_path)))["prompt"] == "a"

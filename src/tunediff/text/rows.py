@@ -240,16 +240,24 @@ def _parsed(line: str, place: str) -> dict[str, Any] | BadRow:
     return Placed(row, place)
 
 
-def _refuse_elsewhere(card: Path) -> None:
+# of a card, the part that says which files are read
+CONFIGS = re.compile(r"""^["']?configs["']?\s*:.*?(?=^[^\s-]|\Z)""", re.MULTILINE | re.DOTALL)
+
+
+def _refuse_elsewhere(folder: Path) -> None:
     """Raises TextError for a local data set whose card names files that are not in its folder: of another host they would be
     asked for, and elsewhere on this machine they are none of what it is."""
-    try:
-        head = re.match(r"\s*---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace")[: 2**20], re.DOTALL)
-    except OSError:
-        return
-    for word in re.findall(r"[^\s'\",\[\]{}]+", head[1]) if head else ():
-        if "://" in word or word.startswith(("/", "~")) or ".." in word.split("/"):
-            raise TextError(f"{card} names files that are elsewhere, {word:.80}: put them into its folder.")
+    for card in (folder / "README.md", folder / ".huggingface.yaml"):
+        try:
+            content = card.read_text(encoding="utf-8", errors="replace")[: 2**20]
+        except OSError:
+            continue
+        for word in re.findall(r"[^\s'\",\[\]{}]+", " ".join(CONFIGS.findall(content))):
+            hidden = "\\" in word or re.match(
+                r"\*\w", word
+            )  # an escape, or an alias of what stands elsewhere in the card
+            if "://" in word or hidden or word.startswith(("/", "~")) or ".." in word.split("/"):
+                raise TextError(f"{card} names files that are elsewhere, {word:.80}: put them into its folder.")
 
 
 def read_hub(
@@ -262,7 +270,7 @@ def read_hub(
 
     n = 0
     if os.path.isdir(path):
-        _refuse_elsewhere(Path(path) / "README.md")
+        _refuse_elsewhere(Path(path))
     try:
         found = datasets.load_dataset_builder(path, name, revision=revision)
         latest = found.hash  # that was ever prepared, where there is no network
