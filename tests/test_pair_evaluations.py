@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import shutil
 
 import hydra
 import pytest
@@ -314,6 +315,15 @@ def test_what_is_finished_is_not_measured_again(folder, capsys):
     study(composed("experiment=choose_layer"), folder)  # a logger cannot change a number
     assert "finished already" in capsys.readouterr().out
     assert (folder / "findings.json").stat().st_mtime_ns == before
+
+
+def test_a_finished_run_is_never_written_over_by_another_study_also_where_its_state_is_gone(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    for gone in ("nothing", "state.json"):
+        (tmp_path / "run" / gone).unlink(missing_ok=True)
+        with pytest.raises(Refused, match="holds another study, which is finished, with other seed"):
+            study(composed("experiment=choose_layer", "seed=7"), tmp_path / "run")
+    assert (tmp_path / "run" / "findings.json").read_bytes() == (folder / "findings.json").read_bytes()
 
 
 def test_a_finished_run_is_measured_again_to_the_same_numbers(folder):

@@ -73,9 +73,10 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
             print(f"finished already: {folder / 'report.html'}. Remove the folder to train it again.")
             return folders.state_of(folder).get("value")
         state = folders.read_json(folder / "state.json").get("state")
-        before = folders.read_json(folder / "identity.json").get("settings", {})
-        refuse_gone(cfg, folder, before.get("read", ()), material(cfg)["read"])
-        if state == folders.FINISHED or (state is None and (folder / "findings.json").exists()):
+        before = folders.read_json(folder / "identity.json")
+        refuse_gone(cfg, folder, before.get("settings", {}).get("read", ()), material(cfg)["read"])
+        other = before.get("identity") not in (None, run.identity) and (folder / "findings.json").exists()
+        if state == folders.FINISHED or (state is None and other):
             raise Refused(
                 f"{folder} holds another study, which is finished, with other {other_settings(cfg, folder)}. Choose another "
                 "hydra.run.dir, or remove it."
