@@ -193,14 +193,7 @@ def test_a_kill_at_any_moment_leaves_nothing_that_reads_as_rotten_or_as_somebody
     assert folders.read_json(run / "manifest.json").keys() == {"files"}
 
 
-def test_what_was_added_to_a_run_is_named_and_a_write_that_failed_is_its_own(run, monkeypatch):
-    shutil.copy(run / "tables" / "latents.parquet", run / "tables" / "mine.parquet")
-    (run / "on_9_tokens" / "tables").mkdir(parents=True)
-    for path in (run / "on_9_tokens" / "tables" / "x.parquet", run / "dictionary" / "old", run / "notes.txt"):
-        path.write_bytes(b"")
-    assert folders.added_to(run) == ["dictionary/old", "tables/mine.parquet"]
-    folders.begin_manifest(run / "on_9_tokens")
-    assert folders.added_to(run / "on_9_tokens") == ["tables/x.parquet"]
+def no_room_for_findings(monkeypatch):
     whole = os.replace
 
     def full(path, place):
@@ -209,6 +202,17 @@ def test_what_was_added_to_a_run_is_named_and_a_write_that_failed_is_its_own(run
         whole(path, place)
 
     monkeypatch.setattr(os, "replace", full)
+
+
+def test_what_was_added_to_a_run_is_named_and_a_write_that_failed_is_its_own(run, monkeypatch):
+    shutil.copy(run / "tables" / "latents.parquet", run / "tables" / "mine.parquet")
+    (run / "on_9_tokens" / "tables").mkdir(parents=True)
+    for path in (run / "on_9_tokens" / "tables" / "x.parquet", run / "dictionary" / "old", run / "notes.txt"):
+        path.write_bytes(b"")
+    assert folders.added_to(run) == ["dictionary/old", "tables/mine.parquet"]
+    folders.begin_manifest(run / "on_9_tokens")
+    assert folders.added_to(run / "on_9_tokens") == ["tables/x.parquet"]
+    no_room_for_findings(monkeypatch)
     with pytest.raises(OSError, match="No space"):
         folders.write_findings(run, [Finding("a/b", 0.25), Table("new", {"x": [1]})], {}, by="again")
     assert (run / "tables" / "new.parquet").exists() and "tables/new.parquet" not in folders.entries(run)
@@ -240,14 +244,7 @@ def test_curves_that_rotted_are_written_anew_while_a_run_trains(run, caplog):
 def test_a_disk_that_is_full_leaves_the_old_file_and_its_checksum(run, monkeypatch):
     before = folders.entries(run)
 
-    whole = os.replace
-
-    def full(path, place):
-        if place.name == "findings.json":
-            raise OSError(28, "No space left on device")
-        whole(path, place)
-
-    monkeypatch.setattr(os, "replace", full)
+    no_room_for_findings(monkeypatch)
     with pytest.raises(OSError, match="No space"):
         folders.write_findings(run, [Finding("a/b", 0.25)], {}, by="again")
     assert folders.entries(run)["findings.json"] == before["findings.json"]

@@ -48,6 +48,11 @@ class Named(NamedTuple):
     name: str
     revision: str
 
+    @property
+    def where(self) -> str:
+        """The setting that says at which revision, such as model.revision."""
+        return ".".join(map(str, (*self.node, self.key)))
+
 
 def pin(written: Any, meant: Any, known: Mapping[str, Any], *, ask: bool = True) -> dict[str, str]:
     """Puts the commits of all names on the Hub into settings as they are written down; `meant` is what the same settings stand
@@ -67,7 +72,7 @@ def pin(written: Any, meant: Any, known: Mapping[str, Any], *, ask: bool = True)
 
 def places(settings: Any) -> list[str]:
     """The settings that say at which revision what is on the Hub is read, such as model.revision, where it is no commit."""
-    return [".".join(map(str, (*one.node, one.key))) for one in _named(settings)]
+    return [one.where for one in _named(settings)]
 
 
 def is_commit(revision: Any) -> bool:
@@ -136,10 +141,9 @@ def refuse_unanswered(settings: Any) -> None:
     for one in _named(settings):
         if (one.kind, one.name, one.revision) not in _unanswered:
             continue
-        where = ".".join(map(str, (*one.node, one.key)))
         raise Refused(
             f"The Hub did not say which commit '{one.revision}' of {one.name} is, and the cache does not know it: type the same line "
-            f"once the Hub can be reached, give {where}=<commit>, or name a local folder."
+            f"once the Hub can be reached, give {one.where}=<commit>, or name a local folder."
         )
 
 

@@ -38,8 +38,8 @@ def refuse_more_than_fits(tokens: int, run: Loaded) -> None:
 
 
 def refuse_changed(run: Loaded) -> None:
-    """Raises Refused where files that the study read are others now: its findings are not theirs. Those that are gone are
-    missed where they are read, and a study of an earlier version does not say what it read."""
+    """Raises Refused where files that the study read are others now, or gone: its findings are not theirs. A study of an earlier
+    version does not say what it read."""
     place = run.folder / "identity.json"
     stored = folders.read_json(place)
     if environment(run.cfg) and stored.get("identity") != identity(run.cfg):
