@@ -24,12 +24,11 @@ from tunediff.evaluations import (
 )
 from tunediff.evaluations.latents.splice import predictions
 from tunediff.evaluations.reading.label_alignment import at_label
-from tunediff.evaluations.reading.logit_effect import unembedding
 from tunediff.evaluations.reading.segments import PLACES
 from tunediff.hookpoints import Point, writing
 from tunediff.measures.clustered import ratio
 from tunediff.measures.separation import ActiveScores, auroc
-from tunediff.models import ModelPair, ModelSource, head_of
+from tunediff.models import ModelPair, ModelSource, head_of, unembedding
 from tunediff.shapes import Finding, Note, Table
 from tunediff.text import Text
 from tunediff.toy import language

@@ -35,10 +35,11 @@ from tunediff.evaluations.reading import label_alignment, labelled
 from tunediff.evaluations.reading.fidelity import SUMS, _bounded, _finding
 from tunediff.evaluations.reading.geometry import KINDS
 from tunediff.evaluations.reading.kl_patching import places
-from tunediff.evaluations.reading.logit_effect import strongest_effects, unembedding, written_rows
+from tunediff.evaluations.reading.logit_effect import strongest_effects, written_rows
 from tunediff.evaluations.reading.segments import PLACES
 from tunediff.hookpoints import Point, writing
 from tunediff.measures.shifts import Chance
+from tunediff.models import unembedding
 from tunediff.shapes import BASE, ROLES, SEGMENTS, TUNED
 from tunediff.text import Spelling
 

@@ -2,7 +2,7 @@
 
 clustered.py    sums per document; intervals over documents    next_tokens.py  cross-entropy and KL of next tokens
 shares.py       means of what has bounds                       matching.py     latents of two runs, one to one
-paired.py       conditions on the same problems; budgets
+paired.py       conditions on the same problems; budgets  gradients.py    of hidden vectors, along a direction
 separation.py   AUROC, its interval, and that of shuffled labels      samples.py  several answers to each problem
 """
 

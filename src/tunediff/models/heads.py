@@ -19,6 +19,7 @@ from tunediff.shapes import Refused
 
 LOGITS_MB = 512.0  # of all matrices of logits that are held at once, where nothing else is said
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")  # Cohere; Granite, which divides; Falcon-H1
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2; RecurrentGemma; xLSTM
 
 
@@ -83,3 +84,20 @@ def head_of(model: PreTrainedModel) -> Head:
         )
     _known[model] = tried[least]
     return tried[least]
+
+
+def unembedding(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """The unembedding [vocabulary, width] as it is in memory, and the gain [width] of the final norm before it, in float32; 1
+    where the model has no norm of a known name."""
+    output = model.get_output_embeddings()
+    if output is None:
+        raise Refused(f"{type(model).__name__} has no unembedding: nothing that is written can be read as tokens.")
+    weight = output.get_parameter("weight")
+    probe = torch.ones_like(weight[0], dtype=torch.float32)
+    norm = next((part for name, part in model.base_model.named_children() if name in FINAL_NORMS), None)
+    if norm is None:
+        return weight, probe
+    # of mean 0 and root mean square 1: a norm leaves it, but for the gain, however that is parametrised
+    probe[1::2] = -1.0
+    dtype = next(norm.parameters()).dtype
+    return weight, (norm(probe.to(dtype)) - norm(-probe.to(dtype))).float() / 2 * probe

@@ -18,11 +18,10 @@ from torch import Tensor
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.splice import model_of
-from tunediff.models import PreTrainedModel
-from tunediff.shapes import Note, Refused, Table
+from tunediff.models import unembedding
+from tunediff.shapes import Note, Table
 from tunediff.text import Spelling
 
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 MATRICES = 4  # [direction, vocabulary] held at once: effects, the parts they are put together from, their negatives
 WRITTEN = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # hookpoints whose values are added to the residual stream
 
@@ -86,20 +85,3 @@ def written_rows(trained: Trained, role: str) -> tuple[str, Tensor]:
     highest = max(trained.streams_of(role), key=lambda n: dictionary.streams[n].layer)
     rows = dictionary.W_dec / dictionary.normalisation.scale
     return dictionary.streams[highest].hookpoint, rows.split(dictionary.widths, dim=-1)[highest]
-
-
-def unembedding(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """The unembedding [vocabulary, width] as it is in memory, and the gain [width] of the final norm before it, in float32; 1
-    where the model has no norm of a known name."""
-    output = model.get_output_embeddings()
-    if output is None:
-        raise Refused(f"{type(model).__name__} has no unembedding: what a latent writes cannot be read as tokens.")
-    weight = output.get_parameter("weight")
-    probe = torch.ones_like(weight[0], dtype=torch.float32)
-    norm = next((part for name, part in model.base_model.named_children() if name in FINAL_NORMS), None)
-    if norm is None:
-        return weight, probe
-    # of mean 0 and root mean square 1: a norm leaves it, but for the gain, however that is parametrised
-    probe[1::2] = -1.0
-    dtype = next(norm.parameters()).dtype
-    return weight, (norm(probe.to(dtype)) - norm(-probe.to(dtype))).float() / 2 * probe
