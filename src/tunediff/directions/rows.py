@@ -136,7 +136,7 @@ class Random(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Orthogonal(Source):
-    """What is left of `source` without its component along `to`, as long as `source` was: with a random source the control
+    """The rest of `source` without its component along `to`, as long as `source` was: with a random source the control
     of "any direction but this"."""
 
     source: Source
@@ -150,7 +150,7 @@ class Orthogonal(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class WithoutLogitEffect(Source):
-    """What is left of `source` once its direct effect on the logits of some tokens is gone: without the span of the rows of
+    """The rest of `source` once its direct effect on the logits of some tokens is gone: without the span of the rows of
     the unembedding of these, times the gain of the final norm, and as long as it was. It can raise them only through later
     layers.
 
