@@ -1,6 +1,5 @@
 """Directions that are differences of means of hidden vectors.
 
-    before events      mean over windows before a labelled event - mean over a reference    (arXiv 2507.12638)
     contrasting texts  mean over responses of one kind - mean over responses of the other   (persona vectors, arXiv 2507.21509)
     of the pair        mean of h_tuned - h_base over the same tokens                        (its bias; arXiv 2510.13900)
 
@@ -18,12 +17,11 @@ import torch
 from torch import Tensor
 
 from tunediff.directions.direction import Direction, Place, Source, check_layers
-from tunediff.directions.windows import Window, inside, windows
+from tunediff.directions.windows import inside
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, TUNED, Refused, Stream
 from tunediff.text import Batch, Text
 
-REFERENCES = ("tokens", "complement", "events")
 RESPONSE = ("prefix", "thinking", "answer")
 TOKENS_PER_BATCH = 4096
 
@@ -55,80 +53,6 @@ def streams_at(pair: ModelPair, role: str, hookpoint: str, layers: Sequence[int]
     """The places of one model at these layers. Raises Refused for a layer or hookpoint that it has not."""
     check_layers(pair, role, layers)
     return pair.streams(hookpoint, list(layers), reads=role)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DifferenceOfMeans(Source):
-    """mean over windows before events - mean over a reference, both weighted by tokens: a token in two windows counts twice.
-
-    label       label of the events: by rule (backtracks, hesitation_follows), of a labels column, or of an annotator
-    offset, window, shift   tokens before an event, as in Window
-    reference   tokens: all kept tokens of the segments; complement: those in no window; events: windows before all stretches
-                labelled as one of `among`, as the paper has it for all of its sentences: not the complement, from which it
-                differs by the factor 1 - n+/n
-    among       labels of the reference's events; with reference=events alone
-    segments    segments whose tokens count; None: all
-    normalise   none, or unit: then a strength counts lengths of hidden vectors
-    tokens      tokens of the text that are read
-    """
-
-    label: str
-    offset: int = 12
-    window: int = 4
-    shift: int = -1
-    reference: str = "tokens"
-    among: Sequence[str] = ()
-    segments: Sequence[str] | None = RESPONSE
-    hookpoint: str = "resid_post"
-    normalise: str = "none"
-    tokens: int = 100_000
-
-    def __post_init__(self) -> None:
-        if self.reference not in REFERENCES:
-            raise Refused(f"reference={self.reference}: choose {', '.join(REFERENCES)}.")
-        if (self.reference == "events") != bool(self.among):
-            raise Refused(
-                f"reference={self.reference} and among={list(self.among)}: among names the events of reference=events."
-            )
-
-    def find(self, given: Place, role: str, layers: Sequence[int]) -> Direction:
-        streams = streams_at(given.pair, role, self.hookpoint, layers)
-        window, found = Window(self.offset, self.window, self.shift), 0
-        totals: Tensor | None = None  # [layer, windows or reference, width], float64
-        counts, outside = torch.zeros(2, dtype=torch.float64), 0
-        for batch, values in read(given.pair, given.text, streams, self.tokens):
-            usable = inside(batch, self.segments)
-            own = windows(batch, self.label, window, usable)
-            weights = torch.stack([own.times, self._reference(batch, window, usable, own.times)]).double()
-            sums = torch.stack([weights @ value.double() for value in values])
-            totals = sums if totals is None else totals + sums
-            counts, found, outside = counts + weights.sum(1), found + own.events, outside + own.outside
-        if totals is None or not counts.all():
-            raise Refused(self._nothing(found, outside, int(counts[1])))
-        means = totals / counts[:, None]
-        vectors = {s.layer: (mean[0] - mean[1]).float() for s, mean in zip(streams, means, strict=True)}
-        said = told(
-            self,
-            given.pair,
-            role,
-            events=found,
-            outside=outside,
-            window_tokens=int(counts[0]),
-            reference_tokens=int(counts[1]),
-        )
-        return normalised(Direction(vectors, self.hookpoint, said), self.normalise)
-
-    def _reference(self, batch: Batch, window: Window, usable: Tensor, own: Tensor) -> Tensor:
-        if self.reference == "events":
-            return torch.stack([windows(batch, label, window, usable).times for label in self.among]).sum(0)
-        return (usable & (own == 0) if self.reference == "complement" else usable).long()
-
-    def _nothing(self, found: int, outside: int, reference: int) -> str:
-        where = f"tokens {self.shift - self.offset:+d} to {self.window - self.offset:+d} before '{self.label}'"
-        if not found:
-            left = f": the windows of {outside} events begin before their text does" if outside else ""
-            return f"No event with {where} is in the {self.tokens:,} tokens that were read{left}. Choose another label, or read more tokens."
-        return f"The reference {self.reference} of '{self.label}' has {reference} tokens: choose another one, or other segments."
 
 
 @dataclass(frozen=True, kw_only=True)

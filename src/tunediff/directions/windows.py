@@ -52,22 +52,34 @@ class Found(NamedTuple):
     outside: int
 
 
-def windows(batch: Batch, label: str, window: Window, where: Tensor | None = None) -> Found:
-    """The windows before the labelled stretches of a batch, of which tokens `where` [token] bool count; None: all that are
-    kept."""
+def windows(batch: Batch, begins: Tensor, window: Window, where: Tensor) -> Found:
+    """The windows before events that begin at the kept tokens `begins` [event], indices; of the kept tokens those `where` [token]
+    bool count."""
     places, length = batch.places[0], batch.ids[0].shape[1]
     known = torch.full((batch.ids[0].numel(),), -1)
-    usable = torch.ones_like(batch.token, dtype=torch.bool) if where is None else where
-    known[places[usable]] = torch.arange(len(places))[usable]
+    known[places[where]] = where.nonzero()[:, 0]
     first, last = window.ends
-    begins = batch.beginning(label).nonzero()[:, 0]
-    reached = (places % length)[begins, None] + torch.arange(first, last + 1)
-    inside = reached[:, 0] >= 0
-    tokens = known[(places[begins, None] + torch.arange(first, last + 1))[inside]]
+    reach = torch.arange(first, last + 1)
+    fits = (places % length)[begins] + first >= 0
+    tokens = known[places[begins[fits], None] + reach]
     held = tokens[tokens >= 0]
     times = torch.zeros(len(places), dtype=torch.long).index_add_(0, held, torch.ones_like(held))
     events = int((tokens >= 0).any(1).sum())
     return Found(times, events, len(begins) - events)
+
+
+def displaced(batch: Batch, begins: Tensor, window: Window, where: Tensor, generator: torch.Generator) -> Tensor:
+    """As many events at other tokens [event]: each at one of the tokens `where` of its own document, drawn at random, whose
+    window does not begin before the document does; an event of a document without any is left out."""
+    fits = where & ((batch.places[0] % batch.ids[0].shape[1]) + window.ends[0] >= 0)
+    candidates = fits.nonzero()[:, 0]
+    counts = torch.bincount(batch.sequence[candidates], minlength=int(batch.sequence.max()) + 1 if len(fits) else 0)
+    before = counts.cumsum(0) - counts
+    sequence = batch.sequence[begins]
+    sequence = sequence[counts[sequence] > 0]
+    drawn = (torch.rand(len(sequence), generator=generator) * counts[sequence]).long()
+    order = batch.sequence[candidates].argsort(stable=True)
+    return candidates[order][before[sequence] + drawn]
 
 
 def inside(batch: Batch, segments: Sequence[str] | None) -> Tensor:

@@ -215,7 +215,7 @@ def ratio(sums: Tensor, counts: Tensor) -> Estimate:
     tokens. Trailing axes broadcast."""
     total, whole = counts.sum(0), sums.sum(0)
     value = whole / total
-    return _jackknifed(value, (whole - sums) / (total - counts), counts)
+    return jackknifed(value, (whole - sums) / (total - counts), counts)
 
 
 def of_sums(
@@ -225,10 +225,10 @@ def of_sums(
     is `counted` says how much of the number each document is."""
     totals = sums.sum(0)
     value, without = (measure(dict(zip(names, some.unbind(-1), strict=True))) for some in (totals, totals - sums))
-    return _jackknifed(value, without, sums[:, names.index(counted)])
+    return jackknifed(value, without, sums[:, names.index(counted)])
 
 
-def _jackknifed(value: Tensor, without: Tensor, counts: Tensor) -> Estimate:
+def jackknifed(value: Tensor, without: Tensor, counts: Tensor) -> Estimate:
     """The estimate of a value [...] that is `without` [document, ...] where a document is left out, and rests on `counts`."""
     documents = len(without)
     square = counts.square().sum(0)

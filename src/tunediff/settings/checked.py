@@ -31,7 +31,7 @@ from tunediff.trusted import (
     variables_of,
 )
 
-NESTED = "budget model_pair text dictionary l1_schedule optimizer activations trainer launcher evaluation task logger model recipe".split()
+NESTED = "budget model_pair text dictionary l1_schedule optimizer activations trainer launcher evaluation task direction logger model recipe".split()
 # of Lightning's, those that change neither what is learned nor for how long
 TRAINER = "_target_ accelerator devices num_nodes strategy precision deterministic benchmark".split()
 SEVERAL = ("evaluation", "task", "logger")  # groups of which a study may choose several options

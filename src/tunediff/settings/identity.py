@@ -28,8 +28,8 @@ from tunediff.trusted import (
     with_references,
 )
 
-# what cannot change what a study means; a task counts where an evaluation names it, as ${task}
-IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task commits".split()
+# what cannot change what a study means; a task or direction counts where an evaluation names it, as ${task}
+IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task direction commits".split()
 
 
 def material(cfg: DictConfig) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def line(_root_: DictConfig) -> str:
 
 
 def digest_of_line(overrides: Sequence[str]) -> str:
-    dropped = {*IMMATERIAL} - {"task"}
+    dropped = {*IMMATERIAL} - {"task", "direction"}
     words = [word for word in overrides if word.partition("=")[0].lstrip("+").partition(".")[0] not in dropped]
     return digest(sorted(words))[:8]
 

@@ -28,7 +28,7 @@ from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
 from tunediff.trusted import check_file, strings_in, target_of, unresolved, variables_of, with_references
 
-STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task trainer logger layer seed trust commits"
+STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task direction trainer logger layer seed trust commits"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "logits_mb", "optimized_metric"]
 LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
 TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has

@@ -21,7 +21,7 @@ from tunediff.training.memory import GB
 
 log = logging.getLogger(__name__)
 
-REEVALUATION = "evaluation task trainer run tokens logits_mb trust".split()
+REEVALUATION = "evaluation task direction trainer run tokens logits_mb trust".split()
 
 
 KEPT = 100  # bytes of a held-out token in its batch, all of which are kept: numbers of eight bytes, and a flag for each label
