@@ -19,7 +19,7 @@ from tunediff.directions import (
     Orthogonal,
     PairDifference,
     PrincipalComponent,
-    Random,
+    RandomDirection,
     Unembedding,
     WithoutLogitEffect,
     read_direction,
@@ -254,7 +254,7 @@ def test_an_unembedding_row_raises_its_token_most_and_what_is_left_without_it_no
     effects = (centred * gain) @ found.at(1)
     assert found.at(1).norm() == pytest.approx(1) and torch.equal(found.at(0), found.at(1))
     assert effects[number] > 0.9 * (centred[number] * gain).norm()
-    without = WithoutLogitEffect(source=Random(seed=3), tokens=[" Wait", " Hmm"]).find(given, "base", [1])
+    without = WithoutLogitEffect(source=RandomDirection(seed=3), tokens=[" Wait", " Hmm"]).find(given, "base", [1])
     for text in (" Wait", " Hmm"):
         row = centred[pair.tokenizers[0].encode(text, add_special_tokens=False)[0]] * gain
         assert abs(float(row @ without.at(1))) < 1e-5 * float(row.norm())
@@ -264,11 +264,11 @@ def test_an_unembedding_row_raises_its_token_most_and_what_is_left_without_it_no
 
 
 def test_random_directions_have_streams_of_their_own_and_orthogonal_ones_are(given):
-    drawn = [Random(seed=seed, draw=draw).find(given, "base", [0, 1]) for seed in (0, 1) for draw in (0, 1)]
+    drawn = [RandomDirection(seed=seed, draw=draw).find(given, "base", [0, 1]) for seed in (0, 1) for draw in (0, 1)]
     rows = torch.stack([one.at(layer) for one in drawn for layer in (0, 1)])
     assert torch.allclose(rows.norm(dim=1), torch.ones(8)) and len({tuple(row.tolist()) for row in rows}) == 8
     to = Unembedding(tokens=[" Wait"])
-    left = Orthogonal(source=Random(seed=0), to=to).find(given, "base", [1]).at(1)
+    left = Orthogonal(source=RandomDirection(seed=0), to=to).find(given, "base", [1]).at(1)
     assert abs(
         cosine_similarity(left, to.find(given, "base", [1]).at(1), dim=0)
     ) < 1e-6 and left.norm() == pytest.approx(1)

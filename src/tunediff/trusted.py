@@ -34,7 +34,7 @@ BUILDABLE = frozenset(
             "BatchTopK Crosscoder DualBatchTopK JumpReLU L1 Linear Normalisation Partition TopK TranscoderAdapter"
         ),
         "tunediff.directions": (
-            "ContrastingTexts DecoderRow DifferenceOfMeans FromFile Orthogonal PairDifference PrincipalComponent Random Unembedding "
+            "ContrastingTexts DecoderRow DifferenceOfMeans FromFile Orthogonal PairDifference PrincipalComponent RandomDirection Unembedding "
             "WithoutLogitEffect"
         ),
         "tunediff.edits": (
@@ -42,7 +42,7 @@ BUILDABLE = frozenset(
             "Scale Thinking WhileActive Zero"
         ),
         "tunediff.evaluations": (
-            "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark DirectionsByLayer Examples Fidelity Geometry Intervention "
+            "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark DirectionsByLayer Examples Fidelity Geometry Gradient Intervention "
             "Judge KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence LogitEffect "
             "LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep Telling Tokenizers Twin "
             "UnitComparison"

@@ -15,7 +15,7 @@ from tunediff.directions.rows import (
     FromFile,
     Orthogonal,
     PrincipalComponent,
-    Random,
+    RandomDirection,
     Unembedding,
     WithoutLogitEffect,
 )

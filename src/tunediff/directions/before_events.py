@@ -54,7 +54,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a difference of means is made of: role -> sums at each layer, and role -> provenance."""
+    """Sums that a difference of means is made of: role -> sums at each layer, and role -> provenance."""
 
     source: DifferenceOfMeans
     layers: list[int]

@@ -116,7 +116,7 @@ def rows_of(pair: ModelPair, role: str, texts: Sequence[str]) -> tuple[Tensor, T
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Source):
+class RandomDirection(Source):
     """A direction uniform on the sphere, of length 1, another one at every layer; `draw` is its number among the draws of a
     seed."""
 

@@ -69,7 +69,7 @@ def windows(batch: Batch, begins: Tensor, window: Window, where: Tensor) -> Foun
 
 
 def displaced(batch: Batch, begins: Tensor, window: Window, where: Tensor, generator: torch.Generator) -> Tensor:
-    """As many events at other tokens [event]: each at one of the tokens `where` of its own document, drawn at random, whose
+    """Events at other tokens [event], as many: each at one of the tokens `where` of its own document, drawn at random, whose
     window does not begin before the document does; an event of a document without any is left out."""
     fits = where & ((batch.places[0] % batch.ids[0].shape[1]) + window.ends[0] >= 0)
     candidates = fits.nonzero()[:, 0]

@@ -16,6 +16,7 @@ from tunediff.evaluations.lora.polarity_examples import PolarityExamples
 from tunediff.evaluations.lora.unit_comparison import UnitComparison
 from tunediff.evaluations.pair.attention_sinks import AttentionSinks
 from tunediff.evaluations.pair.directions import DirectionsByLayer
+from tunediff.evaluations.pair.gradient import Gradient
 from tunediff.evaluations.pair.layer_divergence import LayerDivergence
 from tunediff.evaluations.pair.tokenizers import Tokenizers
 from tunediff.evaluations.reading.examples import Examples

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from tunediff.directions import DifferenceOfMeans, Direction, Random, Source
+from tunediff.directions import DifferenceOfMeans, Direction, RandomDirection, Source
 from tunediff.directions.before_events import Measured
 from tunediff.evaluations.given import Given, Needs, Work
 from tunediff.folders import changing, make_folder
@@ -114,7 +114,8 @@ class DirectionsByLayer:
         if measured is None:
             value = float(cosine_similarity(vectors[BASE].double(), vectors[TUNED].double(), dim=0))
             drawn = [
-                Random(seed=self.seed, draw=k).find(given, TUNED, [layer]).at(layer) for k in range(2 * self.draws)
+                RandomDirection(seed=self.seed, draw=k).find(given, TUNED, [layer]).at(layer)
+                for k in range(2 * self.draws)
             ]
             stacked = torch.stack(drawn)
             return (value, None, None), cosine_similarity(stacked[::2], stacked[1::2], dim=-1)
