@@ -196,11 +196,12 @@ def test_a_run_that_did_not_end_says_so_where_it_is_opened(tmp_path, caplog):
 
 def test_a_finished_run_is_asked_what_its_study_asked_unless_the_line_names_evaluations(tmp_path):
     run = finished(tmp_path / "run", composed("evaluation=[tokenizers,geometry]"))
-    asked = as_in_the_run(composed("run=x", name="evaluate"), run)
-    assert plain(asked.evaluation) == plain(run.cfg.evaluation) and list(asked.evaluation) == ["tokenizers", "geometry"]
-    assert list(as_in_the_run(composed("run=x", "evaluation=[examples]", name="evaluate"), run).evaluation) == [
-        "examples"
-    ]
+    nothing, examples = (composed("run=x", *words, name="evaluate") for words in ([], ["evaluation=[examples]"]))
+    assert list(as_in_the_run(examples, run).evaluation) == ["examples"]
+    assert plain(as_in_the_run(nothing.copy(), run).evaluation) == plain(run.cfg.evaluation)
+    run.cfg.evaluation = {"autointerp": {"judge": {"endpoint": "http://elsewhere.org/v1"}}}  # a stranger's, say
+    with pytest.raises(Refused, match=r"evaluation\.autointerp\.judge\.endpoint=http.* data would leave this machine"):
+        as_in_the_run(nothing, run)
 
 
 def test_of_many_settings_in_which_two_studies_differ_the_first_are_named_and_the_rest_counted(tmp_path):

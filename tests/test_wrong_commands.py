@@ -12,8 +12,7 @@ import warm
 from conftest import ROOT
 from test_tasks import composed
 from tunediff.settings import check_command_line
-from tunediff.settings.command_line import refuse_launcher
-from tunediff.settings.typed import flags_first
+from tunediff.settings.typed import flags_first, refuse_launcher
 from tunediff.shapes import Refused
 from tunediff.study.finetune import finetune
 from tunediff.study.reevaluate import reevaluate
@@ -198,6 +197,7 @@ def test_a_wrong_command_ends_with_2_in_a_sentence_and_writes_nothing(verb, word
         ("train", "-m --cfg job", "-m and --cfg exclude one another"),
         ("train", "--resolve", "--resolve goes with --cfg"),
         ("train", "hydra/launcher=local", "add -m, also for one study"),
+        ("train", "hydra.launcher.partition=gpu", "hydra.launcher.partition=gpu is about a sweep"),
         ("evaluate", "run=R hydra/launcher=slurm", "sbatch --wrap 'python evaluate.py ...'"),
         ("finetune", "-m seed=1,2 hydra/launcher=local", "runs sweeps of studies"),
         ("train", "~text.system", "~text.system: nothing stands there that could be taken away"),
@@ -218,6 +218,16 @@ def test_flags_may_stand_behind_settings_and_a_launcher_wherever_a_sweep_is():
     assert flags_first(["a=1", "--config-name", "config", "--config-path", "x", "b=2"])[-2:] == ["a=1", "b=2"]
     for sweep in ("-m", "--multi", "hydra.mode=MULTIRUN"):
         refuse_launcher([sweep, "hydra/launcher=slurm"], ROOT / "conf", "train")
+    refuse_launcher(["--cfg", "job", "hydra/launcher=slurm"], ROOT / "conf", "train")
+
+
+def test_a_finished_run_may_be_asked_by_a_sweep_of_evaluations_and_by_a_class_of_ones_own():
+    for words in (
+        "-m run=R evaluation=geometry,examples",
+        "run=R +evaluation.mine._target_=mine.Mine",
+        "run=R evaluation=none",
+    ):
+        check_command_line(shlex.split(words), ROOT / "conf", "evaluate")
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "finetune"])

@@ -29,7 +29,9 @@ from tunediff.settings.typed import (
     is_sweep,
     overrides_in,
     parsed,
+    refuse_launcher,
     refuse_malformed,
+    refuse_nothing_there,
     typed_keys,
 )
 from tunediff.shapes import Refused, Stopped
@@ -268,9 +270,10 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         composed = hydra.compose(name, [*plain, *(str(o.input_line) for o in searched)], return_hydra_config=True)
     legal = set(_keys(composed))
+    named = "evaluation" in composed or any(o.key_or_group == "evaluation" for o in chosen)
     for override in overrides:
         key = override.key_or_group.split("@")[0]
-        if key.partition(".")[0] in ("task", "evaluation") and "evaluation" not in composed:
+        if key.partition(".")[0] in ("task", "evaluation") and not named and not override.is_add():
             name_it = f"evaluation={key.split('.')[1]}" if key.startswith("evaluation.") else "evaluation=[...]"
             raise Refused(
                 f"{override.input_line}: no evaluation is named, so that the study's own are asked, as they were. Name the "
@@ -286,7 +289,10 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
             continue
         if any(sweep.is_sweep_override() for sweep in chosen):
             continue  # the key may exist under another option of the sweep; each member is checked whole
-        if override.is_add() and OmegaConf.select(composed, key.rpartition(".")[0] or "model_pair") is not None:
+        if override.is_add() and (
+            key.startswith("evaluation.")
+            or OmegaConf.select(composed, key.rpartition(".")[0] or "model_pair") is not None
+        ):
             continue  # judged by the signature it is added to
         raise Refused(f"{key} is not a setting here. {nearest(key, legal, 'settings')}")
     if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
@@ -295,35 +301,6 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
     for key in map(str, composed):
         if OmegaConf.is_missing(composed, key) and key not in given:
             raise Refused(not_set(key, f"python {name}.py {key}=<{_comment(folder / f'{name}.yaml', key)}>"))
-
-
-def refuse_nothing_there(key: str, value: Any, composed: DictConfig, legal: set[str]) -> None:
-    """Raises Refused for a key that ~ takes away and that is not there, holds null, or another value than the one typed."""
-    there = OmegaConf.select(composed, key, throw_on_missing=False, throw_on_resolution_failure=False)
-    if key not in legal and key not in composed:
-        raise Refused(f"~{key}: {key} is not a setting here. {nearest(key, legal, 'settings')}")
-    if OmegaConf.is_missing(composed, key) or (
-        there is None and key in legal and OmegaConf.select(composed, key) is None
-    ):
-        raise Refused(f"~{key}: nothing stands there that could be taken away: leave it out.")
-    if value is not None and value != there and not OmegaConf.is_config(there):
-        raise Refused(f"~{key}={value}: {key} is {there}. To take it away whatever it is: ~{key}.")
-
-
-def refuse_launcher(arguments: Sequence[str], folder: Path, name: str) -> None:
-    """Raises Refused for a launcher where there is no sweep to launch, or of studies where there are none."""
-    launcher = typed_keys(arguments).get("hydra/launcher")
-    if launcher is None:
-        return
-    if name != "train" and (folder / "hydra" / "launcher" / f"{launcher}.yaml").is_file():
-        raise Refused(
-            f"hydra/launcher={launcher} runs sweeps of studies, and python {name}.py runs where it is typed: leave it out, and "
-            f"have a cluster run the line itself, sbatch --wrap 'python {name}.py ...'."
-        )
-    if not is_sweep(arguments):
-        raise Refused(
-            f"hydra/launcher={launcher} says where a sweep runs, and without -m this would run here: add -m, also for one study."
-        )
 
 
 def _comment(path: Path, key: str) -> str:

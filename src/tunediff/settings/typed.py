@@ -12,7 +12,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
+from tunediff.settings.checked import nearest
 from tunediff.shapes import Refused
 
 READ = frozenset({"--help", "-h", "--version"})  # of which argparse makes an end at once
@@ -92,8 +94,36 @@ def _unread(word: str, folder: Path, name: str, error: HydraException) -> str:
             f"within quotes: \"key='...'\"."
         )
     asked = re.findall(r"^(\w+): *\?\?\?", (folder / f"{name}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
-    options = [str(path.parent.relative_to(folder)) for path in sorted(folder.glob(f"*/**/{Path(word).name}.yaml"))]
-    means = [f"{key}={word}" for key in (*asked, *options)]
+    options = [str(path.parent.relative_to(folder)) for path in sorted(folder.rglob("*.yaml")) if path.stem == word]
+    means = [f"{key}={word}" for key in (*asked, *options) if key != "."]
     return f"{word} is no setting, which is key=value. " + (
         f"Did you mean {means[0]}?" if means else f"python {name}.py --help lists what there is."
     )
+
+
+def refuse_launcher(arguments: Sequence[str], folder: Path, name: str) -> None:
+    """Raises Refused for a launcher, or a setting of one, where there is no sweep to launch, or of studies where there are
+    none."""
+    typed = typed_keys(arguments)
+    said = [key for key in typed if key == "hydra/launcher" or key.startswith("hydra.launcher.")]
+    if not said or flags_of(arguments).cfg:  # who asks for the config starts nothing
+        return
+    word, launcher = f"{said[0]}={typed[said[0]]}", typed.get("hydra/launcher")
+    if name != "train" and (folder / "hydra" / "launcher" / f"{launcher}.yaml").is_file():
+        raise Refused(
+            f"{word} runs sweeps of studies, and python {name}.py runs where it is typed: leave it out, and have a cluster "
+            f"run the line itself, sbatch --wrap 'python {name}.py ...'."
+        )
+    if not is_sweep(arguments):
+        raise Refused(f"{word} is about a sweep, and without -m this would run here: add -m, also for one study.")
+
+
+def refuse_nothing_there(key: str, value: Any, composed: DictConfig, legal: set[str]) -> None:
+    """Raises Refused for a key of those to take away (~) that is not there, holds nothing, or another value than was typed."""
+    there = OmegaConf.select(composed, key, throw_on_missing=False, throw_on_resolution_failure=False)
+    if key not in legal:
+        raise Refused(f"~{key}: {key} is not a setting here. {nearest(key, legal, 'settings')}")
+    if there is None and ("." in key or key in composed):  # of a group that has no key of its own Hydra knows
+        raise Refused(f"~{key}: nothing stands there that could be taken away: leave it out.")
+    if value is not None and value != there and not OmegaConf.is_config(there):
+        raise Refused(f"~{key}={value}: {key} is {there}. To take it away whatever it is: ~{key}.")

@@ -18,6 +18,7 @@ from tunediff.study.finished import Loaded, check_files
 from tunediff.study.parts import check_evaluations, evaluations_of, inside, learns, refuse_gone
 from tunediff.study.run import evaluate, say_headline
 from tunediff.training.memory import GB
+from tunediff.trusted import check_reach
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +68,14 @@ def refuse_changed(run: Loaded) -> None:
 
 
 def as_in_the_run(cfg: DictConfig, run: Loaded) -> DictConfig:
-    """The config with the evaluations of the study itself, with their tasks, where none were named."""
+    """The config with the evaluations of the study itself, with their tasks, where none were named. Raises Refused for one
+    that would send data away, or write elsewhere, at the word of the folder alone."""
     if "evaluation" in cfg:
         return cfg
+    own = run.cfg.get("evaluation") or {}
+    check_reach(run.folder / "config.yaml", OmegaConf.to_container(OmegaConf.create(own)), within="evaluation.")
     with open_dict(cfg):
-        cfg.evaluation = run.cfg.get("evaluation") or {}
+        cfg.evaluation = own
     log.info(
         "evaluations, as in the study: %s",
         ", ".join(map(str, cfg.evaluation)) or "none, and evaluation=[...] names some",
