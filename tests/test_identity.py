@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,12 +13,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from test_tasks import composed
-from tunediff import files
+from tunediff import files, folders
 from tunediff.hookpoints import HOOKPOINTS
-from tunediff.settings import identity, material, stream_key
-from tunediff.shapes import Refused
-from tunediff.study.parts import pair_and_text
-from tunediff.study.reevaluate import own_place, refuse_changed
+from tunediff.report import in_words, members_under
+from tunediff.settings import identity, material, plain, stream_key
+from tunediff.shapes import Finding, Refused
+from tunediff.study.finished import Loaded, compare
+from tunediff.study.parts import other_settings, pair_and_text, write_config
+from tunediff.study.reevaluate import as_in_the_run, own_place, refuse_changed
 from tunediff.study.run import Run
 from tunediff.study.train import study, wanted_by
 
@@ -145,6 +148,67 @@ def test_findings_on_another_number_of_tokens_stand_in_a_folder_of_their_own(tmp
     place, notes = own_place(run, 4_000)
     assert place == run.folder / "on_4000_tokens" and place.is_dir()
     assert "4,000 held-out tokens" in notes[0].text and f"{budget:,}" in notes[0].text
+
+
+def test_a_study_and_what_was_measured_again_on_other_tokens_are_two_columns(tmp_path, caplog, monkeypatch):
+    run = finished(tmp_path / "run", composed())
+    for value, place in enumerate((run.folder, own_place(run, 4_000)[0])):
+        folders.write_findings(place, [Finding("a/b", value, meaning="m", column="b")], {"study": {}}, by="a")
+    folders.say(run.folder, identity=identity(run.cfg), state=folders.FINISHED)
+    monkeypatch.chdir(tmp_path)
+    budget = run.cfg.budget.evaluation_tokens
+    head, *rows = in_words(members_under(["run/on_4000_tokens", "run"])).splitlines()[:3]
+    assert head.split() == ["budget.evaluation_tokens", "state", "b", "run"]
+    assert [row.split() for row in rows] == [
+        ["4000", "finished", "1", "run/on_4000_tokens"],
+        [str(budget), "finished", "0", "run"],
+    ]
+    assert not caplog.records and len(members_under(["run"])) == len(members_under(["run/on_4000_tokens"])) == 1
+    for named in (["run", f"{tmp_path}/run"], ["run", "."]):
+        caplog.clear()
+        assert compare(named).count("finished") == 1
+        (warned,) = caplog.messages
+        assert "was named more than once, and its runs stand here once" in warned
+
+
+def test_a_run_that_did_not_end_says_so_where_it_is_opened(tmp_path, caplog):
+    write_config(composed("scale=smoke"), tmp_path)
+    folders.say(tmp_path, state=folders.RUNNING, step=3, steps=8)
+    with pytest.raises(Refused, match="is no finished run: it was left interrupted at step 3 of 8"):
+        Loaded(tmp_path)
+    (tmp_path / "dictionary").mkdir()
+    (tmp_path / "dictionary" / "weights.safetensors").touch()
+    for state, said in (
+        (folders.EVALUATING, "it was left interrupted at step 3 of 8, and findings may be missing"),
+        (folders.FAILED, "it was left failed at step 3 of 8 (no labels), and findings may be missing"),
+        (folders.WAITING, "it waits to be begun"),
+    ):
+        caplog.clear()
+        folders.say(tmp_path, state=state, error="no labels" if state == folders.FAILED else None)
+        assert f"of a run that is {state}" in repr(Loaded(tmp_path)) and said in caplog.text
+    folders.say(tmp_path, state=folders.EVALUATING)
+    with folders.held(tmp_path, "The run"):
+        assert Loaded(tmp_path) and "it is evaluating at step 3 of 8" in caplog.text
+    caplog.clear()
+    folders.say(tmp_path, state=folders.FINISHED)
+    assert "of a run" not in repr(Loaded(tmp_path)) and not caplog.records
+
+
+def test_a_finished_run_is_asked_what_its_study_asked_unless_the_line_names_evaluations(tmp_path):
+    run = finished(tmp_path / "run", composed("evaluation=[tokenizers,geometry]"))
+    nothing, examples = (composed("run=x", *words, name="evaluate") for words in ([], ["evaluation=[examples]"]))
+    assert list(as_in_the_run(examples, run).evaluation) == ["examples"]
+    assert plain(as_in_the_run(nothing.copy(), run).evaluation) == plain(run.cfg.evaluation)
+    run.cfg.evaluation = {"autointerp": {"judge": {"endpoint": "http://elsewhere.org/v1"}}}  # a stranger's, say
+    with pytest.raises(Refused, match=r"evaluation\.autointerp\.judge\.endpoint=http.* data would leave this machine"):
+        as_in_the_run(nothing, run)
+
+
+def test_of_many_settings_in_which_two_studies_differ_the_first_are_named_and_the_rest_counted(tmp_path):
+    run = finished(tmp_path / "run", composed())
+    assert other_settings(composed("seed=3"), run.folder) == "seed, dictionary.seed"
+    said = other_settings(composed("seed=3", "scale=smoke", "text.window=9"), run.folder)
+    assert said.startswith("seed, ") and said.count(",") == 5 and re.search(r" and \d+ more$", said)
 
 
 def test_stored_activations_of_one_name_at_another_place_are_others(tmp_path):

@@ -20,6 +20,7 @@ import hydra
 import pyarrow.parquet
 import pytest
 import torch
+from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf, open_dict
 
 import warm
@@ -33,10 +34,12 @@ from tunediff.shapes import Refused
 from tunediff.study.finished import compare
 from tunediff.study.run import Run
 from tunediff.study.train import study, train
+from tunediff.study.trainer import fit
 from tunediff.study.work import work
-from tunediff.sweep.launch import launch
+from tunediff.sweep.launch import launch, returned
 from tunediff.sweep.local import Local
 from tunediff.sweep.plan import Member, Standing, groups_of, members_in
+from tunediff.training import Checkpoints
 
 SMALL = ["scale=smoke", "trainer=cpu", "evaluation=none", *LITTLE_TEXT]  # `words` that follow have the last word
 
@@ -393,6 +396,51 @@ def test_two_processes_go_on_to_the_bit_after_a_kill(tmp_path, monkeypatch):
     assert len(names) == 2
     for name in names:
         assert weights(killed / name) == weights(tmp_path / "two" / name)
+
+
+@pytest.mark.parametrize("how", [SystemExit(143), KeyboardInterrupt()])
+def test_a_run_that_is_stopped_says_the_step_at_which_it_was(tmp_path, how):
+    module, felt = SimpleNamespace(step=2, steps=9), []
+
+    def go(module, **_):
+        module.step = 7
+        raise how
+
+    trainer = SimpleNamespace(callbacks=[], global_rank=0, fit=go)
+    with pytest.raises(type(how)):
+        fit(trainer, module, Checkpoints(tmp_path, seconds=300), tokens=1, beat=felt.append)
+    assert felt == [7]
+
+
+def test_the_members_of_a_sweep_that_was_interrupted_say_so_and_no_other_signal(tmp_path, monkeypatch):
+    started = {name: [warm.COLD, "-c", code] for name, code in (("a", "import time; time.sleep(60)"), ("b", "exit(3)"))}
+    groups = []
+    for name, command in started.items():
+        folders.make_folder(tmp_path / name)
+        folders.say(tmp_path / name, identity=name, state=folders.RUNNING, step=1)
+        member = SimpleNamespace(run=SimpleNamespace(folder=tmp_path / name))
+        start = functools.partial(subprocess.Popen, command, stdin=subprocess.PIPE)
+        groups.append(SimpleNamespace(members=[member], start=lambda *, gpu, start=start: start()))
+
+    def interrupted(_):
+        while folders.read_state(tmp_path / "b")["state"] != folders.INTERRUPTED and asked.append(0) is None:
+            return time_slept(0.05)
+        raise KeyboardInterrupt
+
+    asked, time_slept = [], time.sleep
+    monkeypatch.setattr("tunediff.sweep.local.time.sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Local(parallel=2).run(tmp_path, groups, [])
+    said = {name: folders.read_state(tmp_path / name)["error"] for name in started}
+    assert said == {"a": "the sweep was interrupted", "b": "its process ended with status 3"}
+
+
+def test_what_became_of_a_member_is_told_by_the_table_alone(capfd):
+    member = SimpleNamespace(run=SimpleNamespace(cfg=None))
+    assert returned(member, ["seed=1"], None, 0.5).return_value == 0.5
+    with pytest.raises(CompactHydraException):
+        _ = returned(member, ["seed=1"], CompactHydraException("1 of 2 members did not end well")).return_value
+    assert capfd.readouterr().err == ""
 
 
 def until_free(sweep):

@@ -1,13 +1,21 @@
 """What was typed wrongly ends with status 2 and one sentence that names it, before anything is written."""
 
+import functools
 import importlib
 import shlex
 import sys
 
 import pytest
+from omegaconf import open_dict
 
 import warm
 from conftest import ROOT
+from test_tasks import composed
+from tunediff.settings import check_command_line
+from tunediff.settings.typed import flags_first, refuse_launcher
+from tunediff.shapes import Refused
+from tunediff.study.finetune import finetune
+from tunediff.study.reevaluate import reevaluate
 
 SMOKE = "scale=smoke"
 # a verb, its words, and what the sentence says
@@ -100,11 +108,11 @@ WRONG = {
         "+colour=red": "colour is not a setting",
         "+dictionary.latens=3": "Did you mean dictionary.latents",
         "~budget": "~budget takes away settings that are read",
-        "~dictionary": "dictionary",
+        "~dictionary": "~dictionary ~l1_schedule ~optimizer ~activations",
         "~model_pair.base": "model_pair.base is not set",
         "model_pair.base=null": "model_pair.base=null: a ModelSource belongs there",
         "model_pair.tuned=3": "model_pair.tuned=3: a ModelSource belongs there",
-        "optimizer": "missing EQUAL",
+        "batchtopk_crosscoder": "Did you mean dictionary=batchtopk_crosscoder",
         "seed==3": "seed==3",
         "seed=[1": "no viable alternative",
         "model_pair=local": "model_pair.base.path is not set",
@@ -119,7 +127,8 @@ WRONG = {
         "sweep=a/b": "sweep=",
         "scale=huge": "The options are paper, smoke, toy",
         "--config-path nowhere --config-name config": "there is no such file",
-        "--no-such-flag": "unrecognized arguments",
+        "--no-such-flag": "--no-such-flag is no flag here",
+        "hydra/launcher=slurm": "add -m",
         "-m hydra/sweeper=optun seed=1,2": "hydra/sweeper/optun",
         "-m seed=abc,1": "seed=abc",
         "-m layer=1,99": "layer=99 is out of range",
@@ -174,9 +183,68 @@ def test_a_wrong_command_ends_with_2_in_a_sentence_and_writes_nothing(verb, word
     assert left.value.code == 2, said
     assert WRONG[verb][words] in said, said
     assert "Traceback" not in said
-    hydras = ("Error executing job", "exception formatting")
-    assert words == "~dictionary" or not any(line in said for line in hydras), said
+    hydras = ("Error executing job", "exception formatting", "HYDRA_FULL_ERROR")
+    assert not any(line in said for line in hydras), said
     assert not list(tmp_path.rglob("*")), list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "said"),
+    [
+        ("evaluate", "R", "R is no setting, which is key=value. Did you mean run=R?"),
+        ("train", "nothing", "nothing is no setting, which is key=value. python train.py --help"),
+        ("train", "seed=1 -m layer=1,2 --foo", "--foo is no flag here"),
+        ("train", "-m --cfg job", "-m and --cfg exclude one another"),
+        ("train", "--resolve", "--resolve goes with --cfg"),
+        ("train", "hydra/launcher=local", "add -m, also for one study"),
+        ("train", "hydra.launcher.partition=gpu", "hydra.launcher.partition=gpu is about a sweep"),
+        ("evaluate", "run=R hydra/launcher=slurm", "sbatch --wrap 'python evaluate.py ...'"),
+        ("finetune", "-m seed=1,2 hydra/launcher=local", "runs sweeps of studies"),
+        ("train", "~text.system", "~text.system: nothing stands there that could be taken away"),
+        ("train", "~txt.system", "~txt.system: txt.system is not a setting here. Did you mean text.system"),
+        ("train", "~seed=3", "~seed=3: seed is 0"),
+        ("evaluate", "run=R task=toy", "name the one that is meant, evaluation=[...]"),
+        ("evaluate", "run=R evaluation.geometry.shared=0.1", "name the one that is meant, evaluation=geometry."),
+    ],
+)
+def test_a_word_that_hydra_would_answer_is_answered_here_in_one_sentence(verb, words, said):
+    with pytest.raises(Refused) as refused:
+        check_command_line(flags_first(shlex.split(words)), ROOT / "conf", verb)
+    assert said.lower() in str(refused.value).lower() and "\n" not in str(refused.value)
+
+
+def test_flags_may_stand_behind_settings_and_a_launcher_wherever_a_sweep_is():
+    assert flags_first(["seed=1", "-m", "layer=1,2"]) == ["-m", "seed=1", "layer=1,2"]
+    assert flags_first(["a=1", "--config-name", "config", "--config-path", "x", "b=2"])[-2:] == ["a=1", "b=2"]
+    for sweep in ("-m", "--multi", "hydra.mode=MULTIRUN"):
+        refuse_launcher([sweep, "hydra/launcher=slurm"], ROOT / "conf", "train")
+    refuse_launcher(["--cfg", "job", "hydra/launcher=slurm"], ROOT / "conf", "train")
+
+
+def test_a_finished_run_may_be_asked_by_a_sweep_of_evaluations_and_by_a_class_of_ones_own():
+    for words in (
+        "-m run=R evaluation=geometry,examples",
+        "run=R +evaluation.mine._target_=mine.Mine",
+        "run=R evaluation=none",
+    ):
+        check_command_line(shlex.split(words), ROOT / "conf", "evaluate")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "finetune"])
+def test_a_key_that_a_verb_reads_and_that_was_taken_out_is_told_before_anything_is_begun(verb, tmp_path, monkeypatch):
+    """Once a folder is begun, it would be a failure and no mistake."""
+    monkeypatch.setattr("tunediff.study.finetune.examples_of", None)
+    story = functools.partial(finetune, folder=tmp_path / "new") if verb == "finetune" else reevaluate
+    whole = composed(*(["run=nowhere"] if verb == "evaluate" else []), name=verb)
+    for key in (*whole, "trainer._target_"):
+        if key in ("hydra", "task"):
+            continue
+        cfg = whole.copy()
+        with open_dict(cfg):
+            del (cfg.trainer if "." in key else cfg)[key.rpartition(".")[2]]
+        with pytest.raises(Refused, match=rf"^{key} is not set"):
+            story(cfg)
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_table_is_long_enough():

@@ -253,7 +253,17 @@ def check_file(
             f"{file} reads the environment variable{'s' * (len(unread) > 1)} {', '.join(unread)}, for {', '.join(unread.values())}. If it "
             f"may, say trust=[{','.join(f'env:{name}' for name in unread)}] on the command line, or in tunediff.load."
         )
-    for key, value in leaves_in(content) if typed is not None else ():
+    if typed is not None:
+        check_reach(file, content, within=within, given=given, writes=group in (None, "experiment"))
+    for node, path in targets_in(content):
+        check_name(node, path, trust)
+    return content
+
+
+def check_reach(file: Path, content: Any, *, within: str = "", given: Iterable[str] = (), writes: bool = True) -> None:
+    """Raises Refused where the settings of a file, which stand below `within`, would send data from this machine, or write
+    elsewhere, and the command line does not give them itself."""
+    for key, value in leaves_in(content):
         key = f"{within}{key}"
         last = key.rpartition(".")[2]
         if last in SENDS and value not in SENDS[last] and key not in given and not HERE.match(str(value)):
@@ -261,11 +271,8 @@ def check_file(
                 f"{file} has {key}={value}, by which data would leave this machine. If you want that, say so on the command "
                 f"line: {key}=..."
             )
-        if group in (None, "experiment") and last == "folder" and key not in given and _leads_away(key, value):
+        if writes and last == "folder" and key not in given and _leads_away(key, value):
             raise Refused(f"{file} has {key}={value}, which is written to. If you want that, say {key}=... yourself.")
-    for node, path in targets_in(content):
-        check_name(node, path, trust)
-    return content
 
 
 # what stood in the config.yaml of every run once

@@ -53,8 +53,9 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     for place in places:
         if not Path(place).is_dir():
             raise Refused(f"No run under {place}: there is no such folder.")
-    found = {path for place in places for path in Path(place).rglob("identity.json")}
-    runs = sorted(path.parent for path in found if not _is_fine_tune(path))
+    found = [path for place in places for path in Path(place).rglob("identity.json") if not _is_fine_tune(path)]
+    named = [path.parent for path in found] + [Path(place) for place in places if study_of(Path(place)) != Path(place)]
+    runs = sorted({run.resolve(): run for run in reversed(named)}.values())  # spelled in two ways it is one run
     for sweep in {run.parent for run in runs}:
         _words(sweep)  # refused before a table lacks its keys
     if not runs:
@@ -66,6 +67,12 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
         member["keys"] = {**keys, "layer": _layers(keys["layer"], member["study"])} if "layer" in keys else keys
     add_stability(members)
     return sorted(members, key=lambda member: [_order(value) for value in member["keys"].values()])
+
+
+def study_of(folder: Path) -> Path:
+    """The folder of the study that was measured again in this one, on_<n>_tokens; any other folder is its own."""
+    again = re.fullmatch(r"on_\d+_tokens", folder.name) and not (folder / "identity.json").exists()
+    return folder.parent if again and (folder.parent / "identity.json").exists() else folder
 
 
 def _is_fine_tune(identity: Path) -> bool:
@@ -112,17 +119,19 @@ def _member(run: Path) -> dict[str, Any]:
 
 
 def _read(run: Path) -> dict[str, Any]:
-    stands_for, found = folders.read_json(run / "identity.json"), folders.findings_of(run)
-    state, words = folders.state_of(run), _words(run.parent)
-    with folders.as_written(run / "identity.json"):
+    study, found = study_of(run), folders.findings_of(run)
+    stands_for, state, words = folders.read_json(study / "identity.json"), folders.state_of(study), _words(study.parent)
+    with folders.as_written(study / "identity.json"):
         settings = flat(stands_for["settings"])
+        if study != run:
+            settings["budget.evaluation_tokens"] = int(run.name.split("_")[1])
         if not isinstance(stands_for["identity"], str):
             raise ValueError("its identity is no string")
-    with folders.as_written(run / "state.json"):
+    with folders.as_written(study / "state.json"):
         if state.get("identity", stands_for["identity"]) != stands_for["identity"]:
             raise ValueError("it is of another run")
-    with folders.as_written(run / "tables" / "training.parquet"):
-        curves = thinned(read_table(run, "training"), 120) or {}
+    with folders.as_written(study / "tables" / "training.parquet"):
+        curves = thinned(read_table(study, "training"), 120) or {}
     return {
         "folder": str(run),
         "identity": stands_for["identity"],

@@ -64,7 +64,10 @@ def groups_by_seed(members: Sequence[dict[str, Any]]) -> list[list[dict[str, Any
     """Groups of two or more finished members that differ in the dictionary's seed alone."""
     groups: dict[str, list] = {}
     for member in members:
-        if member["state"] == folders.FINISHED and (Path(member["folder"]) / "tables" / "latents.parquet").exists():
+        folder = Path(member["folder"])  # one that a study was measured again in has no dictionary
+        if member["state"] == folders.FINISHED and all(
+            (folder / name).exists() for name in ("identity.json", "tables/latents.parquet")
+        ):
             same = {key: value for key, value in member["settings"].items() if key not in SEEDS}
             groups.setdefault(json.dumps(same, sort_keys=True), []).append(member)
     return [group for group in groups.values() if len(group) > 1]

@@ -1,11 +1,12 @@
 """Command line and composed config -> checked settings and objects, before any model is loaded. Knows no torch.
 
+typed.py         the words of a command line: flags and settings
 command_line.py  what was typed, refused in one sentence where Hydra cannot compose it
 checked.py       a composed config -> checked settings, and the objects that they describe
 identity.py      what a study is, and the folder that stands for it
 """
 
-from tunediff.settings.checked import READ_BY_STUDY, build, check, plain, refuse_unset, unset
+from tunediff.settings.checked import LEARNING, READ_BY_STUDY, build, check, plain, refuse_unset, unset
 from tunediff.settings.command_line import (
     begun,
     check_command_line,
@@ -30,6 +31,7 @@ from tunediff.settings.identity import (
 )
 
 __all__ = [
+    "LEARNING",
     "READ_BY_STUDY",
     "begun",
     "build",

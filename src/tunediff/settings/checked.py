@@ -9,6 +9,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,13 @@ import hydra.errors
 import pydantic
 import pydantic_core
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from tunediff import hub
 from tunediff.shapes import Refused, flat, path_in
@@ -34,6 +41,7 @@ from tunediff.trusted import (
 NESTED = "budget model_pair text dictionary l1_schedule optimizer activations trainer launcher evaluation task direction logger model recipe".split()
 # of Lightning's, those that change neither what is learned nor for how long
 TRAINER = "_target_ accelerator devices num_nodes strategy precision deterministic benchmark".split()
+LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
 SEVERAL = ("evaluation", "task", "logger")  # groups of which a study may choose several options
 COUNT = Annotated[int, pydantic.Field(gt=0, strict=True)]  # 12, and not 12.0: one number, one way to write it
 # of held-out tokens, which are kept in memory: a text of that size is no sample any more, and a toy one never ends
@@ -112,8 +120,10 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
     except MissingMandatoryValue as error:
         raise Refused(not_set(str(error.full_key), f"{error.full_key}=<...>")) from error
     except OmegaConfBaseException as error:
-        raise Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
-    for key in settings.get("trainer") or ():
+        raise unset(error) or Refused(f"{error.full_key or 'The config'}: {str(error).splitlines()[0]}") from error
+    if isinstance(trainer := settings.get("trainer"), dict) and "_target_" not in trainer:
+        raise Refused("trainer._target_ is not set: choose an option of trainer, such as trainer=auto.")
+    for key in trainer or ():
         if key not in TRAINER:
             near = difflib.get_close_matches(key, TRAINER, n=1)
             way = (
@@ -224,14 +234,14 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
         ) from error
 
 
-# read once a study has begun
-LATE = ("seed", "logger", "checkpoint_every", "logits_mb", "optimized_metric")
+# of the top-level keys that a verb reads, those that a config may lack
+MAY_LACK = {"commits", "task", *LEARNING}
 
 
-def refuse_unset(cfg: DictConfig) -> None:
-    """Raises Refused for a setting that is read late and was taken out."""
-    for key in LATE:
-        if key not in cfg:
+def refuse_unset(cfg: DictConfig, legal: Sequence[str]) -> None:
+    """Raises Refused for a key that the verb reads, of those that are `legal`, and that was taken out."""
+    for key in legal:
+        if key not in cfg and key not in MAY_LACK:
             raise Refused(_unset(key))
 
 
@@ -244,6 +254,8 @@ def _unset(key: str) -> str:
 def unset(error: BaseException) -> Refused | None:
     """The refusal for a setting that is read and was not there, as behind ~optimizer.batch or an option that has none; None
     for another error."""
+    if isinstance(error, InterpolationKeyError) and (found := re.search(r"key '(.+)' not found", str(error))):
+        return Refused(_unset(found[1]))
     if not isinstance(error, ConfigAttributeError | ConfigKeyError) or "is not in struct" not in str(error):
         return None
     return Refused(_unset(str(error.full_key)))

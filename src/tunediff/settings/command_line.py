@@ -17,14 +17,23 @@ from typing import Any
 
 import hydra
 import hydra.errors
-from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tunediff.settings.checked import NESTED, SEVERAL, nearest, not_set, refuse_one_value
+from tunediff.settings.checked import LEARNING, NESTED, SEVERAL, nearest, not_set, refuse_one_value, unset
 from tunediff.settings.identity import digest_of_line
+from tunediff.settings.typed import (
+    READ,
+    flags_first,
+    flags_of,
+    is_sweep,
+    overrides_in,
+    parsed,
+    refuse_launcher,
+    refuse_malformed,
+    refuse_nothing_there,
+    typed_keys,
+)
 from tunediff.shapes import Refused, Stopped
 from tunediff.terminal import guard, printable, shown
 from tunediff.trusted import (
@@ -67,9 +76,33 @@ def composed_plainly() -> Iterator[None]:
     try:
         yield
     except (OmegaConfBaseException, hydra.errors.HydraException) as error:
-        where = getattr(error, "full_key", None) or "the config"
-        print(f"error: {where}: {printable(str(error).strip().splitlines()[0])}", file=sys.stderr)
+        print(f"error: {_of_hydra(error)}", file=sys.stderr)
         sys.exit(1 if _began else 2)
+
+
+def _of_hydra(error: Exception) -> str:
+    """One sentence for what Hydra or OmegaConf could not do."""
+    if (refusal := unset(error)) is not None:
+        return str(refusal)
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    lines = [str(one).partition("Config search path")[0] for one in (error, cause) if one is not None]
+    said = printable(" ".join(" ".join(lines).split()))
+    if isinstance(error, hydra.errors.HydraException) and _began:  # what became of a sweep, in words of ours
+        return said
+    return f"{getattr(error, 'full_key', None) or 'the config'}: {said:.400}"
+
+
+@contextlib.contextmanager
+def errors_from_hydra() -> Iterator[None]:
+    """Context in which Hydra raises what went wrong, instead of printing it in its own words."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def verb(name: str) -> Callable:
@@ -87,50 +120,21 @@ def verb(name: str) -> Callable:
             _began = False
             guard()
             with said_plainly(), composed_plainly():
-                sys.argv[1:] = with_files(sys.argv[1:], folder)
+                sys.argv[1:] = with_files(flags_first(sys.argv[1:]), folder)
                 sys.argv[1:] += of_its_own(sys.argv[1:], folder)
                 check_command_line(sys.argv[1:], folder, name)
                 sys.argv[1:] += nothing_written(sys.argv[1:], name)
                 sys.argv[1:] += named(sys.argv[1:], name)
             try:
-                with composed_plainly():
+                with composed_plainly(), errors_from_hydra():
                     wrapped()
             except KeyboardInterrupt:
                 print("stopped before anything was begun", file=sys.stderr)
                 sys.exit(130)
-            except SystemExit as left:  # Hydra has said what does not compose
-                said = isinstance(left.__context__, hydra.errors.HydraException | OmegaConfBaseException)
-                if left.code != 1 or not said or _began:
-                    raise
-                sys.exit(2)
 
         return main
 
     return decorate
-
-
-def overrides_in(arguments: Sequence[str]) -> list[str]:
-    """The overrides of a command line, without Hydra's flags and what stands behind them, as Hydra takes it apart."""
-    return (
-        [] if READ.intersection(arguments) else list(get_args_parser().parse_known_args(list(arguments))[0].overrides)
-    )
-
-
-READ = frozenset({"--help", "-h", "--version"})  # of which argparse makes an end at once
-
-
-def parsed(arguments: Sequence[str]) -> list[Override] | None:
-    """The overrides of a command line; None where Hydra cannot read one, whose own message on the grammar is good."""
-    try:
-        return OverridesParser.create().parse_overrides(overrides_in(arguments))
-    except hydra.errors.HydraException:
-        return None
-
-
-def typed_keys(arguments: Sequence[str]) -> dict[str, Any]:
-    """Key -> value of the overrides of a command line; nothing where Hydra cannot read one."""
-    found = parsed(arguments) or []
-    return {o.key_or_group: None if o.is_sweep_override() or o.is_delete() else o.value() for o in found}
 
 
 # of a run that is started from a config by its path, which says nothing of Hydra
@@ -152,7 +156,7 @@ def of_its_own(arguments: Sequence[str], folder: Path) -> list[str]:
     Raises Refused for a config that may not be read."""
     if READ.intersection(arguments):
         return []
-    flags = get_args_parser().parse_known_args(list(arguments))[0]  # --config-pat is --config-path to it
+    flags = flags_of(arguments)  # --config-pat is --config-path to it
     if flags.config_path is None:
         return []
     typed = typed_keys(arguments)
@@ -182,7 +186,7 @@ def nothing_written(arguments: Sequence[str], name: str) -> list[str]:
     given = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
     if not given.get("dry_run"):
         return []
-    if not {"-m", "--multirun"} & {*arguments}:
+    if not is_sweep(arguments):
         return ["hydra.run.dir=.", *UNWRITTEN]
     if (sweeper := given.get("hydra/sweeper", "basic")) != "basic":
         raise Refused(
@@ -196,7 +200,7 @@ def nothing_written(arguments: Sequence[str], name: str) -> list[str]:
 
 def named(arguments: Sequence[str], name: str) -> list[str]:
     """The name of a sweep of fine-tunes that was given none, for Hydra: it composes each member anew, whose line is another."""
-    if name != "finetune" or not {"-m", "--multirun"} & {*arguments} or "sweep" in typed_keys(arguments):
+    if name != "finetune" or not is_sweep(arguments) or "sweep" in typed_keys(arguments):
         return []
     return [f"sweep={digest_of_line(overrides_in(arguments))}"]
 
@@ -228,8 +232,10 @@ def with_files(arguments: Sequence[str], folder: Path) -> list[str]:
 
 
 def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> None:
-    """Raises Refused, naming the nearest legal words, for a key or an option that does not exist, and for a key of
-    conf/<name>.yaml that was left open (???) and is not given."""
+    """Raises Refused, naming the nearest legal words, for what is no setting, for a key or an option that does not exist, for
+    a launcher of what is no sweep, and for a key of conf/<name>.yaml that was left open (???) and is not given."""
+    refuse_malformed(arguments, folder, name)
+    refuse_launcher(arguments, folder, name)
     if any(a.startswith(("--config", "-cn", "-cp", "-cd", "--hydra-help", "--help", "-h")) for a in arguments):
         return
     overrides = parsed(arguments)
@@ -254,21 +260,39 @@ def check_command_line(arguments: Sequence[str], folder: Path, name: str) -> Non
                     continue
                 if not (folder / override.key_or_group / f"{option}.yaml").is_file():
                     raise Refused(f"{override.key_or_group}={option}: {nearest(option, options, 'options')}")
-    plain = [str(o.input_line) for o in chosen if not o.is_sweep_override()]
+    taken = [part for part in LEARNING if any(o.is_delete() and o.key_or_group == part for o in chosen)]
+    if 0 < len(taken) < len(LEARNING):
+        raise Refused(
+            f"~{taken[0]}: a dictionary is trained with all of {', '.join(LEARNING)}. To measure the pair alone take all of "
+            f"them away: {' '.join(f'~{part}' for part in LEARNING)} evaluation=[layer_divergence,tokenizers]."
+        )
+    plain = [str(o.input_line) for o in chosen if not o.is_sweep_override() and not o.is_delete()]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         composed = hydra.compose(name, [*plain, *(str(o.input_line) for o in searched)], return_hydra_config=True)
     legal = set(_keys(composed))
+    named = "evaluation" in composed or any(o.key_or_group == "evaluation" for o in chosen)
     for override in overrides:
         key = override.key_or_group.split("@")[0]
+        if key.partition(".")[0] in ("task", "evaluation") and not named and not override.is_add():
+            name_it = f"evaluation={key.split('.')[1]}" if key.startswith("evaluation.") else "evaluation=[...]"
+            raise Refused(
+                f"{override.input_line}: no evaluation is named, so that the study's own are asked, as they were. Name the "
+                f"one that is meant, {name_it}."
+            )
         if key in NESTED and key not in groups and not override.is_sweep_override():
             if override.is_delete():
                 raise Refused(f"~{key} takes away settings that are read: leave it out.")
             refuse_one_value(key, override.value())
+        if override.is_delete() and not key.startswith("hydra") and not any(o.is_sweep_override() for o in chosen):
+            refuse_nothing_there(override.key_or_group, override.value(), composed, legal | groups)
         if override in chosen or key in legal or key in groups or key.startswith("hydra") or override.is_delete():
             continue
         if any(sweep.is_sweep_override() for sweep in chosen):
             continue  # the key may exist under another option of the sweep; each member is checked whole
-        if override.is_add() and OmegaConf.select(composed, key.rpartition(".")[0] or "model_pair") is not None:
+        if override.is_add() and (
+            key.startswith("evaluation.")
+            or OmegaConf.select(composed, key.rpartition(".")[0] or "model_pair") is not None
+        ):
             continue  # judged by the signature it is added to
         raise Refused(f"{key} is not a setting here. {nearest(key, legal, 'settings')}")
     if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):

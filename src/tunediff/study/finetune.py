@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from tunediff import folders, hub, processes
 from tunediff.models import ModelSource, placed
 from tunediff.schedules import Length, steps_of
-from tunediff.settings import begun, build, check, identity, material, pinned, plain, within
+from tunediff.settings import begun, build, check, identity, material, pinned, plain, refuse_unset, within
 from tunediff.shapes import Refused, Table
 from tunediff.study import faults
 from tunediff.study.described import beat, close_loggers, curves_of, open_loggers
@@ -63,6 +63,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
     # whoever started torchrun cleans up, after having read why: one process must not, while others still write
     keeps = "TORCHELASTIC_RUN_ID" in os.environ or cfg.get("dry_run")  # whose folder is no run's
     with nullcontext() if keeps else folders.unless_refused(folder), faults.said():
+        refuse_unset(cfg, FINE_TUNE)
         check(cfg, FINE_TUNE)
         typed, saved = cfg, latest_checkpoint(folder / "checkpoints") is not None
         cfg = pinned(cfg, {} if cfg.dry_run else commits_kept(folder, saved=saved))

@@ -26,7 +26,7 @@ from tunediff.evaluations.latents.edits import latent_edits, role_of
 from tunediff.evaluations.latents.selection import choose
 from tunediff.generation import Batched, Decoding, Response, ask, generate
 from tunediff.models import LOGITS_MB, ModelPair, save_adapted
-from tunediff.report import in_words, members_under, write_comparison
+from tunediff.report import in_words, members_under, study_of, write_comparison
 from tunediff.settings import check, pinned, within
 from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Refused, Stream, path_in
 from tunediff.study.companions import read_companions, starting_rows
@@ -59,14 +59,19 @@ class Loaded:
             raise Refused(f"{folder} is no finished run: it has no config.yaml.")
         self.folder = folder
         self.cfg: DictConfig = config_of(folder, trust)
+        left = unended(folder)
         if learns(self.cfg) and not (folder / "dictionary" / "weights.safetensors").exists():
-            raise Refused(f"{folder} is no finished run: it has no dictionary/weights.safetensors.")
+            raise Refused(f"{folder} is no finished run: {left or 'it has no dictionary/weights.safetensors.'}")
+        if left is not None:
+            log.warning("%s: %s", folder, left)
         if not (folder / folders.MANIFEST).exists():
             log.warning("%s has no manifest.json, as runs of earlier versions: its files are read unchecked.", folder)
 
     def __repr__(self) -> str:
         tables = ", ".join(sorted(path.stem for path in (self.folder / "tables").glob("*.parquet")))
-        return f"Loaded({self.folder}: {len(self.findings)} findings; tables {tables})"
+        state = folders.read_state(self.folder).get("state", folders.FINISHED)
+        ended = "" if state == folders.FINISHED else f", of a run that is {state}"
+        return f"Loaded({self.folder}: {len(self.findings)} findings{ended}; tables {tables})"
 
     @functools.cached_property
     def _pair_and_text(self) -> tuple[ModelPair, Text]:
@@ -244,6 +249,22 @@ class Loaded:
         )  # fmt: skip
 
 
+def unended(folder: Path) -> str | None:
+    """A sentence about a run that has not ended, or did not end well; None for a finished one, and for one of a version that
+    kept no state."""
+    state = folders.state_of(folder)
+    word = state.get("state", folders.FINISHED)
+    at = f" at step {state['step']:,} of {state['steps']:,}" if {"step", "steps"} <= state.keys() else ""
+    if word == folders.FINISHED:
+        return None
+    if word == folders.WAITING:
+        return "it waits to be begun, and what stands there is of an earlier one."
+    if word in (folders.RUNNING, folders.EVALUATING):
+        return f"it is {word}{at}, and what stands there is what it has found so far."
+    why = f" ({state['error']})" if "error" in state else ""
+    return f"it was left {word}{at}{why}, and findings may be missing. Its own line goes on and finds them all."
+
+
 WHERE_READ = ("tables/", "dictionary/", "companions/")  # what lies there is taken for the run's
 
 
@@ -272,6 +293,10 @@ def compare(places: Sequence[str]) -> str:
     """Compares runs and sweeps side by side, also while they run: prints the table, and writes a parquet and a page into the
     first folder."""
     members = members_under(places)
+    paths = [Path(place).resolve() for place in places]
+    for n, (place, path) in enumerate(zip(places, paths, strict=True)):
+        if path in paths[:n] or (study_of(path) == path and {*paths}.intersection(path.parents)):
+            log.warning("%s was named more than once, and its runs stand here once.", place)
     said = in_words(members)
     try:
         return f"{said}\npage: {write_comparison(members, Path(places[0]))}"

@@ -22,7 +22,7 @@ from tunediff.folders import begin_manifest, write_atomically
 from tunediff.hookpoints import add_hookpoint
 from tunediff.models import ALL_LAYERS, Agreed, ModelPair, TranscoderFiles, agree
 from tunediff.schedules import Length
-from tunediff.settings import READ_BY_STUDY, build, check, identity, material, plain, within
+from tunediff.settings import LEARNING, READ_BY_STUDY, build, check, identity, material, plain, within
 from tunediff.shapes import ADAPTER, HYBRID, ROLES, TUNED, Refused, Stream, flat, lacking
 from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
@@ -30,7 +30,7 @@ from tunediff.trusted import check_file, strings_in, target_of, unresolved, vari
 
 STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task direction trainer logger layer seed trust commits"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "logits_mb", "optimized_metric"]
-LEARNING = ("dictionary", "l1_schedule", "optimizer", "activations")  # what a dictionary is trained with: all or none
+NAMED = 6  # settings in which two studies differ
 TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has
 
 
@@ -328,9 +328,13 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
 
 
 def other_settings(cfg: DictConfig, folder: Path) -> str:
-    """The names of the settings, and of what was read, in which the run of a folder differs from a config."""
+    """The names of the settings, and of what was read, in which the run of a folder differs from a config: the first few, and
+    how many more there are."""
     now, before = flat(material(cfg)), flat(folders.read_json(folder / "identity.json").get("settings", {}))
-    return ", ".join(sorted(name for name in {*before, *now} if before.get(name) != now.get(name))) or "version"
+    other = [name for name in {*before, *now} if before.get(name) != now.get(name)]
+    names = sorted(other, key=lambda name: (name.count("."), name))
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}" if names else "version"
 
 
 def refuse_gone(cfg: DictConfig, folder: Path, before: Iterable[str], now: Iterable[str]) -> None:

@@ -6,10 +6,10 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tunediff import folders
-from tunediff.settings import begun, build, check, environment, identity, material, pinned, plain
+from tunediff.settings import begun, build, check, environment, identity, material, pinned, plain, refuse_unset
 from tunediff.shapes import Note, Refused
 from tunediff.study import faults
 from tunediff.study.described import about
@@ -18,6 +18,7 @@ from tunediff.study.finished import Loaded, check_files
 from tunediff.study.parts import check_evaluations, evaluations_of, inside, learns, refuse_gone
 from tunediff.study.run import evaluate, say_headline
 from tunediff.training.memory import GB
+from tunediff.trusted import check_reach
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,22 @@ def refuse_changed(run: Loaded) -> None:
         )
 
 
+def as_in_the_run(cfg: DictConfig, run: Loaded) -> DictConfig:
+    """The config with the evaluations of the study itself, with their tasks, where none were named. Raises Refused for one
+    that would send data away, or write elsewhere, at the word of the folder alone."""
+    if "evaluation" in cfg:
+        return cfg
+    own = run.cfg.get("evaluation") or {}
+    check_reach(run.folder / "config.yaml", OmegaConf.to_container(OmegaConf.create(own)), within="evaluation.")
+    with open_dict(cfg):
+        cfg.evaluation = own
+    log.info(
+        "evaluations, as in the study: %s",
+        ", ".join(map(str, cfg.evaluation)) or "none, and evaluation=[...] names some",
+    )
+    return cfg
+
+
 def own_place(run: Loaded, tokens: int) -> tuple[Path, list[Note]]:
     """The folder of what is found on so many held-out tokens: the run's, or where the study read another number one inside it,
     with a note that says so. Numbers of different tokens stand in no table, headline or page together."""
@@ -86,9 +103,11 @@ def reevaluate(cfg: DictConfig) -> None:
     """Runs evaluations on the dictionary of a finished run, or on the pair of one that trained none; what
     an evaluation finds replaces what it found before on as many tokens."""
     with folders.unless_refused(Path(cfg.run)):
+        refuse_unset(cfg, [key for key in REEVALUATION if key != "evaluation"])
         check(cfg, REEVALUATION)
         folders.refuse_links(Path(cfg.run))
         run = Loaded(Path(cfg.run), plain(cfg.trust))
+        cfg = as_in_the_run(cfg, run)
         streams = run.streams  # of a model, a file or a package that is not here, it is said now
         check_files(run.folder)  # and not when all is measured and the page is written
         refuse_changed(run)

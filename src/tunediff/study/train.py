@@ -54,13 +54,13 @@ def study(cfg: DictConfig, folder: Path) -> float | None:
     resumes. Returns the value of the finding that `optimized_metric` names. A dry run only prints the estimate."""
     if cfg.get("dry_run"):  # its folder is no run's, and nothing in it is touched
         with faults.said():
+            refuse_unset(cfg, STUDY)
             check(cfg, STUDY)
-            refuse_unset(cfg)
             print(forecast(Run(pinned(cfg), folder)))
         return None
     with folders.unless_refused(folder), faults.said():
+        refuse_unset(cfg, STUDY)
         check(cfg, STUDY)
-        refuse_unset(cfg)
         checkpoints = folder / "checkpoints"
         saved = latest_checkpoint(checkpoints)
         cfg = pinned(cfg, commits_kept(folder, saved=saved is not None))

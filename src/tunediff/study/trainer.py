@@ -157,4 +157,9 @@ def fit(
     if module.step < module.steps:
         pulse = Pulse(beat, seconds=min(10.0, checkpoints.seconds))
         trainer.callbacks += [TokenProgress(tokens), checkpoints, pulse]
-        trainer.fit(module, train_dataloaders=rows)
+        try:
+            trainer.fit(module, train_dataloaders=rows)
+        except (KeyboardInterrupt, SystemExit):  # it is stopped behind the step at which the pulse was felt last
+            if trainer.global_rank == 0:
+                beat(module.step)
+            raise

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
@@ -165,8 +166,18 @@ def tell(sweep: Path, members: Sequence[Member], overrides: Sequence[Sequence[st
     ]
 
 
+class Told(JobReturn):
+    """The outcome of a member, of which the table has told: whoever comes upon a failure here says nothing more of it."""
+
+    @JobReturn.return_value.getter
+    def return_value(self) -> Any:
+        if self.status is JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+
 def returned(member: Member, words: Sequence[str], failure: Exception | None, value: float | None = None) -> JobReturn:
     status = JobStatus.FAILED if failure else JobStatus.COMPLETED
-    result = JobReturn(overrides=list(words), cfg=member.run.cfg, status=status)
+    result = Told(overrides=list(words), cfg=member.run.cfg, status=status)
     result.return_value = failure or value
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,19 +49,23 @@ class Local:
                         processes.stop([process])
                         del running[slot]
                         free.append(slot)
-                        note_end(group, process)
+                        note_end(group, processes.ending(process.returncode))
                 time.sleep(0.1)
         except BaseException:
             processes.stop([process for _, process in running.values()])
             for group, process in running.values():
-                note_end(group, process)
+                asked = process.returncode in STOPPED
+                note_end(group, "the sweep was interrupted" if asked else processes.ending(process.returncode))
             raise
 
 
-def note_end(group: Group, process: subprocess.Popen) -> None:
-    """Writes into the members of a group that did not end by themselves how its process ended."""
+STOPPED = {sign * number + (128 if sign > 0 else 0) for number in processes.ASKED_TO_END for sign in (1, -1)}
+
+
+def note_end(group: Group, ending: str) -> None:
+    """Writes into the members of a group that did not end by themselves what ended them."""
     for member in group.members:
-        folders.note_end(member.run.folder, processes.ending(process.returncode))
+        folders.note_end(member.run.folder, ending)
 
 
 def visible_gpus() -> list[str]:

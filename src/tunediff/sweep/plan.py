@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from tunediff import folders, processes
 from tunediff.models import Agreed, ModelPair
-from tunediff.settings import check, digest, identity, material, pinned, plain, stream_key, within
+from tunediff.settings import check, digest, identity, material, pinned, plain, refuse_unset, stream_key, within
 from tunediff.shapes import Refused, flat
 from tunediff.study.parts import STUDY, agreed_upon, commits_kept, inside
 from tunediff.study.rehearsal import rehearse
@@ -117,6 +117,7 @@ def members_in(
         try:
             with within(sweep):
                 check(cfg, STUDY)
+            refuse_unset(cfg, STUDY)
             cfg = pinned(cfg, commits)
             run = Run(cfg, sweep / identity(cfg))
             key = digest([plain(cfg.model_pair), plain(cfg.text), bool(cfg.evaluation)])
