@@ -428,6 +428,36 @@ def test_findings_that_are_gone_are_asked_again_as_their_refusal_says(run):
     assert folders.gone_from(run) == []
 
 
+def test_the_deepest_file_of_a_run_is_listed_and_one_that_stands_as_a_folder_is_no_file(run):
+    deepest = run / "companions" / "twin" / "config.json"
+    deepest.parent.mkdir(parents=True)
+    folders.write_atomically(deepest, "{}")
+    assert "companions/twin/config.json" in folders.entries(run)
+    deepest.write_text("[]")
+    with pytest.raises(Refused, match="twin/config.json is not as it was written"):
+        folders.read_json(deepest)
+
+
+def test_a_manifest_that_is_rotten_in_part_is_refused_whole(run):
+    for spoilt in ({"entries": {}}, {"files": {"a": 1}}, {"files": {}, "changing": [1]}):
+        folders.write_sealed(run / "manifest.json", spoilt)
+        with pytest.raises(Refused, match=r"manifest.json is not as it was written"):
+            folders.entries(run)
+
+
+def test_a_table_of_another_number_of_rows_takes_the_place_of_the_earlier_one(run):
+    folders.write_table(run, Table("latents", {"y": [1, 2, 3]}))
+    assert READ["tables/latents.parquet"](run) == {"y": [1, 2, 3]}
+
+
+def test_a_folder_that_is_used_again_holds_nothing_of_the_study_before(run):
+    for left in ("on_99_tokens/tables", "outputs", "latent_cache"):
+        (run / left).mkdir(parents=True)
+    folders.clear(run)
+    assert {path.name for path in run.iterdir()} == {"identity.json", "state.json", "dictionary", "tables"}
+    assert not list((run / "tables").iterdir())
+
+
 def test_nothing_is_written_through_a_link_that_leads_elsewhere(run, tmp_path):
     (run / "latest").symlink_to("dictionary")
     folders.refuse_links(run)

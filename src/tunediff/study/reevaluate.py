@@ -55,7 +55,8 @@ def refuse_changed(run: Loaded) -> None:
     changed = [
         name
         for name in {**before, **now}
-        if (name in other or now[name] != before.get(name, now[name])) and not name.startswith("evaluation.")
+        if not name.startswith("evaluation.")  # whose files may be gone, too
+        and (name in other or now.get(name) != before.get(name, now.get(name)))
     ]
     if changed:
         named = ", ".join(f"{name}={OmegaConf.select(run.cfg, name)}" for name in changed)
