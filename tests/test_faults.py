@@ -382,6 +382,48 @@ def test_a_lock_that_is_removed_lets_nobody_of_this_machine_in_while_its_holder_
         pass
 
 
+def test_a_lock_that_is_no_file_is_refused_by_its_name(tmp_path, impatient):
+    ways = (
+        lambda place: place.symlink_to("elsewhere"),
+        Path.mkdir,
+        os.mkfifo,
+        lambda place: place.symlink_to(tmp_path),
+    )
+    for n, make in enumerate(ways):
+        for name in ("lock", "owner.json"):
+            folder = tmp_path / f"{n}-{name}"
+            folder.mkdir()
+            make(folder / name)
+            with (
+                pytest.raises(Refused, match=f"{name} is a link, a folder or a pipe where a file"),
+                folders.held(folder, "A"),
+            ):
+                pass
+            if name == "lock" and (folder / name).exists():
+                with pytest.raises(Refused, match="remove it"):
+                    folders.is_held(folder)
+
+
+def test_an_owner_that_says_nothing_of_a_process_keeps_nobody_out(tmp_path, impatient):
+    here = f'"host": "{socket.gethostname()}"'
+    numbers = ("1e400", "-1e400", "NaN", "true", "null", "{}", '"../self"', "9" * 40, "9" * 5000, "-1", "0")
+    said = [f'{{"process": {n}, {here}, "since": "x", "born": {born}}}' for n in numbers for born in ('"x"', "1", "[]")]
+    for words in (
+        *said,
+        "[]",
+        "1e400",
+        '{"born": "\\ud800"}',
+        '{"process": 1, "host": {}, "since": [], "born": []}',
+    ):
+        (tmp_path / "owner.json").write_text(words)
+        assert not folders.is_held(tmp_path), words
+        with folders.held(tmp_path, "The run"):
+            (tmp_path / "owner.json").write_text(words)
+            with pytest.raises(Refused, match="being written by"), folders.held(tmp_path, "The run"):
+                pass
+            folders.check_held(tmp_path) if words in said[:9] else None
+
+
 def test_whoever_lost_its_folder_to_another_process_stops_and_writes_nothing_there(tmp_path, monkeypatch):
     """As one on another machine takes it, where locks do not reach."""
     from tunediff.training import progress

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunediff.files import located
+from tunediff.files import located, opened
 from tunediff.shapes import Refused
 
 MODEL, DATASET = "model", "dataset"  # kinds of repositories, as the Hub calls them
@@ -112,8 +112,9 @@ def commit_of(kind: str, name: str, revision: str) -> str | None:
     place = home / "refs" / revision
     commit = None if constants.HF_HUB_OFFLINE else _asked(kind, name, revision)
     try:
-        before = place.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
+        with opened(place) as file:
+            before = file.read(100).decode().strip()
+    except (OSError, ValueError, Refused):
         before = ""
     if commit is None:
         return before if is_commit(before) else None

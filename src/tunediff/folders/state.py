@@ -105,7 +105,13 @@ class Taken(Refused):
 @contextlib.contextmanager
 def locked(folder: Path, *, seconds: float = -1) -> Iterator[filelock.BaseFileLock]:
     """Context with the lock of a folder, which is waited for so long, or without end. Where the file system has no locks a
-    file stands for it that one process alone can make, and that one which is killed leaves behind. Raises filelock.Timeout."""
+    file stands for it that one process alone can make, and that one which is killed leaves behind. Raises filelock.Timeout, and
+    Refused for a lock that is no file."""
+    for place in (folder / "lock", folder / "owner.json"):
+        if place.is_symlink() or (place.exists() and not place.is_file()):
+            raise Refused(
+                f"{place} is a link, a folder or a pipe where a file belongs that says who writes here: remove it."
+            )
     lock: filelock.BaseFileLock = filelock.FileLock(folder / "lock")
     try:
         lock.acquire(timeout=seconds)
@@ -169,9 +175,11 @@ def check_held(folder: Path) -> None:
 def _owner(folder: Path) -> dict[str, Any]:
     """The content of owner.json; empty where it is not there or not as it was written."""
     try:
-        return read_json(folder / "owner.json")
+        owner = read_json(folder / "owner.json")
     except Refused:
         return {}
+    kinds = {"process": int, "host": str, "since": str, "born": str | None}
+    return owner if all(isinstance(owner.get(name), kind) for name, kind in kinds.items()) else {}
 
 
 def _owner_in_words(folder: Path) -> str:
@@ -200,7 +208,7 @@ def born(process: Any) -> str | None:
             Path(f"/proc/{int(process)}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         )
         return None if said[0] in "ZX" else f"{boot} {said[19]}"
-    except (OSError, LookupError, ValueError, TypeError):
+    except (OSError, LookupError, ValueError, TypeError, OverflowError):
         return None
 
 

@@ -119,4 +119,5 @@ def reevaluate(cfg: DictConfig) -> None:
                 "the same command goes on with them."
             ) from None
         folders.remove_partial(folder)
+        folders.note_ended(run.folder)
         say_headline(folder, findings)
