@@ -31,6 +31,7 @@ from hydra_plugins.tunediff_launchers import FolderFirst
 from test_sweep import LONG, composed, trained, until_free, weights
 from tunediff import folders, processes
 from tunediff.loggers import Csv, TensorBoard, Wandb, is_whole
+from tunediff.settings import said_plainly
 from tunediff.shapes import Refused, Rows, Stopped
 from tunediff.study import faults
 from tunediff.study import run as run_of_a_study
@@ -68,17 +69,18 @@ def slow(values):
 
 
 @pytest.mark.parametrize("begins", ("on_run_start", "on_multirun_start"))
-@pytest.mark.parametrize("fails", ("mkdir", "write_bytes"))
+@pytest.mark.parametrize("fails", ("mkdir", "write_bytes", "written-7.partial"))
 def test_a_disk_that_takes_no_file_is_left_without_folders_of_a_run(tmp_path, monkeypatch, capsys, begins, fails):
     """A folder takes less than a file: the disk may take the first and not the other, or one folder and not the next."""
-    place, whole = tmp_path / "mine" / "a" / "b" / "c", getattr(Path, fails)
+    place, whole = tmp_path / "mine" / "a" / "b" / "c", getattr(Path, fails, Path.write_bytes)
+    refused = fails if "." in fails else "written.partial"  # the eighth name, where there is room for bytes
 
     def full(path, *words, **named):
-        if path.name in ("c", "written.partial"):
+        if path.name in ("c", refused):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return whole(path, *words, **named)
 
-    monkeypatch.setattr(Path, fails, full)
+    monkeypatch.setattr(Path, whole.__name__, full)
     hydra = {"run": {"dir": str(place)}, "sweep": {"dir": str(place)}}
     (tmp_path / "mine").mkdir()
     with pytest.raises(SystemExit):
@@ -181,6 +183,13 @@ class Full:
                 return taken
 
         monkeypatch.setattr("builtins.open", lambda path, mode="r", **more: Disk(path, mode.replace("b", "")))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_limit_on_files_that_no_import_fits_in_ends_the_program_in_a_sentence(capsys, number):
+    with pytest.raises(SystemExit) as ended, said_plainly():
+        raise OSError(number, os.strerror(number))
+    assert ended.value.code == 1 and "error: Too many open files" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_no_half_of_a_response(tmp_path, monkeypatch):
