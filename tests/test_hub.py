@@ -1,8 +1,10 @@
 """What is on the Hub is read at one commit, which is part of what a study is."""
 
+import http.server
 import itertools
 import json
 import sys
+import threading
 from pathlib import Path
 
 import datasets
@@ -153,6 +155,33 @@ def test_a_branch_of_which_the_hub_says_nothing_is_refused_and_not_read_as_whate
         pinned(composed(*PAIR))
     pinned(composed(*PAIR), dict.fromkeys(("someone/base@main", "someone/tuned@main"), "a" * 40))
     pinned(composed(*PAIR), ask=False)
+
+
+@pytest.mark.timeout(30)  # seconds
+def test_a_hub_that_answers_a_byte_at_a_time_is_waited_for_no_longer_than_a_whole_answer_takes(fake, monkeypatch):
+    class Drips(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            while not done.wait(0.05):
+                self.wfile.write(b" ")
+
+        def log_message(self, *_):
+            pass
+
+    asked, done = [], threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drips)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(hub, "WHOLE", 0.3)
+    with pytest.raises(Refused, match="The Hub did not say which commit 'main' of someone/base is"):
+        pinned(composed(*PAIR))
+    done.set()
+    server.shutdown()
+    server.server_close()
+    assert len(asked) == 1, "and it is asked nothing more"
 
 
 def test_a_model_of_another_commit_than_was_asked_for_is_refused(fake, monkeypatch):

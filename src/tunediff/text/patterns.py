@@ -51,16 +51,21 @@ class Pattern:
         return self._within(len(text), lambda *given, **limit: list(self._compiled.finditer(*given, **limit)), text)
 
     def _within(self, characters: int, find: Callable[..., Any], *given: Any) -> Any:
-        allowed, begun = max(self.left, 0.0) + EACH * characters, time.thread_time()
+        allowed, begun = self.left + EACH * characters, time.thread_time()
         try:
-            return find(*given, timeout=allowed)
+            found = find(*given, timeout=max(allowed, 0.0))
         except TimeoutError as error:
-            raise Refused(
-                f"{self.of}, {self.expression!r:.80}, takes longer than any text needs: in it one piece of text can be read in "
-                "many ways, as in (a+)+. Write it without."
-            ) from error
-        finally:
-            self.left = min(SECONDS, allowed - (time.thread_time() - begun))
+            raise self._too_long() from error
+        self.left = min(SECONDS, allowed - (time.thread_time() - begun))
+        if self.left < 0:  # a little too long for each of many texts
+            raise self._too_long()
+        return found
+
+    def _too_long(self) -> Refused:
+        return Refused(
+            f"{self.of}, {self.expression!r:.80}, takes longer than any text needs: in it one piece of text can be read in many "
+            "ways, as in (a+)+. Write it without."
+        )
 
 
 @functools.lru_cache
