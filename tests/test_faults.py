@@ -1,5 +1,6 @@
 """Faults of the machine: a full disk, a folder that is read only, no memory, signals at any moment, a launcher that is gone."""
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -30,6 +31,7 @@ from conftest import ROOT
 from hydra_plugins.tunediff_launchers import FolderFirst
 from test_sweep import LONG, composed, trained, until_free, weights
 from tunediff import folders, processes
+from tunediff.folders import claims, state
 from tunediff.loggers import Csv, TensorBoard, Wandb, is_whole
 from tunediff.settings import said_plainly
 from tunediff.shapes import Refused, Rows, Stopped
@@ -428,9 +430,10 @@ def test_an_owner_that_says_nothing_of_a_process_keeps_nobody_out(tmp_path, impa
         assert not folders.is_held(tmp_path), words
         with folders.held(tmp_path, "The run"):
             (tmp_path / "owner.json").write_text(words)
-            with pytest.raises(Refused, match="being written by"), folders.held(tmp_path, "The run"):
-                pass
-            folders.check_held(tmp_path) if words in said[:9] else None
+            if words in said[:3]:
+                with pytest.raises(Refused, match="being written by"), folders.held(tmp_path, "The run"):
+                    pass
+                folders.check_held(tmp_path)
 
 
 def test_whoever_lost_its_folder_to_another_process_stops_and_writes_nothing_there(tmp_path, monkeypatch):
@@ -454,6 +457,50 @@ def test_whoever_lost_its_folder_to_another_process_stops_and_writes_nothing_the
     assert (tmp_path / "run" / "state.json").read_bytes() == taken[0]
     assert folders.read_json(tmp_path / "run" / "owner.json") == stranger
     assert list((tmp_path / "run" / "checkpoints").iterdir())  # the other one goes on from them
+
+
+def test_a_folder_of_a_living_process_of_another_host_is_not_taken_and_one_of_a_killed_process_is(
+    tmp_path, monkeypatch, impatient
+):
+    """Locks that keep nobody out stand for a file system on which they do not reach from one host to the other."""
+    monkeypatch.setattr(claims, "BEAT", 0.05)
+    monkeypatch.setattr(claims, "SETTLED", 0.5)
+    monkeypatch.setattr(claims, "_beating", [])
+    monkeypatch.setattr(claims, "_gone", set())
+    monkeypatch.setattr(state, "locked", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    with folders.held(tmp_path, "The run"):
+        said = folders.read_json(tmp_path / "owner.json")
+        monkeypatch.setattr(socket, "gethostname", lambda: "there")
+        with pytest.raises(Refused, match="by process .* on here.* do not reach"), folders.held(tmp_path, "The run"):
+            pass
+        folders.check_held(tmp_path)
+    assert not (tmp_path / "owner.json").exists()
+    (tmp_path / "owner.json").write_text(json.dumps(said))  # as a process that was killed leaves it
+    with folders.held(tmp_path, "The run"):
+        assert folders.read_json(tmp_path / "owner.json")["host"] == "there"
+    assert not list(tmp_path.glob("owner*"))
+
+
+def test_of_processes_that_begin_at_once_one_has_the_folder(tmp_path):
+    owners = [{"process": n, "host": f"host {n}", "since": "now", "born": None} for n in range(8)]
+    left, won = {"process": 9, "host": "gone", "since": "once", "born": None}, []
+
+    def begins(owner):
+        start.wait()
+        for _ in range(3):
+            if claims.claim(tmp_path, owner):
+                won.append(owner)
+                return
+            claims.clear_away(tmp_path, left)  # each of them saw that this one was gone
+
+    for _ in range(20):
+        (tmp_path / "owner.json").write_text(json.dumps(left))
+        start, won[:] = threading.Barrier(len(owners)), []
+        threads = [threading.Thread(target=begins, args=(owner,)) for owner in owners]
+        [thread.start() for thread in threads], [thread.join() for thread in threads]
+        assert claims.owner_of(tmp_path) in won
+        claims.give_up(tmp_path, claims.owner_of(tmp_path))
 
 
 def test_a_member_whose_folder_is_taken_ends_alone(tmp_path, monkeypatch):
