@@ -1,5 +1,6 @@
 """Faults of the machine: a full disk, a folder that is read only, no memory, signals at any moment, a launcher that is gone."""
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -30,7 +31,9 @@ from conftest import ROOT
 from hydra_plugins.tunediff_launchers import FolderFirst
 from test_sweep import LONG, composed, trained, until_free, weights
 from tunediff import folders, processes
+from tunediff.folders import claims, state
 from tunediff.loggers import Csv, TensorBoard, Wandb, is_whole
+from tunediff.settings import said_plainly
 from tunediff.shapes import Refused, Rows, Stopped
 from tunediff.study import faults
 from tunediff.study import run as run_of_a_study
@@ -68,17 +71,18 @@ def slow(values):
 
 
 @pytest.mark.parametrize("begins", ("on_run_start", "on_multirun_start"))
-@pytest.mark.parametrize("fails", ("mkdir", "write_bytes"))
+@pytest.mark.parametrize("fails", ("mkdir", "write_bytes", "written-7.partial"))
 def test_a_disk_that_takes_no_file_is_left_without_folders_of_a_run(tmp_path, monkeypatch, capsys, begins, fails):
     """A folder takes less than a file: the disk may take the first and not the other, or one folder and not the next."""
-    place, whole = tmp_path / "mine" / "a" / "b" / "c", getattr(Path, fails)
+    place, whole = tmp_path / "mine" / "a" / "b" / "c", getattr(Path, fails, Path.write_bytes)
+    refused = fails if "." in fails else "written.partial"  # the eighth name, where there is room for bytes
 
     def full(path, *words, **named):
-        if path.name in ("c", "written.partial"):
+        if path.name in ("c", refused):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return whole(path, *words, **named)
 
-    monkeypatch.setattr(Path, fails, full)
+    monkeypatch.setattr(Path, whole.__name__, full)
     hydra = {"run": {"dir": str(place)}, "sweep": {"dir": str(place)}}
     (tmp_path / "mine").mkdir()
     with pytest.raises(SystemExit):
@@ -181,6 +185,13 @@ class Full:
                 return taken
 
         monkeypatch.setattr("builtins.open", lambda path, mode="r", **more: Disk(path, mode.replace("b", "")))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_limit_on_files_that_no_import_fits_in_ends_the_program_in_a_sentence(capsys, number):
+    with pytest.raises(SystemExit) as ended, said_plainly():
+        raise OSError(number, os.strerror(number))
+    assert ended.value.code == 1 and "error: Too many open files" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_no_half_of_a_response(tmp_path, monkeypatch):
@@ -382,6 +393,49 @@ def test_a_lock_that_is_removed_lets_nobody_of_this_machine_in_while_its_holder_
         pass
 
 
+def test_a_lock_that_is_no_file_is_refused_by_its_name(tmp_path, impatient):
+    ways = (
+        lambda place: place.symlink_to("elsewhere"),
+        Path.mkdir,
+        os.mkfifo,
+        lambda place: place.symlink_to(tmp_path),
+    )
+    for n, make in enumerate(ways):
+        for name in ("lock", "owner.json"):
+            folder = tmp_path / f"{n}-{name}"
+            folder.mkdir()
+            make(folder / name)
+            with (
+                pytest.raises(Refused, match=f"{name} is a link, a folder or a pipe where a file"),
+                folders.held(folder, "A"),
+            ):
+                pass
+            if name == "lock" and (folder / name).exists():
+                with pytest.raises(Refused, match="remove it"):
+                    folders.is_held(folder)
+
+
+def test_an_owner_that_says_nothing_of_a_process_keeps_nobody_out(tmp_path, impatient):
+    here = f'"host": "{socket.gethostname()}"'
+    numbers = ("1e400", "-1e400", "NaN", "true", "null", "{}", '"../self"', "9" * 40, "9" * 5000, "-1", "0")
+    said = [f'{{"process": {n}, {here}, "since": "x", "born": {born}}}' for n in numbers for born in ('"x"', "1", "[]")]
+    for words in (
+        *said,
+        "[]",
+        "1e400",
+        '{"born": "\\ud800"}',
+        '{"process": 1, "host": {}, "since": [], "born": []}',
+    ):
+        (tmp_path / "owner.json").write_text(words)
+        assert not folders.is_held(tmp_path), words
+        with folders.held(tmp_path, "The run"):
+            (tmp_path / "owner.json").write_text(words)
+            if words in said[:3]:
+                with pytest.raises(Refused, match="being written by"), folders.held(tmp_path, "The run"):
+                    pass
+                folders.check_held(tmp_path)
+
+
 def test_whoever_lost_its_folder_to_another_process_stops_and_writes_nothing_there(tmp_path, monkeypatch):
     """As one on another machine takes it, where locks do not reach."""
     from tunediff.training import progress
@@ -403,6 +457,50 @@ def test_whoever_lost_its_folder_to_another_process_stops_and_writes_nothing_the
     assert (tmp_path / "run" / "state.json").read_bytes() == taken[0]
     assert folders.read_json(tmp_path / "run" / "owner.json") == stranger
     assert list((tmp_path / "run" / "checkpoints").iterdir())  # the other one goes on from them
+
+
+def test_a_folder_of_a_living_process_of_another_host_is_not_taken_and_one_of_a_killed_process_is(
+    tmp_path, monkeypatch, impatient
+):
+    """Locks that keep nobody out stand for a file system on which they do not reach from one host to the other."""
+    monkeypatch.setattr(claims, "BEAT", 0.05)
+    monkeypatch.setattr(claims, "SETTLED", 0.5)
+    monkeypatch.setattr(claims, "_beating", [])
+    monkeypatch.setattr(claims, "_gone", set())
+    monkeypatch.setattr(state, "locked", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    with folders.held(tmp_path, "The run"):
+        said = folders.read_json(tmp_path / "owner.json")
+        monkeypatch.setattr(socket, "gethostname", lambda: "there")
+        with pytest.raises(Refused, match="by process .* on here.* do not reach"), folders.held(tmp_path, "The run"):
+            pass
+        folders.check_held(tmp_path)
+    assert not (tmp_path / "owner.json").exists()
+    (tmp_path / "owner.json").write_text(json.dumps(said))  # as a process that was killed leaves it
+    with folders.held(tmp_path, "The run"):
+        assert folders.read_json(tmp_path / "owner.json")["host"] == "there"
+    assert not list(tmp_path.glob("owner*"))
+
+
+def test_of_processes_that_begin_at_once_one_has_the_folder(tmp_path):
+    owners = [{"process": n, "host": f"host {n}", "since": "now", "born": None} for n in range(8)]
+    left, won = {"process": 9, "host": "gone", "since": "once", "born": None}, []
+
+    def begins(owner):
+        start.wait()
+        for _ in range(3):
+            if claims.claim(tmp_path, owner):
+                won.append(owner)
+                return
+            claims.clear_away(tmp_path, left)  # each of them saw that this one was gone
+
+    for _ in range(20):
+        (tmp_path / "owner.json").write_text(json.dumps(left))
+        start, won[:] = threading.Barrier(len(owners)), []
+        threads = [threading.Thread(target=begins, args=(owner,)) for owner in owners]
+        [thread.start() for thread in threads], [thread.join() for thread in threads]
+        assert claims.owner_of(tmp_path) in won
+        claims.give_up(tmp_path, claims.owner_of(tmp_path))
 
 
 def test_a_member_whose_folder_is_taken_ends_alone(tmp_path, monkeypatch):

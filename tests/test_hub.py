@@ -1,8 +1,10 @@
 """What is on the Hub is read at one commit, which is part of what a study is."""
 
+import http.server
 import itertools
 import json
 import sys
+import threading
 from pathlib import Path
 
 import datasets
@@ -16,7 +18,8 @@ from fake_hub import FakeHub
 from test_tasks import composed
 from tunediff import folders as run_folders
 from tunediff import hub
-from tunediff.models import ModelSource
+from tunediff.models import AdaptedSource, ModelSource
+from tunediff.models.option import node_of
 from tunediff.settings import build, check, identity, material, pinned, plain
 from tunediff.shapes import Refused
 from tunediff.study.finetune import command_again
@@ -154,6 +157,33 @@ def test_a_branch_of_which_the_hub_says_nothing_is_refused_and_not_read_as_whate
     pinned(composed(*PAIR), ask=False)
 
 
+@pytest.mark.timeout(30)  # seconds
+def test_a_hub_that_answers_a_byte_at_a_time_is_waited_for_no_longer_than_a_whole_answer_takes(fake, monkeypatch):
+    class Drips(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            while not done.wait(0.05):
+                self.wfile.write(b" ")
+
+        def log_message(self, *_):
+            pass
+
+    asked, done = [], threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drips)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(hub, "WHOLE", 0.3)
+    with pytest.raises(Refused, match="The Hub did not say which commit 'main' of someone/base is"):
+        pinned(composed(*PAIR))
+    done.set()
+    server.shutdown()
+    server.server_close()
+    assert len(asked) == 1, "and it is asked nothing more"
+
+
 def test_a_model_of_another_commit_than_was_asked_for_is_refused(fake, monkeypatch):
     asked, given = "a" * 40, "b" * 40
     place = Path(huggingface_hub.constants.HF_HUB_CACHE) / "models--someone--base" / "snapshots" / given
@@ -241,6 +271,32 @@ def test_models_and_rows_are_read_at_the_commit_of_the_identity(fake, folders, m
         next(iter(read_hub("someone/rows", revision="1" * 40)))
 
 
+class Seen(Exception):
+    """What was to be seen, and no more is to be done."""
+
+
+def see(what):
+    raise Seen(what)
+
+
+def test_adapters_and_transcoders_are_brought_at_the_revision_that_is_named_and_written_down_by_it(fake, folders):
+    """Files that say nothing: which ones are brought is the question."""
+    lora = {name: b"{}" for name in ("adapter_config.json", "adapter_model.safetensors")}
+    kinds = {"adapter": lora, "transcoders": {"config.json": b'{"streams": []}'}}
+    first = {name: fake.push("models", f"someone/{name}", content) for name, content in kinds.items()}
+    for name, content in kinds.items():
+        fake.push("models", f"someone/{name}", content)
+    with_lora = ModelSource("x", adapter="someone/adapter", adapter_revision=first["adapter"])
+    assert with_lora._adapter().name == first["adapter"]
+    mlps = ModelSource("x")
+    beside = AdaptedSource(
+        "x", mlps=mlps, transcoders="someone/transcoders", transcoders_revision=first["transcoders"]
+    ).beside
+    assert beside.commit == first["transcoders"]
+    at = fake.push("models", "someone/base", files(folders["base"]))
+    assert node_of(ModelSource("someone/base", revision="main"))["revision"] == at
+
+
 def test_a_run_goes_on_at_its_commits_whatever_became_of_the_branches(fake, folders, tmp_path, monkeypatch):
     for role in ("base", "tuned"):
         fake.push("models", f"someone/{role}", files(folders[role]))
@@ -276,6 +332,12 @@ def test_a_run_goes_on_at_its_commits_whatever_became_of_the_branches(fake, fold
     another_process()
     asked = [path for path in fake.asked if path.endswith("/revision/main")]
     assert read_run(folder).identity == first
+    full = "evaluation.recovery.full.path=someone/base"
+    with monkeypatch.context() as patched, pytest.raises(Seen) as seen:
+        patched.setattr("tunediff.study.reevaluate.evaluations_of", lambda given, **_: see(given))
+        reevaluate(composed(f"run={folder}", "evaluation=[recovery]", full, "trainer=cpu", name="evaluate"))
+    (given,) = seen.value.args
+    assert given.recovery.full.revision == commits["someone/base@main"], "what the study read is read again"
     reevaluate(composed(f"run={folder}", "evaluation=[layer_divergence]", "trainer=cpu", name="evaluate"))
     assert Loaded(folder).pair.sources["base"].commit == commits["someone/base@main"]
     assert [path for path in fake.asked if path.endswith("/revision/main")] == asked

@@ -64,6 +64,21 @@ def test_a_file_more_in_a_folder_or_behind_a_pattern_is_seen_and_a_missing_one_f
     assert len(identity(traces(tmp_path / "none.jsonl"))) == 12
 
 
+def test_names_of_files_and_of_tensors_are_part_of_what_was_read(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text(ROWS)
+    before = files.of_files([str(tmp_path)], "*")
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.txt")  # whose lines are read as another kind of text
+    assert files.of_files([str(tmp_path)], "*") != before
+    monkeypatch.setattr(files, "WHOLE", 0)
+    digests = []
+    for n, names in enumerate(("ab", "ba")):
+        save_file({name: torch.ones(4) for name in names} | {"c": torch.ones(4, 1)}, tmp_path / f"{n}.safetensors")
+        content = (tmp_path / f"{n}.safetensors").read_bytes()
+        (tmp_path / f"{n}.safetensors").write_bytes(content if n == 0 else content.replace(b"[4,1]", b"[1,4]"))
+        digests.append(files.of_file(str(tmp_path / f"{n}.safetensors")))
+    assert digests[0] != digests[1], "the same numbers in another shape"
+
+
 def test_what_is_generated_in_code_has_no_digest_and_shipped_weights_have_one():
     read = material(composed())["read"]
     assert set(read) == {"model_pair.base.path", "model_pair.tuned.path"} and len({*read.values()}) == 2
@@ -139,6 +154,28 @@ def test_a_text_under_a_variable_that_is_not_set_any_more_is_refused_by_its_name
         ):  # which says not that it is another study
             with pytest.raises(Refused, match=r"text\.rows\.path=.*nothing is there.* Set TUNEDIFF_DATA as then"):
                 asked()
+
+
+def test_what_an_evaluation_read_alone_may_change_before_another_is_asked(tmp_path):
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"problem": "1+1?", "answer": 2}))
+    cfg = composed("evaluation=benchmark", "task=aime24", f"task.aime24.file={tmp_path / 'problems.jsonl'}")
+    run = finished(tmp_path / "run", cfg)
+    assert [name for name in material(cfg)["read"] if name.startswith("evaluation.")]
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"problem": "1+2?", "answer": 3}))
+    refuse_changed(run)
+    (tmp_path / "problems.jsonl").unlink()
+    refuse_changed(run)
+
+
+def test_stored_activations_of_changed_rows_are_others(tmp_path):
+    keys = set()
+    for rows in (ROWS, ROWS.replace("1", "3")):
+        (tmp_path / "rows.jsonl").write_text(rows * 2)
+        cfg = traces(tmp_path / "rows.jsonl", "scale=smoke", "evaluation=geometry")
+        run = Run(cfg, tmp_path)
+        run.build(*pair_and_text(cfg))
+        keys.add(wanted_by([run]).key)
+    assert len(keys) == 2
 
 
 def test_findings_on_another_number_of_tokens_stand_in_a_folder_of_their_own(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 from real_tokenizers import real
 from tunediff.models import ModelSource
 from tunediff.shapes import Refused
-from tunediff.text import Text, by_rule, read_files, render
+from tunediff.text import Text, by_rule, patterns, read_files, render
+from tunediff.text.labels import words
 from tunediff.toy import language
 
 THINKING = (
@@ -33,7 +34,7 @@ def test_hesitations_are_words_and_follow_the_end_of_the_sentence_before():
     follows = [THINKING[:b].split()[-1] for _, b, name in by_rule(THINKING) if name == "hesitation_follows"]
     assert follows == ["apples.", "4.", "came."]
     assert said("hesitation", patterns=["4"]) == ["4", "4"] and said("hesitation_follows", patterns=[]) == []
-    with pytest.raises(Refused, match="are no regular expressions"):
+    with pytest.raises(Refused, match="hesitations is no regular expression"):
         by_rule(THINKING, ["("])
 
 
@@ -88,3 +89,25 @@ def test_real_traces_hesitate(data_folder, tokenizer):
     found = [label for _, row in zip(range(100), text.named_rows(held_out=False), strict=False)
              for _, _, label in text.rendered(row, tokenizer).labels]  # fmt: skip
     assert found.count("hesitation_follows") > 100 and found.count("step_end") > 2000
+
+
+@pytest.mark.timeout(60)  # seconds; without a limit none of these ends
+def test_an_expression_that_tries_every_way_is_refused_and_plain_ones_are_not(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    patterns.compiled.cache_clear()
+    asked = {
+        "hesitations": lambda: by_rule("Hm. " + "a" * 300 + "!", ["(?:a|aa)+$"]),
+        "final": lambda: patterns.compiled("(a|a)+$", of="final").search("a" * 300 + "!"),
+    }
+    for of, ask in asked.items():
+        with pytest.raises(Refused, match=f"{of}, .* takes longer than any text needs"):
+            ask()
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(Refused, match="takes longer"),
+    ):  # a little for each of many texts
+        patched.setattr(patterns, "EACH", 0.0)
+        plain = patterns.compiled("(?:a|aa)+$", of="another")
+        for _ in range(10_000):
+            plain.search("a" * 14 + "!")
+    assert len(by_rule("Wait, no. " * 1_000)) > 1_000 and words(("wait",)).left > 0

@@ -13,6 +13,7 @@ from tunediff.edits import Add, Axes, Clamp, Directions, Edit, Sequences, Whole,
 from tunediff.hookpoints import LORA, Point, lora_adapters, reading, writing
 from tunediff.models import ModelPair, ModelSource, PairError
 from tunediff.shapes import Refused, Stream
+from tunediff.text import patterns
 
 MODULES = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 
@@ -223,6 +224,38 @@ def test_an_adapter_that_is_more_than_low_rank_products_is_refused(folders, adap
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(PairError, match=words):
         pair_of(folders, tmp_path).load()
+
+
+@pytest.mark.timeout(60)  # seconds; PEFT would match these for ever
+def test_modules_that_an_adapter_names_by_an_expression_are_those_and_one_without_end_is_refused(
+    folders, adapter, tmp_path, monkeypatch
+):
+    patterns.compiled.cache_clear()
+    monkeypatch.setattr(patterns, "SECONDS", 0.3)
+    for file in adapter.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    whole = dict(pair_of(folders, adapter).load().models["tuned"].named_parameters())
+
+    def load(**change):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        return pair_of(folders, tmp_path).load().models["tuned"]
+
+    named = load(
+        target_modules=rf".*\.({'|'.join(MODULES)})", rank_pattern={"layers.0.*": 1}, alpha_pattern={"q_proj": 16}
+    )
+    assert {name: value.tolist() for name, value in named.named_parameters()} == {
+        name: value.tolist() for name, value in whole.items()
+    }
+    scales = [(str(parts.adapter), parts.scale) for parts in lora_adapters(load(alpha_pattern={"q_proj": 32}))]
+    assert {scale for name, scale in scales if "q_proj" in name} == {32.0}
+    assert {scale for name, scale in scales if "q_proj" not in name} == {16.0}
+    endless = r"(?:[\w.]|[\w.]|[\w.][\w.])+(?<=!)"
+    for setting in ({"target_modules": endless}, {"alpha_pattern": {endless: 1}}):
+        with pytest.raises(Refused, match=f"{next(iter(setting))}, .*takes longer than any"):
+            load(**setting)
+    with pytest.raises(PairError, match="layers_pattern="):
+        load(layers_pattern=[endless], layers_to_transform=[0])
 
 
 def test_an_adapter_of_the_hub_is_read_at_its_revision_and_never_from_a_pickle(folders, adapter, tmp_path, monkeypatch):

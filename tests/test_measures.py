@@ -208,7 +208,7 @@ def test_a_pair_has_hesitations_of_its_own():
     text = "Actually, no. Let me check: on second thought, wait."
     assert hesitations(text, ["actually", "on second thought"]) == 2
     assert hesitations(text, []) == 0
-    with pytest.raises(Refused, match="are no regular expressions"):
+    with pytest.raises(Refused, match="hesitations is no regular expression"):
         hesitations(text, ["("])
 
 

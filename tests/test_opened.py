@@ -85,6 +85,26 @@ def test_whom_nobody_trusts_is_refused_at_opening_and_imported_by_none(made):
     assert tunediff.load(folder, trust=["ofmine"]).findings, "what is not asked for is not imported"
 
 
+def test_new_findings_are_refused_before_any_where_a_file_is_rotten_or_its_text_is_another(made):
+    folder, place = made
+    words = (f"run={folder}", "evaluation=[geometry]", "trust=[ofmine]", "tokens=99")
+    for path, said in (
+        (folder / "tables" / "latents.parquet", "latents.parquet is not as it was written"),
+        (place / "rows.jsonl", r"rows.path=.*rows.jsonl: changed since the study"),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        with pytest.raises(Refused, match=said):
+            reevaluate(composed(*words, name="evaluate"))
+        path.write_bytes(content)
+    assert not list(folder.glob("on_*"))
+    place, _ = own_place(tunediff.load(folder, trust=["ofmine"]), 99)
+    (place / "tables").mkdir()
+    (place / "tables" / "x.parquet").write_bytes(b"")
+    with pytest.raises(Refused, match="x.parquet is not of this run"):
+        reevaluate(composed(*words, name="evaluate"))
+
+
 def test_more_held_out_text_than_memory_holds_is_refused_before_any_is_read(made, monkeypatch):
     folder, place = made
     asked = composed(f"run={folder}", "evaluation=[geometry]", "trust=[ofmine]", "tokens=99_999", name="evaluate")

@@ -5,7 +5,9 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
+import socket
 
 import pyarrow
 import pyarrow.parquet
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from tunediff import folders
+from tunediff import files, folders
 from tunediff.activations.stored import StoredRows, store
 from tunediff.dictionary import Crosscoder, Normalisation, TopK, load_weights, save_dictionary
 from tunediff.evaluations.behaviour.solving import KeptLines
@@ -21,8 +23,11 @@ from tunediff.folders import manifest
 from tunediff.models import ModelSource
 from tunediff.report import in_words, members_under
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Stream, Table
+from tunediff.study.finished import check_files
 from tunediff.study.work import work
+from tunediff.text import read_hub
 from tunediff.training import Checkpoints, latest_checkpoint, load_checkpoint, names_in, whole_checkpoint
+from tunediff.trusted import read_yaml
 
 STREAMS = [Stream("base", "residual", 1, 4), Stream("tuned", "residual", 1, 4)]
 PLAIN = functools.partial(Normalisation, kind="none", sink_multiple=None)
@@ -228,9 +233,46 @@ def test_a_folder_in_place_of_a_file_is_said_and_a_fault_of_the_machine_is_no_ro
     def fails(path):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(type(run), "read_bytes", fails)
+    monkeypatch.setattr(manifest, "opened", fails)
     with pytest.raises(OSError, match="Too many"):
         folders.findings_of(run)
+
+
+def a_pipe(place):
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+
+
+def a_socket(place):
+    place.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(place))  # whose names are short
+
+
+@pytest.mark.timeout(20)  # seconds; a pipe is waited for without end
+@pytest.mark.parametrize("make", [a_pipe, a_socket])
+def test_what_is_no_file_is_refused_and_not_waited_for(run, tmp_path, monkeypatch, make):
+    monkeypatch.chdir(run)
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "src" / "tunediff" / "toy" / "weights" / "base", model)
+    (tmp_path / "rows").mkdir()
+    (model / "additional_chat_templates").mkdir()
+    odd = {run / name: functools.partial(READ[name], run) for name in READ}
+    odd[run / "config.yaml"] = lambda: read_yaml(run / "config.yaml")
+    odd[tmp_path / "rows" / "README.md"] = lambda: next(read_hub(str(tmp_path / "rows")))
+    odd[model / "additional_chat_templates" / "x.jinja"] = ModelSource(str(model)).tokenizer
+    odd[model / "model.safetensors"] = ModelSource(str(model)).check
+    odd[run / "outputs" / "a.jsonl"] = lambda: KeptLines(run, "a")
+    (run / "outputs").mkdir()
+    for place, read in odd.items():
+        kept = place.read_bytes() if place.exists() else None
+        make(place)
+        with pytest.raises(Refused, match=f"{re.escape(str(place))} is a pipe, a socket or a device"):
+            read()
+        assert files.of_files([str(place)]) is None
+        place.unlink()
+        if kept is not None:
+            place.write_bytes(kept)
 
 
 def test_curves_that_rotted_are_written_anew_while_a_run_trains(run, caplog):
@@ -426,6 +468,102 @@ def test_findings_that_are_gone_are_asked_again_as_their_refusal_says(run):
         folders.check_whole(run)  # which is asked where a run is said to be finished
     folders.write_findings(run, FOUND, {"study": {"model_pair": "a -> b"}})
     assert folders.gone_from(run) == []
+
+
+def test_the_deepest_file_of_a_run_is_listed_and_one_that_stands_as_a_folder_is_no_file(run):
+    deepest = run / "companions" / "twin" / "config.json"
+    deepest.parent.mkdir(parents=True)
+    folders.write_atomically(deepest, "{}")
+    assert "companions/twin/config.json" in folders.entries(run)
+    deepest.write_text("[]")
+    with pytest.raises(Refused, match="twin/config.json is not as it was written"):
+        folders.read_json(deepest)
+
+
+def test_what_is_written_while_another_file_is_being_written_keeps_its_entry(run):
+    with folders.changing(run / "report.html"):
+        folders.write_atomically(run / "tables" / "inner.parquet", "x")
+        with pytest.raises(OSError), folders.changing(run / "tables" / "half.parquet"):
+            (run / "tables" / "half.parquet").write_text("x")
+            raise OSError
+        (run / "report.html").write_text("page")
+    assert {"tables/inner.parquet", "report.html"} <= folders.entries(run).keys()
+    assert folders.added_to(run) == []
+
+
+def test_responses_are_listed_once_their_evaluation_has_ended_and_one_that_is_slipped_in_is_refused(run):
+    kept = KeptLines(run, "answers")
+    for key in "ab":
+        kept.write(key, {"text": key})
+        assert "outputs/answers.jsonl" not in folders.entries(run) and not folders.added_to(run)
+    folders.settle(run)
+    assert "outputs/answers.jsonl" in folders.entries(run) and len(KeptLines(run, "answers").known) == 2
+    content = kept.path.read_bytes()
+    (run / "outputs" / "other").mkdir()
+    KeptLines(run / "outputs" / "other", "answers").write("c", {"text": "slipped in, with its own checksum"})
+    kept.path.write_bytes(content + (run / "outputs" / "other" / "outputs" / "answers.jsonl").read_bytes())
+    shutil.rmtree(run / "outputs" / "other")
+    for read in (folders.gone_from, lambda run: KeptLines(run, "answers")):
+        with pytest.raises(Refused, match=r"answers.jsonl is not as it was written.*ask every evaluation again"):
+            read(run)
+    kept.path.write_bytes(content)
+    again = KeptLines(run, "answers")
+    again.write("c", {"text": "c"})
+    folders.settle(run)
+    assert folders.gone_from(run) == [] and len(KeptLines(run, "answers").known) == 3
+    kept.path.rename(kept.path.with_name("mine.jsonl"))
+    with pytest.raises(Refused, match=r"mine.jsonl is not of this run"):
+        check_files(run)
+
+
+def test_a_log_may_grow_after_its_run_ended_and_what_stood_there_may_not_change(run, caplog):
+    for name in ("run.log", "csv/a.csv", ".hydra/config.yaml", "checkpoints/step.ckpt", "lock", "on_9_tokens/x"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("it began\n")
+    folders.begin_manifest(run / "on_9_tokens")
+    folders.note_ended(run)
+    said = folders.read_json(run / "manifest.json")["ended"]
+    assert said.keys() == {"run.log", "csv/a.csv", ".hydra/config.yaml", "state.json"}
+    with open(run / "run.log", "a") as file:
+        file.write("it ended\n")
+    folders.write_table(run, Table("more", {"x": [1]}))
+    (run / "evaluate.log").write_text("later")
+    folders.note_ended(run)
+    check_files(run)
+    assert not caplog.records and folders.read_json(run / "manifest.json")["ended"].keys() == {*said, "evaluate.log"}
+    (run / "run.log").write_text("it never\nbegan\n")
+    (run / "csv" / "a.csv").unlink()
+    check_files(run)
+    assert [record.getMessage().partition(": its ")[2].split()[0] for record in caplog.records] == [
+        "csv/a.csv",
+        "run.log",
+    ]
+
+
+def test_a_manifest_that_is_rotten_in_part_is_refused_whole(run):
+    for spoilt in (
+        {"files": {}, "ended": {"a": 1}},
+        {"files": {}, "ended": {"a": ["x", "y"]}},
+        {"entries": {}},
+        {"files": {"a": 1}},
+        {"files": {}, "changing": [1]},
+    ):
+        folders.write_sealed(run / "manifest.json", spoilt)
+        with pytest.raises(Refused, match=r"manifest.json is not as it was written"):
+            folders.entries(run)
+
+
+def test_a_table_of_another_number_of_rows_takes_the_place_of_the_earlier_one(run):
+    folders.write_table(run, Table("latents", {"y": [1, 2, 3]}))
+    assert READ["tables/latents.parquet"](run) == {"y": [1, 2, 3]}
+
+
+def test_a_folder_that_is_used_again_holds_nothing_of_the_study_before(run):
+    for left in ("on_99_tokens/tables", "outputs", "latent_cache"):
+        (run / left).mkdir(parents=True)
+    folders.clear(run)
+    assert {path.name for path in run.iterdir()} == {"identity.json", "state.json", "dictionary", "tables"}
+    assert not list((run / "tables").iterdir())
 
 
 def test_nothing_is_written_through_a_link_that_leads_elsewhere(run, tmp_path):

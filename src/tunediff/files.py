@@ -16,9 +16,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from tunediff.shapes import Refused
 
 NAMES = ("path", "file", "adapter", "transcoders", "start", "prompts")  # settings whose values name files or folders
 MODEL = (
@@ -36,6 +39,29 @@ WEIGHTS = ".safetensors"
 WHOLE = 2**26  # bytes of weights that are read whole
 HEAD = 2**12  # bytes that are read of each tensor of larger ones
 LONGEST_HEADER = 10**8  # bytes, as safetensors itself has it
+
+
+def opened(path: str | Path) -> BinaryIO:
+    """The bytes of a file, to be read. Raises Refused for a pipe, a socket or a device, which give bytes for ever or none, and
+    OSError where there is no such file."""
+    refuse_odd(path)
+    return open(path, "rb", opener=_at_once)
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # also of a pipe that came meanwhile
+
+
+def refuse_odd(path: str | Path) -> None:
+    """Raises Refused for what is neither a file nor a folder, and for such a thing below a folder."""
+    found = [path, *(os.path.join(top, name) for top, _, names in os.walk(path) for name in names)]
+    for place in found:
+        try:
+            kind = os.stat(place).st_mode
+        except (OSError, ValueError):  # it is not there: whoever reads it says so
+            continue
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise Refused(f"{place} is a pipe, a socket or a device, and only files are read: put a file in its place.")
 
 
 def files_at(path: str | Sequence[str]) -> list[str]:
@@ -136,7 +162,7 @@ def of_file(file: str) -> str:
 
 @functools.cache
 def _of_file(file: str, size: int, _changed: int) -> str:
-    with open(file, "rb") as content:
+    with opened(file) as content:
         if file.endswith(WEIGHTS) and size > WHOLE:
             state = hashlib.sha256(f"{size}".encode())
             length = content.read(8)

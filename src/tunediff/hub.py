@@ -13,12 +13,13 @@ import functools
 import logging
 import os
 import re
+import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunediff.files import located
+from tunediff.files import located, opened
 from tunediff.shapes import Refused
 
 MODEL, DATASET = "model", "dataset"  # kinds of repositories, as the Hub calls them
@@ -33,7 +34,8 @@ READERS = {"read_hub": DATASET, "ModelSource": MODEL, "AdaptedSource": MODEL, "T
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REVISION = re.compile(r"(?!.*\.\.)[\w-][\w.+-]*(/[\w.+-]+)*")  # which is also the name of a file below refs/
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SECONDS = 5.0  # that an answer of the Hub is waited for
+SECONDS = 5.0  # that the next bytes of an answer of the Hub are waited for
+WHOLE = 30.0  # that a whole answer is, which may come a byte at a time
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +114,9 @@ def commit_of(kind: str, name: str, revision: str) -> str | None:
     place = home / "refs" / revision
     commit = None if constants.HF_HUB_OFFLINE else _asked(kind, name, revision)
     try:
-        before = place.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
+        with opened(place) as file:
+            before = file.read(100).decode().strip()
+    except (OSError, ValueError, Refused):
         before = ""
     if commit is None:
         return before if is_commit(before) else None
@@ -172,7 +175,8 @@ def _asked(kind: str, name: str, revision: str) -> str | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        commit = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS).sha
+        ask = functools.partial(HfApi().repo_info, name, repo_type=kind, revision=revision, timeout=SECONDS)
+        commit = _within(WHOLE, ask).sha
     except Exception as error:  # of several libraries; what is wrong is said where the files are brought
         status = getattr(getattr(error, "response", None), "status_code", None)
         _silent = status is None and any(kind.__name__ in UNREACHED for kind in type(error).__mro__)
@@ -183,6 +187,28 @@ def _asked(kind: str, name: str, revision: str) -> str | None:
     if not is_commit(commit):
         _unanswered.add((kind, name, revision))
     return commit if is_commit(commit) else None
+
+
+def _within(seconds: float, ask: Callable[[], Any]) -> Any:
+    """The answer to a question, asked in a thread that is left behind where it takes longer. Raises TimeoutError, and whatever
+    the question raises."""
+    said: list[Any] = []
+
+    def asks() -> None:
+        try:
+            said.append((ask(), None))
+        except BaseException as error:
+            said.append((None, error))
+
+    thread = threading.Thread(target=asks, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not said:
+        raise TimeoutError(f"no whole answer in {seconds:g} seconds")
+    answer, error = said[0]
+    if error is not None:
+        raise error
+    return answer
 
 
 def _keep(place: Path, commit: str) -> None:

@@ -20,6 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.resolvers.oc import decode, env
 
+from tunediff.files import opened
 from tunediff.folders import verify
 from tunediff.shapes import Refused, path_in
 
@@ -197,8 +198,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     was written."""
     verify(file)
     try:
-        with open(file, "rb") as opened:
-            raw = opened.read(LARGEST + 1)
+        with opened(file) as content:
+            raw = content.read(LARGEST + 1)
         if len(raw) > LARGEST:
             raise Refused(f"{file} has more than {LARGEST:,} bytes, which no config has.")
         text = raw.decode("utf-8")

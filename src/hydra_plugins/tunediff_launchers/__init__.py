@@ -15,6 +15,8 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 
+FILES = 12  # that Hydra and a run lay down before anything is trained
+
 
 class DrySweeper(BasicSweeper):
     """Hydra's own sweeper for a dry run: the same members, and no folder in which its config is laid."""
@@ -65,14 +67,18 @@ class FolderFirst(Callback):
             if not name:  # it would be the folder one stands in
                 raise Refused("hydra.run.dir and hydra.sweep.dir are the name of a folder, and nothing stands there.")
             make_folder(folder)
+            tried = [folder / "written.partial", *(folder / f"written-{n}.partial" for n in range(FILES))]
             try:
-                (folder / "written.partial").write_bytes(bytes(2**16))
+                for n, file in enumerate(tried):  # a file system may have room and no place for another name
+                    file.write_bytes(b"" if n else bytes(2**16))
             except OSError as error:
-                (folder / "written.partial").unlink(missing_ok=True)
+                for file in tried:
+                    file.unlink(missing_ok=True)
                 remove_made(folder)
                 said = f"Cannot write in {folder}: {error.strerror}. Choose another place, or mend this one."
                 raise Refused(said) from error
-            (folder / "written.partial").unlink()
+            for file in tried:
+                file.unlink()
 
 
 class PackingLauncher(Launcher):

@@ -17,6 +17,7 @@ from tunediff.benchmarks.choices import LETTERS, Choices, listed, same
 from tunediff.benchmarks.grading import KINDS
 from tunediff.shapes import ROLES, Refused
 from tunediff.text import read_files
+from tunediff.text.patterns import compiled
 from tunediff.text.rows import HALF, Placed
 
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
@@ -99,9 +100,9 @@ class Task:
             raise TaskError(f"tokens={tokens}: at least 1 token of a response.")
         self._check_prompts()
         try:
-            self.final = None if final is None else re.compile(final)
-        except re.error as error:
-            raise TaskError(f"final={final!r} is no regular expression: {error}.") from error
+            self.final = None if final is None else compiled(final, of="final")
+        except Refused as refusal:
+            raise TaskError(str(refusal)) from refusal
         if self.final is not None and self.final.groups < 1:
             raise TaskError(f"final={final!r} has no group: put the part that is the answer in parentheses.")
 
@@ -177,7 +178,7 @@ class Task:
         match = self.final.search(answer)
         if match is None:
             raise TaskError(
-                f"The answer of row {number} has no match of final={self.final.pattern!r}: it ends {answer[-60:]!r}. Mend "
+                f"The answer of row {number} has no match of final={self.final.expression!r}: it ends {answer[-60:]!r}. Mend "
                 "final, or set it to null where the column holds the bare answer."
             )
         return (match[1] or "").strip()

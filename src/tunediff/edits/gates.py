@@ -19,6 +19,7 @@ from torch import Tensor
 from tunediff.dictionary import Dictionary
 from tunediff.edits.sequences import Sequences
 from tunediff.shapes import Refused, Rows, Stream
+from tunediff.text.patterns import DOTALL, compiled
 
 WITHIN = 256  # tokens of a response that a regular expression is looked for in
 # behind an opening mark up to the end of a sentence, where a dot behind a digit may be that of a number
@@ -110,10 +111,7 @@ class AfterMatch(Gate):
     within: int = WITHIN
 
     def __post_init__(self):
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise Refused(f"AfterMatch: {self.pattern!r} is no regular expression: {error}.") from error
+        compiled(self.pattern, DOTALL, "AfterMatch.pattern")
 
     def __call__(self, known: Sequences, read: Mapping[Stream, Tensor]) -> Tensor:
         return known.matched(self.pattern, within=self.within)

@@ -6,7 +6,6 @@ depends on that token and those before it alone, so both give the same answer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from tunediff.edits.thinking import ThinkingMarks, opening_of
 from tunediff.text import LAYOUTS, Layout, Tokenizer, padded
+from tunediff.text.patterns import DOTALL, compiled
 
 NEVER = 2**62  # a column that no response has
 Ids = Sequence[Sequence[int]]  # of several prompts or responses
@@ -128,7 +128,7 @@ class Sequences:
 
     def _found(self, pattern: str, *, first: int) -> Tensor:
         """[batch, 1]: the column with which the first tokens match; NEVER where none does."""
-        key, expression = (pattern, first), re.compile(pattern, re.DOTALL)
+        key, expression = (pattern, first), compiled(pattern, DOTALL, "AfterMatch.pattern")
         for row, ids in enumerate(self._written):
             if key in self._matches[row]:
                 continue

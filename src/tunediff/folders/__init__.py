@@ -9,9 +9,12 @@ process that writes; the system lets go of it when that process dies, whichever 
 
 manifest.py   files that are written whole and read as they were written
 state.py      who holds a folder, and how far its run is
+claims.py     the file that says who holds it, of all hosts
 findings.py   findings, figures and tables
+ending.py     logs and other files that go on changing, when the run ended
 """
 
+from tunediff.folders.ending import changed_since, note_ended
 from tunediff.folders.findings import (
     clear,
     columns_in,
@@ -25,6 +28,7 @@ from tunediff.folders.manifest import (
     MANIFEST,
     added_to,
     as_written,
+    begin_growing,
     begin_manifest,
     changing,
     check_whole,
@@ -37,6 +41,7 @@ from tunediff.folders.manifest import (
     read_json,
     remove_partial,
     replacing,
+    settle,
     verify,
     write_atomically,
     write_sealed,

@@ -5,9 +5,11 @@
 A run begins its manifest with its first file. The entry of a file is taken out before the file is replaced, and its name stands
 under "changing" until the new one is written, so that a process that is killed leaves a file without an entry and never a wrong
 one. A file without an entry is read as it is: in a run of a version that had no manifests, or in one that was interrupted. One
-whose name is not under "changing" either was added by somebody else. Files that lie outside carry their own checksum: JSON of
-`write_sealed` (state.json, sweep.json, group.json, of checkpoints and stored activations) in a key "sha256", outputs/*.jsonl in
-each line.
+whose name is not under "changing" either was added by somebody else. Of outputs/*.jsonl, which grow by a line with each response,
+the entry is taken out with the first new line and put back once the evaluation has ended (`begin_growing`, `settle`); each line
+has a checksum of its own as well. What else lies in the folder of a run that ended, such as state.json and run.log, is in no
+entry, since it goes on changing: ending.py says what it was. JSON of `write_sealed` (state.json, sweep.json, group.json, of
+checkpoints and stored activations) also carries its own checksum, in a key "sha256".
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tunediff.files import opened, refuse_odd
 from tunediff.shapes import Refused
 
 MANIFEST, SEAL = "manifest.json", "sha256"
 # what a run folder's manifest lists: files, and folders with all that lies in them
 COVERED = set(
     "config.yaml identity.json pair.yaml findings.json figures.json report.html "
-    "dictionary companions tables latent_cache graphs model".split()
+    "dictionary companions tables latent_cache graphs model outputs".split()
 )
 DEPTH = 3  # folders between a manifest and the file furthest below it
-EVALUATED = {"findings.json", "figures.json", "report.html", "tables", "latent_cache", "graphs"}
+EVALUATED = {"findings.json", "figures.json", "report.html", "tables", "latent_cache", "graphs", "outputs"}
 DENIED = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 os.umask(UMASK := os.umask(0o077))  # can only be read by setting it
 
@@ -102,10 +105,10 @@ def changing(*paths: Path) -> Iterator[None]:
     if home is None:
         yield
         return
-    files, cut = _listed(home)
+    files, cut, ended = listed(home)
     names = [path.absolute().relative_to(home).as_posix() for path in paths]
     before = {name: files.pop(name) for name in list(files) if _lies_in(name, names)}
-    write_sealed(home / MANIFEST, {"files": files, "changing": sorted({*cut, *names})})
+    write_listing(home, Listing(files, sorted({*cut, *names}), ended))
     whole = False
     try:
         yield
@@ -114,9 +117,33 @@ def changing(*paths: Path) -> Iterator[None]:
         there = [file for path in paths for file in _files(path.absolute()) if home_of(file) == home]
         found = {file.relative_to(home).as_posix(): digest_of(file) for file in there}
         kept = {name: now for name, now in found.items() if whole or before.get(name) == now}
-        cut = [name for name in cut if not _lies_in(name, names)] + [name for name in found if name not in kept]
         with contextlib.nullcontext() if whole else contextlib.suppress(OSError):
-            write_sealed(home / MANIFEST, {"files": entries(home) | kept, **({"changing": cut} if cut else {})})
+            files, cut, ended = listed(home)  # with what was written inside this context
+            cut = [name for name in cut if not _lies_in(name, names)] + [name for name in found if name not in kept]
+            write_listing(home, Listing(files | kept, cut, ended))
+
+
+def begin_growing(path: Path) -> None:
+    """Takes the entry of a file out to which lines are added from now on."""
+    if (home := home_of(path)) is None:
+        return
+    files, cut, ended = listed(home)
+    name = path.absolute().relative_to(home).as_posix()
+    if name in files or name not in cut:
+        files.pop(name, None)
+        write_listing(home, Listing(files, sorted({*cut, name}), ended))
+
+
+def settle(folder: Path) -> None:
+    """Puts the entries of the files back, in a run folder, that had lines added to them."""
+    grown = (
+        [name for name in listed(folder).changing if name.startswith("outputs/")]
+        if (folder / MANIFEST).exists()
+        else []
+    )
+    if grown:
+        with changing(*(folder / name for name in grown)):
+            pass
 
 
 def _lies_in(name: str, places: Iterable[str]) -> bool:
@@ -153,7 +180,8 @@ def read_bytes(path: Path) -> bytes:
 
     def digest() -> str:
         nonlocal content
-        content = path.read_bytes()
+        with opened(path) as file:
+            content = file.read()
         return hashlib.sha256(content).hexdigest()
 
     _compare(path, digest)
@@ -162,7 +190,8 @@ def read_bytes(path: Path) -> bytes:
 
 def verify(path: Path) -> None:
     """Reads a file that may be large, or the files of a folder, as far as the manifest lists them. Raises Refused where a
-    checksum is another."""
+    checksum is another, and for what is no file."""
+    refuse_odd(path)
     for file in _files(path):
         if entry_of(file) is not None:
             _compare(file, functools.partial(digest_of, file))
@@ -180,10 +209,10 @@ NEEDED = ("config.yaml", "findings.json", "dictionary/", "companions/", "model/"
 def gone_from(folder: Path) -> list[str]:
     """Reads every file that the manifest of a run lists; returns the names of those that are gone. Raises Refused for one that
     is not as it was written."""
-    listed = entries(folder) if (folder / MANIFEST).exists() else {}
-    for name in listed:
+    files = entries(folder) if (folder / MANIFEST).exists() else {}
+    for name in files:
         verify(folder / name)
-    return [name for name in listed if not (folder / name).exists()]
+    return [name for name in files if not (folder / name).exists()]
 
 
 def added_to(folder: Path) -> list[str]:
@@ -191,11 +220,11 @@ def added_to(folder: Path) -> list[str]:
     writing was cut off is the run's own."""
     if not (folder / MANIFEST).exists():
         return []
-    listed, cut = _listed(folder)
+    files, cut, _ = listed(folder)
     home = folder.absolute()
     there = [file for top in sorted(COVERED) for file in _files(home / top) if home_of(file) == home]
     names = [file.relative_to(home).as_posix() for file in there]
-    return [name for name in names if name not in listed and not _lies_in(name, cut)]
+    return [name for name in names if name not in files and not _lies_in(name, cut)]
 
 
 def check_whole(folder: Path) -> None:
@@ -275,18 +304,32 @@ def home_of(path: Path) -> Path | None:
 
 def entries(folder: Path) -> dict[str, str]:
     """The checksums of a run's files by name, as its manifest has them. Raises Refused where that is not whole."""
-    return _listed(folder)[0]
+    return listed(folder).files
 
 
-def _listed(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """The same, and the names of what was being written or removed when the manifest was."""
+class Listing(NamedTuple):
+    """The content of a manifest: checksums by the names of files, the names of what was being written or removed, and by name
+    the bytes of other files when the run ended, with the checksum of these."""
+
+    files: dict[str, str]
+    changing: list[str] = []
+    ended: dict[str, tuple[int, str]] = {}
+
+
+def listed(folder: Path) -> Listing:
+    """The manifest of a run folder. Raises Refused where it is not whole."""
     path = folder / MANIFEST
     with as_written(path):
         content = read_json(path)
         files, cut = content["files"], content.get("changing", [])
         if not all(isinstance(word, str) for word in (*files.keys(), *files.values(), *cut)):
             raise ValueError("it is no list of checksums")
-    return files, cut
+        ended = {name: (int(size), str(digest)) for name, (size, digest) in content.get("ended", {}).items()}
+    return Listing(files, cut, ended)
+
+
+def write_listing(folder: Path, listing: Listing) -> None:
+    write_sealed(folder / MANIFEST, {name: said for name, said in listing._asdict().items() if said or name == "files"})
 
 
 def entry_of(path: Path) -> str | None:
@@ -296,5 +339,5 @@ def entry_of(path: Path) -> str | None:
 
 def digest_of(path: Path) -> str:
     """The sha256 of a file, read in pieces."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

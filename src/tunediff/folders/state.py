@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 
+from tunediff.folders.claims import claim, clear_away, give_up, lives, owner_of
 from tunediff.folders.manifest import MANIFEST, as_written, read_json, write_atomically, write_sealed
 from tunediff.shapes import Refused
 
@@ -105,7 +106,13 @@ class Taken(Refused):
 @contextlib.contextmanager
 def locked(folder: Path, *, seconds: float = -1) -> Iterator[filelock.BaseFileLock]:
     """Context with the lock of a folder, which is waited for so long, or without end. Where the file system has no locks a
-    file stands for it that one process alone can make, and that one which is killed leaves behind. Raises filelock.Timeout."""
+    file stands for it that one process alone can make, and that one which is killed leaves behind. Raises filelock.Timeout, and
+    Refused for a lock that is no file."""
+    for place in (folder / "lock", folder / "owner.json"):
+        if place.is_symlink() or (place.exists() and not place.is_file()):
+            raise Refused(
+                f"{place} is a link, a folder or a pipe where a file belongs that says who writes here: remove it."
+            )
     lock: filelock.BaseFileLock = filelock.FileLock(folder / "lock")
     try:
         lock.acquire(timeout=seconds)
@@ -125,57 +132,60 @@ def held(folder: Path, what: str) -> Iterator[None]:
     """Context in which no other process writes this folder, on this machine or another that shares the file system.
     Raises Refused, saying who does.
 
-    A lock may be lost: its file removed, or a server of the file system that keeps none. So a living process of this machine
-    that owner.json names counts as well, and whoever holds the folder compares owner.json as it goes (`check_held`)."""
+    A lock may be lost: its file removed, or a server of the file system that keeps none. So a living process that owner.json
+    names counts as well, of this machine by its number, of another by its touch (claims.py), and whoever holds the folder
+    compares owner.json as it goes (`check_held`)."""
     home = folder.resolve()
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(locked(folder, seconds=WAIT))
         except filelock.Timeout as error:
             raise Refused(f"{what} {folder} is being written by {_owner_in_words(folder)}") from error
-        begun = time.monotonic()
-        while _is_owned(folder):  # one that ends lets go of its lock a moment before it is gone
-            if time.monotonic() - begun > WAIT:
-                raise Refused(f"{what} {folder} is being written by {_owner_in_words(folder)} Its lock was removed.")
-            time.sleep(0.05)
-        if isinstance(lock, filelock.SoftFileLock):
+        soft = isinstance(lock, filelock.SoftFileLock)  # which keeps other hosts out as well
+        if soft:
             log.warning("The file system of %s has no locks: %s keeps other processes out instead.", folder, SOFT)
         process = os.getpid()
         owner = {"process": process, "host": socket.gethostname(), "since": clock(), "born": born(process)}
-        write_atomically(folder / "owner.json", json.dumps(owner))
+        begun = time.monotonic()
+        while not claim(folder, owner):
+            left = owner_of(folder)
+            if _is_owned(folder):  # one that ends lets go of its lock a moment before it is gone
+                if time.monotonic() - begun > WAIT:
+                    raise Refused(
+                        f"{what} {folder} is being written by {_owner_in_words(folder)} Its lock was removed."
+                    )
+                time.sleep(0.05)
+            elif not soft and left.get("host", owner["host"]) != owner["host"] and lives(folder, left):
+                raise Refused(
+                    f"{what} {folder} is being written by {_owner_in_words(folder)} Locks do not reach that far."
+                )
+            else:
+                clear_away(folder, left)
         _mine[home] = owner
         try:
             yield
         finally:
             del _mine[home]
-            if _owner(folder) in (owner, {}):
-                (folder / "owner.json").unlink(missing_ok=True)
+            give_up(folder, owner)
 
 
 def check_held(folder: Path) -> None:
     """Raises Taken where this process held the folder, or one above it, and another process took it, which a lost lock allows."""
     here = folder.resolve()
     home = next((place for place in (here, *here.parents) if place in _mine), None)
-    if home is None or (owner := _owner(home)) == _mine[home]:
+    if home is None or (owner := owner_of(home)) == _mine[home]:
         return
     if owner:
         raise Taken(
             f"{home} is written by {_owner_in_words(home)} It was this process's own, and its lock was lost or removed: this "
             "one stops and leaves the folder to that one."
         )
-    write_atomically(home / "owner.json", json.dumps(_mine[home]))  # it was removed, and nobody came
-
-
-def _owner(folder: Path) -> dict[str, Any]:
-    """The content of owner.json; empty where it is not there or not as it was written."""
-    try:
-        return read_json(folder / "owner.json")
-    except Refused:
-        return {}
+    if not claim(home, _mine[home]) and not owner_of(home):  # it was removed, and nobody came, or it says nothing
+        write_atomically(home / "owner.json", json.dumps(_mine[home]))
 
 
 def _owner_in_words(folder: Path) -> str:
-    owner = _owner(folder)
+    owner = owner_of(folder)
     who = "another process."
     with contextlib.suppress(LookupError):
         who = f"process {owner['process']} on {owner['host']}, since {owner['since']}."
@@ -186,7 +196,7 @@ def _owner_in_words(folder: Path) -> str:
 
 def _is_owned(folder: Path) -> bool:
     """True where owner.json names a process of this machine that lives."""
-    owner = _owner(folder)
+    owner = owner_of(folder)
     there, process = owner.get("born"), owner.get("process")
     return there is not None and owner.get("host") == socket.gethostname() and born(process) == there
 
@@ -200,7 +210,7 @@ def born(process: Any) -> str | None:
             Path(f"/proc/{int(process)}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         )
         return None if said[0] in "ZX" else f"{boot} {said[19]}"
-    except (OSError, LookupError, ValueError, TypeError):
+    except (OSError, LookupError, ValueError, TypeError, OverflowError):
         return None
 
 

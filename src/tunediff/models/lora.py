@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from tunediff.hookpoints import LoraAdapter, decoder_layers, in_order, lora_adapters
 from tunediff.models.files import ADAPTER_CONFIG, PairError, from_hub, headers_in, json_in
+from tunediff.text.patterns import compiled
 
 # PEFT 0.21 with transformers 5 asks for a property under its old name: nothing a user can act on
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -89,6 +90,27 @@ def check(folder: Path) -> peft.LoraConfig:
     return config
 
 
+def _spell_out(config: peft.LoraConfig, names: list[str], of: str) -> None:
+    """Puts the names of modules in the place of the regular expressions of an adapter, which PEFT would match without a limit of
+    time. Raises Refused for one that takes too long."""
+    for setting in ("target_modules", "exclude_modules"):
+        expression = getattr(config, setting, None)
+        if isinstance(expression, str) and expression != "all-linear":
+            pattern = compiled(expression, of=f"{of}: {setting}")
+            setattr(config, setting, {name for name in names if pattern.fullmatch(name)} or {"<none>"})
+    ends = config.target_modules if isinstance(config.target_modules, set | list) else ()
+    names = [name for name in names if not ends or any(f".{name}".endswith(f".{end}") for end in ends)]
+    for setting in ("rank_pattern", "alpha_pattern"):
+        said: dict[str, int] = getattr(config, setting, None) or {}
+        keys = {compiled(rf"(.*\.)?({key})", of=f"{of}: {setting}"): value for key, value in said.items()}
+        first = {name: next((value for key, value in keys.items() if key.fullmatch(name)), None) for name in names}
+        setattr(config, setting, {re.escape(name): value for name, value in first.items() if value is not None})
+    layers = config.layers_pattern or ()
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        if not re.fullmatch(r"[\w.]*", pattern):
+            raise PairError(f"{of} has layers_pattern={pattern!r:.80}, which is no name of a list of layers.")
+
+
 def twin(model: Module) -> Module:
     """Another module over the same tensors: what is added to it is not added to the first."""
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
@@ -109,6 +131,7 @@ def adapted(model: PreTrainedModel, folder: Path, *, merged: bool) -> PreTrained
     adapter that belongs to another model."""
     config, expected = check(folder), [] if merged else shapes(folder)
     device = next(model.parameters()).device
+    _spell_out(config, [name for name, _ in model.named_modules() if name], f"The adapter {folder}")
     try:
         whole = peft.PeftModel.from_pretrained(model, str(folder), config=config, torch_device=str(device))
     except (RuntimeError, ValueError) as error:

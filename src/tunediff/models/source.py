@@ -14,7 +14,7 @@ import huggingface_hub
 import torch
 import transformers
 
-from tunediff.files import located
+from tunediff.files import MODEL, located, refuse_odd
 from tunediff.folders import verify
 from tunediff.hookpoints import LoraAdapter, decoder_layers
 from tunediff.hub import is_commit
@@ -113,6 +113,9 @@ class ModelSource:
         """The folder of config.json, which is brought from the Hub where the source is no local one."""
         place = Path(self.location)
         if place.is_dir():
+            for pattern in MODEL:
+                for file in place.glob(pattern):
+                    refuse_odd(file)
             if (place / CONFIG).is_file():
                 return place
             if (place / ADAPTER_CONFIG).is_file():

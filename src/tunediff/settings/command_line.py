@@ -6,6 +6,7 @@ Hydra refuses unknown keys and options but does not name the nearest legal one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import os
@@ -68,6 +69,13 @@ def said_plainly() -> Iterator[None]:
     except Refused as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         sys.exit(1 if _began or isinstance(refusal, Stopped) else 2)
+    except OSError as error:  # before what needs torch to be imported can say it
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        print(
+            f"error: {error.strerror}: raise the limit (ulimit -n 4096) and type the same line again.", file=sys.stderr
+        )
+        sys.exit(1)
 
 
 @contextlib.contextmanager

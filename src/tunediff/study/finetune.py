@@ -265,6 +265,8 @@ def tune(
             folders.say(folder, state=folders.FINISHED, step=module.steps, steps=module.steps)
             shutil.rmtree(checkpoints, ignore_errors=True)  # last: what fails before can go on from them
             log.info("%s\npair: python train.py model_pair=%s", line_of(module.history), folder / "pair.yaml")
+            with faults.unwritten(folder):
+                folders.note_ended(folder)
     except Exception:
         close_loggers(loggers, "failed")
         raise

@@ -265,7 +265,7 @@ def unended(folder: Path) -> str | None:
     return f"it was left {word}{at}{why}, and findings may be missing. Its own line goes on and finds them all."
 
 
-WHERE_READ = ("tables/", "dictionary/", "companions/")  # what lies there is taken for the run's
+WHERE_READ = ("tables/", "dictionary/", "companions/", "outputs/")  # what lies there is taken for the run's
 
 
 def refuse_added(folder: Path, names: Sequence[str]) -> None:
@@ -283,6 +283,8 @@ def check_files(folder: Path) -> None:
     that was added where it would be read; what else was added or is gone is said in the log."""
     for name in folders.gone_from(folder):
         log.warning("%s has no %s any more.", folder, name)
+    for name in folders.changed_since(folder):
+        log.warning("%s: its %s was changed or removed since the run ended.", folder, name)
     added = folders.added_to(folder)
     refuse_added(folder, [name for name in added if name.startswith(WHERE_READ)])
     for name in added:

@@ -56,7 +56,8 @@ def refuse_changed(run: Loaded) -> None:
     changed = [
         name
         for name in {**before, **now}
-        if (name in other or now[name] != before.get(name, now[name])) and not name.startswith("evaluation.")
+        if not name.startswith("evaluation.")  # whose files may be gone, too
+        and (name in other or now.get(name) != before.get(name, now.get(name)))
     ]
     if changed:
         named = ", ".join(f"{name}={OmegaConf.select(run.cfg, name)}" for name in changed)
@@ -137,4 +138,5 @@ def reevaluate(cfg: DictConfig) -> None:
                 "the same command goes on with them."
             ) from None
         folders.remove_partial(folder)
+        folders.note_ended(run.folder)
         say_headline(folder, findings)

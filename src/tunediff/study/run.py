@@ -157,6 +157,8 @@ class Run:
         folders.remove_partial(self.folder)
         self.value = findings.get(self.cfg.optimized_metric, {}).get("value")
         folders.say(self.folder, state=FINISHED, value=self.value)
+        with unwritten(self.folder):
+            folders.note_ended(self.folder)
 
     def keep_companions(self, device: torch.device) -> dict[str, Any]:
         """Saves the companions that learned to the end; returns them."""
@@ -215,6 +217,7 @@ def evaluate(
         folders.check_held(folder)
         # two of one class may stand under names of their own
         findings = write_findings(folder, found, described, by=declared(evaluation, "name") or name)
+        folders.settle(folder)
         for note in (item.text for item in found if isinstance(item, Note) and item.text not in said):
             said.add(note)
             log.info("%s", note if note.startswith(name) else f"{name}: {note}")

@@ -15,7 +15,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 
-from tunediff.shapes import Refused
+from tunediff.text.patterns import IGNORECASE, Pattern, compiled
 
 BY_RULE = ("step_end", "hesitation", "hesitation_follows", "backtracks")
 HESITATIONS = ("wait", "hmm+", "alternatively", "hold on")  # regular expressions of whole words
@@ -34,20 +34,17 @@ _TAKEN_BACK = (
 )
 
 
-@functools.lru_cache
-def words(patterns: tuple[str, ...]) -> re.Pattern:
+def words(patterns: tuple[str, ...]) -> Pattern:
     """A regular expression for any of these as whole words, capital letters or not. Raises Refused for what is none."""
-    try:
-        return re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.IGNORECASE)
-    except re.error as error:
-        raise Refused(f"The patterns {list(patterns)} are no regular expressions: {error}.") from error
+    return compiled(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", IGNORECASE, "hesitations")
 
 
 @functools.lru_cache
-def _begins(patterns: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
+def _begins(patterns: tuple[str, ...]) -> tuple[Pattern, Pattern]:
     """Expressions for a sentence that begins with a hesitation, and for one that goes back."""
     hesitates = rf"{_BEFORE}(?<!\w)(?:{'|'.join(patterns)})(?!\w)" if patterns else r"(?!)"
-    return re.compile(hesitates, re.IGNORECASE), re.compile(rf"{hesitates}|{_BEFORE}{_TAKEN_BACK}", re.IGNORECASE)
+    back = rf"{hesitates}|{_BEFORE}{_TAKEN_BACK}"
+    return compiled(hesitates, IGNORECASE, "hesitations"), compiled(back, IGNORECASE, "hesitations")
 
 
 def by_rule(thinking: str, patterns: Sequence[str] = HESITATIONS) -> list[tuple[int, int, str]]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunediff.files import files_at
+from tunediff.files import files_at, opened, refuse_odd
 from tunediff.hub import is_commit
 from tunediff.shapes import Refused
 
@@ -61,7 +61,7 @@ class Placed(dict[str, Any]):
 
 def is_pointer(file: str | Path) -> bool:
     """True where Git left a pointer in a file's place."""
-    with open(file, "rb") as content:
+    with opened(file) as content:
         return content.read(len(POINTER)) == POINTER
 
 
@@ -115,7 +115,7 @@ def _refuse_unread(name: str) -> None:
             )
         return
     try:
-        with open(name, "rb") as content:
+        with opened(name) as content:
             first = content.read(len(POINTER))
             size = content.seek(0, os.SEEK_END)
             content.seek(max(0, size - 4))
@@ -143,9 +143,9 @@ def _lines(name: str) -> Iterator[tuple[int, str | BadRow]]:
     """The lines of a file with their numbers, from 1 on; in place of one that cannot be read the reason. A line that is too
     long is not held whole."""
     n = 0
-    opened = gzip.open if name.endswith(".gz") else open
+    unpacked = gzip.open if name.endswith(".gz") else open
     # what is no UTF-8 becomes lone surrogates, so that the line is known
-    with _readable(name) as broken, opened(name, "rt", encoding="utf-8-sig", errors="surrogateescape") as lines:
+    with _readable(name) as broken, unpacked(name, "rt", encoding="utf-8-sig", errors="surrogateescape") as lines:
         while line := lines.readline(LONGEST):
             n += 1
             place = f"Line {n} of '{name}'"
@@ -246,10 +246,12 @@ CONFIGS = re.compile(r"""^["']?configs["']?\s*:.*?(?=^[^\s-]|\Z)""", re.MULTILIN
 
 def _refuse_elsewhere(folder: Path) -> None:
     """Raises TextError for a local data set whose card names files that are not in its folder: of another host they would be
-    asked for, and elsewhere on this machine they are none of what it is."""
+    asked for, and elsewhere on this machine they are none of what it is. Raises Refused for what is no file in it."""
+    refuse_odd(folder)
     for card in (folder / "README.md", folder / ".huggingface.yaml"):
         try:
-            content = card.read_text(encoding="utf-8", errors="replace")[: 2**20]
+            with opened(card) as file:
+                content = file.read(2**20).decode(errors="replace")
         except OSError:
             continue
         for word in re.findall(r"[^\s'\",\[\]{}]+", " ".join(CONFIGS.findall(content))):

@@ -19,7 +19,7 @@ import torch
 
 from tunediff.benchmarks import Behaviour, Grade, Problem
 from tunediff.edits import Edit
-from tunediff.folders import as_written, put
+from tunediff.folders import begin_growing, read_bytes, replacing
 from tunediff.generation import Asked, Decoding, Response
 from tunediff.shapes import path_in
 
@@ -93,16 +93,16 @@ class KeptLines:
     def __init__(self, folder: Path | None, name: str, *, key: str = "key"):
         self.path, self.key = None if folder is None else path_in(folder / "outputs", name, "Outputs", ".jsonl"), key
         self.known: dict[str, dict[str, Any]] = {}
+        self.grows = False
         if self.path is not None and self.path.exists():
-            with as_written(self.path):
-                *lines, cut = self.path.read_bytes().split(b"\n")
+            *lines, cut = read_bytes(self.path).split(b"\n")
             read = [_entry(line, key, name) for line in lines]
             self.known = {entry.pop(key): entry for entry in read if entry is not None}
             if bad := [n for n, entry in enumerate(read, 1) if entry is None]:
                 some = f"line {bad[0]:,}" + (f" and {len(bad) - 1:,} more" if len(bad) > 1 else "")
                 log.warning("%s: %s is not as it was written, and is made anew", self.path, some)
             if bad or cut:
-                with put(self.path) as partial:
+                with replacing(self.path) as partial:
                     whole = (line for line, entry in zip(lines, read, strict=True) if entry is not None)
                     partial.write_bytes(b"".join(line + b"\n" for line in whole))
 
@@ -110,6 +110,9 @@ class KeptLines:
         if self.path is None:
             return
         self.path.parent.mkdir(exist_ok=True)
+        if not self.grows:
+            begin_growing(self.path)
+            self.grows = True
         line = json.dumps(_sealed({self.key: key, **entry}, self.path.stem)).encode() + b"\n"
         with open(self.path, "ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
