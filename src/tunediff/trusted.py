@@ -33,13 +33,17 @@ BUILDABLE = frozenset(
         "tunediff.dictionary": (
             "BatchTopK Crosscoder DualBatchTopK JumpReLU L1 Linear Normalisation Partition TopK TranscoderAdapter"
         ),
+        "tunediff.directions": (
+            "ContrastingTexts DecoderRow DifferenceOfMeans FromFile Orthogonal PairDifference PrincipalComponent Random "
+            "Unembedding WithoutLogitEffect"
+        ),
         "tunediff.edits": (
             "Add AfterMatch AfterPrefix AfterTokens Answer Clamp Every Everywhere Keep MeanAblate Patch Prompt Response "
             "Scale Thinking WhileActive Zero"
         ),
         "tunediff.evaluations": (
-            "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark Examples Fidelity Geometry Intervention "
-            "Judge KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence LogitEffect "
+            "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark DirectionNecessity DirectionSteering "
+            "Examples Fidelity Geometry Intervention Judge KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence LogitEffect "
             "LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep Telling Tokenizers Twin "
             "UnitComparison"
         ),
