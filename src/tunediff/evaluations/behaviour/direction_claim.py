@@ -3,8 +3,8 @@ the direction of the base raises backtracking in the tuned model and not in the 
 
     holds           it raises the rate in the tuned model at a coherent strength, beyond random directions as well, in the base
                     at none, and in the tuned model surely by more than in the base
-    does not hold   it raises the rate in the base too; or nowhere in the tuned model by half of what the tuned model's own
-                    direction does there
+    does not hold   it raises the rate in the base too; or raises it at no strength in the tuned model and surely lowers it at
+                    one; or raises it nowhere there by half of what the tuned model's own direction does
     underpowered    the intervals leave it open
 
 Intervals are 95 % together over the strengths of a direction in a model (Bonferroni). A direction is one, and random ones differ
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a direction does to one model at one strength.
+    """The effect of a direction on one model at one strength.
 
     change    of the rate against no steering, on the same problems      coherent   whether the text holds
     beyond    the same against one more random direction of this length; None where there are none"""
@@ -79,6 +79,10 @@ def claim(tuned: Sequence[Step], base: Sequence[Step], own: Sequence[Step]) -> V
     usable = [step for step in tuned if step.coherent]
     if not usable:
         return Verdict("underpowered", "no strength leaves the text of the tuned model coherent")
+    if any(step.change.sign(level) < 0 for step in usable):
+        return Verdict(
+            "does not hold", "it raises the rate in the tuned model at no strength, and lowers it beyond doubt"
+        )
     if strong is None:
         return Verdict(
             "underpowered", "no direction raises the rate in the tuned model beyond doubt, not its own either"

@@ -46,7 +46,7 @@ LEAST = 1e-3  # of the first direction's norm, below which what is found anew is
 
 
 class Round(NamedTuple):
-    """What is projected out in a round, and what was found for it: by layer.
+    """The subspaces that are projected out in a round, and what was found for it: by layer.
 
     spans      orthonormal rows [n, width]                 new      norm of the direction found in this round, of the first
     overlap    share of its norm that lies in the span before; 0 but for rounding"""

@@ -284,13 +284,15 @@ def said_of(name: str, given: Given, directions: dict[str, Direction], source: S
 
 
 def never_hesitates(name: str, found: Found) -> Iterator[Note]:
-    """Says that no response under any condition has a hesitation: then the patterns, or the task, leave nothing to measure."""
-    every = [one for answered in found.values() for one in answered.solved]
-    if not any(one.behaviour.hesitations for one in every):
-        yield Note(
-            f"{name}: none of the {len(every):,} responses, under any condition, has a word that counts as a hesitation: look at "
-            f"evaluation.{name}.hesitations, and at whether the task gives the models room to hesitate."
-        )
+    """Names the models of which no response, under any condition, has a hesitation: then the patterns, or the task, leave nothing
+    to measure there."""
+    for role in dict.fromkeys(answered.condition.role for answered in found.values()):
+        every = [one for answered in found.values() if answered.condition.role == role for one in answered.solved]
+        if not any(one.behaviour.hesitations for one in every):
+            yield Note(
+                f"{name}: none of the {len(every):,} responses of the {role} model, under any condition, has a word that counts as a "
+                f"hesitation: look at evaluation.{name}.hesitations, and at whether the task gives it room to hesitate."
+            )
 
 
 def _point(

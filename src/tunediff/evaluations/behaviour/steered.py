@@ -39,7 +39,7 @@ TITLES = {
 
 
 class Steered(NamedTuple):
-    """What is added to one model, at any strength.
+    """A vector, or random ones, added to one model at any strength.
 
     kind      as in the list at the head of the file       source   role of the model it was found in; None: in neither
     target    role of the model that is written            parts    one, or of random directions one a draw
@@ -120,7 +120,7 @@ def along(row: Tensor, size: float) -> Directions:
 
 
 def drawn(at: Stream, size: float, draws: int, seed: int) -> list[Part]:
-    """As many random directions of this size."""
+    """Random directions of this size, one a draw."""
     return [
         along(random_direction(at, randomness.generator(seed, "a direction beside a found one", draw)), size)
         for draw in range(draws)
@@ -141,7 +141,7 @@ def steered(
     draws: int,
     seed: int,
 ) -> Iterator[Steered]:
-    """What is added to one model. `directions` are by source, `others` by label and source; `unit` as in DirectionSteering. In
+    """Everything that is added to one model. `directions` are by source, `others` by label and source; `unit` as in DirectionSteering. In
     residual_norm all have one size whatever their source, so that what depends on none is there once."""
     own = {source: float(direction.at(layer).norm()) for source, direction in directions.items()}
     sizes = own if unit == "own" else dict.fromkeys(directions, known[target].norm)
