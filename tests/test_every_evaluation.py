@@ -34,6 +34,8 @@ CHOOSES = ("ablation", "scaling", "patching", "steering_sweep", "latent_sets")
 FEW = {  # words that make an evaluation short
     **dict.fromkeys(("ablation", "scaling", "patching"), ["draws=1", "modes=[delta]"]),
     "steering_sweep": ["strengths=[1]", "behind=[after_prefix]"],
+    "direction_steering": ["draws=1", "strengths=[1]", "controls=[]", "direction.tokens=4000", "norm_tokens=400"],
+    "direction_necessity": ["draws=1", "rounds=1", "direction.tokens=4000"],
     "latent_sets": ["draws=1", "control_sizes=[1]"],
     "attribution_graphs": ["count=1", "context=12", "most_latents=8"],
     "kl_patching": ["draws=1", "best=4"],

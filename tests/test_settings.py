@@ -572,6 +572,8 @@ IN_A_STUDY = {  # class -> a study that has one
             ("Benchmark", "benchmark"),
             ("Intervention", "ablation"),
             ("SteeringSweep", "steering_sweep"),
+            ("DirectionSteering", "direction_steering"),
+            ("DirectionNecessity", "direction_necessity"),
         )
     },
     "Recovery": ["evaluation=recovery"],

@@ -35,16 +35,18 @@ BUILDABLE = frozenset(
             "BatchTopK Crosscoder DualBatchTopK JumpReLU L1 Linear Normalisation Partition TopK TranscoderAdapter"
         ),
         "tunediff.directions": (
-            "ContrastingTexts DecoderRow DifferenceOfMeans FromFile Orthogonal PairDifference PrincipalComponent RandomDirection Unembedding "
-            "WithoutLogitEffect"
+            "ContrastingTexts DecoderRow DifferenceOfMeans FromFile Orthogonal PairDifference "
+            "PrincipalComponent RandomDirection Unembedding WithoutLogitEffect "
         ),
         "tunediff.edits": (
             "Add AfterMatch AfterPrefix AfterTokens Answer Clamp Every Everywhere Keep MeanAblate Patch Prompt Response "
             "Scale Thinking WhileActive Zero"
         ),
         "tunediff.evaluations": (
-            "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark DirectionsByLayer Examples Fidelity Geometry Gradient Intervention "
-            "Judge KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence LogitEffect "
+            "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark DirectionNecessity "
+            "DirectionSteering DirectionsByLayer Examples Fidelity Geometry Gradient Intervention Judge "
+            "KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence "
+            "LogitEffect "
             "LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep Telling Tokenizers Twin "
             "UnitComparison"
         ),

@@ -1,6 +1,8 @@
 """One question a file: a trained dictionary, or the pair alone -> findings."""
 
 from tunediff.evaluations.behaviour.benchmark import Benchmark
+from tunediff.evaluations.behaviour.direction_necessity import DirectionNecessity
+from tunediff.evaluations.behaviour.direction_steering import DirectionSteering
 from tunediff.evaluations.behaviour.intervention import Intervention
 from tunediff.evaluations.behaviour.recovery import Recovery
 from tunediff.evaluations.behaviour.steering_sweep import SteeringSweep

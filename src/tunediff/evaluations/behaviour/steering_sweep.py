@@ -147,8 +147,9 @@ class SteeringSweep(BehaviourEvaluation):
     ) -> Generator[Finding | Note, None, dict[str, Any]]:
         """Yields what is found behind a gate, and returns it as a row."""
         where, peak, strength = f"steering_sweep/{gate}", (None, None, None), None
-        rates, coherent = [hesitation_rate(solved) for solved in curve], self._coherent(plain, curve)
-        if usable := from_peak_on(rates, coherent):
+        rates = [hesitation_rate(solved) for solved in curve]
+        fine = coherent(plain, curve, collapse=self.collapse, repetition=self.repetition)
+        if usable := from_peak_on(rates, fine):
             level = 1 - 0.05 / len(curve)  # so that it holds for whichever strength is the largest
             peak, strength = hesitations(curve[usable[0]], level=level), self.strengths[usable[0]]
             meaning = (
@@ -158,19 +159,23 @@ class SteeringSweep(BehaviourEvaluation):
             yield Finding(f"{where}/peak", *peak, meaning, over="problems")
             meaning = f"strength of that peak, in units of {self.unit}"
             yield Finding(f"{where}/peak_strength", strength, meaning=meaning)
-        found = dip(hesitation_rate(plain), rates, coherent)
+        found = dip(hesitation_rate(plain), rates, fine)
         verdict, value = f"oversteering dip {found.word}; {found.why}", {"present": 1.0, "absent": 0.0}.get(found.word)
         yield Note(f"steering_sweep, {gate}: {verdict}")
         yield Finding(f"{where}/dip", value, meaning="oversteering dip: 1 present, 0 absent, null underpowered")
         row = {"gate": gate, **interval_columns("peak", peak), "peak_strength": strength}
         return row | {"dip": value, "verdict": verdict}
 
-    def _coherent(self, plain: Sequence[Solved], curve: Sequence[Sequence[Solved]]) -> list[bool]:
-        limit = surprise_rate(plain).value.exp() * self.collapse
-        return [
-            bool(surprise_rate(solved).value.exp() <= limit) and (repeated(solved) or 0.0) <= self.repetition
-            for solved in curve
-        ]
+
+def coherent(
+    plain: Sequence[Solved], curve: Sequence[Sequence[Solved]], *, collapse: float, repetition: float
+) -> list[bool]:
+    """True for responses at a strength that the unedited model finds at most `collapse` times as perplexing as its own, and that
+    repeat at most this share of their 4-grams."""
+    limit = surprise_rate(plain).value.exp() * collapse
+    return [
+        bool(surprise_rate(solved).value.exp() <= limit) and (repeated(solved) or 0.0) <= repetition for solved in curve
+    ]
 
 
 def figures(columns: dict[str, list], verdicts: Mapping[str, list], unit: str) -> Iterator[Figure]:
