@@ -29,7 +29,7 @@ MANIFEST, SEAL = "manifest.json", "sha256"
 # what a run folder's manifest lists: files, and folders with all that lies in them
 COVERED = set(
     "config.yaml identity.json pair.yaml findings.json figures.json report.html "
-    "dictionary companions tables latent_cache graphs model".split()
+    "direction.safetensors watched.safetensors dictionary companions tables latent_cache graphs model".split()
 )
 DEPTH = 3  # folders between a manifest and the file furthest below it
 EVALUATED = {"findings.json", "figures.json", "report.html", "tables", "latent_cache", "graphs"}
