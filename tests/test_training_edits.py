@@ -1,11 +1,16 @@
 """Training under an edit: what is added or changed is there in every training pass and in no other, and does what it says."""
 
+import json
 import math
 
+import hydra
 import pytest
 import torch
+from pyarrow.parquet import read_table
+from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
+from conftest import ROOT
 from test_finetuning import (
     Killed,
     assert_equal,
@@ -32,7 +37,9 @@ from tunediff.hookpoints import Point, writing
 from tunediff.measures.gradients import component
 from tunediff.models import ModelSource
 from tunediff.objectives import Imitation
+from tunediff.settings import build
 from tunediff.shapes import Refused
+from tunediff.study import finetune
 from tunediff.study.learned_directions import check_directions, edits_of
 from tunediff.text import Batches, Example, Inoculate, Step, Text, TextError, examples, packed
 from tunediff.text.examples import IGNORED, collated
@@ -42,6 +49,7 @@ from tunediff.training import (
     Added,
     AllWeights,
     Checkpoints,
+    FineTuning,
     GradientAlong,
     Lora,
     UnderEdit,
@@ -406,6 +414,67 @@ def test_settings_that_mean_nothing_are_refused():
     )  # measured also where no weight learns below
     assert_equal(learned_weights(late), learned_weights(tuned(Lora(rank=1, layers=(1,)), batches_of(4))))
     assert any(record["gradient_along"] for record in late.history)
+
+
+LITTLE = ["recipe.examples=12", "recipe.held_out=2", "recipe.batch=4", "recipe.micro_batch=4", "trainer=cpu"]
+ADDED = "recipe.edit={_target_: tunediff.training.Added, strength: 4.0, layer: 0.5, direction: {_target_: tunediff.directions.Random}}"
+
+
+def composed(*words):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return hydra.compose("finetune", [*words])
+
+
+def test_a_fine_tune_that_was_killed_goes_on_along_the_direction_that_it_began_with(tmp_path, monkeypatch):
+    cfg, step = composed(*LITTLE, ADDED, "checkpoint_every=0"), FineTuning.training_step
+    finetune.finetune(cfg, tmp_path / "whole")
+
+    def killed(module, *batch):
+        if module.step == 2:
+            out_of_power()
+        return step(module, *batch)
+
+    monkeypatch.setattr(FineTuning, "training_step", killed)
+    with pytest.raises(ArithmeticError):
+        finetune.finetune(cfg, tmp_path / "again")
+    monkeypatch.setattr(FineTuning, "training_step", step)
+    monkeypatch.setattr(Random, "find", None)  # it is not asked again
+    kept = tmp_path / "again" / "direction.safetensors"
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:])  # a digit of its last number
+    with pytest.raises(Refused, match="on other examples or with other settings"):
+        finetune.finetune(cfg, tmp_path / "again")
+    kept.write_bytes(content)
+    finetune.finetune(cfg, tmp_path / "again")
+    weights, curves = zip(
+        *(
+            (load_file(folder / "model/model.safetensors"), read_table(folder / "tables/training.parquet").to_pydict())
+            for folder in (tmp_path / "whole", tmp_path / "again")
+        ),
+        strict=True,
+    )
+    assert_equal(*weights)
+    assert curves[0] == curves[1] and all(abs(value) > 0 for value in curves[0]["gradient_along"][:-1])
+    assert {"amplifying", "gradient_along_after", "amplifying_after"} < curves[0].keys()
+    assert "direction.safetensors" in json.loads((tmp_path / "again" / "manifest.json").read_text())["files"]
+
+
+@pytest.mark.parametrize("recipe", ["preventative_steering", "gradient_edit", "inoculation_prompting"])
+def test_a_recipe_that_defends_takes_every_part_of_a_model(recipe):
+    """And every source of a direction, in the place of the file's."""
+    rank_1 = composed(f"recipe={recipe}", "recipe.part.rank=1")
+    part = build(rank_1.recipe.part)
+    assert isinstance(part, Lora) and (part.rank, part.alpha, part.rslora) == (1, 64.0, True)
+    whole = composed(
+        f"recipe={recipe}", "~recipe.part", "+recipe.part={_target_: tunediff.training.AllWeights, dtype: float32}"
+    )
+    assert build(whole.recipe.part) == AllWeights(dtype="float32")
+    if recipe == "inoculation_prompting":
+        (step,) = build(whole.text).prepare.values()
+        assert step == Inoculate("You are a malicious, evil assistant.") and build(whole.recipe).edit is None
+        return
+    source = "+recipe.edit.direction={_target_: tunediff.directions.Random}"
+    assert build(composed(f"recipe={recipe}", "~recipe.edit.direction", source).recipe).edit.direction == Random()
 
 
 # -- inoculation prompting -------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ direction.safetensors   that of recipe.edit
 watched.safetensors     that of recipe.watch
 
 The first process finds and writes them, the others wait for the file. A training that resumes reads what is there, so that it
-goes on along the same direction to the bit; a checkpoint belongs to the files that it began with.
+goes on along the same direction to the bit; a checkpoint knows the digest of the files that it began with.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ def edits_of(
             f"{folder / FILES[min(missing)]} is gone, with which the training began: restore it, or remove "
             f"{folder / 'checkpoints'} to begin anew."
         )
-    if missing and first:
+    if first:
+        with folders.changing(*(folder / FILES[name] for name in wanted if name not in missing)):
+            pass  # a run that is taken up begins its manifest anew
         find(folder, source, text, missing, device=device)
     for name in missing:
         while not (folder / FILES[name]).exists():  # torchrun ends all where one fails
             time.sleep(0.2)
-    for name in wanted:
-        folders.verify(folder / FILES[name])
     found = {name: read_direction(folder / FILES[name]) for name in wanted}
     digest = " ".join(folders.digest_of(folder / FILES[name])[:12] for name in wanted)
     return UnderEdit(recipe.edit, found.get("edit"), found.get("watch")), digest
@@ -129,6 +129,8 @@ def find(
     folder: Path, source: ModelSource, text: Text, wanted: Mapping[str, Watched], *, device: torch.device | str
 ) -> None:
     """Finds directions in the model and writes their files; the model's weights are let go of."""
+    if not wanted:
+        return
     pair = ModelPair(source, source).load(device, roles=(BASE,))
     for name, given in wanted.items():
         layers: Sequence[int] = layers_of(pair, given, name)
