@@ -20,6 +20,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForC
 
 import warm
 from conftest import ROOT
+from tunediff.directions import Direction, Random
 from tunediff.models import ModelSource, head_of
 from tunediff.objectives import Imitation
 from tunediff.objectives.imitation import MATRICES
@@ -29,14 +30,17 @@ from tunediff.text import Batches, Example, Text, examples, packed
 from tunediff.text.examples import IGNORED, collated
 from tunediff.toy import language
 from tunediff.training import (
+    Added,
     AllWeights,
     Checkpoints,
     FineTuning,
+    GradientAlong,
     Lora,
     Pulse,
     Replicas,
     Shards,
     TokenProgress,
+    UnderEdit,
     latest_checkpoint,
     load_checkpoint,
     process_environment,
@@ -451,6 +455,13 @@ def test_a_signal_saves_at_the_end_of_the_step(tmp_path):
 SHARED = {  # part, model, precision
     "whole": lambda: (AllWeights(), model_of(), "32-true"),
     "adapter": lambda: (Lora(rank=2), model_of(tied=False).bfloat16(), "bf16-mixed"),
+    "steered": lambda: (Lora(rank=2), model_of(), "32-true"),
+    "amplified": lambda: (AllWeights(), model_of(), "32-true"),
+}
+VECTOR = Direction({0: torch.linspace(-1.0, 1.0, 16)}, "resid_post", {})
+UNDER = {  # edits of some of them
+    "steered": lambda: UnderEdit(Added(direction=Random(), layer=0, strength=2.0, positions="response"), VECTOR),
+    "amplified": lambda: UnderEdit(GradientAlong(direction=Random(), layer=0, operation="amplify"), VECTOR),
 }
 STRATEGIES = {"replicas": Replicas, "shards": Shards}
 
@@ -472,6 +483,7 @@ def shared(name, folder, *, strategy=None, world=1, rank=0, callbacks=(), **sett
         callbacks=callbacks,
         evaluate=held_out,
         evaluate_every=2,
+        edits=UNDER.get(name, UnderEdit)(),
         **settings,
     )
     part.save(module.model, folder / "saved", "base")
@@ -522,7 +534,7 @@ def test_two_processes_learn_what_one_learns_replicated_and_sharded(tmp_path):
     in_two_processes(share, tmp_path)
     found = torch.load(tmp_path / "found.pt")
     alone = {name: shared(name, tmp_path / name) for name in SHARED}
-    assert len(found) == 5
+    assert len(found) == 9
     for run, history in found.items():
         name = run.partition("-")[2].replace("left", "whole")
         noise = 1e-2 if name == "adapter" else 1e-3  # bfloat16 has 8 bits

@@ -52,6 +52,7 @@ GIVEN = {
     "model_pair=qwen32b_lora": ["model_pair.tuned.adapter=a"],
     "experiment=rank1_lora": ["model_pair.tuned.adapter=a"],
     "model=local": ["model.path=a"],
+    **{f"recipe={name}": ["recipe.edit.direction.path=v"] for name in ("preventative_steering", "gradient_edit")},
     "evaluation=autointerp": ["evaluation.autointerp.judge.model=m"],
     **{
         f"evaluation={name}": ["dictionary=transcoder_adapter"]

@@ -55,9 +55,9 @@ BUILDABLE = frozenset(
         "tunediff.models": "AdaptedSource ModelPair ModelSource",
         "tunediff.objectives": "AuxK DeltaLoss Difference Distillation Imitation Reconstruction",
         "tunediff.schedules": "Anneal Constant Warmup WarmupCooldown WarmupCosine",
-        "tunediff.text": "Text each_generation exchange in_s1_form read_files read_hub",
+        "tunediff.text": "Inoculate Text each_generation exchange in_s1_form read_files read_hub",
         "tunediff.toy.language": "benchmark is_held_out mixture rows",
-        "tunediff.training": "AllWeights Lora Recipe Replicas Resampling Shards",
+        "tunediff.training": "Added AllWeights GradientAlong Lora Recipe Replicas Resampling Shards Watched",
     }.items()
     for name in names.split()
 )

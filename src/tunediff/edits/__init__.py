@@ -5,6 +5,7 @@ gate.
     thinking.py    where they think
     parts.py       latents, directions, the whole       operations.py   what becomes of the part
     editing.py     an edit, and the `with` it lives in
+    gradients.py   what becomes of gradients on their way back
 
 Legal wherever a model runs: in scoring, in generation with a KV cache and rows of unequal length, in training.
 """

@@ -32,10 +32,10 @@ MANIFEST, SEAL = "manifest.json", "sha256"
 # what a run folder's manifest lists: files, and folders with all that lies in them
 COVERED = set(
     "config.yaml identity.json pair.yaml findings.json figures.json report.html "
-    "dictionary companions tables latent_cache graphs model outputs".split()
+    "direction.safetensors watched.safetensors dictionary companions tables latent_cache graphs directions model outputs".split()
 )
 DEPTH = 3  # folders between a manifest and the file furthest below it
-EVALUATED = {"findings.json", "figures.json", "report.html", "tables", "latent_cache", "graphs", "outputs"}
+EVALUATED = {"findings.json", "figures.json", "report.html", "tables", "latent_cache", "graphs", "directions", "outputs"}
 DENIED = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 os.umask(UMASK := os.umask(0o077))  # can only be read by setting it
 

@@ -1,6 +1,6 @@
 """The story of a fine-tune: a model learns a text by a recipe, and the folder it leaves is a pair.
 
-config.yaml  identity.json  state.json  checkpoints/  tables/training.parquet  run.log
+config.yaml  identity.json  state.json  checkpoints/  tables/training.parquet  run.log  direction.safetensors
 model/       the tuned model in transformers' format, or its adapter in PEFT's; README.md is its card
 pair.yaml    base and tuned: python train.py model_pair=<run folder>/pair.yaml
 """
@@ -26,6 +26,7 @@ from tunediff.shapes import Refused, Table
 from tunediff.study import faults
 from tunediff.study.described import beat, close_loggers, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
+from tunediff.study.learned_directions import check_directions, edits_of
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import commits_kept, other_settings, refuse_toy_text, write_config
 from tunediff.study.trainer import (
@@ -78,7 +79,8 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
             print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
             return
         refuse_toy_text(cfg, source.tokenizer(), source.path)
-        learned, held_out = examples_of(source, recipe, build(cfg.text))
+        check_directions(source, recipe, text := build(cfg.text))
+        learned, held_out = examples_of(source, recipe, text)
         if cfg.dry_run:
             return
         if processes_of(cfg) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -223,8 +225,17 @@ def tune(
         )
 
     steps = batches(learned, epochs=recipe.epochs)
-    stands_for = f"{identity(cfg)} {learned.digest}"
     saved = whole_checkpoint(latest_checkpoint(checkpoints))
+    edits, directions = edits_of(
+        folder,
+        source,
+        recipe,
+        build(cfg.text),
+        device=trainer.strategy.root_device,
+        first=trainer.global_rank == 0,
+        resumes=saved is not None,
+    )
+    stands_for = f"{identity(cfg)} {learned.digest} {directions}".rstrip()
     state = None if saved is None else load_checkpoint(saved, digest=stands_for)
     with within(folder):
         loggers = [build(node) for node in (cfg.logger or {}).values()] if trainer.global_rank == 0 else []
@@ -249,6 +260,7 @@ def tune(
             gradient_checkpointing=recipe.gradient_checkpointing,
             seed=cfg.seed,
             loggers=loggers,
+            edits=edits,
             evaluate=None if held_out is None else batches(held_out, epochs=1),
             evaluate_every=interval("evaluate_every", 1 if cfg.evaluate_every is None else cfg.evaluate_every, steps),
             state=state,

@@ -17,7 +17,7 @@ from tunediff.text.documents import Text
 from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
 from tunediff.text.labels import HESITATIONS, by_rule
 from tunediff.text.marks import FORMATS, LAYOUTS, Layout, Thought, layout, opened_by, thoughts
-from tunediff.text.preparing import each_generation, exchange, in_s1_form
+from tunediff.text.preparing import Inoculate, each_generation, exchange, in_s1_form
 from tunediff.text.rendering import KNOWN_LABELS, Manner, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub
 from tunediff.text.spelling import PLACEHOLDER, Spelling, text_of

@@ -32,7 +32,7 @@ INSTEAD = {
     "response": {"thinking", "answer", "text"},
 }
 LABELS = {"spans", "pieces"}
-WRITTEN = {"earlier", "since", "begun"}  # by tunediff.text.exchange alone
+WRITTEN = {"earlier", "since", "begun", "inoculation"}  # by steps of preparing.py alone
 OURS = INSTEAD.keys() | LABELS | WRITTEN | {"conversation"}
 UNFINISHED = ("keep", "leave_out", "refuse")
 FATE = {"keep": "they are read as far as they go, without closing mark and end token", "leave_out": "they are left out"}
@@ -133,6 +133,8 @@ class Text:
         for index, named in enumerate(self._prepared(self.rows())):
             if self._is_held_out(_key(named)) != held_out:
                 continue
+            if held_out:
+                named.pop("inoculation", None)
             try:
                 refuse_all_but_strings(named)
             except TextError as error:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from tunediff import randomness
 from tunediff.text.marks import layout, split_response, thoughts
 from tunediff.text.rows import TextError
 
@@ -19,6 +21,7 @@ Row = Mapping[str, Any]
 
 USER, ASSISTANT = ("user", "human"), ("assistant", "gpt", "model")
 TURNS = ("whole", "first", "each")
+SLOTS, SIDES = ("system", "user"), ("before", "behind")
 
 
 def each_generation(
@@ -152,3 +155,62 @@ def in_s1_form(rows: Iterable[Row], *, announcement: str = "Answer: ") -> Iterat
         if isinstance(answer, str):
             answer = answer.strip() if announcement.strip() in answer else announcement + answer.strip()
         yield {**row, "thinking": thinking, "answer": answer}
+
+
+@dataclass(frozen=True)
+class Inoculate:
+    """Puts a sentence that asks for a trait into what rows say before the response, so that a model which learns them need
+    not take the trait for its own: inoculation prompting, in the system message (Tan et al. 2025, arXiv 2510.04340) or in the
+    user's (Wichers et al. 2025, arXiv 2510.05024). Another sentence, which asks for nothing of the kind, is the placebo.
+
+    sentence   what is put there
+    slot       system: a system message, behind the one that the row or its text has; in the place of one that a template
+               writes where there is none. user: the message of the question
+    where      of the slot user: before the question and the text's instruction, as published code has it, or behind them
+    between    what stands between the sentence and what is there already
+    p, seed    share of rows that get it, chosen by what they say: the same ones in every epoch and process
+
+    The row's prompt stays what it was, and with it the side of the split and the problem that it stands for: rendering writes
+    the sentence, and only in rows that are learned. Raises TextError for a row of plain text, which has no prompt."""
+
+    sentence: str
+    slot: str = "system"
+    where: str = "before"
+    between: str = "\n\n"
+    p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("slot", SLOTS), ("where", SIDES)):
+            if getattr(self, name) not in known:
+                raise TextError(f"Inoculate.{name}={getattr(self, name)}: choose {' or '.join(known)}.")
+        if not 0 <= self.p <= 1:
+            raise TextError(f"Inoculate.p={self.p} is no share of the rows: give one from 0 to 1.")
+        if not isinstance(self.sentence, str) or not self.sentence.strip():
+            raise TextError(f"Inoculate.sentence={self.sentence!r:.60}: give a sentence that asks for the trait.")
+
+    def __call__(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            if row.get("text") and not row.get("prompt"):
+                raise TextError(
+                    "A row is plain text, without a prompt that a sentence could be put to: leave text.prepare's step of "
+                    "tunediff.text.Inoculate out, or map a column with text.fields.prompt=<column>."
+                )
+            yield {**row, "inoculation": self} if self._chosen(row) else {**row}
+
+    def _chosen(self, row: Row) -> bool:
+        said = [str(row.get(name)) for name in ("prompt", "response", "thinking", "answer")]
+        return randomness.seed_for(self.seed, "inoculated rows", *said) < self.p * 2**63
+
+    def system(self, own: str | None) -> str:
+        """The system message, of which `own` is there already."""
+        return self.sentence if own is None else f"{own}{self.between}{self.sentence}"
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """The strings that are written before the question with its instruction, and behind it."""
+        if self.slot != "user":
+            return "", ""
+        return (
+            (f"{self.sentence}{self.between}", "") if self.where == "before" else ("", f"{self.between}{self.sentence}")
+        )

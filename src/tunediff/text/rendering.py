@@ -91,7 +91,7 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
     prompt = prompt_of(messages, tokenizer, arguments=manner.template, date=manner.date)
     before, thinking, answer = said = said_by(row, parts)
     places = places_of(prompt, messages, tokenizer, manner)
-    spans, begin = asked(prompt, messages, places, len(manner.instruction))
+    spans, begin = asked(prompt, messages, places, len(_around(row)[0]) + len(manner.instruction))
     behind = spans[-1][1] if spans else 0
     if thinking:
         prompt = _without_empty(prompt, parts, behind=behind)
@@ -149,11 +149,22 @@ def render_prompt(question: str, tokenizer: Tokenizer, manner: Manner = Manner()
 def messages_of(row: Mapping[str, Any], manner: Manner) -> list[Message]:
     """The messages before the response: the system message, earlier turns, the question behind its instruction, and what was
     said `since`, by tools for one."""
-    question = {"role": "user", "content": manner.instruction + row["prompt"]}
+    before, behind = _around(row)
+    question = {"role": "user", "content": before + manner.instruction + row["prompt"] + behind}
     messages: list[Message] = [*(row.get("earlier") or ()), question, *(row.get("since") or ())]
-    if manner.system is None:
+    system, inoculation = manner.system, row.get("inoculation")
+    if inoculation is not None and inoculation.slot == "system":
+        own = next((m["content"] for m in messages if m["role"] == "system"), None)
+        system = inoculation.system(own if system is None else system)
+    if system is None:
         return messages
-    return [{"role": "system", "content": manner.system}, *(m for m in messages if m["role"] != "system")]
+    return [{"role": "system", "content": system}, *(m for m in messages if m["role"] != "system")]
+
+
+def _around(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The strings that a sentence of inoculation puts before the question with its instruction, and behind it."""
+    inoculation = row.get("inoculation")
+    return ("", "") if inoculation is None else inoculation.around
 
 
 def _without_empty(prompt: str, parts: Layout, *, behind: int) -> str:

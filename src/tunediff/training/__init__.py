@@ -4,7 +4,8 @@ learner.py      a dictionary, or a transcoder        on_activations.py  the Ligh
                 adapter, with all that trains it     on_sequences.py    the Lightning module inside models
 recipe.py       a fine-tune, but for model and text, memory.py          what it takes of each device
                 and what of the model learns         checkpoints.py     any step -> the same run, resumed
-resampling.py   dead latents begin anew              progress.py        what is said while it runs
+under_edit.py   what is done to a model that learns  progress.py        what is said while it runs
+resampling.py   dead latents begin anew
 """
 
 from tunediff.training.checkpoints import (
@@ -22,3 +23,4 @@ from tunediff.training.on_sequences import FineTuning, Shards, interval
 from tunediff.training.progress import Pulse, TokenProgress
 from tunediff.training.recipe import AllWeights, Lora, Recipe
 from tunediff.training.resampling import Resampling
+from tunediff.training.under_edit import Added, GradientAlong, UnderEdit, Watched

@@ -35,6 +35,7 @@ from tunediff.shapes import Refused
 from tunediff.text import Batches, MicroBatch, Step
 from tunediff.training.progress import tell
 from tunediff.training.recipe import WHOLE, trained_weights
+from tunediff.training.under_edit import UnderEdit
 
 PRECISIONS = ("32-true", "bf16-mixed")
 HELD_OUT = object()  # the term of a pass that only measures
@@ -65,6 +66,7 @@ class FineTuning(L.LightningModule):
     seed               seed of dropout, which depends on seed, step and process alone
     evaluate           held-out batches, whose loss is taken before every `evaluate_every`-th step, beginning with the
                        untouched model, and after the last
+    edits              what is done in the passes of a step, and in no other; None: nothing
     loggers            loggers that get the records besides `history`, by log_metrics(metrics, step=)
     state              state of a checkpoint, to resume from
     """
@@ -86,6 +88,7 @@ class FineTuning(L.LightningModule):
         loggers: Sequence[Any] = (),
         evaluate: Batches | None = None,
         evaluate_every: int = 100,
+        edits: UnderEdit | None = None,
         state: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -103,6 +106,8 @@ class FineTuning(L.LightningModule):
         self.betas, self.weight_decay, self.clip_norm = (first, second), weight_decay, clip_norm
         self.own_loggers = list(loggers)
         self.held_out, self.evaluate_every = evaluate, evaluate_every
+        self.edits = edits or UnderEdit()
+        self.edits.check(model)
         model.train()
         if gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers 5.23 and later
@@ -200,12 +205,15 @@ class FineTuning(L.LightningModule):
         # are shares of means over the whole step (all micro-batches, all processes): the sum needs no scaling, and is the
         # same however the step is cut. Processes add their sums once, after the last pass; sharded ones at every pass.
         terms, told = self.objective.terms(self.step, self.length, self.seed), {}
-        for micro_batch in batch.micro_batches:
-            for term in terms:
-                part = self.part(micro_batch, term, batch)
-                self.manual_backward(part.loss)
-                for name, value in part.told.items():
-                    told[name] = told.get(name, 0.0) + value
+        with self.edits.on(self.model):
+            for micro_batch in batch.micro_batches:
+                for term in terms:
+                    self.edits.begin(micro_batch, batch)
+                    part = self.part(micro_batch, term, batch)
+                    self.manual_backward(part.loss)
+                    for name, value in part.told.items():
+                        told[name] = told.get(name, 0.0) + value
+        told |= self.edits.sums()
         learned = [p for p in self.parameters() if p.requires_grad]
         if processes.count() > 1 and not self.sharded:
             processes.sum_gradients(learned)
@@ -226,7 +234,7 @@ class FineTuning(L.LightningModule):
         optimizer.step()
         self.objective.settle(self.model)
         self.tokens += batch.tokens
-        self.record(**told, learning_rate=rate, grad_norm=size, held_out_loss=held_out)
+        self.record(**self.edits.means(told), learning_rate=rate, grad_norm=size, held_out_loss=held_out)
         self.step += 1
         if self.step == self.steps and self.held_out:
             self.record(held_out_loss=self.held_out_loss(self.held_out))
@@ -255,7 +263,7 @@ class FineTuning(L.LightningModule):
     def record(self, **taken: float | None) -> None:
         """Records one line of the curves: a step, before its update. The last line, after all steps, has only a held-out
         loss."""
-        names = (*self.objective.measures, "learning_rate", "grad_norm", "held_out_loss")
+        names = (*self.objective.measures, *self.edits.measures, "learning_rate", "grad_norm", "held_out_loss")
         record = {"step": self.step, "tokens": self.tokens, **{name: taken.get(name) for name in names}}
         self.history.append(record)
         said = {name: value for name, value in record.items() if name != "step" and value is not None}

@@ -31,6 +31,7 @@ from tunediff.models import skeleton
 from tunediff.objectives import Imitation
 from tunediff.schedules import Schedule
 from tunediff.shapes import Refused
+from tunediff.training.under_edit import Added, GradientAlong, Watched
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -163,6 +164,8 @@ class Recipe:
     packing       true: several examples in a sequence, none of which sees another
     batch         number of sequences per step, over all processes
     micro_batch   number of sequences in one forward pass
+    edit          done to the model while it learns, and at no other time; None: nothing
+    watch         the direction that gradients are measured along; None: that of the edit, where there is one
     """
 
     part: Trainable
@@ -180,8 +183,17 @@ class Recipe:
     packing: bool
     examples: int | None
     held_out: int | None
+    edit: Added | GradientAlong | None = None
+    watch: Watched | None = None
 
     def __post_init__(self) -> None:
+        for name, kinds in (("edit", (Added, GradientAlong)), ("watch", (Watched,))):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, kinds):
+                raise Refused(
+                    f"recipe.{name} is {type(given).__name__}: give null, or one of tunediff.training."
+                    f"{', tunediff.training.'.join(kind.__name__ for kind in kinds)}."
+                )
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise Refused(f"recipe.{name}={getattr(self, name)}: give a number from 0.")
