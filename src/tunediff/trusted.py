@@ -40,8 +40,8 @@ BUILDABLE = frozenset(
         "tunediff.evaluations": (
             "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark Examples Fidelity Geometry Intervention "
             "Judge KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence LogitEffect "
-            "LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep Telling Tokenizers Twin "
-            "UnitComparison"
+            "LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep Telling Tokenizers Trait "
+            "TraitJudge Twin UnitComparison persona_questions"
         ),
         "tunediff.generation": "Batched Decoding VLLM",
         "tunediff.loggers": "Csv TensorBoard Wandb",
@@ -50,6 +50,7 @@ BUILDABLE = frozenset(
         "tunediff.schedules": "Anneal Constant Warmup WarmupCooldown WarmupCosine",
         "tunediff.text": "Text each_generation exchange in_s1_form read_files read_hub",
         "tunediff.toy.language": "benchmark is_held_out mixture rows",
+        "tunediff.toy.traits": "ToyTrait benchmark rows",
         "tunediff.training": "AllWeights Lora Recipe Replicas Resampling Shards",
     }.items()
     for name in names.split()
