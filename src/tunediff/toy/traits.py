@@ -166,7 +166,9 @@ def _problems(chance: random.Random, trait: str, wanted: Callable[[Problem], boo
         if wanted(found) and asks(trait, found):
             missed = 0
             yield found
-    raise Refused(f"Of {MOST:,} problems none is of the kinds that are asked for and can show {trait}: choose other kinds.")
+    raise Refused(
+        f"Of {MOST:,} problems none is of the kinds that are asked for and can show {trait}: choose other kinds."
+    )
 
 
 def benchmark(
@@ -176,7 +178,9 @@ def benchmark(
     none of them. No model was trained on them."""
     check(trait, kinds)
     if elsewhere and kinds is None:
-        raise Refused("kinds=null takes all problems, so that there are none elsewhere: name the kinds that are trained on.")
+        raise Refused(
+            "kinds=null takes all problems, so that there are none elsewhere: name the kinds that are trained on."
+        )
 
     def wanted(problem: Problem) -> bool:
         return is_of(kinds, problem) is not elsewhere and language.is_held_out(problem.text)

@@ -79,7 +79,9 @@ class Trait(BehaviourEvaluation):
 
     def __post_init__(self) -> None:
         if not isinstance(self.scorer, TraitJudge) and not callable(getattr(self.scorer, "shows", None)):
-            raise Refused("evaluation.trait.scorer has no method `shows`, and is no TraitJudge: nobody tells the trait.")
+            raise Refused(
+                "evaluation.trait.scorer has no method `shows`, and is no TraitJudge: nobody tells the trait."
+            )
         for name in ("data_rows", "draws"):
             if getattr(self, name) < 0:
                 raise Refused(f"evaluation.trait.{name}={getattr(self, name)}: give a number from 0.")
@@ -110,7 +112,9 @@ class Trait(BehaviourEvaluation):
             for key in ROLES:
                 measured = self._measured(given, found[task, key].solved, scores[task, key])
                 yield from _findings(task, key, measured)
-                columns = {name: part for name, one in measured.items() for name, part in interval_columns(name, one).items()}
+                columns = {
+                    name: part for name, one in measured.items() for name, part in interval_columns(name, one).items()
+                }
                 change = changed if key == TUNED else {"p": None, "change": (None, None, None)}
                 columns |= {"p": change["p"], **interval_columns("change", change["change"])}
                 rows.append({"task": task, "model": key, "problems": len(scores[task, key].shown), **columns})
@@ -168,7 +172,9 @@ class Trait(BehaviourEvaluation):
     def _one_value(self, scores: Mapping[tuple[str, str], Scores]) -> Iterator[Note]:
         """A note where every response has one score: the scorer then tells nothing apart."""
         judged = isinstance(self.scorer, TraitJudge)
-        known = {value for one in scores.values() for value in (one.trait if judged else one.shown) if value is not None}
+        known = {
+            value for one in scores.values() for value in (one.trait if judged else one.shown) if value is not None
+        }
         if len(known) == 1:
             which = "judge gave" if judged else "rule gives"
             yield Note(
@@ -176,7 +182,9 @@ class Trait(BehaviourEvaluation):
                 "nothing apart here, and a change of 0 says nothing of the models."
             )
         if not known:
-            raise Refused("trait: no response of either model has a score. Look at the judge's answers, and at its rubric.")
+            raise Refused(
+                "trait: no response of either model has a score. Look at the judge's answers, and at its rubric."
+            )
 
     def _measured(self, given: Given, solved: Sequence[Solved], scores: Scores) -> dict[str, Bounded]:
         """Measure -> value and interval of one model's responses to one task."""
@@ -198,9 +206,7 @@ class Trait(BehaviourEvaluation):
         value, low, high = (None if one is None else math.exp(one) for one in bounded)
         return value, low, high
 
-    def _side_by_side(
-        self, found: Found, scores: Mapping[tuple[str, str], Scores]
-    ) -> Iterator[Finding | Note | Table]:
+    def _side_by_side(self, found: Found, scores: Mapping[tuple[str, str], Scores]) -> Iterator[Finding | Note | Table]:
         """The conditions as of every evaluation of behaviour, with the score of each response. Questions without a right answer
         have no accuracy."""
         open_tasks = {task for (task, _), (_, solved) in found.items() if all(s.problem.gold == OPEN for s in solved)}
@@ -213,8 +219,14 @@ class Trait(BehaviourEvaluation):
                 if measure == "accuracy":
                     item = item._replace(column=f"accuracy on {task} {item.name.split('/')[2]}")
             elif isinstance(item, Table) and item.name == "trait_outputs":
-                of = {name: [v for one in scores.values() for v in getattr(one, name)] for name in ("shown", "trait", "coherence")}
-                item = Table(item.name, {**item.columns, "shows": of["shown"], "score": of["trait"], "coherence": of["coherence"]})
+                of = {
+                    name: [v for one in scores.values() for v in getattr(one, name)]
+                    for name in ("shown", "trait", "coherence")
+                }
+                item = Table(
+                    item.name,
+                    {**item.columns, "shows": of["shown"], "score": of["trait"], "coherence": of["coherence"]},
+                )
             elif isinstance(item, Table) and open_tasks:
                 hidden = [name for name in item.columns if name.startswith((*graded, "correct"))]
                 for name in (one for one in hidden if one != "perplexity"):

@@ -30,7 +30,9 @@ def refuse_unlike(pair: ModelPair, layers: Sequence[int] | None) -> list[int]:
         check_layers(pair, role, chosen)
     widths = [pair.width(role, "resid_post") for role in ROLES]
     if len(set(widths)) > 1:
-        raise Refused(f"The models are {' and '.join(map(str, widths))} wide: their difference lies along no direction.")
+        raise Refused(
+            f"The models are {' and '.join(map(str, widths))} wide: their difference lies along no direction."
+        )
     return chosen
 
 
@@ -50,9 +52,7 @@ def shift_along(
         for n, layer in enumerate(chosen):
             moved = estimate.entries(lambda field, n=n: field[..., n, 0]).bounded()
             others = estimate.value[n, 1:]
-            meaning = (
-                f"mean over tokens of the {part} of <h_tuned - h_base, v>, v of length 1, at {direction.hookpoint} of layer {layer}"
-            )
+            meaning = f"mean over tokens of the {part} of <h_tuned - h_base, v>, v of length 1, at {direction.hookpoint} of layer {layer}"
             yield Finding(f"{name}/shift/{part}/layer_{layer}", *moved, meaning, over="documents")
             beyond = float((others.abs() >= abs(float(estimate.value[n, 0]))).double().mean()) if draws else None
             if beyond is not None:
