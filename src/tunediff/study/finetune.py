@@ -68,7 +68,7 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
     keeps = "TORCHELASTIC_RUN_ID" in os.environ or cfg.get("dry_run")  # whose folder is no run's
     with nullcontext() if keeps else folders.unless_refused(folder), faults.said():
         check(cfg, FINE_TUNE)
-        typed, saved = cfg, latest_checkpoint(folder / "checkpoints") is not None
+        typed, saved = cfg, latest_checkpoint(folder / "checkpoints") is not None or (folder / "pair.yaml").exists()
         cfg = pinned(cfg, {} if cfg.dry_run else commits_kept(folder, saved=saved))
         source, recipe = build(cfg.model), build(cfg.recipe)
         check_adapter(source, recipe)

@@ -228,8 +228,7 @@ class Trait(BehaviourEvaluation):
                     {**item.columns, "shows": of["shown"], "score": of["trait"], "coherence": of["coherence"]},
                 )
             elif isinstance(item, Table) and open_tasks:
-                hidden = [name for name in item.columns if name.startswith((*graded, "correct"))]
-                for name in (one for one in hidden if one != "perplexity"):
+                for name in ("correct", "p", *(f"{one}{end}" for one in graded[:2] for end in ("", "_low", "_high"))):
                     values = zip(item.columns["task"], item.columns[name], strict=True)
                     item.columns[name] = [None if task in open_tasks else value for task, value in values]
             yield item
