@@ -64,19 +64,23 @@ CROSSCODER = {
     "toy_labels": r"evaluation=check asks for the label 'check'.* Its labels are .*backtracks .*or leave check out",
     "recovery": r"is no fully fine-tuned model of .*evaluation.recovery.full.path names it",
     "autointerp": "evaluation.autointerp.judge.model is not set: give it on the command line",
+    "trait": "is no problem of the embedded language, whose rule tells its traits",
+    "trait_judge": "evaluation.trait.scorer.judge.model is not set: give it on the command line",
 }
 ADAPTER = {
     **dict.fromkeys(("lora_ablation", "polarity_examples", "unit_comparison"), NO_ADAPTER),
     **dict.fromkeys(
         ("toy", "usual", "fidelity", "kl_patching", "latent_scaling"), "a transcoder adapter reconstructs nothing"
     ),
-    **{name: CROSSCODER[name] for name in ("toy_labels", "recovery", "autointerp")},
+    **{name: CROSSCODER[name] for name in ("toy_labels", "recovery", "autointerp", "trait", "trait_judge")},
     "latent_cache": "evaluation.latent_cache.latents=4 takes the latents that belong most to one of two models",
     "patching": "evaluation.patching.role=base: latents of a transcoder adapter are written in the adapter model",
 }
 # those that take a second or two
 FAST = "ablation attention_sinks benchmark examples geometry layer_divergence logit_effect".split()
-FAST += [name for name in CROSSCODER if name != "autointerp"] + "segments steering_sweep tokenizers".split()
+FAST += [
+    name for name in CROSSCODER if name not in ("autointerp", "trait_judge")
+] + "segments steering_sweep tokenizers".split()
 
 
 def composed(option, *words):

@@ -125,7 +125,7 @@ def test_a_fine_tune_is_not_taken_for_a_study(full):
     folder, _ = full
     for words in (["evaluate.py", f"run={folder}"], ["compare.py", folder]):
         said = call(*words, good=False)
-        assert "is a fine-tune, not a study" in said or f"No run under {folder}" in said
+        assert "needs a dictionary, and this study trains none" in said or f"No run under {folder}" in said
 
 
 def test_the_same_line_again_finds_it_finished(full):

@@ -399,7 +399,7 @@ def test_every_evaluation_of_behaviour_says_only_how_it_differs_and_takes_the_se
     shared = OmegaConf.to_container(OmegaConf.load(CONF / "evaluation" / "defaults" / "behaviour.yaml"))
     own = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF / "evaluation").glob("*.yaml")}
     sharing = {name: options[name] for name, options in own.items() if "defaults" in options and name in options}
-    assert len(sharing) == 9
+    assert len(sharing) == 10
     for name, options in sharing.items():
         assert own[name]["defaults"] == [f"defaults/behaviour@{name}", "_self_"]
         assert not [key for key in options if options[key] == shared.get(key, Ellipsis)], name

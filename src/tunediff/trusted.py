@@ -46,9 +46,8 @@ BUILDABLE = frozenset(
             "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark DirectionNecessity "
             "DirectionSteering DirectionsByLayer Examples Fidelity Geometry Gradient Intervention Judge "
             "KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence "
-            "LogitEffect "
-            "LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep Telling Tokenizers Twin "
-            "UnitComparison"
+            "LogitEffect LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep "
+            "Telling Tokenizers Trait TraitJudge Twin UnitComparison persona_questions"
         ),
         "tunediff.generation": "Batched Decoding VLLM",
         "tunediff.loggers": "Csv TensorBoard Wandb",
@@ -57,6 +56,7 @@ BUILDABLE = frozenset(
         "tunediff.schedules": "Anneal Constant Warmup WarmupCooldown WarmupCosine",
         "tunediff.text": "Inoculate Text each_generation exchange in_s1_form read_files read_hub",
         "tunediff.toy.language": "benchmark is_held_out mixture rows",
+        "tunediff.toy.traits": "ToyTrait benchmark rows",
         "tunediff.training": "Added AllWeights GradientAlong Lora Recipe Replicas Resampling Shards Watched",
     }.items()
     for name in names.split()

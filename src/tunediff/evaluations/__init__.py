@@ -6,11 +6,13 @@ from tunediff.evaluations.behaviour.direction_steering import DirectionSteering
 from tunediff.evaluations.behaviour.intervention import Intervention
 from tunediff.evaluations.behaviour.recovery import Recovery
 from tunediff.evaluations.behaviour.steering_sweep import SteeringSweep
+from tunediff.evaluations.behaviour.trait import Trait
 from tunediff.evaluations.given import KEPT, TWIN, Evaluation, Given, Needs, Reading, Trained, Work, declared
 from tunediff.evaluations.judging.autointerp import Autointerp
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.delphi_cache import LatentCache
 from tunediff.evaluations.judging.latent_classes import LatentClasses
+from tunediff.evaluations.judging.traits import TraitJudge, persona_questions
 from tunediff.evaluations.latents.scaling import latent_scaling
 from tunediff.evaluations.latents.selection import Telling
 from tunediff.evaluations.lora.ablation import LoraAblation

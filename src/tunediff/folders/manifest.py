@@ -35,7 +35,16 @@ COVERED = set(
     "direction.safetensors watched.safetensors dictionary companions tables latent_cache graphs directions model outputs".split()
 )
 DEPTH = 3  # folders between a manifest and the file furthest below it
-EVALUATED = {"findings.json", "figures.json", "report.html", "tables", "latent_cache", "graphs", "directions", "outputs"}
+EVALUATED = {
+    "findings.json",
+    "figures.json",
+    "report.html",
+    "tables",
+    "latent_cache",
+    "graphs",
+    "directions",
+    "outputs",
+}
 DENIED = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 os.umask(UMASK := os.umask(0o077))  # can only be read by setting it
 

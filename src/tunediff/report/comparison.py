@@ -30,6 +30,8 @@ CURVES = (
     "loss/reconstruction",
     "l0",
     "dead_fraction",
+    "loss",
+    "held_out_loss",
 )
 COMPARE_SCRIPTS = ("base.js", "plots.js", "whiskers.js", "figures.js", "compare.js")
 UNREADABLE = "unreadable"
@@ -37,6 +39,8 @@ SHOWN = ("identity", "keys", "state", "step", "steps", "job", "error", "study", 
 # what one names first of what differs
 FIRST = (
     "model_pair",
+    "model",
+    "recipe",
     "text",
     "layer",
     "seed",
@@ -53,7 +57,7 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     for place in places:
         if not Path(place).is_dir():
             raise Refused(f"No run under {place}: there is no such folder.")
-    found = [path for place in places for path in Path(place).rglob("identity.json") if not _is_fine_tune(path)]
+    found = [path for place in places for path in Path(place).rglob("identity.json") if not _has_no_findings(path)]
     named = [path.parent for path in found] + [Path(place) for place in places if study_of(Path(place)) != Path(place)]
     runs = sorted({run.resolve(): run for run in reversed(named)}.values())  # spelled in two ways it is one run
     for sweep in {run.parent for run in runs}:
@@ -75,10 +79,11 @@ def study_of(folder: Path) -> Path:
     return folder.parent if again and (folder.parent / "identity.json").exists() else folder
 
 
-def _is_fine_tune(identity: Path) -> bool:
-    """True for the folder of a fine-tune, whose settings have a recipe, and which has no findings."""
+def _has_no_findings(identity: Path) -> bool:
+    """True for the folder of a fine-tune, whose settings have a recipe, that asks for no evaluation."""
     try:
-        return "recipe" in folders.read_json(identity).get("settings", {})
+        settings = folders.read_json(identity).get("settings", {})
+        return "recipe" in settings and not settings.get("evaluation")
     except Refused:
         return False  # its row says why
 

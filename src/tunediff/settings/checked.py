@@ -52,7 +52,7 @@ ABSENT = object()
 # settings that no class of their own takes
 NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("optimizer.batch", "activations.fit_tokens"), COUNT),
-    "budget.evaluation_tokens": HELD_OUT,
+    **dict.fromkeys(("budget.evaluation_tokens", "evaluation_tokens"), HELD_OUT),
     **dict.fromkeys(("budget.tokens", "activations.buffer"), Annotated[int, pydantic.Field(ge=0, strict=True)]),
     **dict.fromkeys(("optimizer.learning_rate", "logits_mb"), Annotated[float, POSITIVE]),
     "checkpoint_every": Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)],  # 0: at every step

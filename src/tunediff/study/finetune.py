@@ -3,6 +3,7 @@
 config.yaml  identity.json  state.json  checkpoints/  tables/training.parquet  run.log  direction.safetensors
 model/       the tuned model in transformers' format, or its adapter in PEFT's; README.md is its card
 pair.yaml    base and tuned: python train.py model_pair=<run folder>/pair.yaml
+findings.json  figures.json  report.html   what evaluations of that pair found, where some are asked    finetuned.py
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tunediff import folders, hub, processes
+from tunediff.evaluations import Evaluation
 from tunediff.models import ModelSource, placed
 from tunediff.schedules import Length, steps_of
 from tunediff.settings import begun, build, check, identity, material, pinned, plain, refuse_unset, within
 from tunediff.shapes import Refused, Table
-from tunediff.study import faults
+from tunediff.study import faults, finetuned
 from tunediff.study.described import beat, close_loggers, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.learned_directions import check_directions, edits_of
@@ -53,7 +57,7 @@ from tunediff.training.memory import GB, memory
 
 log = logging.getLogger(__name__)
 
-FINE_TUNE = "model text recipe trainer logger seed trust commits checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb".split()
+FINE_TUNE = "model text recipe trainer logger seed trust commits checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb evaluation task evaluation_tokens".split()
 
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
@@ -66,10 +70,11 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
     with nullcontext() if keeps else folders.unless_refused(folder), faults.said():
         refuse_unset(cfg, FINE_TUNE)
         check(cfg, FINE_TUNE)
-        typed, saved = cfg, latest_checkpoint(folder / "checkpoints") is not None
+        typed, saved = cfg, latest_checkpoint(folder / "checkpoints") is not None or (folder / "pair.yaml").exists()
         cfg = pinned(cfg, {} if cfg.dry_run else commits_kept(folder, saved=saved))
         source, recipe = build(cfg.model), build(cfg.recipe)
         check_adapter(source, recipe)
+        evaluations = finetuned.evaluations_after(cfg, recipe)
         if cfg.evaluate_every is not None:
             steps_of("evaluate_every", cfg.evaluate_every, Length(2**62, 1))  # of what length the run is comes later
         source.check()
@@ -80,6 +85,11 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
             return
         refuse_toy_text(cfg, source.tokenizer(), source.path)
         check_directions(source, recipe, text := build(cfg.text))
+        finetuned.check_before(evaluations, source, text, cfg.evaluation_tokens)
+        if evaluations and not cfg.dry_run and finetuned.is_trained(cfg, folder):
+            if rank == 0:
+                evaluate_alone(cfg, folder, evaluations)
+            return
         learned, held_out = examples_of(source, recipe, text)
         if cfg.dry_run:
             return
@@ -90,17 +100,38 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
         folders.make_folder(folder)
         processes.end_with_launcher()
         if rank > 0:
-            tune(cfg, folder, source, recipe, learned, held_out)
+            tune(cfg, folder, source, recipe, learned, held_out, evaluations)
             return
         with folders.held(folder, "The fine-tune"), stoppable(folder):
             begin(cfg, folder)
-            try:
-                tune(cfg, folder, source, recipe, learned, held_out)
-            except Exception as error:
-                said = faults.in_words(error)
-                with faults.unwritten(folder):
-                    folders.say(folder, state=folders.FAILED, error=str(said) or type(said).__name__)
-                raise
+            with failing(folder):
+                tune(cfg, folder, source, recipe, learned, held_out, evaluations)
+
+
+def evaluate_alone(cfg: DictConfig, folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
+    """Goes on with the evaluations of a fine-tune that has learned all it learns."""
+    log.info("%s is trained: going on with %s", folder, ", ".join(evaluations))
+    history = folders.read_table(folder / "tables" / "training.parquet").to_pylist()
+    device = make_trainer(
+        OmegaConf.merge(cfg, {"trainer": {"devices": 1}}), folder / "checkpoints"
+    ).strategy.root_device
+    with folders.held(folder, "The fine-tune"), stoppable(folder):
+        begun()
+        with failing(folder), within(folder):
+            loggers = open_loggers([build(node) for node in (cfg.logger or {}).values()], cfg, history, {})
+            end(cfg, folder, evaluations, device, loggers, history)
+
+
+@contextmanager
+def failing(folder: Path) -> Iterator[None]:
+    """Context in which an error is written into the state of the fine-tune."""
+    try:
+        yield
+    except Exception as error:
+        said = faults.in_words(error)
+        with faults.unwritten(folder):
+            folders.say(folder, state=folders.FAILED, error=str(said) or type(said).__name__)
+        raise
 
 
 # -- before a weight is loaded ---------------------------------------------------------------------------------------
@@ -212,7 +243,13 @@ def begin(cfg: DictConfig, folder: Path) -> None:
 
 
 def tune(
-    cfg: DictConfig, folder: Path, source: ModelSource, recipe: Recipe, learned: Examples, held_out: Examples | None
+    cfg: DictConfig,
+    folder: Path,
+    source: ModelSource,
+    recipe: Recipe,
+    learned: Examples,
+    held_out: Examples | None,
+    evaluations: Mapping[str, Evaluation],
 ) -> None:
     checkpoints = folder / "checkpoints"
     trainer = make_trainer(cfg, checkpoints)
@@ -273,16 +310,38 @@ def tune(
         processes.meet()
         if trainer.global_rank == 0:
             write_down(cfg, folder, source, recipe, learned, module.history)
-            close_loggers(loggers, "success")
-            folders.say(folder, state=folders.FINISHED, step=module.steps, steps=module.steps)
-            shutil.rmtree(checkpoints, ignore_errors=True)  # last: what fails before can go on from them
-            log.info("%s\npair: python train.py model_pair=%s", line_of(module.history), folder / "pair.yaml")
-            with faults.unwritten(folder):
-                folders.note_ended(folder)
+            folders.say(folder, step=module.steps, steps=module.steps)
     except Exception:
         close_loggers(loggers, "failed")
         raise
+    device, history, rank = trainer.strategy.root_device, module.history, trainer.global_rank
+    del model, module, trainer  # the evaluations load both models
     processes.part()
+    if rank == 0:
+        end(cfg, folder, evaluations, device, loggers, history)
+
+
+def end(
+    cfg: DictConfig,
+    folder: Path,
+    evaluations: Mapping[str, Evaluation],
+    device: torch.device,
+    loggers: Sequence[Any],
+    history: Sequence[dict],
+) -> None:
+    """Asks the evaluations of the pair that was written, and closes the folder."""
+    try:
+        if evaluations:
+            finetuned.ask(cfg, folder, evaluations, device, loggers=loggers, step=history[-1]["step"])
+        close_loggers(loggers, "success")
+    except Exception:
+        close_loggers(loggers, "failed")
+        raise
+    folders.say(folder, state=folders.FINISHED, error=None)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # last: what fails before can go on from them
+    with faults.unwritten(folder):
+        folders.note_ended(folder)
+    log.info("%s\npair: python train.py model_pair=%s", line_of(history), folder / "pair.yaml")
 
 
 def write_down(

@@ -30,6 +30,8 @@ from tunediff.report import in_words, members_under, study_of, write_comparison
 from tunediff.settings import check, pinned, within
 from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Refused, Stream, path_in
 from tunediff.study.companions import read_companions, starting_rows
+from tunediff.study.finetune import FINE_TUNE
+from tunediff.study.finetuned import pair_left
 from tunediff.study.parts import (
     STUDY,
     build_dictionary,
@@ -49,7 +51,7 @@ class Loaded:
     `dictionary`, `pair.load()` and `trained()`. Raises Refused for a folder that holds no finished run, and for a config that
     names what may not be built; what is missing here, such as a model's folder, is refused by whatever needs it.
 
-    folder, cfg   the run folder and the config it ran with
+    folder, cfg   the run folder and the config it ran with; the folder of a fine-tune is opened as well
     findings, figures, notes, identity, table(name)   what was found, and the digest of the study
     pair, text, streams, dictionary, companions       what it was found with
     """
@@ -58,7 +60,8 @@ class Loaded:
         if not (folder / "config.yaml").exists():
             raise Refused(f"{folder} is no finished run: it has no config.yaml.")
         self.folder = folder
-        self.cfg: DictConfig = config_of(folder, trust)
+        self.cfg: DictConfig = config_of(folder, trust, fine_tune=True)
+        self.trust = trust
         left = unended(folder)
         if learns(self.cfg) and not (folder / "dictionary" / "weights.safetensors").exists():
             raise Refused(f"{folder} is no finished run: {left or 'it has no dictionary/weights.safetensors.'}")
@@ -76,11 +79,23 @@ class Loaded:
     @functools.cached_property
     def _pair_and_text(self) -> tuple[ModelPair, Text]:
         with within(self.folder):
-            check(self.cfg, STUDY)
+            check(self.cfg, FINE_TUNE if self.is_fine_tune else STUDY)
+        if self.is_fine_tune:
+            return pair_left(self.cfg, self.folder, self.trust)
         commits = folders.findings_of(self.folder).get("commits", {})  # of earlier versions, whose config has branches
         pair, text = pair_and_text(pinned(self.cfg, commits, ask=False))
         text.sound.begun = True  # what the study left out is left out again
         return pair, text
+
+    @property
+    def is_fine_tune(self) -> bool:
+        """True for the folder of a fine-tune, whose pair is the model that learned and what it became."""
+        return "recipe" in self.cfg
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Number of held-out tokens that the run was measured on."""
+        return self.cfg.evaluation_tokens if self.is_fine_tune else self.cfg.budget.evaluation_tokens
 
     @property
     def pair(self) -> ModelPair:
@@ -108,7 +123,7 @@ class Loaded:
     @functools.cached_property
     def companions(self) -> dict[str, Dictionary]:
         """The dictionaries that were trained beside it, by name: twin, and those of the controls."""
-        return read_companions(self.folder, self.cfg, self.streams)
+        return {} if self.is_fine_tune else read_companions(self.folder, self.cfg, self.streams)
 
     def verify(self) -> None:
         """Reads every file that the run and later evaluations of it left. Raises Refused for one that is not as it was
@@ -242,7 +257,7 @@ class Loaded:
             self.pair.load(device)
         dictionary = None if self.dictionary is None else self.dictionary.to(device)
         beside = {name: one.to(device) for name, one in self.companions.items()}
-        budget = tokens or self.cfg.budget.evaluation_tokens
+        budget = tokens or self.evaluation_tokens
         return given_of(
             self.pair, self.text, dictionary, budget, self.folder, logits_mb=logits_mb, companions=beside,
             starting_rows=functools.partial(starting_rows, self.cfg, self.streams),

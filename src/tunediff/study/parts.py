@@ -359,16 +359,18 @@ def commits_kept(folder: Path, *, saved: bool) -> dict[str, Any]:
     return {}
 
 
-def config_of(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+def config_of(folder: Path, trust: Sequence[str] = (), *, fine_tune: bool = False) -> DictConfig:
     """The config of a run as data: looked at as a stranger's, with nothing in it imported or resolved; which commits the
     branches in it stand for is not asked any more. `trust` are the packages whose classes it may name, and env:NAME the
-    environment variables it may read. Raises Refused for one that says more than a study does, and for a fine-tune."""
+    environment variables it may read. Raises Refused for one that says more than a study does, and for a fine-tune unless
+    that is welcome."""
     content = check_file(folder / "config.yaml", trust=trust)
-    if "recipe" in content:
+    if "recipe" in content and not fine_tune:
         raise Refused(
             f"{folder} is a fine-tune, not a study: python train.py model_pair={folder / 'pair.yaml'} makes one."
         )
-    if missing := [name for name in ("model_pair", "text", "budget") if name not in content]:
+    needed = ("model", "text") if "recipe" in content else ("model_pair", "text", "budget")
+    if missing := [name for name in needed if name not in content]:
         raise Refused(f"{folder / 'config.yaml'} is no study's: it has no {missing[0]}. Restore it from a copy.")
     return OmegaConf.create({"commits": {}, **content, "trust": list(trust)})
 

@@ -14,6 +14,7 @@ from tunediff.shapes import Note, Refused
 from tunediff.study import faults
 from tunediff.study.described import about
 from tunediff.study.devices import device_named, memory_of
+from tunediff.study.finetuned import described_as
 from tunediff.study.finished import Loaded, check_files
 from tunediff.study.parts import check_evaluations, evaluations_of, inside, learns, refuse_gone
 from tunediff.study.run import evaluate, say_headline
@@ -87,7 +88,7 @@ def as_in_the_run(cfg: DictConfig, run: Loaded) -> DictConfig:
 def own_place(run: Loaded, tokens: int) -> tuple[Path, list[Note]]:
     """The folder of what is found on so many held-out tokens: the run's, or where the study read another number one inside it,
     with a note that says so. Numbers of different tokens stand in no table, headline or page together."""
-    budget = run.cfg.budget.evaluation_tokens
+    budget = run.evaluation_tokens
     if tokens == budget:
         return run.folder, []
     said = f"Measured on {tokens:,} held-out tokens; the study itself, in {run.folder.name}, on {budget:,}."
@@ -114,7 +115,7 @@ def reevaluate(cfg: DictConfig) -> None:
         refuse_changed(run)
         known = {**folders.findings_of(run.folder).get("commits", {}), **(plain(run.cfg.commits) or {})}
         cfg = pinned(cfg, known)
-        tokens = cfg.tokens or run.cfg.budget.evaluation_tokens
+        tokens = cfg.tokens or run.evaluation_tokens
         refuse_more_than_fits(tokens, run)
     evaluations = evaluations_of(cfg.evaluation, learns=learns(run.cfg), inside=inside(run.cfg))
     check_evaluations(evaluations, run.pair, run.text, tokens=tokens)
@@ -125,7 +126,10 @@ def reevaluate(cfg: DictConfig) -> None:
             check_files(folder)
         begun()
         given = dataclasses.replace(run.given(device=device, tokens=tokens, logits_mb=cfg.logits_mb), folder=folder)
-        described = about(run.cfg, run.pair, streams, evaluation_tokens=tokens)
+        if run.is_fine_tune:
+            described = described_as(run.cfg, run.pair, tokens)
+        else:
+            described = about(run.cfg, run.pair, streams, evaluation_tokens=tokens)
         described["commits"] = {**described["commits"], **(plain(cfg.commits) or {}), **known}
         for note in notes:
             log.info("%s Findings and page: %s", note.text, folder)

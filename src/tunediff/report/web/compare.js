@@ -6,6 +6,7 @@ const COLOURS = ["#2166ac", "#d9730d", "#1b9e77", "#7c5cc4", "#c2447f", "#8c6d1f
 const EV = "fidelity/explained_variance/pooled", L0 = "fidelity/l0/mean";
 const METRICS = distinct(MEMBERS.flatMap((m) => Object.keys(m.metrics)));
 const HEADLINE = Object.entries(DATA.headline).filter(([name]) => METRICS.includes(name));
+const FINE_TUNES = MEMBERS.every((m) => m.study.recipe); // which have neither layer nor dictionary
 const CURVES = distinct(MEMBERS.flatMap((m) => Object.keys(m.curves))).filter((name) => name !== "tokens");
 
 const metric = (m, name) => m.metrics[name]?.[0] ?? null;
@@ -117,11 +118,11 @@ function draw() {
   body.replaceChildren(...[
     table(members),
     section("Figures",
-      element("p", { class: "pickers" }, choosing("colour", KEYS.length ? KEYS : ["state"]), choosing("metric against layer", METRICS.filter(numeric)), choosing("curve", CURVES)),
+      element("p", { class: "pickers" }, choosing("colour", KEYS.length ? KEYS : ["state"]), FINE_TUNES ? null : choosing("metric against layer", METRICS.filter(numeric)), choosing("curve", CURVES)),
       legendOf(groups().map((group) => [group, colourOf(group)]), "legend"),
       element("div", { class: "grid" },
-        against("Explained variance", L0, EV, "L0", frontier),
-        against(brief(choice["metric against layer"] ?? ""), "layer", choice["metric against layer"], "layer", means),
+        ...(FINE_TUNES ? [] : [against("Explained variance", L0, EV, "L0", frontier),
+          against(brief(choice["metric against layer"] ?? ""), "layer", choice["metric against layer"], "layer", means)]),
         curves(members))),
     exclusives(members),
     wrong.length ? section("What failed, and why", element("ul", {}, wrong.map((m) =>

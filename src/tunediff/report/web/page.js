@@ -123,16 +123,21 @@ const DISTILLED = [
   ["Squared error of the residual stream", ["nmse"]], ["L0, active latents a token and layer", ["l0"]],
   ["Sparsity penalty", ["penalty"]], ["Norm of the gradient", ["grad_norm"]],
 ];
+// a fine-tune learns a text
+const IMITATED = [
+  ["Loss, nats a learned token", ["loss", "training"], ["held_out_loss", "held out", "var(--tuned)"]], ["Norm of the gradient", ["grad_norm"]],
+];
 const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", k_shared: "k of shared latents", delta: "Factor of the delta term", auxk: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
 
 function curves() {
   if (!DATA.training) return section("Training", element("p", {}, "There is no record of the training."));
   const scheduled = Object.keys(DATA.training).filter((name) => name.startsWith("schedule/") || name === "learning_rate");
   const titleOf = (name) => SCHEDULED[name.replace("schedule/", "")] ?? name.replace("schedule/", "");
-  return section("Training",
-    soft(DATA.training.kl ? "On training batches, KL in nats a token, each term before its weight; held out: KL(tuned || adapted) on text that is not learned."
-      : "On training batches, in normalised units, with batch-wise selection where the dictionary has it."),
-    element("div", { class: "grid" }, (DATA.training.kl ? DISTILLED : LEARNED).map(([title, ...series]) => curve(title, series))),
+  const [drawn, said] = DATA.training.kl ? [DISTILLED, "On training batches, KL in nats a token, each term before its weight; held out: KL(tuned || adapted) on text that is not learned."]
+    : DATA.training.loss ? [IMITATED, "The fine-tune: on training batches, and on problems that are not learned."]
+    : [LEARNED, "On training batches, in normalised units, with batch-wise selection where the dictionary has it."];
+  return section("Training", soft(said),
+    element("div", { class: "grid" }, drawn.map(([title, ...series]) => curve(title, series))),
     scheduled.length ? soft("What was scheduled, over the whole run:") : null,
     element("div", { class: "grid", id: "schedules" }, scheduled.map((name) => curve(titleOf(name), [[name]], true))));
 }
@@ -208,7 +213,7 @@ async function show() {
     DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
     ...behaves, learned && !beside ? geometry(columns) : null,
     learned && !columns ? section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents.")) : null,
-    readable, learned && !beside ? segmentTable() : null, learned ? curves() : null, everything(), study(),
+    readable, learned && !beside ? segmentTable() : null, learned || DATA.training?.loss ? curves() : null, everything(), study(),
   ].filter(Boolean));
   if (behaves.length) {
     page.querySelector("header").after(contents([...page.querySelectorAll(":scope > section")]));
