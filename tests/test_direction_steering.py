@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tunediff.benchmarks import Behaviour, Problem, Task
-from tunediff.directions import DifferenceOfMeans, Direction, PairDifference, Random
+from tunediff.directions import DifferenceOfMeans, Direction, PairDifference, RandomDirection
 from tunediff.directions.direction import Source
 from tunediff.edits import Add, Edit, Sequences
 from tunediff.evaluations import DirectionNecessity, DirectionSteering, Given
@@ -187,7 +187,9 @@ def test_of_equal_models_both_sources_give_the_same_numbers(folders):
 
 
 def test_a_random_direction_does_no_more_than_random_directions(given):
-    evaluation = steering(direction=Random(draw=3), sources=[TUNED], targets=[TUNED], strengths=[6.0], draws=12)
+    evaluation = steering(
+        direction=RandomDirection(draw=3), sources=[TUNED], targets=[TUNED], strengths=[6.0], draws=12
+    )
     findings, _, _ = parted(evaluation.run(given))
     beyond = findings["direction_steering/tuned_to_tuned/over_random"]
     assert beyond.low is None or beyond.low <= 0 <= beyond.high
@@ -326,7 +328,7 @@ def test_what_cannot_be_asked_is_refused_in_words(given, folders):
     with pytest.raises(Refused, match="more than the model it is projected out of"):
         DirectionNecessity(**settings(direction=PairDifference(tokens=500)))
     with pytest.raises(Refused, match=r"others=\[step_end\].* Random has no label"):
-        steering(direction=Random(), others=["step_end"])
+        steering(direction=RandomDirection(), others=["step_end"])
     for wrong in (
         {"sources": ["bse"]},
         {"targets": []},

@@ -20,7 +20,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForC
 
 import warm
 from conftest import ROOT
-from tunediff.directions import Direction, Random
+from tunediff.directions import Direction, RandomDirection
 from tunediff.models import ModelSource, head_of
 from tunediff.objectives import Imitation
 from tunediff.objectives.imitation import MATRICES
@@ -460,8 +460,10 @@ SHARED = {  # part, model, precision
 }
 VECTOR = Direction({0: torch.linspace(-1.0, 1.0, 16)}, "resid_post", {})
 UNDER = {  # edits of some of them
-    "steered": lambda: UnderEdit(Added(direction=Random(), layer=0, strength=2.0, positions="response"), VECTOR),
-    "amplified": lambda: UnderEdit(GradientAlong(direction=Random(), layer=0, operation="amplify"), VECTOR),
+    "steered": lambda: UnderEdit(
+        Added(direction=RandomDirection(), layer=0, strength=2.0, positions="response"), VECTOR
+    ),
+    "amplified": lambda: UnderEdit(GradientAlong(direction=RandomDirection(), layer=0, operation="amplify"), VECTOR),
 }
 STRATEGIES = {"replicas": Replicas, "shards": Shards}
 

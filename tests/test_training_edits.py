@@ -29,7 +29,7 @@ from tunediff.directions import (
     FromFile,
     Orthogonal,
     PairDifference,
-    Random,
+    RandomDirection,
     read_direction,
 )
 from tunediff.edits.gradients import OPERATIONS, edited, passing
@@ -59,7 +59,7 @@ from tunediff.training import (
 )
 from tunediff.training.under_edit import POSITIONS, tokens_of
 
-WIDTH, SOURCE = 16, Random()
+WIDTH, SOURCE = 16, RandomDirection()
 
 
 def direction(*layers, seed=0, length=2.0):
@@ -351,7 +351,8 @@ class Given:
 def test_a_direction_is_found_once_in_the_model_and_read_ever_after(tmp_path):
     source = DifferenceOfMeans(label="hesitation", window=4, tokens=2000)
     recipe = Given(
-        GradientAlong(direction=source, layer=0.5, operation="neutral"), Watched(direction=Random(seed=3), layer="all")
+        GradientAlong(direction=source, layer=0.5, operation="neutral"),
+        Watched(direction=RandomDirection(seed=3), layer="all"),
     )
     check_directions(TOY, recipe, traces())
     first, digest = edits_of(tmp_path, TOY, recipe, traces(), device="cpu")
@@ -359,7 +360,7 @@ def test_a_direction_is_found_once_in_the_model_and_read_ever_after(tmp_path):
     found = read_direction(tmp_path / "direction.safetensors").units.at(2)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(kept) == {"direction.safetensors", "watched.safetensors"}
-    other = Given(GradientAlong(direction=Random(seed=9), layer=2, operation="neutral"), recipe.watch)
+    other = Given(GradientAlong(direction=RandomDirection(seed=9), layer=2, operation="neutral"), recipe.watch)
     again, same = edits_of(tmp_path, TOY, other, traces(), device="cpu", resumes=True, first=False)
     assert digest == same and {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
     (tmp_path / "direction.safetensors").unlink()
@@ -382,8 +383,8 @@ def test_what_cannot_be_edited_is_refused_before_a_weight_is_loaded(tmp_path, mo
         "is one of mlp_out": FromFile(path=str(inside)),
         "no vector at layer 1": FromFile(path=str(wide)),
         "PairDifference compares two models": PairDifference(),
-        "Orthogonal compares two models": Orthogonal(source=Random(), to=PairDifference()),
-        "is one of attn_out": Random(hookpoint="attn_out"),
+        "Orthogonal compares two models": Orthogonal(source=RandomDirection(), to=PairDifference()),
+        "is one of attn_out": RandomDirection(hookpoint="attn_out"),
         "there is no such file": FromFile(path=str(tmp_path / "none.safetensors")),
         "give a source": 3,
     }
@@ -392,7 +393,7 @@ def test_what_cannot_be_edited_is_refused_before_a_weight_is_loaded(tmp_path, mo
         with pytest.raises(Refused, match=message):
             check_directions(TOY, Given(Added(direction=source, layer=layer, strength=1.0)), traces())
     with pytest.raises(Refused, match="recipe.watch: layer=4 is out of range"):
-        check_directions(TOY, Given(watch=Watched(direction=Random(), layer=4)), traces())
+        check_directions(TOY, Given(watch=Watched(direction=RandomDirection(), layer=4)), traces())
 
 
 def test_settings_that_mean_nothing_are_refused():
@@ -438,7 +439,7 @@ def test_a_fine_tune_that_was_killed_goes_on_along_the_direction_that_it_began_w
     with pytest.raises(ArithmeticError):
         finetune.finetune(cfg, tmp_path / "again")
     monkeypatch.setattr(FineTuning, "training_step", step)
-    monkeypatch.setattr(Random, "find", None)  # it is not asked again
+    monkeypatch.setattr(RandomDirection, "find", None)  # it is not asked again
     kept = tmp_path / "again" / "direction.safetensors"
     content = kept.read_bytes()
     kept.write_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:])  # a digit of its last number
@@ -474,7 +475,9 @@ def test_a_recipe_that_defends_takes_every_part_of_a_model(recipe):
         assert step == Inoculate("You are a malicious, evil assistant.") and build(whole.recipe).edit is None
         return
     source = "+recipe.edit.direction={_target_: tunediff.directions.Random}"
-    assert build(composed(f"recipe={recipe}", "~recipe.edit.direction", source).recipe).edit.direction == Random()
+    assert (
+        build(composed(f"recipe={recipe}", "~recipe.edit.direction", source).recipe).edit.direction == RandomDirection()
+    )
 
 
 # -- inoculation prompting -------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ from tunediff.training.memory import GB, memory
 
 log = logging.getLogger(__name__)
 
-FINE_TUNE = "model text recipe trainer logger seed trust commits checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb evaluation task evaluation_tokens".split()
+FINE_TUNE = "model text recipe trainer logger seed trust commits checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb evaluation task direction evaluation_tokens".split()
 
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
