@@ -2,8 +2,8 @@
 
     manifest.json   "ended": {"state.json": [its bytes, the sha256 of these], "run.log": ..., ".hydra/config.yaml": ...}
 
-A log may have grown since; what stood in it then stands there still. Locks say nothing of a run, tensors of checkpoints are under
-the checksums of the JSON beside them, and folders inside that have a manifest of their own are runs of their own.
+A log may have grown since; what stood in it then stands there still. Locks say nothing of a run, checkpoints go once they are
+not needed and have checksums of their own, and folders inside that have a manifest are runs of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tunediff.files import opened
 from tunediff.folders.manifest import COVERED, MANIFEST, listed, write_listing
 from tunediff.shapes import Refused
 
-NOTHING = {MANIFEST, "lock", "lock.soft", "owner.json"}  # said by these of a run
+NOTHING = {MANIFEST, "lock", "lock.soft", "owner.json", "checkpoints"}
 PIECE = 2**20
 
 
@@ -46,7 +46,7 @@ def _others(folder: Path) -> Iterator[str]:
     inside = {path.parent for path in folder.glob(f"*/{MANIFEST}")}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
-        if name.parts[0] in COVERED | NOTHING or file.suffix in (".ckpt", ".partial") or inside & {*file.parents}:
+        if name.parts[0] in COVERED | NOTHING or file.suffix == ".partial" or inside & {*file.parents}:
             continue
         if file.is_file() and not file.is_symlink():
             yield name.as_posix()
