@@ -30,7 +30,7 @@ from tunediff.edits import Directions, Edit, Zero
 from tunediff.evaluations.behaviour.changes import Changed, told
 from tunediff.evaluations.behaviour.conditions import accuracy, hesitations, length, perplexity
 from tunediff.evaluations.behaviour.direction_claim import beyond_random
-from tunediff.evaluations.behaviour.direction_steering import check_place, never_hesitates, said_of
+from tunediff.evaluations.behaviour.direction_notes import check_place, never_hesitates, said_of
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched, outputs
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.behaviour.steered import PLAIN
