@@ -1,4 +1,4 @@
-"""What must hold of a direction before a model is loaded, and what a reader must know of it before its numbers."""
+"""Conditions that a direction must meet before a model is loaded, and the notes that its numbers cannot be read without."""
 
 from __future__ import annotations
 
