@@ -90,6 +90,8 @@ def figures(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], uni
         y=["rate", "change", "over_random", "perplexity"],
         section=section,
         title="At the largest coherent strength",
+        caption="The last figure has each direction at the largest strength at which the text is coherent; its intervals of rates hold "
+        "for whichever strength that is (Bonferroni), and against random directions they are those of the difference from one more.",
         group="source",
         words={
             "cell": "from",
