@@ -10,7 +10,7 @@ from tunediff.benchmarks import Behaviour, Problem, Task
 from tunediff.directions import DifferenceOfMeans, Direction, PairDifference, RandomDirection
 from tunediff.directions.direction import Source
 from tunediff.edits import Add, Edit, Sequences
-from tunediff.evaluations import DirectionNecessity, DirectionSteering, Given
+from tunediff.evaluations import DirectionNecessity, DirectionSteering, Given, Judge
 from tunediff.evaluations.behaviour.changes import Changed
 from tunediff.evaluations.behaviour.direction_claim import Step, beyond_random, claim
 from tunediff.evaluations.behaviour.direction_necessity import projecting, projections, rounds_of
@@ -218,6 +218,22 @@ def test_one_of_the_random_directions_is_seldom_told_from_the_others():
         covered += beyond_random(own, chance).sign() == 0
         against_mean += Changed(own, control=chance).over_random("hesitation_rate").sign() == 0
     assert covered > 0.9 * times and against_mean < 0.7 * times
+
+
+def test_a_judge_is_asked_about_each_text_once_and_stands_beside_the_words(given, server):
+    server.rule = lambda asked: "Yes." if "Wait" in asked["messages"][1]["content"] else "No."
+    judge = {"endpoint": server.endpoint, "model": "rule", "examples": 4, "most_calls": 50}
+    small = {"strengths": [6.0], "controls": [], "draws": 0, "problems": 3, "sources": [TUNED]}
+    findings, tables, _ = parted(steering(judge=Judge(**judge), **small).run(given))
+    rows = rows_of(tables["direction_steering"])
+    asked = [one["messages"][1]["content"] for _, _, one in server.asked]
+    assert len(asked) == len(set(asked)) <= 3 * len(rows) and findings["direction_steering/judge_f1"].value == 1
+    steered = [row["judged"] for row in rows if row["kind"] == "direction"]
+    assert steered == [0.0, 1.0]  # into the base, into the tuned model
+    with pytest.raises(
+        Refused, match=r"up to \d+ times .*judge.most_calls=2. Ask about fewer evaluation.direction_steering.pro"
+    ):
+        list(steering(judge=Judge(**{**judge, "most_calls": 2}), **small).run(given))
 
 
 # -- the claim ----------------------------------------------------------------------------------------------------------------

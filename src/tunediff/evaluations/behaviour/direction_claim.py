@@ -10,7 +10,8 @@ the direction of the base raises backtracking in the tuned model and not in the 
 Intervals are 95 % together over the strengths of a direction in a model (Bonferroni). A direction is one, and random ones differ
 among each other: held against their mean, every one of them would differ from it beyond doubt once there are problems enough. So it
 is held against one more of them: a prediction interval, whose variance is that of a draw and of the mean of D draws, D + 1 times
-that of the mean.
+that of the mean. It errs on the wide side, for each draw answers few problems, whose noise counts as that of the draws: fewer
+draws or more problems make it narrower.
 """
 
 from __future__ import annotations

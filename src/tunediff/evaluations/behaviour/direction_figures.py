@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tunediff.evaluations.behaviour.steered import DIRECTION, PLAIN, RANDOM, TITLES
-from tunediff.shapes import Figure, Table
+from tunediff.shapes import TUNED, Figure, Table
 
 UNITS = {
     "residual_norm": "mean norms of the hidden vectors there",
@@ -19,9 +19,11 @@ UNITS = {
 def figures(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], unit: str) -> Iterator[Figure]:
     """Draws the curves of the directions beside random ones, those of all controls, and what was found of each cell."""
     section = "Directions: the 2 x 2"
+    caption = "The axis of strengths is logarithmic and begins with 0, no edit, which the dashed level continues."
     words = {
         "behaviour": "hesitations per 1,000 tokens",
         "perplexity": "perplexity of the responses",
+        "judged": "share in which a judge sees backtracking",
         "keyword_share": "share of words that are keywords",
         "strength": f"strength, in {UNITS[unit]}",
         "from": "direction from",
@@ -42,13 +44,13 @@ def figures(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], uni
         kind="lines",
         columns=columns,
         x="strength",
-        y=["behaviour", "perplexity", "accuracy"],
+        y=["behaviour", "perplexity", "accuracy", *["judged"] * any(row["judged"] is not None for row in rows)],
         section=section,
         title="Steered",
-        caption="A direction found in the base or in the tuned model is added to the hidden vectors of either. The axis of strengths "
-        "is logarithmic and begins with 0, no edit, which the dashed level continues. Bands are 95 % intervals over problems, of "
-        "random directions over these with their problems. The rate rises as well where text falls apart: read it with the "
-        f"perplexity. Strengths count {UNITS[unit]}: published figures that count otherwise are not comparable.",
+        caption="A direction found in the base or in the tuned model, as its colour says, is added to the hidden vectors of either. "
+        f"{caption} Bands are 95 % intervals over problems, of random directions over these with their problems. The rate rises as "
+        f"well where text falls apart: read it with the perplexity. Strengths count {UNITS[unit]}: published figures that count "
+        "otherwise are not comparable.",
         group="from",
         facet="into",
         control="control",
@@ -63,20 +65,22 @@ def figures(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], uni
             if row["source"] in (None, cell.split(" to ")[0]):
                 title = TITLES.get(row["kind"], row["kind"].replace("label/", "direction of "))
                 every.append({**row, "cell": cell, "added": title, "control": row["kind"] != DIRECTION})
+    every.sort(key=lambda row: row["target"] != TUNED)  # the page shows the first cell
     yield Figure(
         name="direction_steering/controls",
         kind="lines",
         columns=Table.of("", every).columns,
         x="strength",
         y=["behaviour", "perplexity"],
-        section=section,
+        section="Directions: every control",
         title="With every control",
+        caption=f"The direction (unbroken) beside all that was added in its place, as long as it is. {caption}",
         group="added",
         choices=["cell"],
         control="control",
         rule="plain",
         log=["strength", "perplexity"],
-        words={**words, "cell": "direction from, into"},
+        words={**words, "cell": "from"},
     )
     yield Figure(
         name="direction_steering/cells",
@@ -86,9 +90,11 @@ def figures(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], uni
         y=["rate", "change", "over_random", "perplexity"],
         section=section,
         title="At the largest coherent strength",
+        caption="The last figure has each direction at the largest strength at which the text is coherent; its intervals of rates hold "
+        "for whichever strength that is (Bonferroni), and against random directions they are those of the difference from one more.",
         group="source",
         words={
-            "cell": "direction from, into",
+            "cell": "from",
             "rate": "hesitations per 1,000 tokens",
             "change": "less those without steering",
             "over_random": "less those of random directions",

@@ -30,7 +30,7 @@ from tunediff.edits import Directions, Edit, Zero
 from tunediff.evaluations.behaviour.changes import Changed, told
 from tunediff.evaluations.behaviour.conditions import accuracy, hesitations, length, perplexity
 from tunediff.evaluations.behaviour.direction_claim import beyond_random
-from tunediff.evaluations.behaviour.direction_steering import check_place, never_hesitates, said_of
+from tunediff.evaluations.behaviour.direction_notes import check_place, never_hesitates, said_of
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched, outputs
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.behaviour.steered import PLAIN
@@ -167,7 +167,8 @@ def needed(rounds: Sequence[Changed]) -> str:
     """The verdict in words, from what each round changed."""
     first, last = rounds[0], rounds[-1]
     change, beyond = first.change("hesitation_rate"), beyond_random(first.own, first.control)
-    falls = change is not None and change.sign() < 0 and (beyond is None or beyond.sign() < 0)
+    less = change is not None and change.sign() < 0
+    falls = less and (beyond is None or beyond.sign() < 0)
     further = Changed(last.own, first.own).change("hesitation_rate")
     more = len(rounds) > 1 and further is not None and further.sign() < 0
     if falls and more:
@@ -179,6 +180,11 @@ def needed(rounds: Sequence[Changed]) -> str:
         return (
             "without the direction alone the model hesitates no less beyond doubt, and less once what was found anew is gone too: "
             "it is one of several"
+        )
+    if less:
+        return (
+            "without the direction the model hesitates less, but whether less than without one more random subspace is open: that it "
+            "is needed is underpowered"
         )
     return "that the model hesitates less without the direction is not beyond doubt"
 

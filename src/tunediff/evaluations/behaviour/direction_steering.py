@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tunediff.directions import Direction, Source, check_layers
+from tunediff.directions import Direction, Source
 from tunediff.edits import Everywhere, Gate
 from tunediff.evaluations.behaviour.conditions import (
     accuracy,
@@ -26,6 +26,8 @@ from tunediff.evaluations.behaviour.conditions import (
 )
 from tunediff.evaluations.behaviour.direction_claim import claim, step_of
 from tunediff.evaluations.behaviour.direction_figures import UNITS, figures
+from tunediff.evaluations.behaviour.direction_notes import check_place, never_hesitates, said_of
+from tunediff.evaluations.behaviour.judged import Judged, agreement, judged, rate
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, never_touched, outputs
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.behaviour.steered import (
@@ -41,6 +43,7 @@ from tunediff.evaluations.behaviour.steered import (
 )
 from tunediff.evaluations.behaviour.steering_sweep import coherent, repeated
 from tunediff.evaluations.given import Given, Needs
+from tunediff.evaluations.judging.chat import Judge
 from tunediff.measures.clustered import Bounded, interval_columns
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
@@ -73,6 +76,7 @@ class DirectionSteering(BehaviourEvaluation):
     draws         number of random directions, a control, which answer the problems in turn; 0: none
     norm_tokens   tokens of the text over which norms and the overall mean are taken
     collapse, repetition   bounds of a coherent text, as in SteeringSweep
+    judge         a language model that is asked whether responses backtrack, of the directions alone; None: nobody is asked
 
     The first of the tasks is used; the behaviour is hesitation.
     """
@@ -91,6 +95,7 @@ class DirectionSteering(BehaviourEvaluation):
     repetition: float = 0.5
     draws: int = 20
     norm_tokens: int = 20_000
+    judge: Judge | None = None
     seed: int = 0
 
     name = "direction_steering"
@@ -113,6 +118,7 @@ class DirectionSteering(BehaviourEvaluation):
             )
         for label in self.others:
             of_label(self.direction, label)
+        self.chat = None if self.judge is None else self.judge.chat("evaluation.direction_steering.judge")
         self.strengths = sorted(self.strengths)
         self.tasks = dict(itertools.islice(self.tasks.items(), 1))
 
@@ -164,16 +170,30 @@ class DirectionSteering(BehaviourEvaluation):
         found = self.solved(given, (yield from self.asked(given)), made)
         yield from never_touched(self.name, found)
         yield from never_hesitates(self.name, found)
-        yield from self._told(found, added, directions, known)
+        verdicts: Judged = {}
+        if self.chat is not None:
+            shown = {key: one.solved for (_, key), one in found.items() if not one.condition.control}
+            fewer = "evaluation.direction_steering.problems"
+            verdicts = yield from judged(self.chat, shown, name=self.name, fewer=fewer)
+            yield agreement(verdicts, name=self.name, model=self.chat.model)
+        yield from self._told(found, added, directions, known, verdicts)
 
     def _told(
-        self, found: Found, added: Sequence[Steered], directions: Mapping[str, Direction], known: Mapping[str, Moments]
+        self,
+        found: Found,
+        added: Sequence[Steered],
+        directions: Mapping[str, Direction],
+        known: Mapping[str, Moments],
+        verdicts: Judged,
     ) -> Iterator[Finding | Table | Figure | Note]:
         (task,) = self.tasks
         rows, cells, steps = [], [], {}
         for target in self.targets:
             plain = found[task, f"{target}/{PLAIN}"].solved
-            rows.append({"source": None, "target": target, "kind": PLAIN, **_point(0.0, plain, plain, (), True)})
+            seen = interval_columns("judged", rate(verdicts, f"{target}/{PLAIN}"))
+            rows.append(
+                {"source": None, "target": target, "kind": PLAIN, **_point(0.0, plain, plain, (), True), **seen}
+            )
             mine = [one for one in added if one.target == target]
             for one in mine:
                 curve = [found[task, one.named(strength)].solved for strength in self.strengths]
@@ -185,7 +205,9 @@ class DirectionSteering(BehaviourEvaluation):
                     for point in zip(self.strengths, curve, chance or [()] * len(curve), fine, strict=True)
                 ]
                 named = {"source": one.source, "target": target, "kind": one.kind}
-                rows += [named | _point(p.strength, plain, p.solved, p.chance, p.coherent) for p in points]
+                for p in points:
+                    seen = interval_columns("judged", rate(verdicts, one.named(p.strength)))
+                    rows.append({**named, **_point(p.strength, plain, p.solved, p.chance, p.coherent), **seen})
                 if one.kind == DIRECTION and one.source is not None:
                     steps[one.source, target] = [step_of(plain, p.solved, p.chance, p.coherent) for p in points]
                     one_long = known[target].norm
@@ -242,57 +264,6 @@ class DirectionSteering(BehaviourEvaluation):
         for name, bounded in measures.items():
             row |= interval_columns(name, bounded)
         return {**row, "unit": self.unit}
-
-
-def check_place(pair: ModelPair, roles: Sequence[str] | dict[str, None], source: Source, layer: int) -> None:
-    """Raises Refused for a layer that a model has not, and for models between which a vector cannot be carried."""
-    for role in roles:
-        check_layers(pair, role, [layer])
-    hookpoint = getattr(source, "hookpoint", "resid_post")
-    widths = {role: pair.width(role, hookpoint) for role in roles}
-    if len(set(widths.values())) > 1:
-        raise Refused(
-            f"The models have other widths at {hookpoint} ({', '.join(f'{role} {width}' for role, width in widths.items())}): "
-            "no direction of one is a direction of the other. Set sources and targets to one of them, the same."
-        )
-
-
-def said_of(name: str, given: Given, directions: dict[str, Direction], source: Source, layer: int) -> Iterator[Note]:
-    """Yields what a reader must know of the directions. Raises Refused where one that asks for both models is the same for each."""
-    both = list(directions.values())
-    same = len(both) > 1 and bool((both[0].at(layer) == both[1].at(layer)).all())
-    if same and source.needs_pair:
-        raise Refused(
-            f"{type(source).__name__} looks at both models at once and finds one direction for both: set {name}.sources=[tuned]."
-        )
-    for role, direction in directions.items():
-        counted = {
-            key: value for key, value in direction.provenance.items() if isinstance(value, int) and key != "tokens"
-        }
-        more = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in counted.items() if value is not True)
-        length_of = float(direction.at(layer).norm())
-        yield Note(f"{name}: the direction of the {role} model at layer {layer} has length {length_of:.4g} ({more}).")
-    if len(both) > 1:
-        one, other = (direction.at(layer).double() for direction in both)
-        cosine = float(one @ other / (one.norm() * other.norm()))
-        yield Note(f"{name}: the cosine of the two directions is {cosine:.3f}.")
-    if layer == given.pair.depth(TUNED) - 1 and both[0].hookpoint == "resid_post":
-        yield Note(
-            f"{name}: an edit at resid_post of the last layer, {layer}, reaches no later token through attention: it changes "
-            "each token's own logits and nothing else."
-        )
-
-
-def never_hesitates(name: str, found: Found) -> Iterator[Note]:
-    """Names the models of which no response, under any condition, has a hesitation: then the patterns, or the task, leave nothing
-    to measure there."""
-    for role in dict.fromkeys(answered.condition.role for answered in found.values()):
-        every = [one for answered in found.values() if answered.condition.role == role for one in answered.solved]
-        if not any(one.behaviour.hesitations for one in every):
-            yield Note(
-                f"{name}: none of the {len(every):,} responses of the {role} model, under any condition, has a word that counts as a "
-                f"hesitation: look at evaluation.{name}.hesitations, and at whether the task gives it room to hesitate."
-            )
 
 
 def _point(

@@ -37,11 +37,14 @@ function tried(act, otherwise) {
 const empty = (title, words) => figure(title, soft(words), { make: null });
 const undrawn = (spec, error) => empty(String(spec.title), `This figure could not be drawn: ${error.message}`);
 
+// the lines that are drawn, and no others: of some groups all rows are controls, of others none
 function legendIn(spec) {
   if (!spec.group || spec.kind === "heat") return [];
-  const colours = coloursOf(spec), lines = spec.kind === "lines" && spec.control;
-  const dashed = (group, colour) => (lines ? [[`${plain(group)}, ${wordIn(spec, spec.control)}`, colour, true]] : []);
-  return [...colours].flatMap(([group, colour]) => [[plain(group), colour], ...dashed(group, colour)]);
+  const lines = spec.kind === "lines" && spec.control, rows = rowsOf(spec.columns);
+  const has = (group, control) => !lines || rows.some((row) => row[spec.group] === group && Boolean(row[spec.control]) === control);
+  return [...coloursOf(spec)].flatMap(([group, colour]) => [
+    ...(has(group, false) ? [[plain(group), colour]] : []),
+    ...(lines && has(group, true) ? [[`${plain(group)}, ${wordIn(spec, spec.control)}`, colour, true]] : [])]);
 }
 
 // one figure with its choices; its drawings lie in the grid of their section
