@@ -127,6 +127,11 @@ def test_an_operation_changes_the_component_of_a_gradient_and_nothing_else():
     assert edited(gradient.bfloat16(), unit, "neutral").dtype == torch.bfloat16
 
 
+def test_in_mixed_precision_a_component_is_taken_in_float32():
+    record = tuned(edits=along("neutral"), batches=batches_of(4), trainer={"precision": "bf16-mixed"}).history[0]
+    assert abs(record["gradient_along"]) < 1e-6 and abs(record["gradient_along_after"]) > 1e-3
+
+
 @pytest.mark.parametrize("operation", list(OPERATIONS))
 def test_an_edited_gradient_reaches_the_weights_and_the_loss_is_the_plain_one(operation):
     batch, v = [collated(sequences(6))], direction(0).at(0)

@@ -52,4 +52,5 @@ class _Passing(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (gradient,) = grad_outputs
-        return ctx.change(gradient), None
+        with torch.autocast(gradient.device.type, enabled=False):  # which would project in bfloat16
+            return ctx.change(gradient), None

@@ -158,7 +158,8 @@ class UnderEdit:
     The measures of a step are means over the tokens that a gradient reaches, of all its micro-batches and processes:
 
         gradient_along    -<g, v> / |v| in nats a unit, g the gradient of the loss summed over the learned tokens of the step
-        amplifying        share of the tokens at which it is above 0, where descent raises the activation along v
+        amplifying        share of the tokens at which it is above 0, where descent raises the activation along v; behind a
+                          neutral operation what rounding leaves decides
         .._after          the same behind an edit of this layer; of several layers the mean, and <name>/<layer> for each
     """
 
