@@ -53,6 +53,7 @@ GIVEN = {
     "experiment=rank1_lora": ["model_pair.tuned.adapter=a"],
     "model=local": ["model.path=a"],
     "evaluation=autointerp": ["evaluation.autointerp.judge.model=m"],
+    "evaluation=trait_judge": ["evaluation.trait.scorer.judge.model=m"],
     **{
         f"evaluation={name}": ["dictionary=transcoder_adapter"]
         for name in ("replacement", "adapter_recovery", "latent_sets", "attribution_graphs")
@@ -575,6 +576,7 @@ IN_A_STUDY = {  # class -> a study that has one
         )
     },
     "Recovery": ["evaluation=recovery"],
+    "Trait": ["evaluation=trait", "text=toy_trait", "task=toy_trait"],
     "LoraAblation": ["model_pair=toy_lora", "evaluation=lora_ablation"],
     "PolarityExamples": ["model_pair=toy_lora", "evaluation=polarity_examples"],
     "UnitComparison": ["model_pair=toy_lora", "evaluation=unit_comparison"],

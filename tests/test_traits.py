@@ -292,7 +292,7 @@ def judged(server, rule, **settings):
     judge = Judge(
         endpoint=server.endpoint, model="m", examples=4, most_calls=settings.pop("most_calls", 500), retries=0
     )
-    return TraitJudge(judge=judge, trait="tone", **{"rubric": RUBRIC, **settings})
+    return TraitJudge(judge=judge, trait="tone", rubrics=None, **{"rubric": RUBRIC, **settings})
 
 
 def by_tone(asked):
@@ -352,7 +352,9 @@ def test_a_judge_that_cannot_be_asked_is_refused(server, tmp_path):
         with pytest.raises(Refused, match=message):
             judged(server, by_tone, **settings)
     with pytest.raises(Refused, match="endpoint is not set"):
-        TraitJudge(judge=Judge(endpoint=None, model=None, examples=4, most_calls=1), trait="tone", rubric=RUBRIC)
+        TraitJudge(
+            judge=Judge(endpoint=None, model=None, examples=4, most_calls=1), trait="tone", rubrics=None, rubric=RUBRIC
+        )
     with pytest.raises(Refused, match="most_calls=1"):
         judged(server, by_tone, most_calls=1).verdicts([("q", "a")], "a test")
     file = tmp_path / "traits.jsonl"

@@ -50,8 +50,8 @@ class TraitJudge:
 
     judge: Judge
     trait: str
+    rubrics: str | None
     rubric: str | None = None
-    rubrics: str | None = None
     coherence: str | None = None
     shown_from: float = 50.0
     chat: Chat = field(init=False, repr=False, compare=False)
