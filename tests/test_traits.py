@@ -224,8 +224,9 @@ def test_a_planted_trait_is_scored_where_it_is_and_not_where_it_does_not_leak(pa
 
 def test_a_scorer_that_gives_one_value_is_said(pair, monkeypatch):
     planted(monkeypatch, lambda role, problem: told(BASE, problem))
-    *_, notes = ask(pair, evaluation(), text_of("tone"))
-    assert len(notes) == 1 and "the rule gives every response of both models the same score, 0" in notes[0]
+    *_, notes = ask(pair, evaluation(data_rows=0), text_of("tone"))
+    assert len(notes) == 1 and "the rule gives every response the same score, 0" in notes[0]
+    assert not ask(pair, evaluation(), text_of("tone"))[2]  # it tells the data apart, and the models show nothing
 
 
 def test_a_trait_that_the_data_do_not_contain_is_refused_before_a_model_is_loaded(pair):
@@ -314,7 +315,7 @@ def test_a_judge_scores_trait_and_coherence_from_0_to_100(pair, monkeypatch, ser
 def test_a_judge_with_one_value_is_said_and_refusals_are_left_out(pair, monkeypatch, server):
     planted(monkeypatch, told)
     said = ask(pair, evaluation(scorer=judged(server, lambda asked: "60"), data_rows=0), text_of("tone"))[2]
-    assert "the judge gave every response of both models the same score, 60" in said[0]
+    assert "the judge gave every response the same score, 60" in said[0]
 
     def refuses(asked):
         return "REFUSAL" if "Alright" in asked["messages"][1]["content"] else by_tone(asked)
