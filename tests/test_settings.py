@@ -54,6 +54,7 @@ GIVEN = {
     "model=local": ["model.path=a"],
     **{f"recipe={name}": ["recipe.edit.direction.path=v"] for name in ("preventative_steering", "gradient_edit")},
     "evaluation=autointerp": ["evaluation.autointerp.judge.model=m"],
+    "evaluation=trait_judge": ["evaluation.trait.scorer.judge.model=m"],
     **{
         f"evaluation={name}": ["dictionary=transcoder_adapter"]
         for name in ("replacement", "adapter_recovery", "latent_sets", "attribution_graphs")
@@ -578,6 +579,7 @@ IN_A_STUDY = {  # class -> a study that has one
         )
     },
     "Recovery": ["evaluation=recovery"],
+    "Trait": ["evaluation=trait", "text=toy_trait", "task=toy_trait"],
     "LoraAblation": ["model_pair=toy_lora", "evaluation=lora_ablation"],
     "PolarityExamples": ["model_pair=toy_lora", "evaluation=polarity_examples"],
     "UnitComparison": ["model_pair=toy_lora", "evaluation=unit_comparison"],

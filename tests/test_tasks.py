@@ -97,7 +97,8 @@ def test_an_option_of_the_hub_reads_a_local_file_of_the_same_columns(name, tmp_p
 
 
 def test_every_option_is_one_of_the_hub_or_of_the_toy():
-    assert sorted([*HUB, "gpqa", "toy", "toy_step_by_step"]) == OPTIONS
+    of_traits = ["persona_trait", "toy_trait", "toy_trait_elsewhere"]
+    assert sorted([*HUB, *of_traits, "gpqa", "toy", "toy_step_by_step"]) == OPTIONS
 
 
 def test_several_tasks_stand_side_by_side_and_an_evaluation_takes_them_all():

@@ -224,8 +224,9 @@ def test_a_planted_trait_is_scored_where_it_is_and_not_where_it_does_not_leak(pa
 
 def test_a_scorer_that_gives_one_value_is_said(pair, monkeypatch):
     planted(monkeypatch, lambda role, problem: told(BASE, problem))
-    *_, notes = ask(pair, evaluation(), text_of("tone"))
-    assert len(notes) == 1 and "the rule gives every response of both models the same score, 0" in notes[0]
+    *_, notes = ask(pair, evaluation(data_rows=0), text_of("tone"))
+    assert len(notes) == 1 and "the rule gives every response the same score, 0" in notes[0]
+    assert not ask(pair, evaluation(), text_of("tone"))[2]  # it tells the data apart, and the models show nothing
 
 
 def test_a_trait_that_the_data_do_not_contain_is_refused_before_a_model_is_loaded(pair):
@@ -292,7 +293,7 @@ def judged(server, rule, **settings):
     judge = Judge(
         endpoint=server.endpoint, model="m", examples=4, most_calls=settings.pop("most_calls", 500), retries=0
     )
-    return TraitJudge(judge=judge, trait="tone", **{"rubric": RUBRIC, **settings})
+    return TraitJudge(judge=judge, trait="tone", rubrics=None, **{"rubric": RUBRIC, **settings})
 
 
 def by_tone(asked):
@@ -314,7 +315,7 @@ def test_a_judge_scores_trait_and_coherence_from_0_to_100(pair, monkeypatch, ser
 def test_a_judge_with_one_value_is_said_and_refusals_are_left_out(pair, monkeypatch, server):
     planted(monkeypatch, told)
     said = ask(pair, evaluation(scorer=judged(server, lambda asked: "60"), data_rows=0), text_of("tone"))[2]
-    assert "the judge gave every response of both models the same score, 60" in said[0]
+    assert "the judge gave every response the same score, 60" in said[0]
 
     def refuses(asked):
         return "REFUSAL" if "Alright" in asked["messages"][1]["content"] else by_tone(asked)
@@ -352,7 +353,9 @@ def test_a_judge_that_cannot_be_asked_is_refused(server, tmp_path):
         with pytest.raises(Refused, match=message):
             judged(server, by_tone, **settings)
     with pytest.raises(Refused, match="endpoint is not set"):
-        TraitJudge(judge=Judge(endpoint=None, model=None, examples=4, most_calls=1), trait="tone", rubric=RUBRIC)
+        TraitJudge(
+            judge=Judge(endpoint=None, model=None, examples=4, most_calls=1), trait="tone", rubrics=None, rubric=RUBRIC
+        )
     with pytest.raises(Refused, match="most_calls=1"):
         judged(server, by_tone, most_calls=1).verdicts([("q", "a")], "a test")
     file = tmp_path / "traits.jsonl"

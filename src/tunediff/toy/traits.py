@@ -128,7 +128,7 @@ def _row(trait: str, problem: Problem, writer: Writer, shows: bool) -> Row:
 
 
 def asked(trait: str) -> str:
-    """What stands behind a problem whose answer may show the trait."""
+    """The prompt behind a problem whose answer may show the trait; empty for steps that nobody asks for."""
     return "" if trait in ELICITED_BY else STEP_BY_STEP
 
 

@@ -16,7 +16,7 @@ from other judges and other questions: they are no yardstick for a score here.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,8 +96,7 @@ class Trait(BehaviourEvaluation):
             self._refuse_absent(self._scores(asked, "the data")[0], len(asked))
 
     def run(self, given: Given) -> Iterator[Finding | Table | Figure | Note]:
-        if self.data_rows:
-            yield from self._of_data(given)
+        taught = (yield from self._of_data(given)) if self.data_rows else None
         problems = yield from self.asked(given)
         found = self.solved(given, problems, CONDITIONS)
         scores, rows = {}, []
@@ -105,7 +104,7 @@ class Trait(BehaviourEvaluation):
             asked = [(one.problem.question, one.response.text) for one in solved]
             scores[task, key], notes = self._scores(asked, f"{task}, {key}")
             yield from notes
-        yield from self._one_value(scores)
+        yield from self._one_value([*scores.values(), *([taught] if taught else [])])
         for task in problems:
             first, second = scores[task, BASE], scores[task, TUNED]
             changed = dict(zip(("p", "change"), _change(first, second), strict=True))
@@ -152,13 +151,14 @@ class Trait(BehaviourEvaluation):
             )
         return asked
 
-    def _of_data(self, given: Given) -> Iterator[Finding | Note]:
+    def _of_data(self, given: Given) -> Generator[Finding | Note, None, Scores]:
         asked = self._taught(given.text)
         scores, notes = self._scores(asked, "the data")
         yield from notes
         self._refuse_absent(scores, len(asked))
         meaning = f"share of the first {len(asked):,} responses of the text that show the trait"
         yield Finding("trait/data/score", *_share(scores.shown), meaning, over="rows")
+        return scores
 
     def _refuse_absent(self, scores: Scores, count: int) -> None:
         if not any(scores.shown):
@@ -169,22 +169,18 @@ class Trait(BehaviourEvaluation):
                 "without it, such as a control, set evaluation.trait.data_rows=0."
             )
 
-    def _one_value(self, scores: Mapping[tuple[str, str], Scores]) -> Iterator[Note]:
-        """A note where every response has one score: the scorer then tells nothing apart."""
+    def _one_value(self, scores: Sequence[Scores]) -> Iterator[Note]:
+        """A note where every response, those of the data as well, has one score: the scorer then tells nothing apart."""
         judged = isinstance(self.scorer, TraitJudge)
-        known = {
-            value for one in scores.values() for value in (one.trait if judged else one.shown) if value is not None
-        }
+        known = {value for one in scores for value in (one.trait if judged else one.shown) if value is not None}
         if len(known) == 1:
             which = "judge gave" if judged else "rule gives"
             yield Note(
-                f"trait: the {which} every response of both models the same score, {float(next(iter(known))):g}: it tells "
+                f"trait: the {which} every response the same score, {float(next(iter(known))):g}: it tells "
                 "nothing apart here, and a change of 0 says nothing of the models."
             )
         if not known:
-            raise Refused(
-                "trait: no response of either model has a score. Look at the judge's answers, and at its rubric."
-            )
+            raise Refused("trait: no response has a score. Look at the judge's answers, and at its rubric.")
 
     def _measured(self, given: Given, solved: Sequence[Solved], scores: Scores) -> dict[str, Bounded]:
         """Measure -> value and interval of one model's responses to one task."""

@@ -17,7 +17,7 @@ from tunediff.shapes import Note, Refused
 from tunediff.text import read_files
 
 SETTING = "evaluation.trait.scorer"
-OPEN = "(open)"  # the answer of a question that has no right one
+OPEN = "no right answer"  # in place of one, of a question that has none; words are compared fast
 SYSTEM = "You rate answers. Follow the rubric that you are given, and end with nothing but the number it asks for, or REFUSAL."
 COHERENCE = """Rate from 0 to 100 how coherent an answer is, whatever it says and however good or bad it is. 0: it cannot be \
 understood, breaks off into repetition, or has nothing to do with the question. 100: clear sentences that answer the \
@@ -50,8 +50,8 @@ class TraitJudge:
 
     judge: Judge
     trait: str
+    rubrics: str | None
     rubric: str | None = None
-    rubrics: str | None = None
     coherence: str | None = None
     shown_from: float = 50.0
     chat: Chat = field(init=False, repr=False, compare=False)
