@@ -18,8 +18,9 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tunediff.shapes import Refused
 
@@ -41,7 +42,7 @@ HEAD = 2**12  # bytes that are read of each tensor of larger ones
 LONGEST_HEADER = 10**8  # bytes, as safetensors itself has it
 
 
-def opened(path: str | Path) -> BinaryIO:
+def opened(path: str | Path) -> BufferedReader:
     """The bytes of a file, to be read. Raises Refused for a pipe, a socket or a device, which give bytes for ever or none, and
     OSError where there is no such file."""
     refuse_odd(path)

@@ -112,9 +112,9 @@ def evaluate_alone(cfg: DictConfig, folder: Path, evaluations: Mapping[str, Eval
     """Goes on with the evaluations of a fine-tune that has learned all it learns."""
     log.info("%s is trained: going on with %s", folder, ", ".join(evaluations))
     history = folders.read_table(folder / "tables" / "training.parquet").to_pylist()
-    device = make_trainer(
-        OmegaConf.merge(cfg, {"trainer": {"devices": 1}}), folder / "checkpoints"
-    ).strategy.root_device
+    alone = cfg.copy()
+    alone.trainer.devices = 1
+    device = make_trainer(alone, folder / "checkpoints").strategy.root_device
     with folders.held(folder, "The fine-tune"), stoppable(folder):
         begun()
         with failing(folder), within(folder):

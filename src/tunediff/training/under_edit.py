@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from tunediff.directions import Direction, Source
 from tunediff.edits.gradients import OPERATIONS, edited, passing
 from tunediff.hookpoints import Point, decoder_layers, writing
 from tunediff.measures.gradients import component
+from tunediff.models import PreTrainedModel
 from tunediff.shapes import Refused
 from tunediff.text import MicroBatch, Step
 from tunediff.text.examples import IGNORED
@@ -252,6 +253,6 @@ def _learns_below(model: nn.Module, layer: int) -> bool:
     """True where a weight learns up to the output of a layer."""
     layers = decoder_layers(model)
     behind = {id(p) for one in layers[layer + 1 :] for p in one.parameters()}
-    body = getattr(model, "base_model", model)
-    inside = {id(p) for p in layers.parameters()} | {id(p) for p in body.get_input_embeddings().parameters()}
+    body = cast(PreTrainedModel, getattr(model, "base_model", model))
+    inside = {id(p) for one in (layers, body.get_input_embeddings()) for p in one.parameters()}
     return any(p.requires_grad and id(p) in inside - behind for p in body.parameters())

@@ -107,19 +107,19 @@ class Trait(BehaviourEvaluation):
         yield from self._one_value([*scores.values(), *([taught] if taught else [])])
         for task in problems:
             first, second = scores[task, BASE], scores[task, TUNED]
-            changed = dict(zip(("p", "change"), _change(first, second), strict=True))
+            p, change = _change(first, second)
             for key in ROLES:
                 measured = self._measured(given, found[task, key].solved, scores[task, key])
                 yield from _findings(task, key, measured)
                 columns = {
                     name: part for name, one in measured.items() for name, part in interval_columns(name, one).items()
                 }
-                change = changed if key == TUNED else {"p": None, "change": (None, None, None)}
-                columns |= {"p": change["p"], **interval_columns("change", change["change"])}
+                told = (p, change) if key == TUNED else (None, (None, None, None))
+                columns |= {"p": told[0], **interval_columns("change", told[1])}
                 rows.append({"task": task, "model": key, "problems": len(scores[task, key].shown), **columns})
             words = "score of the tuned model less that of the base on the same problems, Newcombe's paired interval"
-            yield Finding(f"trait/{task}/change", *changed["change"], words, over="problems")
-            yield Finding(f"trait/{task}/p", changed["p"], meaning="McNemar's exact test of the change in score")
+            yield Finding(f"trait/{task}/change", *change, words, over="problems")
+            yield Finding(f"trait/{task}/p", p, meaning="McNemar's exact test of the change in score")
         yield from self._side_by_side(found, scores)
         table = Table.of("trait_scores", rows)
         yield table
@@ -246,7 +246,8 @@ def _change(first: Scores, second: Scores) -> tuple[float | None, Bounded]:
     if not both:
         return None, (None, None, None)
     before, after = map(list, zip(*both, strict=True))
-    return mcnemar(before, after).p, tuple(difference(before, after))
+    value, low, high = difference(before, after)
+    return mcnemar(before, after).p, (value, low, high)
 
 
 def _findings(task: str, key: str, measured: Mapping[str, Bounded]) -> Iterator[Finding]:

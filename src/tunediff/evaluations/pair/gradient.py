@@ -132,7 +132,7 @@ class Gradient:
         layers = list(self.layers) if self.layers is not None else list(range(pair.depth(self.role)))
         direction = self.direction.find(given, self.role, sorted({*layers, self.layer}))
         direction.check(pair, self.role)
-        learned = {None: self._examples(given, None)}
+        learned: dict[Step | None, list[Example]] = {None: self._examples(given, None)}
         for prompt in (self.prompts or {}).values():
             learned[prompt] = self._examples(given, prompt)
         conditions = self._conditions(given, direction, learned[None])

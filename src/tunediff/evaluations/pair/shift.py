@@ -58,7 +58,7 @@ def shift_along(
             if beyond is not None:
                 meaning = f"share of {draws} random directions along which the {part} moved as far or further, at layer {layer}"
                 yield Finding(f"{name}/shift/{part}/layer_{layer}/random_as_far", beyond, meaning=meaning)
-            chance = (None, None, None) if not draws else tuple(map(float, (others.mean(), others.min(), others.max())))
+            chance = (float(others.mean()), float(others.min()), float(others.max())) if draws else (None, None, None)
             for which, bounded in (("the direction", moved), *[(f"{draws} random directions", chance)] * bool(draws)):
                 control = which != "the direction"
                 columns = {"layer": layer, "tokens": part, "along": which, "control": control}
