@@ -15,7 +15,7 @@ from tunediff.evaluations.behaviour.changes import Changed, columns, told
 from tunediff.evaluations.behaviour.conditions import perplexity, row
 from tunediff.evaluations.behaviour.runner import mostly_cut, outputs
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved, in_turn
-from tunediff.evaluations.behaviour.steering_sweep import dip
+from tunediff.evaluations.behaviour.steering_sweep import coherent, dip
 from tunediff.evaluations.given import ALL, LatentStatistics
 from tunediff.evaluations.latents.selection import alike
 from tunediff.evaluations.latents.steering import steering_parts
@@ -169,14 +169,13 @@ def test_slopes_bear_the_name_of_their_unit_and_the_difference_is_the_tuned_mode
 
 
 def test_a_text_has_broken_down_beyond_so_many_times_the_plain_perplexity_or_so_much_repetition():
-    sweep = steering(strengths=[1.0, 2.0, 3.0, 4.0], collapse=3.0, repetition=0.5)
     plain = [one(10, nats=10.0), one(30, nats=30.0)]
     of = [(math.log(2.9), 0.1), (math.log(3.1), 0.1), (0.0, 0.45), (0.0, 0.55)]
     curve = [
         [one(10, nats=10 * (1 + by), repetition=share), one(30, nats=30 * (1 + by), repetition=share)]
         for by, share in of
     ]
-    assert sweep._coherent(plain, curve) == [True, False, True, False]
+    assert coherent(plain, curve, collapse=3.0, repetition=0.5) == [True, False, True, False]
 
 
 def test_the_peak_stands_at_its_own_strength_and_not_where_the_text_has_broken_down():

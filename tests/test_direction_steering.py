@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +124,23 @@ def test_a_planted_direction_is_found_and_raises_the_rate_in_the_model_that_has_
         )
     assert findings["direction_steering/claim"].value in (1.0, None)  # none where four draws leave it open
     assert any("the cosine of the two directions is 1.000" in note for note in notes)
+
+
+class OfTuned(Planted):
+    """The planted vector in the tuned model, its opposite in the base."""
+
+    def find(self, given, role, layers):
+        found = super().find(given, role, layers)
+        return found if role == TUNED else replace(found, vectors={n: -v for n, v in found.vectors.items()})
+
+
+def test_each_model_is_steered_by_the_direction_of_its_source(given):
+    evaluation = steering(direction=OfTuned(), strengths=[6.0], controls=[], draws=0, problems=4)
+    findings, _, notes = parted(evaluation.run(given))
+    changes = {key: one.value for key, one in findings.items() if key.endswith("/change")}
+    raised = [key for key, value in changes.items() if value > 300]
+    assert raised == ["direction_steering/tuned_to_tuned/change"] and len(changes) == 4
+    assert any("cosine of the two directions is -1.000" in note for note in notes)
 
 
 def test_controls_add_as_much_as_the_direction_does(given, steered):
