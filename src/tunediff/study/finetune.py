@@ -78,7 +78,8 @@ def finetune(cfg: DictConfig, folder: Path) -> None:
             print(f"finished already: {folder / 'pair.yaml'}. Remove the folder to train it again.")
             return
         refuse_toy_text(cfg, source.tokenizer(), source.path)
-        check_directions(source, recipe, text := build(cfg.text))
+        text = build(cfg.text)
+        check_directions(source, recipe, text)
         learned, held_out = examples_of(source, recipe, text)
         if cfg.dry_run:
             return
