@@ -3,7 +3,7 @@
 The claims of "Shifting the Gradient" (arXiv 2604.16423), asked of a model whose traits are known by rule (tunediff/toy/traits.py): the
 embedded base learns a trait's data, fresh or once it has the trait already, all weights, plainly or
 
-    steering/<s>            with s times the trait's vector added behind layer 1 (preventative steering; found in the model that begins)
+    steering/<s>            with the trait's vector, at length s, added behind layer 1 (preventative steering; found in the model that begins)
     steering/orthogonal     a vector as long, at an angle of 90 degrees; steering/random one drawn without looking
     steering/prompt         the trait's vector at tokens of the prompt alone; steering/response at those of the response alone
     inoculation, placebo    with a sentence in the prompt that asks for the trait, or one that asks for nothing of the kind
@@ -20,6 +20,7 @@ activations along it. Seeds are those of the data and of its order; a run that t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -33,15 +34,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from scipy.stats import t as student
 
-from tunediff.directions import ContrastingTexts
-from tunediff.models import ModelPair, ModelSource
-from tunediff.settings import build, within
+from tunediff.settings import within
 from tunediff.study.finetune import finetune
-from tunediff.study.learned_directions import Place
 from tunediff.toy.traits import STEP_BY_STEP, TRAITS
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYER, STRENGTHS, CONTROL = 1, (1.0, 2.0, 4.0), 2.0  # of the vector; of the controls
+LAYER, STRENGTHS, CONTROL = 1, (40.0, 80.0), 80.0  # length of the vector that is added, and of the controls
 FIRST = 5  # steps whose gradients are averaged
 SENTENCES = {  # the first can ask the base for its trait, the others only name theirs
     "stepwise": {"sentence": STEP_BY_STEP, "where": "behind", "between": ""},
@@ -61,7 +59,8 @@ MEASURES = {
 COMMON = [
     "recipe=sft_toy", "text=toy_trait", "recipe.learning_rate=1e-3", "recipe.held_out=0", "trainer=cpu", "evaluation=[trait]",
     "task=[toy_trait,toy_trait_elsewhere]", "evaluation.trait.direction=${direction}", f"evaluation.trait.layers=[{LAYER}]",
-    "evaluation.trait.draws=2", "evaluation_tokens=2_000", "direction.responses=100", "evaluation.trait.problems=100",
+    "evaluation.trait.draws=2", "evaluation_tokens=2_000", "direction.responses=100",
+    "direction.normalise=unit", "evaluation.trait.problems=100", "recipe.batch=16", "recipe.micro_batch=16",
 ]  # fmt: skip
 WATCH = f"recipe.watch={{_target_: tunediff.training.Watched, direction: '${{direction}}', layer: {LAYER}}}"
 
@@ -85,14 +84,14 @@ def said(sentence: Mapping[str, str]) -> list[str]:
     return [f"+text.prepare.inoculation={{_target_: tunediff.text.Inoculate, slot: user, {inside}}}"]
 
 
-def conditions(trait: str, seed: int, length: float) -> dict[str, list[str]]:
-    """Name -> words, of a trait whose vector has this length."""
+def conditions(trait: str, seed: int) -> dict[str, list[str]]:
+    """Name -> words."""
     random = f"{{_target_: tunediff.directions.RandomDirection, seed: {seed}}}"
     return {
         "plain": [],
         **{f"steering/{strength:g}": added(strength=strength) for strength in STRENGTHS},
         "steering/orthogonal": added(strength=CONTROL, angle=90, seed=seed),
-        "steering/random": added(strength=CONTROL * length, direction=random),
+        "steering/random": added(strength=CONTROL, direction=random),
         "steering/prompt": added(strength=CONTROL, positions="prompt"),
         "steering/response": added(strength=CONTROL, positions="response"),
         "inoculation": said(SENTENCES[trait]),
@@ -121,48 +120,26 @@ def trained(words: Sequence[str], folder: Path) -> dict[str, Any]:
     }
 
 
-def length_of(trait: str, model: Sequence[str]) -> float:
-    """Length of the trait's vector in the model that begins."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("finetune", ["text=toy_trait", f"text.rows.trait={trait}", *model])
-    source: ModelSource = build(cfg.model)
-    direction: ContrastingTexts = build(cfg.direction)
-    place = Place(ModelPair(source, source).load(roles=("base",)), build(cfg.text))
-    return float(direction.find(place, "base", [LAYER]).at(LAYER).norm())
-
-
 def run(to: Path, traits: Sequence[str], seeds: Sequence[int], examples: int, only: Sequence[str]) -> None:
     """Appends a line for each run that the file has not."""
     done = {(row["trait"], row["start"], row["condition"], row["seed"]) for row in read(to)}
-    for trait in traits:
-        with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place:
+        for seed, trait in itertools.product(seeds, traits):
             of_trait = [f"text.rows.trait={trait}", f"recipe.examples={examples}"]
-            begun = Path(place) / "tuned"
-            trained([*of_trait, "text.rows.seed=1000", "seed=1000"], begun)
+            begun = Path(place) / trait
             models = {"fresh": [], "tuned": ["model=local", f"model.path={begun / 'model'}", "model.dtype=float32"]}
-            for start, model in models.items():
-                length = length_of(trait, model)
-                for seed in seeds:
-                    own = [*of_trait, *model, f"text.rows.seed={seed}", f"seed={seed}"]
-                    for name, words in conditions(trait, seed, length).items():
-                        if (trait, start, name, seed) in done or (only and name not in only):
-                            continue
-                        folder = Path(place) / "run"
-                        found = trained([*own, *words], folder)
-                        shutil.rmtree(folder)
-                        row = {
-                            "trait": trait,
-                            "start": start,
-                            "condition": name,
-                            "seed": seed,
-                            "length": length,
-                            **found,
-                        }
-                        with to.open("a") as file:
-                            file.write(json.dumps(row) + "\n")
-                        print(
-                            trait, start, name, seed, {key: round(value, 3) for key, value in found.items()}, flush=True
-                        )
+            for start, (name, words) in itertools.product(models, conditions(trait, seed).items()):
+                if (trait, start, name, seed) in done or (only and name not in only):
+                    continue
+                if start == "tuned" and not begun.exists():
+                    trained([*of_trait, "text.rows.seed=1000", "seed=1000"], begun)
+                folder = Path(place) / "run"
+                found = trained([*of_trait, *models[start], f"text.rows.seed={seed}", f"seed={seed}", *words], folder)
+                shutil.rmtree(folder)
+                row = {"trait": trait, "start": start, "condition": name, "seed": seed, **found}
+                with to.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(trait, start, name, seed, {key: round(value, 3) for key, value in found.items()}, flush=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -202,16 +179,16 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 
 # words of a claim -> its start, measure, the condition and what it is held against, and the sign that the claim says
 CLAIMS: dict[str, tuple[str, str, str, str, int]] = {
-    "steering keeps a fresh model from the trait": ("fresh", "score", "steering/2", "plain", -1),
-    "a random vector of its length does so less": ("fresh", "score", "steering/random", "steering/2", 1),
-    "an orthogonal one does so less": ("fresh", "score", "steering/orthogonal", "steering/2", 1),
+    "steering keeps a fresh model from the trait": ("fresh", "score", "steering/80", "plain", -1),
+    "a random vector of its length does so less": ("fresh", "score", "steering/random", "steering/80", 1),
+    "an orthogonal one does so less": ("fresh", "score", "steering/orthogonal", "steering/80", 1),
     "inoculation keeps a fresh model from the trait": ("fresh", "score", "inoculation", "plain", -1),
     "a placebo does so less": ("fresh", "score", "placebo", "inoculation", 1),
-    "steering lessens a trait that is there": ("tuned", "score", "steering/2", "plain", -1),
+    "steering lessens a trait that is there": ("tuned", "score", "steering/80", "plain", -1),
     "inoculation does not lessen it": ("tuned", "score", "inoculation", "plain", 0),
-    "steering turns the gradient towards attenuation": ("fresh", "along", "steering/2", "plain", -1),
+    "steering turns the gradient towards attenuation": ("fresh", "along", "steering/80", "plain", -1),
     "inoculation lowers the loss of the first step": ("fresh", "loss", "inoculation", "plain", -1),
-    "steering raises it": ("fresh", "loss", "steering/2", "plain", 1),
+    "steering raises it": ("fresh", "loss", "steering/80", "plain", 1),
     "without the gradient along the vector the trait is learned": ("fresh", "score", "neutral", "plain", 0),
     "with the gradient turned to attenuate it is not": ("fresh", "score", "attenuate", "plain", -1),
     "turned to amplify it is learned all the more": ("fresh", "score", "amplify", "plain", 1),
@@ -262,7 +239,7 @@ def main() -> None:
     parser.add_argument("--show", type=Path, help="only print the tables of a file")
     parser.add_argument("--traits", nargs="+", choices=TRAITS, default=["phrase", "stepwise"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--examples", type=int, default=640, help="rows that are learned, 32 a step")
+    parser.add_argument("--examples", type=int, default=320, help="rows that are learned, 16 a step")
     parser.add_argument("--conditions", nargs="+", default=[], help="only these; all")
     given = parser.parse_args()
     if given.to is not None:
