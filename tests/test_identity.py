@@ -122,7 +122,8 @@ assert not {{"torch", "tunediff.toy"}} & {{*sys.modules}}
 def finished(folder, cfg):
     folder.mkdir(exist_ok=True)
     (folder / "identity.json").write_text(json.dumps({"identity": identity(cfg), "settings": material(cfg)}))
-    return SimpleNamespace(folder=folder, cfg=OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+    return SimpleNamespace(folder=folder, cfg=cfg, evaluation_tokens=cfg.budget.evaluation_tokens)
 
 
 def test_new_findings_are_refused_where_the_text_is_another_than_the_study_read(tmp_path):

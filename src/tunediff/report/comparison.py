@@ -170,6 +170,9 @@ def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for group in alike.values():
         names = {name for some in group for name in some}.difference(typed)
         extra |= {name for name in names if len({json.dumps(some.get(name)) for some in group}) > 1}
+    told = [[some.get(key) for some in settings] for key in {*typed, *extra} if not key.startswith("evaluation.")]
+    # an evaluation that follows another setting, such as the trait of the text, says nothing more
+    extra = {n for n in extra if not n.startswith("evaluation.") or [some.get(n) for some in settings] not in told}
     shown = sorted(extra, key=lambda name: (_standing(name), name.count("."), name))[:6]
     return [{key: some.get(key) for key in (*typed, *shown)} for some in settings]
 

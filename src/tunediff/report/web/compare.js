@@ -31,7 +31,7 @@ let asked = "", sortBy = KEYS[0] ?? "state", falling = false;
 // what the figures show, by what a picker calls it
 const choice = {
   colour: KEYS.find((key) => key.startsWith("dictionary")) ?? KEYS.find((key) => key !== "layer" && key !== "seed") ?? KEYS[0] ?? "state",
-  "metric against layer": METRICS.includes(EV) ? EV : METRICS[0], curve: CURVES.includes("explained_variance/pooled") ? "explained_variance/pooled" : CURVES[0] ?? "", x: L0, y: EV,
+  "metric against layer": METRICS.includes(EV) ? EV : METRICS[0], curve: CURVES.includes("explained_variance/pooled") ? "explained_variance/pooled" : CURVES[0] ?? "", x: METRICS.includes(L0) ? L0 : HEADLINE[0]?.[0], y: METRICS.includes(EV) ? EV : HEADLINE[1]?.[0],
 };
 
 const groupOf = (m) => words(choice.colour === "layer" ? layerOf(m) : m.keys[choice.colour] ?? m.study.dictionary);
