@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-import warm
 from conftest import ROOT
 
 SMOKE = "scale=smoke"
@@ -150,13 +149,6 @@ WRONG = {
     },
     "compare": {"": "folder", "nowhere": "No run under"},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def composed_less():
-    before = warm.compose_less()
-    yield
-    warm.compose_less(before)
 
 
 @pytest.mark.parametrize(("verb", "words"), [(verb, words) for verb, table in WRONG.items() for words in table])

@@ -25,20 +25,6 @@ def fsync(file: int) -> None:
     """In place of os.fsync: no test loses power, and a disk takes longer than most of what is tested."""
 
 
-def compose_less(again=None):
-    """From here on Hydra does not compose a config once more to learn whether it says hydra.mode, where no word does and no
-    config of ours has it. Gives what it did before, which may be given `again`."""
-    from hydra._internal.hydra import Hydra
-
-    asked = Hydra.get_mode
-
-    def get_mode(self, config_name, overrides):
-        return asked(self, config_name, overrides) if "hydra.mode" in str(overrides) else None
-
-    Hydra.get_mode = again or get_mode
-    return asked
-
-
 def python() -> str:
     """Path of an executable that takes `[-u] <script> ...`, `[-u] -m <module> ...` and `-c <code> ...` as Python does, but for
     warnings that tunediff gives, which are errors; what else it is asked Python itself answers. It works as long as this
@@ -99,6 +85,7 @@ def serve(executable: str, door: str) -> None:
     import select
     import warnings
 
+    import composing
     import hydra
     import pandas  # noqa: F401  # pyarrow imports these two late
     import pyarrow.dataset  # noqa: F401
@@ -114,12 +101,12 @@ def serve(executable: str, door: str) -> None:
 
     # what libraries build once and keep: Hydra's plugins and grammar, transformers' table of checkpoint formats
     conf = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conf")
+    composing.once(os.path.dirname(executable))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=conf):
         hydra.compose("train", ["seed=1"], return_hydra_config=True)
     tunediff.models.ModelSource("pkg://tunediff.toy/weights/base").weights()
     gc.collect()
     gc.freeze()
-    compose_less()
     warnings.filterwarnings("error", category=UserWarning, module="tunediff")
     os.fsync = fsync
     sys.executable = executable
