@@ -85,7 +85,6 @@ def serve(executable: str, door: str) -> None:
     import select
     import warnings
 
-    import composing
     import hydra
     import pandas  # noqa: F401  # pyarrow imports these two late
     import pyarrow.dataset  # noqa: F401
@@ -93,17 +92,20 @@ def serve(executable: str, door: str) -> None:
     import torch.distributed.run  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
+    import composing
     import tunediff.models
     import tunediff.study.finetune
     import tunediff.sweep.launch
     import tunediff.sweep.local
     import tunediff.sweep.slurm  # noqa: F401
 
-    # what libraries build once and keep: Hydra's plugins and grammar, transformers' table of checkpoint formats
+    # what is made once and kept: Hydra's plugins and grammar, rows of the toy, transformers' table of checkpoint formats
     conf = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conf")
     composing.once(os.path.dirname(executable))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=conf):
         hydra.compose("train", ["seed=1"], return_hydra_config=True)
+        toy = hydra.utils.instantiate(hydra.compose("train").text.rows)
+    collections.deque(itertools.islice(toy(), 1500), maxlen=0)
     tunediff.models.ModelSource("pkg://tunediff.toy/weights/base").weights()
     gc.collect()
     gc.freeze()
