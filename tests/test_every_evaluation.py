@@ -44,6 +44,7 @@ COSTLY = (
     "fidelity",
     "kl_patching",
     "replacement",
+    "tokenizers",
     "toy",
     "usual",
     "lora_ablation",

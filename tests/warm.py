@@ -81,7 +81,9 @@ def end(status: int) -> None:
 
 def serve(executable: str, door: str) -> None:
     """Forks for whoever asks, until standard input ends."""
+    import collections
     import gc
+    import itertools
     import select
     import warnings
 
@@ -94,18 +96,22 @@ def serve(executable: str, door: str) -> None:
 
     import composing
     import tunediff.models
+    import tunediff.settings
     import tunediff.study.finetune
+    import tunediff.study.parts
     import tunediff.sweep.launch
     import tunediff.sweep.local
     import tunediff.sweep.slurm  # noqa: F401
 
-    # what is made once and kept: Hydra's plugins and grammar, rows of the toy, transformers' table of checkpoint formats
+    # what is made once and kept: Hydra's plugins and grammar, types of settings, rows of the toy, and transformers' table of
+    # checkpoint formats
     conf = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conf")
     composing.once(os.path.dirname(executable))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=conf):
         hydra.compose("train", ["seed=1"], return_hydra_config=True)
-        toy = hydra.utils.instantiate(hydra.compose("train").text.rows)
-    collections.deque(itertools.islice(toy(), 1500), maxlen=0)
+        whole = hydra.compose("train")
+    tunediff.settings.check(whole, tunediff.study.parts.STUDY)
+    collections.deque(itertools.islice(hydra.utils.instantiate(whole.text.rows)(), 1500), maxlen=0)
     tunediff.models.ModelSource("pkg://tunediff.toy/weights/base").weights()
     gc.collect()
     gc.freeze()
