@@ -547,7 +547,7 @@ def same_curves(one, other, *, rel):
 def test_the_embedded_base_learns_to_think_from_traces(capfd):
     source = ModelSource("pkg://tunediff/toy/weights/base", dtype="float32")
     text = Text(lambda: language.mixture(1, {"trace": 1.0}), held_out=language.is_held_out)
-    found = examples(text, source.tokenizer(), block=256, limit=24)
+    found = examples(text, source.tokenizer(), block=256, limit=48)
     held_out = examples(text, source.tokenizer(), block=256, limit=8, held_out=True)
     batches, beats = Batches(packed(found, 256), batch=4, micro_batch=2, epochs=2), []
     module = tuned(
@@ -560,7 +560,7 @@ def test_the_embedded_base_learns_to_think_from_traces(capfd):
         learning_rate=1e-2,
     )
     before, after = (r["held_out_loss"] for r in (module.history[0], module.history[-1]))
-    assert found.whole == 24 and after < 0.8 * before
+    assert found.whole == 48 and after < 0.8 * before
     assert beats == list(range(len(batches) + 1))
     said = capfd.readouterr().err
     assert f"{batches.tokens / 1000:.1f}k/{batches.tokens / 1000:.1f}k" in said and "loss" in said
