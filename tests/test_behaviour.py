@@ -85,7 +85,7 @@ def by_condition(columns):
 
 
 def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without_others_it_does_not(trained):
-    ablation = intervention({"zero": Zero()}, modes=["delta", "replace"], problems=60, draws=6)
+    ablation = intervention({"zero": Zero()}, problems=60, draws=4)
     findings, tables, _ = parted(ablation.run(trained))
     rows = by_condition(tables["ablation_conditions"])
     plain, without = rows["unedited"], rows["zero/delta"]
@@ -95,12 +95,9 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
         assert rows[control]["touched"] > 0.2
     assert without["accuracy_high"] < plain["accuracy_low"] and without["p"] < 1e-3  # mistakes stay uncorrected
     for kind in ("random_latents", "random_direction"):
-        assert rows[f"{kind}/zero/delta"]["draws"] == 6 and rows[f"{kind}/zero/delta"]["problems"] == 60
+        assert rows[f"{kind}/zero/delta"]["draws"] == 4 and rows[f"{kind}/zero/delta"]["problems"] == 60
         beyond = findings[f"ablation/toy/zero/delta/hesitation_rate_over_{kind}"]
         assert beyond.high < 0 and beyond.over == "draws and problems"
-    spliced = rows["reconstruction"]  # of 24 latents, of which one means anything: a splice that explains nothing
-    assert spliced["control"] and spliced["accuracy"] < 0.1 and spliced["perplexity"] > 2 * plain["perplexity"]
-    assert rows["zero/replace"]["accuracy"] < 0.1
     assert findings["ablation/toy/zero/delta/hesitations"].value == without["hesitations"]
     outputs = tables["ablation_outputs"]
     assert len(outputs["response"]) == 60 * len(rows) and set(outputs["condition"]) == set(rows)
@@ -108,6 +105,15 @@ def test_without_the_planted_latent_the_tuned_model_stops_hesitating_and_without
     assert sum(graded) == without["correct"]
     assert without["edit"] == "Zero() of latents 0 at tuned.resid_post.3, delta, Everywhere()"
     assert without["change"] == pytest.approx(rows["random_direction/zero/delta"]["change"], rel=0.2)
+
+
+def test_a_splice_of_latents_that_explain_nothing_breaks_the_model_and_an_edit_is_compared_with_it(trained):
+    splice = intervention({"zero": Zero()}, modes=["replace"], problems=24, draws=0)
+    rows = by_condition(parted(splice.run(trained))[1]["ablation_conditions"])
+    spliced = rows["reconstruction"]  # of 24 latents, of which one means anything
+    assert spliced["control"] and spliced["accuracy"] < 0.1
+    assert spliced["perplexity"] > 2 * rows["unedited"]["perplexity"]
+    assert rows["zero/replace"]["accuracy"] < 0.1
     assert rows["zero/replace"]["reference"] == "reconstruction" and rows["zero/replace"]["p"] > 0.05
 
 
@@ -119,16 +125,17 @@ def test_a_twin_is_asked_the_same_of_the_latents_that_the_rule_chooses_of_it(tra
             getattr(twin, name).copy_(getattr(trained.dictionary, name).index_select(part, turned))
     both = dataclasses.replace(trained, companions={TWIN: twin})
     telling = Telling("hesitation_follows", count=1, at="step_end")
-    _, tables, _ = parted(intervention({"zero": Zero()}, latents=None, chosen_by=telling).run(both))
+    few = {"problems": 12, "draws": 2, "decoding": Decoding(tokens=64)}
+    _, tables, _ = parted(intervention({"zero": Zero()}, latents=None, chosen_by=telling, **few).run(both))
     rows = by_condition(tables["ablation_conditions"])
     own, other = rows["zero/delta"], rows["twin/zero/delta"]
     assert "latents 0 at" in own["edit"] and "latents 7 at" in other["edit"] and other["reference"] == "unedited"
     assert [own[key] for key in ("correct", "hesitations", "tokens")] == [
         other[key] for key in ("correct", "hesitations", "tokens")
     ]
-    assert rows["random_latents/twin/zero/delta"]["control"] and rows["random_latents/twin/zero/delta"]["draws"] == 3
+    assert rows["random_latents/twin/zero/delta"]["control"] and rows["random_latents/twin/zero/delta"]["draws"] == 2
     assert sum(name.startswith("twin/") for name in rows) == 1 and "other" in rows
-    _, tables, _ = parted(intervention({"zero": Zero()}, problems=2).run(both))
+    _, tables, _ = parted(intervention({"zero": Zero()}, **{**few, "problems": 2, "draws": 0}).run(both))
     assert not any("twin" in name for name in tables["ablation_conditions"]["condition"]), (
         "numbers are one dictionary's"
     )
@@ -136,7 +143,7 @@ def test_a_twin_is_asked_the_same_of_the_latents_that_the_rule_chooses_of_it(tra
 
 def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_not(trained):
     gates = {"everywhere": Everywhere(), "never": AfterMatch("Perhaps")}
-    sweep = steering(strengths=[0.2], gates=gates)
+    sweep = steering(strengths=[0.2], gates=gates, draws=4)
     findings, tables, notes = parted(sweep.run(trained))
     rows = [
         dict(zip(tables["steering_sweep"], row, strict=True))
@@ -177,7 +184,14 @@ def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
 
 def test_a_patch_stands_between_doing_nothing_and_the_whole_hidden_vector(trained):
     asked = {"base": "{question}", "tuned": "{question} Let's think step by step."}
-    patching = intervention({"patch": Patch()}, name="patching", role=BASE, tasks=task(prompts=asked), problems=12)
+    patching = intervention(
+        {"patch": Patch()},
+        name="patching",
+        role=BASE,
+        tasks=task(prompts=asked),
+        problems=12,
+        decoding=Decoding(tokens=64),
+    )
     rows = by_condition(parted(patching.run(trained))[1]["patching_conditions"])
     assert {"all_latents/patch/delta", "whole/patch", "other", "same_prompt", "other_same_prompt"} <= set(rows)
     assert rows["unedited"]["role"] == BASE and rows["other"]["role"] == TUNED
@@ -186,7 +200,7 @@ def test_a_patch_stands_between_doing_nothing_and_the_whole_hidden_vector(traine
 
 
 def test_a_patch_may_take_the_other_models_own_response(trained):
-    given = {"name": "patching", "role": BASE, "problems": 6, "draws": 0}
+    given = {"name": "patching", "role": BASE, "problems": 6, "draws": 0, "decoding": Decoding(tokens=100)}
     same, own = (
         by_condition(
             parted(intervention({"patch": Patch()}, own_response=own, **given).run(trained))[1]["patching_outputs"]
@@ -199,7 +213,9 @@ def test_a_patch_may_take_the_other_models_own_response(trained):
 
 @pytest.mark.parametrize("operation", [Scale(1.0), Keep()], ids=str)
 def test_an_operation_that_changes_nothing_leaves_every_grade(trained, operation):
-    findings, tables, notes = parted(intervention({"same": operation}, problems=8, draws=0).run(trained))
+    findings, tables, notes = parted(
+        intervention({"same": operation}, problems=8, draws=0, decoding=Decoding(tokens=64)).run(trained)
+    )
     rows = by_condition(tables["ablation_conditions"])
     assert rows["same/delta"]["p"] == 1.0 and rows["same/delta"]["difference"] == 0.0
     assert rows["same/delta"]["tokens"] == rows["unedited"]["tokens"]

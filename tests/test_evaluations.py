@@ -301,19 +301,19 @@ def with_planted_latent(pair, monkeypatch, noise):
 def test_a_planted_label_latent_is_found_and_chance_is_near_a_half(pair, monkeypatch):
     dictionary = with_planted_latent(pair, monkeypatch, noise=0.5)
     findings, tables, _ = run(
-        LabelAlignment(label="hesitation_follows", at="step_end", first=False, shuffles=30),
+        LabelAlignment(label="hesitation_follows", at="step_end", first=False, shuffles=19),
         pair,
         dictionary,
-        tokens=20_000,
+        tokens=10_000,
     )
     where = "label_alignment/hesitation_follows"
     assert findings[f"{where}/latent"].value == 3 and findings[f"{where}/auroc"].value == 1.0
     assert 0.4 < findings[f"{where}/null_mean"].value < 0.7 < 0.8 > findings[f"{where}/null_p95"].value
-    assert findings[f"{where}/p"].value == pytest.approx(1 / 31) and 0.8 < findings[f"{where}/auroc"].low < 1.0
+    assert findings[f"{where}/p"].value == pytest.approx(1 / 20) and 0.8 < findings[f"{where}/auroc"].low < 1.0
     assert tables["latents"]["auroc/hesitation_follows"][3] == 1.0
     # over all tokens the rule "the token is a dot" is strong: decision positions take it away
     everywhere, _, _ = run(
-        LabelAlignment(label="hesitation_follows", at=None, first=False, shuffles=5), pair, dictionary, tokens=20_000
+        LabelAlignment(label="hesitation_follows", at=None, first=False, shuffles=5), pair, dictionary, tokens=10_000
     )
     assert everywhere[f"{where}/bag_of_words"].value > 0.9 > 0.75 > findings[f"{where}/bag_of_words"].value
     assert findings[f"{where}/within_documents"].value == 1.0 > findings[f"{where}/within_documents"].low > 0.8

@@ -46,6 +46,7 @@ COSTLY = (
     "fidelity",
     "kl_patching",
     "replacement",
+    "tokenizers",
     "toy",
     "usual",
     "lora_ablation",

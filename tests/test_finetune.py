@@ -100,10 +100,12 @@ def test_the_whole_chain_runs_by_commands_only(adapter, tmp_path):
         f"run={run}",
         "evaluation=[geometry,lora_ablation]",
         "trainer=cpu",
-        "tokens=1000",
+        "tokens=600",
         "evaluation.lora_ablation.tasks=null",
+        "evaluation.lora_ablation.by=[type]",
+        "evaluation.lora_ablation.random=1",
     )
-    assert any(name.startswith("lora_ablation/") for name in findings(run / "on_1000_tokens"))
+    assert any(name.startswith("lora_ablation/") for name in findings(run / "on_600_tokens"))
     assert "finished" in call("compare.py", run)
 
 

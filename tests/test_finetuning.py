@@ -562,7 +562,7 @@ def test_the_embedded_base_learns_to_think_from_traces(capfd):
     source = ModelSource("pkg://tunediff/toy/weights/base", dtype="float32")
     text = Text(lambda: language.mixture(1, {"trace": 1.0}), held_out=language.is_held_out)
     found = examples(text, source.tokenizer(), block=256, limit=48)
-    held_out = examples(text, source.tokenizer(), block=256, limit=16, held_out=True)
+    held_out = examples(text, source.tokenizer(), block=256, limit=8, held_out=True)
     batches, beats = Batches(packed(found, 256), batch=4, micro_batch=2, epochs=2), []
     module = tuned(
         Lora(rank=1),

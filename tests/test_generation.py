@@ -79,15 +79,15 @@ def direction_of(width):
 
 
 def test_a_batch_of_64_is_64_batches_of_one(toy, asked):
-    together, alone = (answers(toy, asked, tokens=30, batch=batch) for batch in (64, 1))
-    assert together == alone and len({tuple(one.ids) for one in together}) == 64
+    together, alone = (answers(toy, asked, tokens=16, batch=batch) for batch in (64, 1))
+    assert together == alone and len({tuple(one.ids) for one in together}) > 30
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_response_depends_neither_on_order_nor_on_batches(toy, asked, role, temperature):
-    together = answers(toy, asked, role=role, temperature=temperature, tokens=80)
-    parted = answers(toy, asked[::-1], role=role, temperature=temperature, tokens=80, batch=11)[::-1]
+    together = answers(toy, asked, role=role, temperature=temperature, tokens=40)
+    parted = answers(toy, asked[::-1], role=role, temperature=temperature, tokens=40, batch=11)[::-1]
     assert together == parted and len({tuple(one.ids) for one in together}) > 30
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import ROOT
 from real_tokenizers import real
-from test_study import call
+from test_study import TWO_STEPS, call
 from tunediff.models import ModelPair, ModelSource, PairError, agree
 from tunediff.shapes import SEGMENTS, Refused
 from tunediff.study.parts import check_evaluations, evaluations_of
@@ -36,9 +36,18 @@ class Source(ModelSource):
         return tokenizer_in(self.path)
 
 
+whole_tokenizer = ModelSource.tokenizer
+
+
 @functools.cache
 def tokenizer_in(folder):
-    return ModelSource(folder).tokenizer()
+    return whole_tokenizer(ModelSource(folder))
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch):
+    """So does a source that a config names."""
+    monkeypatch.setattr(ModelSource, "tokenizer", Source.tokenizer)
 
 
 def source(name):
@@ -685,7 +694,12 @@ def the_sentence(folder, data_folder, *, evaluated, evaluation, window=1):
     """python train.py -m layer=0,1,2,3 model_pair=r1_vs_qwen, with folders in place of Hub ids."""
     small = ["text=traces", "text.context=128", "scale=smoke", f"evaluation={evaluation}"]
     small += [f"text.window={window}", "text.tokens_per_batch=1024", f"budget.evaluation_tokens={evaluated}"]
-    small += ["model_pair.base.dtype=float32", "model_pair.tuned.dtype=float32", f"hydra.sweep.dir={folder}/sweep"]
+    small += [
+        *TWO_STEPS,
+        "model_pair.base.dtype=float32",
+        "model_pair.tuned.dtype=float32",
+        f"hydra.sweep.dir={folder}/sweep",
+    ]
     words = ["train.py", "-m", "layer=0,1,2,3", "model_pair=r1_vs_qwen", *folders_of("r1_vs_qwen"), *small]
     said = call(*words, TUNEDIFF_DATA=str(data_folder), seconds=2400)
     assert "4 of 4 members are finished" in said

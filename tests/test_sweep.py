@@ -26,7 +26,7 @@ from omegaconf import OmegaConf, open_dict
 import warm
 from conftest import ROOT
 from hydra_plugins.tunediff_launchers import LocalLauncher
-from test_study import LITTLE_TEXT, call, findings
+from test_study import LITTLE_TEXT, TWO_STEPS, call, findings
 from tunediff import folders
 from tunediff.dictionary import save_dictionary
 from tunediff.settings import stream_key
@@ -92,7 +92,8 @@ def test_packed_members_have_the_bits_that_each_has_alone(tmp_path, activations)
     """Two layers, two kinds of dictionary, two seeds."""
     kinds = ["dictionary=l1_crosscoder", "dictionary=batchtopk_crosscoder"]
     members = [["layer=1", kinds[0], "seed=0"], ["layer=1", kinds[1], "seed=1"], ["layer=2", kinds[0], "seed=1"]]
-    members = [[*words, f"activations={activations}"] for words in [*members, ["layer=2", kinds[1], "seed=0"]]]
+    words = [f"activations={activations}", "budget.tokens=4096"]
+    members = [[*own, *words] for own in [*members, ["layer=2", kinds[1], "seed=0"]]]
     if activations == "stored":
         members = [[*words, f"activations.folder={tmp_path / 'rows'}"] for words in members]
     together = trained(tmp_path / "together", *members)
@@ -364,12 +365,13 @@ KINDS = ["dictionary=l1_crosscoder", "dictionary=batchtopk_crosscoder"]  # packe
 
 
 def test_two_processes_reach_the_loss_of_one(tmp_path, monkeypatch):
-    one = trained(tmp_path / "one", *([*PARTS, choice] for choice in KINDS))
+    shorter = "budget.tokens=18432"
+    one = trained(tmp_path / "one", *([*PARTS, shorter, choice] for choice in KINDS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    launched(tmp_path / "two", KINDS, words=DDP)
+    launched(tmp_path / "two", KINDS, words=[*DDP, shorter])
     for run in one:
         other = pyarrow.parquet.read_table(tmp_path / "two" / run.identity / "tables" / "training.parquet").to_pydict()
-        assert len(other["step"]) == 5
+        assert len(other["step"]) == 3
         for name, values in other.items():
             mine = [record[name] for record in run.learner.history]
             assert values == pytest.approx(mine, rel=5e-3, abs=1e-4), name
@@ -489,7 +491,7 @@ def test_a_member_that_the_sweeper_composed_to_see_whether_it_can_be_is_not_comp
 
 
 def test_a_member_whose_folder_rotted_holds_nobody_up(tmp_path, capfd):
-    words = ["budget.tokens=2048", "budget.fit_tokens=512", "budget.buffer=2048"]
+    words = TWO_STEPS
     launched(tmp_path, ["seed=0", "seed=1"], words=words)
     rotten, whole = sorted(path.parent for path in tmp_path.glob("*/state.json"))
     for name in ("state.json", "dictionary/weights.safetensors"):
@@ -803,6 +805,7 @@ def test_a_sweeper_is_told_the_optimized_metric(tmp_path):
     said = sweep_call(
         tmp_path, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "hydra.sweeper.direction=minimize", "hydra.sweeper.sampler.seed=0",
         "optimizer.learning_rate=interval(0.0001,0.01)", "optimized_metric=fidelity/l0/mean", "evaluation=[fidelity]",
+        *TWO_STEPS, "budget.evaluation_tokens=600",
     )  # fmt: skip
     values = [findings(path.parent)["fidelity/l0/mean"] for path in tmp_path.glob("*/findings.json")]
     assert len(values) == 2 and f"Best value: {min(values)}" in said

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 import toy_pair
-from tunediff import toy
+from tunediff import randomness, toy
 from tunediff.toy import language
 
 WEIGHTS = Path(toy.__file__).parent / "weights"
@@ -129,3 +129,14 @@ def test_the_shipped_models_do_what_the_card_says():
 def test_wilson_intervals_are_those_of_the_textbook():
     low, high = toy_pair.wilson(22, 50)  # 44 % of 50
     assert (round(low, 3), round(high, 3)) == (0.312, 0.577)
+
+
+def test_rows_that_are_read_again_are_the_same_whoever_changed_what_it_read(monkeypatch):
+    monkeypatch.setattr(language, "KEPT", 4)  # the others are made anew
+    chance = randomness.chance(11, "trace")
+    whole = [language.trace(chance) for _ in range(9)]
+    for _ in range(2):
+        for row, made in zip(language.rows(11, "trace"), whole, strict=False):
+            assert row == made
+            row["spans"].clear()
+            row["prompt"] = ""

@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import tunediff
 from conftest import ROOT, save_stand_in
 from test_finetuning import STRATEGIES, Held, assert_equal, in_two_processes, room_for, sequences, stand_in, trainer_of
+from test_study import LITTLE_TEXT
 from tunediff.activations import WholeSequences
 from tunediff.dictionary import L1, BatchTopK, JumpReLU, TopK, TranscoderAdapter
 from tunediff.hookpoints import Point, decoder_layers, reading, writing
@@ -525,6 +526,8 @@ def test_an_adapter_may_begin_where_another_ended_or_be_measured_as_it_is(folder
         "scale=smoke",
         "trainer=cpu",
         "evaluation=replacement",
+        "budget.evaluation_tokens=400",
+        *LITTLE_TEXT,
     ]
     words += [
         f"model_pair.{role}.{key}" for role in ("base", "tuned") for key in (f"path={folders[role]}", "dtype=float32")

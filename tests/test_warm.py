@@ -11,7 +11,10 @@ import time
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
+import composing
 import warm
 from conftest import ROOT
 
@@ -110,14 +113,54 @@ def test_a_command_without_an_end_is_given_up_with_its_caller(script):
 
 
 def test_the_mode_that_a_command_asks_of_hydra_is_the_one_it_has():
-    """What `compose_less` leaves out is the reading of configs, none of which says hydra.mode."""
+    """Left out is the reading of configs, none of which says hydra.mode."""
     configs = [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "slurm").rglob("*.yaml")]
     assert not [path for path in configs if re.search(r"^\s*mode:|hydra\.mode", path.read_text(), re.MULTILINE)]
     for word in ("RUN", "MULTIRUN"):
-        before = warm.compose_less()
-        try:
-            with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-                found = GlobalHydra.instance().hydra.get_mode("train", [f"hydra.mode={word}"])
-        finally:
-            warm.compose_less(before)
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+            found = GlobalHydra.instance().hydra.get_mode("train", [f"hydra.mode={word}"])
         assert str(found) == f"RunMode.{word}"
+
+
+def composed(folder, *words):
+    """What Hydra makes of a line, or says of it."""
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+            found = hydra.compose("train", list(words), return_hydra_config=True)
+    except HydraException as refused:
+        return str(refused)
+    return OmegaConf.to_yaml(found), found._get_flag("struct"), found.hydra._get_flag("readonly")
+
+
+@pytest.fixture
+def kept():
+    shelf = [*composing.shelf]
+    yield
+    composing.once(*shelf)
+
+
+def test_a_config_that_is_composed_of_what_was_kept_is_the_one_that_hydra_composes(kept, tmp_path):
+    lines = [
+        ["dictionary=l1_crosscoder", "seed=3", "budget={tokens: 3}"],
+        ["~l1_schedule", "hydra/launcher=slurm", "+trainer.x=3"],
+        ["evaluation=[fidelity,geometry]", "layer=[1,2]", "hydra.run.dir=x", "hydra.job.env_copy=[PATH]"],
+        ["dictionary=l1_crosscoder", "seed=4"],  # laid over the files of the first
+        *(["layre=3"], ["++scale=toy"], ["evaluation=[fidelty]"], ["scale={tokens: 3}"]),
+    ]
+    composing.anew()
+    plain = [composed(ROOT / "conf", *line) for line in lines]
+    composing.once(str(tmp_path))
+    composing.made.clear()
+    assert [composed(ROOT / "conf", *line) for line in lines] == plain
+    assert (
+        len(list(tmp_path.iterdir())) == len(composing.made) == 4
+    )  # those that are refused for a key have read the files of no choice
+    composing.made.clear()  # as in another process
+    assert [composed(ROOT / "conf", *line) for line in lines] == plain
+
+
+def test_a_config_whose_files_changed_is_composed_anew(tmp_path):
+    file = tmp_path / "train.yaml"
+    for text in ("a: 1", "a: 2", "a: 345"):
+        file.write_text(text)
+        assert f"{text}\n" in composed(tmp_path)[0] and f"{text}\n" in composed(tmp_path)[0]

@@ -8,7 +8,6 @@ import sys
 import pytest
 from omegaconf import open_dict
 
-import warm
 from conftest import ROOT
 from test_tasks import composed
 from tunediff.settings import check_command_line
@@ -49,9 +48,14 @@ WRONG = {
         "budget.evaluation_tokens=9000000000": "less than or equal to 1000000000",
         "budget=3": "budget=3 is one value, where settings by name belong: give one of them, budget.tokens=",
         "budget=null": "budget=null is one value",
+        "l1_schedule=warmup": "l1_schedule is Warmup(warmup=0.05), but BatchTopK has no penalty to schedule",
+        "dictionary=l1_crosscoder l1_schedule=warmup 'l1_schedule.warmup=1000 steps'": "longer than the run, which has 8 steps",
+        "trainer=fp16 trainer.accelerator=cpu": "trainer.precision=16-mixed needs a GPU",
+        "text.held_out=0.0": "The text leaves nothing to evaluate on: text.held_out=0.0 keeps none of the first",
+        "model_pair=r1_vs_qwen": "Cannot load 'Qwen/Qwen2.5-Math-1.5B'",
         "launcher=slurm": "hydra/launcher=",
-        "budget.companions=twin": "is one word",
-        "budget.companions=[triplet]": "is none of twin",
+        "budget.companions=twin": "give a list, budget.companions=[twin]",
+        "budget.companions=[triplet]": "'triplet' is none of twin, equal, noise, permuted, planted",
         "~optimized_metric": "optimized_metric is not set",
         "hydra.run.dir=": "the name of a folder, and nothing stands there",
         "optimizer=adam_cosine": "optimizer.batch is not set, and this study reads it",
@@ -159,13 +163,6 @@ WRONG = {
     },
     "compare": {"": "folder", "nowhere": "No run under"},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def composed_less():
-    before = warm.compose_less()
-    yield
-    warm.compose_less(before)
 
 
 @pytest.mark.parametrize(("verb", "words"), [(verb, words) for verb, table in WRONG.items() for words in table])

@@ -25,20 +25,6 @@ def fsync(file: int) -> None:
     """In place of os.fsync: no test loses power, and a disk takes longer than most of what is tested."""
 
 
-def compose_less(again=None):
-    """From here on Hydra does not compose a config once more to learn whether it says hydra.mode, where no word does and no
-    config of ours has it. Gives what it did before, which may be given `again`."""
-    from hydra._internal.hydra import Hydra
-
-    asked = Hydra.get_mode
-
-    def get_mode(self, config_name, overrides):
-        return asked(self, config_name, overrides) if "hydra.mode" in str(overrides) else None
-
-    Hydra.get_mode = again or get_mode
-    return asked
-
-
 def python() -> str:
     """Path of an executable that takes `[-u] <script> ...`, `[-u] -m <module> ...` and `-c <code> ...` as Python does, but for
     warnings that tunediff gives, which are errors; what else it is asked Python itself answers. It works as long as this
@@ -95,7 +81,9 @@ def end(status: int) -> None:
 
 def serve(executable: str, door: str) -> None:
     """Forks for whoever asks, until standard input ends."""
+    import collections
     import gc
+    import itertools
     import select
     import warnings
 
@@ -106,20 +94,27 @@ def serve(executable: str, door: str) -> None:
     import torch.distributed.run  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
+    import composing
     import tunediff.models
+    import tunediff.settings
     import tunediff.study.finetune
+    import tunediff.study.parts
     import tunediff.sweep.launch
     import tunediff.sweep.local
     import tunediff.sweep.slurm  # noqa: F401
 
-    # what libraries build once and keep: Hydra's plugins and grammar, transformers' table of checkpoint formats
+    # what is made once and kept: Hydra's plugins and grammar, types of settings, rows of the toy, and transformers' table of
+    # checkpoint formats
     conf = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conf")
+    composing.once(os.path.dirname(executable))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=conf):
         hydra.compose("train", ["seed=1"], return_hydra_config=True)
+        whole = hydra.compose("train")
+    tunediff.settings.check(whole, tunediff.study.parts.STUDY)
+    collections.deque(itertools.islice(hydra.utils.instantiate(whole.text.rows)(), 1500), maxlen=0)
     tunediff.models.ModelSource("pkg://tunediff.toy/weights/base").weights()
     gc.collect()
     gc.freeze()
-    compose_less()
     warnings.filterwarnings("error", category=UserWarning, module="tunediff")
     os.fsync = fsync
     sys.executable = executable

@@ -15,10 +15,13 @@ hesitation have a cause that a model can represent. Spans are (field, first char
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import itertools
 import math
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -221,11 +224,38 @@ KINDS: dict[str, Callable[[random.Random], Row]] = {
 }
 
 
+KEPT = 4_000  # rows of a kind, which a study counts, compares and trains on one after the other
+
+
+class Beginning:
+    """The first rows of one kind and seed, made once in a process, whoever reads them."""
+
+    def __init__(self, seed: int, kind: str):
+        self._chance, self._make, self._made = randomness.chance(seed, kind), KINDS[kind], []
+        self._lock = threading.Lock()  # a text is read ahead
+
+    def __getitem__(self, index: int) -> Row:
+        with self._lock:
+            while index >= len(self._made):
+                self._made.append(self._make(self._chance))
+        return {name: [*value] if isinstance(value, list) else value for name, value in self._made[index].items()}
+
+    def rest(self) -> Iterator[Row]:
+        """Those behind the first KEPT, without end."""
+        self[KEPT - 1]
+        chance = copy.copy(self._chance)  # where the first KEPT have left it
+        while True:
+            yield self._make(chance)
+
+
+beginning = functools.cache(Beginning)
+
+
 def rows(seed: int, kind: str = "trace") -> Iterator[Row]:
     """Rows of one kind without end, the same for the same seed."""
-    chance = randomness.chance(seed, kind)
-    while True:
-        yield KINDS[kind](chance)
+    first = beginning(seed, kind)
+    yield from (first[index] for index in range(KEPT))
+    yield from first.rest()
 
 
 def mixture(seed: int, shares: Mapping[str, float]) -> Iterator[Row]:
