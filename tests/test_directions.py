@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from tunediff.directions import (
     FromFile,
     Orthogonal,
     PairDifference,
+    PersonaVector,
     PrincipalComponent,
     RandomDirection,
     Unembedding,
@@ -27,9 +29,10 @@ from tunediff.directions import (
 from tunediff.directions.means import read, streams_at
 from tunediff.directions.windows import Window, displaced, windows
 from tunediff.evaluations import DirectionsByLayer, Given
+from tunediff.generation import Batched, Decoding, ask, generate
 from tunediff.models import ModelPair, ModelSource, unembedding
 from tunediff.shapes import Finding, Refused, Table
-from tunediff.text import Batch, Text
+from tunediff.text import Batch, Manner, Text
 from tunediff.text.batches import Document, collate
 from tunediff.toy import language
 
@@ -219,6 +222,81 @@ def test_contrasting_texts_weigh_responses_and_not_tokens(given):
         means.append(torch.stack([torch.stack(some).double().mean(0) for some in rows.values()]).mean(0))
     torch.testing.assert_close(found.at(1).double(), means[0] - means[1], rtol=1e-4, atol=1e-5)
     assert (found.provenance["responses_with"], found.provenance["responses_without"]) == (12, 12)
+
+
+class Halves:
+    """A judge that finds the trait in every other response."""
+
+    def __init__(self):
+        self.asked = []
+
+    def verdicts(self, asked, what):
+        self.asked += asked
+        return [SimpleNamespace(trait=(90.0, 10.0, None)[n % 3]) for n in range(len(asked))], []
+
+
+PERSONA = {
+    "trait": "calm",
+    "prompts": [{"pos": "Okay.", "neg": "Wait."}, {"pos": "So.", "neg": "Hmm."}],
+    "questions": ["Anna has 3 pens. How many pens?", "Ben has 9 eggs. He buys 2. How many eggs?"],
+    "rollouts": 2,
+    "tokens": 6,
+}
+
+
+def test_a_persona_vector_is_that_of_the_models_own_answers(given):
+    """Recomputed one response at a time, without padding."""
+    found = PersonaVector(**PERSONA).find(given, "base", [0, 1])
+    model, tokenizer = given.pair.models["base"], given.pair.tokenizers[0]
+    means = []
+    for side in ("pos", "neg"):
+        rows = []
+        for number, prompt in enumerate(PERSONA["prompts"]):
+            for n, question in enumerate(question for question in PERSONA["questions"] for _ in range(2)):
+                (asked,) = ask([(f"calm {number} {side} {n}", question)], tokenizer, Manner(system=prompt[side]))
+                decoding = Decoding(tokens=6, temperature=1.0, seed=0)
+                (response,) = generate(given.pair, "base", [asked], decoding, engine=Batched(1))
+                with torch.no_grad():
+                    ids = torch.tensor([[*asked.ids, *response.ids]])
+                    hidden = model(ids, output_hidden_states=True).hidden_states
+                rows.append(hidden[2][0, len(asked.ids) :].double().mean(0))
+        means.append(torch.stack(rows).mean(0))
+    assert cosine_similarity(found.at(1).double(), means[0] - means[1], dim=0) > 0.99999
+    assert (found.provenance["responses_with"], found.provenance["responses_without"]) == (8, 8)
+    assert "prompts" not in found.provenance
+
+
+def test_answers_on_the_wrong_side_do_not_count(given):
+    judge = Halves()
+    found = PersonaVector(**PERSONA, scorer=judge).find(given, "base", [0])
+    assert len(judge.asked) == 16 and {question for question, _ in judge.asked} == set(PERSONA["questions"])
+    assert (found.provenance["responses_with"], found.provenance["responses_without"]) == (
+        4,
+        2,
+    )  # of 4 each: 90, 10, none, 90
+    with pytest.raises(Refused, match="No response under the system prompts 'pos' of calm counts: the judge"):
+        PersonaVector(**PERSONA, scorer=judge, from_score=95).find(given, "base", [0])
+
+
+def test_a_persona_without_prompts_questions_or_file_is_refused(given, tmp_path):
+    with pytest.raises(Refused, match="needs prompts"):
+        PersonaVector(trait="calm")
+    with pytest.raises(Refused, match="from 1"):
+        PersonaVector(**{**PERSONA, "rollouts": 0})
+    with pytest.raises(Refused, match="pairs, {pos"):
+        PersonaVector(**{**PERSONA, "prompts": [{"pos": "Okay."}]}).find(given, "base", [0])
+    file = tmp_path / "traits.jsonl"
+    row = {
+        "trait": "calm",
+        "split": "extract",
+        "instruction": PERSONA["prompts"],
+        "questions": json.dumps(PERSONA["questions"]),
+    }
+    file.write_text(json.dumps(row) + "\n")
+    of_file = PersonaVector(trait="calm", file=str(file), rollouts=2, tokens=6).find(given, "base", [1])
+    assert torch.equal(of_file.at(1), PersonaVector(**PERSONA).find(given, "base", [1]).at(1))
+    with pytest.raises(Refused, match="no trait angry"):
+        PersonaVector(trait="angry", file=str(file)).find(given, "base", [0])
 
 
 def test_the_pairs_mean_difference_and_first_component_are_the_planted_ones(given, monkeypatch):

@@ -36,7 +36,7 @@ BUILDABLE = frozenset(
         ),
         "tunediff.directions": (
             "ContrastingTexts DecoderRow DifferenceOfMeans FromFile Orthogonal PairDifference "
-            "PrincipalComponent RandomDirection Unembedding WithoutLogitEffect "
+            "PersonaVector PrincipalComponent RandomDirection Unembedding WithoutLogitEffect "
         ),
         "tunediff.edits": (
             "Add AfterMatch AfterPrefix AfterTokens Answer Clamp Every Everywhere Keep MeanAblate Patch Prompt Response "
