@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet
 
+import defences
 import planted
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, PLANTED = ROOT / "build" / "results", ROOT / "bench" / "planted.jsonl"
+DEFENCES = ROOT / "bench" / "defences.jsonl"
 OPTIONS = [
     "batchtopk_crosscoder", "topk_crosscoder", "delta_crosscoder", "unmasked_delta_crosscoder", "dfc", "jumprelu_crosscoder",
     "l1_crosscoder", "l1_crosscoder_unsquared", "shared_crosscoder", "linear_crosscoder", "sae", "tied_sae", "difference_sae",
@@ -170,6 +172,34 @@ def planted_table(_: Findings) -> str:
 
 def planted_short(_: Findings) -> str:
     return planted.short(planted.Kept(PLANTED))
+
+
+def defended(_: Findings) -> str:
+    return defences.short(DEFENCES)
+
+
+def defended_fully(_: Findings) -> str:
+    return defences.full(DEFENCES)
+
+
+def directions(of: Findings) -> str:
+    """The 2 x 2 on the embedded pair, and whether the direction is needed."""
+    cosines = {n: of("backtracking", f"directions/cosine/layer_{n}") for n in range(4)}
+    rows = []
+    for source, target in ((a, b) for b in ("tuned", "base") for a in ("base", "tuned")):
+        where = f"direction_steering/{source}_to_{target}"
+        cells = [spoken(of("backtracking", f"{where}/{name}"), ".1f") for name in ("rate", "change", "over_random")]
+        strength = of("backtracking", f"{where}/strength")[0]
+        rows.append([f"{source} into {target}", "–" if strength is None else f"{strength:g}", *cells])
+    claim = {1.0: "holds", 0.0: "does not hold", None: "is underpowered"}[
+        of("backtracking", "direction_steering/claim")[0]
+    ]
+    said = ", ".join(f"{spoken(found, '.2f')} after layer {n}" for n, found in cosines.items())
+    return (
+        f"On the embedded pair the cosine of the two vectors is {said}.\n"
+        f"That the base's own direction raises hesitation in the tuned model and not in the base {claim}:\n\n"
+        + table(["direction", "strength", "hesitations", "change", "less random directions"], rows)
+    )
 
 
 def layers(of: Findings) -> str:
@@ -381,6 +411,9 @@ BLOCKS: dict[str, Callable[[Findings], str]] = {
     "planted": planted_short,
     "planted tables": planted_table,
     "layers": layers,
+    "directions": directions,
+    "defences": defended,
+    "defences tables": defended_fully,
     "edits": edits,
     "steering": steering,
     "closed": closed,

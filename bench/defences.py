@@ -25,7 +25,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from tunediff.study.finetune import finetune
 from tunediff.toy.traits import STEP_BY_STEP, TRAITS
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYER, STRENGTHS, CONTROL = 1, (40.0, 80.0), 80.0  # length of the vector that is added, and of the controls
+LAYER, STRENGTHS, CONTROL = 1, (30.0, 80.0), 80.0  # length of the vector that is added, and of the controls
 FIRST = 5  # steps whose gradients are averaged
 SENTENCES = {  # the first can ask the base for its trait, the others only name theirs
     "stepwise": {"sentence": STEP_BY_STEP, "where": "behind", "between": ""},
@@ -57,9 +57,9 @@ MEASURES = {
     "shift": "shift along the vector",
 }
 COMMON = [
-    "recipe=sft_toy", "text=toy_trait", "recipe.learning_rate=1e-3", "recipe.held_out=0", "trainer=cpu", "evaluation=[trait]",
+    "recipe=sft_toy", "text=toy_trait", "recipe.held_out=0", "trainer=cpu", "evaluation=[trait]",
     "task=[toy_trait,toy_trait_elsewhere]", "evaluation.trait.direction=${direction}", f"evaluation.trait.layers=[{LAYER}]",
-    "evaluation.trait.draws=2", "evaluation_tokens=2_000", "direction.responses=100",
+    "evaluation.trait.draws=0", "evaluation_tokens=2_000", "direction.responses=100",
     "direction.normalise=unit", "evaluation.trait.problems=100", "recipe.batch=16", "recipe.micro_batch=16",
 ]  # fmt: skip
 WATCH = f"recipe.watch={{_target_: tunediff.training.Watched, direction: '${{direction}}', layer: {LAYER}}}"
@@ -159,10 +159,7 @@ def table(rows: Sequence[Mapping[str, Any]], trait: str) -> str:
     """One trait as markdown: a line for each start and condition, means over seeds with their intervals."""
     lines = [f"| {trait} | | {' | '.join(MEASURES.values())} |", "|".join(["", *[" --- "] * (len(MEASURES) + 2), ""])]
     for (start, name), some in grouped([row for row in rows if row["trait"] == trait]).items():
-        cells = []
-        for measure in MEASURES:
-            value, reach = mean([row[measure] for row in some])
-            cells.append(f"{value:.2f}" + (f" ± {reach:.2f}" if math.isfinite(reach) else ""))
+        cells = [told([row[measure] for row in some]) for measure in MEASURES]
         lines.append(f"| {start} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -223,14 +220,44 @@ def verdict(value: float, reach: float, sign: int) -> str:
     return "does not hold" if low * sign < 0 and high * sign < 0 or abs(low) < NOTHING > abs(high) else "underpowered"
 
 
-def show(path: Path, printing: Callable[[str], None] = print) -> None:
-    """Prints all traits of a file, and the claims."""
+def short(path: Path) -> str:
+    """Score and accuracy of every condition, and what became of the claims, as markdown."""
     rows = read(path)
-    for trait in [one for one in TRAITS if any(row["trait"] == one for row in rows)]:
-        printing(table(rows, trait) + "\n")
+    traits = [one for one in TRAITS if any(row["trait"] == one for row in rows)]
+    of = {trait: grouped([row for row in rows if row["trait"] == trait]) for trait in traits}
+    asked = [(start, measure) for start in ("fresh", "tuned") for measure in ("score", "accuracy")]
+    head = [f"{trait}, {start}: {measure}" for trait in traits for start, measure in asked]
+    lines = [f"| | {' | '.join(head)} |", "|".join(["", *[" --- "] * (len(head) + 1), ""])]
+    for name in dict.fromkeys(name for groups in of.values() for _, name in groups):
+        cells = [
+            told([row[measure] for row in of[trait].get((start, name), [])])
+            for trait in traits
+            for start, measure in asked
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    said: dict[str, list[str]] = {}
+    for trait in traits:
         for words, value, reach, word in verdicts(rows, trait):
-            printing(f"{trait}: {words}: {value:+.3f} ± {reach:.3f}: {word}")
-        printing("")
+            said.setdefault(words, []).append(f"{trait} {value:+.2f} ± {reach:.2f}, {word}")
+    seeds = len({row["seed"] for row in rows})
+    claims = [f"- {words}: {'; '.join(found)}" for words, found in said.items()]
+    return "\n".join(
+        [*lines, "", f"What the paper says, or would have to hold for it, on the same {seeds} seeds:", "", *claims]
+    )
+
+
+def full(path: Path) -> str:
+    """Every measure of every trait as markdown."""
+    rows = read(path)
+    return "\n\n".join(table(rows, trait) for trait in TRAITS if any(row["trait"] == trait for row in rows))
+
+
+def told(values: Sequence[float]) -> str:
+    """A mean over seeds with its interval, as a cell."""
+    if not values:
+        return ""
+    value, reach = mean(values)
+    return f"{value:.2f}" + (f" ± {reach:.2f}" if math.isfinite(reach) else "")
 
 
 def main() -> None:
@@ -245,7 +272,7 @@ def main() -> None:
     if given.to is not None:
         run(given.to, given.traits, given.seeds, given.examples, given.conditions)
     if (shown := given.show or given.to) is not None:
-        show(shown)
+        print(full(shown), short(shown), sep="\n\n")
 
 
 if __name__ == "__main__":
