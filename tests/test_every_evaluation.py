@@ -31,15 +31,17 @@ from tunediff.study.run import found_by
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "evaluation").glob("*.yaml"))
 BEHAVIOUR = [name for name in OPTIONS if "defaults/behaviour" in (ROOT / f"conf/evaluation/{name}.yaml").read_text()]
 CHOOSES = ("ablation", "scaling", "patching", "steering_sweep", "latent_sets")
-FEW = {  # words that make an evaluation short
+FEW = {  # words that make an evaluation short, or that it has to be given
     **dict.fromkeys(("ablation", "scaling", "patching"), ["draws=1", "modes=[delta]"]),
     "steering_sweep": ["strengths=[1]", "behind=[after_prefix]"],
-    "direction_steering": ["draws=1", "strengths=[1]", "controls=[]", "direction.tokens=4000", "norm_tokens=400"],
-    "direction_necessity": ["draws=1", "rounds=1", "direction.tokens=4000"],
+    "direction_steering": ["draws=1", "strengths=[1]", "controls=[]", "norm_tokens=400"],
+    "direction_necessity": ["draws=1", "rounds=1"],
     "latent_sets": ["draws=1", "control_sizes=[1]"],
     "attribution_graphs": ["count=1", "context=12", "most_latents=8"],
     "kl_patching": ["draws=1", "best=4"],
     "latent_cache": ["latents=4"],
+    "directions": ["draws=2"],
+    "gradient": ["layer=1", "examples=2", "draws=1", "strengths=[1]", "block=512"],
 }
 ADAPTED = ("dictionary=transcoder_adapter", "dictionary.latents=16", "layer=all")
 COSTLY = (
@@ -78,7 +80,7 @@ ADAPTER = {
     "patching": "evaluation.patching.role=base: latents of a transcoder adapter are written in the adapter model",
 }
 # those that take a second or two
-FAST = "ablation attention_sinks benchmark examples geometry layer_divergence logit_effect".split()
+FAST = "ablation attention_sinks benchmark directions examples geometry gradient layer_divergence logit_effect".split()
 FAST += [
     name for name in CROSSCODER if name not in ("autointerp", "trait_judge")
 ] + "segments steering_sweep tokenizers".split()
@@ -98,6 +100,7 @@ def composed(option, *words):
     for role, name in (("base", "qwen"), ("tuned", "r1_qwen")):
         given += [f"model_pair.{role}.path={real(name)}", f"model_pair.{role}.dtype=float32"]
     given += [f"task.math500.file='{data}/math500/test.jsonl.gz'", "task.math500.problems=2"]
+    given += ["direction.tokens=4000"]
     shorter = ["decoding.tokens=6"] if option in BEHAVIOUR else []
     if option in CHOOSES:  # a label that so little text has often enough
         shorter += ["chosen_by.label=step_end", "chosen_by.at=null", "chosen_by.count=2"]

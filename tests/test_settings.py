@@ -48,11 +48,15 @@ CONF = ROOT / "conf"
 STREAMS = [Stream("base", "resid_post", 1, 16), Stream("tuned", "resid_post", 1, 16)]
 PENALISED = {"l1_schedule": ["dictionary=l1_crosscoder"]}
 GIVEN = {
+    "experiment=shifting_the_gradient": ["evaluation.trait.scorer.judge.model=m"],
+    "evaluation=gradient": ["evaluation.gradient.layer=1"],
+    "direction=contrasting_texts": ["direction.shows.rows.path=a.jsonl", "direction.shows_not.rows.path=b.jsonl"],
+    "direction=decoder_row": ["direction.latent=3"],
+    "direction=file": ["direction.path=tuned.safetensors"],
     "model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"],
     "model_pair=qwen32b_lora": ["model_pair.tuned.adapter=a"],
     "experiment=rank1_lora": ["model_pair.tuned.adapter=a"],
     "model=local": ["model.path=a"],
-    **{f"recipe={name}": ["recipe.edit.direction.path=v"] for name in ("preventative_steering", "gradient_edit")},
     "evaluation=autointerp": ["evaluation.autointerp.judge.model=m"],
     "evaluation=trait_judge": ["evaluation.trait.scorer.judge.model=m"],
     **{
@@ -82,6 +86,14 @@ def composed(*overrides, name="train"):
 
 
 OF_FINE_TUNES = ("model", "recipe")
+# those of a group that has options of both verbs
+FINE_TUNES = {
+    f"experiment={p.stem}" for p in (CONF / "experiment").glob("*.yaml") if "override /recipe" in p.read_text()
+}
+
+
+def is_of_fine_tunes(option):
+    return option.partition("=")[0] in OF_FINE_TUNES or option in FINE_TUNES
 
 
 def options():
@@ -99,7 +111,7 @@ def test_every_option_opens_with_when_to_choose_it(option):
 
 
 @pytest.mark.parametrize(
-    "option", [o for o in options() if o.partition("=")[0] in (*OF_FINE_TUNES, "text", "trainer", "logger")]
+    "option", [o for o in options() if is_of_fine_tunes(o) or o.partition("=")[0] in ("text", "trainer", "logger")]
 )
 def test_every_option_of_a_fine_tune_composes_and_builds(option, tmp_path):
     cfg = composed(option, *GIVEN.get(option, []), name="finetune")
@@ -114,7 +126,7 @@ def test_every_option_of_a_fine_tune_composes_and_builds(option, tmp_path):
     build(cfg.text)
 
 
-@pytest.mark.parametrize("option", [o for o in options() if o.partition("=")[0] not in OF_FINE_TUNES])
+@pytest.mark.parametrize("option", [o for o in options() if not is_of_fine_tunes(o)])
 def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
     group, _, name = option.partition("=")
     cfg = composed(option, *GIVEN.get(option, []), *PENALISED.get(group, []))
@@ -135,6 +147,7 @@ def test_every_option_of_a_study_composes_and_builds(option, tmp_path):
             member = TranscoderLearner("m", made, objective, *schedules, sequences=activations)
         member.check(Length(9999, 64))
     evaluations_of(cfg.get("evaluation"), learns=learns(cfg), inside=inside(cfg))
+    assert callable(build(cfg.direction).find)
     build(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False) if option not in (
         "trainer=bf16",
         "trainer=fp16",
@@ -574,11 +587,13 @@ IN_A_STUDY = {  # class -> a study that has one
             ("Benchmark", "benchmark"),
             ("Intervention", "ablation"),
             ("SteeringSweep", "steering_sweep"),
+            ("DirectionsByLayer", "directions"),
             ("DirectionSteering", "direction_steering"),
             ("DirectionNecessity", "direction_necessity"),
         )
     },
     "Recovery": ["evaluation=recovery"],
+    "Gradient": ["evaluation=gradient", "evaluation.gradient.layer=1"],
     "Trait": ["evaluation=trait", "text=toy_trait", "task=toy_trait"],
     "LoraAblation": ["model_pair=toy_lora", "evaluation=lora_ablation"],
     "PolarityExamples": ["model_pair=toy_lora", "evaluation=polarity_examples"],
