@@ -41,7 +41,7 @@ FEW = {  # words that make an evaluation short, or that it has to be given
     "kl_patching": ["draws=1", "best=4"],
     "latent_cache": ["latents=4"],
     "directions": ["draws=2"],
-    "gradient": ["layer=1", "examples=2", "draws=1", "strengths=[1]", "block=512"],
+    "gradient": ["layer=1", "examples=2", "draws=1", "strengths=[1]"],
 }
 ADAPTED = ("dictionary=transcoder_adapter", "dictionary.latents=16", "layer=all")
 COSTLY = (

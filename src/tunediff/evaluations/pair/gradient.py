@@ -92,7 +92,7 @@ class Gradient:
     prompts: Mapping[str, Step] | None = None
     draws: int = 10
     examples: int = 200
-    block: int = 1024
+    block: int = 2048
     seed: int = 0
 
     needs = Needs.PAIR
