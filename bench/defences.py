@@ -34,8 +34,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from scipy.stats import t as student
 
-from tunediff.settings import within
+from tunediff.directions import Direction
+from tunediff.models import ModelPair, ModelSource
+from tunediff.settings import build, within
 from tunediff.study.finetune import finetune
+from tunediff.study.learned_directions import Place
 from tunediff.toy.traits import STEP_BY_STEP, TRAITS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,8 +62,8 @@ MEASURES = {
 COMMON = [
     "recipe=sft_toy", "text=toy_trait", "recipe.held_out=0", "trainer=cpu", "evaluation=[trait]",
     "task=[toy_trait,toy_trait_elsewhere]", "evaluation.trait.direction=${direction}", f"evaluation.trait.layers=[{LAYER}]",
-    "evaluation.trait.draws=0", "evaluation_tokens=2_000", "direction.responses=100",
-    "direction.normalise=unit", "evaluation.trait.problems=100", "recipe.batch=16", "recipe.micro_batch=16",
+    "evaluation.trait.draws=0", "evaluation_tokens=1_000", "direction=file",
+    "evaluation.trait.problems=100", "recipe.batch=16", "recipe.micro_batch=16",
 ]  # fmt: skip
 WATCH = f"recipe.watch={{_target_: tunediff.training.Watched, direction: '${{direction}}', layer: {LAYER}}}"
 
@@ -120,6 +123,22 @@ def trained(words: Sequence[str], folder: Path) -> dict[str, Any]:
     }
 
 
+def found_in(trait: str, model: Sequence[str]) -> Direction:
+    """The trait's vector, of length 1, in the model that begins."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        given = [
+            "text=toy_trait",
+            f"text.rows.trait={trait}",
+            "direction=toy_trait",
+            "direction.normalise=unit",
+            *model,
+        ]
+        cfg = compose("finetune", given)
+    source: ModelSource = build(cfg.model)
+    place = Place(ModelPair(source, source).load(roles=("base",)), build(cfg.text))
+    return build(cfg.direction).find(place, "base", [LAYER])
+
+
 def run(to: Path, traits: Sequence[str], seeds: Sequence[int], examples: int, only: Sequence[str]) -> None:
     """Appends a line for each run that the file has not."""
     done = {(row["trait"], row["start"], row["condition"], row["seed"]) for row in read(to)}
@@ -132,9 +151,24 @@ def run(to: Path, traits: Sequence[str], seeds: Sequence[int], examples: int, on
                 if (trait, start, name, seed) in done or (only and name not in only):
                     continue
                 if start == "tuned" and not begun.exists():
-                    trained([*of_trait, "text.rows.seed=1000", "seed=1000"], begun)
+                    plain = Path(place) / "fresh.safetensors"
+                    found_in(trait, []).save(plain)
+                    trained([*of_trait, f"direction.path={plain}", "text.rows.seed=1000", "seed=1000"], begun)
+                vector = Path(place) / f"{trait}-{start}.safetensors"
+                if not vector.exists():
+                    found_in(trait, models[start]).save(vector)
                 folder = Path(place) / "run"
-                found = trained([*of_trait, *models[start], f"text.rows.seed={seed}", f"seed={seed}", *words], folder)
+                found = trained(
+                    [
+                        *of_trait,
+                        *models[start],
+                        f"direction.path={vector}",
+                        f"text.rows.seed={seed}",
+                        f"seed={seed}",
+                        *words,
+                    ],
+                    folder,
+                )
                 shutil.rmtree(folder)
                 row = {"trait": trait, "start": start, "condition": name, "seed": seed, **found}
                 with to.open("a") as file:
