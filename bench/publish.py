@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from blocks import BLOCKS, OPTIONS, PLANTED, RUNS, Findings
+from blocks import BLOCKS, DEFENCES, OPTIONS, PLANTED, RUNS, Findings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, KEPT = ("README.md", "bench/results.md"), ROOT / "bench" / "findings.json"
@@ -31,6 +31,7 @@ LINES = [
         for option in OPTIONS
     ),
     "train.py experiment=choose_layer hydra.run.dir={runs}/layers",
+    "train.py experiment=toy_backtracking hydra.run.dir={runs}/backtracking",
     "train.py dictionary=transcoder_adapter hydra.run.dir={runs}/adapter",
     "evaluate.py run={runs}/adapter evaluation=adapter_recovery evaluation.adapter_recovery.problems=500",
     "evaluate.py run={runs}/adapter evaluation=[attribution_graphs,latent_sets] evaluation.latent_sets.problems=300 "
@@ -77,6 +78,7 @@ def main() -> None:
             subprocess.run(
                 [sys.executable, "bench/planted.py", "--to", str(PLANTED), *words.split()], cwd=ROOT, check=True
             )
+        subprocess.run([sys.executable, "bench/defences.py", "--to", str(DEFENCES)], cwd=ROOT, check=True)
         done = (RUNS / "done.txt").read_text().splitlines() if (RUNS / "done.txt").exists() else []
         for line in LINES:
             if line not in done:

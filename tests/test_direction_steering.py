@@ -3,6 +3,7 @@
 import functools
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tunediff.edits import Add, Edit, Sequences
 from tunediff.evaluations import DirectionNecessity, DirectionSteering, Given, Judge
 from tunediff.evaluations.behaviour.changes import Changed
 from tunediff.evaluations.behaviour.direction_claim import Step, beyond_random, claim
-from tunediff.evaluations.behaviour.direction_necessity import projecting, projections, rounds_of
+from tunediff.evaluations.behaviour.direction_necessity import needed, projecting, projections, rounds_of
 from tunediff.evaluations.behaviour.solving import Solved
 from tunediff.evaluations.behaviour.steered import along, moments
 from tunediff.generation import Batched, Decoding
@@ -381,3 +382,23 @@ def test_patterns_that_match_nothing_and_the_last_layer_are_said_in_notes(given)
     assert any("has a word that counts as a hesitation" in note for note in notes)
     assert any("resid_post of the last layer, 2, reaches no later token" in note for note in notes)
     assert findings["direction_steering/claim"].value is None
+
+
+def answers(right, hesitations, draws=0):
+    """Answers to 40 problems of which so many are right, each with so many hesitations in 50 tokens."""
+    return [
+        SimpleNamespace(
+            problem=SimpleNamespace(sample=0),
+            grade=SimpleNamespace(correct=n < right),
+            behaviour=SimpleNamespace(hesitations=hesitations * (n % 2), tokens=50),
+            draw=n % draws if draws else None,
+        )
+        for n in range(40)
+    ]
+
+
+def test_a_model_that_solves_nothing_any_more_does_not_show_that_hesitation_needs_the_direction():
+    whole, control = answers(38, 2), answers(37, 2, draws=20)
+    assert "whether that needs it cannot be told" in needed([Changed(answers(3, 0), whole, control)])
+    assert needed([Changed(answers(37, 0), whole, control)]).endswith("it is needed")
+    assert "not beyond doubt" in needed([Changed(answers(37, 2), whole, control)])
