@@ -83,7 +83,7 @@ def changed(operation: str) -> list[str]:
 
 def said(sentence: Mapping[str, str]) -> list[str]:
     """The words of a text with a sentence in its prompts."""
-    inside = ", ".join(f"{name}: '{value}'" for name, value in sentence.items())
+    inside = ", ".join(f'{name}: "{value}"' for name, value in sentence.items())
     return [f"+text.prepare.inoculation={{_target_: tunediff.text.Inoculate, slot: user, {inside}}}"]
 
 

@@ -390,7 +390,7 @@ def answers(right, hesitations, draws=0):
         SimpleNamespace(
             problem=SimpleNamespace(sample=0),
             grade=SimpleNamespace(correct=n < right),
-            behaviour=SimpleNamespace(hesitations=hesitations * (n % 2), tokens=50),
+            behaviour=SimpleNamespace(hesitations=hesitations * (n % 3 > 0), tokens=50),
             draw=n % draws if draws else None,
         )
         for n in range(40)
