@@ -63,6 +63,7 @@ GIVEN = {
         f"evaluation={name}": ["dictionary=transcoder_adapter"]
         for name in ("replacement", "adapter_recovery", "latent_sets", "attribution_graphs")
     },
+    "text=judged_traces": ["text.prepare.judged.judge.model=m"],
     "activations=sequences": ["dictionary=transcoder_adapter"],
     "optimizer=adam_cosine": ["dictionary=transcoder_adapter"],
     "dictionary/objective=distillation": ["dictionary=transcoder_adapter"],

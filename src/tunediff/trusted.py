@@ -46,7 +46,7 @@ BUILDABLE = frozenset(
             "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark DirectionNecessity "
             "DirectionSteering DirectionsByLayer Examples Fidelity Geometry Gradient Intervention Judge "
             "KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence "
-            "LogitEffect LoraAblation PolarityExamples Probing Recovery Replacement Segments SteeringSweep "
+            "LogitEffect LoraAblation PolarityExamples Probing Recovery Replacement Segments SentenceJudge SteeringSweep "
             "Telling Tokenizers Trait TraitJudge Twin UnitComparison persona_questions"
         ),
         "tunediff.generation": "Batched Decoding VLLM",
@@ -257,7 +257,7 @@ def check_file(
             f"may, say trust=[{','.join(f'env:{name}' for name in unread)}] on the command line, or in tunediff.load."
         )
     if typed is not None:
-        check_reach(file, content, within=within, given=given, writes=group in (None, "experiment"))
+        check_reach(file, content, within=within, given=given, writes=group in (None, "experiment", "text"))
     for node, path in targets_in(content):
         check_name(node, path, trust)
     return content
@@ -276,6 +276,17 @@ def check_reach(file: Path, content: Any, *, within: str = "", given: Iterable[s
             )
         if writes and last == "folder" and key not in given and _leads_away(key, value):
             raise Refused(f"{file} has {key}={value}, which is written to. If you want that, say {key}=... yourself.")
+
+
+def asking_nobody(settings: Any) -> Any:
+    """Plain settings in which no judge has an endpoint: so a folder that is opened sends nothing at its own word."""
+    if isinstance(settings, list):
+        return [asking_nobody(value) for value in settings]
+    if not isinstance(settings, Mapping):
+        return settings
+    silent = {key: sends_nothing for key, (sends_nothing, *_) in SENDS.items() if key in settings}
+    made = {key: asking_nobody(value) for key, value in settings.items()}
+    return {**made, **silent} if settings.get("_target_") == "tunediff.evaluations.Judge" else made
 
 
 # what stood in the config.yaml of every run once

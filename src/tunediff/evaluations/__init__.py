@@ -12,6 +12,7 @@ from tunediff.evaluations.judging.autointerp import Autointerp
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.evaluations.judging.delphi_cache import LatentCache
 from tunediff.evaluations.judging.latent_classes import LatentClasses
+from tunediff.evaluations.judging.sentences import SentenceJudge
 from tunediff.evaluations.judging.traits import TraitJudge, persona_questions
 from tunediff.evaluations.latents.scaling import latent_scaling
 from tunediff.evaluations.latents.selection import Telling

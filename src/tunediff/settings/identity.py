@@ -43,6 +43,9 @@ def material(cfg: DictConfig) -> dict[str, Any]:
         read = files.of_settings(meant)
         hub.pin(kept, meant, {}, ask="commits" not in cfg)
     kept.get("activations", {}).pop("folder", None)
+    for step in (kept.get("text", {}).get("prepare") or {}).values():
+        if isinstance(step, dict):  # that keeps answers somewhere
+            step.pop("folder", None)
     for part in ("dictionary", "recipe"):  # which pass it on to their objective
         (kept.get(part, {}).get("objective") or {}).pop("logits_mb", None)
     return {**kept, "precision": str(OmegaConf.select(cfg, "trainer.precision")), "read": read}

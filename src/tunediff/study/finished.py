@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tunediff import folders
 from tunediff.dictionary import Dictionary, TranscoderAdapter, load_weights
@@ -42,6 +42,7 @@ from tunediff.study.parts import (
     streams_of,
 )
 from tunediff.text import Text
+from tunediff.trusted import asking_nobody, with_references
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +81,11 @@ class Loaded:
     def _pair_and_text(self) -> tuple[ModelPair, Text]:
         with within(self.folder):
             check(self.cfg, FINE_TUNE if self.is_fine_tune else STUDY)
+        cfg = OmegaConf.create(asking_nobody(with_references(self.cfg)))  # of a judge's labels those that are kept
         if self.is_fine_tune:
-            return pair_left(self.cfg, self.folder, self.trust)
+            return pair_left(cfg, self.folder, self.trust)
         commits = folders.findings_of(self.folder).get("commits", {})  # of earlier versions, whose config has branches
-        pair, text = pair_and_text(pinned(self.cfg, commits, ask=False))
+        pair, text = pair_and_text(pinned(cfg, commits, ask=False))
         text.sound.begun = True  # what the study left out is left out again
         return pair, text
 

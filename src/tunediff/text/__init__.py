@@ -15,8 +15,8 @@ activation. Segments follow the character ranges of the rendered text, so they h
 from tunediff.text.batches import Batch, padded, padded_groups
 from tunediff.text.documents import Text
 from tunediff.text.examples import Batches, Example, Examples, MicroBatch, Step, examples, packed
-from tunediff.text.labels import HESITATIONS, by_rule
-from tunediff.text.marks import FORMATS, LAYOUTS, Layout, Thought, layout, opened_by, thoughts
+from tunediff.text.labels import HESITATIONS, by_rule, sentences
+from tunediff.text.marks import FORMATS, LAYOUTS, Layout, Thought, layout, opened_by, split_response, thoughts
 from tunediff.text.preparing import Inoculate, each_generation, exchange, in_s1_form
 from tunediff.text.rendering import KNOWN_LABELS, Manner, render, render_prompt
 from tunediff.text.rows import TextError, read_files, read_hub

@@ -54,7 +54,7 @@ def by_rule(thinking: str, patterns: Sequence[str] = HESITATIONS) -> list[tuple[
     spans = [(start, start + 1, "hesitation") for start in starts]
     hesitates, goes_back = _begins(patterns)
     before = None
-    for first, last in _sentences(thinking):
+    for first, last in sentences(thinking):
         spans.append((last - 1, last, "step_end"))
         if before is not None and hesitates.match(thinking, first):
             spans.append((before - 1, before, "hesitation_follows"))
@@ -64,7 +64,7 @@ def by_rule(thinking: str, patterns: Sequence[str] = HESITATIONS) -> list[tuple[
     return spans
 
 
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
+def sentences(text: str) -> Iterator[tuple[int, int]]:
     """First character and one past the last of each sentence; a line break ends one as well."""
     here = 0
     for line in text.splitlines(keepends=True):
