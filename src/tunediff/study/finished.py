@@ -81,7 +81,7 @@ class Loaded:
     def _pair_and_text(self) -> tuple[ModelPair, Text]:
         with within(self.folder):
             check(self.cfg, FINE_TUNE if self.is_fine_tune else STUDY)
-        cfg = OmegaConf.create(asking_nobody(with_references(self.cfg)))  # of a judge's labels those that are kept
+        cfg = OmegaConf.create({**asking_nobody(with_references(self.cfg))})  # of a judge's labels those that are kept
         if self.is_fine_tune:
             return pair_left(cfg, self.folder, self.trust)
         commits = folders.findings_of(self.folder).get("commits", {})  # of earlier versions, whose config has branches

@@ -7,7 +7,7 @@
     uncertainty-estimation   says how sure it is
     backtracking             leaves a way, or takes something back
 
-The labels of Venhoff et al. 2025 (arXiv 2506.18167), by which arXiv 2507.12638 finds backtracking, asked for in our own words.
+The six labels of Venhoff et al. by which arXiv 2507.12638 finds backtracking, asked for in our own words.
 Differs from both: sentences are cut by the rule of text/labels.py and each gets one label; there the annotator cuts the text.
 """
 

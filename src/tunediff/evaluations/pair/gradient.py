@@ -146,7 +146,7 @@ class Gradient:
         yield table
         yield cosines
         yield from self._findings(rows, found)
-        yield from _figures(table.columns, cosines.columns)
+        yield from _figures(table.columns, cosines.columns, self.layer)
 
     # -- what is measured ------------------------------------------------------------------------------------------------
 
@@ -309,7 +309,7 @@ def _change(own: Estimate, plain: Estimate) -> Bounded:
     return (own - plain).bounded()
 
 
-def _figures(rows: dict[str, list], cosines: dict[str, list]) -> Iterator[Figure]:
+def _figures(rows: dict[str, list], cosines: dict[str, list], at: int) -> Iterator[Figure]:
     section = "What training would do to a direction, before its first step"
     random = [str(name).startswith("random/") for name in rows["condition"]]
     yield Figure(
@@ -326,18 +326,22 @@ def _figures(rows: dict[str, list], cosines: dict[str, list]) -> Iterator[Figure
         control="random",
         words={"along": "nats a unit along the direction", "amplifying": "share of tokens that amplify"},
     )
-    first = rows["layer"][0]
-    kept = [n for n, layer in enumerate(rows["layer"]) if layer == first]
+    shown = at if at in rows["layer"] else rows["layer"][0]
+    kept = [n for n, layer in enumerate(rows["layer"]) if layer == shown]
     yield Figure(
         "gradient/loss",
         kind="intervals",
         columns={name: [values[n] for n in kept] for name, values in rows.items()},
         x="condition",
-        y=["loss"],
+        y=["loss", *["participation", "first"] * (shown == at)],
         section=section,
         title="Loss on what is learned, with the vector or the sentence there",
         group="condition",
-        words={"loss": "nats a learned token"},
+        words={
+            "loss": "nats a learned token",
+            "participation": "participation ratio",
+            "first": "share of the first component",
+        },
     )
     pairs = [f"{one} and {other}" for one, other in zip(cosines["one"], cosines["other"], strict=True)]
     yield Figure(
