@@ -210,10 +210,10 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 
 # words of a claim -> its start, measure, the condition and what it is held against, and the sign that the claim says
 CLAIMS: dict[str, tuple[str, str, str, str, int]] = {
-    "steering keeps a fresh model from the trait": ("fresh", "score", "steering/80", "plain", -1),
+    "with steering a fresh model takes less of the trait": ("fresh", "score", "steering/80", "plain", -1),
     "a random vector of its length does so less": ("fresh", "score", "steering/random", "steering/80", 1),
     "an orthogonal one does so less": ("fresh", "score", "steering/orthogonal", "steering/80", 1),
-    "inoculation keeps a fresh model from the trait": ("fresh", "score", "inoculation", "plain", -1),
+    "with inoculation it takes less of it": ("fresh", "score", "inoculation", "plain", -1),
     "a placebo does so less": ("fresh", "score", "placebo", "inoculation", 1),
     "steering lessens a trait that is there": ("tuned", "score", "steering/80", "plain", -1),
     "inoculation does not lessen it": ("tuned", "score", "inoculation", "plain", 0),
@@ -221,10 +221,10 @@ CLAIMS: dict[str, tuple[str, str, str, str, int]] = {
     "inoculation lowers the loss of the first step": ("fresh", "loss", "inoculation", "plain", -1),
     "steering raises it": ("fresh", "loss", "steering/80", "plain", 1),
     "without the gradient along the vector the trait is learned": ("fresh", "score", "neutral", "plain", 0),
-    "with the gradient turned to attenuate it is not": ("fresh", "score", "attenuate", "plain", -1),
+    "with the gradient turned to attenuate it is learned less": ("fresh", "score", "attenuate", "plain", -1),
     "turned to amplify it is learned all the more": ("fresh", "score", "amplify", "plain", 1),
-    "steering at the prompt alone is enough": ("fresh", "score", "steering/prompt", "plain", -1),
-    "steering at the response alone is enough": ("fresh", "score", "steering/response", "plain", -1),
+    "steering at the prompt alone lessens it too": ("fresh", "score", "steering/prompt", "plain", -1),
+    "steering at the response alone lessens it too": ("fresh", "score", "steering/response", "plain", -1),
 }
 NOTHING = 0.1  # a change of a score below which, with its whole interval, there is none
 

@@ -77,7 +77,7 @@ class DirectionsByLayer:
         if len(found[BASE].at(layers[0])) != len(found[TUNED].at(layers[0])):
             yield Note("The models have vectors of different widths: there is no cosine of their directions.")
             return
-        if all(torch.equal(found[BASE].at(layer), found[TUNED].at(layer)) for layer in layers):
+        if measured is None and all(torch.equal(found[BASE].at(layer), found[TUNED].at(layer)) for layer in layers):
             yield Note("This direction is one vector for both models by the way it is found: its cosines say nothing.")
             return
         rows = [self._row(given, found, measured, n, layer) for n, layer in enumerate(layers)]
