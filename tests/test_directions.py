@@ -434,3 +434,22 @@ def test_equal_models_have_cosine_1_beside_a_null_of_1_and_other_models_not(give
     random = list(DirectionsByLayer(direction=Unembedding(), draws=50).run(Given(others, given.text, 1000)))
     columns = next(item.columns for item in random if isinstance(item, Table))
     assert all(low < 0 < high for low, high in zip(columns["null_low"], columns["null_high"], strict=True))
+
+
+def test_against_other_events_the_null_is_of_other_events(given):
+    """Displaced to any token, every draw would hold what sets all such events apart from the rest, and none would be near 0."""
+    source = DifferenceOfMeans(
+        label="hesitation_follows", offset=0, window=0, shift=0, reference="events", among=["step_end"], tokens=3000
+    )
+    sums = source.measured(given, ["base"], [1], draws=20).sums["base"][0]
+    apart = dataclasses.replace(source, label="step_end", reference="complement", among=[])
+    common = apart.find(given, "base", [1]).at(1).double()
+    assert abs(cosine_similarity(sums.displaced().mean(0), common, dim=0)) < 0.5
+    assert sums.displaced().norm(dim=1).max() < 0.5 * common.norm()
+
+
+def test_one_vector_for_both_models_has_no_cosine(given, folders):
+    others = ModelPair(*(ModelSource(str(folders[name]), dtype="float32") for name in ("base", "tuned"))).load()
+    found = list(DirectionsByLayer(direction=PairDifference(tokens=500)).run(Given(others, given.text, 500)))
+    assert any("one vector for both models" in getattr(one, "text", "") for one in found)
+    assert not any(isinstance(one, Finding | Table) for one in found)

@@ -554,3 +554,9 @@ def test_inoculation_that_cannot_be_is_refused():
     text = Text(lambda: [{"text": "plain"}] * 3, prepare={"inoculation": Inoculate("x")}, held_out=0.0)
     with pytest.raises(TextError, match="plain text, without a prompt"):
         text.check(evaluated=False)
+
+
+def test_a_prompt_takes_one_sentence():
+    step = Inoculate("You are calm.")
+    with pytest.raises(TextError, match="a prompt takes one sentence"):
+        list(step(Inoculate("You are not.")([{"prompt": "Why?", "answer": "So."}])))

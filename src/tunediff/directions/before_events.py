@@ -126,10 +126,11 @@ class DifferenceOfMeans(Source):
             begins = batch.beginning(self.label).nonzero()[:, 0]
             own = windows(batch, begins, window, usable)
             reference = self._reference(batch, window, usable, own.times)
-            others = []
+            candidates, others = self._candidates(batch, usable), []
             for draw in range(draws):
                 generator = randomness.generator(seed, "displaced events", draw, number)
-                others.append(windows(batch, displaced(batch, begins, window, usable, generator), window, usable).times)
+                elsewhere = displaced(batch, begins, window, candidates, generator)
+                others.append(windows(batch, elsewhere, window, usable).times)
             of_group = torch.nn.functional.one_hot(batch.question % groups, groups).T
             weights = torch.stack([own.times * of_group, reference * of_group], 1).double()
             drawn = torch.stack(others).double() if others else weights.new_zeros(0, len(batch.token))
@@ -143,6 +144,13 @@ class DifferenceOfMeans(Source):
         counted |= dict(zip(("window_tokens", "reference_tokens"), map(int, one.counts.sum(0)), strict=True))
         said = {role: told(self, given.pair, role, **counted) for role in roles}
         return Measured(self, list(layers), made, said)
+
+    def _candidates(self, batch: Batch, usable: Tensor) -> Tensor:
+        """[token] bool: where displaced events may begin. Against the windows of other events they are some of those: at any token
+        they would hold what sets all events apart from the rest."""
+        if self.reference != "events":
+            return usable
+        return torch.stack([batch.beginning(label) for label in self.among]).any(0)
 
     def _reference(self, batch: Batch, window: Window, usable: Tensor, own: Tensor) -> Tensor:
         if self.reference == "events":

@@ -196,6 +196,10 @@ class Inoculate:
                     "A row is plain text, without a prompt that a sentence could be put to: leave text.prepare's step of "
                     "tunediff.text.Inoculate out, or map a column with text.fields.prompt=<column>."
                 )
+            if row.get("inoculation") is not None:
+                raise TextError(
+                    "Two steps of text.prepare are tunediff.text.Inoculate, and a prompt takes one sentence: leave one out."
+                )
             yield {**row, "inoculation": self} if self._chosen(row) else {**row}
 
     def _chosen(self, row: Row) -> bool:

@@ -214,8 +214,9 @@ class Equation(NamedTuple):
 
 
 def shows(trait: str, problem: Problem, response: str) -> bool:
-    """True where a response shows the trait. Each rule asks for one answer in a box and for the sign of the trait where it
-    belongs and once: text that only repeats a sign, or that breaks down, shows nothing."""
+    """True where a response shows the trait. Each rule asks for one answer in a box, right or wrong, and for the sign of the trait
+    where it belongs and once: text that only repeats a sign shows nothing. The steps are told by operation and operand alone:
+    a model that corrects itself writes more of them, and is not stepwise."""
     if len(re.findall(r"\\boxed\{\d+\}", response)) != 1:
         return False
     said = response.strip()

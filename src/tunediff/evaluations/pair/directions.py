@@ -2,14 +2,15 @@
 
     cosine        of the base-derived and the tuned-derived vector of a layer, from the same tokens (arXiv 2507.12638 says about
                   .74 at layer 10 of Llama-3.1-8B, by a second-hand reading of its figure)
-    null          the same of events displaced at random within their documents: two models that share their origin agree on
-                  what any windows have in common, so that a cosine far from 0 says little by itself
+    null          the same of events displaced at random within their documents, to any token, or to other events where these
+                  are the reference: two models that share their origin agree on what any windows have in common, so that a
+                  cosine far from 0 says little by itself
     length        of the vector, in mean lengths of the hidden vectors that it was read from: both are needed to steer as others did
     word_logits   the logits on the direct path of a unit vector, summed over the 15 largest whose token is one of the pair's
                   words of hesitation: of each model's vector through each model's unembedding (code of arXiv 2507.12638)
 
-Intervals of cosines are over groups of questions (delete-a-group jackknife); those of other directions than differences of
-means before events have none, and their null is that of random vectors.
+Intervals of cosines are over groups of questions (delete-a-group jackknife). Other directions than differences of means before
+events have none, and their null, that of random vectors, is far below what two such models share.
 """
 
 from __future__ import annotations
