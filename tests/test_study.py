@@ -8,9 +8,11 @@ import subprocess
 
 import pyarrow.parquet
 import pytest
+import torch
 
 import warm
 from conftest import ROOT, save_model
+from tunediff.directions import Direction
 from tunediff.toy.tokenizer import build_tokenizer
 
 LITTLE_TEXT = ["text.window=32", "text.tokens_per_batch=2048"]  # is read ahead
@@ -332,6 +334,39 @@ SHORTENED = {  # words that make a command short
     ],
     "train.py dictionary=transcoder_adapter": ["activations.held_out=4", "activations.evaluate_every=1.0"],
     "task=gsm8k": ["evaluation.benchmark.decoding.tokens=16", "evaluation.benchmark.budgets=[]"],
+    **{
+        command: [
+            f"evaluation.direction_steering.{word}"
+            for word in (
+                "problems=2",
+                "draws=1",
+                "strengths=[0.2]",
+                "controls=[]",
+                "decoding.tokens=16",
+                "norm_tokens=500",
+            )
+        ]
+        for command in ("experiment=toy_backtracking", "evaluation=direction_steering")
+    },
+    "toy_backtracking": [
+        *(
+            f"evaluation.direction_necessity.{word}"
+            for word in ("problems=2", "draws=1", "rounds=1", "decoding.tokens=16")
+        ),
+        "evaluation.direction_steering.others=[]",
+        "evaluation.directions.draws=2",
+        "direction.tokens=4000",
+    ],
+    "evaluation=directions": ["direction.tokens=1000"],
+    "experiment=toy_defences": [
+        "evaluation.trait.problems=2",
+        "evaluation.trait.data_rows=4",
+        "direction.responses=10",
+    ],
+    "evaluation=[gradient]": [
+        *(f"evaluation.gradient.{word}" for word in ("examples=4", "draws=1", "strengths=[1]")),
+        "direction.responses=10",
+    ],
 }
 
 
@@ -371,9 +406,12 @@ def transcoder_run(tmp_path_factory):
 def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data_folder, server, tmp_path):
     folder, _ = run
     base, tuned = byte_pair
-    needs_hub = any(name in command for name in ("r1_vs_qwen", "deepscaler", "model=qwen", "adapters_r1"))
+    of_hub = ("r1_vs_qwen", "deepscaler", "model=qwen", "adapters_r1", "experiment=backtracking")
+    needs_hub = any(name in command for name in of_hub)
     evaluation = "[fidelity]" if "optuna" in command else "none"  # a sweeper needs its metric
+    Direction({1: torch.ones(96)}, "resid_post", {"source": "ones"}).save(tmp_path / "tuned.safetensors")
     given = {
+        "<run folder>/directions/tuned.safetensors": str(tmp_path / "tuned.safetensors"),
         "<your folder>": str(readme_files(tmp_path / "mine")),
         **dict.fromkeys(("<run folder, absolute>", "<run folder>", "<run>", "<sweep>"), str(folder)),
         "tuned.path=<folder>": f"tuned.path={tuned}",
@@ -407,7 +445,8 @@ def test_every_command_of_the_readme_runs(command, run, request, byte_pair, data
         words += [*small, f"{place}={tmp_path}/run"]
     if words[0] == "finetune.py":
         words = [w for w in words if not w.startswith(("trainer", "memory_gb"))]
-        words += ["recipe.examples=32", "recipe.held_out=8", "trainer=cpu", f"hydra.run.dir={tmp_path}/run"]
+        words += ["recipe.examples=32", "recipe.held_out=8", "trainer=cpu"]
+        words += [f"hydra.{'sweep' if '-m' in words else 'run'}.dir={tmp_path}/run"]
     said = call(*words, good=not needs_hub, HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(paths))
     assert not needs_hub or re.search(r"error: (\S+: )?Cannot load", said), said
 
