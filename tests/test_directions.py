@@ -453,3 +453,45 @@ def test_one_vector_for_both_models_has_no_cosine(given, folders):
     found = list(DirectionsByLayer(direction=PairDifference(tokens=500)).run(Given(others, given.text, 500)))
     assert any("one vector for both models" in getattr(one, "text", "") for one in found)
     assert not any(isinstance(one, Finding | Table) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said", "why"),
+    [
+        ({"1": torch.ones(3), "01": -torch.ones(3)}, {}, "'01' is no layer"),
+        ({"-1": torch.ones(3)}, {}, "'-1' is no layer"),
+        ({"1": torch.ones(3, dtype=torch.int64)}, {}, "floating-point"),
+        ({"1": torch.full((3,), 3e38)}, {}, "longer than numbers of 32 bits"),
+        ({"1": torch.ones(3)}, {"provenance": "[1]"}, "provenance is no object"),
+        ({"1": torch.ones(3)}, {"hookpoint": "nowhere"}, "hookpoint 'nowhere' is unknown"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(tensors, said, why, tmp_path):
+    whole = {"format": "tunediff direction 1", "hookpoint": "resid_post", "provenance": "{}", **said}
+    safetensors.torch.save_file(tensors, tmp_path / "odd.safetensors", metadata=whole)
+    with pytest.raises(Refused, match=why):
+        read_direction(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda: DifferenceOfMeans(label="x", offset=0, window=2), "window of tokens"),
+        (lambda: DifferenceOfMeans(label="x", tokens=0), "from 1"),
+        (lambda: DifferenceOfMeans(label="x", segments=[]), "some segments"),
+        (lambda: DifferenceOfMeans(label="x", normalise="long"), "none or unit"),
+        (lambda: ContrastingTexts(shows=None, shows_not=None, responses=0), "from 1"),
+        (lambda: Unembedding(tokens=[""]), "texts that the tokenizer spells"),
+        (lambda: DirectionsByLayer(direction=Unembedding(), layers=[1, 1]), "each once"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_before_anything_is_read(made, why):
+    with pytest.raises(Refused, match=why):
+        made()
+
+
+def test_a_text_without_end_is_not_read_to_its_end(given, monkeypatch):
+    monkeypatch.setattr("tunediff.directions.means.MOST", 20)
+    endless = ContrastingTexts(shows=toy_text(held_out=0.0), shows_not=toy_text(held_out=0.0), responses=None)
+    with pytest.raises(Refused, match="name a number"):
+        endless.find(given, "base", [0])

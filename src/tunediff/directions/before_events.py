@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tunediff import randomness
 from tunediff.directions.direction import Direction, Place, Source
-from tunediff.directions.means import RESPONSE, normalised, read, streams_at, told
+from tunediff.directions.means import RESPONSE, check_normalise, normalised, read, streams_at, told
 from tunediff.directions.windows import Window, displaced, inside, windows
 from tunediff.shapes import Refused
 from tunediff.text import Batch
@@ -94,6 +94,12 @@ class DifferenceOfMeans(Source):
     tokens: int = 100_000
 
     def __post_init__(self) -> None:
+        check_normalise(self.normalise)
+        Window(self.offset, self.window, self.shift)
+        if self.tokens < 1 or (self.segments is not None and not self.segments):
+            raise Refused(
+                f"direction.tokens={self.tokens}, direction.segments={self.segments}: give a number from 1, and null or some segments."
+            )
         if self.reference not in REFERENCES:
             raise Refused(f"reference={self.reference}: choose {', '.join(REFERENCES)}.")
         if (self.reference == "events") != bool(self.among):

@@ -7,6 +7,7 @@ other. Vectors are in the model's own units, as long as their source made them; 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor
 
 from tunediff.folders import put
+from tunediff.hookpoints import HOOKPOINTS
 from tunediff.models import ModelPair
 from tunediff.shapes import Refused, Stream
 from tunediff.text import Text
 
 FORMAT = "tunediff direction 1"
+LAYER = re.compile(r"0|[1-9]\d{0,4}")
 
 
 class Place(Protocol):
@@ -50,7 +53,11 @@ class Direction:
                 raise Refused(
                     f"The direction at layer {layer} is no vector of finite numbers: {_named(self.provenance)}."
                 )
-            if not vector.norm() > 0:
+            if not torch.isfinite(vector.float().norm()):
+                raise Refused(
+                    f"The direction at layer {layer} is longer than numbers of 32 bits can say: {_named(self.provenance)}."
+                )
+            if not vector.double().norm() > 0:
                 raise Refused(
                     f"The direction at layer {layer} is zero: {_named(self.provenance)} finds no difference there."
                 )
@@ -120,10 +127,22 @@ def read_direction(path: Path) -> Direction:
             said, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if said.get("format") != FORMAT or not tensors:
             raise ValueError("it does not say that it is one")
-        provenance, vectors = json.loads(said["provenance"]), {int(name): one.float() for name, one in tensors.items()}
-    except (safetensors.SafetensorError, ValueError, KeyError, RecursionError, OSError) as error:
+        provenance, hookpoint = json.loads(said["provenance"]), said["hookpoint"]
+        if not isinstance(provenance, dict) or hookpoint not in HOOKPOINTS:
+            raise ValueError(f"its provenance is no object, or its hookpoint {hookpoint!r:.60} is unknown")
+        if odd := [name for name, one in tensors.items() if not LAYER.fullmatch(name) or not one.is_floating_point()]:
+            raise ValueError(f"{odd[0]!r:.60} is no layer with a vector of floating-point numbers")
+        vectors = {int(name): one.float() for name, one in tensors.items()}
+    except (
+        safetensors.SafetensorError,
+        ValueError,
+        LookupError,
+        RecursionError,
+        OSError,
+        NotImplementedError,
+    ) as error:
         raise Refused(f"{path} is no file of a direction: {error}.") from error
-    return Direction(vectors, str(said["hookpoint"]), provenance)
+    return Direction(vectors, hookpoint, provenance)
 
 
 class Source(Protocol):

@@ -24,12 +24,18 @@ from tunediff.text import Batch, Text
 
 RESPONSE = ("prefix", "thinking", "answer")
 TOKENS_PER_BATCH = 4096
+MOST = 20_000  # responses that are read where none is named; a made-up text has no end
+
+
+def check_normalise(normalise: str) -> None:
+    """Raises Refused for a word that says nothing of a length."""
+    if normalise not in ("none", "unit"):
+        raise Refused(f"direction.normalise={normalise}: choose none or unit.")
 
 
 def normalised(direction: Direction, normalise: str) -> Direction:
     """The direction as it is (none), or of length 1 (unit)."""
-    if normalise not in ("none", "unit"):
-        raise Refused(f"normalise={normalise}: choose none or unit.")
+    check_normalise(normalise)
     return direction.units if normalise == "unit" else direction
 
 
@@ -71,6 +77,13 @@ class ContrastingTexts(Source):
     hookpoint: str = "resid_post"
     normalise: str = "none"
 
+    def __post_init__(self) -> None:
+        check_normalise(self.normalise)
+        if self.responses is not None and self.responses < 1:
+            raise Refused(
+                f"direction.responses={self.responses}: give a number from 1, or null for all of a text that has an end."
+            )
+
     def find(self, given: Place, role: str, layers: Sequence[int]) -> Direction:
         streams = streams_at(given.pair, role, self.hookpoint, layers)
         means, counts = zip(
@@ -88,6 +101,10 @@ class ContrastingTexts(Source):
                 here = usable & (batch.document == document)
                 own = torch.stack([torch.cat([v[here].double().sum(0), here.sum().double()[None]]) for v in values])
                 sums[document] = sums[document] + own if document in sums else own
+            if self.responses is None and len(sums) > MOST:
+                raise Refused(
+                    f"direction.responses=null reads a text to its end, and this one has more than {MOST:,}: name a number."
+                )
             if self.responses is not None and len(sums) >= self.responses:
                 break
         if not sums:

@@ -92,6 +92,10 @@ class Unembedding(Source):
     through_norm: bool = True
     normalise: str = "unit"
 
+    def __post_init__(self) -> None:
+        if not self.tokens or not all(self.tokens):
+            raise Refused(f"direction.tokens={list(self.tokens)}: give texts that the tokenizer spells.")
+
     def find(self, given: Place, role: str, layers: Sequence[int]) -> Direction:
         check_layers(given.pair, role, layers)
         rows, mean, gain = rows_of(given.pair, role, self.tokens)

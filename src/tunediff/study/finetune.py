@@ -30,7 +30,7 @@ from tunediff.shapes import Refused, Table
 from tunediff.study import faults, finetuned
 from tunediff.study.described import beat, close_loggers, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
-from tunediff.study.learned_directions import check_directions, edits_of
+from tunediff.study.learned_directions import check_directions, edits_of, forget
 from tunediff.study.model_card import card, line_of, pair_of
 from tunediff.study.parts import commits_kept, other_settings, refuse_toy_text, write_config
 from tunediff.study.trainer import (
@@ -238,6 +238,8 @@ def begin(cfg: DictConfig, folder: Path) -> None:
             "it."
         )
     begun()
+    if latest_checkpoint(folder / "checkpoints") is None:
+        forget(folder)  # what was found for a training that left nothing
     write_config(cfg, folder)
     folders.say(folder, identity=identity(cfg), state=folders.RUNNING, error=None, started=folders.clock())
 

@@ -125,6 +125,12 @@ def edits_of(
     return UnderEdit(recipe.edit, found.get("edit"), found.get("watch")), digest
 
 
+def forget(folder: Path) -> None:
+    """Removes the files of directions, which a training that begins anew finds anew."""
+    for name in FILES.values():
+        (folder / name).unlink(missing_ok=True)
+
+
 def find(
     folder: Path, source: ModelSource, text: Text, wanted: Mapping[str, Watched], *, device: torch.device | str
 ) -> None:

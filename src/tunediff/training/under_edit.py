@@ -97,8 +97,8 @@ class Added(Watched):
 
     def __post_init__(self) -> None:
         for name in ("strength", "angle"):
-            if not math.isfinite(getattr(self, name)):
-                raise Refused(f"recipe.edit.{name}={getattr(self, name)}: give a finite number.")
+            if not abs(getattr(self, name)) < 1e30:
+                raise Refused(f"recipe.edit.{name}={getattr(self, name)}: give a number that a hidden vector can have.")
         if self.positions not in POSITIONS:
             raise Refused(f"recipe.edit.positions={self.positions}: choose {', '.join(POSITIONS)}.")
 

@@ -82,6 +82,8 @@ class DirectionNecessity(BehaviourEvaluation):
             raise Refused(f"direction_necessity.role={self.role}: choose base or tuned.")
         if self.rounds < 1:
             raise Refused(f"direction_necessity.rounds={self.rounds}: give at least 1.")
+        if self.draws < 0:
+            raise Refused(f"direction_necessity.draws={self.draws}: give 0 or more.")
         if self.direction.needs_pair:
             raise Refused(
                 f"{type(self.direction).__name__} looks at more than the model it is projected out of, so that what is left of it "

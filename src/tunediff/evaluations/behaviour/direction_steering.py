@@ -106,6 +106,10 @@ class DirectionSteering(BehaviourEvaluation):
             given = list(getattr(self, setting))
             if not given or set(given) - set(ROLES) or len(set(given)) < len(given):
                 raise Refused(f"direction_steering.{setting}={given}: give base, tuned or both.")
+        if self.draws < 0 or self.norm_tokens < 1:
+            raise Refused(
+                f"direction_steering.draws={self.draws}, norm_tokens={self.norm_tokens}: give 0 draws or more, and tokens from 1."
+            )
         if self.unit not in UNITS:
             raise Refused(f"direction_steering.unit={self.unit}: choose {' or '.join(UNITS)}.")
         if not self.strengths or any(strength <= 0 for strength in self.strengths):

@@ -45,6 +45,8 @@ class DirectionsByLayer:
     def __init__(self, *, direction: Source, layers: Sequence[int] | None = None, draws: int = 20, seed: int = 0):
         if draws < 2:
             raise Refused(f"directions.draws={draws}: a null has at least 2 draws.")
+        if layers is not None and (not layers or len({*layers}) < len(layers)):
+            raise Refused(f"directions.layers={list(layers)}: give numbers of layers, each once, or null for all.")
         self.direction, self.layers, self.draws, self.seed = direction, layers, draws, seed
 
     def check(self, pair: ModelPair, text: Text) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class Gradient:
             raise Refused(
                 f"gradient.unit={self.unit}, gradient.role={self.role}: choose {' or '.join(UNITS)}, and base or tuned."
             )
-        if any(strength <= 0 for strength in self.strengths):
+        if not all(0 < strength < math.inf for strength in self.strengths):
             raise Refused(
                 f"gradient.strengths={list(self.strengths)}: give numbers above 0; 0 is always measured, as plain."
             )
@@ -205,6 +206,10 @@ class Gradient:
             added = None if condition.added is None else condition.added[number % len(condition.added)]
             nats, gradients = self._backward(pair, objective, batch, points, added)
             predicts = batch.labels[0] != IGNORED
+            if not math.isfinite(nats):
+                raise Refused(
+                    f"gradient: the loss under {condition.name} is {nats}: lower gradient.strengths={list(self.strengths)}."
+                )
             of_layer = [
                 component(gradients[Point(direction.hookpoint, n)][predicts], direction.at(n)).cpu().double()
                 for n in layers
