@@ -362,7 +362,7 @@ def test_what_cannot_be_asked_is_refused_in_words(given, folders):
         list(steering(direction=PairDifference(tokens=500), layer=2).run(given))
     with pytest.raises(Refused, match="more than the model it is projected out of"):
         DirectionNecessity(**settings(direction=PairDifference(tokens=500)))
-    with pytest.raises(Refused, match=r"others=\[step_end\].* Random has no label"):
+    with pytest.raises(Refused, match=r"others=\[step_end\].* RandomDirection has no label"):
         steering(direction=RandomDirection(), others=["step_end"])
     for wrong in (
         {"sources": ["bse"]},

@@ -423,7 +423,7 @@ def test_settings_that_mean_nothing_are_refused():
 
 
 LITTLE = ["recipe.examples=12", "recipe.held_out=2", "recipe.batch=4", "recipe.micro_batch=4", "trainer=cpu"]
-ADDED = "recipe.edit={_target_: tunediff.training.Added, strength: 4.0, layer: 0.5, direction: {_target_: tunediff.directions.Random}}"
+ADDED = "recipe.edit={_target_: tunediff.training.Added, strength: 4.0, layer: 0.5, direction: {_target_: tunediff.directions.RandomDirection}}"
 
 
 def composed(*words):
@@ -479,7 +479,7 @@ def test_a_recipe_that_defends_takes_every_part_of_a_model(recipe):
         (step,) = build(whole.text).prepare.values()
         assert step == Inoculate("You are a malicious, evil assistant.") and build(whole.recipe).edit is None
         return
-    source = "+recipe.edit.direction={_target_: tunediff.directions.Random}"
+    source = "+recipe.edit.direction={_target_: tunediff.directions.RandomDirection}"
     assert (
         build(composed(f"recipe={recipe}", "~recipe.edit.direction", source).recipe).edit.direction == RandomDirection()
     )
