@@ -125,7 +125,7 @@ def test_a_full_fine_tune_is_a_pair_too(full, tmp_path):
 
 def test_a_fine_tune_is_not_taken_for_a_study(full):
     folder, _ = full
-    for words in (["evaluate.py", f"run={folder}"], ["compare.py", folder]):
+    for words in (["evaluate.py", f"run={folder}", "evaluation=fidelity"], ["compare.py", folder]):
         said = call(*words, good=False)
         assert "needs a dictionary, and this study trains none" in said or f"No run under {folder}" in said
 
