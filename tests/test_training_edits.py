@@ -23,6 +23,7 @@ from test_finetuning import (
     sequences,
     tuned,
 )
+from tunediff import folders
 from tunediff.directions import (
     DifferenceOfMeans,
     Direction,
@@ -463,6 +464,18 @@ def test_a_fine_tune_that_was_killed_goes_on_along_the_direction_that_it_began_w
     assert curves[0] == curves[1] and all(abs(value) > 0 for value in curves[0]["gradient_along"][:-1])
     assert {"amplifying", "gradient_along_after", "amplifying_after"} < curves[0].keys()
     assert "direction.safetensors" in json.loads((tmp_path / "again" / "manifest.json").read_text())["files"]
+
+
+def test_a_training_that_begins_anew_finds_its_direction_anew(tmp_path):
+    """Whoever left a file there."""
+    folder = tmp_path / "run"
+    finetune.finetune(composed(*LITTLE, ADDED), folder)
+    own = read_direction(folder / "direction.safetensors").at(2)
+    (folder / "pair.yaml").unlink()
+    folders.say(folder, state=folders.FAILED)
+    Direction({2: torch.ones_like(own)}, "resid_post", {"source": "another's"}).save(folder / "direction.safetensors")
+    finetune.finetune(composed(*LITTLE, ADDED), folder)
+    assert torch.equal(read_direction(folder / "direction.safetensors").at(2), own)
 
 
 @pytest.mark.parametrize("recipe", ["preventative_steering", "gradient_edit", "inoculation_prompting"])
