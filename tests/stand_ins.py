@@ -178,7 +178,15 @@ def words_of_text(text: str, place: Path) -> list[str]:
         file = place / f"{text}.jsonl"
         file.write_text("\n".join(map(json.dumps, rows_of(FILES[text]))))
         words.append(f"text.rows.path={file}")
-    if text == "traces":
+    if text == "inoculation":
+        file = place / "inoculation.jsonl"
+        said = [[("user", f"What are {n} sheep?"), ("assistant", f"They are {n} sheep.")] for n in range(60)]
+        turns = ([{"role": role, "content": words} for role, words in one] for one in said)
+        file.write_text("\n".join(json.dumps({"messages": one}) for one in turns))
+        words.append(f"text.rows.path={file}")
+    if text == "judged_traces":  # nobody is asked: what a judge says is tried in test_judged_sentences.py
+        words.append("~text.prepare.judged")
+    if text in ("traces", "judged_traces"):
         file = place / "traces.jsonl"
         asked = [{"question": f"How many are {n} sheep?", "n": n} for n in range(60)]
         lines = (

@@ -212,7 +212,9 @@ def test_no_event_is_said_with_what_was_looked_for(given):
 
 def test_contrasting_texts_weigh_responses_and_not_tokens(given):
     shows, shows_not = (toy_text(kind, 12, held_out=0.0) for kind in ("trace", "direct"))
-    found = ContrastingTexts(shows=shows, shows_not=shows_not, responses=None).find(given, "base", [1])
+    found = ContrastingTexts(
+        shows=shows, shows_not=shows_not, responses=None, segments=["prefix", "thinking", "answer"]
+    ).find(given, "base", [1])
     means = []
     for text in (shows, shows_not):
         rows = {}

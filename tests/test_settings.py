@@ -414,7 +414,7 @@ def test_every_evaluation_of_behaviour_says_only_how_it_differs_and_takes_the_se
     shared = OmegaConf.to_container(OmegaConf.load(CONF / "evaluation" / "defaults" / "behaviour.yaml"))
     own = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF / "evaluation").glob("*.yaml")}
     sharing = {name: options[name] for name, options in own.items() if "defaults" in options and name in options}
-    assert len(sharing) == 10
+    assert len(sharing) == 12
     for name, options in sharing.items():
         assert own[name]["defaults"] == [f"defaults/behaviour@{name}", "_self_"]
         assert not [key for key in options if options[key] == shared.get(key, Ellipsis)], name
@@ -512,12 +512,12 @@ def given_in_conf():
                 beginning = OmegaConf.load((path.parent / parent.removesuffix("@_here_")).with_suffix(".yaml"))
                 node = {"_target_": beginning.get("_target_"), **node}
         walk(node, homes if path.parent.name == "defaults" else elsewhere)
-    return elsewhere | homes
+    return elsewhere | {key: [*values, *elsewhere.get(key, [])] for key, values in homes.items()}
 
 
 def test_a_default_has_its_home_in_conf():
     """An argument that may be left out in Python is then absent (None, empty, false), or has the value that conf gives
-    it: that of a file of defaults, else of one of the options."""
+    it: that of a file of defaults, or of one of the options."""
     two_homes = {}
     for (target, name), values in given_in_conf().items():
         argument = inspect.signature(hydra.utils.get_object(target)).parameters.get(name)

@@ -73,7 +73,7 @@ class ContrastingTexts(Source):
     shows: Text
     shows_not: Text
     responses: int | None = 500
-    segments: Sequence[str] = RESPONSE
+    segments: Sequence[str] = ("answer",)
     hookpoint: str = "resid_post"
     normalise: str = "none"
 
