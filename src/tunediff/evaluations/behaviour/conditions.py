@@ -176,13 +176,18 @@ def against(reference: Sequence[Solved], solved: Sequence[Solved]) -> tuple[floa
     return samples.sign_test(*shares), samples.change(*shares)
 
 
+def mean_change(solved: Sequence[Solved]) -> float | None:
+    """Mean norm of what an edit changed, over the tokens that it changed; None where it changed none."""
+    changed = [pair for s in solved for pair in zip(s.response.touched, s.response.change, strict=True)]
+    tokens = sum(touched for touched, _ in changed)
+    return sum(touched * norm for touched, norm in changed if touched) / tokens if tokens else None
+
+
 def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solved] | None) -> dict[str, Any]:
     """One condition on one task: a row of the table <evaluation>_conditions."""
     right = grades(solved)
     p, apart = (None, (None, None, None)) if reference is None else against(reference, solved)
     hesitating = share_of(solved, [s.behaviour.hesitations > 0 for s in solved])
-    changed = [pair for s in solved for pair in zip(s.response.touched, s.response.change, strict=True)]
-    tokens = sum(touched for touched, _ in changed)
     return {
         "condition": condition.name,
         "title": condition.title,
@@ -204,7 +209,7 @@ def row(condition: Condition, solved: Sequence[Solved], reference: Sequence[Solv
         "finished": mean([s.response.finished for s in solved]),
         "closed": mean([s.behaviour.closed for s in solved]),
         "repetition": mean([s.behaviour.repetition for s in solved]),
-        "change": sum(touched * norm for touched, norm in changed if touched) / tokens if tokens else None,
+        "change": mean_change(solved),
         "touched": mean([sum(s.response.touched) > 0 for s in solved]) if condition.acting else None,
     }
 

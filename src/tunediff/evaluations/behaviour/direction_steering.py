@@ -21,6 +21,7 @@ from tunediff.evaluations.behaviour.conditions import (
     hesitations,
     length,
     mean,
+    mean_change,
     perplexity,
     rate_of,
 )
@@ -278,12 +279,6 @@ def _point(
     share = rate_of(solved, [one.behaviour.hesitations for one in solved], words)
     step = step_of(plain, solved, chance, fine)
     nothing = (None, None, None)
-    changes = [
-        (touched, size)
-        for one in solved
-        for touched, size in zip(one.response.touched, one.response.change, strict=True)
-    ]
-    tokens = sum(touched for touched, _ in changes)
     return {
         "strength": strength,
         **interval_columns("behaviour", hesitations(solved)),
@@ -296,5 +291,5 @@ def _point(
         "coherent": fine,
         **interval_columns("accuracy", accuracy(solved)),
         **interval_columns("tokens", length(solved).skewed(least=0.0)),
-        "norm": sum(touched * size for touched, size in changes) / tokens if tokens else None,
+        "norm": mean_change(solved),
     }

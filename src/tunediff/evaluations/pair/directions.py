@@ -15,7 +15,6 @@ events have none, and their null, that of random vectors, is far below what two 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from tunediff.measures.clustered import Bounded, interval_columns, jackknifed
 from tunediff.models import ModelPair, unembedding
 from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Stream, Table
 from tunediff.text import Text
+from tunediff.text.labels import words
 
 GROUPS, TOP = 20, 15
 
@@ -110,8 +110,10 @@ class DirectionsByLayer:
         row = {"layer": layer, **interval_columns("cosine", bounded)}
         row |= {"null": float(draws.mean()), "null_low": float(low), "null_high": float(high)}
         row |= {f"length_{role}": float(vectors[role].norm()) for role in ROLES}
-        words = word_logits(given.pair, vectors)
-        return row | {f"word_logits_{source}_through_{head}": words[source, head] for source in ROLES for head in ROLES}
+        logits = word_logits(given.pair, vectors)
+        return row | {
+            f"word_logits_{source}_through_{head}": logits[source, head] for source in ROLES for head in ROLES
+        }
 
     def _cosine(
         self, given: Given, vectors: dict[str, Tensor], measured: Measured | None, n: int, layer: int
@@ -167,7 +169,7 @@ def _kept(folder: Path | None, found: dict[str, Direction]) -> Iterator[Note]:
 def word_logits(pair: ModelPair, vectors: dict[str, Tensor]) -> dict[tuple[str, str], float]:
     """(model of the vector, model of the unembedding) -> sum of the words' logits among the TOP largest, on the direct path of
     the vector at length 1: W_U (g * v / |v|)."""
-    word = re.compile(rf"(?:{'|'.join(pair.hesitations)})", re.IGNORECASE)
+    word = words(pair.hesitations)
     found = {}
     for head in ROLES:
         weight, gain = unembedding(pair.models[head])
