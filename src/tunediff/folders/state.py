@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from tunediff.folders.claims import claim, clear_away, give_up, lives, owner_of
+from tunediff.folders.ownership import claim, clear_away, give_up, lives, owner_of
 from tunediff.folders.manifest import MANIFEST, as_written, read_json, write_atomically, write_sealed
 from tunediff.shapes import Refused
 
