@@ -18,7 +18,7 @@ from tunediff.shapes import VERSION
 SOURCE = ROOT / "src" / "tunediff"
 FLOORS = {
     "terminal": -1, "files": -1, "shapes": 0, "hub": 0, "schedules": 0, "processes": 0, "randomness": 0, "folders": 0, "text": 1, "dictionary": 1, "hookpoints": 1,
-    "edits": 2, "benchmarks": 2, "models": 3, "activations": 4, "generation": 4, "attribution": 4, "measures": 4, "directions": 4.5,
+    "edits": 2, "benchmarks": 2, "models": 3, "activations": 4, "generation": 4, "attribution": 4, "measures": 4, "directions": 4.5, "claims": 1,
     "objectives": 5, "evaluations": 5.5, "toy": 5, "training": 6, "loggers": 6, "report": 6, "trusted": 6, "settings": 7,
     "study": 8, "sweep": 9,
 }  # fmt: skip
