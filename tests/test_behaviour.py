@@ -17,8 +17,8 @@ from tunediff.edits import AfterMatch, Everywhere, Keep, MeanAblate, Patch, Scal
 from tunediff.evaluations import Benchmark, Intervention, SteeringSweep, Telling
 from tunediff.evaluations.behaviour.benchmark import cut
 from tunediff.evaluations.behaviour.conditions import rate
+from tunediff.evaluations.behaviour.oversteering import dip
 from tunediff.evaluations.behaviour.solving import KeptResponses
-from tunediff.evaluations.behaviour.steering_sweep import dip
 from tunediff.evaluations.given import ALL, TWIN, LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
@@ -158,6 +158,13 @@ def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_n
     assert any("touched no position" in note and "Perhaps" in note for note in notes)
     assert findings["steering_sweep/everywhere/peak"].value >= steered["behaviour"]
     assert sum("oversteering dip" in note for note in notes) == 2
+    rise, apart = (findings[f"steering_sweep/{name}/rise"] for name in ("everywhere", "never_less_everywhere"))
+    assert rise.low > 0 and rise.value == pytest.approx(steered["behaviour"] - plain["behaviour"])
+    assert apart.value == pytest.approx(-rise.value) and apart.high < 0 and apart.over == "problems"
+    beyond = findings["steering_sweep/everywhere/rise_over_random"]
+    assert beyond.value == pytest.approx(steered["behaviour"] - elsewhere["behaviour"])
+    idle = findings["steering_sweep/never/rise"], findings["steering_sweep/never/strongest_nats"]
+    assert all((one.value, one.low) == (0.0, None) for one in idle), "nothing was edited, and nothing varies"
 
 
 def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
