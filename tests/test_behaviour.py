@@ -250,7 +250,12 @@ def test_a_smaller_budget_is_the_same_response_cut(trained):
     small = benchmark(decoding=Decoding(tokens=64))
     curve = parted(whole.run(trained))[1]["benchmark_scaling"]
     at = {(r, t): a for r, t, a in zip(curve["role"], curve["tokens"], curve["accuracy"], strict=True)}
-    direct = parted(small.run(trained))[1]["benchmark_scaling"]
+    findings, tables, _ = parted(small.run(trained))
+    direct = tables["benchmark_scaling"]
+    unread, right, whole = (
+        findings[f"benchmark/toy/tuned/{name}"].value for name in ("unread", "right_of_read", "accuracy")
+    )
+    assert 0 < unread < 1 and (1 - unread) * right == pytest.approx(whole), "an answer that is not found is wrong"
     for role, accuracy in zip(direct["role"], direct["accuracy"], strict=True):
         assert at[role, 64] == accuracy
     assert at[TUNED, 16] == 0.0 < at[TUNED, 64] < at[TUNED, 128]

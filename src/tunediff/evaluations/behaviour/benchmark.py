@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunediff.benchmarks import Grader, Problem
-from tunediff.evaluations.behaviour.conditions import grades
+from tunediff.evaluations.behaviour.conditions import grades, rate_of, share_of
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Answered, Condition
 from tunediff.evaluations.given import Given, Needs
@@ -114,6 +114,7 @@ class Benchmark(BehaviourEvaluation):
             slopes += _scaling(name, {role: answers.mean(-1).T for role, answers in right.items()}, budgets)
         yield from slopes
         yield from self.side_by_side(found)
+        yield from reading(found)
         if self.samples > 1:
             yield from passes(found)
         table = Table.of("benchmark_scaling", curves)
@@ -225,6 +226,19 @@ def curve(task: str, role: str, right: NDArray, budgets: Sequence[int]) -> list[
         accuracy = interval_columns("accuracy", share_by_problem(graded))
         rows.append({"task": task, "role": role, "tokens": budget, **accuracy, "problems": len(graded)})
     return rows
+
+
+def reading(found: Found) -> Iterator[Finding]:
+    """Yields for each model the share of responses in which no answer was found, which are wrong whatever they meant, and the share
+    of right ones among the rest: what of an accuracy under chance is the form of the answers."""
+    for (task, role), (_, solved) in found.items():
+        where, read = f"benchmark/{task}/{role}", [one.grade.answer is not None for one in solved]
+        meaning = "share of responses in which no answer was found, unfinished ones among them"
+        yield Finding(f"{where}/unread", *share_of(solved, [not one for one in read]), meaning, over="problems")
+        if any(read):
+            right = rate_of(solved, [float(one.grade.correct) for one in solved], [float(one) for one in read])
+            meaning = "share of right ones among the responses in which an answer was found"
+            yield Finding(f"{where}/right_of_read", *right.bounded(least=0.0, most=1.0), meaning, over="problems")
 
 
 def passes(found: Found) -> Iterator[Finding | Table | Figure]:

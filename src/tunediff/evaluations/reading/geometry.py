@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.statistics import both_decoders, decoder_cosine, relative_decoder_norm, role_norms
-from tunediff.measures.clustered import number
+from tunediff.measures import mean_of, share
 from tunediff.shapes import BASE, BLOCK, TUNED, Finding, Note, Table
 
 STEPS = 2**18  # of the cosine, from -1 to 1, that all pairs are counted in
@@ -80,15 +80,18 @@ class Geometry:
             "tuned_only": f"relative decoder norm above {1 - self.exclusive}",
             "other": "between these bands",
         }
+        total = int(alive.sum())
         for i, kind in enumerate(KINDS):
             count, word = int(((kinds == i) & alive).sum()), "" if kind == "other" else kind.replace("_", "-")
             meaning = f"alive latents, {bounds[kind]}"
             yield Finding(f"geometry/count/{kind}", count, meaning=meaning, column=word, line=word)
+            yield Finding(f"geometry/share/{kind}", *share(count, total), f"share of all {meaning}", over="latents")
 
     def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]
         meaning = "mean cosine of the two decoder rows of a shared latent"
-        yield Finding("geometry/decoder_cosine/shared_mean", number(shared.mean()), meaning=meaning)
+        found = mean_of(shared.cpu(), least=-1.0, most=1.0)
+        yield Finding("geometry/decoder_cosine/shared_mean", *found, meaning, over="latents")
         mean, p95 = of_pairs(*both_decoders(trained), 0.95)
         pairs = len(cosine) * (len(cosine) - 1)
         meaning = f"{{}} of the cosine between the base's and the tuned decoder row of all {pairs:,} pairs of different latents"
