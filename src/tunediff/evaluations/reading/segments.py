@@ -111,8 +111,7 @@ def variation(one: Tensor, other: Tensor) -> Estimate | None:
         return None
     shares = chosen.sum(1) / chosen.sum((1, 2))[:, None]
     sign = (shares[0] - shares[1]).sign()
-    there = measured.sum((0, 2)) > 0  # groups without a document say nothing
-    first, second = (ratio((counts * sign).sum(-1), counts.sum(-1)) for counts in measured[:, there])
+    first, second = (ratio((counts * sign).sum(-1), counts.sum(-1)) for counts in measured)
     return (first - second).entries(lambda field: field / 2)
 
 
