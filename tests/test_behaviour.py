@@ -255,6 +255,8 @@ def test_a_smaller_budget_is_the_same_response_cut(trained):
     unread, right, whole = (
         findings[f"benchmark/toy/tuned/{name}"].value for name in ("unread", "right_of_read", "accuracy")
     )
+    whole_of, one_of = (findings[f"benchmark/{task}/tuned_less_base/best_accuracy"] for task in ("all", "toy"))
+    assert whole_of.value == one_of.value, "all problems are those of the only task"
     assert 0 < unread < 1 and (1 - unread) * right == pytest.approx(whole), "an answer that is not found is wrong"
     for role, accuracy in zip(direct["role"], direct["accuracy"], strict=True):
         assert at[role, 64] == accuracy

@@ -103,6 +103,7 @@ class Benchmark(BehaviourEvaluation):
         found: Found = {}
         curves: list[dict[str, object]] = []
         slopes: list[Finding] = []
+        of_tasks: dict[str, dict[str, NDArray]] = {}
         yield from self._greedy(given)
         for name, problems in (yield from self.asked(given)).items():
             right: dict[str, NDArray] = {}
@@ -111,8 +112,12 @@ class Benchmark(BehaviourEvaluation):
                 by_budget, found[name, condition.name] = self._by_budget(given, name, problems, condition)
                 right[condition.role] = np.asarray(by_budget)
                 curves += curve(name, condition.role, right[condition.role], budgets)
-            slopes += _scaling(name, {role: answers.mean(-1).T for role, answers in right.items()}, budgets)
+            of_tasks[name] = {role: answers.mean(-1).T for role, answers in right.items()}
+            slopes += _scaling(name, of_tasks[name], budgets)
         yield from slopes
+        if len({tuple(self.budgets_below(self.allowed[name])) for name in of_tasks}) == 1:
+            pooled = {role: np.concatenate([shares[role] for shares in of_tasks.values()]) for role in ROLES}
+            yield from _scaling("all", pooled, self.budgets_below(self.allowed[next(iter(of_tasks))]))
         yield from self.side_by_side(found)
         yield from reading(found)
         if self.samples > 1:
