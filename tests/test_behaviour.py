@@ -163,6 +163,9 @@ def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_n
     assert apart.value == pytest.approx(-rise.value) and apart.high < 0 and apart.over == "problems"
     beyond = findings["steering_sweep/everywhere/rise_over_random"]
     assert beyond.value == pytest.approx(steered["behaviour"] - elsewhere["behaviour"])
+    longer = findings["steering_sweep/everywhere/length"], findings["steering_sweep/everywhere/length_over_random"]
+    assert longer[0].value == pytest.approx(steered["tokens"] - plain["tokens"]) and longer[0].over == "problems"
+    assert longer[1].value == pytest.approx(steered["tokens"] - elsewhere["tokens"])
     idle = findings["steering_sweep/never/rise"], findings["steering_sweep/never/strongest_nats"]
     assert all((one.value, one.low) == (0.0, None) for one in idle), "nothing was edited, and nothing varies"
 

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-from tunediff.evaluations.behaviour.conditions import hesitation_rate, mean, surprise_rate
+from tunediff.evaluations.behaviour.changes import Changed
+from tunediff.evaluations.behaviour.conditions import hesitation_rate, length, mean, surprise_rate
 from tunediff.evaluations.behaviour.direction_claim import beyond_random
 from tunediff.evaluations.behaviour.solving import Solved
 from tunediff.measures.clustered import Estimate
@@ -56,7 +57,7 @@ class Curve(NamedTuple):
 
 def of_one(where: str, curve: Curve) -> Iterator[Finding]:
     """Yields what a gate's curve does, each a difference on the same problems: <where>/rise, rise_over_random, past_peak,
-    past_peak_less_half and strongest_nats, those that it determines."""
+    past_peak_less_half, length, length_over_random and strongest_nats, those that it determines."""
     plain, rates, level = hesitation_rate(curve.plain), curve.rates, 1 - 0.05 / len(curve.solved)
 
     def found(name: str, estimate: Estimate, meaning: str, over: str = "problems") -> Finding:
@@ -77,6 +78,15 @@ def of_one(where: str, curve: Curve) -> Iterator[Finding]:
             yield found("past_peak", low - plain, f"{A_1000} {where_to}, less those without steering")
             half = Estimate((top.value + plain.value) / 2, (top.influence + plain.influence) / 2)
             yield found("past_peak_less_half", low - half, f"{A_1000} {where_to}, less half way up to the peak")
+    if any(curve.fine):
+        last = max(n for n, fine in enumerate(curve.fine) if fine)
+        own, meaning = curve.solved[last], "tokens of a response at the largest coherent strength"
+        yield found("length", length(own) - length(curve.plain), f"{meaning}, less those without steering")
+        if curve.random:
+            more = Changed(own, control=curve.random[last]).over_random("length")
+            assert more is not None
+            meaning += ", less those under random directions of this length"
+            yield found("length_over_random", more, meaning, "draws and problems")
     worse = surprise_rate(curve.solved[-1]) - surprise_rate(curve.plain)
     meaning = (
         "nats a token of the responses at the largest strength under the unedited model, less those without steering"
