@@ -30,7 +30,11 @@ def published_sae(file: str | Path, stream: Stream, *, k: int, sample: Tensor) -
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever else lies there
         raise Refused(f"'{file}' cannot be read as tensors that torch saved: {error}") from error
-    if not isinstance(state, dict) or {*state} != {*PARTS} or not all(isinstance(one, Tensor) for one in state.values()):
+    if (
+        not isinstance(state, dict)
+        or {*state} != {*PARTS}
+        or not all(isinstance(one, Tensor) for one in state.values())
+    ):
         raise Refused(f"'{file}' does not hold {', '.join(PARTS)} alone, as the published autoencoders do.")
     weights, encoder, decoder = (state[name].float() for name in PARTS)
     if weights.ndim != 2 or (*weights.shape,) != (*decoder.shape, *encoder.shape):
