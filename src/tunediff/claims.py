@@ -16,12 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-
-import numpy as np
-from scipy import stats
 
 from tunediff.shapes import Finding, Refused, Table
 
@@ -47,13 +45,10 @@ class Number:
     def less(self, other: Number) -> Number:
         """The difference. Its interval takes both as independent, which is too wide for two conditions of the same problems."""
         value = self.value - other.value
-        mine, theirs = ((one.low, one.high) for one in (self, other))
-        if other.over == "exact":
-            theirs = (other.value, other.value)
-        if None in (*mine, *theirs):
+        if self.low is None or self.high is None or other.low is None or other.high is None:
             return Number(value)
-        low = value - math.hypot(self.value - mine[0], theirs[1] - other.value)
-        high = value + math.hypot(mine[1] - self.value, other.value - theirs[0])
+        low = value - math.hypot(self.value - self.low, other.high - other.value)
+        high = value + math.hypot(self.high - self.value, other.value - other.low)
         return Number(value, low, high, self.over)
 
 
@@ -144,6 +139,10 @@ class Verdict:
 
 def claims_in(settings: Mapping[str, Any] | None) -> dict[str, Claim]:
     """The claims of a config by name. Raises Refused for a key that no claim has and for a value of another kind."""
+    if not isinstance(settings or {}, Mapping):
+        raise Refused(
+            f"claims={settings!s:.60} is one value, where claims by name belong: claims.<name>.says=... and so on."
+        )
     return {str(name): _claim(str(name), node) for name, node in (settings or {}).items() if node is not None}
 
 
@@ -269,7 +268,8 @@ def _effect(condition: Condition, looks: Sequence[Look]) -> Number | str:
     for look in looks:
         first = look(condition.finding)
         against = condition.against
-        second = Number(float(against), over="exact") if isinstance(against, int | float) else look(against)
+        exact = float(against) if isinstance(against, int | float) else None
+        second = look(against) if exact is None else Number(exact, exact, exact)
         for one in (first, second):
             if isinstance(one, str):
                 return one
@@ -280,10 +280,11 @@ def _effect(condition: Condition, looks: Sequence[Look]) -> Number | str:
 
 def over_seeds(values: Sequence[float]) -> Number:
     """The mean of at least two seeds with its 95 % interval, Student's t."""
-    given = np.asarray(values, dtype=float)
-    middle, error = float(given.mean()), float(given.std(ddof=1) / math.sqrt(len(given)))
-    reach = float(stats.t.ppf(0.975, len(given) - 1)) * error
-    return Number(middle, middle - reach, middle + reach, f"{len(given)} seeds")
+    from scipy.stats import t as student  # which takes its time, and a command line is read without it
+
+    middle = statistics.fmean(values)
+    reach = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Number(middle, middle - reach, middle + reach, f"{len(values)} seeds")
 
 
 def _bounds(condition: Condition) -> tuple[float, float]:
@@ -351,7 +352,7 @@ def found_in(verdicts: Sequence[Verdict]) -> Iterator[Finding | Table]:
 
 def in_words(verdicts: Sequence[Verdict]) -> str:
     """The verdicts for a terminal, a line each; empty without any."""
-    return "\n".join(f"{verdict.word:14}  {verdict.name}: {verdict.why}" for verdict in verdicts)
+    return "\n".join(f"{one.word:14}  {one.name}{f' ({one.of})' if one.of else ''}: {one.why}" for one in verdicts)
 
 
 # -- of several ------------------------------------------------------------------------------------------------------
@@ -365,6 +366,16 @@ def of_members(members: Sequence[Mapping[str, Any]]) -> list[Verdict]:
     for member in members:
         groups.setdefault(str(member.get("sweep", "")), []).append(member)
     for group in groups.values():
+        differ = {
+            key
+            for one in group
+            for key in one["keys"]
+            if any(other["keys"].get(key) != one["keys"][key] for other in group)
+        }
+        group = [
+            {**member, "keys": {key: member["keys"].get(key) for key in member["keys"] if key in differ}}
+            for member in group
+        ]
         said = {(name, claim.digest): claim for member in group for name, claim in member["claims"].items()}
         for (name, _), claim in said.items():
             mine = [m for m in group if name in m["claims"] and m["claims"][name].digest == claim.digest]

@@ -16,8 +16,8 @@ from typing import Any
 
 import filelock
 
-from tunediff.folders.ownership import claim, clear_away, give_up, lives, owner_of
 from tunediff.folders.manifest import MANIFEST, as_written, read_json, write_atomically, write_sealed
+from tunediff.folders.ownership import claim, clear_away, give_up, lives, owner_of
 from tunediff.shapes import Refused
 
 log = logging.getLogger(__name__)

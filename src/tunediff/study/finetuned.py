@@ -20,7 +20,7 @@ from tunediff.settings import build, identity, plain
 from tunediff.shapes import BASE, Note, Refused
 from tunediff.study.described import about
 from tunediff.study.parts import check_evaluations, evaluations_of, given_of
-from tunediff.study.run import evaluate, say_headline
+from tunediff.study.run import evaluate, judge_claims, say_headline
 from tunediff.text import Text
 from tunediff.training import Lora, Recipe
 from tunediff.training.progress import tell
@@ -106,7 +106,8 @@ def ask(
     folders.write_findings(folder, notes, described, by="fine-tune")
     pair.load(device)
     given = given_of(pair, text, None, cfg.evaluation_tokens, folder, logits_mb=cfg.logits_mb)
-    findings = evaluate(evaluations, given, folder, described)
+    evaluate(evaluations, given, folder, described)
+    findings = judge_claims(cfg, folder, folder, described)
     tell(loggers, {name: f["value"] for name, f in findings.items() if f["value"] is not None}, step)
     folders.remove_partial(folder)
     say_headline(folder, findings)
