@@ -67,7 +67,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Claim(Condition):
-    """What was reported, and what would count as the same here.
+    """A published result, and what would count as the same here.
 
     source     title, year or arXiv number, and section       published  the value as its source writes it
     trust      of TRUSTS                                      control    name -> Condition that has to hold besides

@@ -133,7 +133,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
     Raises Refused, saying who does.
 
     A lock may be lost: its file removed, or a server of the file system that keeps none. So a living process that owner.json
-    names counts as well, of this machine by its number, of another by its touch (claims.py), and whoever holds the folder
+    names counts as well, of this machine by its number, of another by its touch (ownership.py), and whoever holds the folder
     compares owner.json as it goes (`check_held`)."""
     home = folder.resolve()
     with contextlib.ExitStack() as stack:

@@ -80,6 +80,18 @@ def described_as(cfg: DictConfig, pair: ModelPair, tokens: int) -> dict[str, Any
     described = about(cfg, pair, [], evaluation_tokens=tokens)
     name, part = pair.sources[BASE].name, str(cfg.recipe.part["_target_"]).rpartition(".")[2]
     described["study"] |= {"model_pair": f"{name}, fine-tuned vs {name}", "recipe": part, "seed": cfg.seed}
+    if (edit := cfg.recipe.get("edit")) is not None:
+        told = {
+            key: value
+            for key, value in plain(edit).items()
+            if not key.startswith("_") and not isinstance(value, dict | list)
+        }
+        kind = str(edit["_target_"]).rpartition(".")[2]
+        described["study"]["edit"] = (
+            f"{kind}: {', '.join(f'{key} {value}' for key, value in told.items() if value is not None)}"
+        )
+    if trait := OmegaConf.select(cfg, "text.rows.trait"):
+        described["study"]["trait"] = trait
     return described
 
 
