@@ -54,7 +54,7 @@ class Geometry:
                 "relative_decoder_norm": relative.tolist(),
                 "kind": [KINDS[i] for i in kinds.tolist()],
             }
-            yield from self._counts(kinds, alive)
+            yield from self._counts(kinds, alive, trained.statistics.rate)
             cosine = decoder_cosine(trained)
             columns["decoder_cosine"] = [None] * len(alive) if cosine is None else cosine.tolist()
             if cosine is None:
@@ -73,7 +73,7 @@ class Geometry:
         kinds[relative > 1 - self.exclusive] = KINDS.index("tuned_only")
         return kinds
 
-    def _counts(self, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
+    def _counts(self, kinds: Tensor, alive: Tensor, rate: Tensor) -> Iterator[Finding]:
         bounds = {
             "base_only": f"relative decoder norm below {self.exclusive}",
             "shared": f"relative decoder norm from {self.shared[0]} to {self.shared[1]}",
@@ -84,6 +84,10 @@ class Geometry:
             count, word = int(((kinds == i) & alive).sum()), "" if kind == "other" else kind.replace("_", "-")
             meaning = f"alive latents, {bounds[kind]}"
             yield Finding(f"geometry/count/{kind}", count, meaning=meaning, column=word, line=word)
+            if count:
+                density = float(rate[(kinds == i) & alive].log2().mean())
+                said = "log2 of the firing rate, mean over these: 1 more is twice as dense"
+                yield Finding(f"geometry/density/{kind}", density, meaning=f"{meaning}: {said}")
 
     def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]
