@@ -21,6 +21,7 @@ from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.statistics import both_decoders, decoder_cosine, relative_decoder_norm, role_norms
 from tunediff.measures.clustered import number
+from tunediff.measures.shares import share
 from tunediff.shapes import BASE, BLOCK, TUNED, Finding, Note, Table
 
 STEPS = 2**18  # of the cosine, from -1 to 1, that all pairs are counted in
@@ -84,6 +85,12 @@ class Geometry:
             count, word = int(((kinds == i) & alive).sum()), "" if kind == "other" else kind.replace("_", "-")
             meaning = f"alive latents, {bounds[kind]}"
             yield Finding(f"geometry/count/{kind}", count, meaning=meaning, column=word, line=word)
+            yield Finding(
+                f"geometry/share/{kind}",
+                *share(count, int(alive.sum())),
+                f"{meaning}: share of all alive",
+                over="latents",
+            )
             if count:
                 density = float(rate[(kinds == i) & alive].log2().mean())
                 said = "log2 of the firing rate, mean over these: 1 more is twice as dense"
@@ -100,7 +107,7 @@ class Geometry:
         yield Finding("geometry/decoder_cosine/random_pairs_p95", p95, meaning=meaning.format("95 % quantile"))
 
 
-def of_pairs(first: Tensor, second: Tensor, share: float) -> tuple[float | None, float | None]:
+def of_pairs(first: Tensor, second: Tensor, quantile: float) -> tuple[float | None, float | None]:
     """Mean and quantile, the latter to within 1e-5, of the cosine of rows [latent, width] of different latents, over all pairs;
     None for a single latent."""
     first, second = (normalize(rows.float(), dim=-1) for rows in (first, second))
@@ -113,7 +120,7 @@ def of_pairs(first: Tensor, second: Tensor, share: float) -> tuple[float | None,
     for some, same in zip(first.split(BLOCK), own.split(BLOCK), strict=True):
         counted += torch.histc((some @ second.T).clamp(-1, 1), STEPS, -1.0, 1.0).double()
         counted -= torch.histc(same.clamp(-1, 1), STEPS, -1.0, 1.0).double()
-    place = int((counted.cumsum(0) >= share * pairs).int().argmax())
+    place = int((counted.cumsum(0) >= quantile * pairs).int().argmax())
     return float(total) / pairs, (place + 0.5) * 2 / STEPS - 1
 
 
