@@ -151,6 +151,7 @@ def test_a_number_of_one_model_is_asked_of_no_other():
         judged = verdict((3.0, 2.0, 4.0), told | other, **words)
         assert judged.word == NOT_APPLICABLE and "the layer is theirs" in judged.why
         assert str(*other.values()) in judged.why and next(iter(other)) in judged.why
+    assert verdict((3.0, 2.0, 4.0), {}, **words).word == NOT_APPLICABLE, "of a run that does not say it is not asked"
 
 
 # -- seeds and sweeps ------------------------------------------------------------------------------------------------------
