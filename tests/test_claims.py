@@ -218,7 +218,7 @@ def test_one_members_claim_is_judged_of_each_part_and_another_sweeps_members_are
     assert [(one.of, one.effect.value) for one in judged] == [
         ("dictionary=l1", 1.0),
         ("dictionary=topk", -1.0),
-        ("dictionary=l1", 5.0),
+        ("", 5.0),
     ]
 
 

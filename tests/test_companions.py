@@ -186,6 +186,11 @@ def test_what_was_found_beside_the_dictionary_is_found_again_from_its_folder(acc
     assert findings(accompanied) == before
     table = run.table("controls").to_pydict()
     assert table["read"] == [name for name in ("pair", *CONTROLS) for _ in range(2)]
+    for read, kind, called, sure in zip(*table.values(), strict=True):
+        if read == "pair":
+            assert before[f"latent_scaling/confirmed/{kind}"] == (sure / called if called else None)
+        else:
+            assert before[f"latent_scaling/control/{read}/called/{kind}"] == called
 
 
 def test_what_untrained_dictionaries_share_is_what_their_start_shares(tmp_path):
