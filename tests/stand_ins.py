@@ -182,7 +182,9 @@ def rows_of(path: str) -> Iterator[dict]:
             },
             "HuggingFaceH4/MATH-500": {"problem": question, "answer": str(n), "unique_id": str(n)},
             "openai/gsm8k": {"question": question, "answer": f"{n} sheep are {n}. #### {n}"},
+            "google/boolq": {"question": f"are there {n} sheep", "passage": thinking, "answer": n % 2 == 0},
             "NeelNanda/pile-10k": {"text": f"{thinking} {answer}"},
+            "jbrinkma/pile-500k": {"text": f"{thinking} {answer}"},
             "tables/benchmark_outputs.parquet": {"question": question, "response": r1 if n % 2 else answer},
         }[path]  # fmt: skip
 

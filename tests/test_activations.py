@@ -152,6 +152,26 @@ def test_the_parts_of_two_processes_are_the_batches_of_one(pair, tmp_path, kind,
     assert 0.3 < sum(lengths) / (30 * 64) < 0.7
 
 
+def test_a_loader_that_stops_fetching_gives_its_first_rows_again_and_goes_on_from_a_saved_position(pair):
+    streams = pair.streams("resid_post", 1)
+
+    def source(distinct):
+        return Live(buffer=512, distinct=distinct).source(pair, text(), Wanted(streams, 2000, False, "k"))
+
+    stopped, whole, resumed = source(600), source(None), source(600)
+    rows = [next(stopped).values for _ in range(12)]
+    other = [next(whole).values for _ in range(12)]
+    period = next(n for n in range(1, 12) if sum(map(len, rows[:n])) >= 600)
+    assert all(torch.equal(one, two) for one, two in zip(rows[:period], other, strict=False))
+    assert all(torch.equal(one, two) for one, two in zip(rows[period:], rows, strict=False))
+    assert len(rows[period]) != len(other[period]) or not torch.equal(rows[period], other[period])
+    for _ in range(period - 1):
+        next(resumed)
+    again = source(600)
+    again.load_state_dict(resumed.state_dict())
+    assert torch.equal(next(again).values, rows[period - 1]) and torch.equal(next(again).values, rows[0])
+
+
 def test_stored_rows_are_the_live_rows(pair, tmp_path):
     streams = pair.streams("resid_post", [0, 1])
     live = Live(buffer=512, dtype="bfloat16").source(pair, text(), Wanted(streams, 2000, True, "k"))

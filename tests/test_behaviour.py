@@ -17,8 +17,8 @@ from tunediff.edits import AfterMatch, Everywhere, Keep, MeanAblate, Patch, Scal
 from tunediff.evaluations import Benchmark, Intervention, SteeringSweep, Telling
 from tunediff.evaluations.behaviour.benchmark import cut
 from tunediff.evaluations.behaviour.conditions import rate
+from tunediff.evaluations.behaviour.oversteering import dip
 from tunediff.evaluations.behaviour.solving import KeptResponses
-from tunediff.evaluations.behaviour.steering_sweep import dip
 from tunediff.evaluations.given import ALL, TWIN, LatentStatistics
 from tunediff.evaluations.latents.edits import latent_edits
 from tunediff.evaluations.latents.selection import alike, choose, decoder_rows
@@ -158,6 +158,16 @@ def test_steering_along_it_makes_the_model_hesitate_and_as_much_elsewhere_does_n
     assert any("touched no position" in note and "Perhaps" in note for note in notes)
     assert findings["steering_sweep/everywhere/peak"].value >= steered["behaviour"]
     assert sum("oversteering dip" in note for note in notes) == 2
+    rise, apart = (findings[f"steering_sweep/{name}/rise"] for name in ("everywhere", "never_less_everywhere"))
+    assert rise.low > 0 and rise.value == pytest.approx(steered["behaviour"] - plain["behaviour"])
+    assert apart.value == pytest.approx(-rise.value) and apart.high < 0 and apart.over == "problems"
+    beyond = findings["steering_sweep/everywhere/rise_over_random"]
+    assert beyond.value == pytest.approx(steered["behaviour"] - elsewhere["behaviour"])
+    longer = findings["steering_sweep/everywhere/length"], findings["steering_sweep/everywhere/length_over_random"]
+    assert longer[0].value == pytest.approx(steered["tokens"] - plain["tokens"]) and longer[0].over == "problems"
+    assert longer[1].value == pytest.approx(steered["tokens"] - elsewhere["tokens"])
+    idle = findings["steering_sweep/never/rise"], findings["steering_sweep/never/strongest_nats"]
+    assert all((one.value, one.low) == (0.0, None) for one in idle), "nothing was edited, and nothing varies"
 
 
 def test_latents_are_chosen_by_a_label_and_controls_contribute_as_much(trained):
@@ -243,7 +253,14 @@ def test_a_smaller_budget_is_the_same_response_cut(trained):
     small = benchmark(decoding=Decoding(tokens=64))
     curve = parted(whole.run(trained))[1]["benchmark_scaling"]
     at = {(r, t): a for r, t, a in zip(curve["role"], curve["tokens"], curve["accuracy"], strict=True)}
-    direct = parted(small.run(trained))[1]["benchmark_scaling"]
+    findings, tables, _ = parted(small.run(trained))
+    direct = tables["benchmark_scaling"]
+    unread, right, whole = (
+        findings[f"benchmark/toy/tuned/{name}"].value for name in ("unread", "right_of_read", "accuracy")
+    )
+    whole_of, one_of = (findings[f"benchmark/{task}/tuned_less_base/best_accuracy"] for task in ("all", "toy"))
+    assert whole_of.value == one_of.value, "all problems are those of the only task"
+    assert 0 < unread < 1 and (1 - unread) * right == pytest.approx(whole), "an answer that is not found is wrong"
     for role, accuracy in zip(direct["role"], direct["accuracy"], strict=True):
         assert at[role, 64] == accuracy
     assert at[TUNED, 16] == 0.0 < at[TUNED, 64] < at[TUNED, 128]

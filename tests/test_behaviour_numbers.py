@@ -13,9 +13,9 @@ from tunediff.evaluations import Telling
 from tunediff.evaluations.behaviour.benchmark import _scaling
 from tunediff.evaluations.behaviour.changes import Changed, columns, told
 from tunediff.evaluations.behaviour.conditions import perplexity, row
+from tunediff.evaluations.behaviour.oversteering import coherent, dip
 from tunediff.evaluations.behaviour.runner import mostly_cut, outputs
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved, in_turn
-from tunediff.evaluations.behaviour.steering_sweep import coherent, dip
 from tunediff.evaluations.given import ALL, LatentStatistics
 from tunediff.evaluations.latents.selection import alike
 from tunediff.evaluations.latents.steering import steering_parts

@@ -15,6 +15,7 @@ from tunediff.dictionary import (
     Normalisation,
     Partition,
     TopK,
+    published_sae,
     save_dictionary,
 )
 from tunediff.dictionary.codes import BLOCK
@@ -717,3 +718,23 @@ def same_gradients(dictionary, published):
     mine = (dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec)
     for ours, theirs in zip(mine, published, strict=True):
         assert torch.allclose(ours.grad.reshape(-1), theirs.grad.reshape(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_published_tied_autoencoder_selects_and_reconstructs_as_its_own_code_does(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weights = 0.1 * torch.nn.functional.normalize(torch.randn(16, 64, generator=generator), dim=0)
+    b_enc, b_dec = 0.01 * torch.randn(64, generator=generator), torch.randn(16, generator=generator)
+    torch.save({"W": weights, "b_enc": b_enc, "b_dec": b_dec}, tmp_path / "sae.pt")
+    x, stream = 10 * torch.randn(400, 16, generator=generator), Stream("tuned", "resid_post", 1, 16)
+    sae = published_sae(tmp_path / "sae.pt", stream, k=8, sample=x)
+    f = torch.relu(x @ weights + b_enc)
+    lowest = f.flatten().topk(8 * 400).values.min()  # of the whole batch, as theirs
+    f = torch.where(f >= lowest, f, 0.0)
+    found = sae.encode(Rows(x))
+    assert (found != f).sum() <= 1 and (found != 0).sum() == 8 * 400 - 1  # that one decides the threshold
+    assert torch.allclose(sae.decode(f, None), f @ weights.T + b_dec, atol=1e-5)
+    with pytest.raises(Refused, match="reads a width of 16"):
+        published_sae(tmp_path / "sae.pt", stream._replace(width=8), k=8, sample=x)
+    torch.save({"W": weights}, tmp_path / "other.pt")
+    with pytest.raises(Refused, match="does not hold W, b_enc, b_dec alone"):
+        published_sae(tmp_path / "other.pt", stream, k=8, sample=x)

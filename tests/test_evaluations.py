@@ -24,7 +24,7 @@ from tunediff.evaluations import (
 )
 from tunediff.evaluations.latents.splice import predictions
 from tunediff.evaluations.reading.label_alignment import at_label
-from tunediff.evaluations.reading.segments import PLACES
+from tunediff.evaluations.reading.segments import GROUPS, PLACES, variation
 from tunediff.hookpoints import Point, writing
 from tunediff.measures.clustered import ratio
 from tunediff.measures.separation import ActiveScores, auroc
@@ -194,6 +194,23 @@ def test_segments_and_intervals_hold_the_whole(pair):
         if s not in ("all", "template") and m == "base"
     )
     assert whole == parts
+
+
+def test_parts_of_a_response_are_as_far_apart_as_their_latents_are_and_chance_alone_puts_none_apart():
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(shares, tokens):
+        return torch.poisson(tokens * shares.expand(GROUPS, -1), generator=generator)
+
+    even = torch.full((400,), 1 / 400)
+    held = [variation(drawn(even, 300.0), drawn(even, 300.0)).bounded() for _ in range(200)]
+    assert sum(low <= 0 <= high for _, low, high in held) >= 180 and abs(sum(v for v, _, _ in held)) / 200 < 0.005
+    moved = even.clone()
+    moved[:100], moved[100:200] = 1.8 / 400, 0.2 / 400  # a fifth of all firings
+    value, low, high = variation(drawn(even, 300.0), drawn(moved, 900.0)).bounded()
+    assert low < value < high and value == pytest.approx(0.2, abs=0.02) and low > 0.15
+    split = torch.cat([even[:200] * 2, torch.zeros(200)])
+    assert variation(drawn(split, 50.0), drawn(split.flip(0), 50.0)).value == 1.0
 
 
 def test_evaluations_change_nothing(pair):

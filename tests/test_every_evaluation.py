@@ -65,6 +65,7 @@ CROSSCODER = {
     **dict.fromkeys(("lora_ablation", "polarity_examples", "unit_comparison"), NO_ADAPTER),
     "toy": r"asks for the label 'check', of which the held-out text has 0 tokens and 1 is needed. Its labels are .*step_end",
     "toy_labels": r"evaluation=check asks for the label 'check'.* Its labels are .*backtracks .*or leave check out",
+    "division": r"asks for the label '(division|operation)', of which the held-out text has 0 tokens",
     "recovery": r"is no fully fine-tuned model of .*evaluation.recovery.full.path names it",
     "autointerp": "evaluation.autointerp.judge.model is not set: give it on the command line",
     "trait": "is no problem of the embedded language, whose rule tells its traits",
@@ -75,7 +76,7 @@ ADAPTER = {
     **dict.fromkeys(
         ("toy", "usual", "fidelity", "kl_patching", "latent_scaling"), "a transcoder adapter reconstructs nothing"
     ),
-    **{name: CROSSCODER[name] for name in ("toy_labels", "recovery", "autointerp", "trait", "trait_judge")},
+    **{name: CROSSCODER[name] for name in ("toy_labels", "division", "recovery", "autointerp", "trait", "trait_judge")},
     "latent_cache": "evaluation.latent_cache.latents=4 takes the latents that belong most to one of two models",
     "patching": "evaluation.patching.role=base: latents of a transcoder adapter are written in the adapter model",
 }

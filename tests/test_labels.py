@@ -111,3 +111,19 @@ def test_an_expression_that_tries_every_way_is_refused_and_plain_ones_are_not(mo
         for _ in range(10_000):
             plain.search("a" * 14 + "!")
     assert len(by_rule("Wait, no. " * 1_000)) > 1_000 and words(("wait",)).left > 0
+
+
+def test_matches_of_an_expression_have_its_label_and_a_row_s_own_go_first(tokenizer):
+    def labelled(row, **expressions):
+        text = Text(lambda: [row], labels=expressions)
+        rendered = render(row, tokenizer, text.manner)
+        return [rendered.text[a:b] for a, b, name in rendered.labels if name == "times"]
+
+    row = {"prompt": "How many?", "thinking": "Okay.\n3*2=6. 6-1=5.", "answer": "3*2"}
+    assert labelled(row, times=r"\d+\*\d+=\d+") == ["3*2=6"], "the answer is not labelled"
+    assert labelled(row, times="nothing|") == [] == labelled(row)
+    assert labelled({**row, "spans": [("thinking", 13, 18, "times")]}, times=r"\*") == ["6-1=5"]
+    with pytest.raises(Refused, match="labels.times is no regular expression"):
+        Text(lambda: iter([]), labels={"times": "("})
+    with pytest.raises(Refused, match="step_end.*by rule"):
+        Text(lambda: iter([]), labels={"step_end": "x"})

@@ -234,10 +234,21 @@ def test_kinds_are_counted_by_their_bands_among_the_living_and_their_cosine_is_t
     assert {kind: findings[f"geometry/count/{kind}"].value for kind in KINDS} == {
         "base_only": 1, "shared": 2, "tuned_only": 1, "other": 4,
     }  # fmt: skip
-    assert findings["geometry/decoder_cosine/shared_mean"].value == pytest.approx(0.6, abs=1e-5)
+    cosine, part = findings["geometry/decoder_cosine/shared_mean"], findings["geometry/share/shared"]
+    assert cosine.value == pytest.approx(0.6, abs=1e-5) and cosine.over == part.over == "latents"
+    assert part.value == pytest.approx(2 / 8) and part.low < 2 / 8 < part.high
     heads = {kind: findings[f"geometry/count/{kind}"].column for kind in KINDS}
     assert heads == {"base_only": "base-only", "shared": "shared", "tuned_only": "tuned-only", "other": ""}
     assert findings["geometry/count/tuned_only"].line == "tuned-only"
+    assert findings["geometry/share/other"].value == 4 / 8, "of the living"
+
+
+def test_the_density_of_a_kind_is_the_mean_logarithm_of_its_living_latents_rates():
+    """Two latents of rates 1/2 and 1/8 are as dense as two of 1/4, and a dead one counts nowhere."""
+    kinds, rate = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1 / 2, 1 / 8, 0.0, 1 / 2, 1 / 4])
+    found = {one.name: one.value for one in Geometry()._counts(kinds, rate > 0, rate)}
+    assert (found["geometry/density/base_only"], found["geometry/density/shared"]) == (-2.0, -1.5)
+    assert "geometry/density/tuned_only" not in found and found["geometry/share/tuned_only"] == 0.0
 
 
 def test_random_pairs_are_all_pairs_of_different_latents_one_from_either_model(pair):
@@ -479,6 +490,7 @@ def test_the_best_latent_is_chosen_on_one_half_whatever_the_other_half_says(pair
     assert found["latent"].value == 3 and found["auroc"].value < 0.8
     assert tables["latents"][f"auroc/{LABEL}"][5] > 0.99 < tables["latents"][f"auroc_select/{LABEL}"][3]
     assert found["null_mean"].value == pytest.approx(0.5) and found["null_p95"].value == pytest.approx(0.95)
+    assert found["over_null"].value == pytest.approx(found["auroc"].value - found["null_p95"].value)
     assert found["p"].value == pytest.approx((int((made.best >= found["auroc"].value).sum()) + 1) / 102)
     assert found["lift"].value == pytest.approx(found["average_precision"].value / found["share"].value)
     batches = Given(pair, toy_text(), 20_000).held_out

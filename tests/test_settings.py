@@ -56,6 +56,10 @@ GIVEN = {
     "model_pair=local": ["model_pair.base.path=a", "model_pair.tuned.path=b"],
     "model_pair=qwen32b_lora": ["model_pair.tuned.adapter=a"],
     "experiment=rank1_lora": ["model_pair.tuned.adapter=a"],
+    **{
+        f"experiment=s1k_{name}": ["model_pair.base.path=a", "model_pair.tuned.path=b"]
+        for name in ("reasoning", "crosscoder", "layers", "buffer")
+    },
     "model=local": ["model.path=a"],
     "evaluation=autointerp": ["evaluation.autointerp.judge.model=m"],
     "evaluation=trait_judge": ["evaluation.trait.scorer.judge.model=m"],

@@ -30,6 +30,7 @@ RELATIONS = ("above", "below", "near")
 # else, worked out from others, or said here of what the field holds
 TRUSTS = ("table", "text", "figure", "code", "second_hand", "derived", "field")
 ENDS = ("lowest", "highest")  # members of a sweep by a numeric key
+WORDS = ("says", "source", "published", "trust", "relation", "elsewhere")  # what a claim has as words
 Look = Callable[[Any], "Number | str"]  # a finding, or {finding, where} -> its number, or why there is none
 
 
@@ -152,6 +153,9 @@ def _claim(name: str, node: Any) -> Claim:
     control = given.get("control") or {}
     if not isinstance(control, Mapping):
         raise Refused(f"{place}.control: a name for each condition, name: {{says: ..., finding: ...}}.")
+    for name in ("only", "learnt"):
+        if not isinstance(given.get(name, {}), Mapping):
+            raise Refused(f"{place}.{name}={given[name]!r:.60}: it is a mapping, of settings or of verdicts.")
     inner = {str(key): _condition(f"{place}.control.{key}", one) for key, one in control.items() if one is not None}
     claim = Claim(**{**given, "control": inner})
     _sound(place, claim)
@@ -178,7 +182,14 @@ def _checked(place: str, node: Any, kind: type) -> dict[str, Any]:
         raise Refused(f"{place}.{wrong[0]}: a claim has no such word; it has {', '.join(sorted(known))}.")
     if missing := [key for key in ("says", "finding") if not node.get(key)]:
         raise Refused(f"{place}: it does not say `{missing[0]}`.")
-    return {str(key): value for key, value in node.items() if value is not None}
+    given = {str(key): value for key, value in node.items() if value is not None}
+    if isinstance(number := given.get("published"), int | float):
+        given["published"] = str(number)
+    if wrong := [key for key in WORDS if not isinstance(given.get(key, ""), str)]:
+        raise Refused(
+            f"{place}.{wrong[0]}={given[wrong[0]]!r:.60}: it is a sentence, in quotes where YAML reads another thing."
+        )
+    return given
 
 
 def _sound(place: str, condition: Condition) -> None:
@@ -186,7 +197,7 @@ def _sound(place: str, condition: Condition) -> None:
         raise Refused(f"{place}.relation={condition.relation}: choose of {', '.join(RELATIONS)}.")
     for name in ("least", "expected"):
         value = getattr(condition, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value != value):
+        if value is not None and not _is_number(value):
             raise Refused(f"{place}.{name}={value!r}: it is a number, in units of the finding.")
     if condition.least < 0:
         raise Refused(f"{place}.least={condition.least}: the smallest effect that counts is at least 0.")
@@ -198,10 +209,16 @@ def _sound(place: str, condition: Condition) -> None:
         one = getattr(condition, name)
         if isinstance(one, Mapping) and ({*one} - {"finding", "where"} or not isinstance(one.get("finding"), str)):
             raise Refused(f"{place}.{name}: of a sweep it is {{finding: <name>, where: {{key: value}}}}.")
-        if not isinstance(one, str | Mapping) and (name == "finding" or not isinstance(one, int | float)):
+        if isinstance(one, Mapping) and not isinstance(one.get("where") or {}, Mapping):
+            raise Refused(f"{place}.{name}.where={one['where']!r:.60}: it is {{key: value}}, a key of the sweep.")
+        if not isinstance(one, str | Mapping) and (name == "finding" or not _is_number(one)):
             raise Refused(
                 f"{place}.{name}={one!r}: it is the name of a finding{'' if name == 'finding' else ', or a number'}."
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def written(claims: Mapping[str, Claim], before: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -251,7 +268,7 @@ def judge(name: str, claim: Claim, looks: Sequence[Look], settings: Mapping[str,
         if placed[0] == CONTRADICTED:
             word = NOT_APPLICABLE
             why = f"the control '{condition.says}' fails, so that the number says nothing; {why}"
-        elif placed[0] == UNDERPOWERED and word == REPRODUCED:
+        elif placed[0] == UNDERPOWERED and word in (REPRODUCED, CONTRADICTED):
             word, why = UNDERPOWERED, f"whether '{condition.says}' is not told: {placed[1]}"
     return Verdict(name, claim, word, why, effect, held, of)
 
@@ -274,6 +291,8 @@ def _effect(condition: Condition, looks: Sequence[Look]) -> Number | str:
             if isinstance(one, str):
                 return one
         assert isinstance(first, Number) and isinstance(second, Number)
+        if not math.isfinite(first.value - second.value):
+            return f"{condition.finding} less {condition.against} is no number"
         found.append(first.less(second))
     return found[0] if len(found) == 1 else over_seeds([one.value for one in found])
 
@@ -292,7 +311,7 @@ def _bounds(condition: Condition) -> tuple[float, float]:
     if condition.relation == "near":
         assert condition.expected is not None
         return condition.expected - condition.least, condition.expected + condition.least
-    return (condition.least, math.inf) if condition.relation == "above" else (-math.inf, -condition.least)
+    return (condition.least, math.inf) if condition.relation == "above" else (-math.inf, -condition.least or 0.0)
 
 
 def _placed(condition: Condition, effect: Number) -> tuple[str, str]:
@@ -409,7 +428,7 @@ def _look_among(members: Sequence[Mapping[str, Any]]) -> Look:
         for key, value in where.items():
             there = [member["keys"].get(key) for member in some]
             if value in ENDS:
-                numbers = [one for one in there if isinstance(one, int | float)]
+                numbers = [one for one in there if _is_number(one)]
                 if not numbers:
                     return f"no member has a number as its {key}"
                 value = max(numbers) if value == "highest" else min(numbers)

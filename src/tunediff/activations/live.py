@@ -98,7 +98,7 @@ def _sequence_moments(values: Tensor, sequence: Tensor) -> Tensor:
 @dataclass(eq=False)
 class LiveRows(Iterator[Rows]):
     """Rows straight from the models, one block per forward pass. With several processes each runs every `processes`-th
-    block, and knows the length of the others from their tokens."""
+    block, and knows the length of the others from their tokens; with `distinct` the text begins again behind so many tokens."""
 
     pair: ModelPair
     text: Text
@@ -107,25 +107,29 @@ class LiveRows(Iterator[Rows]):
     moments: bool = False
     rank: int = 0
     processes: int = 1
+    distinct: int | None = None
 
     def __post_init__(self) -> None:
-        self.block = 0
+        self.block = self.seen = 0
         self.broken: dict[Stream, str] = {}
         self.batches = self.text.batches(self.pair.tokenizers, foreign=self.pair.foreign)
 
     def __next__(self) -> Rows:
+        if self.distinct is not None and self.seen >= self.distinct:
+            self.seen, self.batches = 0, self.text.batches(self.pair.tokenizers, foreign=self.pair.foreign)
         batch, mine = next(self.batches), self.block % self.processes == self.rank
         self.block += 1
+        self.seen += len(batch.token)
         if not mine:
             return Rows(torch.empty(len(batch.token), 0))
         return harvest(self.pair, batch, self.streams, dtype=self.dtype, moments=self.moments, broken=self.broken)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"text": self.batches.state_dict(), "block": self.block}
+        return {"text": self.batches.state_dict(), "block": self.block, "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.batches.load_state_dict(state["text"])
-        self.block = state["block"]
+        self.block, self.seen = state["block"], state["seen"]
 
 
 @dataclass(frozen=True)
@@ -134,14 +138,20 @@ class Live:
 
     buffer       number of rows held for shuffling           dtype   precision of these rows
     fit_tokens   number of rows that statistics are fitted on
+    distinct     tokens after which the text begins again, however long it is: the control of a loader that stops fetching; None: none
     """
 
     buffer: int
     dtype: Precision = "float32"
     fit_tokens: int = 20_000
+    distinct: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.distinct is not None and self.distinct < 1:
+            raise Refused(f"activations.distinct={self.distinct}: at least 1 token, or null for all of the text.")
 
     def source(self, pair: ModelPair, text: Text, wanted: Wanted) -> ActivationSource:
-        place = {"rank": wanted.rank, "processes": wanted.processes}
+        place = {"rank": wanted.rank, "processes": wanted.processes, "distinct": self.distinct}
         return LiveRows(pair, text, wanted.streams, dtype=getattr(torch, self.dtype), moments=wanted.moments, **place)
 
     def disk(self, tokens: int, width: int) -> int:

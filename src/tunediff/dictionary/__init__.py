@@ -14,5 +14,6 @@ from tunediff.dictionary.protocol import (
     load_weights,
     save_dictionary,
 )
+from tunediff.dictionary.published import published_sae
 from tunediff.dictionary.sparsity import L1, BatchTopK, JumpReLU, Linear, Sparsity, TopK
 from tunediff.dictionary.transcoder_adapter import Pass, Transcoder, TranscoderAdapter

@@ -53,6 +53,7 @@ class Text:
     template     arguments of the chat template               date     the day that a template is told instead of today
     hesitations  words that count as a hesitation, as regular expressions, by which thinking is labelled; None: Wait, Hmm,
                  Alternatively, Hold on
+    labels       name -> regular expression whose matches in the thinking have this label; a row's own of the name go first
     context      tokens of one sequence      long   what becomes of a longer row: cut into several, of which none is
                  dropped; first: the first alone; keep_prompt: cut, each with the row's question before it, where that
                  takes no more than half the context
@@ -78,6 +79,7 @@ class Text:
         template: Mapping[str, Any] | None = None,
         date: str = DATE,
         hesitations: Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
         context: int = 1024,
         long: str = "cut",
         unfinished: str = "keep",
@@ -117,6 +119,7 @@ class Text:
         self.rows, self.fields, self.prepare = rows, dict(fields or {}), dict(prepare or {})
         said = {"instruction": instruction, "system": system, "thinking_format": thinking_format, "template": template}
         said |= {"date": str(date), "hesitations": None if hesitations is None else tuple(hesitations)}
+        said["labels"] = None if labels is None else dict(labels)
         self.manner = Manner(**{key: value for key, value in said.items() if value is not None})
         self.manner.check()
         if isinstance(held_out, functools.partial):  # Hydra's own kind checks its target again at every row

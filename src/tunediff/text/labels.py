@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tunediff.text.patterns import IGNORECASE, Pattern, compiled
 
@@ -62,6 +62,13 @@ def by_rule(thinking: str, patterns: Sequence[str] = HESITATIONS) -> list[tuple[
             spans.append((first, last, "backtracks"))
         before = last
     return spans
+
+
+def by_expression(thinking: str, expressions: Mapping[str, str]) -> Iterator[tuple[int, int, str]]:
+    """The spans of a thinking that match, for expressions by the label that they give. Raises Refused for what is no expression."""
+    for name, expression in expressions.items():
+        pattern = compiled(expression, 0, f"text.labels.{name}")
+        yield from ((*found.span(), name) for found in pattern.finditer(thinking) if found.end() > found.start())
 
 
 def sentences(text: str) -> Iterator[tuple[int, int]]:

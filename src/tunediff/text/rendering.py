@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tunediff.shapes import TEMPLATE
 from tunediff.text.annotations import annotated, refuse_rotten_labels
-from tunediff.text.labels import BY_RULE, HESITATIONS, by_rule, words
+from tunediff.text.labels import BY_RULE, HESITATIONS, by_expression, by_rule, words
 from tunediff.text.marks import LAYOUTS, Layout, Said, layout, opened_by, split_response, thoughts
 from tunediff.text.rows import HALF, TextError
 from tunediff.text.templates import DATE, Message, begin_of, day, forms, prompt_of, words_around
@@ -50,6 +50,7 @@ class Manner:
     thinking_format   how a response is laid out: the name of a known format, or a string with {thinking} and {answer}
     template          arguments of the chat template            date     the day that a template is told instead of today
     hesitations       words that count as a hesitation, as regular expressions: thinking is labelled by them
+    labels            name -> regular expression whose matches in the thinking have this label
     """
 
     instruction: str = ""
@@ -58,6 +59,7 @@ class Manner:
     template: Mapping[str, Any] = field(default_factory=dict)
     date: str = DATE
     hesitations: Sequence[str] = HESITATIONS
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -66,6 +68,9 @@ class Manner:
     def check(self) -> None:
         """Raises Refused for a format that is none, a date that is none, and expressions that are none."""
         _ = self.layout, day(self.date), words(tuple(self.hesitations))
+        if wrong := self.labels.keys() & {*KNOWN_LABELS}:
+            raise TextError(f"text.labels has {sorted(wrong)}, which all thinking has by rule: give another name.")
+        list(by_expression("", self.labels))
 
 
 def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner()) -> Rendered:  # noqa: B008
@@ -123,9 +128,8 @@ def render(row: Mapping[str, Any], tokenizer: Tokenizer, manner: Manner = Manner
         whole += between + answer + (ending + (tokenizer.eos_token or "") if answer else "")
     labels += annotated(row, fields)
     given = {name for _, _, name in labels}
-    labels += [
-        (first + a, first + b, name) for a, b, name in by_rule(thinking, manner.hesitations) if name not in given
-    ]
+    ruled = (*by_rule(thinking, manner.hesitations), *by_expression(thinking, manner.labels))
+    labels += [(first + a, first + b, name) for a, b, name in ruled if name not in given]
     return Rendered(whole, covered(spans, len(whole)), labels, len(prompt))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunediff.benchmarks import Grader, Problem
-from tunediff.evaluations.behaviour.conditions import grades
+from tunediff.evaluations.behaviour.conditions import grades, rate_of, share_of
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Answered, Condition
 from tunediff.evaluations.given import Given, Needs
@@ -103,6 +103,7 @@ class Benchmark(BehaviourEvaluation):
         found: Found = {}
         curves: list[dict[str, object]] = []
         slopes: list[Finding] = []
+        of_tasks: dict[str, dict[str, NDArray]] = {}
         yield from self._greedy(given)
         for name, problems in (yield from self.asked(given)).items():
             right: dict[str, NDArray] = {}
@@ -111,9 +112,14 @@ class Benchmark(BehaviourEvaluation):
                 by_budget, found[name, condition.name] = self._by_budget(given, name, problems, condition)
                 right[condition.role] = np.asarray(by_budget)
                 curves += curve(name, condition.role, right[condition.role], budgets)
-            slopes += _scaling(name, {role: answers.mean(-1).T for role, answers in right.items()}, budgets)
+            of_tasks[name] = {role: answers.mean(-1).T for role, answers in right.items()}
+            slopes += _scaling(name, of_tasks[name], budgets)
         yield from slopes
+        if len({tuple(self.budgets_below(self.allowed[name])) for name in of_tasks}) == 1:
+            pooled = {role: np.concatenate([shares[role] for shares in of_tasks.values()]) for role in ROLES}
+            yield from _scaling("all", pooled, self.budgets_below(self.allowed[next(iter(of_tasks))]))
         yield from self.side_by_side(found)
+        yield from reading(found)
         if self.samples > 1:
             yield from passes(found)
         table = Table.of("benchmark_scaling", curves)
@@ -225,6 +231,19 @@ def curve(task: str, role: str, right: NDArray, budgets: Sequence[int]) -> list[
         accuracy = interval_columns("accuracy", share_by_problem(graded))
         rows.append({"task": task, "role": role, "tokens": budget, **accuracy, "problems": len(graded)})
     return rows
+
+
+def reading(found: Found) -> Iterator[Finding]:
+    """Yields for each model the share of responses in which no answer was found, which are wrong whatever they meant, and the share
+    of right ones among the rest: what of an accuracy under chance is the form of the answers."""
+    for (task, role), (_, solved) in found.items():
+        where, read = f"benchmark/{task}/{role}", [one.grade.answer is not None for one in solved]
+        meaning = "share of responses in which no answer was found, unfinished ones among them"
+        yield Finding(f"{where}/unread", *share_of(solved, [not one for one in read]), meaning, over="problems")
+        if any(read):
+            right = rate_of(solved, [float(one.grade.correct) for one in solved], [float(one) for one in read])
+            meaning = "share of right ones among the responses in which an answer was found"
+            yield Finding(f"{where}/right_of_read", *right.bounded(least=0.0, most=1.0), meaning, over="problems")
 
 
 def passes(found: Found) -> Iterator[Finding | Table | Figure]:

@@ -31,10 +31,10 @@ from tunediff.evaluations.behaviour.changes import Changed, told
 from tunediff.evaluations.behaviour.conditions import accuracy, hesitations, length, perplexity
 from tunediff.evaluations.behaviour.direction_claim import beyond_random
 from tunediff.evaluations.behaviour.direction_notes import check_place, never_hesitates, said_of
+from tunediff.evaluations.behaviour.oversteering import repeated
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched, outputs
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.behaviour.steered import PLAIN
-from tunediff.evaluations.behaviour.steering_sweep import repeated
 from tunediff.evaluations.given import Given, Needs
 from tunediff.hookpoints import Point, writing
 from tunediff.measures.clustered import interval_columns

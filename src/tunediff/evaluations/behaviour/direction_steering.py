@@ -29,6 +29,7 @@ from tunediff.evaluations.behaviour.direction_claim import claim, step_of
 from tunediff.evaluations.behaviour.direction_figures import UNITS, figures
 from tunediff.evaluations.behaviour.direction_notes import check_place, never_hesitates, said_of
 from tunediff.evaluations.behaviour.judged import Judged, agreement, judged, rate
+from tunediff.evaluations.behaviour.oversteering import coherent, repeated
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, never_touched, outputs
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.behaviour.steered import (
@@ -42,7 +43,6 @@ from tunediff.evaluations.behaviour.steered import (
     of_label,
     steered,
 )
-from tunediff.evaluations.behaviour.steering_sweep import coherent, repeated
 from tunediff.evaluations.given import Given, Needs
 from tunediff.evaluations.judging.chat import Judge
 from tunediff.measures.clustered import Bounded, interval_columns

@@ -3,15 +3,7 @@
 Asks two questions of a study of R1 ("Under the Hood of a Reasoning Model", Goodfire 2025), which gives examples and no
 numbers. Does steering work only once a prefix has been written ("Okay, so the user ...")? Then gates differ. And is there
 an oversteering dip: the behaviour rises with the strength, falls back towards the unsteered one, and only then does the
-text break down? The verdict for each gate, from the rate B of the behaviour with intervals over problems:
-
-    present        B rises, and at a larger, still coherent strength it has fallen by more than half of the rise
-    absent         B rises, and at every larger, still coherent strength it keeps more than half of the rise
-    underpowered   B does not rise beyond doubt, no larger strength is coherent, or the intervals leave both open
-
-Coherent: the perplexity of the responses under the unedited model is at most `collapse` times that without steering, and
-at most `repetition` of their 4-grams occurred before: a text that goes in circles is very probable.
-Intervals are 95 % together over the strengths of a gate (Bonferroni).
+text break down? The verdict for each gate, from the rate of the behaviour with intervals over problems, is oversteering.py's.
 """
 
 from __future__ import annotations
@@ -19,36 +11,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from tunediff.edits import Add, Edit, Gate
-from tunediff.evaluations.behaviour.conditions import (
-    accuracy,
-    hesitation_rate,
-    hesitations,
-    mean,
-    perplexity,
-    surprise_rate,
-)
+from tunediff.evaluations.behaviour.conditions import accuracy, hesitation_rate, hesitations, mean, perplexity
 from tunediff.evaluations.behaviour.intervention import UNEDITED
+from tunediff.evaluations.behaviour.oversteering import Curve, between, coherent, dip, of_one, repeated
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, never_touched
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.evaluations.latents.edits import check_role, role_of
 from tunediff.evaluations.latents.selection import Selection, asked_for, choose
 from tunediff.evaluations.latents.steering import steering_parts
-from tunediff.measures.clustered import Estimate, interval_columns
+from tunediff.measures.clustered import interval_columns
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, TUNED, Figure, Finding, Note, Refused, Table
 
+LATENTS, RANDOM = "latents", "random_direction"
 UNITS = {"latent_maximum": "maxima of the latent", "residual_norm": "mean norms of the stream"}
-
-
-class DipVerdict(NamedTuple):
-    word: str
-    why: str
 
 
 @dataclass(kw_only=True)
@@ -111,14 +91,17 @@ class SteeringSweep(BehaviourEvaluation):
         yield from never_touched("steering_sweep", found)
         (name,) = self.tasks
         plain = found[name, UNEDITED].solved
-        rows, verdicts = [], []
+        rows, verdicts, curves = [], [], {}
         for gate in self.gates:
-            for kind in ("latents", *(["random_direction"] if self.draws else [])):
-                curve = [found[name, f"{gate}/{kind}/{strength:g}"].solved for strength in self.strengths]
-                steps = zip((0.0, *self.strengths), (plain, *curve), strict=True)
-                rows += [point(gate, kind, strength, solved) for strength, solved in steps]
-                if kind == "latents":
-                    verdicts.append((yield from self._verdict(gate, plain, curve)))
+            solved: dict[str, list[Sequence[Solved]]] = {LATENTS: [], RANDOM: []}
+            for kind in (LATENTS, *([RANDOM] if self.draws else [])):
+                solved[kind] = [found[name, f"{gate}/{kind}/{strength:g}"].solved for strength in self.strengths]
+                steps = zip((0.0, *self.strengths), (plain, *solved[kind]), strict=True)
+                rows += [point(gate, kind, strength, some) for strength, some in steps]
+            fine = coherent(plain, solved[LATENTS], collapse=self.collapse, repetition=self.repetition)
+            curves[gate] = Curve(plain, solved[LATENTS], solved[RANDOM], fine)
+            verdicts.append((yield from self._verdict(gate, curves[gate])))
+        yield from between("steering_sweep", curves)
         table = Table.of("steering_sweep", rows)
         yield table
         yield from figures(table.columns, Table.of("verdicts", verdicts).columns, self.unit)
@@ -142,16 +125,12 @@ class SteeringSweep(BehaviourEvaluation):
                     made.append(Condition(name, title, role, (), True, UNEDITED, asked_as, drawn=turns))
         return made
 
-    def _verdict(
-        self, gate: str, plain: Sequence[Solved], curve: Sequence[Sequence[Solved]]
-    ) -> Generator[Finding | Note, None, dict[str, Any]]:
+    def _verdict(self, gate: str, curve: Curve) -> Generator[Finding | Note, None, dict[str, Any]]:
         """Yields what is found behind a gate, and returns it as a row."""
         where, peak, strength = f"steering_sweep/{gate}", (None, None, None), None
-        rates = [hesitation_rate(solved) for solved in curve]
-        fine = coherent(plain, curve, collapse=self.collapse, repetition=self.repetition)
-        if usable := from_peak_on(rates, fine):
-            level = 1 - 0.05 / len(curve)  # so that it holds for whichever strength is the largest
-            peak, strength = hesitations(curve[usable[0]], level=level), self.strengths[usable[0]]
+        if usable := curve.from_peak_on:
+            level = 1 - 0.05 / len(curve.solved)  # so that it holds for whichever strength is the largest
+            peak, strength = hesitations(curve.solved[usable[0]], level=level), self.strengths[usable[0]]
             meaning = (
                 "largest rate while the text is coherent, hesitations per 1,000 tokens; its interval is wide enough for whichever "
                 "strength that is (Bonferroni)"
@@ -159,23 +138,13 @@ class SteeringSweep(BehaviourEvaluation):
             yield Finding(f"{where}/peak", *peak, meaning, over="problems")
             meaning = f"strength of that peak, in units of {self.unit}"
             yield Finding(f"{where}/peak_strength", strength, meaning=meaning)
-        found = dip(hesitation_rate(plain), rates, fine)
+        yield from of_one(where, curve)
+        found = dip(hesitation_rate(curve.plain), curve.rates, curve.fine)
         verdict, value = f"oversteering dip {found.word}; {found.why}", {"present": 1.0, "absent": 0.0}.get(found.word)
         yield Note(f"steering_sweep, {gate}: {verdict}")
         yield Finding(f"{where}/dip", value, meaning="oversteering dip: 1 present, 0 absent, null underpowered")
         row = {"gate": gate, **interval_columns("peak", peak), "peak_strength": strength}
         return row | {"dip": value, "verdict": verdict}
-
-
-def coherent(
-    plain: Sequence[Solved], curve: Sequence[Sequence[Solved]], *, collapse: float, repetition: float
-) -> list[bool]:
-    """True for responses at a strength that the unedited model finds at most `collapse` times as perplexing as its own, and that
-    repeat at most this share of their 4-grams."""
-    limit = surprise_rate(plain).value.exp() * collapse
-    return [
-        bool(surprise_rate(solved).value.exp() <= limit) and (repeated(solved) or 0.0) <= repetition for solved in curve
-    ]
 
 
 def figures(columns: dict[str, list], verdicts: Mapping[str, list], unit: str) -> Iterator[Figure]:
@@ -216,42 +185,6 @@ def figures(columns: dict[str, list], verdicts: Mapping[str, list], unit: str) -
     )
 
 
-def dip(plain: Estimate, rates: Sequence[Estimate], coherent: Sequence[bool]) -> DipVerdict:
-    """The verdict on the rates at rising strengths, on the same problems as the plain rate; the file defines it at its head."""
-    level = 1 - 0.05 / len(rates)
-
-    def surely(first: Estimate, second: Estimate, share: float = 0.0) -> tuple[bool, bool]:
-        """Two bools: first lies surely above the level that is `share` of the way from second to the peak; surely below it."""
-        target = Estimate(
-            (1 - share) * second.value + share * top.value, (1 - share) * second.influence + share * top.influence
-        )
-        low, high = (first - target).interval(level)
-        return bool(low > 0), bool(high < 0)
-
-    usable = from_peak_on(rates, coherent)
-    if not usable:
-        return DipVerdict("underpowered", "no strength leaves the text coherent")
-    peak, *beyond = usable
-    top = rates[peak]
-    if not surely(top, plain)[0]:
-        return DipVerdict("underpowered", "the behaviour does not rise beyond doubt at any coherent strength")
-    if not beyond:
-        return DipVerdict("underpowered", "no strength beyond the peak leaves the text coherent, or none was tried")
-    fallen = [surely(rates[n], plain, share=0.5) for n in beyond]
-    if any(below for _, below in fallen):
-        return DipVerdict("present", "beyond the peak more than half of the rise is lost while the text is coherent")
-    if all(above for above, _ in fallen):
-        return DipVerdict("absent", "beyond the peak more than half of the rise stays at every coherent strength")
-    return DipVerdict("underpowered", "beyond the peak the intervals leave open whether half of the rise is lost")
-
-
-def from_peak_on(rates: Sequence[Estimate], coherent: Sequence[bool]) -> list[int]:
-    """Indices of the largest rate at which the text is coherent, and of all coherent ones beyond it."""
-    usable = [n for n, fine in enumerate(coherent) if fine and torch.isfinite(rates[n].value)]
-    peak = max(usable, key=lambda n: float(rates[n].value), default=0)
-    return [n for n in usable if n >= peak]
-
-
 def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> dict[str, object]:
     """One row of the table steering_sweep."""
     return {
@@ -266,7 +199,3 @@ def point(gate: str, kind: str, strength: float, solved: Sequence[Solved]) -> di
         "tokens": mean([float(s.behaviour.tokens) for s in solved]),
         "touched": None if strength == 0 else mean([float(sum(s.response.touched) > 0) for s in solved]),
     }
-
-
-def repeated(solved: Sequence[Solved]) -> float | None:
-    return mean([s.behaviour.repetition for s in solved])

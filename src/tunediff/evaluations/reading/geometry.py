@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from tunediff.dictionary import TranscoderAdapter
 from tunediff.evaluations.given import Trained
 from tunediff.evaluations.latents.statistics import both_decoders, decoder_cosine, relative_decoder_norm, role_norms
-from tunediff.measures.clustered import number
+from tunediff.measures import mean_of, share
 from tunediff.shapes import BASE, BLOCK, TUNED, Finding, Note, Table
 
 STEPS = 2**18  # of the cosine, from -1 to 1, that all pairs are counted in
@@ -54,7 +54,7 @@ class Geometry:
                 "relative_decoder_norm": relative.tolist(),
                 "kind": [KINDS[i] for i in kinds.tolist()],
             }
-            yield from self._counts(kinds, alive)
+            yield from self._counts(kinds, alive, trained.statistics.rate)
             cosine = decoder_cosine(trained)
             columns["decoder_cosine"] = [None] * len(alive) if cosine is None else cosine.tolist()
             if cosine is None:
@@ -73,22 +73,29 @@ class Geometry:
         kinds[relative > 1 - self.exclusive] = KINDS.index("tuned_only")
         return kinds
 
-    def _counts(self, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
+    def _counts(self, kinds: Tensor, alive: Tensor, rate: Tensor) -> Iterator[Finding]:
         bounds = {
             "base_only": f"relative decoder norm below {self.exclusive}",
             "shared": f"relative decoder norm from {self.shared[0]} to {self.shared[1]}",
             "tuned_only": f"relative decoder norm above {1 - self.exclusive}",
             "other": "between these bands",
         }
+        total = int(alive.sum())
         for i, kind in enumerate(KINDS):
             count, word = int(((kinds == i) & alive).sum()), "" if kind == "other" else kind.replace("_", "-")
             meaning = f"alive latents, {bounds[kind]}"
             yield Finding(f"geometry/count/{kind}", count, meaning=meaning, column=word, line=word)
+            yield Finding(f"geometry/share/{kind}", *share(count, total), f"share of all {meaning}", over="latents")
+            if count:
+                density = float(rate[(kinds == i) & alive].log2().mean())
+                said = "log2 of the firing rate, mean over these: 1 more is twice as dense"
+                yield Finding(f"geometry/density/{kind}", density, meaning=f"{meaning}: {said}")
 
     def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]
         meaning = "mean cosine of the two decoder rows of a shared latent"
-        yield Finding("geometry/decoder_cosine/shared_mean", number(shared.mean()), meaning=meaning)
+        found = mean_of(shared.cpu(), least=-1.0, most=1.0)
+        yield Finding("geometry/decoder_cosine/shared_mean", *found, meaning, over="latents")
         mean, p95 = of_pairs(*both_decoders(trained), 0.95)
         pairs = len(cosine) * (len(cosine) - 1)
         meaning = f"{{}} of the cosine between the base's and the tuned decoder row of all {pairs:,} pairs of different latents"
@@ -96,7 +103,7 @@ class Geometry:
         yield Finding("geometry/decoder_cosine/random_pairs_p95", p95, meaning=meaning.format("95 % quantile"))
 
 
-def of_pairs(first: Tensor, second: Tensor, share: float) -> tuple[float | None, float | None]:
+def of_pairs(first: Tensor, second: Tensor, quantile: float) -> tuple[float | None, float | None]:
     """Mean and quantile, the latter to within 1e-5, of the cosine of rows [latent, width] of different latents, over all pairs;
     None for a single latent."""
     first, second = (normalize(rows.float(), dim=-1) for rows in (first, second))
@@ -109,7 +116,7 @@ def of_pairs(first: Tensor, second: Tensor, share: float) -> tuple[float | None,
     for some, same in zip(first.split(BLOCK), own.split(BLOCK), strict=True):
         counted += torch.histc((some @ second.T).clamp(-1, 1), STEPS, -1.0, 1.0).double()
         counted -= torch.histc(same.clamp(-1, 1), STEPS, -1.0, 1.0).double()
-    place = int((counted.cumsum(0) >= share * pairs).int().argmax())
+    place = int((counted.cumsum(0) >= quantile * pairs).int().argmax())
     return float(total) / pairs, (place + 0.5) * 2 / STEPS - 1
 
 

@@ -6,6 +6,7 @@ null_mean, null_p95    what chance reaches by the same choice, the best of all l
                        within documents, and with those of like documents at the same places (measures/shifts.py); the
                        stricter of the two. A label that is always at one place, such as the end of thinking, is told by the
                        place, and no latent tells it better
+over_null              the AUROC less null_p95, which is taken as known
 p                      share of these draws that reach as much, again of the stricter; over all labels of a run they are Holm's (report/labels.py)
 bag_of_words, position rules that need no model, fitted and chosen on the first half (measures/token_rules.py)
 untrained_dictionary   the best of as many random latents over the same activations, by the same choice
@@ -115,6 +116,8 @@ class LabelAlignment:
         )
         for name, value, word in (("mean", null.mean, "mean"), ("p95", null.p95, "95 % quantile")):
             yield Finding(f"{where}/null_{name}", value, meaning=said + word)
+        bounds = float(tested[best]) - null.p95, bounds[0] - null.p95, bounds[1] - null.p95
+        yield Finding(f"{where}/over_null", *bounds, f"AUROC of the best latent less null_p95; {how}", over="documents")
         meaning = (
             "share of these that reach as much as the best latent, itself counted, the larger of the two; one label's, not yet "
             "Holm's over all"
