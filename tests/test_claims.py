@@ -322,8 +322,11 @@ def test_a_verdict_is_a_finding_where_it_has_a_number_and_always_a_row(tmp_path)
     verdicts = of_run(claims, {"a/b": found(0.9, 0.85, 0.95), "c": found(1.0, 0.9, 1.1)}, {"layer": 3})
     *findings, table = found_in(verdicts)
     assert [(one.name, one.value, one.over) for one in findings] == [
-        ("claims/one", pytest.approx(0.4), "documents"),
-        ("claims/bare", 0.9, "documents"),
+        ("claims/one/verdict", 1, ""),
+        ("claims/one/effect", pytest.approx(0.4), "documents"),
+        ("claims/bare/verdict", 1, ""),
+        ("claims/bare/effect", 0.9, "documents"),
+        ("claims/none/verdict", None, ""),
     ]
     assert all(isinstance(one, Finding) for one in findings) and isinstance(table, Table)
     write_table(tmp_path, table)

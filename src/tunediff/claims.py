@@ -25,6 +25,7 @@ from tunediff.shapes import Finding, Refused, Table
 
 REPRODUCED, CONTRADICTED, UNDERPOWERED, NOT_APPLICABLE = "reproduced", "contradicted", "underpowered", "not applicable"
 VERDICTS = (REPRODUCED, CONTRADICTED, UNDERPOWERED, NOT_APPLICABLE)
+AS_NUMBERS = {REPRODUCED: 1, UNDERPOWERED: 0, CONTRADICTED: -1}  # for what plots numbers alone
 RELATIONS = ("above", "below", "near")
 # how much a published value bears: in the source's own table or text, read off a figure, in its public code, told by somebody
 # else, worked out from others, or said here of what the field holds
@@ -359,13 +360,16 @@ def of_run(
 
 
 def found_in(verdicts: Sequence[Verdict]) -> Iterator[Finding | Table]:
-    """Yields a finding for each verdict that has a number, and the table `claims`."""
+    """Yields two findings for each verdict, its effect where there is a number and its word as one, and the table `claims`."""
     for verdict in verdicts:
+        said = "1 reproduced, 0 underpowered, -1 contradicted, no value where it is not applicable"
+        meaning = f"{verdict.word}: {verdict.claim.says} ({said})"
+        yield Finding(f"claims/{verdict.name}/verdict", AS_NUMBERS.get(verdict.word), meaning=meaning)
         if verdict.effect is not None:
             effect = verdict.effect
             meaning = f"{verdict.word}: {verdict.claim.says} ({verdict.claim.source}); {verdict.why}"
             over = effect.over or ("examples" if effect.low is not None else "")
-            yield Finding(f"claims/{verdict.name}", effect.value, effect.low, effect.high, meaning, over=over)
+            yield Finding(f"claims/{verdict.name}/effect", effect.value, effect.low, effect.high, meaning, over=over)
     yield Table.of("claims", [verdict.row() for verdict in verdicts])
 
 
