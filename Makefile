@@ -13,7 +13,11 @@ fresh = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip $(PIP_INSTALL) "$(TORCH)"
 results: .venv/.ready
 	$(BIN)/python bench/publish.py
 
-.PHONY: demo test test-newest test-lowest lock lint licences audit clean results
+# every published claim of conf/experiment on the embedded pair, and RESULTS.md
+reproduce: .venv/.ready
+	$(BIN)/python bench/reproduce.py
+
+.PHONY: demo reproduce test test-newest test-lowest lock lint licences audit clean results
 
 demo: .venv/.ready
 	$(BIN)/python train.py

@@ -63,10 +63,41 @@ def save_shape(folder: Path, name: str) -> Path:
         **sizes, max_position_embeddings=positions, tie_word_embeddings=tied, dtype="bfloat16"
     )
     config.save_pretrained(folder)
+    copy_tokenizer(folder, tokenizer)
+    return save_stand_in(folder)
+
+
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def sizes_of(shape: str, *, small: bool = False) -> dict:
+    """The sizes of a shape, or with its depth and vocabulary alone, of width 64."""
+    return SHAPES[shape] | (SMALL if small else {})
+
+
+def save_small(folder: Path, name: str) -> Path:
+    """A model of MODELS with random weights of width 64, of the real depth, and a real tokenizer."""
+    import torch
+    import transformers
+
+    if (folder / "model.safetensors").exists():
+        return folder
+    shape, tokenizer, positions, tied = MODELS[name]
+    sizes = sizes_of(shape, small=True)
+    architecture = sizes.pop("architecture")
+    torch.manual_seed(len(name))
+    config = getattr(transformers, f"{architecture}Config")(
+        **sizes, head_dim=16, max_position_embeddings=positions, tie_word_embeddings=tied, dtype="bfloat16"
+    )
+    getattr(transformers, f"{architecture}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(folder)
+    copy_tokenizer(folder, tokenizer)
+    return folder
+
+
+def copy_tokenizer(folder: Path, tokenizer: str) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (real(tokenizer) / file).exists():
             shutil.copy(real(tokenizer) / file, folder)
-    return save_stand_in(folder)
 
 
 def save_tensors(file: Path, shapes: dict[str, list[int]]) -> None:
@@ -82,11 +113,11 @@ def save_tensors(file: Path, shapes: dict[str, list[int]]) -> None:
         made.truncate(8 + len(content) + end)
 
 
-def save_lora(folder: Path, shape: str) -> Path:
+def save_lora(folder: Path, shape: str, *, small: bool = False) -> Path:
     """A rank-1 adapter of all seven matrices of every layer, in PEFT's format."""
     from peft import LoraConfig
 
-    sizes = SHAPES[shape]
+    sizes = sizes_of(shape, small=small)
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
     keys = width // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
     ends = {"mlp.gate_proj": (width, inner), "mlp.up_proj": (width, inner), "mlp.down_proj": (inner, width)}
@@ -103,9 +134,9 @@ def save_lora(folder: Path, shape: str) -> Path:
     return folder
 
 
-def save_transcoders(folder: Path, shape: str) -> Path:
+def save_transcoders(folder: Path, shape: str, *, small: bool = False) -> Path:
     """Transcoder adapters in their authors' format, without the rest of their checkpoint."""
-    width, layers = SHAPES[shape]["hidden_size"], SHAPES[shape]["num_hidden_layers"]
+    width, layers = (sizes_of(shape, small=small)[name] for name in ("hidden_size", "num_hidden_layers"))
     folder.mkdir(parents=True, exist_ok=True)
     config = {"transcoder_n_features": LATENTS, "transcoder_dec_bias": True}
     config |= {"num_hidden_layers": layers, "hidden_size": width}

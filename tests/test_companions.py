@@ -93,7 +93,9 @@ def test_a_planted_direction_is_named_by_a_confirmed_latent_that_lies_near_it():
         made.W_dec[:48, 64:] = events.directions[0]
     called = Called(made, TUNED, torch.tensor([0, 1, 1, 47, 50]))
     called.holds = torch.tensor([True, False, True, True, True])
-    power, table, note = planted_recall(called)
+    called.alive = torch.tensor([True, True, True, True, True])
+    power, precision, by_norm, table, note = planted_recall(called)
+    assert (precision.value, by_norm.value) == (3 / 4, 4 / 5), "latent 50 writes what nobody planted"
     assert power.value == 3 / 48 and power.low < 3 / 48 < power.high
     assert sum(table.columns["named"]) == 3 and sum(table.columns["directions"]) == 48
     assert "2 of 16 at 0.125 of the base's median norm, 0 of 16 at 0.25 of" in note.text
@@ -184,6 +186,11 @@ def test_what_was_found_beside_the_dictionary_is_found_again_from_its_folder(acc
     assert findings(accompanied) == before
     table = run.table("controls").to_pydict()
     assert table["read"] == [name for name in ("pair", *CONTROLS) for _ in range(2)]
+    for read, kind, called, sure in zip(*table.values(), strict=True):
+        if read == "pair":
+            assert before[f"latent_scaling/confirmed/{kind}"] == (sure / called if called else None)
+        else:
+            assert before[f"latent_scaling/control/{read}/called/{kind}"] == called
 
 
 def test_what_untrained_dictionaries_share_is_what_their_start_shares(tmp_path):

@@ -240,6 +240,15 @@ def test_kinds_are_counted_by_their_bands_among_the_living_and_their_cosine_is_t
     heads = {kind: findings[f"geometry/count/{kind}"].column for kind in KINDS}
     assert heads == {"base_only": "base-only", "shared": "shared", "tuned_only": "tuned-only", "other": ""}
     assert findings["geometry/count/tuned_only"].line == "tuned-only"
+    assert findings["geometry/share/other"].value == 4 / 8, "of the living"
+
+
+def test_the_density_of_a_kind_is_the_mean_logarithm_of_its_living_latents_rates():
+    """Two latents of rates 1/2 and 1/8 are as dense as two of 1/4, and a dead one counts nowhere."""
+    kinds, rate = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1 / 2, 1 / 8, 0.0, 1 / 2, 1 / 4])
+    found = {one.name: one.value for one in Geometry()._counts(kinds, rate > 0, rate)}
+    assert (found["geometry/density/base_only"], found["geometry/density/shared"]) == (-2.0, -1.5)
+    assert "geometry/density/tuned_only" not in found and found["geometry/share/tuned_only"] == 0.0
 
 
 def test_random_pairs_are_all_pairs_of_different_latents_one_from_either_model(pair):

@@ -240,7 +240,7 @@ def test_a_misspelt_word_is_refused_with_the_nearest_legal_one(argument, nearest
 
 
 def test_a_word_like_no_other_is_answered_with_the_list():
-    assert "The settings are activations, budget, checkpoint_every, dictionary" in refused("zzzzqqq=1")
+    assert "The settings are activations, budget, checkpoint_every, claims, dictionary" in refused("zzzzqqq=1")
 
 
 def test_what_a_verb_cannot_do_without_is_asked_for_before_anything_is_read(tmp_path):

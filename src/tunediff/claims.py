@@ -16,22 +16,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-
-import numpy as np
-from scipy import stats
 
 from tunediff.shapes import Finding, Refused, Table
 
 REPRODUCED, CONTRADICTED, UNDERPOWERED, NOT_APPLICABLE = "reproduced", "contradicted", "underpowered", "not applicable"
 VERDICTS = (REPRODUCED, CONTRADICTED, UNDERPOWERED, NOT_APPLICABLE)
+AS_NUMBERS = {REPRODUCED: 1, UNDERPOWERED: 0, CONTRADICTED: -1}  # for what plots numbers alone
 RELATIONS = ("above", "below", "near")
 # how much a published value bears: in the source's own table or text, read off a figure, in its public code, told by somebody
 # else, worked out from others, or said here of what the field holds
 TRUSTS = ("table", "text", "figure", "code", "second_hand", "derived", "field")
 ENDS = ("lowest", "highest")  # members of a sweep by a numeric key
+WORDS = ("says", "source", "published", "trust", "relation", "elsewhere")  # what a claim has as words
 Look = Callable[[Any], "Number | str"]  # a finding, or {finding, where} -> its number, or why there is none
 
 
@@ -47,13 +47,10 @@ class Number:
     def less(self, other: Number) -> Number:
         """The difference. Its interval takes both as independent, which is too wide for two conditions of the same problems."""
         value = self.value - other.value
-        mine, theirs = ((one.low, one.high) for one in (self, other))
-        if other.over == "exact":
-            theirs = (other.value, other.value)
-        if None in (*mine, *theirs):
+        if self.low is None or self.high is None or other.low is None or other.high is None:
             return Number(value)
-        low = value - math.hypot(self.value - mine[0], theirs[1] - other.value)
-        high = value + math.hypot(mine[1] - self.value, other.value - theirs[0])
+        low = value - math.hypot(self.value - self.low, other.high - other.value)
+        high = value + math.hypot(self.high - self.value, other.value - other.low)
         return Number(value, low, high, self.over)
 
 
@@ -72,7 +69,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Claim(Condition):
-    """What was reported, and what would count as the same here.
+    """A published result, and what would count as the same here.
 
     source     title, year or arXiv number, and section       published  the value as its source writes it
     trust      of TRUSTS                                      control    name -> Condition that has to hold besides
@@ -144,6 +141,10 @@ class Verdict:
 
 def claims_in(settings: Mapping[str, Any] | None) -> dict[str, Claim]:
     """The claims of a config by name. Raises Refused for a key that no claim has and for a value of another kind."""
+    if not isinstance(settings or {}, Mapping):
+        raise Refused(
+            f"claims={settings!s:.60} is one value, where claims by name belong: claims.<name>.says=... and so on."
+        )
     return {str(name): _claim(str(name), node) for name, node in (settings or {}).items() if node is not None}
 
 
@@ -153,6 +154,9 @@ def _claim(name: str, node: Any) -> Claim:
     control = given.get("control") or {}
     if not isinstance(control, Mapping):
         raise Refused(f"{place}.control: a name for each condition, name: {{says: ..., finding: ...}}.")
+    for name in ("only", "learnt"):
+        if not isinstance(given.get(name, {}), Mapping):
+            raise Refused(f"{place}.{name}={given[name]!r:.60}: it is a mapping, of settings or of verdicts.")
     inner = {str(key): _condition(f"{place}.control.{key}", one) for key, one in control.items() if one is not None}
     claim = Claim(**{**given, "control": inner})
     _sound(place, claim)
@@ -179,7 +183,14 @@ def _checked(place: str, node: Any, kind: type) -> dict[str, Any]:
         raise Refused(f"{place}.{wrong[0]}: a claim has no such word; it has {', '.join(sorted(known))}.")
     if missing := [key for key in ("says", "finding") if not node.get(key)]:
         raise Refused(f"{place}: it does not say `{missing[0]}`.")
-    return {str(key): value for key, value in node.items() if value is not None}
+    given = {str(key): value for key, value in node.items() if value is not None}
+    if isinstance(number := given.get("published"), int | float):
+        given["published"] = str(number)
+    if wrong := [key for key in WORDS if not isinstance(given.get(key, ""), str)]:
+        raise Refused(
+            f"{place}.{wrong[0]}={given[wrong[0]]!r:.60}: it is a sentence, in quotes where YAML reads another thing."
+        )
+    return given
 
 
 def _sound(place: str, condition: Condition) -> None:
@@ -187,7 +198,7 @@ def _sound(place: str, condition: Condition) -> None:
         raise Refused(f"{place}.relation={condition.relation}: choose of {', '.join(RELATIONS)}.")
     for name in ("least", "expected"):
         value = getattr(condition, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value != value):
+        if value is not None and not _is_number(value):
             raise Refused(f"{place}.{name}={value!r}: it is a number, in units of the finding.")
     if condition.least < 0:
         raise Refused(f"{place}.least={condition.least}: the smallest effect that counts is at least 0.")
@@ -199,10 +210,16 @@ def _sound(place: str, condition: Condition) -> None:
         one = getattr(condition, name)
         if isinstance(one, Mapping) and ({*one} - {"finding", "where"} or not isinstance(one.get("finding"), str)):
             raise Refused(f"{place}.{name}: of a sweep it is {{finding: <name>, where: {{key: value}}}}.")
-        if not isinstance(one, str | Mapping) and (name == "finding" or not isinstance(one, int | float)):
+        if isinstance(one, Mapping) and not isinstance(one.get("where") or {}, Mapping):
+            raise Refused(f"{place}.{name}.where={one['where']!r:.60}: it is {{key: value}}, a key of the sweep.")
+        if not isinstance(one, str | Mapping) and (name == "finding" or not _is_number(one)):
             raise Refused(
                 f"{place}.{name}={one!r}: it is the name of a finding{'' if name == 'finding' else ', or a number'}."
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def written(claims: Mapping[str, Claim], before: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -252,7 +269,7 @@ def judge(name: str, claim: Claim, looks: Sequence[Look], settings: Mapping[str,
         if placed[0] == CONTRADICTED:
             word = NOT_APPLICABLE
             why = f"the control '{condition.says}' fails, so that the number says nothing; {why}"
-        elif placed[0] == UNDERPOWERED and word == REPRODUCED:
+        elif placed[0] == UNDERPOWERED and word in (REPRODUCED, CONTRADICTED):
             word, why = UNDERPOWERED, f"whether '{condition.says}' is not told: {placed[1]}"
     return Verdict(name, claim, word, why, effect, held, of)
 
@@ -269,21 +286,25 @@ def _effect(condition: Condition, looks: Sequence[Look]) -> Number | str:
     for look in looks:
         first = look(condition.finding)
         against = condition.against
-        second = Number(float(against), over="exact") if isinstance(against, int | float) else look(against)
+        exact = float(against) if isinstance(against, int | float) else None
+        second = look(against) if exact is None else Number(exact, exact, exact)
         for one in (first, second):
             if isinstance(one, str):
                 return one
         assert isinstance(first, Number) and isinstance(second, Number)
+        if not math.isfinite(first.value - second.value):
+            return f"{condition.finding} less {condition.against} is no number"
         found.append(first.less(second))
     return found[0] if len(found) == 1 else over_seeds([one.value for one in found])
 
 
 def over_seeds(values: Sequence[float]) -> Number:
     """The mean of at least two seeds with its 95 % interval, Student's t."""
-    given = np.asarray(values, dtype=float)
-    middle, error = float(given.mean()), float(given.std(ddof=1) / math.sqrt(len(given)))
-    reach = float(stats.t.ppf(0.975, len(given) - 1)) * error
-    return Number(middle, middle - reach, middle + reach, f"{len(given)} seeds")
+    from scipy.stats import t as student  # which takes its time, and a command line is read without it
+
+    middle = statistics.fmean(values)
+    reach = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Number(middle, middle - reach, middle + reach, f"{len(values)} seeds")
 
 
 def _bounds(condition: Condition) -> tuple[float, float]:
@@ -291,7 +312,7 @@ def _bounds(condition: Condition) -> tuple[float, float]:
     if condition.relation == "near":
         assert condition.expected is not None
         return condition.expected - condition.least, condition.expected + condition.least
-    return (condition.least, math.inf) if condition.relation == "above" else (-math.inf, -condition.least)
+    return (condition.least, math.inf) if condition.relation == "above" else (-math.inf, -condition.least or 0.0)
 
 
 def _placed(condition: Condition, effect: Number) -> tuple[str, str]:
@@ -339,19 +360,22 @@ def of_run(
 
 
 def found_in(verdicts: Sequence[Verdict]) -> Iterator[Finding | Table]:
-    """Yields a finding for each verdict that has a number, and the table `claims`."""
+    """Yields two findings for each verdict, its effect where there is a number and its word as one, and the table `claims`."""
     for verdict in verdicts:
+        said = "1 reproduced, 0 underpowered, -1 contradicted, no value where it is not applicable"
+        meaning = f"{verdict.word}: {verdict.claim.says} ({said})"
+        yield Finding(f"claims/{verdict.name}/verdict", AS_NUMBERS.get(verdict.word), meaning=meaning)
         if verdict.effect is not None:
             effect = verdict.effect
             meaning = f"{verdict.word}: {verdict.claim.says} ({verdict.claim.source}); {verdict.why}"
             over = effect.over or ("examples" if effect.low is not None else "")
-            yield Finding(f"claims/{verdict.name}", effect.value, effect.low, effect.high, meaning, over=over)
+            yield Finding(f"claims/{verdict.name}/effect", effect.value, effect.low, effect.high, meaning, over=over)
     yield Table.of("claims", [verdict.row() for verdict in verdicts])
 
 
 def in_words(verdicts: Sequence[Verdict]) -> str:
     """The verdicts for a terminal, a line each; empty without any."""
-    return "\n".join(f"{verdict.word:14}  {verdict.name}: {verdict.why}" for verdict in verdicts)
+    return "\n".join(f"{one.word:14}  {one.name}{f' ({one.of})' if one.of else ''}: {one.why}" for one in verdicts)
 
 
 # -- of several ------------------------------------------------------------------------------------------------------
@@ -365,6 +389,16 @@ def of_members(members: Sequence[Mapping[str, Any]]) -> list[Verdict]:
     for member in members:
         groups.setdefault(str(member.get("sweep", "")), []).append(member)
     for group in groups.values():
+        differ = {
+            key
+            for one in group
+            for key in one["keys"]
+            if any(other["keys"].get(key) != one["keys"][key] for other in group)
+        }
+        group = [
+            {**member, "keys": {key: member["keys"].get(key) for key in member["keys"] if key in differ}}
+            for member in group
+        ]
         said = {(name, claim.digest): claim for member in group for name, claim in member["claims"].items()}
         for (name, _), claim in said.items():
             mine = [m for m in group if name in m["claims"] and m["claims"][name].digest == claim.digest]
@@ -398,7 +432,7 @@ def _look_among(members: Sequence[Mapping[str, Any]]) -> Look:
         for key, value in where.items():
             there = [member["keys"].get(key) for member in some]
             if value in ENDS:
-                numbers = [one for one in there if isinstance(one, int | float)]
+                numbers = [one for one in there if _is_number(one)]
                 if not numbers:
                     return f"no member has a number as its {key}"
                 value = max(numbers) if value == "highest" else min(numbers)

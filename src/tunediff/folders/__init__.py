@@ -9,7 +9,7 @@ process that writes; the system lets go of it when that process dies, whichever 
 
 manifest.py   files that are written whole and read as they were written
 state.py      who holds a folder, and how far its run is
-claims.py     the file that says who holds it, of all hosts
+ownership.py  the file that says who holds it, of all hosts
 findings.py   findings, figures and tables
 ending.py     logs and other files that go on changing, when the run ended
 """

@@ -31,7 +31,7 @@ from tunediff.shapes import Refused
 MANIFEST, SEAL = "manifest.json", "sha256"
 # what a run folder's manifest lists: files, and folders with all that lies in them
 COVERED = set(
-    "config.yaml identity.json pair.yaml findings.json figures.json report.html "
+    "config.yaml identity.json claims.json pair.yaml findings.json figures.json report.html "
     "direction.safetensors watched.safetensors dictionary companions tables latent_cache graphs directions model outputs".split()
 )
 DEPTH = 3  # folders between a manifest and the file furthest below it

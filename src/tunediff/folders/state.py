@@ -16,8 +16,8 @@ from typing import Any
 
 import filelock
 
-from tunediff.folders.ownership import claim, clear_away, give_up, lives, owner_of
 from tunediff.folders.manifest import MANIFEST, as_written, read_json, write_atomically, write_sealed
+from tunediff.folders.ownership import claim, clear_away, give_up, lives, owner_of
 from tunediff.shapes import Refused
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
     Raises Refused, saying who does.
 
     A lock may be lost: its file removed, or a server of the file system that keeps none. So a living process that owner.json
-    names counts as well, of this machine by its number, of another by its touch (claims.py), and whoever holds the folder
+    names counts as well, of this machine by its number, of another by its touch (ownership.py), and whoever holds the folder
     compares owner.json as it goes (`check_held`)."""
     home = folder.resolve()
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pyarrow
 import pyarrow.parquet
 
-from tunediff import folders
+from tunediff import claims, folders
 from tunediff.report.headline import columns_of
 from tunediff.report.page import assemble, read_table, thinned
 from tunediff.report.stability import add_stability
@@ -33,7 +33,7 @@ CURVES = (
     "loss",
     "held_out_loss",
 )
-COMPARE_SCRIPTS = ("base.js", "plots.js", "whiskers.js", "figures.js", "compare.js")
+COMPARE_SCRIPTS = ("base.js", "plots.js", "whiskers.js", "figures.js", "claims.js", "compare.js")
 UNREADABLE = "unreadable"
 SHOWN = ("identity", "keys", "state", "step", "steps", "job", "error", "study", "metrics", "curves")
 # what one names first of what differs
@@ -67,6 +67,7 @@ def members_under(places: Iterable[str | Path]) -> list[dict[str, Any]]:
             raise Refused("Name run or sweep folders: python compare.py <run or sweep> ...")
         raise Refused(f"No run under {', '.join(map(str, places))}.")
     members = [_member(run) for run in runs]
+    _leave_out_shared(members)
     for member, keys in zip(members, _swept_keys(members), strict=True):
         member["keys"] = {**keys, "layer": _layers(keys["layer"], member["study"])} if "layer" in keys else keys
     add_stability(members)
@@ -98,6 +99,17 @@ def _words(sweep: Path) -> dict[str, list[str]]:
     return words
 
 
+def _leave_out_shared(members: Sequence[dict[str, Any]]) -> None:
+    """Takes the words out that all of a folder's runs were typed with: they tell none from another."""
+    together: dict[Path, list[dict[str, Any]]] = {}
+    for member in members:
+        together.setdefault(Path(member["folder"]).parent, []).append(member)
+    for some in together.values():
+        shared = set.intersection(*({*member["words"]} for member in some))
+        for member in some:
+            member["words"] = [word for word in member["words"] if word not in shared]
+
+
 def _order(value: Any) -> tuple:
     """Sorting key: numbers by size, before words."""
     return (0, value, "") if _is_number(value) else (1, 0, _cell(value))
@@ -113,7 +125,7 @@ def _member(run: Path) -> dict[str, Any]:
         return _read(run)
     except Refused as refusal:
         known = {"folder": str(run), "identity": run.name, "words": _words(run.parent).get(run.name, [])}
-        nothing: dict[str, Any] = {name: {} for name in ("settings", "study", "columns", "metrics", "curves")}
+        nothing: dict[str, Any] = {name: {} for name in ("settings", "study", "columns", "metrics", "curves", "claims")}
         return {
             **known,
             **nothing,
@@ -141,7 +153,9 @@ def _read(run: Path) -> dict[str, Any]:
         "folder": str(run),
         "identity": stands_for["identity"],
         "settings": settings,
-        "words": words.get(stands_for["identity"], []),
+        "words": words.get(stands_for["identity"]) or state.get("words", []),  # a fine-tune has its own
+        "claims": _claims_of(study),
+        "sweep": str(study.parent),
         **{name: state.get(name) for name in ("step", "job", "error")},
         "state": state.get("state", folders.FINISHED if (run / "findings.json").exists() else folders.WAITING),
         "steps": state.get("steps") or state.get("step"),
@@ -153,6 +167,13 @@ def _read(run: Path) -> dict[str, Any]:
         },
         "curves": {name: curves[name] for name in ("tokens", *CURVES) if name in curves},
     }
+
+
+def _claims_of(study: Path) -> dict[str, claims.Claim]:
+    """The claims that a study wrote before it measured anything; none where it has none."""
+    content = folders.read_json(study / "claims.json")
+    with folders.as_written(study / "claims.json"):
+        return claims.read(content)
 
 
 def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -228,6 +249,8 @@ def in_words(members: Sequence[dict[str, Any]]) -> str:
     if len(pairs) == 1:
         layers = [] if "layer" in keys else [f"layer {layer}" for layer in _told(members, "layer")]
         lines.append(f"models: {', '.join(pairs + layers)}")
+    if verdicts := claims.of_members(members):
+        lines.append(claims.in_words(verdicts))
     for member in members:
         if member["error"]:
             lines.append(f"{os.path.relpath(member['folder'])}: {member['error']}")
@@ -252,6 +275,10 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
     }
     with folders.put(folder / "compare.parquet") as partial:
         pyarrow.parquet.write_table(pyarrow.table(columns), partial)
+    verdicts = [verdict.row() for verdict in claims.of_members(members)]
+    if verdicts:
+        with folders.put(folder / "claims.parquet") as partial:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(verdicts), partial)
     shown = []
     for member in members:
         run = Path(member["folder"])
@@ -262,6 +289,7 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
         "members": shown,
         "folder": folder.resolve().name,
         "headline": columns_of(members),
+        "claims": verdicts,
         "asked": folders.clock(),
     }
     page = assemble(payload, title=f"tunediff: {len(members)} runs", scripts=COMPARE_SCRIPTS)

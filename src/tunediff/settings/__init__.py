@@ -28,6 +28,7 @@ from tunediff.settings.identity import (
     run_folder,
     stream_key,
     within,
+    words_typed,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "run_folder",
     "said_plainly",
     "stream_key",
+    "words_typed",
     "unset",
     "verb",
     "with_files",

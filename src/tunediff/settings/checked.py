@@ -30,6 +30,7 @@ from omegaconf.errors import (
 )
 
 from tunediff import hub
+from tunediff.claims import claims_in
 from tunediff.shapes import Refused, flat, path_in
 from tunediff.trusted import (
     check_target,
@@ -154,6 +155,7 @@ def _check(cfg: DictConfig, legal: Sequence[str]) -> None:
             raise Refused(
                 f"{key}={value:.80} holds a reference within what another one stands for: name the value itself."
             )
+    claims_in(settings.get("claims"))
     if "sweep" in cfg:
         path_in(Path("multirun"), str(cfg.sweep), "sweep=")
     for node, path in targets_in(settings):
@@ -235,7 +237,7 @@ def _check_value(path: str, value: Any, hint: Any) -> None:
 
 
 # of the top-level keys that a verb reads, those that a config may lack
-MAY_LACK = {"commits", "task", *LEARNING}
+MAY_LACK = {"commits", "task", "claims", *LEARNING}
 
 
 def refuse_unset(cfg: DictConfig, legal: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from tunediff.trusted import (
 )
 
 # what cannot change what a study means; a task or direction counts where an evaluation names it, as ${task}
-IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task direction commits".split()
+IMMATERIAL = "logger trainer hydra trust sweep launcher dry_run checkpoint_every device memory_gb logits_mb optimized_metric task direction commits claims".split()
 
 
 def material(cfg: DictConfig) -> dict[str, Any]:
@@ -127,12 +127,17 @@ def run_folder() -> Path:
     return _folder.get() or Path(HydraConfig.get().runtime.output_dir)
 
 
+def words_typed() -> list[str]:
+    """The settings of the command line that this process was given, without those of Hydra itself; none outside of one."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def line(_root_: DictConfig) -> str:
     """A digest of the command line without what cannot change a number, whatever the order: the name of a sweep that was
     given none, so that the same line finds the same folder."""
     overrides = OmegaConf.select(_root_, "hydra.overrides.task")
     if overrides is None:
-        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        overrides = words_typed()
     return digest_of_line(with_references(overrides))
 
 

@@ -25,14 +25,14 @@ from tunediff import folders, hub, processes
 from tunediff.evaluations import Evaluation
 from tunediff.models import ModelSource, placed
 from tunediff.schedules import Length, steps_of
-from tunediff.settings import begun, build, check, identity, material, pinned, plain, refuse_unset, within
+from tunediff.settings import begun, build, check, identity, material, pinned, plain, refuse_unset, within, words_typed
 from tunediff.shapes import Refused, Table
 from tunediff.study import faults, finetuned
 from tunediff.study.described import beat, close_loggers, curves_of, open_loggers
 from tunediff.study.devices import device_named, memory_of
 from tunediff.study.learned_directions import check_directions, edits_of, forget
 from tunediff.study.model_card import card, line_of, pair_of
-from tunediff.study.parts import commits_kept, other_settings, refuse_toy_text, write_config
+from tunediff.study.parts import commits_kept, other_settings, refuse_toy_text, write_claims, write_config
 from tunediff.study.trainer import (
     fit,
     in_processes,
@@ -57,7 +57,7 @@ from tunediff.training.memory import GB, memory
 
 log = logging.getLogger(__name__)
 
-FINE_TUNE = "model text recipe trainer logger seed trust commits checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb evaluation task direction evaluation_tokens".split()
+FINE_TUNE = "model text recipe trainer logger seed trust commits checkpoint_every evaluate_every sweep dry_run device memory_gb logits_mb evaluation task direction claims evaluation_tokens".split()
 
 
 def finetune(cfg: DictConfig, folder: Path) -> None:
@@ -241,7 +241,10 @@ def begin(cfg: DictConfig, folder: Path) -> None:
     if latest_checkpoint(folder / "checkpoints") is None:
         forget(folder)  # what was found for a training that left nothing
     write_config(cfg, folder)
-    folders.say(folder, identity=identity(cfg), state=folders.RUNNING, error=None, started=folders.clock())
+    write_claims(cfg, folder)
+    folders.say(
+        folder, identity=identity(cfg), state=folders.RUNNING, error=None, started=folders.clock(), words=words_typed()
+    )
 
 
 def tune(

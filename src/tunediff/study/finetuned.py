@@ -20,7 +20,7 @@ from tunediff.settings import build, identity, plain
 from tunediff.shapes import BASE, Note, Refused
 from tunediff.study.described import about
 from tunediff.study.parts import check_evaluations, evaluations_of, given_of
-from tunediff.study.run import evaluate, say_headline
+from tunediff.study.run import evaluate, judge_claims, say_headline
 from tunediff.text import Text
 from tunediff.training import Lora, Recipe
 from tunediff.training.progress import tell
@@ -80,6 +80,18 @@ def described_as(cfg: DictConfig, pair: ModelPair, tokens: int) -> dict[str, Any
     described = about(cfg, pair, [], evaluation_tokens=tokens)
     name, part = pair.sources[BASE].name, str(cfg.recipe.part["_target_"]).rpartition(".")[2]
     described["study"] |= {"model_pair": f"{name}, fine-tuned vs {name}", "recipe": part, "seed": cfg.seed}
+    if (edit := cfg.recipe.get("edit")) is not None:
+        told = {
+            key: value
+            for key, value in plain(edit).items()
+            if not key.startswith("_") and not isinstance(value, dict | list)
+        }
+        kind = str(edit["_target_"]).rpartition(".")[2]
+        described["study"]["edit"] = (
+            f"{kind}: {', '.join(f'{key} {value}' for key, value in told.items() if value is not None)}"
+        )
+    if trait := OmegaConf.select(cfg, "text.rows.trait"):
+        described["study"]["trait"] = trait
     return described
 
 
@@ -106,7 +118,8 @@ def ask(
     folders.write_findings(folder, notes, described, by="fine-tune")
     pair.load(device)
     given = given_of(pair, text, None, cfg.evaluation_tokens, folder, logits_mb=cfg.logits_mb)
-    findings = evaluate(evaluations, given, folder, described)
+    evaluate(evaluations, given, folder, described)
+    findings = judge_claims(cfg, folder, folder, described)
     tell(loggers, {name: f["value"] for name, f in findings.items() if f["value"] is not None}, step)
     folders.remove_partial(folder)
     say_headline(folder, findings)

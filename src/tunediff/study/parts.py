@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tunediff import folders
 from tunediff.activations import WholeSequences, check_buffer
+from tunediff.claims import claims_in, written
 from tunediff.dictionary import Dictionary, LearningDictionary, TranscoderAdapter, latents_of
 from tunediff.evaluations import Evaluation, Given, Needs, Trained, declared
 from tunediff.evaluations.latents.columns import checked
@@ -28,7 +29,7 @@ from tunediff.text import Text, Tokenizer
 from tunediff.training import Learner, TranscoderLearner
 from tunediff.trusted import check_file, strings_in, target_of, unresolved, variables_of, with_references
 
-STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task direction trainer logger layer seed trust commits"
+STUDY = "budget model_pair text dictionary l1_schedule optimizer activations evaluation task direction claims trainer logger layer seed trust commits"
 STUDY = [*STUDY.split(), "sweep", "launcher", "dry_run", "checkpoint_every", "logits_mb", "optimized_metric"]
 NAMED = 6  # settings in which two studies differ
 TOY_END = "<｜end｜>"  # the end token of the embedded pair, which no other tokenizer has
@@ -325,6 +326,19 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
     write_atomically(folder / "config.yaml", text)
     stands_for = {"identity": identity(cfg), "settings": material(cfg), "commits": plain(cfg.get("commits")) or {}}
     write_atomically(folder / "identity.json", json.dumps(stands_for, indent=1))
+
+
+def write_claims(cfg: DictConfig, folder: Path) -> None:
+    """Writes claims.json, before anything is measured: the claims of a config with their digests. Those that the same study
+    wrote there when it began earlier are kept, and one that reads otherwise now is marked. Without any no file is written."""
+    path = folder / "claims.json"
+    before = folders.read_json(path)
+    if before.get("identity") != identity(cfg):
+        path.unlink(missing_ok=True)
+        before = {}
+    if claims := claims_in(plain(cfg.get("claims"))):
+        content = {"identity": identity(cfg), **written(claims, before, folders.clock())}
+        write_atomically(path, json.dumps(content, indent=1))
 
 
 def other_settings(cfg: DictConfig, folder: Path) -> str:

@@ -17,7 +17,7 @@ from tunediff.study.devices import device_named, memory_of
 from tunediff.study.finetuned import described_as
 from tunediff.study.finished import Loaded, check_files
 from tunediff.study.parts import check_evaluations, evaluations_of, inside, learns, refuse_gone
-from tunediff.study.run import evaluate, say_headline
+from tunediff.study.run import evaluate, judge_claims, say_headline
 from tunediff.training.memory import GB
 from tunediff.trusted import check_reach
 
@@ -135,12 +135,13 @@ def reevaluate(cfg: DictConfig) -> None:
             log.info("%s Findings and page: %s", note.text, folder)
             folders.write_findings(folder, notes, described, by="evaluate")
         try:
-            findings = evaluate(evaluations, given, folder, described)
+            evaluate(evaluations, given, folder, described)
         except KeyboardInterrupt:
             raise Refused(
                 "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "
                 "the same command goes on with them."
             ) from None
+        findings = judge_claims(run.cfg, run.folder, folder, described)
         folders.remove_partial(folder)
         folders.note_ended(run.folder)
         say_headline(folder, findings)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from tunediff import folders, hub, randomness
+from tunediff import claims, folders, hub, randomness
 from tunediff.activations import ActivationSource, select
 from tunediff.dictionary import TranscoderAdapter, save_dictionary
 from tunediff.evaluations import Evaluation, Given, declared
@@ -24,8 +24,8 @@ from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, wri
 from tunediff.models import ModelPair, check_places, pair_of_adapter
 from tunediff.report import SAY_OF_LABELS, labels_together, line_of, write_report
 from tunediff.schedules import Length
-from tunediff.settings import build, identity, plain, within
-from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table
+from tunediff.settings import build, identity, material, plain, within
+from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table, flat
 from tunediff.study.companions import build_companions, names_of, settings_of, starting_rows
 from tunediff.study.described import about, close_loggers, curves_of, open_loggers
 from tunediff.study.faults import in_words, unwritten
@@ -37,6 +37,7 @@ from tunediff.study.parts import (
     inside,
     learns,
     streams_of,
+    write_claims,
     write_config,
 )
 from tunediff.study.trainer import precision_of, shares_out_layers
@@ -64,6 +65,7 @@ class Run:
         """Prepares the folder: removes what an earlier study left, and writes config and state."""
         folders.clear(self.folder)
         write_config(self.cfg, self.folder)
+        write_claims(self.cfg, self.folder)
         folders.say(self.folder, identity=self.identity, state=folders.WAITING, error=None, value=None)
 
     def build(self, pair: ModelPair, text: Text, *, weights: bool = True) -> None:
@@ -145,7 +147,8 @@ class Run:
             pair, text, dictionary, tokens, self.folder, logits_mb=logits_mb, companions=beside,
             starting_rows=functools.partial(starting_rows, self.cfg, self.streams),
         )  # fmt: skip
-        findings = evaluate(self.evaluations, given, self.folder, self.described)
+        evaluate(self.evaluations, given, self.folder, self.described)
+        findings = judge_claims(self.cfg, self.folder, self.folder, self.described)
         if identity(self.cfg) != self.identity:
             raise Refused(
                 f"What {self.folder} reads was changed while it was read: remove the folder, and type the same line again."
@@ -247,6 +250,25 @@ def found_by(name: str, evaluation: Evaluation, given: Given) -> list[Finding | 
     if wrong:
         raise Refused(f"evaluation={name} gave {wrong[0]!r:.80}: its run yields Findings, Tables, Figures and Notes.")
     return found
+
+
+def judge_claims(cfg: DictConfig, run: Path, folder: Path, described: Mapping[str, Any]) -> dict[str, dict]:
+    """Judges the claims of a run, as its claims.json has them, by the findings of a folder, the run's or one inside it, and returns
+    all findings of that folder."""
+    content = folders.read_json(run / "claims.json")
+    with folders.as_written(run / "claims.json"):
+        claimed = claims.read(content)
+    found = {finding["name"]: finding for finding in folders.findings_of(folder)["findings"]}
+    verdicts = claims.of_run(claimed, found, flat(material(cfg)))
+    notes = [
+        f"The claim {name} reads otherwise than when a run of this study first began: {len(node['earlier'])} earlier."
+        for name, node in content.get("claims", {}).items()
+        if node["earlier"]
+    ]
+    if verdicts:
+        log.info("%s", claims.in_words(verdicts))
+    told = [*claims.found_in(verdicts), *map(Note, notes)] if verdicts else []
+    return write_findings(folder, told, described, by="claims")
 
 
 def say_headline(folder: Path, findings: Mapping[str, dict]) -> None:

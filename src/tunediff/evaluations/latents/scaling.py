@@ -32,7 +32,8 @@ TARGETS = ("activation", "error", "reconstruction")
 class Called:
     """The latents [n] that are called one model's own, with the ratios of each and their intervals over documents.
 
-    numbers   their indices, the alive among them counted in `count` once `decide` was called
+    numbers   their indices
+    alive     [n] true for one that fired, once `decide` was called; `count` of them
     holds     [n] true for a call that is confirmed                 highest   name of a ratio -> upper bound [n]
     """
 
@@ -59,17 +60,17 @@ class Called:
 
     def decide(self, largest_nu_error: float, largest_nu_reconstruction: float) -> None:
         """Confirms the calls of which both ratios are surely below these limits."""
-        self.holds = torch.zeros(len(self.numbers), dtype=torch.bool)
+        self.alive = self.holds = torch.zeros(len(self.numbers), dtype=torch.bool)
         self.highest, self.count, self.confirmed = {}, 0, 0
         if not len(self.numbers) or not len(self.sums):
             return
         sums = self.sums.stacked()  # [document, n, 5]
-        alive = sums[..., 4].sum(0) > 0
+        self.alive = sums[..., 4].sum(0) > 0
         for name, (own, other) in {"nu_error": (0, 2), "nu_reconstruction": (1, 3)}.items():
             self.highest[name] = ratio(sums[..., other], sums[..., own]).interval(0.95)[1]
-        self.holds = alive & (self.highest["nu_error"] < largest_nu_error)
+        self.holds = self.alive & (self.highest["nu_error"] < largest_nu_error)
         self.holds &= self.highest["nu_reconstruction"] < largest_nu_reconstruction
-        self.count, self.confirmed = int(alive.sum()), int(self.holds.sum())
+        self.count, self.confirmed = int(self.alive.sum()), int(self.holds.sum())
 
 
 class Scaling(NamedTuple):

@@ -54,7 +54,7 @@ class Geometry:
                 "relative_decoder_norm": relative.tolist(),
                 "kind": [KINDS[i] for i in kinds.tolist()],
             }
-            yield from self._counts(kinds, alive)
+            yield from self._counts(kinds, alive, trained.statistics.rate)
             cosine = decoder_cosine(trained)
             columns["decoder_cosine"] = [None] * len(alive) if cosine is None else cosine.tolist()
             if cosine is None:
@@ -73,7 +73,7 @@ class Geometry:
         kinds[relative > 1 - self.exclusive] = KINDS.index("tuned_only")
         return kinds
 
-    def _counts(self, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
+    def _counts(self, kinds: Tensor, alive: Tensor, rate: Tensor) -> Iterator[Finding]:
         bounds = {
             "base_only": f"relative decoder norm below {self.exclusive}",
             "shared": f"relative decoder norm from {self.shared[0]} to {self.shared[1]}",
@@ -86,6 +86,10 @@ class Geometry:
             meaning = f"alive latents, {bounds[kind]}"
             yield Finding(f"geometry/count/{kind}", count, meaning=meaning, column=word, line=word)
             yield Finding(f"geometry/share/{kind}", *share(count, total), f"share of all {meaning}", over="latents")
+            if count:
+                density = float(rate[(kinds == i) & alive].log2().mean())
+                said = "log2 of the firing rate, mean over these: 1 more is twice as dense"
+                yield Finding(f"geometry/density/{kind}", density, meaning=f"{meaning}: {said}")
 
     def _cosines(self, trained: Trained, cosine: Tensor, kinds: Tensor, alive: Tensor) -> Iterator[Finding]:
         shared = cosine[(kinds == KINDS.index("shared")) & alive]
@@ -99,7 +103,7 @@ class Geometry:
         yield Finding("geometry/decoder_cosine/random_pairs_p95", p95, meaning=meaning.format("95 % quantile"))
 
 
-def of_pairs(first: Tensor, second: Tensor, share: float) -> tuple[float | None, float | None]:
+def of_pairs(first: Tensor, second: Tensor, quantile: float) -> tuple[float | None, float | None]:
     """Mean and quantile, the latter to within 1e-5, of the cosine of rows [latent, width] of different latents, over all pairs;
     None for a single latent."""
     first, second = (normalize(rows.float(), dim=-1) for rows in (first, second))
@@ -112,7 +116,7 @@ def of_pairs(first: Tensor, second: Tensor, share: float) -> tuple[float | None,
     for some, same in zip(first.split(BLOCK), own.split(BLOCK), strict=True):
         counted += torch.histc((some @ second.T).clamp(-1, 1), STEPS, -1.0, 1.0).double()
         counted -= torch.histc(same.clamp(-1, 1), STEPS, -1.0, 1.0).double()
-    place = int((counted.cumsum(0) >= share * pairs).int().argmax())
+    place = int((counted.cumsum(0) >= quantile * pairs).int().argmax())
     return float(total) / pairs, (place + 0.5) * 2 / STEPS - 1
 
 

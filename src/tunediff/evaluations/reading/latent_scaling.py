@@ -24,6 +24,7 @@ from tunediff.evaluations.latents.scaling import (
 from tunediff.evaluations.latents.statistics import called_exclusive, relative_decoder_norm
 from tunediff.evaluations.reading.planted_truth import planted_recall
 from tunediff.measures.clustered import number
+from tunediff.measures.shares import share
 from tunediff.shapes import BASE, BLOCK, TUNED, Figure, Finding, Note, Rows, Table
 
 CONTROL_WORDS = {
@@ -74,6 +75,10 @@ class LatentScaling:
             meaning = f"of {found.count} latents that are {kind.replace('_', '-')} by decoder norm, those with {limits}"
             column = f"confirmed {kind.replace('_', '-')}"
             yield Finding(f"latent_scaling/count/{kind}", found.confirmed, meaning=meaning, column=column)
+            yield Finding(
+                f"latent_scaling/confirmed/{kind}", *share(found.confirmed, found.count), over="latents",
+                meaning=f"share of the latents that are {kind.replace('_', '-')} by decoder norm which have {limits}",
+            )  # fmt: skip
         yield Table("latents", self.columns(relative_decoder_norm(trained), scaling, calls))
         yield from self.on_controls(trained, calls)
 
@@ -131,6 +136,8 @@ class LatentScaling:
                     f"are {kind.replace('_', '-')} by decoder norm, those that latent scaling confirms"
                 )
                 yield Finding(f"latent_scaling/control/{name}/{kind}", one.confirmed, meaning=meaning)
+                meaning = f"latents that are {kind.replace('_', '-')} by decoder norm on {CONTROL_WORDS[name]}, where {TRUTHS[name]}"
+                yield Finding(f"latent_scaling/control/{name}/called/{kind}", one.count, meaning=meaning)
         if len(found) == 1:
             yield Note(
                 "latent_scaling has no control beside it: nothing says which exclusive directions this dictionary would see, and "
@@ -165,8 +172,8 @@ class LatentScaling:
                     f"{CONTROL_WORDS[name]}, where {TRUTHS[name]}, {confirmed[name]}: {said}."
                 )
         if PERMUTED in found:
-            share = confirmed[PERMUTED] / max(alive, 1)
+            of_all = confirmed[PERMUTED] / max(alive, 1)
             meaning = f"share of the {alive} alive latents there that are confirmed as one model's own, where all are"
-            yield Finding("latent_scaling/control/permuted/share", share, meaning=meaning)
+            yield Finding("latent_scaling/control/permuted/share", of_all, meaning=meaning)
         if PLANTED in found:
             yield from planted_recall(found[PLANTED]["tuned_only"])

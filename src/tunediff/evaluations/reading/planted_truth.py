@@ -101,20 +101,26 @@ def nearest_event(rows: Tensor, directions: Tensor) -> Tensor:
 
 
 def planted_recall(called: Called) -> Iterator[Finding | Table | Note]:
-    """Planted directions that the confirmed latents name: those with a cosine of at least 0.7 to one of them, in the models' own units."""
+    """Planted directions that the confirmed latents name: those with a cosine of at least 0.7 to one of them, in the models' own
+    units; and how many of the latents that are called or confirmed there name one."""
     dictionary = called.dictionary
     streams = [stream for stream in dictionary.streams if stream.role == TUNED]
     events = planted_events(tuple(stream.width for stream in streams))
-    rows = dictionary.part(dictionary.W_dec / dictionary.normalisation.scale, TUNED)[called.numbers[called.holds]]
-    named = torch.zeros(len(events.rates), dtype=torch.bool)
+    rows = dictionary.part(dictionary.W_dec / dictionary.normalisation.scale, TUNED)[called.numbers]
     nearest = nearest_event(rows.cpu(), torch.cat(events.directions, dim=-1))
-    named[nearest[nearest >= 0]] = True
+    right, sure = nearest >= 0, called.holds
+    named = torch.zeros(len(events.rates), dtype=torch.bool)
+    named[nearest[right & sure]] = True
     value, low, high = share(int(named.sum()), len(named))
     yield Finding(
         "latent_scaling/power", value, low, high, over="planted directions",
         meaning=f"share of {len(named)} directions, written into one copy of the base alone, that confirmed tuned-only latents of the "
         "same dictionary name: what it can see at this length",
     )  # fmt: skip
+    for name, here, which in (("precision", sure, "confirmed as"), ("precision_by_norm", called.alive, "called")):
+        found = share(int((right & here).sum()), int(here.sum()))
+        meaning = f"share of the latents there that are {which} tuned-only which name a planted direction"
+        yield Finding(f"latent_scaling/{name}", *found, meaning, over="latents")
     counts = named.reshape(len(STRENGTHS), len(RATES), OF_EACH).sum(-1)  # as planted_events lays them out
     cells = list(itertools.product(STRENGTHS, RATES))
     columns = {"strength": [strength for strength, _ in cells], "rate": [rate for _, rate in cells]}

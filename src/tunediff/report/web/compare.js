@@ -116,7 +116,7 @@ function draw() {
   const members = chosen(), numbers = [...AXES.keys()].filter(numeric), wrong = MEMBERS.filter((m) => m.error);
   const against = (title, x, y, xWord, joined) => dots(`${title} against ${xWord}`, members, AXES.get(x) ?? (() => null), AXES.get(y) ?? (() => null), xWord, joined);
   body.replaceChildren(...[
-    table(members),
+    table(members), claims(DATA.claims),
     section("Figures",
       element("p", { class: "pickers" }, choosing("colour", KEYS.length ? KEYS : ["state"]), FINE_TUNES ? null : choosing("metric against layer", METRICS.filter(numeric)), choosing("curve", CURVES)),
       legendOf(groups().map((group) => [group, colourOf(group)]), "legend"),

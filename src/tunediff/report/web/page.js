@@ -25,6 +25,8 @@ const CARDS = [
   ["KL from the tuned model", "replacement/kl/*", ["adapter", "hybrid"]],
   ["Residual stream, squared error", "replacement/nmse/*", ["adapter", "hybrid"]],
   ...partsOf("adapter_recovery").map((task) => [`Accuracy recovered, ${task}`, `adapter_recovery/${task}/accuracy/*`, [["recovered_of_hybrid", "of the hybrid's gap"]]]),
+  ...partsOf("trait").filter((task) => FOUND.has(`trait/${task}/tuned/score`)).flatMap((task) => [
+    [`Trait, ${wordOf(task)}`, `trait/${task}/*/score`, ["base", "tuned"]], [`Accuracy, ${wordOf(task)}`, `trait/${task}/*/accuracy`, ["base", "tuned"]]]),
   ["L0 a layer", "replacement/*", [["l0", "active latents a token"]]],
   ["Never fired", "replacement/*", [["dead_fraction", "of all latents"]]],
   ["Dead fraction", "fidelity/*", [["dead_fraction", "of all latents"]]],
@@ -126,6 +128,8 @@ const DISTILLED = [
 // a fine-tune learns a text
 const IMITATED = [
   ["Loss, nats a learned token", ["loss", "training"], ["held_out_loss", "held out", "var(--tuned)"]], ["Norm of the gradient", ["grad_norm"]],
+  // of one that a direction is watched in
+  ["Descent along the direction, nats a unit", ["gradient_along"]], ["Share of tokens that it raises", ["amplifying"]],
 ];
 const SCHEDULED = { learning_rate: "Learning rate", l1: "Factor of the sparsity coefficient", k: "k", k_shared: "k of shared latents", delta: "Factor of the delta term", auxk: "Factor of AuxK", tied_penalty: "Penalty of tied latents against the others" };
 
@@ -181,13 +185,13 @@ function study() {
   return section("The study",
     definitions("study", Object.entries(DATA.study).map(([name, value]) => [wordOf(name), words(value)])),
     element("p", {}, "The same numbers again:"),
-    element("pre", {}, `python train.py --config-path <path to>/${/^[\w.-]+$/.test(DATA.folder) ? DATA.folder : `'${DATA.folder.replaceAll("'", "'\\''")}'`} --config-name config`));
+    element("pre", {}, `python ${DATA.study.recipe ? "finetune" : "train"}.py --config-path <path to>/${/^[\w.-]+$/.test(DATA.folder) ? DATA.folder : `'${DATA.folder.replaceAll("'", "'\\''")}'`} --config-name config`));
 }
 
 function opening() {
   const { dictionary, latents, hookpoint, layer, tokens, evaluation_tokens: heldOut } = DATA.study;
   const trained = `${dictionary}, ${many(latents ?? 0)} latents on ${hookpoint}, ${layer === "all" ? "all layers" : `layer ${layer}`}${tokens ? `, trained on ${many(tokens)} tokens` : ""} · `;
-  const measured = heldOut && DATA.findings.length ? `measured on a budget of ${many(heldOut)} held-out tokens · ` : "";
+  const measured = heldOut && dictionary && DATA.findings.length ? `measured on a budget of ${many(heldOut)} held-out tokens · ` : "";
   return element("header", {}, element("h1", {}, "What fine-tuning changed: ", DATA.study.model_pair ?? ""),
     element("div", { class: "soft" }, dictionary ? trained : "", measured, "study ", element("code", {}, DATA.identity ?? "")));
 }
@@ -209,7 +213,7 @@ async function show() {
   const behaves = [...sectionsOf(DATA.behaviour?.conditions ?? []), outputs(DATA.behaviour?.outputs), ...sectionsOf(await unpacked("figures") ?? []),
     DATA.graphs ? attributionGraphs(columns, await unpacked("graph-influence")) : null].filter(Boolean);
   page.replaceChildren(...[
-    opening(), element("div", { class: "cards" }, CARDS.map(card)), labels(columns),
+    opening(), element("div", { class: "cards" }, CARDS.map(card)), claims(DATA.claims), labels(columns),
     DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
     ...behaves, learned && !beside ? geometry(columns) : null,
     learned && !columns ? section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents.")) : null,
