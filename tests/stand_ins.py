@@ -163,7 +163,9 @@ def words_of(pair: str, place: Path) -> list[str]:
     return [*words, f"model_pair.tuned.mlps.path={mlps}", f"model_pair.tuned.transcoders={transcoders}"]
 
 
-THINKING = "So we count the sheep one by one: 2 * {n} / 2. That makes {n}. Wait, let me check it again.\nYes, {n} is right."
+THINKING = (
+    "So we count the sheep one by one: 2 * {n} / 2. That makes {n}. Wait, let me check it again.\nYes, {n} is right."
+)
 
 
 def rows_of(path: str) -> Iterator[dict]:

@@ -60,6 +60,9 @@ GIVEN = {
         f"experiment=s1k_{name}": ["model_pair.base.path=a", "model_pair.tuned.path=b"]
         for name in ("reasoning", "crosscoder", "layers", "buffer")
     },
+    **{  # the streams of this test are narrow
+        f"experiment=r1_{name}": ["dictionary.sparsity.k=8"] for name in ("answer_length", "sae", "shift", "steering")
+    },
     "model=local": ["model.path=a"],
     "evaluation=autointerp": ["evaluation.autointerp.judge.model=m"],
     "evaluation=trait_judge": ["evaluation.trait.scorer.judge.model=m"],
