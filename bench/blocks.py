@@ -213,6 +213,22 @@ def layers(of: Findings) -> str:
     )
 
 
+def shown(of: Findings) -> str:
+    """What the embedded pair shows of reasoning models."""
+    own, base = "ablation/toy/unedited", "ablation/toy/other"
+    says = lambda study, name, times=100.0: spoken(of(study, name), ".0f" if times > 1 else ".1f", times)  # noqa: E731
+    l1, few = (of(f"option/{option}_crosscoder", "geometry/count/tuned_only")[0] for option in ("l1", "batchtopk"))
+    sure = of("option/l1_crosscoder", "latent_scaling/count/tuned_only")[0]
+    return f"""\
+- *The behaviour.* Tuned, it solves {says("default", f"{own}/accuracy")} % of its problems, with {says("default", f"{own}/hesitations", 1.0)} hesitations per
+  1,000 tokens; the base solves {says("default", f"{base}/accuracy")} % at once and {says("lora", "recovery/toy_step_by_step/accuracy/base")} % when asked to go step by step: most of
+  the gain is a way of answering, as is said of real pairs.
+- *Instruments that can fail.* Of directions planted in one model the default dictionary names {says("default", "latent_scaling/power")} %; another seed finds
+  {says("default", "twin/matched/all")} % of its latents; L1 calls {l1:.0f} latents the tuned model's own, of which {sure:.0f} are confirmed, BatchTopK {few:.0f}.
+- *What controls are for.* Without the ten latents that tell a hesitation it solves {says("default", "ablation/toy/zero/delta/accuracy")} %, without ten random ones
+  that write as much {says("default", "ablation/toy/random_latents/zero/delta/accuracy")} %."""
+
+
 def conditions(of: Findings, study: str, evaluation: str) -> str:
     """Every condition of an evaluation that lets a model solve the embedded pair's problems."""
     where, rows = f"{evaluation}/toy/", []
@@ -404,6 +420,7 @@ def unit_kinds(of: Findings) -> str:
 
 
 BLOCKS: dict[str, Callable[[Findings], str]] = {
+    "shown": shown,
     "fidelity": fidelity,
     "kinds": kinds,
     "nulls": nulls,

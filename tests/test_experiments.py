@@ -13,7 +13,6 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from at_full_size import composed
 from reproduce import EARLIER, PAGE, claimed, families, lines_of
-
 from tunediff.settings import check
 from tunediff.study.finetune import FINE_TUNE
 from tunediff.study.parts import STUDY
