@@ -432,7 +432,7 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(pair, known):
         latents(dictionary_of([AT[TUNED], AT[TUNED]._replace(layer=2)]))
     with pytest.raises(Refused, match="does not say of which dictionary"):
         Edit(AT[TUNED], direction(), Zero(), WhileActive(0)).reads  # noqa: B018
-    with pytest.raises(Refused, match="choose delta or replace"):
+    with pytest.raises(Refused, match="choose delta, replace or normalised"):
         Edit(AT[TUNED], direction(), Zero(), mode="swap")
     with pytest.raises(Refused, match="mode=replace, which asks for latents"):
         logits(pair, TUNED, known(), Edit(AT[TUNED], direction(), Zero(), mode="replace"))
@@ -454,3 +454,13 @@ def test_models_that_read_different_tokens_cannot_be_patched(pair, known):
     pair.align = "by_text"
     with pytest.raises(Refused, match="model_pair.align=by_text"):
         logits(pair, BASE, known(), Edit(AT[BASE], Whole(), Patch()))
+
+
+def test_what_is_not_restored_is_the_hidden_vector_in_the_dictionarys_units(pair, known):
+    """Of a perfect dictionary too: the units alone make the difference."""
+    dictionary, real = dictionary_of(BOTH, kind="unit_rms", perfect=True), known().real & ~known().special
+    own = {role: hidden(pair, role, known())[real] for role in BOTH_ROLES}
+    units = dictionary.normalisation.normalise(torch.cat([own[BASE], own[TUNED]], dim=-1))
+    left = hidden(pair, TUNED, known(), Edit(AT[TUNED], latents(dictionary), Keep(), mode="normalised"))[real]
+    assert torch.allclose(left, dictionary.part(units, TUNED), atol=1e-4)
+    assert not torch.allclose(left, own[TUNED], atol=1e-2)

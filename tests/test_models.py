@@ -130,6 +130,17 @@ def test_both_models_read_the_same_ids_and_each_its_own_weights(pair):
     assert torch.equal(*(pair.inputs(role, batch)["input_ids"] for role in ("base", "tuned")))
 
 
+def test_a_shift_reads_the_tuned_model_earlier_and_the_base_where_it_is(pair, folders):
+    shifted = ModelPair(*pair.sources.values(), shift=1)
+    shifted.models = pair.models
+    batch, streams = batch_of(pair), pair.streams("resid_post", 1)
+    base, tuned = pair.read(batch, streams)
+    same, earlier = shifted.read(batch, streams)
+    assert torch.equal(base, same)
+    follows = (batch.position[1:] == batch.position[:-1] + 1) & (batch.sequence[1:] == batch.sequence[:-1])
+    assert follows.any() and torch.equal(earlier[1:][follows], tuned[:-1][follows])
+
+
 def test_one_model_or_the_difference_can_be_read_alone(pair, folders):
     batch = batch_of(pair)
     both = pair.streams("resid_post", [1, 2])

@@ -61,6 +61,10 @@ class Part(Protocol):
         """[token, width] in place of the hidden vectors."""
         raise Refused(f"An edit at {at} has mode=replace, which asks for latents: choose mode=delta.")
 
+    def normalised(self, at: Stream, place: Place, value: Tensor) -> Tensor:
+        """The hidden vectors `value` [token, width] in a dictionary's own units; as they are where there is none."""
+        return value
+
     def admits(self, at: Stream, place: Place) -> Tensor:
         """[token] bool: which tokens may be touched at all."""
         return torch.ones(len(place.own), dtype=torch.bool, device=place.own.device)
@@ -251,6 +255,10 @@ class Latents(Part):
         if self.dictionary.streams[0].role == DIFFERENCE:
             return restored + place.read[opposite(at)].to(place.own)
         return restored
+
+    def normalised(self, at: Stream, place: Place, value: Tensor) -> Tensor:
+        rows = self._rows(at, place, own=value)
+        return self._part(at, self.dictionary.normalisation.normalise(rows.values, rows.moments)).to(value)
 
     def admits(self, at: Stream, place: Place) -> Tensor:
         return self.dictionary.normalisation.admits(self._rows(at, place).values)

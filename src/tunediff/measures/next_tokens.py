@@ -39,9 +39,9 @@ def predicted(pair: ModelPair, role: str, batch: Batch) -> Predicted:
     """The tokens as the model with this role reads them, on its device."""
     entry, places = pair.entry(role), pair.places(role, batch)
     ids = batch.ids[entry].flatten()
-    scored = batch.places[entry] % batch.ids[entry].shape[1] > 0
-    before = places[scored.to(places.device)] - 1
-    return Predicted(before, ids[batch.places[entry][scored]].to(places.device), batch.document[scored], scored)
+    scored = (places % batch.ids[entry].shape[1] > 0).cpu()
+    here = places[scored.to(places.device)]
+    return Predicted(here - 1, ids.to(here.device)[here], batch.document[scored], scored)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:

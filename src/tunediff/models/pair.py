@@ -43,6 +43,8 @@ class ModelPair:
     foreign     what becomes of marks (added tokens, such as <think>) that the two read differently: skip gives both models the
                 same ids and keeps none of these tokens; respell lets each model read its own spelling of them; keep treats
                 them as any other token; refuse refuses the pair
+    shift       tokens by which what is read of the tuned model lies before what stands beside it of the base: 0 pairs the same
+                tokens. A misalignment on purpose, as two tokenizers bring about of which one puts a token in front
     thinking_format   how the models mark their thinking: the name of a known format, or a string with {thinking} and {answer}
     hesitations   what the tuned model says when it hesitates: words, as regular expressions
     """
@@ -55,6 +57,7 @@ class ModelPair:
         tokenizer: str = BASE,
         align: str = "strict",
         foreign: str = "skip",
+        shift: int = 0,
         thinking_format: str = "think",
         hesitations: Sequence[str] = HESITATIONS,
     ):
@@ -64,11 +67,13 @@ class ModelPair:
             raise PairError(f"model_pair.align='{align}': choose strict or by_text.")
         if foreign not in FOREIGN:
             raise PairError(f"model_pair.foreign='{foreign}': choose {', '.join(FOREIGN)}.")
+        if isinstance(shift, bool) or not isinstance(shift, int) or shift < 0:
+            raise PairError(f"model_pair.shift={shift!r}: give a number of tokens, 0 or more.")
         self.sources = {BASE: base, TUNED: tuned}
         self.configs = {role: source.config().get_text_config() for role, source in self.sources.items()}
         for source in dict.fromkeys(self.sources.values()):
             source.check()
-        self.owner, self.align, self.foreign_policy = tokenizer, align, foreign
+        self.owner, self.align, self.foreign_policy, self.shift = tokenizer, align, foreign, shift
         self.layout, self.hesitations = layout(thinking_format), tuple(hesitations)
         self.layouts = (self.layout, *(parts for parts in LAYOUTS if parts != self.layout))
         self._tokenizers = {role: source.tokenizer() for role, source in self.sources.items()}
@@ -318,7 +323,13 @@ class ModelPair:
         return [read(stream) for stream in streams]
 
     def places(self, role: str, batch: Batch) -> Tensor:
-        return batch.places[self.entry(role)].to(self.device(role))
+        """[token] index of what is read of a model for each kept token, in the flattened [batch*position]; of the tuned model
+        `shift` positions earlier, and no earlier than the first of its document."""
+        entry = self.entry(role)
+        places = batch.places[entry]
+        if self.shift and role == TUNED:
+            places = places - (places % batch.ids[entry].shape[1]).clamp(max=self.shift)
+        return places.to(self.device(role))
 
     # -- under edits, in scoring, generation and training ----------------------------------------------------------------
 
@@ -380,6 +391,11 @@ class ModelPair:
         self, others: Sequence[Stream], known: Sequences, alongside: Sequences | None, caches: Caches | None
     ) -> tuple[dict[Stream, Tensor], Tensor | None]:
         role = others[0].role
+        if self.shift:
+            raise PairError(
+                f"An edit that reads the other model needs the same tokens of both, and model_pair.shift={self.shift} pairs "
+                "others: a misaligned dictionary is measured and never edited with."
+            )
         if not self.same_ids:
             raise PairError(
                 f"An edit that reads the other model needs both to read the same tokens, and {self.own_ids_by} gives "

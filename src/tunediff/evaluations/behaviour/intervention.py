@@ -11,7 +11,8 @@ numbers say nothing.
                         latents are chosen by a rule: does the answer hang on one dictionary?
     all_latents, whole  of a patch: what every latent, and the whole hidden vector, would bring
 
-With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an
+With mode replace everything is compared with the reconstruction, else with the unedited model. Mode normalised is a flaw on
+purpose: what is written stays in the dictionary's units, and `reconstruction_normalised` is its reconstruction alone. A study of R1 reported an
 accuracy of 0 % for latents scaled by 1.5 as well as by 0.5; without the row `reconstruction` it cannot be told from a
 broken splice.
 """
@@ -27,7 +28,6 @@ from torch import Tensor
 from tunediff import randomness
 from tunediff.benchmarks import Problem
 from tunediff.edits import Edit, Everywhere, Gate, Keep, Operation, Whole
-from tunediff.edits.editing import MODES
 from tunediff.evaluations.behaviour.changes import Changed, over_random
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
@@ -37,7 +37,8 @@ from tunediff.evaluations.latents.selection import Selection, alike, asked_for, 
 from tunediff.models import ModelPair
 from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
 
-UNEDITED, SPLICED = "unedited", "reconstruction"
+UNEDITED, SPLICED, AS_DONE = "unedited", "reconstruction", "reconstruction_normalised"
+USUAL = ("delta", "replace")  # modes
 CONTROLS = LATENTS, DIRECTION = "random_latents", "random_direction"
 
 
@@ -47,8 +48,8 @@ class Intervention(BehaviourEvaluation):
     role          the model that is written: base, tuned or adapter; None: the dictionary's, tuned where it reads both
     latents       the latents, as in latents/selection.py; None: as `chosen_by` chooses
     operations    name -> operation on the latents
-    modes         delta keeps the reconstruction error, replace does not; one or both; None: both where there is a
-                  reconstruction, which a transcoder adapter has not
+    modes         delta keeps the reconstruction error, replace does not, normalised restores no units; None: the first two
+                  where there is a reconstruction, which a transcoder adapter has not
     gate          the tokens at which the edit acts
     own_response  patches take what stood at the same place of the other model's own response, not at the same tokens
     draws         number of sets of random latents, and of random directions, that answer the problems in turn; 0: none
@@ -74,10 +75,10 @@ class Intervention(BehaviourEvaluation):
         return asked_for(self.latents, self.chosen_by)
 
     def times_asked(self, pair: ModelPair) -> int:
-        modes = len(MODES if self.modes is None else self.modes)
+        modes = len(USUAL if self.modes is None else self.modes)
         patches = sum(operation.reads_other for operation in self.operations.values())
         edited = len(self.operations) * modes * (3 if self.draws else 1) + patches * (modes + 1)
-        return edited + 5  # unedited, the other one, the reconstruction, and each asked as the other
+        return edited + 6  # unedited, the other one, two reconstructions, and each asked as the other
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting=self.name)
@@ -119,7 +120,7 @@ class Intervention(BehaviourEvaluation):
         made = []
         for one in self.conditions(twin, role, twin.statistics, chosen):
             first, _, rest = one.name.partition("/")
-            if first in (UNEDITED, "other", "whole", "all_latents"):
+            if first in (UNEDITED, AS_DONE, "other", "whole", "all_latents"):
                 continue
             name = f"{first}/{TWIN}/{rest}" if first in CONTROLS else f"{TWIN}/{one.name}"
             reference = f"{TWIN}/{SPLICED}" if one.reference == SPLICED else one.reference
@@ -128,7 +129,7 @@ class Intervention(BehaviourEvaluation):
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         beside = role == ADAPTER
-        modes = (("delta",) if beside else MODES) if self.modes is None else self.modes
+        modes = (("delta",) if beside else USUAL) if self.modes is None else self.modes
         other, asked_as = CONTRAST[role], TUNED if beside else None
         made = [
             Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as),
@@ -145,7 +146,7 @@ class Intervention(BehaviourEvaluation):
                 made.append(Condition(name, title, role, (), True, *given, drawn=tuple(drawn)))
 
         def against(name: str, edits: tuple[Edit, ...]) -> str:
-            return UNEDITED if edits[0].mode == "delta" or name == SPLICED else SPLICED
+            return SPLICED if edits[0].mode == "replace" and name != SPLICED else UNEDITED
 
         def beside_own(edits: tuple[Edit, ...]) -> bool:
             return self.own_response and edits[0].operation.reads_other
@@ -155,6 +156,8 @@ class Intervention(BehaviourEvaluation):
 
         if "replace" in modes:
             add(SPLICED, "reconstruction alone", edits(chosen, Keep(), "replace"), control=True)
+        if "normalised" in modes:
+            add(AS_DONE, "reconstruction alone, units not restored", edits(chosen, Keep(), "normalised"), control=True)
         for name, operation in self.operations.items():
             if operation.reads_other:
                 for mode in modes:
