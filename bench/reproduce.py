@@ -86,7 +86,8 @@ def claimed(path: Path) -> dict[str, claims.Claim]:
     for entry in content.get("defaults", ()):
         if isinstance(entry, str) and (path.parent / f"{entry}.yaml").exists():
             said |= claimed(path.parent / f"{entry}.yaml")
-    return said | claims.claims_in(content.get("claims"))
+    named = content.get("claims") or {}
+    return {key: claim for key, claim in (said | claims.claims_in(named)).items() if named.get(key, claim) is not None}
 
 
 def families(only: Sequence[str] = ()) -> dict[str, Path]:
