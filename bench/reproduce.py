@@ -261,7 +261,7 @@ def costs_told() -> str:
     head = [
         "## At full size",
         "",
-        "What a dry run expects of each line of full size on one H200: members, memory of the device, disk, hours.",
+        "What a dry run expects on one H200 of the first member of each line of full size that trains or measures: memory of the device, disk, time. Members that read one stream share the passes of both models; answers to problems are counted as products alone, at most.",
         "",
     ]
     head += [
