@@ -119,6 +119,8 @@ def test_a_planted_direction_is_found_and_raises_the_rate_in_the_model_that_has_
             findings[f"direction_steering/{source}_to_{target}/change"] for target in (TUNED, BASE)
         )
         assert into_tuned.low > 300 and into_base.value == 0
+        rise, rest = (findings[f"direction_steering/{source}_to_{target}/rise"] for target in (TUNED, BASE))
+        assert rise.low > 300 and rest.value == 0
         assert findings[f"direction_steering/{source}_to_tuned/strength"].value == 6
         assert "in units of residual_norm, of which 1 adds a vector of norm" in (
             findings[f"direction_steering/{source}_to_tuned/strength"].meaning

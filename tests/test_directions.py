@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch.nn.functional import cosine_similarity
 
+from tunediff.claims import Number
 from tunediff.directions import (
     ContrastingTexts,
     DecoderRow,
@@ -422,6 +423,11 @@ def test_no_direction_is_zero_or_no_vector(vector):
 # -- evaluation=directions -------------------------------------------------------------------------------------------
 
 
+def table_rows(asked, pair, given):
+    columns = next(item.columns for item in asked.run(Given(pair, given.text, 1000)) if isinstance(item, Table))
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def test_equal_models_have_cosine_1_beside_a_null_of_1_and_other_models_not(given, folders, tmp_path):
     source = DifferenceOfMeans(label="backtracks", offset=1, window=0, shift=0, tokens=3000)
     asked = DirectionsByLayer(direction=source, draws=3)
@@ -433,6 +439,12 @@ def test_equal_models_have_cosine_1_beside_a_null_of_1_and_other_models_not(give
     others = ModelPair(*(ModelSource(str(folders[name]), dtype="float32") for name in ("base", "tuned"))).load()
     rows = {item.name: item for item in asked.run(Given(others, given.text, 1000)) if isinstance(item, Finding)}
     assert all(one.low < one.value < one.high < 1 for one in rows.values())
+    (row, *_), chosen = table_rows(asked, others, given), DirectionsByLayer(direction=source, draws=3, layer=0)
+    found = {item.name: item for item in chosen.run(Given(others, given.text, 1000)) if isinstance(item, Finding)}
+    cosine, null = (Number(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in ("cosine", "null"))
+    assert found["directions/cosine"][1:4] == (cosine.value, cosine.low, cosine.high)
+    more = cosine.less(null)
+    assert found["directions/over_null"][1:4] == pytest.approx((more.value, more.low, more.high))
     random = list(DirectionsByLayer(direction=Unembedding(), draws=50).run(Given(others, given.text, 1000)))
     columns = next(item.columns for item in random if isinstance(item, Table))
     assert all(low < 0 < high for low, high in zip(columns["null_low"], columns["null_high"], strict=True))
@@ -485,6 +497,7 @@ def test_a_file_that_says_something_else_is_refused(tensors, said, why, tmp_path
         (lambda: ContrastingTexts(shows=None, shows_not=None, responses=0), "from 1"),
         (lambda: Unembedding(tokens=[""]), "texts that the tokenizer spells"),
         (lambda: DirectionsByLayer(direction=Unembedding(), layers=[1, 1]), "each once"),
+        (lambda: DirectionsByLayer(direction=Unembedding(), layers=[1], layer=0), "choose of directions.layers"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_anything_is_read(made, why):

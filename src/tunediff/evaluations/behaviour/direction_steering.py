@@ -29,7 +29,7 @@ from tunediff.evaluations.behaviour.direction_claim import claim, step_of
 from tunediff.evaluations.behaviour.direction_figures import UNITS, figures
 from tunediff.evaluations.behaviour.direction_notes import check_place, never_hesitates, said_of
 from tunediff.evaluations.behaviour.judged import Judged, agreement, judged, rate
-from tunediff.evaluations.behaviour.oversteering import coherent, repeated
+from tunediff.evaluations.behaviour.oversteering import Curve, coherent, of_one, repeated
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found, never_touched, outputs
 from tunediff.evaluations.behaviour.solving import Condition, Solved
 from tunediff.evaluations.behaviour.steered import (
@@ -45,7 +45,7 @@ from tunediff.evaluations.behaviour.steered import (
 )
 from tunediff.evaluations.given import Given, Needs
 from tunediff.evaluations.judging.chat import Judge
-from tunediff.measures.clustered import Bounded, interval_columns
+from tunediff.measures.clustered import Bounded, Estimate, interval_columns
 from tunediff.models import ModelPair
 from tunediff.shapes import BASE, ROLES, TUNED, Figure, Finding, Note, Refused, Table
 from tunediff.text import Text
@@ -266,17 +266,29 @@ class DirectionSteering(BehaviourEvaluation):
         }
         meaning = f"that strength, in units of {self.unit}, of which 1 adds a vector of norm {one_long:.4g}"
         yield Finding(f"{where}/strength", row["strength"], meaning=meaning)
+        solved, chance, fine = ([getattr(one, field) for one in points] for field in ("solved", "chance", "coherent"))
+        most = max(map(keyword_share, solved), key=lambda one: float(one.value)).skewed(level, least=0.0)
+        meaning = (
+            "share of words that are hesitations at the strength at which it is largest, coherent or not; Bonferroni"
+        )
+        yield Finding(f"{where}/most_share", *most, meaning, over="problems")
+        yield from of_one(where, Curve(plain, solved, chance if self.draws else [], fine))
         for name, bounded in measures.items():
             row |= interval_columns(name, bounded)
         return {**row, "unit": self.unit}
+
+
+def keyword_share(solved: Sequence[Solved]) -> Estimate:
+    """Hesitations as a share of words, equation 1 of the paper."""
+    words = [len(one.response.text.split()) for one in solved]
+    return rate_of(solved, [one.behaviour.hesitations for one in solved], words)
 
 
 def _point(
     strength: float, plain: Sequence[Solved], solved: Sequence[Solved], chance: Sequence[Solved], fine: bool
 ) -> dict[str, Any]:
     """The measures of one kind of steering at one strength: the columns of a row of the table."""
-    words = [len(one.response.text.split()) for one in solved]
-    share = rate_of(solved, [one.behaviour.hesitations for one in solved], words)
+    share = keyword_share(solved)
     step = step_of(plain, solved, chance, fine)
     nothing = (None, None, None)
     return {

@@ -57,7 +57,7 @@ class Curve(NamedTuple):
 
 def of_one(where: str, curve: Curve) -> Iterator[Finding]:
     """Yields what a gate's curve does, each a difference on the same problems: <where>/rise, rise_over_random, past_peak,
-    past_peak_less_half, length, length_over_random and strongest_nats, those that it determines."""
+    past_peak_less_half, length, length_over_random, most, most_nats and strongest_nats, those that it determines."""
     plain, rates, level = hesitation_rate(curve.plain), curve.rates, 1 - 0.05 / len(curve.solved)
 
     def found(name: str, estimate: Estimate, meaning: str, over: str = "problems") -> Finding:
@@ -87,11 +87,17 @@ def of_one(where: str, curve: Curve) -> Iterator[Finding]:
             assert more is not None
             meaning += ", less those under random directions of this length"
             yield found("length_over_random", more, meaning, "draws and problems")
-    worse = surprise_rate(curve.solved[-1]) - surprise_rate(curve.plain)
-    meaning = (
-        "nats a token of the responses at the largest strength under the unedited model, less those without steering"
+    usual, last = surprise_rate(curve.plain), len(rates) - 1
+    most = max(range(len(rates)), key=lambda n: float(torch.nan_to_num(rates[n].value, nan=-1.0)))
+    yield found(
+        "most", rates[most] - plain, f"{A_1000} where they are most, coherent or not, less those without steering"
     )
-    yield found("strongest_nats", worse, meaning)
+    for name, n, which in (
+        ("most_nats", most, "the largest rate, coherent or not"),
+        ("strongest_nats", last, "the largest strength"),
+    ):
+        meaning = f"nats a token of the responses at {which}, under the unedited model, less those without steering"
+        yield found(name, surprise_rate(curve.solved[n]) - usual, meaning)
 
 
 def between(where: str, curves: Mapping[str, Curve]) -> Iterator[Finding]:

@@ -118,6 +118,9 @@ class Trait(BehaviourEvaluation):
                 columns |= {"p": told[0], **interval_columns("change", told[1])}
                 rows.append({"task": task, "model": key, "problems": len(scores[task, key].shown), **columns})
             words = "score of the tuned model less that of the base on the same problems, Newcombe's paired interval"
+            if task == next(iter(problems)):  # under one name, whatever the task is called
+                of_first = f"{MEANINGS['score']} of the tuned model, on {task}, the first task"
+                yield Finding("trait/score", *_share(second.shown), of_first, over="problems")
             yield Finding(f"trait/{task}/change", *change, words, over="problems")
             yield Finding(f"trait/{task}/p", p, meaning="McNemar's exact test of the change in score")
         yield from self._side_by_side(found, scores)

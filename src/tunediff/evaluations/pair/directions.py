@@ -15,6 +15,7 @@ events have none, and their null, that of random vectors, is far below what two 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,23 +39,34 @@ GROUPS, TOP = 20, 15
 
 class DirectionsByLayer:
     """direction   where it comes from      layers   layers; None: all that both models have
+    layer       the one of these whose cosine, and what no draw of the null has of it, are findings by themselves; None: none
     draws       of displaced events, or of random vectors, which make the null          seed   of these"""
 
     needs = Needs.PAIR
 
-    def __init__(self, *, direction: Source, layers: Sequence[int] | None = None, draws: int = 20, seed: int = 0):
+    def __init__(
+        self,
+        *,
+        direction: Source,
+        layers: Sequence[int] | None = None,
+        layer: int | None = None,
+        draws: int = 20,
+        seed: int = 0,
+    ):
         if draws < 2:
             raise Refused(f"directions.draws={draws}: a null has at least 2 draws.")
         if layers is not None and (not layers or len({*layers}) < len(layers)):
             raise Refused(f"directions.layers={list(layers)}: give numbers of layers, each once, or null for all.")
-        self.direction, self.layers, self.draws, self.seed = direction, layers, draws, seed
+        if layer is not None and layer not in (layers or [layer]):
+            raise Refused(f"directions.layer={layer}: choose of directions.layers={list(layers or ())}.")
+        self.direction, self.layers, self.layer, self.draws, self.seed = direction, layers, layer, draws, seed
 
     def check(self, pair: ModelPair, text: Text) -> None:
         """Raises Refused for layers that one of the models has not."""
-        for layer in self.layers or ():
+        for layer in (*(self.layers or ()), *([] if self.layer is None else [self.layer])):
             if not 0 <= layer < min(pair.depth(role) for role in ROLES):
                 raise Refused(
-                    f"directions.layers={list(self.layers or ())}: both models have layers 0 to {min(map(pair.depth, ROLES)) - 1}."
+                    f"directions.layers={list(self.layers or [layer])}: both models have layers 0 to {min(map(pair.depth, ROLES)) - 1}."
                 )
 
     def work(self, pair: ModelPair, streams: Sequence[Stream]) -> Work:
@@ -149,6 +161,20 @@ class DirectionsByLayer:
                 meaning,
                 over="questions" if ends[1] is not None else "",
             )
+            if row["layer"] == self.layer:
+                yield Finding("directions/cosine", *ends, meaning, over="questions" if ends[1] is not None else "")
+                said = f"cosine at layer {self.layer} less that of one more draw of {null} (prediction interval)"
+                yield Finding("directions/over_null", *_less_null(row), said, over="draws and questions")
+
+
+def _less_null(row: dict[str, Any]) -> Bounded:
+    """The cosine of a row less one more draw of its null: squared distances to both ends add up, as of independent numbers. Without an
+    interval of the cosine there is none."""
+    value, null = row["cosine"] - row["null"], row["null"]
+    if row["cosine_low"] is None:
+        return value, None, None
+    low = value - math.hypot(row["cosine"] - row["cosine_low"], row["null_high"] - null)
+    return value, low, value + math.hypot(row["cosine_high"] - row["cosine"], null - row["null_low"])
 
 
 def _kept(folder: Path | None, found: dict[str, Direction]) -> Iterator[Note]:
