@@ -148,7 +148,9 @@ class LoraAblation(BehaviourEvaluation):
             of, what = _measured(means[alike], full, gain, None), f", mean of {len(some)} random draws"
             yield from self._findings(some[0], of, len(adapters), what, over="draws and documents")
         layers = [one for one in ablations if one.group.by == "layer" and not one.only]
-        yield from _centre(found, {adapters[min(one.group.members)].layer: sets.index(one.group.members) for one in layers})
+        yield from _centre(
+            found, {adapters[min(one.group.members)].layer: sets.index(one.group.members) for one in layers}
+        )
         rows = table(measured)
         yield rows
         yield from figure(rows.columns)
