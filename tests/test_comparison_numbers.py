@@ -222,6 +222,7 @@ def test_ends_of_equal_numbers_hold_95_of_100_draws():
     found = {f.name: f for f in compare(draws=2000)._equal_numbers(by_kind)}
     # the one that tells is among ten that are drawn in one draw of ten: more often than in 2.5 %, less than in 25 %
     assert found["unit_comparison/many/equal_numbers"][2:4] == (0.5, 1.0)
+    assert found["unit_comparison/few/equal_numbers"][2:4] == (None, None)  # every draw is all ten
 
 
 # -- replaced MLPs and sets ------------------------------------------------------------------------------------------

@@ -239,6 +239,7 @@ def test_the_adapters_that_repair_the_model_carry_the_whole_gain_and_the_others_
         assert findings[f"{group}/share"].value == pytest.approx(1)
         for name in ("kl_full_ablated", "kl_ablated_full", "ce"):
             assert findings[f"{group}/{name}"].value == findings[f"whole/base/{name}"].value
+    assert findings["layer/centre"].value == pytest.approx(1 / 3)  # layer 1 of 0 to 3
     assert findings["layer/1/over_random"].value > 1.2 and findings["layer/0/over_random"].value == 0
     rows = tables["lora_ablation"]
     drawn = [

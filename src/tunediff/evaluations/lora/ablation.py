@@ -11,6 +11,7 @@ Each is left out (by "layer"), and may be all that is left (by "only_layer"):
 
 Costs do not add up: later layers are not linear. Intervals: 95 %, over documents, and over draws where adapters are drawn;
 those of ratios are Fieller's (measures/clustered.py).
+`centre` is where the layers' costs lie, by the KL of each left out alone: sum KL_l l / (L - 1) / sum KL_l, 0 the first layer, 1 the last.
 On benchmarks the adapters of each type are left out while the model writes, beside random adapters of the same number.
 
 # Differs from the paper: text is the study's held-out text and tokens are those that it keeps, where the paper takes 16
@@ -23,6 +24,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import torch
 
 from tunediff.benchmarks import Problem, Task
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
@@ -144,9 +147,13 @@ class LoraAblation(BehaviourEvaluation):
         for alike, some in _draws(ablations).items():  # each draw is a row of the table, and their mean is found
             of, what = _measured(means[alike], full, gain, None), f", mean of {len(some)} random draws"
             yield from self._findings(some[0], of, len(adapters), what, over="draws and documents")
-        found = table(measured)
-        yield found
-        yield from figure(found.columns)
+        layers = [one for one in ablations if one.group.by == "layer" and not one.only]
+        yield from _centre(
+            found, {adapters[min(one.group.members)].layer: sets.index(one.group.members) for one in layers}
+        )
+        rows = table(measured)
+        yield rows
+        yield from figure(rows.columns)
 
     def ablations(self, adapters: Sequence[LoraAdapter]) -> list[Ablation]:
         """The full adapter, none of it, and then every group."""
@@ -251,6 +258,20 @@ def _measured(each: Each, full: Each, gain: Estimate, alike: Each | None) -> Mea
         "share": quotient(excess, gain) if gain.sign() > 0 else nothing,
         "over_random": _over(each[KL], alike[KL]) if alike else nothing,
     }
+
+
+def _centre(found: Costs, sets: Mapping[int, int]) -> Iterator[Finding]:
+    """Yields the finding of where the costs of layers lie, of layer -> number of the set without its adapters; none where no
+    two layers have adapters, or the layers cost nothing."""
+    if len(sets) < 2:
+        return
+    kls = found.sums[:, list(sets.values()), list(MEASURES).index(KL)]
+    depth = torch.tensor(list(sets), dtype=kls.dtype)
+    depth = (depth - depth.min()) / (depth.max() - depth.min())
+    bounded = quotient(ratio(kls @ depth, found.tokens), ratio(kls.sum(1), found.tokens), least=0.0, most=1.0)
+    if bounded[0] is not None:
+        meaning = "mean relative depth of the layers with adapters, weighted by KL(full || without that layer's)"
+        yield Finding(f"{NAME}/layer/centre", *bounded, meaning, over="documents")
 
 
 def _over(own: Estimate, random: Estimate) -> Bounded:

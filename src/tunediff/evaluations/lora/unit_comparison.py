@@ -184,6 +184,8 @@ class UnitComparison:
                 reached.append(tested.gather(1, best[:, None]).double().mean())
             means = torch.stack(reached)
             low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+            if count == len(living):  # every draw is all of them, which says nothing of chance
+                low = high = None
             meaning = (
                 f"AUROC of the best of {count} random living units, as many as the smallest kind has: mean over "
                 f"{len(chosen)} labels and {self.draws} draws; low and high hold 95 % of the draws"

@@ -51,11 +51,13 @@ class Measured(NamedTuple):
     costs      choices of each run -> [document, 3]: tokens, KL from the tuned model, cross-entropy
     errors     [document, STAND_INS, point]: squared distance from the tuned model's residual stream
     squares    [document, point]: squared norm of the tuned model's own
+    active     [document, 2]: active latents, mean over layers, and tokens
     """
 
     costs: dict[Choices, Tensor]
     errors: Tensor
     squares: Tensor
+    active: Tensor
 
 
 class Replacement:
@@ -84,7 +86,7 @@ class Replacement:
         yield table
         yield from partial_figures(table.columns)
         yield from _residual(found)
-        yield from _latents(trained)
+        yield from _latents(trained, ratio(*found.active.T))
 
 
 def measured(trained: Trained, runs: Sequence[Choices]) -> Measured:
@@ -100,8 +102,8 @@ def measured(trained: Trained, runs: Sequence[Choices]) -> Measured:
         residual.add(along, batch.document)
     of_runs = costs.stacked()  # tokens, then KL and cross-entropy of each run
     by_run = {run: of_runs[:, [0, 2 * n + 1, 2 * n + 2]] for n, run in enumerate(runs)}
-    squares, *errors = residual.stacked().split(depth + 1, dim=1)
-    return Measured(by_run, torch.stack(errors, dim=1), squares)
+    squares, *errors, active = residual.stacked().split([depth + 1] * (1 + len(STAND_INS)) + [2], dim=1)
+    return Measured(by_run, torch.stack(errors, dim=1), squares, active)
 
 
 @torch.no_grad()
@@ -109,7 +111,7 @@ def _of_batch(
     trained: Trained, model: PreTrainedModel, runs: Sequence[Choices], batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Documents and costs [scored, column] of the tokens that are scored, and squares along the residual stream of all
-    kept tokens [token, column]. The tuned model runs first."""
+    kept tokens [token, column], then their active latents. The tuned model runs first."""
     pair, depth = trained.pair, len(runs[0])
     before, targets, documents, _ = predicted(pair, TUNED, batch)
     head = head_of(pair.models[TUNED])  # which no choice of MLPs changes
@@ -122,18 +124,26 @@ def _of_batch(
         return hidden, [read[point].flatten(0, 1)[places].float() for point in at]
 
     tuned, own = run(runs[0], points)
+    inside, layers = [Point("mlp_in", layer) for layer in range(depth)], trained.adapter(NAME).layers
+    active = torch.zeros(len(places))
     columns = [torch.ones(len(targets), 1, dtype=torch.float64)]
     along = [torch.stack([h.double().square().sum(-1) for h in own], dim=-1)]
     for choices in runs:
         if choices == runs[0]:
             hidden = tuned
         elif choices in [(stand_in,) * depth for stand_in in STAND_INS]:
-            hidden, other = run(choices, points)
+            mine = choices[0] == ADAPTER
+            hidden, other = run(choices, [*points, *inside] if mine else points)
+            other, entering = other[: len(points)], other[len(points) :]
+            if mine:
+                fired = [(one.encode(x) != 0).sum(-1) for one, x in zip(layers, entering, strict=True)]
+                active = torch.stack(fired).double().mean(0)
             apart = [(h - known).double().square().sum(-1) for h, known in zip(other, own, strict=True)]
             along.append(torch.stack(apart, dim=-1))
         else:
             hidden, _ = run(choices, ())
         columns.append(compared(head, tuned, [hidden], targets, logits_mb=trained.logits_mb)[0].double())
+    along += [active[:, None], torch.ones_like(active)[:, None]]
     return documents, torch.cat(columns, dim=1), torch.cat(along, dim=1).cpu()
 
 
@@ -214,7 +224,7 @@ def _residual(found: Measured) -> Iterator[Finding | Table | Figure]:
 
 
 @torch.no_grad()
-def _latents(trained: Trained) -> Iterator[Finding | Table | Figure]:
+def _latents(trained: Trained, firing: Estimate) -> Iterator[Finding | Table | Figure]:
     """L0, dead latents and decoder norms of each layer in the adapted model; the norm is the median over latents that fired."""
     adapter = trained.adapter(NAME)
     shape = (len(adapter.layers), adapter.latents_per_layer)
@@ -224,7 +234,7 @@ def _latents(trained: Trained) -> Iterator[Finding | Table | Figure]:
     dead = 1 - alive.double().mean(1)
     medians = [float(of[fired].median()) if fired.any() else None for of, fired in zip(norms, alive, strict=True)]
     meaning = "active latents a token and layer, mean over layers"
-    yield Finding(f"{NAME}/l0", float(l0.mean()), meaning=meaning, column="L0 a layer", line="L0 a layer")
+    yield Finding(f"{NAME}/l0", *firing.bounded(least=0.0), meaning, "L0 a layer", "L0 a layer", "documents")
     meaning = f"share of latents of all layers that fired on none of {tokens:,} held-out tokens"
     word = "never fired"
     yield Finding(f"{NAME}/dead_fraction", float(dead.mean()), meaning=meaning, column=word, line=word)
