@@ -1,6 +1,7 @@
 """Edits: what they change, where, and what they leave alone."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -370,6 +371,19 @@ def test_the_moments_of_a_sequence_are_over_all_of_its_entries():
     signs[:, ::2] = -1
     place = Place(1 + 4 * signs, {BOTH[1]: -2 + 0.5 * signs}, None)
     assert torch.allclose(part.moments(BOTH[0], place), torch.tensor([[1.0, 4.0], [-2.0, 0.5]]))
+
+
+def test_latents_that_are_not_restored_write_in_the_units_of_the_dictionary():
+    """A perfect dictionary puts the z-scores in the place of the vectors, and a change of a latent is one of a z-score."""
+    whole = latents(dictionary_of(BOTH, kind="sequence_zscore", perfect=True))
+    bare = dataclasses.replace(whole, restored=False)
+    own = 5 + 3 * torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
+    place = Place(own, {BOTH[1]: own}, torch.tensor([[[5.0, 3.0], [5.0, 3.0]]]).expand(4, 2, 2))
+    assert torch.allclose(whole.reconstruction(BOTH[0], place), own, atol=1e-5)
+    assert torch.allclose(bare.reconstruction(BOTH[0], place), (own - 5) / 3, atol=1e-5)
+    ones = torch.ones(4, 2 * WIDTH)
+    changes = [part.look(BOTH[0], place).written(ones) for part in (whole, bare)]
+    assert torch.allclose(changes[0], 3 * changes[1]) and torch.allclose(changes[1], torch.ones(4, WIDTH))
 
 
 def test_what_an_edit_changes_is_told_from_what_its_gate_names(pair, known):

@@ -13,7 +13,8 @@ numbers say nothing.
 
 With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an
 accuracy of 0 % for latents scaled by 1.5 as well as by 0.5; without the row `reconstruction` it cannot be told from a
-broken splice.
+broken splice. Mode unrestored breaks it in the way that the study's text suggests: what the dictionary says of normalised
+activations is written without being restored; its reconstruction/unrestored is what that alone costs.
 """
 
 from __future__ import annotations
@@ -32,10 +33,18 @@ from tunediff.evaluations.behaviour.changes import Changed, over_random
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
 from tunediff.evaluations.given import TWIN, LatentStatistics, Trained
-from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
+from tunediff.evaluations.latents.edits import (
+    CONTRAST,
+    UNRESTORED,
+    check_role,
+    latent_edits,
+    random_direction,
+    role_of,
+    written_at,
+)
 from tunediff.evaluations.latents.selection import Selection, alike, asked_for, choose, decoder_rows
 from tunediff.models import ModelPair
-from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
+from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Refused, Table
 
 UNEDITED, SPLICED = "unedited", "reconstruction"
 CONTROLS = LATENTS, DIRECTION = "random_latents", "random_direction"
@@ -47,8 +56,8 @@ class Intervention(BehaviourEvaluation):
     role          the model that is written: base, tuned or adapter; None: the dictionary's, tuned where it reads both
     latents       the latents, as in latents/selection.py; None: as `chosen_by` chooses
     operations    name -> operation on the latents
-    modes         delta keeps the reconstruction error, replace does not; one or both; None: both where there is a
-                  reconstruction, which a transcoder adapter has not
+    modes         delta keeps the reconstruction error, replace does not, unrestored is replace in the units of the dictionary;
+                  one or several; None: delta and replace where there is a reconstruction, which a transcoder adapter has not
     gate          the tokens at which the edit acts
     own_response  patches take what stood at the same place of the other model's own response, not at the same tokens
     draws         number of sets of random latents, and of random directions, that answer the problems in turn; 0: none
@@ -68,6 +77,8 @@ class Intervention(BehaviourEvaluation):
 
     def __post_init__(self):
         check_role(self.role, setting=self.name)
+        if wrong := [mode for mode in self.modes or () if mode not in (*MODES, UNRESTORED)]:
+            raise Refused(f"{self.name}.modes names {wrong[0]}: choose of delta, replace and unrestored.")
 
     @property
     def asks_for(self) -> Mapping[str, int]:
@@ -122,7 +133,8 @@ class Intervention(BehaviourEvaluation):
             if first in (UNEDITED, "other", "whole", "all_latents"):
                 continue
             name = f"{first}/{TWIN}/{rest}" if first in CONTROLS else f"{TWIN}/{one.name}"
-            reference = f"{TWIN}/{SPLICED}" if one.reference == SPLICED else one.reference
+            spliced = (one.reference or "").startswith(SPLICED)
+            reference = f"{TWIN}/{one.reference}" if spliced else one.reference
             made.append(replace(one, name=name, title=f"twin: {one.title}", reference=reference))
         return made
 
@@ -135,17 +147,17 @@ class Intervention(BehaviourEvaluation):
             Condition("other", f"{other}, unedited", other, control=True, reference=UNEDITED, asked_as=asked_as),
         ]
 
-        def add(name: str, title: str, edits: tuple[Edit, ...], control: bool = False) -> None:
-            made.append(Condition(name, title, role, edits, control, against(name, edits), asked_as, beside_own(edits)))
+        splices = {"replace": SPLICED, UNRESTORED: f"{SPLICED}/{UNRESTORED}"}
 
-        def add_drawn(name: str, title: str, drawn: Sequence[tuple[Edit, ...]]) -> None:
+        def add(name: str, title: str, edits: tuple[Edit, ...], control: bool = False, mode: str = "delta") -> None:
+            beside = splices.get(mode, UNEDITED)
+            made.append(Condition(name, title, role, edits, control, beside, asked_as, beside_own(edits)))
+
+        def add_drawn(name: str, title: str, drawn: Sequence[tuple[Edit, ...]], mode: str) -> None:
             if drawn:
                 one, title = drawn[0], f"{title}, {len(drawn)} draws"
-                given = (against(name, one), asked_as, beside_own(one))
+                given = (splices.get(mode, UNEDITED), asked_as, beside_own(one))
                 made.append(Condition(name, title, role, (), True, *given, drawn=tuple(drawn)))
-
-        def against(name: str, edits: tuple[Edit, ...]) -> str:
-            return UNEDITED if edits[0].mode == "delta" or name == SPLICED else SPLICED
 
         def beside_own(edits: tuple[Edit, ...]) -> bool:
             return self.own_response and edits[0].operation.reads_other
@@ -153,29 +165,30 @@ class Intervention(BehaviourEvaluation):
         def edits(numbers: Sequence[int], operation: Operation, mode: str, along: Tensor | None = None):
             return latent_edits(trained, role, numbers, operation, seen=seen, gate=self.gate, mode=mode, along=along)
 
-        if "replace" in modes:
-            add(SPLICED, "reconstruction alone", edits(chosen, Keep(), "replace"), control=True)
+        for mode in (mode for mode in modes if mode in splices):
+            words = "reconstruction alone" + (", not restored" if mode == UNRESTORED else "")
+            add(splices[mode], words, edits(chosen, Keep(), mode), control=True)
         for name, operation in self.operations.items():
             if operation.reads_other:
                 for mode in modes:
                     everything = edits(range(trained.dictionary.latents), operation, mode)
-                    add(f"all_latents/{name}/{mode}", f"{name}, {mode}: all latents", everything, control=True)
+                    add(f"all_latents/{name}/{mode}", f"{name}, {mode}: all latents", everything, True, mode)
                 gate = self.gate.of(trained.dictionary)
                 whole = Edit(written_at(trained, role), Whole(), operation, gate)
                 add(f"whole/{name}", f"{name}: the whole hidden vector", (whole,), control=True)
             at = None if beside else written_at(trained, role)
             written = decoder_rows(trained, at, exchanged=operation.reads_other).norm(dim=-1).cpu()
             for mode in modes:
-                add(f"{name}/{mode}", f"{name}, {mode}", edits(chosen, operation, mode))
+                add(f"{name}/{mode}", f"{name}, {mode}", edits(chosen, operation, mode), mode=mode)
                 others, along = [], []
-                for n in range(self.draws):
+                for n in range(self.draws if mode != UNRESTORED else 0):  # which is a control itself
                     generator = randomness.generator(self.seed, "latents that write as much", n)
                     others.append(edits(alike(seen, written, chosen, generator), operation, mode))
                     if at is not None:
                         generator = randomness.generator(self.seed, "directions of an intervention", n)
                         along.append(edits(chosen, operation, mode, random_direction(at, generator)))
-                add_drawn(f"{LATENTS}/{name}/{mode}", f"{name}, {mode}: latents that write as much", others)
-                add_drawn(f"{DIRECTION}/{name}/{mode}", f"{name}, {mode}: as much in a random direction", along)
+                add_drawn(f"{LATENTS}/{name}/{mode}", f"{name}, {mode}: latents that write as much", others, mode)
+                add_drawn(f"{DIRECTION}/{name}/{mode}", f"{name}, {mode}: as much in a random direction", along, mode)
         return made
 
 
