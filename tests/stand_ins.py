@@ -158,6 +158,8 @@ def words_of(pair: str, place: Path) -> list[str]:
     """The words of a command line that name a shipped pair and put stand-ins, made below `place`, in its models' place."""
     base, tuned = PAIRS[pair]
     words = [f"model_pair={pair}", f"model_pair.base.path={save_shape(place / base, base)}"]
+    if pair == "r1_vs_qwen15_0_5b":
+        words.append("dictionary.hookpoint.equal_widths=false")
     if tuned is not None:
         return [*words, f"model_pair.tuned.path={save_shape(place / tuned, tuned)}"]
     if pair == "qwen32b_lora":
