@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import json
 import os
 import re
@@ -151,18 +152,17 @@ def run_all(found: Mapping[str, Path], to: Path, at_once: int) -> None:
 
 def verdicts_of(folder: Path) -> list[claims.Verdict]:
     """The verdicts of a family: of each claim those that say most, for one line may not ask what another one asks."""
-    if not runs_in(folder):
-        return []
-    try:
-        members = members_under([folder])
-    except ValueError:  # fine-tunes that another line measures
-        return []
     by_name: dict[str, list[claims.Verdict]] = {}
-    for verdict in claims.of_members(members):
-        by_name.setdefault(verdict.name, []).append(verdict)
-    told = {
-        name: [one for one in some if one.word != claims.NOT_APPLICABLE or one.effect] for name, some in by_name.items()
-    }
+    lines = [place for place in sorted(folder.glob("[0-9]*")) if runs_in(place)]
+    for place in lines:
+        try:
+            members = members_under([place])
+        except ValueError:  # fine-tunes that another line measures
+            continue
+        for verdict in claims.of_members(members):
+            of = f"line {place.name}{f', {verdict.of}' if verdict.of else ''}" if len(lines) > 1 else verdict.of
+            by_name.setdefault(verdict.name, []).append(dataclasses.replace(verdict, of=of))
+    told = {name: [one for one in some if one.effect is not None] for name, some in by_name.items()}
     return [one for name, some in by_name.items() for one in (told[name] or some[:1])]
 
 

@@ -17,6 +17,8 @@ from real_tokenizers import real
 
 QWEN = {"architecture": "Qwen2", "num_key_value_heads": 8}
 SHAPES = {
+    "0.5b": QWEN | {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16}
+    | {"num_key_value_heads": 16, "vocab_size": 151_936},
     "1.5b": QWEN | {"num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12}
     | {"num_key_value_heads": 2, "vocab_size": 151_936},
     "7b": QWEN | {"num_hidden_layers": 28, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28}
@@ -28,6 +30,7 @@ SHAPES = {
 }  # fmt: skip
 # model -> its shape, whose tokenizer, its positions, and whether its embeddings are its unembeddings
 MODELS = {
+    "Qwen1.5-0.5B": ("0.5b", "qwen", 32_768, True),
     "Qwen2.5-Math-1.5B": ("1.5b", "qwen", 4096, True),
     "DeepSeek-R1-Distill-Qwen-1.5B": ("1.5b", "r1_qwen", 131_072, False),
     "DeepScaleR-1.5B-Preview": ("1.5b", "r1_qwen", 131_072, False),
@@ -41,6 +44,7 @@ MODELS = {
 TRANSCODERS, LATENTS = "transcoders", 8192
 PAIRS = {
     "r1_vs_qwen": ("Qwen2.5-Math-1.5B", "DeepSeek-R1-Distill-Qwen-1.5B"),
+    "r1_vs_qwen15_0_5b": ("Qwen1.5-0.5B", "DeepSeek-R1-Distill-Qwen-1.5B"),
     "deepscaler_vs_qwen": ("Qwen2.5-Math-1.5B", "DeepScaleR-1.5B-Preview"),
     "deepscaler_vs_r1": ("DeepSeek-R1-Distill-Qwen-1.5B", "DeepScaleR-1.5B-Preview"),
     "r1_7b_vs_qwen": ("Qwen2.5-Math-7B", "DeepSeek-R1-Distill-Qwen-7B"),
@@ -154,6 +158,8 @@ def words_of(pair: str, place: Path) -> list[str]:
     """The words of a command line that name a shipped pair and put stand-ins, made below `place`, in its models' place."""
     base, tuned = PAIRS[pair]
     words = [f"model_pair={pair}", f"model_pair.base.path={save_shape(place / base, base)}"]
+    if pair == "r1_vs_qwen15_0_5b":
+        words.append("dictionary.hookpoint.equal_widths=false")
     if tuned is not None:
         return [*words, f"model_pair.tuned.path={save_shape(place / tuned, tuned)}"]
     if pair == "qwen32b_lora":

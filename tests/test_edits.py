@@ -1,6 +1,7 @@
 """Edits: what they change, where, and what they leave alone."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -372,6 +373,19 @@ def test_the_moments_of_a_sequence_are_over_all_of_its_entries():
     assert torch.allclose(part.moments(BOTH[0], place), torch.tensor([[1.0, 4.0], [-2.0, 0.5]]))
 
 
+def test_latents_that_are_not_restored_write_in_the_units_of_the_dictionary():
+    """A perfect dictionary puts the z-scores in the place of the vectors, and a change of a latent is one of a z-score."""
+    whole = latents(dictionary_of(BOTH, kind="sequence_zscore", perfect=True))
+    bare = dataclasses.replace(whole, restored=False)
+    own = 5 + 3 * torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
+    place = Place(own, {BOTH[1]: own}, torch.tensor([[[5.0, 3.0], [5.0, 3.0]]]).expand(4, 2, 2))
+    assert torch.allclose(whole.reconstruction(BOTH[0], place), own, atol=1e-5)
+    assert torch.allclose(bare.reconstruction(BOTH[0], place), (own - 5) / 3, atol=1e-5)
+    ones = torch.ones(4, 2 * WIDTH)
+    changes = [part.look(BOTH[0], place).written(ones) for part in (whole, bare)]
+    assert torch.allclose(changes[0], 3 * changes[1]) and torch.allclose(changes[1], torch.ones(4, WIDTH))
+
+
 def test_what_an_edit_changes_is_told_from_what_its_gate_names(pair, known):
     dictionary = dictionary_of([AT[TUNED]], sparsity=BatchTopK(4))
     dictionary.sparsity.threshold.fill_(torch.inf)  # nothing is ever active
@@ -432,7 +446,7 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(pair, known):
         latents(dictionary_of([AT[TUNED], AT[TUNED]._replace(layer=2)]))
     with pytest.raises(Refused, match="does not say of which dictionary"):
         Edit(AT[TUNED], direction(), Zero(), WhileActive(0)).reads  # noqa: B018
-    with pytest.raises(Refused, match="choose delta, replace or normalised"):
+    with pytest.raises(Refused, match="choose delta or replace"):
         Edit(AT[TUNED], direction(), Zero(), mode="swap")
     with pytest.raises(Refused, match="mode=replace, which asks for latents"):
         logits(pair, TUNED, known(), Edit(AT[TUNED], direction(), Zero(), mode="replace"))
@@ -454,13 +468,3 @@ def test_models_that_read_different_tokens_cannot_be_patched(pair, known):
     pair.align = "by_text"
     with pytest.raises(Refused, match="model_pair.align=by_text"):
         logits(pair, BASE, known(), Edit(AT[BASE], Whole(), Patch()))
-
-
-def test_what_is_not_restored_is_the_hidden_vector_in_the_dictionarys_units(pair, known):
-    """Of a perfect dictionary too: the units alone make the difference."""
-    dictionary, real = dictionary_of(BOTH, kind="unit_rms", perfect=True), known().real & ~known().special
-    own = {role: hidden(pair, role, known())[real] for role in BOTH_ROLES}
-    units = dictionary.normalisation.normalise(torch.cat([own[BASE], own[TUNED]], dim=-1))
-    left = hidden(pair, TUNED, known(), Edit(AT[TUNED], latents(dictionary), Keep(), mode="normalised"))[real]
-    assert torch.allclose(left, dictionary.part(units, TUNED), atol=1e-4)
-    assert not torch.allclose(left, own[TUNED], atol=1e-2)

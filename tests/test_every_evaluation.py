@@ -81,7 +81,7 @@ ADAPTER = {
     "patching": "evaluation.patching.role=base: latents of a transcoder adapter are written in the adapter model",
 }
 # those that take a second or two
-FAST = "ablation attention_sinks benchmark directions examples geometry gradient layer_divergence logit_effect".split()
+FAST = "ablation attention_sinks benchmark directions examples geometry gradient layer_divergence logit_effect positions".split()
 FAST += [
     name for name in CROSSCODER if name not in ("autointerp", "trait_judge")
 ] + "segments steering_sweep tokenizers".split()

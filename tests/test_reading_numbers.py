@@ -23,6 +23,7 @@ from tunediff.evaluations import (
     KLPatching,
     LabelAlignment,
     LatentScaling,
+    Positions,
     Probing,
     Segments,
     Trained,
@@ -544,6 +545,22 @@ def test_a_latent_is_early_or_late_by_where_it_fires_more_often_among_those_that
     findings, _, _ = run(Segments(), pair, dictionary)
     assert findings["segments/shift/early"].value == 1 / 4 and findings["segments/shift/late"].value == 2 / 4
     assert "last tenth of the thinking than in the first" in findings["segments/shift/late"].meaning
+
+
+def test_a_latent_that_follows_the_place_is_told_from_one_that_does_not(pair, monkeypatch):
+    dictionary, original = fitted(pair, identity_dictionary(pair.streams("resid_post", 1))), Trained.readings
+
+    def readings(self, title):
+        for reading in original(self, title):
+            latents, place = torch.zeros_like(reading.latents), reading.batch.position
+            latents[:, 0] = 9.0 * (place == 7)
+            latents[:, 1] = torch.rand(len(place), generator=torch.Generator().manual_seed(len(place)))
+            yield reading._replace(latents=latents, admitted=torch.ones_like(reading.admitted))
+
+    monkeypatch.setattr(Trained, "readings", readings)
+    _, tables, _ = run(Positions(latents=[0, 1], places=20), pair, dictionary)
+    rows = tables["positions"]
+    assert rows["explained"][0] > 0.999 and rows["peak"][0] == 7 and rows["explained"][1] < 0.4  # few documents
 
 
 def test_rates_of_places_are_of_the_tokens_that_are_no_sinks(pair):

@@ -18,7 +18,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from tunediff.shapes import Finding, Refused, Table
@@ -110,6 +110,7 @@ class Verdict:
     effect: Number | None = None
     held: Mapping[str, str] = field(default_factory=dict)  # control -> holds, fails, or why it is not told
     of: str = ""  # the members of a sweep
+    sweep: str = ""  # the folder of its runs, where several are compared
 
     def row(self) -> dict[str, Any]:
         """Its row of the table `claims`."""
@@ -388,7 +389,7 @@ def of_members(members: Sequence[Mapping[str, Any]]) -> list[Verdict]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for member in members:
         groups.setdefault(str(member.get("sweep", "")), []).append(member)
-    for group in groups.values():
+    for sweep, group in groups.items():
         differ = {
             key
             for one in group
@@ -408,7 +409,7 @@ def of_members(members: Sequence[Mapping[str, Any]]) -> list[Verdict]:
                 for member in some:
                     seeds.setdefault(str(_seed(member)), []).append(member)
                 looks = [_look_among(each) for each in seeds.values()]
-                verdicts.append(judge(name, claim, looks, some[0]["settings"], of))
+                verdicts.append(replace(judge(name, claim, looks, some[0]["settings"], of), sweep=sweep))
     return verdicts
 
 

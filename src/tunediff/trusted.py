@@ -46,7 +46,7 @@ BUILDABLE = frozenset(
             "AdapterRecovery AttentionSinks AttributionGraphs Autointerp Benchmark DirectionNecessity "
             "DirectionSteering DirectionsByLayer Examples Fidelity Geometry Gradient Intervention Judge "
             "KLPatching LabelAlignment LatentCache LatentClasses LatentScaling LatentSets LayerDivergence "
-            "LogitEffect LoraAblation PolarityExamples Probing Recovery Replacement Segments SentenceJudge SteeringSweep "
+            "LogitEffect LoraAblation PolarityExamples Positions Probing Recovery Replacement Segments SentenceJudge SteeringSweep "
             "Telling Tokenizers Trait TraitJudge Twin UnitComparison persona_questions"
         ),
         "tunediff.generation": "Batched Decoding VLLM",

@@ -2,8 +2,6 @@
 
     start = h         mode delta: what the dictionary does not explain stays        h' = start + operation's change
           = x_hat     mode replace: the reconstruction stands in its place
-                      mode normalised: as replace, and what stands there is left in the dictionary's own units, as in a study
-                      that did not undo its normalisation: a control of what that alone does
 
 Edits of one hookpoint are written in the order they are given, each on what the one before left. Knows one model; what
 the other one has at the same tokens is handed in.
@@ -27,14 +25,14 @@ from tunediff.edits.sequences import Sequences
 from tunediff.hookpoints import HOOKPOINTS, LORA, Point, writing_pieces
 from tunediff.shapes import ADAPTER, TRANSCODER, Refused, Stream
 
-MODES = ("delta", "replace", "normalised")
+MODES = ("delta", "replace")
 
 
 @dataclass(frozen=True)
 class Edit:
     """at          whose hidden vectors are written, and where
     part, operation     what of them, and what becomes of it           gate   at which tokens
-    mode        delta keeps the reconstruction error, replace does not, and normalised restores no units besides
+    mode        delta keeps the reconstruction error, replace does not
     along       [width]: the change keeps its size at every token and takes this direction, the control for "any change of
                 that size"; None: as the operation gives it
 
@@ -49,7 +47,7 @@ class Edit:
 
     def __post_init__(self):
         if self.mode not in MODES:
-            raise Refused(f"mode={self.mode}: choose delta, replace or normalised.")
+            raise Refused(f"mode={self.mode}: choose delta or replace.")
         self.part.reads(self.at, self.operation.reads_other)
 
     @property
@@ -76,10 +74,7 @@ class Edit:
             unit = nn.functional.normalize(self.along.to(change), dim=-1)
             change = change.norm(dim=-1, keepdim=True) * unit
         start = place.own if self.mode == "delta" else self.part.reconstruction(self.at, place)
-        after = start + change
-        if self.mode == "normalised":
-            after = self.part.normalised(self.at, place, after)
-        return torch.where(self.part.admits(self.at, place)[:, None], after, place.own)
+        return torch.where(self.part.admits(self.at, place)[:, None], start + change, place.own)
 
 
 def needed(edits: Sequence[Edit], role: str) -> list[Stream]:

@@ -61,10 +61,6 @@ class Part(Protocol):
         """[token, width] in place of the hidden vectors."""
         raise Refused(f"An edit at {at} has mode=replace, which asks for latents: choose mode=delta.")
 
-    def normalised(self, at: Stream, place: Place, value: Tensor) -> Tensor:
-        """The hidden vectors `value` [token, width] in a dictionary's own units; as they are where there is none."""
-        return value
-
     def admits(self, at: Stream, place: Place) -> Tensor:
         """[token] bool: which tokens may be touched at all."""
         return torch.ones(len(place.own), dtype=torch.bool, device=place.own.device)
@@ -175,13 +171,15 @@ class Directions(Part):
 @dataclass(frozen=True)
 class Latents(Part):
     """Latents `numbers` of a dictionary; `scale`, `mean` [n] in the units of their activations. Special tokens and
-    attention sinks are left as they are. Raises Refused for a dictionary over several layers: its latents are known
-    only after the last of them."""
+    attention sinks are left as they are. Not `restored`, they write in the units of the dictionary, as if these were the
+    model's own: a mistake that is kept to be measured. Raises Refused for a dictionary over several layers: its latents are
+    known only after the last of them."""
 
     dictionary: ReconstructingDictionary
     numbers: Tensor
     scale: Tensor
     mean: Tensor
+    restored: bool = True
     skips_special = True
 
     def __post_init__(self):
@@ -194,7 +192,7 @@ class Latents(Part):
 
     @property
     def described(self) -> str:
-        return f"latents {listed(self.numbers.tolist())}"
+        return f"latents {listed(self.numbers.tolist())}{'' if self.restored else ', not restored'}"
 
     def reads(self, at: Stream, other: bool) -> Sequence[Stream]:
         streams = self.dictionary.streams
@@ -235,12 +233,17 @@ class Latents(Part):
         else:
             encoded = self._encoded(self._rows(at, place)).to(torch.float32)
 
+        def everywhere(change: Tensor) -> Tensor:
+            if not self.restored:
+                return change @ self.dictionary.W_dec[self.numbers]
+            return self.dictionary.written(change, self.numbers, place.moments)
+
         def written(change: Tensor) -> Tensor:
-            return self._part(at, self.dictionary.written(change, self.numbers, place.moments)).to(place.own)
+            return self._part(at, everywhere(change)).to(place.own)
 
         def exchange() -> Tensor:
             if len(self.dictionary.streams) > 1:
-                whole = self.dictionary.written(encoded, self.numbers, place.moments)
+                whole = everywhere(encoded)
                 return (self.dictionary.part(whole, opposite(at).role) - self._part(at, whole)).to(place.own)
             other = self._rows(at, place, own=place.read[opposite(at)].to(place.own))
             return written(self._encoded(other) - encoded)
@@ -250,15 +253,15 @@ class Latents(Part):
 
     def reconstruction(self, at: Stream, place: Place) -> Tensor:
         rows = self._rows(at, place)
-        decoded = [self.dictionary.decode(self.dictionary.encode(block), block.moments) for block in rows.blocks()]
+        encoded = ((self.dictionary.encode(block), block.moments) for block in rows.blocks())
+        if self.restored:
+            decoded = [self.dictionary.decode(*one) for one in encoded]
+        else:
+            decoded = [self.dictionary.reconstruct(latents) for latents, _ in encoded]
         restored = self._part(at, torch.cat(decoded)).to(place.own)
         if self.dictionary.streams[0].role == DIFFERENCE:
             return restored + place.read[opposite(at)].to(place.own)
         return restored
-
-    def normalised(self, at: Stream, place: Place, value: Tensor) -> Tensor:
-        rows = self._rows(at, place, own=value)
-        return self._part(at, self.dictionary.normalisation.normalise(rows.values, rows.moments)).to(value)
 
     def admits(self, at: Stream, place: Place) -> Tensor:
         return self.dictionary.normalisation.admits(self._rows(at, place).values)

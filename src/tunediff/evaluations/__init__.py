@@ -32,6 +32,7 @@ from tunediff.evaluations.reading.label_alignment import LabelAlignment
 from tunediff.evaluations.reading.latent_scaling import LatentScaling
 from tunediff.evaluations.reading.logit_effect import LogitEffect
 from tunediff.evaluations.reading.planted_truth import score
+from tunediff.evaluations.reading.positions import Positions
 from tunediff.evaluations.reading.probing import Probing
 from tunediff.evaluations.reading.segments import Segments
 from tunediff.evaluations.reading.twin import Twin

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -176,6 +177,17 @@ def _claims_of(study: Path) -> dict[str, claims.Claim]:
         return claims.read(content)
 
 
+def _judged(members: Sequence[dict[str, Any]], home: Path) -> list[claims.Verdict]:
+    """The verdicts on the claims of all; those of several sweeps are told apart by their folders, as seen from `home`."""
+    found = claims.of_members(members)
+    if len({verdict.sweep for verdict in found}) < 2:
+        return found
+    return [
+        replace(one, of=" ".join(filter(None, (os.path.relpath(Path(one.sweep).resolve(), home.resolve()), one.of))))
+        for one in found
+    ]
+
+
 def _swept_keys(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The keys that tell the members apart: those that were swept, as they were typed; then, only where two members would
     look the same, the settings in which they differ."""
@@ -249,7 +261,7 @@ def in_words(members: Sequence[dict[str, Any]]) -> str:
     if len(pairs) == 1:
         layers = [] if "layer" in keys else [f"layer {layer}" for layer in _told(members, "layer")]
         lines.append(f"models: {', '.join(pairs + layers)}")
-    if verdicts := claims.of_members(members):
+    if verdicts := _judged(members, Path.cwd()):
         lines.append(claims.in_words(verdicts))
     for member in members:
         if member["error"]:
@@ -275,7 +287,7 @@ def write_comparison(members: Sequence[dict[str, Any]], folder: Path) -> Path:
     }
     with folders.put(folder / "compare.parquet") as partial:
         pyarrow.parquet.write_table(pyarrow.table(columns), partial)
-    verdicts = [verdict.row() for verdict in claims.of_members(members)]
+    verdicts = [verdict.row() for verdict in _judged(members, folder)]
     if verdicts:
         with folders.put(folder / "claims.parquet") as partial:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(verdicts), partial)

@@ -11,10 +11,10 @@ numbers say nothing.
                         latents are chosen by a rule: does the answer hang on one dictionary?
     all_latents, whole  of a patch: what every latent, and the whole hidden vector, would bring
 
-With mode replace everything is compared with the reconstruction, else with the unedited model. Mode normalised is a flaw on
-purpose: what is written stays in the dictionary's units, and `reconstruction_normalised` is its reconstruction alone. A study of R1 reported an
+With mode replace everything is compared with the reconstruction, else with the unedited model. A study of R1 reported an
 accuracy of 0 % for latents scaled by 1.5 as well as by 0.5; without the row `reconstruction` it cannot be told from a
-broken splice.
+broken splice. Mode unrestored breaks it in the way that the study's text suggests: what the dictionary says of normalised
+activations is written without being restored; its reconstruction/unrestored is what that alone costs.
 """
 
 from __future__ import annotations
@@ -28,17 +28,25 @@ from torch import Tensor
 from tunediff import randomness
 from tunediff.benchmarks import Problem
 from tunediff.edits import Edit, Everywhere, Gate, Keep, Operation, Whole
+from tunediff.edits.editing import MODES
 from tunediff.evaluations.behaviour.changes import Changed, over_random
 from tunediff.evaluations.behaviour.runner import BehaviourEvaluation, Found
 from tunediff.evaluations.behaviour.solving import Condition, asked_differently
 from tunediff.evaluations.given import TWIN, LatentStatistics, Trained
-from tunediff.evaluations.latents.edits import CONTRAST, check_role, latent_edits, random_direction, role_of, written_at
+from tunediff.evaluations.latents.edits import (
+    CONTRAST,
+    UNRESTORED,
+    check_role,
+    latent_edits,
+    random_direction,
+    role_of,
+    written_at,
+)
 from tunediff.evaluations.latents.selection import Selection, alike, asked_for, choose, decoder_rows
 from tunediff.models import ModelPair
-from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Table
+from tunediff.shapes import ADAPTER, OTHER, TUNED, Finding, Note, Refused, Table
 
-UNEDITED, SPLICED, AS_DONE = "unedited", "reconstruction", "reconstruction_normalised"
-USUAL = ("delta", "replace")  # modes
+UNEDITED, SPLICED = "unedited", "reconstruction"
 CONTROLS = LATENTS, DIRECTION = "random_latents", "random_direction"
 
 
@@ -48,8 +56,8 @@ class Intervention(BehaviourEvaluation):
     role          the model that is written: base, tuned or adapter; None: the dictionary's, tuned where it reads both
     latents       the latents, as in latents/selection.py; None: as `chosen_by` chooses
     operations    name -> operation on the latents
-    modes         delta keeps the reconstruction error, replace does not, normalised restores no units; None: the first two
-                  where there is a reconstruction, which a transcoder adapter has not
+    modes         delta keeps the reconstruction error, replace does not, unrestored is replace in the units of the dictionary;
+                  one or several; None: delta and replace where there is a reconstruction, which a transcoder adapter has not
     gate          the tokens at which the edit acts
     own_response  patches take what stood at the same place of the other model's own response, not at the same tokens
     draws         number of sets of random latents, and of random directions, that answer the problems in turn; 0: none
@@ -69,16 +77,18 @@ class Intervention(BehaviourEvaluation):
 
     def __post_init__(self):
         check_role(self.role, setting=self.name)
+        if wrong := [mode for mode in self.modes or () if mode not in (*MODES, UNRESTORED)]:
+            raise Refused(f"{self.name}.modes names {wrong[0]}: choose of delta, replace and unrestored.")
 
     @property
     def asks_for(self) -> Mapping[str, int]:
         return asked_for(self.latents, self.chosen_by)
 
     def times_asked(self, pair: ModelPair) -> int:
-        modes = len(USUAL if self.modes is None else self.modes)
+        modes = len(MODES if self.modes is None else self.modes)
         patches = sum(operation.reads_other for operation in self.operations.values())
         edited = len(self.operations) * modes * (3 if self.draws else 1) + patches * (modes + 1)
-        return edited + 6  # unedited, the other one, two reconstructions, and each asked as the other
+        return edited + 5  # unedited, the other one, the reconstruction, and each asked as the other
 
     def run(self, trained: Trained) -> Iterator[Finding | Table | Note]:
         role = role_of(trained, self.role, setting=self.name)
@@ -120,33 +130,34 @@ class Intervention(BehaviourEvaluation):
         made = []
         for one in self.conditions(twin, role, twin.statistics, chosen):
             first, _, rest = one.name.partition("/")
-            if first in (UNEDITED, AS_DONE, "other", "whole", "all_latents"):
+            if first in (UNEDITED, "other", "whole", "all_latents"):
                 continue
             name = f"{first}/{TWIN}/{rest}" if first in CONTROLS else f"{TWIN}/{one.name}"
-            reference = f"{TWIN}/{SPLICED}" if one.reference == SPLICED else one.reference
+            spliced = (one.reference or "").startswith(SPLICED)
+            reference = f"{TWIN}/{one.reference}" if spliced else one.reference
             made.append(replace(one, name=name, title=f"twin: {one.title}", reference=reference))
         return made
 
     def conditions(self, trained: Trained, role: str, seen: LatentStatistics, chosen: Sequence[int]) -> list[Condition]:
         beside = role == ADAPTER
-        modes = (("delta",) if beside else USUAL) if self.modes is None else self.modes
+        modes = (("delta",) if beside else MODES) if self.modes is None else self.modes
         other, asked_as = CONTRAST[role], TUNED if beside else None
         made = [
             Condition(UNEDITED, f"{role}, unedited", role, asked_as=asked_as),
             Condition("other", f"{other}, unedited", other, control=True, reference=UNEDITED, asked_as=asked_as),
         ]
 
-        def add(name: str, title: str, edits: tuple[Edit, ...], control: bool = False) -> None:
-            made.append(Condition(name, title, role, edits, control, against(name, edits), asked_as, beside_own(edits)))
+        splices = {"replace": SPLICED, UNRESTORED: f"{SPLICED}/{UNRESTORED}"}
 
-        def add_drawn(name: str, title: str, drawn: Sequence[tuple[Edit, ...]]) -> None:
+        def add(name: str, title: str, edits: tuple[Edit, ...], control: bool = False, mode: str = "delta") -> None:
+            beside = splices.get(mode, UNEDITED)
+            made.append(Condition(name, title, role, edits, control, beside, asked_as, beside_own(edits)))
+
+        def add_drawn(name: str, title: str, drawn: Sequence[tuple[Edit, ...]], mode: str) -> None:
             if drawn:
                 one, title = drawn[0], f"{title}, {len(drawn)} draws"
-                given = (against(name, one), asked_as, beside_own(one))
+                given = (splices.get(mode, UNEDITED), asked_as, beside_own(one))
                 made.append(Condition(name, title, role, (), True, *given, drawn=tuple(drawn)))
-
-        def against(name: str, edits: tuple[Edit, ...]) -> str:
-            return SPLICED if edits[0].mode == "replace" and name != SPLICED else UNEDITED
 
         def beside_own(edits: tuple[Edit, ...]) -> bool:
             return self.own_response and edits[0].operation.reads_other
@@ -154,31 +165,30 @@ class Intervention(BehaviourEvaluation):
         def edits(numbers: Sequence[int], operation: Operation, mode: str, along: Tensor | None = None):
             return latent_edits(trained, role, numbers, operation, seen=seen, gate=self.gate, mode=mode, along=along)
 
-        if "replace" in modes:
-            add(SPLICED, "reconstruction alone", edits(chosen, Keep(), "replace"), control=True)
-        if "normalised" in modes:
-            add(AS_DONE, "reconstruction alone, units not restored", edits(chosen, Keep(), "normalised"), control=True)
+        for mode in (mode for mode in modes if mode in splices):
+            words = "reconstruction alone" + (", not restored" if mode == UNRESTORED else "")
+            add(splices[mode], words, edits(chosen, Keep(), mode), control=True)
         for name, operation in self.operations.items():
             if operation.reads_other:
                 for mode in modes:
                     everything = edits(range(trained.dictionary.latents), operation, mode)
-                    add(f"all_latents/{name}/{mode}", f"{name}, {mode}: all latents", everything, control=True)
+                    add(f"all_latents/{name}/{mode}", f"{name}, {mode}: all latents", everything, True, mode)
                 gate = self.gate.of(trained.dictionary)
                 whole = Edit(written_at(trained, role), Whole(), operation, gate)
                 add(f"whole/{name}", f"{name}: the whole hidden vector", (whole,), control=True)
             at = None if beside else written_at(trained, role)
             written = decoder_rows(trained, at, exchanged=operation.reads_other).norm(dim=-1).cpu()
             for mode in modes:
-                add(f"{name}/{mode}", f"{name}, {mode}", edits(chosen, operation, mode))
+                add(f"{name}/{mode}", f"{name}, {mode}", edits(chosen, operation, mode), mode=mode)
                 others, along = [], []
-                for n in range(self.draws):
+                for n in range(self.draws if mode != UNRESTORED else 0):  # which is a control itself
                     generator = randomness.generator(self.seed, "latents that write as much", n)
                     others.append(edits(alike(seen, written, chosen, generator), operation, mode))
                     if at is not None:
                         generator = randomness.generator(self.seed, "directions of an intervention", n)
                         along.append(edits(chosen, operation, mode, random_direction(at, generator)))
-                add_drawn(f"{LATENTS}/{name}/{mode}", f"{name}, {mode}: latents that write as much", others)
-                add_drawn(f"{DIRECTION}/{name}/{mode}", f"{name}, {mode}: as much in a random direction", along)
+                add_drawn(f"{LATENTS}/{name}/{mode}", f"{name}, {mode}: latents that write as much", others, mode)
+                add_drawn(f"{DIRECTION}/{name}/{mode}", f"{name}, {mode}: as much in a random direction", along, mode)
         return made
 
 

@@ -17,6 +17,7 @@ from tunediff.edits import Edit, Everywhere, Gate, Latents, Operation, transcode
 from tunediff.evaluations.given import LatentStatistics, Trained
 from tunediff.shapes import ADAPTER, BASE, DIFFERENCE, HYBRID, OTHER, TUNED, Refused, Stream
 
+UNRESTORED = "unrestored"  # a mode beside those of an edit: replace, in the units of the dictionary
 CONTRAST = {**OTHER, ADAPTER: HYBRID}  # the model beside which one that is edited is shown
 
 
@@ -78,7 +79,8 @@ def latent_edits(
     chosen, device = torch.tensor(numbers), trained.pair.device(role)
     # strength 1 and the mean come from held-out text: from what is being written they would depend on the edit itself
     scale, mean = (values[chosen].to(device) for values in (seen.maximum, seen.mean))
-    part = Latents(trained.reconstructing, chosen.to(device), scale, mean)
+    restored, mode = mode != UNRESTORED, "replace" if mode == UNRESTORED else mode
+    part = Latents(trained.reconstructing, chosen.to(device), scale, mean, restored)
     return (Edit(written_at(trained, role), part, operation, gate, mode, along),)
 
 
