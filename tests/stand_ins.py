@@ -19,6 +19,10 @@ QWEN = {"architecture": "Qwen2", "num_key_value_heads": 8}
 SHAPES = {
     "0.5b": QWEN | {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16}
     | {"num_key_value_heads": 16, "vocab_size": 151_936},
+    "0.5b_instruct": QWEN | {"num_hidden_layers": 24, "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14}
+    | {"num_key_value_heads": 2, "vocab_size": 151_936},
+    "1b": {"architecture": "Llama", "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256},
     "1.5b": QWEN | {"num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12}
     | {"num_key_value_heads": 2, "vocab_size": 151_936},
     "7b": QWEN | {"num_hidden_layers": 28, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28}
@@ -31,6 +35,9 @@ SHAPES = {
 # model -> its shape, whose tokenizer, its positions, and whether its embeddings are its unembeddings
 MODELS = {
     "Qwen1.5-0.5B": ("0.5b", "qwen", 32_768, True),
+    "Qwen2.5-0.5B-Instruct": ("0.5b_instruct", "qwen", 32_768, True),
+    "Qwen2.5-7B-Instruct": ("7b", "qwen", 32_768, False),
+    "Llama-3.2-1B": ("1b", "llama", 131_072, True),
     "Qwen2.5-Math-1.5B": ("1.5b", "qwen", 4096, True),
     "DeepSeek-R1-Distill-Qwen-1.5B": ("1.5b", "r1_qwen", 131_072, False),
     "DeepScaleR-1.5B-Preview": ("1.5b", "r1_qwen", 131_072, False),

@@ -337,3 +337,10 @@ def test_a_verdict_is_a_finding_where_it_has_a_number_and_always_a_row(tmp_path)
     assert len(lines) == 3 and all(
         one.name in line and one.word in line for one, line in zip(verdicts, lines, strict=True)
     )
+
+
+def test_an_effect_at_the_bound_but_for_rounding_asks_for_no_sample():
+    (verdict,) = of_run(
+        claims_in({"one": {**SAID, "relation": "below", "least": 0.3}}), {"a/b": found(-(0.1 + 0.2), -0.9, 0.1)}, {}
+    )
+    assert verdict.word == UNDERPOWERED and "at the bound itself" in verdict.why

@@ -331,7 +331,7 @@ def _placed(condition: Condition, effect: Number) -> tuple[str, str]:
     gap = min(abs(effect.value - end) for end in ends)
     # the wider side decides: a half-width shrinks as the root of the sample
     reach = max(effect.value - effect.low, effect.high - effect.value)
-    if gap == 0:
+    if gap < 1e-9 * max(1.0, abs(effect.value)):  # but for rounding
         return UNDERPOWERED, f"{said}; it lies at the bound itself, and no sample would tell"
     return UNDERPOWERED, f"{said}; {_sample(effect, (reach / gap) ** 2)} would tell, were the effect what it is here"
 
