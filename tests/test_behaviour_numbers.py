@@ -13,7 +13,7 @@ from tunediff.evaluations import Telling
 from tunediff.evaluations.behaviour.benchmark import _scaling
 from tunediff.evaluations.behaviour.changes import Changed, columns, told
 from tunediff.evaluations.behaviour.conditions import perplexity, row
-from tunediff.evaluations.behaviour.oversteering import coherent, dip
+from tunediff.evaluations.behaviour.oversteering import Curve, coherent, dip
 from tunediff.evaluations.behaviour.runner import mostly_cut, outputs
 from tunediff.evaluations.behaviour.solving import Answered, Condition, Solved, in_turn
 from tunediff.evaluations.given import ALL, LatentStatistics
@@ -185,7 +185,8 @@ def test_the_peak_stands_at_its_own_strength_and_not_where_the_text_has_broken_d
         [one(1000, hesitations=n + m, **more) for m in range(3)]
         for n, more in ((2, {}), (6, {}), (4, {}), (50, broken))
     ]
-    found = list(sweep._verdict("gate", plain, curve))
+    fine = coherent(plain, curve, collapse=sweep.collapse, repetition=sweep.repetition)
+    found = list(sweep._verdict("gate", Curve(plain, curve, [], fine)))
     values = {item.name.rpartition("/")[2]: item.value for item in found if isinstance(item, Finding)}
     assert values["peak"] == pytest.approx(7.0) and values["peak_strength"] == 1.0
     assert any(isinstance(item, Note) for item in found)

@@ -275,7 +275,7 @@ def test_the_latents_most_one_models_own_are_an_expression(trained):
 def test_every_option_with_latents_is_one_of_those_that_are_compared():
     nodes = {name: node for path in CONF.glob("evaluation/*.yaml") for name, node in OmegaConf.load(path).items()}
     having = {name for name, node in nodes.items() if name != "defaults" and node and "latents" in node}
-    assert having == {*TAKE_LATENTS, "latent_sets"}  # of a transcoder adapter, which reads one model alone
+    assert having == {*TAKE_LATENTS, "latent_sets", "positions"}  # of a transcoder adapter, and of one that draws them
 
 
 def test_a_command_line_takes_an_expression_in_quotes():

@@ -31,7 +31,7 @@ from conftest import ROOT
 from hydra_plugins.tunediff_launchers import FolderFirst
 from test_sweep import LONG, composed, trained, until_free, weights
 from tunediff import folders, processes
-from tunediff.folders import claims, state
+from tunediff.folders import ownership, state
 from tunediff.loggers import Csv, TensorBoard, Wandb, is_whole
 from tunediff.settings import said_plainly
 from tunediff.shapes import Refused, Rows, Stopped
@@ -469,10 +469,10 @@ def test_a_folder_of_a_living_process_of_another_host_is_not_taken_and_one_of_a_
     tmp_path, monkeypatch, impatient
 ):
     """Locks that keep nobody out stand for a file system on which they do not reach from one host to the other."""
-    monkeypatch.setattr(claims, "BEAT", 0.05)
-    monkeypatch.setattr(claims, "SETTLED", 0.5)
-    monkeypatch.setattr(claims, "_beating", [])
-    monkeypatch.setattr(claims, "_gone", set())
+    monkeypatch.setattr(ownership, "BEAT", 0.05)
+    monkeypatch.setattr(ownership, "SETTLED", 0.5)
+    monkeypatch.setattr(ownership, "_beating", [])
+    monkeypatch.setattr(ownership, "_gone", set())
     monkeypatch.setattr(state, "locked", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(socket, "gethostname", lambda: "here")
     with folders.held(tmp_path, "The run"):
@@ -495,18 +495,18 @@ def test_of_processes_that_begin_at_once_one_has_the_folder(tmp_path):
     def begins(owner):
         start.wait()
         for _ in range(3):
-            if claims.claim(tmp_path, owner):
+            if ownership.claim(tmp_path, owner):
                 won.append(owner)
                 return
-            claims.clear_away(tmp_path, left)  # each of them saw that this one was gone
+            ownership.clear_away(tmp_path, left)  # each of them saw that this one was gone
 
     for _ in range(20):
         (tmp_path / "owner.json").write_text(json.dumps(left))
         start, won[:] = threading.Barrier(len(owners)), []
         threads = [threading.Thread(target=begins, args=(owner,)) for owner in owners]
         [thread.start() for thread in threads], [thread.join() for thread in threads]
-        assert claims.owner_of(tmp_path) in won
-        claims.give_up(tmp_path, claims.owner_of(tmp_path))
+        assert ownership.owner_of(tmp_path) in won
+        ownership.give_up(tmp_path, ownership.owner_of(tmp_path))
 
 
 def test_a_member_whose_folder_is_taken_ends_alone(tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ from tunediff.text import TextError
 from tunediff.toy import language
 
 CONF = ROOT / "conf"
-OPTIONS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+# one has the name of another in whose place it stands
+OPTIONS = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if path.stem != "toy_hard")
 ALIKE = {"base": "{question}", "tuned": "{question}"}
 NAMES_THEM = "+evaluation.mine={tasks: '${task}'}"  # an evaluation of behaviour
 WORKED = "3 boxes of 50 are 3*50=<<3*50=150>>150.\n#### 1,150"
@@ -73,6 +74,15 @@ def written(path, *rows):
 def test_every_option_is_a_task_of_its_own_name_that_reads_nothing_before_it_is_asked(name):
     assert list(OmegaConf.load(CONF / "task" / f"{name}.yaml")) == [name]
     assert isinstance(option(name), Task)
+
+
+def test_the_hard_problems_of_the_embedded_pair_stand_in_the_place_of_the_real_ones():
+    """So that claims of findings on the one can be asked of the other."""
+    tasks = composed("task=toy_hard").task
+    node = tasks.gsm8k_hard
+    assert list(tasks) == ["gsm8k_hard"]
+    problems = build(node).problems()
+    assert len(problems) == 50 and all(abs(float(problem.gold)) >= 40 for problem in problems)
 
 
 def test_a_user_types_which_benchmarks_and_where_their_files_are(tmp_path):

@@ -234,7 +234,7 @@ def test_a_key_that_a_verb_reads_and_that_was_taken_out_is_told_before_anything_
     story = functools.partial(finetune, folder=tmp_path / "new") if verb == "finetune" else reevaluate
     whole = composed(*(["run=nowhere"] if verb == "evaluate" else []), name=verb)
     for key in (*whole, "trainer._target_"):
-        if key in ("hydra", "task"):
+        if key in ("hydra", "task", "claims"):
             continue
         cfg = whole.copy()
         with open_dict(cfg):

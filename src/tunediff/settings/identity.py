@@ -128,8 +128,9 @@ def run_folder() -> Path:
 
 
 def words_typed() -> list[str]:
-    """The settings of the command line that this process was given, without those of Hydra itself; none outside of one."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    """The settings of the command line that this process was given, as they were typed and without those of Hydra itself; none
+    outside of one."""
+    return with_references(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def line(_root_: DictConfig) -> str:
