@@ -43,11 +43,11 @@ EARLIER = "<earlier>"  # in a line: the folder of the one before
 
 
 class Line(NamedTuple):
-    """A command line of an experiment: its scale, its words, and what is remarked beside it."""
+    """A command line of an experiment: its scale, the line as it stands there, and its words."""
 
     scale: str
+    text: str
     words: list[str]
-    remark: str
 
     @property
     def verb(self) -> str:
@@ -76,7 +76,7 @@ def lines_of(path: Path) -> list[Line]:
             words, remark = shlex.split(match[1]), match[2] or ""
             named = next((word.partition("=")[2] for word in words if word.startswith("scale=")), None)
             scale = named or next((word for word in ("toy", "smoke") if remark.startswith(word)), "paper")
-            found.append(Line(scale, words, remark))
+            found.append(Line(scale, match[1], words))
     return found
 
 
@@ -206,7 +206,7 @@ def told(name: str, path: Path, verdicts: Sequence[claims.Verdict]) -> str:
     """The section of a family."""
     purpose = next(line for line in path.read_text().splitlines() if line.startswith("# Choose it"))[2:]
     lines = [f"## {name}", "", purpose, "", "```"]
-    lines += [shlex.join(line.words).replace("'", '"') for line in lines_of(path) if line.scale == "toy"]
+    lines += [line.text for line in lines_of(path) if line.scale == "toy"]
     lines += [
         "```",
         "",
@@ -233,7 +233,20 @@ def told(name: str, path: Path, verdicts: Sequence[claims.Verdict]) -> str:
             learnt.append(
                 f"*{verdict.name}{f' ({verdict.of})' if verdict.of else ''}, {verdict.word}.* {' '.join(paragraph.split())}"
             )
+    asked = claimed(path)
+    open_ones = [name for name in asked if name not in {verdict.name for verdict in verdicts}]
+    for name in open_ones:
+        cells = (
+            asked[name].says,
+            asked[name].source,
+            asked[name].published,
+            "-",
+            asked_of(asked[name]),
+            "not measured yet",
+        )
+        lines.append(f"| {' | '.join(map(cell, cells))} |")
     digest = " ".join(f"{verdict.name}:{verdict.claim.digest}" for verdict in {v.name: v for v in verdicts}.values())
+    digest += "".join(f" {name}:{asked[name].digest}" for name in open_ones)
     return "\n".join(
         [*lines, "", *"\n\n".join(dict.fromkeys(learnt)).splitlines(), "", f"<!-- claims {digest} -->", ""]
     )

@@ -146,6 +146,6 @@ def costs(families: Mapping[str, Path]) -> list[dict]:
                 cost = cost_of([run], pair, gpu)
                 hours = duration(gpu.seconds(cost.training)), duration(gpu.seconds(cost.evaluation, cost.read))
                 cells = [members, f"{cost.memory / GB:.0f} GB", f"{cost.disk / GB:.0f} GB", *hours]
-                rows.append({"line": " ".join(line.words), "cells": cells})
+                rows.append({"line": line.text, "cells": cells})
                 print(rows[-1], flush=True)
     return rows
