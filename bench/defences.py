@@ -255,19 +255,15 @@ def verdict(value: float, reach: float, sign: int) -> str:
 
 
 def short(path: Path) -> str:
-    """Score and accuracy of every condition, and what became of the claims, as markdown."""
+    """Score of every condition, with its accuracy in brackets, and what became of the claims, as markdown."""
     rows = read(path)
     traits = [one for one in TRAITS if any(row["trait"] == one for row in rows)]
     of = {trait: grouped([row for row in rows if row["trait"] == trait]) for trait in traits}
-    asked = [(start, measure) for start in ("fresh", "tuned") for measure in ("score", "accuracy")]
-    head = [f"{trait}, {start}: {measure}" for trait in traits for start, measure in asked]
+    starts = ("fresh", "tuned")
+    head = [f"{trait}, {start}" for trait in traits for start in starts]
     lines = [f"| | {' | '.join(head)} |", "|".join(["", *[" --- "] * (len(head) + 1), ""])]
     for name in dict.fromkeys(name for groups in of.values() for _, name in groups):
-        cells = [
-            told([row[measure] for row in of[trait].get((start, name), [])])
-            for trait in traits
-            for start, measure in asked
-        ]
+        cells = [with_accuracy(of[trait].get((start, name), [])) for trait in traits for start in starts]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     said: dict[str, list[str]] = {}
     for trait in traits:
@@ -292,6 +288,11 @@ def told(values: Sequence[float]) -> str:
         return ""
     value, reach = mean(values)
     return f"{value:.2f}" + (f" ± {reach:.2f}" if math.isfinite(reach) else "")
+
+
+def with_accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The score of runs with its interval, and their mean accuracy, as a cell."""
+    return f"{told([row['score'] for row in rows])} ({mean([row['accuracy'] for row in rows])[0]:.2f})" if rows else ""
 
 
 def main() -> None:

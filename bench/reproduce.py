@@ -131,7 +131,7 @@ def run_family(name: str, path: Path, to: Path) -> float:
             )
         if done.returncode:
             print(
-                f"{name}: {shlex.join(line.words)} ended with {done.returncode}, see {folder / 'terminal.log'}",
+                f"{name}: {line.text} ended with {done.returncode}, see {folder / 'terminal.log'}",
                 flush=True,
             )
             break
