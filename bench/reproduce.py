@@ -5,7 +5,7 @@ experiments/<name>/<number of the line>; what is finished there is left as it is
 family is run anew, for what was measured under another claim does not count. `python compare.py experiments` is one page over all.
 
     python bench/reproduce.py                        runs and writes RESULTS.md
-    python bench/reproduce.py --only l1_crosscoder   one family or several
+    python bench/reproduce.py --only latent_scaling  one family or several
     python bench/reproduce.py --write                only writes RESULTS.md, from what lies in experiments
     python bench/reproduce.py --smoke                instead the lines with scale=smoke, each once, on small random models of the real
                                                      depths with the tokenizers of real models (tests/stand_ins.py): does each
@@ -189,17 +189,11 @@ def cell(text: object) -> str:
 
 
 def effect_of(verdict: claims.Verdict) -> str:
-    effect = verdict.effect
-    if effect is None:
+    row = verdict.row()
+    if row["effect"] is None:
         return "-"
-    said = f"{effect.value:.3g}"
-    return said if effect.low is None else f"{said} ({effect.low:.3g} to {effect.high:.3g})"
-
-
-def asked_of(claim: claims.Claim) -> str:
-    if claim.relation == "near":
-        return f"{claim.expected:g} ± {claim.least:g}"
-    return f"above {claim.least:g}" if claim.relation == "above" else f"below {-claim.least:g}"
+    said = f"{row['effect']:.3g}"
+    return said if row["low"] is None else f"{said} ({row['low']:.3g} to {row['high']:.3g})"
 
 
 def told(name: str, path: Path, verdicts: Sequence[claims.Verdict]) -> str:
@@ -225,7 +219,7 @@ def told(name: str, path: Path, verdicts: Sequence[claims.Verdict]) -> str:
             source,
             claim.published,
             effect_of(verdict),
-            asked_of(claim),
+            claims.asked_in_words(claim),
             f"**{verdict.word}**{why}{controls}",
         )
         lines.append(f"| {' | '.join(map(cell, cells))} |")
@@ -241,7 +235,7 @@ def told(name: str, path: Path, verdicts: Sequence[claims.Verdict]) -> str:
             asked[name].source,
             asked[name].published,
             "-",
-            asked_of(asked[name]),
+            claims.asked_in_words(asked[name]),
             "not measured yet",
         )
         lines.append(f"| {' | '.join(map(cell, cells))} |")
@@ -305,7 +299,8 @@ def main() -> None:
         return
     if not given.write:
         run_all(found, given.to, given.at_once)
-    PAGE.write_text(results(families(), given.to))
+    if not given.only:  # the others are not in every folder
+        PAGE.write_text(results(found, given.to))
 
 
 if __name__ == "__main__":

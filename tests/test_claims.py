@@ -298,6 +298,7 @@ def test_a_claim_keeps_the_time_it_was_first_written_and_one_that_changed_says_w
         ({"learnt": "much"}, "claims.one.learnt='much'"),
         ({"only": "toy"}, "claims.one.only='toy'"),
         ({"says": True}, "claims.one.says=True"),
+        ({"expected": 0.9}, "claims.one.expected=0.9: relation=near asks"),
         ({"control": ["x"]}, "claims.one.control"),
         ({"control": {"c": {"says": "x"}}}, "claims.one.control.c: it does not say `finding`"),
         ({"control": {"c": {**SAID}}}, "claims.one.control.c.source: a claim has no such word"),
@@ -344,3 +345,11 @@ def test_an_effect_at_the_bound_but_for_rounding_asks_for_no_sample():
         claims_in({"one": {**SAID, "relation": "below", "least": 0.3}}), {"a/b": found(-(0.1 + 0.2), -0.9, 0.1)}, {}
     )
     assert verdict.word == UNDERPOWERED and "at the bound itself" in verdict.why
+
+
+def test_an_effect_is_told_as_the_finding_where_it_is_held_against_a_number():
+    """0.918 above 0.5 is no 0.418 to whoever reads it beside what was published."""
+    (verdict,) = of_run(claims_in({"one": {**SAID, "against": 0.5}}), {"a/b": found(0.9, 0.8, 1.0)}, {})
+    row = verdict.row()
+    assert (row["effect"], row["low"], row["high"]) == pytest.approx((0.9, 0.8, 1.0)) and row["asked"] == "above 0.5"
+    assert (row["asked_low"], row["asked_high"]) == (0.5, None) and verdict.why.startswith("0.9 (0.8 to 1), above 0.5")

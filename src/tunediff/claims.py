@@ -114,19 +114,21 @@ class Verdict:
 
     def row(self) -> dict[str, Any]:
         """Its row of the table `claims`."""
-        claim, effect = self.claim, self.effect
+        claim, effect, known = self.claim, self.effect, _known(self.claim)
+        ends = [end + known if math.isfinite(end) else None for end in _bounds(claim)]
         return {
             "claim": self.name,
             "says": claim.says,
             "source": claim.source,
             "trust": claim.trust,
             "published": claim.published,
-            "relation": claim.relation,
-            "expected": claim.expected,
-            "least": float(claim.least),
-            "effect": None if effect is None else effect.value,
-            "low": None if effect is None else effect.low,
-            "high": None if effect is None else effect.high,
+            "asked": asked_in_words(claim),
+            "asked_low": ends[0],
+            "asked_high": ends[1],
+            "expected": claim.expected if claim.expected is None else claim.expected + known,
+            "effect": None if effect is None else effect.value + known,
+            "low": None if effect is None or effect.low is None else effect.low + known,
+            "high": None if effect is None or effect.high is None else effect.high + known,
             "over": "" if effect is None else effect.over,
             "verdict": self.word,
             "why": self.why,
@@ -182,6 +184,10 @@ def _checked(place: str, node: Any, kind: type) -> dict[str, Any]:
         raise Refused(f"{place}: it is no mapping, and has to say at least `says`, `source` and `finding`.")
     if wrong := [key for key in node if key not in known]:
         raise Refused(f"{place}.{wrong[0]}: a claim has no such word; it has {', '.join(sorted(known))}.")
+    if node.get("expected") is not None and not node.get("relation"):
+        raise Refused(
+            f"{place}.expected={node['expected']}: relation=near asks for that number; above or below for `least` alone."
+        )
     if missing := [key for key in ("says", "finding") if not node.get(key)]:
         raise Refused(f"{place}: it does not say `{missing[0]}`.")
     given = {str(key): value for key, value in node.items() if value is not None}
@@ -308,6 +314,11 @@ def over_seeds(values: Sequence[float]) -> Number:
     return Number(middle, middle - reach, middle + reach, f"{len(values)} seeds")
 
 
+def _known(condition: Condition) -> float:
+    """The number that a finding is held against: effects are told as the finding itself then. 0 where that is a finding too."""
+    return float(condition.against) if isinstance(condition.against, int | float) else 0.0
+
+
 def _bounds(condition: Condition) -> tuple[float, float]:
     """The ends between which the effect has to lie."""
     if condition.relation == "near":
@@ -316,14 +327,21 @@ def _bounds(condition: Condition) -> tuple[float, float]:
     return (condition.least, math.inf) if condition.relation == "above" else (-math.inf, -condition.least or 0.0)
 
 
+def asked_in_words(condition: Condition) -> str:
+    """Where the finding has to lie: between two numbers, or above or below one."""
+    ends = [end + _known(condition) + 0.0 for end in _bounds(condition) if math.isfinite(end)]
+    return f"{ends[0]:.4g} to {ends[1]:.4g}" if len(ends) == 2 else f"{condition.relation} {ends[0]:.4g}"
+
+
 def _placed(condition: Condition, effect: Number) -> tuple[str, str]:
     """The word of the effect alone, with the sentence that says why."""
     lowest, highest = _bounds(condition)
     ends = [end for end in (lowest, highest) if math.isfinite(end)]
-    asked = f"{ends[0]:.4g} to {ends[1]:.4g}" if len(ends) == 2 else f"{condition.relation} {ends[0]:.4g}"
+    asked = asked_in_words(condition)
+    known = _known(condition)
     if effect.low is None or effect.high is None or not math.isfinite(effect.high - effect.low):
-        return UNDERPOWERED, f"{effect.value:.4g} has no interval, and {asked} is asked; several seeds give one"
-    said = f"{effect.value:.4g} ({effect.low:.4g} to {effect.high:.4g}), {asked} is asked"
+        return UNDERPOWERED, f"{effect.value + known:.4g} has no interval, and {asked} is asked; several seeds give one"
+    said = f"{effect.value + known:.4g} ({effect.low + known:.4g} to {effect.high + known:.4g}), {asked} is asked"
     if lowest < effect.low and effect.high < highest:
         return REPRODUCED, said
     if effect.high < lowest or effect.low > highest or effect.low == effect.high:

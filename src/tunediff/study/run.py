@@ -267,6 +267,8 @@ def judge_claims(cfg: DictConfig, run: Path, folder: Path, described: Mapping[st
     ]
     if verdicts:
         log.info("%s", claims.in_words(verdicts))
+    if of_sweep := [name for name, claim in claimed.items() if claim.of_a_sweep]:
+        log.info("%d claims compare members of a sweep: python compare.py %s", len(of_sweep), run.parent)
     told = [*claims.found_in(verdicts), *map(Note, notes)] if verdicts else []
     return write_findings(folder, told, described, by="claims")
 
