@@ -306,7 +306,10 @@ def _effect(condition: Condition, looks: Sequence[Look]) -> Number | str:
 
 
 def over_seeds(values: Sequence[float]) -> Number:
-    """The mean of at least two seeds with its 95 % interval, Student's t."""
+    """The mean of at least two seeds with its 95 % interval, Student's t. Seeds that are all alike have none: a count that
+    happened to be 0 three times is not 0 for sure."""
+    if len({*values}) == 1:
+        return Number(values[0], over=f"{len(values)} seeds, all alike")
     from scipy.stats import t as student  # which takes its time, and a command line is read without it
 
     middle = statistics.fmean(values)
@@ -328,7 +331,7 @@ def _bounds(condition: Condition) -> tuple[float, float]:
 
 
 def asked_in_words(condition: Condition) -> str:
-    """Where the finding has to lie: between two numbers, or above or below one."""
+    """The place where a finding has to lie: between two numbers, or above or below one."""
     ends = [end + _known(condition) + 0.0 for end in _bounds(condition) if math.isfinite(end)]
     return f"{ends[0]:.4g} to {ends[1]:.4g}" if len(ends) == 2 else f"{condition.relation} {ends[0]:.4g}"
 
@@ -340,7 +343,8 @@ def _placed(condition: Condition, effect: Number) -> tuple[str, str]:
     asked = asked_in_words(condition)
     known = _known(condition)
     if effect.low is None or effect.high is None or not math.isfinite(effect.high - effect.low):
-        return UNDERPOWERED, f"{effect.value + known:.4g} has no interval, and {asked} is asked; several seeds give one"
+        missing = f"it is that of {effect.over}" if "alike" in effect.over else "several seeds give one"
+        return UNDERPOWERED, f"{effect.value + known:.4g} has no interval, and {asked} is asked; {missing}"
     said = f"{effect.value + known:.4g} ({effect.low + known:.4g} to {effect.high + known:.4g}), {asked} is asked"
     if lowest < effect.low and effect.high < highest:
         return REPRODUCED, said
