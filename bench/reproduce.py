@@ -180,7 +180,9 @@ Written by `make reproduce`: every claim of `conf/experiment`, run at toy scale 
 `src/tunediff/claims.py`. A claim is written down before anything is measured. It is *reproduced* where the whole 95 % interval of
 its effect lies where it says, *contradicted* where the whole interval lies elsewhere, *underpowered* where the interval reaches into
 both, with the sample that would tell; *not applicable* where its models or its budget are others here, or its control fails. Numbers
-published of real models are asked of those alone; what is asked here is their direction. No setting was chosen to agree.
+published of real models are asked of those alone; what is asked here is their direction. No claim was changed to agree; the paragraphs below
+a table explain verdicts, and are no part of a claim. Nothing is corrected for the number of claims: one whose effect lies at its bound comes out reproduced
+by chance in 2.5 % of cases, and contradicted in as many. A claim about members of a sweep is judged by `python compare.py <its folder>`.
 """
 
 
@@ -246,17 +248,25 @@ def told(name: str, path: Path, verdicts: Sequence[claims.Verdict]) -> str:
     )
 
 
+def counted(name: str, words: Sequence[str], missing: int) -> str:
+    """A row of the overview."""
+    cells = (name, len(words), *(words.count(word) for word in claims.VERDICTS), missing)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def results(found: Mapping[str, Path], to: Path) -> str:
     """RESULTS.md."""
     judged = {name: verdicts_of(to / name) for name in found}
-    overview = ["| experiment | claims | " + " | ".join(claims.VERDICTS) + " |", "| --- |" + " ---: |" * 5]
+    overview = [
+        "| experiment | verdicts | " + " | ".join((*claims.VERDICTS, "not measured yet")) + " |",
+        "| --- |" + " ---: |" * 6,
+    ]
+    words, missing = {}, {}
     for name, verdicts in judged.items():
-        words = [verdict.word for verdict in verdicts]
-        overview.append(
-            f"| [{name}](#{name}) | {len(words)} | {' | '.join(str(words.count(word)) for word in claims.VERDICTS)} |"
-        )
-    words = [verdict.word for verdicts in judged.values() for verdict in verdicts]
-    overview.append(f"| all | {len(words)} | {' | '.join(str(words.count(word)) for word in claims.VERDICTS)} |")
+        words[name] = [verdict.word for verdict in verdicts]
+        missing[name] = len({*claimed(found[name])} - {verdict.name for verdict in verdicts})
+        overview.append(counted(f"[{name}](#{name})", words[name], missing[name]))
+    overview.append(counted("all", [word for some in words.values() for word in some], sum(missing.values())))
     sections = [told(name, path, judged[name]) for name, path in found.items()]
     return "\n".join([HEAD, *overview, "", costs_told(), *sections])
 
