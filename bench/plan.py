@@ -16,12 +16,13 @@ import tempfile
 from pathlib import Path
 
 import hydra
+from omegaconf import DictConfig
 
 import tunediff.text
 from tunediff.models import ModelSource
 from tunediff.settings import check
-from tunediff.study.devices import ASSUMED, GPUS
-from tunediff.study.estimate import GB, cost_of, duration
+from tunediff.study.devices import ASSUMED, GPUS, Device
+from tunediff.study.estimate import GB, Cost, cost_of, duration
 from tunediff.study.parts import STUDY, agreed_upon
 from tunediff.study.run import Run
 
@@ -30,20 +31,26 @@ BEGIN, END = "<!-- plan.py -->", "<!-- /plan.py -->"
 EXPERIMENTS = {"adapters_r1_1_5b": "r1_vs_qwen", "adapters_r1_7b": "r1_7b_vs_qwen", "rank1_lora": "qwen32b_lora"}
 
 
-def row(name: str, words: list[str], device: str) -> str:
-    """A line of the table: one dry run."""
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        cfg = hydra.compose("train", [*words, f"launcher.device={device}"])
+def costed(cfg: DictConfig, gpu: Device) -> tuple[Run, Cost, tuple[str, str]]:
+    """The study of a config, what it takes of a device, and how long training and evaluations take, in words."""
     check(cfg, STUDY)
     pair, text, _ = agreed_upon(cfg, evaluated=True)
     run = Run(cfg, Path("nowhere"))
     run.build(pair, text, weights=False)
-    cost, gpu = cost_of([run], pair, GPUS[device]), GPUS[device]
-    memory = cost.memory / GB
+    cost = cost_of([run], pair, gpu)
+    return run, cost, (duration(gpu.seconds(cost.training)), duration(gpu.seconds(cost.evaluation, cost.read)))
+
+
+def row(name: str, words: list[str], device: str) -> str:
+    """A line of the table: one dry run."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        cfg = hydra.compose("train", [*words, f"launcher.device={device}"])
+    gpu = GPUS[device]
+    run, cost, hours = costed(cfg, gpu)
     print(name, file=sys.stderr, flush=True)
     fits = "" if cost.memory <= gpu.memory else ", more than it has"
-    hours = duration(gpu.seconds(cost.training)), duration(gpu.seconds(cost.evaluation, cost.read))
-    return f"| {name} | {run.described['study']['dictionary']} | {cfg.budget.tokens / 1e6:,.0f} M | {memory:.0f} GB{fits} | {hours[0]} | {hours[1]} |"
+    told = f"{cost.memory / GB:.0f} GB{fits} | {hours[0]} | {hours[1]} |"
+    return f"| {name} | {run.described['study']['dictionary']} | {cfg.budget.tokens / 1e6:,.0f} M | {told}"
 
 
 def table(device: str) -> str:

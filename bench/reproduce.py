@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
+from omegaconf import OmegaConf
 
 from tunediff import claims, folders
 from tunediff.report import members_under
@@ -80,15 +81,10 @@ def lines_of(path: Path) -> list[Line]:
     return found
 
 
+@functools.cache
 def claimed(path: Path) -> dict[str, claims.Claim]:
-    """The claims of an experiment's file, and of files of its own group that it builds on."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    said = {}
-    for entry in content.get("defaults", ()):
-        if isinstance(entry, str) and (path.parent / f"{entry}.yaml").exists():
-            said |= claimed(path.parent / f"{entry}.yaml")
-    named = content.get("claims") or {}
-    return {key: claim for key, claim in (said | claims.claims_in(named)).items() if named.get(key, claim) is not None}
+    """The claims of an experiment's file, as Hydra reads it."""
+    return claims.claims_in(OmegaConf.to_container(OmegaConf.load(path)).get("claims"))
 
 
 def families(only: Sequence[str] = ()) -> dict[str, Path]:
@@ -177,7 +173,7 @@ HEAD = """\
 # What was published, and what the embedded pair shows of it
 
 Written by `make reproduce`: every claim of `conf/experiment`, run at toy scale on the embedded pair and judged by the rule of
-`src/tunediff/claims.py`. A claim is written down before anything is measured. It is *reproduced* where the whole 95 % interval of
+`src/tunediff/claims`. A claim is written down before anything is measured. It is *reproduced* where the whole 95 % interval of
 its effect lies where it says, *contradicted* where the whole interval lies elsewhere, *underpowered* where the interval reaches into
 both, with the sample that would tell; *not applicable* where its models or its budget are others here, or its control fails. Numbers
 published of real models are asked of those alone; what is asked here is their direction. No claim was changed to agree; the paragraphs below

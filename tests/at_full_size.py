@@ -19,14 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import tunediff.text
 from conftest import ROOT
-from stand_ins import MODELS, read_planted, save_lora, save_shape, save_small, save_transcoders
-from tunediff.settings import check, within
+from stand_ins import MODELS, read_planted, save_lora, save_shape, save_transcoders
+from tunediff.settings import within
 from tunediff.shapes import Refused
 from tunediff.study.devices import GPUS
-from tunediff.study.estimate import cost_of, duration
 from tunediff.study.finetune import finetune
-from tunediff.study.parts import STUDY, agreed_upon
-from tunediff.study.run import Run
 from tunediff.study.train import study
 from tunediff.training.memory import GB
 
@@ -78,7 +75,7 @@ def with_stand_ins(cfg: DictConfig, place: Path, *, small: bool) -> DictConfig:
         if path.startswith("pkg://") or Path(path).exists():
             continue
         name = path.rpartition("/")[2]
-        made = (save_small if small else save_shape)(place / name, name)
+        made = save_shape(place / name, name, small=small)
         OmegaConf.update(source, "path", str(made))
         OmegaConf.update(source, "revision", None)
         shape = MODELS[name][0]
@@ -121,6 +118,7 @@ def smoke(families: Mapping[str, Path], to: Path) -> None:
 
 def costs(families: Mapping[str, Path]) -> list[dict]:
     """A row for each line of full size: what a dry run expects of its first member on one H200."""
+    from plan import costed
     from reproduce import lines_of
 
     tunediff.text.read_hub = read_planted
@@ -134,17 +132,11 @@ def costs(families: Mapping[str, Path]) -> list[dict]:
                     continue  # what a fine-tune leaves is not there
                 words = [word for word in line.words[2:] if word != "-m"]
                 cfg, members = composed("train", [*words, "launcher.device=h200"])
-                cfg = with_stand_ins(cfg, Path(place), small=False)
-                check(cfg, STUDY)
-                pair, text, _ = agreed_upon(cfg, evaluated=True)
-                run = Run(cfg, Path("nowhere"))
                 try:
-                    run.build(pair, text, weights=False)
+                    _, cost, hours = costed(with_stand_ins(cfg, Path(place), small=False), gpu)
                 except Refused as refusal:  # planted rows have not every label
-                    print(f"not costed: {' '.join(line.words)}: {refusal}", flush=True)
+                    print(f"not costed: {line.text}: {refusal}", flush=True)
                     continue
-                cost = cost_of([run], pair, gpu)
-                hours = duration(gpu.seconds(cost.training)), duration(gpu.seconds(cost.evaluation, cost.read))
                 cells = [members, f"{cost.memory / GB:.0f} GB", f"{cost.disk / GB:.0f} GB", *hours]
                 rows.append({"line": line.text, "cells": cells})
                 print(rows[-1], flush=True)

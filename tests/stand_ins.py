@@ -62,23 +62,9 @@ PAIRS = {
 }
 
 
-def save_shape(folder: Path, name: str) -> Path:
-    """A model of MODELS: its config.json, a real tokenizer, and weights of zeros."""
-    import transformers
-
-    shape, tokenizer, positions, tied = MODELS[name]
-    if (folder / "model.safetensors").exists():
-        return folder
-    sizes = dict(SHAPES[shape])
-    config = getattr(transformers, f"{sizes.pop('architecture')}Config")(
-        **sizes, max_position_embeddings=positions, tie_word_embeddings=tied, dtype="bfloat16"
-    )
-    config.save_pretrained(folder)
-    copy_tokenizer(folder, tokenizer)
-    return save_stand_in(folder)
-
-
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2} | {
+    "head_dim": 16
+}
 
 
 def sizes_of(shape: str, *, small: bool = False) -> dict:
@@ -86,29 +72,28 @@ def sizes_of(shape: str, *, small: bool = False) -> dict:
     return SHAPES[shape] | (SMALL if small else {})
 
 
-def save_small(folder: Path, name: str) -> Path:
-    """A model of MODELS with random weights of width 64, of the real depth, and a real tokenizer."""
+def save_shape(folder: Path, name: str, *, small: bool = False) -> Path:
+    """A model of MODELS: its config.json, a real tokenizer, and weights of zeros; a small one has random weights."""
     import torch
     import transformers
 
     if (folder / "model.safetensors").exists():
         return folder
     shape, tokenizer, positions, tied = MODELS[name]
-    sizes = sizes_of(shape, small=True)
+    sizes = sizes_of(shape, small=small)
     architecture = sizes.pop("architecture")
-    torch.manual_seed(len(name))
     config = getattr(transformers, f"{architecture}Config")(
-        **sizes, head_dim=16, max_position_embeddings=positions, tie_word_embeddings=tied, dtype="bfloat16"
+        **sizes, max_position_embeddings=positions, tie_word_embeddings=tied, dtype="bfloat16"
     )
-    getattr(transformers, f"{architecture}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(folder)
-    copy_tokenizer(folder, tokenizer)
-    return folder
-
-
-def copy_tokenizer(folder: Path, tokenizer: str) -> None:
+    config.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (real(tokenizer) / file).exists():
             shutil.copy(real(tokenizer) / file, folder)
+    if not small:
+        return save_stand_in(folder)
+    torch.manual_seed(len(name))
+    getattr(transformers, f"{architecture}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def save_tensors(file: Path, shapes: dict[str, list[int]]) -> None:

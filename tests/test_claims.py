@@ -26,6 +26,7 @@ from tunediff.claims import (
     written,
 )
 from tunediff.folders import read_table, write_table
+from tunediff.report.comparison import _leave_out_shared
 from tunediff.shapes import Finding, Refused, Table
 
 SAID = {"says": "it is so", "source": "A title, 2025, section 1", "finding": "a/b"}
@@ -359,3 +360,12 @@ def test_seeds_that_are_all_alike_are_no_certainty():
     """Of a count that is 0 in half of the runs, three runs are alike one time in eight."""
     (judged,) = of_members([member(0.0, seed=seed) for seed in (0, 1, 2)])
     assert judged.word == UNDERPOWERED and "3 seeds, all alike" in judged.why
+
+
+def test_the_one_member_of_a_sweep_keeps_its_key_and_fine_tunes_are_told_by_what_differs(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    words = {"sweep/a": ["layer=3"], "tunes/a": ["seed=1", "recipe=plain"], "tunes/b": ["seed=1", "recipe=lora"]}
+    members = [{"folder": str(tmp_path / place), "words": typed} for place, typed in words.items()]
+    _leave_out_shared(members)
+    assert [member["words"] for member in members] == [["layer=3"], ["recipe=plain"], ["recipe=lora"]]

@@ -110,13 +110,17 @@ class LiveRows(Iterator[Rows]):
     distinct: int | None = None
 
     def __post_init__(self) -> None:
-        self.block = self.seen = 0
+        self.block = 0
         self.broken: dict[Stream, str] = {}
-        self.batches = self.text.batches(self.pair.tokenizers, foreign=self.pair.foreign)
+        self.begin()
+
+    def begin(self) -> None:
+        """Reads the text from its start."""
+        self.seen, self.batches = 0, self.text.batches(self.pair.tokenizers, foreign=self.pair.foreign)
 
     def __next__(self) -> Rows:
         if self.distinct is not None and self.seen >= self.distinct:
-            self.seen, self.batches = 0, self.text.batches(self.pair.tokenizers, foreign=self.pair.foreign)
+            self.begin()
         batch, mine = next(self.batches), self.block % self.processes == self.rank
         self.block += 1
         self.seen += len(batch.token)

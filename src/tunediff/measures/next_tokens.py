@@ -37,11 +37,11 @@ class Predicted(NamedTuple):
 
 def predicted(pair: ModelPair, role: str, batch: Batch) -> Predicted:
     """The tokens as the model with this role reads them, on its device."""
-    entry, places = pair.entry(role), pair.places(role, batch)
+    entry, places, device = pair.entry(role), pair.read_at(role, batch), pair.device(role)
     ids = batch.ids[entry].flatten()
-    scored = (places % batch.ids[entry].shape[1] > 0).cpu()
-    here = places[scored.to(places.device)]
-    return Predicted(here - 1, ids.to(here.device)[here], batch.document[scored], scored)
+    scored = places % batch.ids[entry].shape[1] > 0
+    here = places[scored]
+    return Predicted((here - 1).to(device), ids[here].to(device), batch.document[scored], scored)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -322,14 +322,18 @@ class ModelPair:
 
         return [read(stream) for stream in streams]
 
-    def places(self, role: str, batch: Batch) -> Tensor:
-        """[token] index of what is read of a model for each kept token, in the flattened [batch*position]; of the tuned model
-        `shift` positions earlier, and no earlier than the first of its document."""
+    def read_at(self, role: str, batch: Batch) -> Tensor:
+        """[token] index of what is read of a model for each kept token, in the flattened [batch*position], where the batch lies; of the
+        tuned model `shift` positions earlier, and no earlier than the first of its document."""
         entry = self.entry(role)
         places = batch.places[entry]
         if self.shift and role == TUNED:
             places = places - (places % batch.ids[entry].shape[1]).clamp(max=self.shift)
-        return places.to(self.device(role))
+        return places
+
+    def places(self, role: str, batch: Batch) -> Tensor:
+        """The same on the device of the model."""
+        return self.read_at(role, batch).to(self.device(role))
 
     # -- under edits, in scoring, generation and training ----------------------------------------------------------------
 

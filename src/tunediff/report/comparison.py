@@ -101,11 +101,13 @@ def _words(sweep: Path) -> dict[str, list[str]]:
 
 
 def _leave_out_shared(members: Sequence[dict[str, Any]]) -> None:
-    """Takes the words out that all of a folder's runs were typed with: they tell none from another."""
+    """Takes the words out that all fine-tunes of a folder were typed with: they tell none from another."""
     together: dict[Path, list[dict[str, Any]]] = {}
     for member in members:
         together.setdefault(Path(member["folder"]).parent, []).append(member)
-    for some in together.values():
+    for home, some in together.items():
+        if (home / "sweep.json").exists():  # whose words tell its members apart already
+            continue
         shared = set.intersection(*({*member["words"]} for member in some))
         for member in some:
             member["words"] = [word for word in member["words"] if word not in shared]
@@ -155,7 +157,7 @@ def _read(run: Path) -> dict[str, Any]:
         "identity": stands_for["identity"],
         "settings": settings,
         "words": words.get(stands_for["identity"]) or state.get("words", []),  # a fine-tune has its own
-        "claims": _claims_of(study),
+        "claims": claims.kept_in(study)[0],
         "sweep": str(study.parent),
         **{name: state.get(name) for name in ("step", "job", "error")},
         "state": state.get("state", folders.FINISHED if (run / "findings.json").exists() else folders.WAITING),
@@ -168,13 +170,6 @@ def _read(run: Path) -> dict[str, Any]:
         },
         "curves": {name: curves[name] for name in ("tokens", *CURVES) if name in curves},
     }
-
-
-def _claims_of(study: Path) -> dict[str, claims.Claim]:
-    """The claims that a study wrote before it measured anything; none where it has none."""
-    content = folders.read_json(study / "claims.json")
-    with folders.as_written(study / "claims.json"):
-        return claims.read(content)
 
 
 def _judged(members: Sequence[dict[str, Any]], home: Path) -> list[claims.Verdict]:

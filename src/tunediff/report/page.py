@@ -91,7 +91,7 @@ def write_report(folder: Path) -> Path:
         "segment_names": SEGMENTS,
         "placeholder": PLACEHOLDER.pattern,
         "explored": {},
-        "claims": _claims(folder),
+        "claims": read_table(folder, "claims"),
     }
     packed = {"figures": _finite(figures_of(folder))}
     for noun, explored in EXPLORED.items():
@@ -258,11 +258,6 @@ class Details:
 def read_table(folder: Path, name: str) -> dict[str, list] | None:
     path = folder / "tables" / f"{name}.parquet"
     return folders.read_table(path).to_pydict() if path.exists() else None
-
-
-def _claims(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the table `claims`; none where nothing was claimed."""
-    return folders.read_table(path).to_pylist() if (path := folder / "tables" / "claims.parquet").exists() else []
 
 
 def _placed(columns: dict[str, list] | None, noun: str, names: Sequence[str], units: list[int]) -> dict[str, list]:

@@ -329,15 +329,17 @@ def write_config(cfg: DictConfig, folder: Path) -> None:
 
 
 def write_claims(cfg: DictConfig, folder: Path) -> None:
-    """Writes claims.json, before anything is measured: the claims of a config with their digests. Those that the same study
-    wrote there when it began earlier are kept, and one that reads otherwise now is marked. Without any no file is written."""
-    path = folder / "claims.json"
+    """Writes claims.json beside the identity.json that was written, before anything is measured: the claims of a config with their
+    digests. Those that the same study wrote there when it began earlier are kept, and one that reads otherwise now is marked.
+    Without any no file is written."""
+    path, stands_for = folder / "claims.json", folders.read_json(folder / "identity.json")["identity"]
     before = folders.read_json(path)
-    if before.get("identity") != identity(cfg):
+    if before.get("identity") != stands_for:
         path.unlink(missing_ok=True)
         before = {}
     if claims := claims_in(plain(cfg.get("claims"))):
-        content = {"identity": identity(cfg), **written(claims, before, folders.clock())}
+        with folders.as_written(path):  # what stands there may not be as it was
+            content = {"identity": stands_for, **written(claims, before, folders.clock())}
         write_atomically(path, json.dumps(content, indent=1))
 
 

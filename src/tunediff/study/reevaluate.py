@@ -135,13 +135,13 @@ def reevaluate(cfg: DictConfig) -> None:
             log.info("%s Findings and page: %s", note.text, folder)
             folders.write_findings(folder, notes, described, by="evaluate")
         try:
-            evaluate(evaluations, given, folder, described)
+            findings = evaluate(evaluations, given, folder, described)
         except KeyboardInterrupt:
             raise Refused(
                 "stopped. Evaluations that ended are written, and responses of the one that was under way are kept: "
                 "the same command goes on with them."
             ) from None
-        findings = judge_claims(run.cfg, run.folder, folder, described)
+        findings = judge_claims(run.folder, folder, described, findings)
         folders.remove_partial(folder)
         folders.note_ended(run.folder)
         say_headline(folder, findings)

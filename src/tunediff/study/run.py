@@ -24,7 +24,7 @@ from tunediff.folders import EVALUATING, FAILED, FINISHED, write_atomically, wri
 from tunediff.models import ModelPair, check_places, pair_of_adapter
 from tunediff.report import SAY_OF_LABELS, labels_together, line_of, write_report
 from tunediff.schedules import Length
-from tunediff.settings import build, identity, material, plain, within
+from tunediff.settings import build, identity, plain, within
 from tunediff.shapes import Figure, Finding, Note, Refused, Rows, Table, flat
 from tunediff.study.companions import build_companions, names_of, settings_of, starting_rows
 from tunediff.study.described import about, close_loggers, curves_of, open_loggers
@@ -147,8 +147,8 @@ class Run:
             pair, text, dictionary, tokens, self.folder, logits_mb=logits_mb, companions=beside,
             starting_rows=functools.partial(starting_rows, self.cfg, self.streams),
         )  # fmt: skip
-        evaluate(self.evaluations, given, self.folder, self.described)
-        findings = judge_claims(self.cfg, self.folder, self.folder, self.described)
+        findings = evaluate(self.evaluations, given, self.folder, self.described)
+        findings = judge_claims(self.folder, self.folder, self.described, findings)
         if identity(self.cfg) != self.identity:
             raise Refused(
                 f"What {self.folder} reads was changed while it was read: remove the folder, and type the same line again."
@@ -252,24 +252,23 @@ def found_by(name: str, evaluation: Evaluation, given: Given) -> list[Finding | 
     return found
 
 
-def judge_claims(cfg: DictConfig, run: Path, folder: Path, described: Mapping[str, Any]) -> dict[str, dict]:
+def judge_claims(run: Path, folder: Path, described: Mapping[str, Any], findings: dict[str, dict]) -> dict[str, dict]:
     """Judges the claims of a run, as its claims.json has them, by the findings of a folder, the run's or one inside it, and returns
     all findings of that folder."""
-    content = folders.read_json(run / "claims.json")
-    with folders.as_written(run / "claims.json"):
-        claimed = claims.read(content)
-    found = {finding["name"]: finding for finding in folders.findings_of(folder)["findings"]}
-    verdicts = claims.of_run(claimed, found, flat(material(cfg)))
-    notes = [
-        f"The claim {name} reads otherwise than when a run of this study first began: {len(node['earlier'])} earlier."
-        for name, node in content.get("claims", {}).items()
-        if node["earlier"]
-    ]
+    claimed, earlier = claims.kept_in(run)
+    if not claimed:
+        return findings
+    settings = flat(folders.read_json(run / "identity.json")["settings"])
+    verdicts = claims.of_run(claimed, findings, settings)
+    told = list(claims.found_in(verdicts)) if verdicts else []
     if verdicts:
         log.info("%s", claims.in_words(verdicts))
+        told += [
+            Note(f"The claim {name} reads otherwise than when a run of this study first began: {len(digests)} earlier.")
+            for name, digests in earlier.items()
+        ]
     if of_sweep := [name for name, claim in claimed.items() if claim.of_a_sweep]:
         log.info("%d claims compare members of a sweep: python compare.py %s", len(of_sweep), run.parent)
-    told = [*claims.found_in(verdicts), *map(Note, notes)] if verdicts else []
     return write_findings(folder, told, described, by="claims")
 
 

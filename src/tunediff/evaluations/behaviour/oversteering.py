@@ -13,8 +13,10 @@ Intervals are 95 % together over the strengths of a gate, and of two gates over 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,7 +36,8 @@ class DipVerdict(NamedTuple):
     why: str
 
 
-class Curve(NamedTuple):
+@dataclass(frozen=True)
+class Curve:
     """The responses behind one gate at rising strengths, on the same problems as the plain ones.
 
     solved   [strength][problem]    random   the same of random directions; empty where there are none
@@ -46,11 +49,11 @@ class Curve(NamedTuple):
     random: Sequence[Sequence[Solved]]
     fine: Sequence[bool]
 
-    @property
+    @functools.cached_property
     def rates(self) -> list[Estimate]:
         return [hesitation_rate(solved) for solved in self.solved]
 
-    @property
+    @functools.cached_property
     def from_peak_on(self) -> list[int]:
         return from_peak_on(self.rates, self.fine)
 

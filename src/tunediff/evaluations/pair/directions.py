@@ -15,7 +15,6 @@ events have none, and their null, that of random vectors, is far below what two 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from tunediff.claims import Number
 from tunediff.directions import DifferenceOfMeans, Direction, RandomDirection, Source
 from tunediff.directions.before_events import Measured
 from tunediff.evaluations.given import Given, Needs, Work
@@ -168,13 +168,10 @@ class DirectionsByLayer:
 
 
 def _less_null(row: dict[str, Any]) -> Bounded:
-    """The cosine of a row less one more draw of its null: squared distances to both ends add up, as of independent numbers. Without an
-    interval of the cosine there is none."""
-    value, null = row["cosine"] - row["null"], row["null"]
-    if row["cosine_low"] is None:
-        return value, None, None
-    low = value - math.hypot(row["cosine"] - row["cosine_low"], row["null_high"] - null)
-    return value, low, value + math.hypot(row["cosine_high"] - row["cosine"], null - row["null_low"])
+    """The cosine of a row less one more draw of its null, as of independent numbers."""
+    own, null = (Number(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in ("cosine", "null"))
+    less = own.less(null)
+    return less.value, less.low, less.high
 
 
 def _kept(folder: Path | None, found: dict[str, Direction]) -> Iterator[Note]:

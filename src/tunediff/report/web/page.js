@@ -213,7 +213,7 @@ async function show() {
   const behaves = [...sectionsOf(DATA.behaviour?.conditions ?? []), outputs(DATA.behaviour?.outputs), ...sectionsOf(await unpacked("figures") ?? []),
     DATA.graphs ? attributionGraphs(columns, await unpacked("graph-influence")) : null].filter(Boolean);
   page.replaceChildren(...[
-    opening(), element("div", { class: "cards" }, CARDS.map(card)), claims(DATA.claims), labels(columns),
+    opening(), element("div", { class: "cards" }, CARDS.map(card)), claims(DATA.claims && rowsOf(DATA.claims)), labels(columns),
     DATA.notes.length ? section("Notes", element("ul", {}, DATA.notes.map((note) => element("li", {}, note)))) : null,
     ...behaves, learned && !beside ? geometry(columns) : null,
     learned && !columns ? section("Latents", element("p", {}, "The evaluation “geometry” was not run: there is no table of latents.")) : null,
